@@ -1,0 +1,107 @@
+"""Which implementation serves an op on a device, and why: one table, one way to call.
+
+An op is declared with the backend that has its kernel, per device. The reference (plain torch) serves every other
+device, and those whose kernel is missing here. BIMKERN_BACKEND=reference|native|triton forces one for all ops.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bimkern.ops._native import library as native
+
+logger = logging.getLogger("bimkern.ops")
+
+BACKENDS = ("reference", "native", "triton")
+DEVICES = ("cpu", "cuda")
+
+# The one owner of the schemas; the native library adds its kernels to them when it loads.
+schemas = torch.library.Library("bimkern", "DEF")
+
+_kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
+_said: set[str] = set()  # ops whose fallback was logged
+
+
+@dataclass(frozen=True)
+class Choice:
+    backend: str
+    reason: str
+    fallback: bool = False  # the op has a kernel for this device, and it cannot be used
+
+
+def declare(op: str, kernels: Mapping[str, str] | None = None) -> None:
+    """Enter an op in the table.
+
+    Args:
+        op: its name, also that of its schema.
+        kernels: device type -> backend that has a kernel; none means that the reference serves every device.
+    """
+    _kernels[op] = dict(kernels or {})
+
+
+def choice(op: str, device: str) -> Choice:
+    """Decide what serves `op` on `device`.
+
+    Raises:
+        RuntimeError: BIMKERN_BACKEND names a backend that is unknown, or that this op and device do not have.
+    """
+    forced = os.environ.get("BIMKERN_BACKEND")
+    declared = _kernels[op].get(device)
+    missing = native.missing(device) if declared == "native" else None
+    if forced is not None:
+        return _forced_choice(op, device, forced, declared, missing)
+    if declared is None:
+        return Choice("reference", f"no kernel for {device} yet" if _kernels[op] else "no kernel yet")
+    if missing is not None:
+        return Choice("reference", missing, fallback=True)
+    return Choice(declared, f"has a kernel for {device}")
+
+
+def _forced_choice(op: str, device: str, forced: str, declared: str | None, missing: str | None) -> Choice:
+    if forced not in BACKENDS:
+        raise RuntimeError(f"{op}: BIMKERN_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}")
+    if forced == "reference":
+        return Choice("reference", "BIMKERN_BACKEND=reference")
+    if forced != declared:
+        raise RuntimeError(f"{op}: BIMKERN_BACKEND={forced}, but there is no {forced} kernel for {device}")
+    if missing is not None:
+        raise RuntimeError(f"{op}: BIMKERN_BACKEND={forced}, but {missing}")
+    return Choice(forced, f"BIMKERN_BACKEND={forced}")
+
+
+def _choose(op: str, device: str) -> str:
+    """Return the backend's name; say a fallback once per op."""
+    chosen = choice(op, device)
+    if chosen.fallback and op not in _said:
+        _said.add(op)
+        logger.warning("%s runs on the reference for %s: %s", op, device, chosen.reason)
+    return chosen.backend
+
+
+# Under torch.compile the choice is made once, in plain Python, and traced as a constant: reading the environment and
+# logging would break the graph. torch.compiler.assume_constant_result sets this mark too, but imports dynamo (1.7 s).
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def call(op: str, reference: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run `op` on the device of its first argument, a tensor, with the backend chosen for it."""
+    if _choose(op, args[0].device.type) == "reference":
+        return reference(*args, **kwargs)
+    return getattr(torch.ops.bimkern, op)(*args, **kwargs)
+
+
+def backends() -> dict[str, dict[str, Choice]]:
+    """Tell what serves each op on each device: {op: {device: Choice(backend, reason)}}."""
+    table: dict[str, dict[str, Choice]] = {}
+    for op in sorted(_kernels):
+        table[op] = {}
+        for device in DEVICES:
+            try:
+                table[op][device] = choice(op, device)
+            except RuntimeError as error:
+                table[op][device] = Choice("none", str(error))
+    return table

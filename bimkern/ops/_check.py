@@ -1,0 +1,98 @@
+"""Checks of what a caller passes to an op. Each names the op, the argument, what was expected and what came.
+
+None of them reads a tensor's values, so none can synchronise a device, and all can be traced by torch.compile.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def shapes(op: str, known: Mapping[str, int] | None = None, /, **tensors: tuple[Tensor | None, str]) -> dict[str, int]:
+    """Match tensors against shape letters and return the size of every letter.
+
+    Args:
+        op: name for the message.
+        known: letters whose size is given from elsewhere, such as {"R": num_prefix}.
+        tensors: argument name -> (tensor, dims). Dims are parted by spaces, each a letter ("B"), a number ("3") or a
+            sum of these with at most one letter still unknown ("R+N"). A letter gets its size where it comes first;
+            a tensor that is None is passed over.
+
+    Raises:
+        ValueError: `gather_tokens: pos must be [N=196, D=384], got [195, 384]`
+    """
+    sizes = dict(known or {})
+    for name, (tensor, spec) in tensors.items():
+        if tensor is None:
+            continue
+        dims = spec.split()
+        found = dict(sizes)
+        if len(dims) != tensor.dim() or not all(_match(dim, tensor.shape[i], found) for i, dim in enumerate(dims)):
+            expected = ", ".join(_describe(dim, sizes) for dim in dims)
+            raise ValueError(f"{op}: {name} must be [{expected}], got {list(tensor.shape)}")
+        sizes = found
+    return sizes
+
+
+def _match(dim: str, size: int, sizes: dict[str, int]) -> bool:
+    """Compare one dimension, or learn from it the one letter that is unknown."""
+    rest = size
+    unknown = None
+    for term in dim.split("+"):
+        if term.isdigit():
+            rest = rest - int(term)
+        elif term in sizes:
+            rest = rest - sizes[term]
+        else:
+            unknown = term
+    if unknown is None:
+        return rest == 0
+    sizes[unknown] = rest
+    return rest >= 0
+
+
+def _describe(dim: str, sizes: Mapping[str, int]) -> str:
+    terms = dim.split("+")
+    if any(not term.isdigit() and term not in sizes for term in terms):
+        return "+".join(f"{term}={sizes[term]}" if term in sizes else term for term in terms)
+    total = sum(int(term) if term.isdigit() else sizes[term] for term in terms)
+    return dim if dim.isdigit() else f"{dim}={total}"
+
+
+def dtypes(op: str, **tensors: tuple[Tensor | None, torch.dtype | tuple[torch.dtype, ...]]) -> None:
+    """Compare the dtype of each tensor with the one, or the several, that are allowed.
+
+    Raises:
+        TypeError: `gather_tokens: keep must be int64, got int32`
+    """
+    for name, (tensor, allowed) in tensors.items():
+        if tensor is None:
+            continue
+        choices = allowed if isinstance(allowed, tuple) else (allowed,)
+        if tensor.dtype not in choices:
+            names = [_name(dtype) for dtype in choices]
+            expected = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+            raise TypeError(f"{op}: {name} must be {expected}, got {_name(tensor.dtype)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """Hold all tensors to the device of the first.
+
+    Raises:
+        ValueError: `gather_tokens: pos must be on cuda:0 like tokens, got cpu`
+    """
+    first = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{op}: {name} must be on {device} like {first}, got {tensor.device}")

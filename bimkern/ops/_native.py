@@ -1,0 +1,38 @@
+"""The compiled library: found, loaded once, and asked what it was built with."""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeLibrary:
+    path: Path
+    cuda_archs: tuple[str, ...] = ()  # empty: built without CUDA
+    error: str | None = None  # None: loaded
+
+    def missing(self, device: str) -> str | None:
+        """Say why the library cannot serve `device`; None if it can."""
+        if self.error is not None:
+            return self.error
+        if device == "cuda" and not self.cuda_archs:
+            return "the native library was built without CUDA (no nvcc was found, or BIMKERN_CUDA=OFF)"
+        return None
+
+
+def load(path: Path) -> NativeLibrary:
+    """Load the library at `path`; a library that is missing or broken is described, never raised."""
+    if not path.exists():
+        return NativeLibrary(path=path, error="the native library was not built (install with a C++ compiler)")
+    try:
+        torch.ops.load_library(str(path))
+        cuda_archs = ctypes.CDLL(str(path)).bimkern_cuda_archs
+    except (OSError, AttributeError) as error:
+        return NativeLibrary(path=path, error=f"the native library cannot be loaded: {error}")
+    cuda_archs.restype = ctypes.c_char_p
+    return NativeLibrary(path=path, cuda_archs=tuple(cuda_archs().decode().split()))
+
+
+library = load(Path(__file__).resolve().parent.parent / "_native.so")

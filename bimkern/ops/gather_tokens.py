@@ -1,0 +1,92 @@
+"""gather_tokens: keep the visible tokens of each image and add their positions, in one pass.
+
+Shapes: B images, R prefix tokens, N tokens, K kept tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bimkern.ops import _backend
+from bimkern.ops import _check as check
+
+_backend.schemas.define("gather_tokens(Tensor tokens, Tensor keep, Tensor? pos, int num_prefix) -> Tensor")
+_backend.schemas.define("gather_tokens_bwd(Tensor grad, Tensor keep, int num_tokens, int num_prefix) -> Tensor")
+_backend.schemas.define("gather_tokens_bwd_pos(Tensor grad, Tensor keep, int num_tokens, int num_prefix) -> Tensor")
+_backend.declare("gather_tokens", kernels={"cpu": "native", "cuda": "native"})
+
+
+def gather_tokens_reference(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0) -> Tensor:
+    """He et al. 2022 (MAE), section 3: positions are added to all tokens, then a subset goes into the encoder."""
+    prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]  # [B, R, D], [B, N, D]
+    if pos is not None:
+        patches = patches + pos
+    index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [B, K, D]
+    return torch.cat([prefix, patches.gather(1, index)], dim=1)  # [B, R+K, D]
+
+
+def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0) -> Tensor:
+    """Select the kept tokens of each image, behind its prefix tokens, and add their position embedding.
+
+    Args:
+        tokens: [B, R+N, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
+        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
+            checked on the CPU only, since a check on the GPU would make it wait.
+        pos: [N, D], dtype of tokens. None adds nothing.
+        num_prefix: R, tokens in front that are always kept and get no position.
+
+    Returns:
+        [B, R+K, D], dtype of tokens. Differentiable in tokens and pos.
+
+    Raises:
+        ValueError: a shape, a device or num_prefix is off; the message names it.
+        TypeError: a dtype is off.
+        RuntimeError: an id is out of range or out of order (native CPU backend).
+
+    Same as: gather_tokens_reference.
+    Source: He et al. 2022 (MAE), section 3 "masking"; used by BIM, LocalMIM, ViTFreeze.
+    """
+    if num_prefix < 0:
+        raise ValueError(f"gather_tokens: num_prefix must be at least 0, got {num_prefix}")
+    dims = check.shapes(
+        "gather_tokens", {"R": num_prefix}, tokens=(tokens, "B R+N D"), keep=(keep, "B K"), pos=(pos, "N D")
+    )
+    check.dtypes("gather_tokens", tokens=(tokens, check.FLOATS), keep=(keep, torch.int64), pos=(pos, tokens.dtype))
+    check.same_device("gather_tokens", tokens=tokens, keep=keep, pos=pos)
+    if dims["K"] > dims["N"]:
+        raise ValueError(f"gather_tokens: keep must hold at most N={dims['N']} ids per image, got K={dims['K']}")
+    return _backend.call("gather_tokens", gather_tokens_reference, tokens, keep, pos, num_prefix=num_prefix)
+
+
+@torch.library.register_fake("bimkern::gather_tokens", lib=_backend.schemas)
+def _(tokens: Tensor, keep: Tensor, pos: Tensor | None, num_prefix: int) -> Tensor:
+    return tokens.new_empty(tokens.shape[0], num_prefix + keep.shape[1], tokens.shape[2])
+
+
+@torch.library.register_fake("bimkern::gather_tokens_bwd", lib=_backend.schemas)
+def _(grad: Tensor, keep: Tensor, num_tokens: int, num_prefix: int) -> Tensor:
+    return grad.new_empty(grad.shape[0], num_prefix + num_tokens, grad.shape[2])
+
+
+@torch.library.register_fake("bimkern::gather_tokens_bwd_pos", lib=_backend.schemas)
+def _(grad: Tensor, keep: Tensor, num_tokens: int, num_prefix: int) -> Tensor:
+    return grad.new_empty(num_tokens, grad.shape[2])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tokens, keep, _pos, num_prefix = inputs
+    ctx.save_for_backward(keep)
+    ctx.num_prefix = num_prefix
+    ctx.num_tokens = tokens.shape[1] - num_prefix
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (keep,) = ctx.saved_tensors
+    args = (grad, keep, ctx.num_tokens, ctx.num_prefix)
+    grad_tokens = torch.ops.bimkern.gather_tokens_bwd(*args) if ctx.needs_input_grad[0] else None
+    grad_pos = torch.ops.bimkern.gather_tokens_bwd_pos(*args) if ctx.needs_input_grad[2] else None
+    return grad_tokens, None, grad_pos, None
+
+
+torch.library.register_autograd("bimkern::gather_tokens", _backward, setup_context=_save, lib=_backend.schemas)

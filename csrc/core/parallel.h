@@ -1,0 +1,31 @@
+// A parallel loop that somebody else runs. The core has no threads of its own: the bridge injects torch's pool, so that
+// the two never compete for the cores, and tests inject what they like.
+#pragma once
+
+#include "core/common.h"
+
+namespace bimkern {
+
+struct Parallel {
+  using Body = void (*)(int64_t begin, int64_t end, void* context);
+
+  // Covers [0, count) with disjoint calls of body, in chunks of at least grain where count allows, and returns when all
+  // are done.
+  void (*run)(int64_t count, int64_t grain, Body body, void* context);
+
+  // f(begin, end) must not throw, and its results must not depend on where the chunks are cut.
+  template <typename F>
+  void operator()(int64_t count, int64_t grain, const F& f) const {
+    if (count <= 0) {
+      return;
+    }
+    const Body body = [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); };
+    run(count, grain, body, const_cast<void*>(static_cast<const void*>(&f)));
+  }
+};
+
+inline Parallel serial() {
+  return Parallel{[](int64_t count, int64_t, Parallel::Body body, void* context) { body(0, count, context); }};
+}
+
+}  // namespace bimkern

@@ -1,0 +1,16 @@
+// Stands in for the CUDA files where the library is built without nvcc: everything links, and nothing runs.
+#include "core/error.h"
+#include "ops/tokens.h"
+
+namespace bimkern {
+namespace {
+
+[[noreturn]] void missing(const char* op) { throw Error(message(op, ": this library was built without CUDA")); }
+
+}  // namespace
+
+void gather_tokens_cuda(const GatherTokens&, void*) { missing("gather_tokens"); }
+void gather_tokens_bwd_cuda(const GatherTokensBwd&, void*) { missing("gather_tokens_bwd"); }
+void gather_tokens_bwd_pos_cuda(const GatherTokensBwd&, void*) { missing("gather_tokens_bwd_pos"); }
+
+}  // namespace bimkern

@@ -1,0 +1,198 @@
+// CUDA kernels of tokens.h, all bound by memory.
+//
+// gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
+// bwd: a warp per row of the result; looks its token up in keep, then copies or clears: one pass, no atomics.
+// bwd_pos: a block per token and slice of D; its threads look the token up in one image each, then add the rows found
+// in the order of the images, so the sum does not depend on the launch.
+#include "core/cuda.h"
+#include "ops/tokens.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int kRowsPerBlock = 8;
+constexpr int kSumThreads = 128;
+constexpr int64_t kMaxBlocksX = 0x7fffffff;
+
+template <typename T, int kPack>
+__device__ Pack<T, kPack> add(const Pack<T, kPack>& a, const Pack<T, kPack>& b) {
+  using A = Arithmetic<T>;
+  Pack<T, kPack> sum;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    sum.value[i] = A::store(A::load(a.value[i]) + A::load(b.value[i]));
+  }
+  return sum;
+}
+
+template <typename T, int kPack>
+__global__ void gather_kernel(GatherTokens args) {
+  using P = Pack<T, kPack>;
+  const TokenSizes size = args.size;
+  const int64_t rows = size.prefix + size.kept;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+  if (row >= size.images * rows) {
+    return;
+  }
+  const int64_t image = row / rows;
+  const int64_t place = row % rows - size.prefix;
+  const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+  const int64_t id = place < 0 ? place : ids[place * args.keep.token_stride];
+  const auto* source =
+      reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + image * args.tokens_image_stride +
+                                 (size.prefix + id) * args.tokens_token_stride);
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (place < 0 || args.pos == nullptr) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < packs; i += kWarp) {
+      out[i] = source[i];
+    }
+    return;
+  }
+  const auto* pos = reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + id * args.pos_token_stride);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < packs; i += kWarp) {
+    out[i] = add(source[i], pos[i]);
+  }
+}
+
+template <typename T, int kPack>
+__global__ void scatter_kernel(GatherTokensBwd args) {
+  using P = Pack<T, kPack>;
+  const TokenSizes size = args.size;
+  const int64_t rows = size.prefix + size.tokens;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+  if (row >= size.images * rows) {
+    return;
+  }
+  const int64_t image = row / rows;
+  const int64_t token = row % rows - size.prefix;
+  const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+  const int64_t place = token < 0 ? token : find(ids, args.keep.token_stride, size.kept, token);
+  const bool hidden = token >= 0 && place < 0;
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.result) + row * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (hidden) {
+    for (int i = threadIdx.x; i < packs; i += kWarp) {
+      out[i] = P{};
+    }
+    return;
+  }
+  const auto* source =
+      reinterpret_cast<const P*>(static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
+                                 (size.prefix + place) * args.grad_token_stride);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < packs; i += kWarp) {
+    out[i] = source[i];
+  }
+}
+
+template <typename T, int kPack>
+__global__ void sum_kernel(GatherTokensBwd args) {
+  using P = Pack<T, kPack>;
+  using A = Arithmetic<T>;
+  __shared__ int64_t places[kSumThreads];
+  const TokenSizes size = args.size;
+  const int64_t token = blockIdx.x;
+  const int64_t packs = size.width / kPack;
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x;
+  const auto* grad = static_cast<const T*>(args.grad_out);
+  typename A::type sum[kPack] = {};
+  for (int64_t first = 0; first < size.images; first += kSumThreads) {
+    const int64_t mine = first + threadIdx.x;
+    const int64_t* ids = args.keep.ids + mine * args.keep.image_stride;
+    places[threadIdx.x] = mine < size.images ? find(ids, args.keep.token_stride, size.kept, token) : -1;
+    __syncthreads();
+    for (int i = 0; i < kSumThreads && column < packs; ++i) {
+      if (places[i] < 0) {
+        continue;
+      }
+      const auto* row = reinterpret_cast<const P*>(grad + (first + i) * args.grad_image_stride +
+                                                   (size.prefix + places[i]) * args.grad_token_stride);
+      const P pack = row[column];
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        sum[j] += A::load(pack.value[j]);
+      }
+    }
+    __syncthreads();
+  }
+  if (column < packs) {
+    P pack;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      pack.value[j] = A::store(sum[j]);
+    }
+    reinterpret_cast<P*>(static_cast<T*>(args.result) + token * size.width)[column] = pack;
+  }
+}
+
+unsigned row_blocks(const char* op, int64_t rows) {
+  const int64_t blocks = ceil_div<int64_t>(rows, kRowsPerBlock);
+  BIMKERN_CHECK(blocks <= kMaxBlocksX, op, ": at most ", kMaxBlocksX * kRowsPerBlock, " rows fit a launch, got ", rows);
+  return static_cast<unsigned>(blocks);
+}
+
+bool rows_packable(const GatherTokensBwd& args, int64_t size) {
+  return is_packable(args.grad_out, args.grad_image_stride * size) &&
+         is_packable(args.grad_out, args.grad_token_stride * size) && is_packable(args.result, args.size.width * size);
+}
+
+template <typename T>
+void launch_gather(const GatherTokens& args, cudaStream_t stream) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t rows = args.size.images * (args.size.prefix + args.size.kept);
+  if (rows == 0 || args.size.width == 0) {
+    return;
+  }
+  const bool packed = is_packable(args.tokens, args.tokens_image_stride * kSize) &&
+                      is_packable(args.tokens, args.tokens_token_stride * kSize) &&
+                      is_packable(args.out, args.size.width * kSize) &&
+                      is_packable(args.pos, args.pos_token_stride * kSize);
+  const auto kernel = packed ? gather_kernel<T, kPackBytes / kSize> : gather_kernel<T, 1>;
+  kernel<<<row_blocks("gather_tokens", rows), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);
+  check_launch("gather_tokens");
+}
+
+template <typename T>
+void launch_scatter(const GatherTokensBwd& args, cudaStream_t stream) {
+  const int64_t rows = args.size.images * (args.size.prefix + args.size.tokens);
+  if (rows == 0 || args.size.width == 0) {
+    return;
+  }
+  const auto kernel = rows_packable(args, sizeof(T)) ? scatter_kernel<T, kPackBytes / sizeof(T)> : scatter_kernel<T, 1>;
+  kernel<<<row_blocks("gather_tokens_bwd", rows), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);
+  check_launch("gather_tokens_bwd");
+}
+
+template <typename T>
+void launch_sum(const GatherTokensBwd& args, cudaStream_t stream) {
+  if (args.size.tokens == 0 || args.size.width == 0) {
+    return;
+  }
+  const bool packed = rows_packable(args, sizeof(T));
+  const int64_t packs = packed ? args.size.width * static_cast<int64_t>(sizeof(T)) / kPackBytes : args.size.width;
+  const int64_t slices = ceil_div<int64_t>(packs, kSumThreads);
+  BIMKERN_CHECK(slices <= 0xffff, "gather_tokens_bwd_pos: D must fit 65535 slices of 128 threads, got ", slices);
+  const auto kernel = packed ? sum_kernel<T, kPackBytes / sizeof(T)> : sum_kernel<T, 1>;
+  const dim3 grid(static_cast<unsigned>(args.size.tokens), static_cast<unsigned>(slices));
+  kernel<<<grid, kSumThreads, 0, stream>>>(args);
+  check_launch("gather_tokens_bwd_pos");
+}
+
+}  // namespace
+
+void gather_tokens_cuda(const GatherTokens& args, void* stream) {
+  dispatch(args.dtype, [&](auto type) { launch_gather<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+}
+
+void gather_tokens_bwd_cuda(const GatherTokensBwd& args, void* stream) {
+  dispatch(args.dtype, [&](auto type) { launch_scatter<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+}
+
+void gather_tokens_bwd_pos_cuda(const GatherTokensBwd& args, void* stream) {
+  dispatch(args.dtype, [&](auto type) { launch_sum<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+}
+
+}  // namespace bimkern

@@ -1,0 +1,37 @@
+"""Drives CMake for the compiled part; everything else about the package stands in pyproject.toml.
+
+BIMKERN_NATIVE=0 installs without the compiled part. BIMKERN_CUDA=AUTO|ON|OFF is passed on to CMake.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"  # torch loads it: no Python ABI in the name
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        cuda = os.environ.get("BIMKERN_CUDA", "AUTO")
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={library.parent.parent}",
+            f"-DBIMKERN_CUDA={cuda}", "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", self.build_temp, "--target", "install"], check=True)
+
+
+native = os.environ.get("BIMKERN_NATIVE", "1") != "0"
+setup(
+    ext_modules=[Extension("bimkern._native", sources=[])] if native else [],
+    cmdclass={"build_ext": CMakeBuild},
+)

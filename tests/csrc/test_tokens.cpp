@@ -1,0 +1,152 @@
+// gather_tokens and its gradients against what they must satisfy, on one thread and on several.
+#include "ops/tokens.h"
+
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "expect.h"
+
+using namespace bimkern;
+
+namespace {
+
+constexpr int kThreads = 3;
+
+Parallel several_threads() {
+  return Parallel{[](int64_t count, int64_t, Parallel::Body body, void* context) {
+    std::vector<std::thread> threads;
+    for (int64_t i = 0; i < kThreads; ++i) {
+      threads.emplace_back([=] { body(count * i / kThreads, count * (i + 1) / kThreads, context); });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+  }};
+}
+
+struct Case {
+  TokenSizes size;
+  std::vector<float> tokens, pos, grad;
+  std::vector<int64_t> ids;
+
+  explicit Case(TokenSizes sizes) : size(sizes) {
+    std::mt19937 random(std::random_device{}());
+    std::normal_distribution<float> normal;
+    tokens.resize(size.images * (size.prefix + size.tokens) * size.width);
+    pos.resize(size.tokens * size.width);
+    grad.resize(size.images * (size.prefix + size.kept) * size.width);
+    for (std::vector<float>* values : {&tokens, &pos, &grad}) {
+      for (float& value : *values) {
+        value = normal(random);
+      }
+    }
+    for (int64_t image = 0; image < size.images; ++image) {
+      int64_t open = size.kept;
+      for (int64_t id = 0; id < size.tokens; ++id) {  // selection sampling: ascending, uniform
+        if (static_cast<int64_t>(random() % (size.tokens - id)) < open) {
+          ids.push_back(id);
+          --open;
+        }
+      }
+    }
+  }
+
+  Keep keep() const { return Keep{ids.data(), size.kept, 1}; }
+
+  GatherTokensBwd bwd(std::vector<float>& result) const {
+    return GatherTokensBwd{DType::kFloat32, size,         keep(), grad.data(), (size.prefix + size.kept) * size.width,
+                           size.width,      result.data()};
+  }
+};
+
+void test_case(TokenSizes size, const Parallel& parallel) {
+  const Case sample(size);
+  const int64_t rows = size.prefix + size.tokens;
+  const int64_t visible = size.prefix + size.kept;
+  const float poison = -1e30f;
+
+  std::vector<float> out(size.images * visible * size.width, poison);
+  gather_tokens({DType::kFloat32, size, sample.keep(), sample.tokens.data(), rows * size.width, size.width,
+                 sample.pos.data(), size.width, out.data()},
+                parallel);
+  std::vector<float> grad_tokens(size.images * rows * size.width, poison);
+  gather_tokens_bwd(sample.bwd(grad_tokens), parallel);
+  std::vector<float> grad_pos(size.tokens * size.width, poison);
+  gather_tokens_bwd_pos(sample.bwd(grad_pos), parallel);
+
+  std::vector<float> want_tokens(grad_tokens.size(), 0.0f);
+  std::vector<float> want_pos(grad_pos.size(), 0.0f);
+  for (int64_t image = 0; image < size.images; ++image) {
+    for (int64_t place = 0; place < visible; ++place) {
+      const int64_t id = place < size.prefix ? -1 : sample.ids[image * size.kept + place - size.prefix];
+      const int64_t row = place < size.prefix ? place : size.prefix + id;
+      for (int64_t d = 0; d < size.width; ++d) {
+        const int64_t from = (image * rows + row) * size.width + d;
+        const int64_t to = (image * visible + place) * size.width + d;
+        EXPECT(out[to] == sample.tokens[from] + (id < 0 ? 0.0f : sample.pos[id * size.width + d]));
+        want_tokens[from] = sample.grad[to];
+        if (id >= 0) {
+          want_pos[id * size.width + d] += sample.grad[to];
+        }
+      }
+    }
+  }
+  EXPECT(grad_tokens == want_tokens);
+  EXPECT(grad_pos == want_pos);
+}
+
+void expect_error(Case sample, const std::string& text) {
+  std::vector<float> result(sample.tokens.size());
+  std::string got;
+  try {
+    gather_tokens_bwd(sample.bwd(result), serial());
+  } catch (const Error& error) {
+    got = error.what();
+  }
+  EXPECT(got == text);
+}
+
+void test_errors() {
+  Case sample(TokenSizes{2, 0, 5, 2, 3});
+  sample.ids = {0, 1, 3, 5};
+  expect_error(sample, "gather_tokens_bwd: keep must hold ids in [0, N=5), got 5 in image 1");
+  sample.ids = {-1, 1, 3, 4};
+  expect_error(sample, "gather_tokens_bwd: keep must hold ids in [0, N=5), got -1 in image 0");
+  sample.ids = {0, 1, 3, 3};
+  expect_error(sample, "gather_tokens_bwd: keep must ascend without repeats within an image, got 3 after 3 in image 1");
+}
+
+void test_find() {
+  const std::vector<int64_t> ids = {1, -7, 4, -7, 9, -7};  // stride 2
+  EXPECT(find(ids.data(), 2, 3, 4) == 1);
+  EXPECT(find(ids.data(), 2, 3, 5) == -1);
+  EXPECT(find(ids.data(), 2, 3, 10) == -1);
+  EXPECT(find(ids.data(), 2, 0, 1) == -1);
+  EXPECT(lower_bound(ids.data(), 2, 3, 5) == 2);
+}
+
+}  // namespace
+
+int main() {
+  const TokenSizes plain{3, 1, 49, 12, 32};
+  const TokenSizes cases[] = {plain,
+                              {3, 0, 49, 12, 32},
+                              {3, 3, 49, 12, 32},
+                              {3, 1, 49, 0, 32},
+                              {3, 1, 49, 49, 32},
+                              {1, 0, 1, 1, 1},
+                              {3, 1, 49, 12, 37},
+                              {0, 1, 49, 12, 32},
+                              {3, 1, 0, 0, 32},
+                              {3, 1, 49, 12, 0},
+                              {64, 1, 196, 49, 96}};
+  for (const TokenSizes& size : cases) {
+    test_case(size, serial());
+    test_case(size, several_threads());
+  }
+  test_find();
+  test_errors();
+  return failures() > 0;
+}

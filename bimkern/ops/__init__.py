@@ -2,5 +2,18 @@
 
 from bimkern.ops._backend import backends
 from bimkern.ops.gather_tokens import gather_tokens
+from bimkern.ops.keep_to_mask import keep_to_mask
+from bimkern.ops.masked_loss import masked_loss
+from bimkern.ops.pixel_targets import pixel_targets
+from bimkern.ops.random_keep import random_keep
+from bimkern.ops.restore_tokens import restore_tokens
 
-__all__ = ["backends", "gather_tokens"]
+__all__ = [
+    "backends",
+    "gather_tokens",
+    "keep_to_mask",
+    "masked_loss",
+    "pixel_targets",
+    "random_keep",
+    "restore_tokens",
+]

@@ -1,0 +1,1 @@
+"""Images in: sources, counter-based augmentation, loaders."""

@@ -1,0 +1,102 @@
+"""Order, crop boxes and flips as pure functions of (seed, epoch, sample id).
+
+They do not depend on batch size, workers, device or resume; masks (ops/random_keep.py) draw from the same generator.
+
+Shapes: B samples.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bimkern.ops.philox import WORD, philox4x32
+
+Int64 = NDArray[np.int64]
+
+# The second counter word tells draws apart; masks use stream 0 (ops/random_keep.py).
+_CROP, _FLIP, _ORDER = 1, 2, 3
+_TRIES = 10
+_EPOCH_SHIFT = 40
+
+
+def draw_ids(epochs: Int64, sample_ids: Int64) -> Int64:
+    """Name each (epoch, sample) by one int64; room for 2**40 samples and 2**23 epochs."""
+    return (epochs << _EPOCH_SHIFT) | sample_ids
+
+
+@lru_cache(maxsize=2)
+def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64:
+    """Return the order in which an epoch visits the samples, a permutation of [0, num_samples)."""
+    ids = np.arange(num_samples, dtype=np.int64)
+    zeros = np.zeros_like(ids)
+    high, low, _, _ = philox4x32(ids, zeros + _ORDER, zeros + (epoch & WORD), zeros + (epoch >> 32), seed)
+    return np.lexsort((low, high))
+
+
+def stream(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
+    """Return the epochs and sample ids at places [first, first + count) of the endless stream of epochs."""
+    epochs, places = np.divmod(np.arange(first, first + count, dtype=np.int64), num_samples)
+    ids = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        ids[here] = epoch_order(num_samples, seed, int(epoch))[places[here]]
+    return epochs, ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop:
+    """Crop a box of random area and aspect, resize it to a square, and flip every other one.
+
+    Source: Szegedy et al. 2015 (Inception), section 6; scale (0.2, 1) is He et al. 2022 (MAE), table 8.
+    """
+
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
+    flip: float = 0.5  # probability
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"RandomResizedCrop: scale must rise within (0, 1], got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"RandomResizedCrop: ratio must rise above 0, got {self.ratio}")
+
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
+        """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).
+
+        The first of ten draws that fits is taken; where none does, the largest central box of an allowed aspect.
+        """
+        counters = np.broadcast_to(np.arange(_TRIES, dtype=np.int64), (len(draw_ids), _TRIES))
+        u_area, u_ratio, u_left, u_top = (_uniform(w) for w in _words(counters, _CROP, draw_ids[:, None], seed))
+        image_width, image_height = sizes[:, :1], sizes[:, 1:]  # [B, 1]
+        area = image_width * image_height * (self.scale[0] + u_area * (self.scale[1] - self.scale[0]))
+        low, high = np.log(self.ratio)
+        aspect = np.exp(low + u_ratio * (high - low))  # [B, tries]
+        width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (0 < width) & (width <= image_width) & (0 < height) & (height <= image_height)
+        left = (u_left * (image_width - width + 1)).astype(np.int64)
+        top = (u_top * (image_height - height + 1)).astype(np.int64)
+        boxes = np.stack([left, top, width, height], axis=-1)  # [B, tries, 4]
+        chosen = boxes[np.arange(len(boxes)), fits.argmax(axis=1)]
+        return np.where(fits.any(axis=1, keepdims=True), chosen, self._central_boxes(sizes))
+
+    def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
+        """Draw which samples are mirrored, [B]."""
+        return _uniform(_words(np.zeros_like(draw_ids), _FLIP, draw_ids, seed)[0]) < self.flip
+
+    def _central_boxes(self, sizes: Int64) -> Int64:
+        width, height = sizes[:, 0], sizes[:, 1]
+        box_width = np.clip(np.rint(height * self.ratio[1]).astype(np.int64), 1, width)
+        box_height = np.clip(np.rint(width / self.ratio[0]).astype(np.int64), 1, height)
+        return np.stack([(width - box_width) // 2, (height - box_height) // 2, box_width, box_height], axis=-1)
+
+
+def _words(counters: Int64, stream: int, draw_ids: Int64, seed: int) -> tuple[Int64, Int64, Int64, Int64]:
+    ids = np.broadcast_to(draw_ids, counters.shape)
+    return philox4x32(counters, np.full_like(ids, stream), ids & WORD, (ids >> 32) & WORD, seed)
+
+
+def _uniform(words: Int64) -> NDArray[np.float64]:
+    return words / float(WORD + 1)

@@ -1,0 +1,78 @@
+"""Sources: which images there are.
+
+A sample id is the place of an image in the sorted list of a source, so it means the same on every machine.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_ORIENTATION = 0x0112  # EXIF tag
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+class SourceError(ValueError):
+    """A source cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A fixed list of image files."""
+
+    root: Path
+    files: tuple[str, ...]  # relative to root, sorted
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, sample_id: int) -> Path:
+        return self.root / self.files[sample_id]
+
+    def open(self, sample_id: int) -> Image.Image:
+        """Decode an image, upright and in RGB.
+
+        Raises:
+            SourceError: the file is missing, unreadable or not an image; the message names it.
+        """
+        path = self.path(sample_id)
+        try:
+            with Image.open(path) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return image.convert("RGB")
+        except OSError as error:
+            raise SourceError(f"{path}: not a readable image ({error})") from error
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Width and height of every image once upright, [N, 2] int64; reads headers only."""
+        return np.array([_upright_size(self.path(i)) for i in range(len(self))], dtype=np.int64)
+
+
+def image_folder(root: Path) -> Images:
+    """List the JPEG, PNG and WebP images below a folder, with or without class folders.
+
+    Raises:
+        SourceError: the folder is missing or holds no image.
+    """
+    if not root.is_dir():
+        raise SourceError(f"{root} is not a folder")
+    files = sorted(
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+    )
+    if not files:
+        raise SourceError(f"{root} holds no image; looked for {', '.join(SUFFIXES)} in it and below")
+    return Images(root, tuple(files))
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            transposed = image.getexif().get(_ORIENTATION) in _TRANSPOSED
+    except OSError as error:
+        raise SourceError(f"{path}: not a readable image ({error})") from error
+    return (height, width) if transposed else (width, height)

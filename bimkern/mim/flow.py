@@ -1,0 +1,152 @@
+"""Gradient flows: how far an error travels, and when an update happens.
+
+A flow runs one optimizer step: it computes the loss of every stage over all micro-batches of the step, backpropagates,
+and calls the updates. Every head decodes its batch in slices, since its loss is a sum over images.
+
+Shapes: B images, T tokens of a stage, D width, S stages.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bimkern.mim.masking import StageView
+
+Scope = Callable[[str], AbstractContextManager[object]]
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+class Staged(Protocol):
+    """What a flow asks of a model; mim/model.py says what each does."""
+
+    @property
+    def num_stages(self) -> int: ...
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+    def stage_parameters(self, stage: int) -> Iterable[tuple[str, nn.Parameter]]: ...
+    def encode(self, stage: int, inputs: Tensor, view: StageView) -> Tensor: ...
+    def loss(self, stage: int, tokens: Tensor, images: Tensor, view: StageView, denominator: Tensor) -> Tensor: ...
+
+
+class Update(Protocol):
+    """The optimizer of one group of parameters."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss to backpropagate from, scaled where half precision needs it."""
+        ...
+
+    def apply(self) -> None:
+        """Update the parameters and free their gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    images: Tensor  # [B, C, H, W] uint8
+    views: list[StageView]  # one for every stage
+
+
+@dataclass(frozen=True)
+class Local:
+    """Every stage learns from its own loss alone: forward, decode, backward, update, free, pass on the output.
+
+    With several micro-batches the order is block-major: all of them pass a stage before any enters the next, so that
+    the gradients of one stage exist at a time.
+
+    Source: Luo et al. 2023 (BIM), section 3.2 and algorithm 1.
+    """
+
+    def partition(self, model: Staged) -> list[NamedParameters]:
+        return [list(model.stage_parameters(stage)) for stage in range(model.num_stages)]
+
+    def step(
+        self,
+        model: Staged,
+        batches: Sequence[MicroBatch],
+        updates: Sequence[Update],
+        *,
+        slices: int = 1,
+        scope: Scope = nullcontext,
+    ) -> Tensor:
+        """Run one step and return the losses of the stages, [S], detached."""
+        inputs = [batch.images for batch in batches]
+        denominators = _denominators(batches)
+        losses = []
+        for stage, update in enumerate(updates):
+            with scope(f"stage{stage}"):
+                loss = torch.zeros_like(denominators[stage])
+                for i, batch in enumerate(batches):
+                    tokens = model.encode(stage, inputs[i], batch.views[stage])
+                    part, grad = _decode(model, stage, tokens, batch, denominators[stage], update, slices)
+                    tokens.backward(grad)
+                    loss += part
+                    inputs[i] = tokens.detach()
+                    del tokens, grad
+                update.apply()
+                losses.append(loss)
+        return torch.stack(losses)
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """The losses of all taps travel back to the images; one update for all parameters.
+
+    Source: He et al. 2022 (MAE) with one tap; Wang et al. 2023 (LocalMIM), section 3.2 with several.
+    """
+
+    def partition(self, model: Staged) -> list[NamedParameters]:
+        return [list(model.named_parameters())]
+
+    def step(
+        self,
+        model: Staged,
+        batches: Sequence[MicroBatch],
+        updates: Sequence[Update],
+        *,
+        slices: int = 1,
+        scope: Scope = nullcontext,
+    ) -> Tensor:
+        """Run one step and return the losses of the stages, [S], detached."""
+        (update,) = updates
+        denominators = _denominators(batches)
+        losses = torch.zeros_like(denominators)
+        with scope("step"):
+            for batch in batches:
+                tokens, taps, grads = batch.images, [], []
+                for stage, view in enumerate(batch.views):
+                    tokens = model.encode(stage, tokens, view)
+                    taps.append(tokens)
+                for stage, tap in enumerate(taps):
+                    part, grad = _decode(model, stage, tap, batch, denominators[stage], update, slices)
+                    losses[stage] += part
+                    grads.append(grad)
+                torch.autograd.backward(taps, grads)
+            update.apply()
+        return losses
+
+
+def _denominators(batches: Sequence[MicroBatch]) -> Tensor:
+    """Sum the loss weights of every stage over the whole step, [S]."""
+    stages = range(len(batches[0].views))
+    return torch.stack([torch.stack([batch.views[s].hidden.sum() for batch in batches]).sum() for s in stages])
+
+
+def _decode(
+    model: Staged, stage: int, tokens: Tensor, batch: MicroBatch, denominator: Tensor, update: Update, slices: int
+) -> tuple[Tensor, Tensor]:
+    """Run a head forward and backward slice by slice; return the loss and the gradient of tokens [B, T, D]."""
+    loss = torch.zeros_like(denominator)
+    grad = torch.empty_like(tokens)
+    size = -(-len(tokens) // slices)
+    for start in range(0, len(tokens), size):
+        rows = slice(start, start + size)
+        leaf = tokens[rows].detach().requires_grad_()
+        part = model.loss(stage, leaf, batch.images[rows], batch.views[stage].rows(rows), denominator)
+        update.scale(part).backward()
+        assert leaf.grad is not None
+        grad[rows] = leaf.grad
+        loss += part.detach()
+    return loss, grad

@@ -1,0 +1,106 @@
+"""The layers every model here is made of, and the one precision policy they follow.
+
+Parameters stay float32. Matrix products run in the compute dtype. Normalisation statistics, softmax and the residual
+stream are float32. No autocast: its lists differ between devices, and memory could not be predicted.
+
+Shapes: B images, T tokens (prefix and patches), D width, H heads, E width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product runs in compute_dtype (by default that of its weight)."""
+
+    compute_dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.compute_dtype or self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(x.to(dtype), self.weight.to(dtype), bias)
+
+
+class PatchEmbed(nn.Conv2d):
+    """Project every patch of [B, C, H, W] images to a token, [B, N, D] in raster order."""
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__(channels, width, kernel_size=patch, stride=patch)
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        dtype = self.compute_dtype or self.weight.dtype
+        assert self.bias is not None
+        tokens = F.conv2d(images.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.stride)
+        return tokens.flatten(2).transpose(1, 2).to(self.weight.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the dtype of its own parameters, whatever comes in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, E]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    Source: Dosovitskiy et al. 2021 (ViT), equations 2 and 3.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise linear layers as MAE does: Xavier-uniform weights, zero biases. Use with Module.apply."""
+    if isinstance(module, Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Run the matrix products of every layer of model in dtype."""
+    for module in model.modules():
+        if isinstance(module, (Linear, PatchEmbed)):
+            module.compute_dtype = dtype

@@ -1,0 +1,80 @@
+"""The Vision Transformer encoder, cut into stages.
+
+Shapes: B images, C channels, H W pixels, N patches, K kept patches, D width; one prefix token (cls).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bimkern.models.layers import Block, PatchEmbed, init_linear
+from bimkern.models.pos_embed import sincos_table
+from bimkern.ops import gather_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Size of a Vision Transformer.
+
+    Source: Dosovitskiy et al. 2021 (ViT), table 1.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    patch: int = 16
+    image_size: int = 224
+    channels: int = 3
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.image_size // self.patch
+        return side, side
+
+
+class ViT(nn.Module):
+    """A ViT with fixed sin-cos positions and a cls token; parameter names are those of MAE and timm.
+
+    There is no final norm: each head brings its own.
+    """
+
+    num_prefix = 1
+    pos_embed: Tensor  # [N, D]
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.channels, config.width, config.patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.register_buffer("pos_embed", sincos_table(config.width, config.grid), persistent=False)
+        self.apply(init_linear)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.pos_embed)
+
+    def embed(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Embed the kept patches of normalised images [B, C, H, W] behind the cls token: [B, 1+K, D]."""
+        tokens = gather_tokens(self.patch_embed(images), keep, self.pos_embed)  # [B, K, D]
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+# Dosovitskiy et al. 2021, table 1 (B, L, H); Touvron et al. 2021 (DeiT), table 1 (Ti, S).
+VIT_TINY = ViTConfig(width=192, depth=12, num_heads=3)
+VIT_SMALL = ViTConfig(width=384, depth=12, num_heads=6)
+VIT_BASE = ViTConfig(width=768, depth=12, num_heads=12)
+VIT_LARGE = ViTConfig(width=1024, depth=24, num_heads=16)
+VIT_HUGE = ViTConfig(width=1280, depth=32, num_heads=16, patch=14)

@@ -1,0 +1,38 @@
+"""keep_to_mask: 1 where a token is hidden.
+
+Shapes: B images, N tokens, K kept tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from bimkern.ops import _backend
+from bimkern.ops import _check as check
+
+_backend.declare("keep_to_mask")
+
+
+def keep_to_mask_reference(keep: Tensor, num_tokens: int) -> Tensor:
+    mask = torch.ones(len(keep), num_tokens, device=keep.device)
+    return mask.scatter(1, keep, 0.0)
+
+
+def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
+    """Turn kept token ids into a mask of hidden tokens.
+
+    Args:
+        keep: [B, K], int64 in [0, N).
+        num_tokens: N.
+
+    Returns:
+        [B, N], float32: 1 where hidden, 0 where kept.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype is off; the message names it.
+
+    Same as: keep_to_mask_reference.
+    Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
+    """
+    check.shapes("keep_to_mask", keep=(keep, "B K"))
+    check.dtypes("keep_to_mask", keep=(keep, torch.int64))
+    return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens)

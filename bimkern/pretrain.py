@@ -1,0 +1,152 @@
+"""`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+
+from bimkern.data.demo import demo_images
+from bimkern.data.source import Images, SourceError, image_folder
+from bimkern.mim.model import MIM
+from bimkern.recipes import RECIPES, Recipe
+from bimkern.train.checkpoint import CheckpointError
+from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.run_folder import RunFolder
+from bimkern.train.trainer import Outcome, Trainer
+
+_PROGRAM = "python -m bimkern.pretrain"
+_DEFAULT_RECIPE = "demo"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        recipe = _take_recipe(arguments)
+        config = replace(recipe.config, run=_parse_options(recipe, arguments))
+        images, judged = _open_data(config.run.data)
+        resolve_device(config.run.device)
+        if config.run.dry_run:
+            print(_describe(config, images))
+            return
+        folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+        folder.open(config)
+        print(_describe_briefly(config, images), flush=True)
+        outcome = Trainer(config, images, judged, folder).train()
+    except (ConfigError, SourceError, CheckpointError) as error:
+        _refuse(str(error))
+    print(_closing_words(config, folder, outcome))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"{_PROGRAM}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _take_recipe(arguments: list[str]) -> Recipe:
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else _DEFAULT_RECIPE
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
+    """Parse options into a RunConfig whose defaults are the recipe's; mistakes become one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                RunConfig,
+                prog=f"{_PROGRAM} [RECIPE]",
+                description=_help(recipe),
+                default=recipe.config.run,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_first_sentence(errors.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """Take the message out of tyro's box: its lines up to the first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    message = []
+    for line in lines:
+        if not line or line[0] in "─╰":
+            break
+        message.append(line)
+    return " ".join(message)
+
+
+def _help(recipe: Recipe) -> str:
+    width = max(map(len, RECIPES))
+    recipes = "\n".join(f"  {name:{width}}  {known.summary}" for name, known in RECIPES.items())
+    return (
+        "Pre-train a vision transformer by masked image modelling.\n\n"
+        f"Recipes (default {_DEFAULT_RECIPE}; the defaults below are those of {recipe.name}):\n{recipes}\n\n"
+        "Examples:\n"
+        f"  {_PROGRAM}\n"
+        f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
+        f"  {_PROGRAM} mae_vit_large --dry-run"
+    )
+
+
+def _open_data(folder: Path | None) -> tuple[Images, Images]:
+    """Return the images to train on and those to judge and draw: held out in the demo, else the same."""
+    if folder is None:
+        return demo_images()
+    images = image_folder(folder)
+    return images, images
+
+
+def _describe(config: Config, images: Images) -> str:
+    model = MIM(config.method)
+    sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
+    lines = [
+        json.dumps(to_json(config), indent=2),
+        f"images          {len(images)} in {images.root}",
+        f"device          {resolve_device(config.run.device)}",
+        f"parameters      {sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
+        f"steps           {config.run.num_steps(len(images))} of {config.run.batch_size} images",
+        f"learning rate   {config.run.peak_lr:.3e} at its peak, "
+        f"= {config.run.base_lr:g} * {config.run.batch_size} / 256",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_briefly(config: Config, images: Images) -> str:
+    run = config.run
+    return (
+        f"{config.recipe}: {len(images)} images from {images.root}, {run.num_steps(len(images))} steps of "
+        f"{run.batch_size}, {run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}"
+    )
+
+
+def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
+    errors = "  ".join(f"{error:.3f}" for error in outcome.errors)
+    colours = "  ".join(f"{error:.3f}" for error in outcome.baselines)
+    held_out = "held-out photographs" if config.run.data is None else "fresh crops"
+    return (
+        f"\nError on hidden patches of {held_out}, per block:  {errors}\n"
+        f"Guessing the mean visible colour would give:  {colours}\n\n"
+        f"Wrote {folder.path}/\n"
+        "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
+        "  pictures/curves.png, memory.png\n"
+        "  metrics.jsonl, tensorboard/  every logged number\n"
+        "  checkpoints/                 the last two and the best\n\n"
+        f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
+        f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: the typed config, optimizers, checkpoints, the run's log and pictures, and the loop."""

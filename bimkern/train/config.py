@@ -1,0 +1,145 @@
+"""The complete, typed config of a run: what is trained, and how this run goes."""
+
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.mim.model import Method
+from bimkern.mim.schedule import Cosine
+from bimkern.train.optim import AdamWConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Options that may differ when a run is resumed: they change where and how it runs, not what it computes.
+_FREE = (
+    *("data", "out", "device", "workers", "micro_batch", "slices", "deterministic", "compile"),
+    *("log_every", "save_every", "dry_run"),
+)
+
+
+class ConfigError(ValueError):
+    """The options of a run contradict each other or the machine; the message names the value and the choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The options of a run. Everything else belongs to the recipe."""
+
+    data: Path | None = None
+    """Folder of JPEG, PNG or WebP images, with or without class folders. Default: photographs from installed wheels."""
+    out: Path | None = None
+    """Run folder; the same command again resumes what is in it. Default: runs/RECIPE."""
+    epochs: float = 1.0
+    """Passes over the images."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 256
+    """Images of one optimizer step."""
+    micro_batch: int | None = None
+    """Images that go through the network at a time; gradients of the others are accumulated. Default: batch size."""
+    slices: int = 1
+    """Parts in which a head decodes a micro-batch; more take less memory, same mathematics."""
+    base_lr: float = 1.5e-4
+    """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    precision: Precision = "fp32"
+    """Matrix products; parameters, norms, softmax and losses stay in float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of weights, order, crops, flips and masks."""
+    workers: int | None = None
+    """Processes that load images. Default: one per core, at most 16."""
+    deterministic: bool = False
+    """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
+    compile: bool = False
+    """Compile every transformer block with torch.compile."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    save_every: int = 100
+    """Steps between checkpoints, and pictures."""
+    dry_run: bool = False
+    """Print the resolved config, parameters, steps and learning rate, and stop."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "slices", "steps", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("epochs", "base_lr"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"--workers must be at least 0, got {self.workers}")
+        if self.slices > self.images_at_a_time:
+            raise ConfigError(
+                f"--slices must be at most the {self.images_at_a_time} images that are decoded at a time, "
+                f"got {self.slices}"
+            )
+
+    @property
+    def images_at_a_time(self) -> int:
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.batch_size / 256
+
+    def num_steps(self, num_images: int) -> int:
+        """Return the optimizer steps of the run; an incomplete last one is rounded."""
+        return self.steps or max(1, round(self.epochs * num_images / self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run: the recipe's pieces and numbers, and the run's options."""
+
+    recipe: str
+    method: Method
+    augment: RandomResizedCrop
+    optim: AdamWConfig
+    schedule: Cosine
+    run: RunConfig
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that --device names; auto takes the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    available = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= available:
+        raise ConfigError(f"--device {name}: this machine offers {available} CUDA devices to torch; use cpu or auto")
+    return torch.device(name)
+
+
+def to_json(value: Any) -> Any:
+    """Turn a config into JSON values; every dataclass says its kind."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
+    """List where two configs in JSON differ in what they compute, one line a value."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        lines = []
+        for name in sorted(saved.keys() | wanted.keys()):
+            path = f"{where}.{name}" if where else name
+            if path not in {f"run.{free}" for free in _FREE}:
+                lines += differences(saved.get(name), wanted.get(name), path)
+        return lines
+    return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
+

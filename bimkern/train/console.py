@@ -1,0 +1,59 @@
+"""What a run says while it goes: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_LINES_EVERY = 5.0  # seconds
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Put a metrics record into one line."""
+    losses = " ".join(f"{loss:.4f}" for loss in record["loss_per_block"])
+    return (
+        f"epoch {record['epoch']:.2f}  loss {losses}  lr {record['lr']:.2e}  {record['images_per_s']:.0f} images/s  "
+        f"data wait {record['data_wait']:.0%}  peak {human_bytes(record['peak_bytes'])}"
+    )
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+class Reporter:
+    """Show the progress of a run."""
+
+    def __init__(self, *, done: int, total: int) -> None:
+        self._first, self._total = done, total
+        self._start = time.monotonic()
+        self._last_line = -_PLAIN_LINES_EVERY
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console())
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total, completed=done)
+
+    def step(self, done: int, record: dict[str, Any] | None) -> None:
+        """Report that `done` steps are finished, with the record of the last one if it was logged."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            if record is not None:
+                self._bar.update(self._task, description=describe(record))
+            return
+        now = time.monotonic()
+        if record is not None and (now - self._last_line >= _PLAIN_LINES_EVERY or done == self._total):
+            self._last_line = now
+            left = (now - self._start) / max(1, done - self._first) * (self._total - done)
+            print(f"step {done}/{self._total}  {describe(record)}  {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,87 @@
+"""Optimizers: AdamW over one group of parameters, with its own loss scaler and gradient clipping.
+
+A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """Numbers of AdamW.
+
+    Source: Loshchilov & Hutter 2019 (AdamW); betas and decay of He et al. 2022 (MAE), table 8.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05  # not for biases and other 1-D parameters
+    clip: float | None = None  # largest L2 norm of a group's gradients
+
+
+class GroupOptimizer:
+    """Update one group of parameters; the loss is scaled for fp16 only."""
+
+    def __init__(
+        self, parameters: list[tuple[str, nn.Parameter]], config: AdamWConfig, *, device: torch.device, fp16: bool
+    ) -> None:
+        self._names = {parameter: name for name, parameter in parameters}
+        self._clip = config.clip
+        decayed = [p for _, p in parameters if p.ndim > 1]
+        others = [p for _, p in parameters if p.ndim <= 1]
+        self._adamw = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=0.0,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+
+    @property
+    def lr(self) -> float:
+        return float(self._adamw.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = value
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return self._scaler.scale(loss)
+
+    def apply(self) -> None:
+        """Clip, update, and free the gradients. In fp16 an update with a non-finite gradient is skipped."""
+        if self._clip is not None:
+            self._scaler.unscale_(self._adamw)
+            nn.utils.clip_grad_norm_(self._names, self._clip)
+        self._scaler.step(self._adamw)
+        self._scaler.update()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the optimizer's state: `<parameter>/<quantity>` and its tensor."""
+        for parameter, state in self._adamw.state.items():
+            for quantity, value in state.items():
+                yield f"{self._names[parameter]}/{quantity}", value
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the state that tensors() gave, from a mapping that may hold that of other groups too."""
+        for parameter, name in self._names.items():
+            state = {
+                quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
+                for quantity in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}/{quantity}" in tensors
+            }
+            if state:
+                self._adamw.state[parameter] = state
+
+    def scaler_state(self) -> dict[str, Any]:
+        return self._scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state)

@@ -1,0 +1,124 @@
+"""Sources and the PIL loader, on files that are really written."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.demo import demo_images
+from bimkern.data.loader import MicroBatches, step_batches
+from bimkern.data.source import SourceError, image_folder
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos with späces"
+    for i, name in enumerate(("b/one.jpg", "b/two.PNG", "a/three.webp", "four.jpeg", "a/five.jpg")):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(40 + i, 30, i).save(path)
+    (root / "notes.txt").write_text("not an image")
+    (root / "empty class").mkdir()
+    return root
+
+
+def batches(images, **changes):
+    options = {"size": 16, "seed": 3, "batch_size": 4, "micro_batch": 4} | changes
+    return MicroBatches(images=images, augment=RandomResizedCrop(), **options)
+
+
+def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
+    assert image_folder(folder).files == ("a/five.jpg", "a/three.webp", "b/one.jpg", "b/two.PNG", "four.jpeg")
+
+
+def test_a_wrong_folder_is_named(tmp_path):
+    with pytest.raises(SourceError, match="missing is not a folder"):
+        image_folder(tmp_path / "missing")
+    with pytest.raises(SourceError, match=r"holds no image; looked for .jpg, .jpeg, .png, .webp"):
+        image_folder(tmp_path)
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "a" / "three.webp").write_bytes(b"not an image")
+    images = image_folder(folder)
+    with pytest.raises(SourceError, match=r"three.webp: not a readable image"):
+        images.open(1)
+    with pytest.raises(SourceError, match=r"three.webp: not a readable image"):
+        _ = images.sizes
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_come_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(30, 20).save(tmp_path / "turned.jpg", exif=exif)
+    images = image_folder(tmp_path)
+    expected = (20, 30) if orientation >= 5 else (30, 20)
+    assert tuple(images.sizes[0]) == images.open(0).size == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    picture(8, 8).convert(mode).save(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"))
+    assert image_folder(tmp_path).open(0).mode == "RGB"
+
+
+def test_batches_do_not_depend_on_micro_batches_or_workers(folder):
+    images = image_folder(folder)
+    whole = [batches(images)[step] for step in range(4)]
+    for micro_batch, workers in ((4, 2), (3, 0), (1, 2)):
+        data = batches(images, micro_batch=micro_batch)
+        steps = list(step_batches(data, 0, 4, workers=workers, pin_memory=False))
+        assert [len(parts) for parts in steps] == [-(-4 // micro_batch)] * 4
+        for parts, expected in zip(steps, whole, strict=True):
+            assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
+            assert torch.equal(torch.cat([part.draw_ids for part in parts]), expected.draw_ids)
+
+
+def test_the_state_of_a_loader_is_the_step(folder):
+    data = batches(image_folder(folder))
+    later = next(iter(step_batches(data, 3, 4, workers=0, pin_memory=False)))
+    assert torch.equal(later[0].images, data[3].images)
+
+
+def test_a_batch_may_be_larger_than_the_data_set(folder):
+    batch = batches(image_folder(folder), batch_size=12, micro_batch=12)[0]
+    assert batch.images.shape == (12, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert len(set(batch.draw_ids.tolist())) == 12  # the same file in another epoch is another draw
+
+
+def test_one_image_is_enough(tmp_path):
+    picture(9, 7).save(tmp_path / "only.png")
+    assert batches(image_folder(tmp_path))[5].images.shape == (4, 3, 16, 16)
+
+
+def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
+    images = image_folder(folder)
+    for flip in (0.0, 1.0):
+        crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip)
+        data = MicroBatches(images=images, augment=crop, size=16, seed=0, batch_size=5, micro_batch=5)
+        batch = data[0]
+        for pixels, draw in zip(batch.images, batch.draw_ids, strict=True):
+            width = images.open(int(draw)).width
+            left = (width - 40) // 2
+            expected = images.open(int(draw)).resize((16, 16), Image.Resampling.BICUBIC, (left, 0, left + 40, 30))
+            expected = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1)
+            assert torch.equal(pixels, expected.flip(-1) if flip else expected)
+
+
+def test_demo_photographs_are_written_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    train, held_out = demo_images()
+    assert len(train) == len(held_out) >= 10
+    before = os.stat(train.path(0)).st_mtime_ns
+    assert demo_images()[0] == train
+    assert os.stat(train.path(0)).st_mtime_ns == before
+    assert [p.name for p in (tmp_path / "bimkern").iterdir()] == ["demo-v1"]

@@ -1,0 +1,112 @@
+"""Encoders, heads, and the precision policy."""
+
+import pytest
+import torch
+
+from bimkern.models.heads import DecoderConfig, MAEDecoder
+from bimkern.models.layers import Block, LayerNorm, set_compute_dtype
+from bimkern.models.pos_embed import sincos_table
+from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
+
+SMALL = ViTConfig(image_size=32, patch=8, width=32, depth=2, num_heads=2)
+
+
+def test_moving_a_column_changes_the_first_half_and_a_row_the_second():
+    table = sincos_table(16, (3, 5)).reshape(3, 5, 16)
+    assert torch.equal(table[1, 2, 8:], table[1, 4, 8:])
+    assert not torch.equal(table[1, 2, :8], table[1, 4, :8])
+    assert torch.equal(table[0, 3, :8], table[2, 3, :8])
+    assert not torch.equal(table[0, 3, 8:], table[2, 3, 8:])
+
+
+def test_position_halves_are_sine_then_cosine():
+    table = sincos_table(8, (2, 2))
+    omega = 10000**-0.5
+    column = [torch.tensor(1.0).sin(), torch.tensor(omega).sin(), torch.tensor(1.0).cos(), torch.tensor(omega).cos()]
+    torch.testing.assert_close(table[1], torch.tensor([*column, 0.0, 0.0, 1.0, 1.0]))  # row 0, column 1
+
+
+def test_position_width_must_be_a_multiple_of_4():
+    with pytest.raises(ValueError, match="sincos_table: width must be a multiple of 4, got 6"):
+        sincos_table(6, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    # Without classifier and final norm; Dosovitskiy et al. 2021, table 1, and Touvron et al. 2021, table 1.
+    [(VIT_TINY, 5.5), (VIT_SMALL, 21.6), (VIT_BASE, 85.6), (VIT_LARGE, 303.1), (VIT_HUGE, 630.4)],
+)
+def test_sizes_are_those_of_the_papers(config, millions):
+    with torch.device("meta"):
+        model = ViT(config)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.3)
+
+
+def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
+    torch.manual_seed(0)
+    model = ViT(SMALL)
+    images = torch.randn(2, 3, 32, 32)
+    everything = model.embed(images, torch.arange(16).expand(2, -1))
+    keep = torch.tensor([[1, 5, 9], [0, 2, 15]])
+    some = model.embed(images, keep)
+    assert torch.equal(some[:, 0], model.cls_token[0].expand(2, -1))
+    for b in range(2):
+        assert torch.equal(some[b, 1:], everything[b, 1 + keep[b]])
+
+
+def test_a_patch_is_embedded_by_the_published_kernel_layout():
+    torch.manual_seed(0)
+    model = ViT(SMALL)
+    images = torch.randn(1, 3, 32, 32)
+    token = model.patch_embed(images)[0, 4 + 2]  # row 1, column 2
+    patch = images[0, :, 8:16, 16:24]
+    expected = (model.patch_embed.weight * patch).sum((1, 2, 3)) + model.patch_embed.bias
+    torch.testing.assert_close(token, expected)
+
+
+def test_decoder_predicts_every_patch_and_drops_the_prefix():
+    decoder = MAEDecoder(
+        DecoderConfig(width=16, depth=2, num_heads=2), in_width=32, out_length=12, grid=(4, 5), num_prefix=1
+    )
+    keep = torch.arange(6).expand(3, -1)
+    assert decoder(torch.randn(3, 7, 32), keep).shape == (3, 20, 12)
+
+
+def test_a_decoder_may_have_no_block():
+    decoder = MAEDecoder(
+        DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, grid=(4, 4), num_prefix=1
+    )
+    assert decoder(torch.randn(3, 3, 32), torch.arange(2).expand(3, -1)).shape == (3, 16, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_policy(dtype):
+    """Products in half precision; norms and the residual stream in float32."""
+    torch.manual_seed(0)
+    block = Block(32, 2)
+    x = torch.randn(2, 5, 32)
+    exact = block(x)
+    set_compute_dtype(block, dtype)
+    seen = {}
+    for name, module in block.named_modules():
+        module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, (args[0].dtype, out.dtype)))
+    out = block(x)
+    assert out.dtype == torch.float32
+    assert seen["norm1"] == seen["norm2"] == (torch.float32, torch.float32)
+    assert all(seen[name][1] == dtype for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
+    assert not torch.equal(out, exact)
+    torch.testing.assert_close(out, exact, rtol=0, atol=20 * torch.finfo(dtype).eps)
+    assert all(p.dtype == torch.float32 for p in block.parameters())
+
+
+def test_layer_norm_eps_is_that_of_the_published_models():
+    assert LayerNorm(4).eps == 1e-6
+
+
+def test_configs_say_what_is_wrong():
+    with pytest.raises(ValueError, match="ViTConfig: image_size must be a multiple of patch=16, got 225"):
+        ViTConfig(width=64, depth=1, num_heads=1, image_size=225)
+    with pytest.raises(ValueError, match="ViTConfig: width must be a multiple of num_heads=3, got 64"):
+        ViTConfig(width=64, depth=1, num_heads=3)
+    with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of num_heads=7, got 512"):
+        DecoderConfig(num_heads=7)

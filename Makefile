@@ -25,7 +25,8 @@ format:
 
 # Warm malloc: glibc otherwise maps large tensors anew at every call, and the page faults drown what is measured.
 bench:
-	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 $(PYTHON) -m pytest bench
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
+		$(PYTHON) -m pytest bench --benchmark-columns=median,iqr,min,ops --benchmark-sort=name
 
 clean:
 	rm -rf build dist *.egg-info bimkern/_native.so

@@ -88,11 +88,8 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
     Raises:
         ValueError: `gather_tokens: pos must be on cuda:0 like tokens, got cpu`
     """
-    first = None
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if first is None:
-            first, device = name, tensor.device
-        elif tensor.device != device:
-            raise ValueError(f"{op}: {name} must be on {device} like {first}, got {tensor.device}")
+    present = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    first = next(iter(present))
+    for name, device in present.items():
+        if device != present[first]:
+            raise ValueError(f"{op}: {name} must be on {present[first]} like {first}, got {device}")

@@ -1,6 +1,8 @@
 """The compiled library: found, loaded once, and asked what it was built with."""
 
 import ctypes
+import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,18 @@ class NativeLibrary:
             return self.error
         if device == "cuda" and not self.cuda_archs:
             return "the native library was built without CUDA (no nvcc was found, or BIMKERN_CUDA=OFF)"
+        if device == "cuda" and _gpu_arch() < min(int(arch.rpartition("_")[2]) for arch in self.cuda_archs):
+            return f"the native library has kernels for {self.cuda_archs[0]} and newer, this GPU is sm_{_gpu_arch()}"
         return None
+
+
+@functools.cache
+def _gpu_arch() -> float:
+    """Return the GPU's architecture as a number, 90 for sm_90; without a GPU none is too old."""
+    if not torch.cuda.is_available():
+        return math.inf
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def load(path: Path) -> NativeLibrary:

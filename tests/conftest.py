@@ -1,0 +1,31 @@
+"""What every test stands on: a device, fresh random numbers, and outputs that start poisoned."""
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Deterministic algorithms; torch then also fills every torch.empty with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_numbers(request):
+    """Other inputs in every run. A failure shows its seed; BIMKERN_TEST_SEED=<seed> repeats it."""
+    seed = int(os.environ.get("BIMKERN_TEST_SEED", int.from_bytes(os.urandom(4), "little")))
+    torch.manual_seed(seed)
+    request.node.add_report_section("setup", "seed", f"BIMKERN_TEST_SEED={seed}")

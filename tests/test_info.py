@@ -1,0 +1,49 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bimkern import __version__, info, ops
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bimkern.info", *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_says_one_fact_a_line():
+    report = run().splitlines()
+    assert f"{'bimkern':12} {__version__}" in report
+    for op in ops.backends():
+        assert sum(line.startswith(f"op {op} ") for line in report) == len(("cpu", "cuda"))
+    for name in info.OPTIONAL:
+        assert sum(line.startswith(f"optional {name} ") for line in report) == 1
+
+
+def test_json_holds_the_same():
+    report = json.loads(run("--json"))
+    assert report["versions"]["bimkern"] == __version__
+    assert report["ops"].keys() == ops.backends().keys()
+    assert report["optional"].keys() == info.OPTIONAL.keys()
+    assert all((found["version"] is None) == (found["reason"] is not None) for found in report["optional"].values())
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "not installed"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "cannot be imported: operator torchvision"),
+        ("import a_module_that_is_not_there", "cannot be imported: No module named 'a_module_that_is_not_there'"),
+        ("__version__ = '0.9'", "a package of this name is installed, but it is not NVIDIA's"),
+    ],
+)
+def test_a_package_that_does_not_work_is_a_reason(tmp_path, monkeypatch, source, reason):
+    name = f"package_{abs(hash(source))}"
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = info._optional(name, info._apex_reason)
+    assert found["version"] is None
+    assert found["reason"].startswith(reason)

@@ -1,0 +1,108 @@
+"""The shape of the house: who may import whom, who may know what, and how large a file may grow."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sorted((ROOT / "bimkern").rglob("*.py"))
+NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in (ROOT / folder).rglob("*.*"))
+SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+
+COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
+ENGINE = {"mim", "models", "ops"}
+MAY_IMPORT = {
+    "ops": set(),
+    "models": {"ops"},
+    "mim": {"models", "ops"},
+    "arena": set(),
+    "data": {"ops"},
+    "train": {"data", "arena", *ENGINE},
+    "evaluate": {"train", "data", "arena", *ENGINE},
+    "dropin": ENGINE,
+    "recipes": {"train", "data", *ENGINE},
+    **{name: {"recipes", "train", "evaluate", "data", "arena", *ENGINE} for name in COMMANDS},
+}
+METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
+METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path):
+    """Top-level part of the package that a file belongs to; None for the package itself."""
+    part = path.relative_to(ROOT / "bimkern").parts[0].removesuffix(".py")
+    return None if part == "__init__" else part
+
+
+def imported_modules(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def without_docstrings(tree):
+    """Yield every node but the docstrings, where a paper may be cited by its name."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return (node for node in ast.walk(tree) if id(node) not in docstrings)
+
+
+def names_in(node):
+    """Yield what a node calls things: identifiers and whole strings."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for field in ("id", "attr", "arg", "name"):
+        if isinstance(getattr(node, field, None), str):
+            yield getattr(node, field)
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_imports_point_down(path):
+    part = part_of(path)
+    if part is None:
+        return
+    assert part in MAY_IMPORT, f"{part} has no place in the order of the layers: enter it in MAY_IMPORT"
+    for module in imported_modules(ast.parse(path.read_text())):
+        root, _, rest = module.partition(".")
+        target = rest.split(".")[0]
+        if root == "bimkern" and target in MAY_IMPORT:
+            assert target == part or target in MAY_IMPORT[part], f"{part} must not import {module}"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_dali_is_imported_in_one_place(path):
+    if name_of(path) == "bimkern/data/dali.py":
+        return
+    modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.startswith("nvidia.dali")]
+    assert not modules, "DALI is imported in data/dali.py alone"
+
+
+@pytest.mark.parametrize("path", [p for p in PYTHON if part_of(p) not in ("recipes", "dropin", *COMMANDS)], ids=name_of)
+def test_nothing_below_the_recipes_names_a_method(path):
+    tree = ast.parse(path.read_text())
+    named = {name for node in without_docstrings(tree) for name in names_in(node) if METHOD_NAME.fullmatch(name)}
+    assert not named
+
+
+@pytest.mark.parametrize("path", [p for p in NATIVE if name_of(p).startswith("csrc")], ids=name_of)
+def test_the_core_knows_neither_torch_nor_python(path):
+    included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
+    assert not [name for name in included if name.startswith(("torch", "ATen", "c10", "Python.h", "pybind11"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400

@@ -30,7 +30,7 @@ def test_shapes_passes_none_over():
     ],
 )
 def test_shapes_says_what_is_wrong(shape, dims, message):
-    with pytest.raises(ValueError, match="^op: ") as raised:
+    with pytest.raises(ValueError, match=r"^op: ") as raised:
         check.shapes("op", {"N": 4, "R": 1}, x=(torch.zeros(shape), dims))
     assert str(raised.value) == message
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
@@ -77,14 +78,12 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
 
 
 def _first_sentence(box: str) -> str:
-    """Take the message out of tyro's box: its lines up to the first rule."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    message = []
-    for line in lines:
-        if not line or line[0] in "─╰":
-            break
-        message.append(line)
-    return " ".join(message)
+    """Take the message out of what tyro prints: a title and paragraphs parted by rules, in a frame where it may draw."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    if lines[0].startswith("╭"):
+        lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself
+    paragraphs = [" ".join(group) for rule, group in groupby(lines, lambda text: not text.strip("─-")) if not rule]
+    return paragraphs[1]
 
 
 def _help(recipe: Recipe) -> str:

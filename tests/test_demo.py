@@ -1,0 +1,28 @@
+"""The demo learns from photographs, and reconstructs parts of them that it has never seen."""
+
+import json
+import re
+import time
+
+from bimkern.pretrain import main
+
+
+def test_the_demo_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    start = time.monotonic()
+    main(["demo", "--out", str(tmp_path / "run")])
+    seconds = time.monotonic() - start
+
+    losses = [json.loads(line)["loss_per_block"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for first, *curve in zip(*losses, strict=True):
+        assert sum(curve[-5:]) / 5 < 0.4 * first
+
+    printed = capsys.readouterr().out
+    errors, baselines = (
+        [float(number) for number in re.search(rf"{words}.*?:  (.*)", printed)[1].split()]
+        for words in ("held-out photographs", "mean visible colour")
+    )
+    assert len(errors) == len(baselines) == 4
+    for error, baseline in zip(errors, baselines, strict=True):
+        assert error < 0.85 * baseline
+    assert seconds < 120

@@ -1,0 +1,67 @@
+"""The command line: worth reading, and short with mistakes."""
+
+import re
+
+import pytest
+
+from bimkern.pretrain import main
+
+OPTIONS = (
+    *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--precision", "--device", "--seed", "--workers", "--deterministic", "--compile", "--log-every"),
+    *("--save-every", "--dry-run"),
+)
+
+
+def printed(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code, capsys.readouterr()
+
+
+def test_help_lists_recipes_examples_and_exactly_these_options(capsys):
+    code, output = printed(capsys, "--help")
+    assert code == 0
+    assert "bim_vit_large_growing" in output.out
+    assert "Examples:" in output.out
+    found = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", output.out, flags=re.MULTILINE)
+    assert tuple(found) == OPTIONS
+
+
+def test_help_shows_the_defaults_of_the_recipe(capsys):
+    _, output = printed(capsys, "bim_vit_base", "--help")
+    assert "(default: 4096)" in output.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bim_vit_giant"], "unknown recipe 'bim_vit_giant'; choose one of demo, bim_vit_base, "),
+        (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["--precision", "int8"], "invalid choice 'int8' for argument '--precision'. Expected one of ('fp32', 'bf16'"),
+        (["--stepz", "3"], "Unrecognized options: --stepz, 3"),
+        (["--steps", "many"], "Error parsing --steps: no type matching {None}|INT could be instantiated from ['many']"),
+        (["--batch-size", "4", "--slices", "8"], "--slices must be at most the 4 images"),
+        (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
+        (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, output = printed(capsys, *arguments)
+    assert code == 2
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    main(["bim_vit_base_growing", "--dry-run"])
+    output = capsys.readouterr().out
+    assert '"ratios": [' in output
+    assert re.search(r"parameters +\d+\.\d+ M \(", output)
+    assert "2.400e-03 at its peak, = 0.00015 * 4096 / 256" in output
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,181 @@
+"""Config, optimizer groups, metrics and the memory counter."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bimkern.recipes import RECIPES
+from bimkern.train import metrics
+from bimkern.train.config import ConfigError, RunConfig, differences, resolve_device, to_json
+from bimkern.train.memory import LiveBytes, held_bytes
+from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+def optimizer(parameters, *, fp16=False, **config):
+    made = GroupOptimizer(list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16)
+    made.lr = 0.1
+    return made
+
+
+def test_adamw_takes_the_step_of_the_paper():
+    weight, bias = nn.Parameter(torch.full((2, 2), 3.0)), nn.Parameter(torch.full((2,), 3.0))
+    update = optimizer({"weight": weight, "bias": bias}, weight_decay=0.5)
+    (weight.sum() + bias.sum()).backward()
+    update.apply()
+    # The first AdamW step moves by lr against the gradient's sign; only the matrix decays.
+    torch.testing.assert_close(weight.data, torch.full((2, 2), 3.0 * (1 - 0.1 * 0.5) - 0.1))
+    torch.testing.assert_close(bias.data, torch.full((2,), 3.0 - 0.1))
+    assert weight.grad is None
+
+
+def test_each_group_clips_its_own_gradients():
+    large, small = nn.Parameter(torch.zeros(4, 1)), nn.Parameter(torch.zeros(4, 1))
+    norms = {}
+    for name, p, scale in (("large", large, 100.0), ("small", small, 0.01)):
+        update = optimizer({name: p}, clip=1.0)
+        (scale * p).sum().backward()
+        p.register_post_accumulate_grad_hook(lambda p: None)
+        update._adamw.register_step_pre_hook(lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item()))
+        update.apply()
+    assert norms["large"] == pytest.approx(1.0, rel=1e-4)
+    assert norms["small"] == pytest.approx(0.02)
+
+
+def test_fp16_skips_only_the_group_whose_gradient_overflowed():
+    good, bad = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    updates = [optimizer({"good": good}, fp16=True), optimizer({"bad": bad}, fp16=True)]
+    updates[0].scale(good.sum()).backward()
+    updates[1].scale(bad.sum() * float("inf")).backward()
+    for update in updates:
+        update.apply()
+    assert not torch.equal(good.data, torch.ones(2, 2))
+    assert torch.equal(bad.data, torch.ones(2, 2))
+    scales = [update.scaler_state()["scale"] for update in updates]
+    assert scales[1] == scales[0] / 2
+
+
+def test_optimizer_state_survives_a_round_trip():
+    def train(update, p, steps):
+        for _ in range(steps):
+            p.square().sum().backward()
+            update.apply()
+
+    plain, first = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    train(optimizer({"p": plain}), plain, 5)
+    update = optimizer({"p": first})
+    train(update, first, 2)
+    second = nn.Parameter(first.detach().clone())
+    resumed = optimizer({"p": second})
+    resumed.load_tensors({name: t.clone() for name, t in update.tensors()} | {"other/step": torch.tensor(1.0)})
+    train(resumed, second, 3)
+    assert torch.equal(plain, second)
+
+
+def test_live_bytes_counts_activations_and_nothing_else():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 1))
+    x = torch.randn(1000, 64)
+    with LiveBytes(model.parameters()) as counter:
+        hidden = model[1](model[0](x))
+        size = 1000 * 256 * 4
+        assert counter.now == 2 * size  # the first linear layer's output and that of GELU
+        loss = model[2](hidden).sum()
+        loss.backward()
+        del hidden, loss
+        assert counter.now == 0  # gradients of parameters are not counted
+        x.add_(1)
+        x.view(-1)
+        assert counter.now == 0
+    assert 4 * size <= counter.peak < 4.1 * size  # and the gradients of both
+
+
+def test_held_bytes_of_the_process():
+    now, peak = held_bytes(CPU)
+    assert 0 < now
+    assert 50 * 2**20 < peak
+
+
+def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
+    log = metrics.Metrics(tmp_path, after_step=0)
+    for step in (1, 2, 3):
+        log.log({"step": step, "loss": 0.5, "loss_per_block": [0.4, 0.6], "nothing": None})
+    log.close()
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 4, "lo')
+    metrics.Metrics(tmp_path, after_step=2).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_steps_come_from_epochs_or_are_given():
+    assert RunConfig(epochs=3, batch_size=10).num_steps(101) == 30
+    assert RunConfig(epochs=0.01, batch_size=10).num_steps(5) == 1
+    assert RunConfig(epochs=3, steps=7).num_steps(101) == 7
+
+
+def test_peak_learning_rate_follows_the_batch():
+    assert RunConfig(base_lr=1.5e-4, batch_size=4096).peak_lr == pytest.approx(2.4e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"steps": -1}, "--steps must be at least 1, got -1"),
+        ({"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
+        ({"epochs": 0}, "--epochs must be above 0, got 0"),
+        ({"base_lr": float("nan")}, "--base-lr must be above 0, got nan"),
+        ({"workers": -2}, "--workers must be at least 0, got -2"),
+        ({"batch_size": 4, "slices": 5}, "--slices must be at most the 4 images that are decoded at a time, got 5"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(**options)
+
+
+def test_devices_are_checked():
+    assert resolve_device("cpu") == CPU
+    with pytest.raises(ConfigError, match="--device must be auto, cpu, cuda or cuda:N, got 'tpu'"):
+        resolve_device("tpu")
+    with pytest.raises(ConfigError, match="--device cuda:99: this machine offers"):
+        resolve_device("cuda:99")
+
+
+def test_a_run_folder_belongs_to_one_config(tmp_path):
+    config = RECIPES["bim_vit_test"].config
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config)
+    folder.open(replace(config, run=replace(config.run, workers=3, log_every=1)))  # changes nothing that is computed
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(run.seed: 0 before, 5 now\)"):
+        folder.open(replace(config, run=replace(config.run, seed=5)))
+    with pytest.raises(ConfigError, match=r"recipe: bim_vit_test before, mae_vit_test now"):
+        folder.open(RECIPES["mae_vit_test"].config)
+
+
+def test_an_unusable_run_folder_is_refused(tmp_path):
+    config = RECIPES["bim_vit_test"].config
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        RunFolder(tmp_path / "file" / "run").open(config)
+    with pytest.raises(ConfigError, match="holds files but no run; choose an empty or a new folder"):
+        RunFolder(tmp_path).open(config)
+
+
+def test_config_json_names_every_piece_and_number():
+    saved = to_json(RECIPES["bim_vit_base_growing"].config)
+    assert saved["method"]["masker"] == {
+        "kind": "RandomDrop",
+        "ratios": [0.65, 0.7, 0.8, 0.85],
+        "decoder_sees": "before_drop",
+        "loss_mask": "stage",
+    }
+    assert saved["method"]["flow"] == {"kind": "Local"}
+    assert json.loads(json.dumps(saved)) == saved
+    assert differences(saved, saved) == []

@@ -1,0 +1,164 @@
+"""Whole runs on real image files: they learn, repeat, and go on after being killed as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.pretrain import main
+from bimkern.train import checkpoint as checkpoints
+
+NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(11):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    return folder
+
+
+def train(recipe, photos, out, *options):
+    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+
+
+def records(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
+
+
+def weights(out):
+    return checkpoints.load_latest(out / "checkpoints").model
+
+
+def assert_same_run(one, other):
+    assert records(one) == records(other)
+    ours, theirs = weights(one), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_leaves_everything_behind(photos, tmp_path, capsys):
+    train("bim_vit_test_growing", photos, tmp_path / "run")
+    names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert {"config.json", "metrics.jsonl", "checkpoints/step-00000020/manifest.json"} <= names
+    assert {f"pictures/{name}.png" for name in ("reconstruction", "curves", "memory")} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
+        assert record.keys() == {
+            *("step", "epoch", "loss", "loss_per_block", "lr", "images_per_s", "data_wait"),
+            *("held_bytes", "peak_bytes", "live_activation_bytes"),
+        }
+        assert len(record["loss_per_block"]) == 4
+        assert 0 <= record["data_wait"] <= 1
+    printed = capsys.readouterr().out
+    assert "step 20/20" in printed
+    assert "Wrote" in printed
+    for name in ("reconstruction", "curves", "memory"):
+        with Image.open(tmp_path / "run" / "pictures" / f"{name}.png") as picture:
+            assert picture.width > 300
+            assert len(picture.convert("RGB").getcolors(2**24)) > 10
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test_growing"])
+@pytest.mark.parametrize("options", [[], ["--micro-batch", "3", "--slices", "2"]], ids=["whole", "accumulated"])
+def test_a_run_repeats_bit_for_bit(photos, tmp_path, recipe, options):
+    for name in ("one", "two"):
+        train(recipe, photos, tmp_path / name, "--steps", "6", *options)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_another_seed_is_another_run(photos, tmp_path):
+    for seed in ("0", "1"):
+        train("mae_vit_test", photos, tmp_path / seed, "--steps", "2", "--seed", seed)
+    assert records(tmp_path / "0") != records(tmp_path / "1")
+
+
+def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path):
+    train("bim_vit_test", photos, tmp_path / "plain", "--steps", "4")
+    train("bim_vit_test", photos, tmp_path / "other", "--steps", "4", "--workers", "2", "--micro-batch", "3")
+    for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "other"), strict=True):
+        assert plain["loss_per_block"] == pytest.approx(other["loss_per_block"], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_float32(photos, tmp_path, precision):
+    for name in ("fp32", precision):
+        train("bim_vit_test", photos, tmp_path / name, "--steps", "8", "--precision", name)
+    plain, half = records(tmp_path / "fp32"), records(tmp_path / precision)
+    assert plain != half
+    for ours, theirs in zip(plain, half, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+
+
+def test_compiled_blocks_train_the_same(photos, tmp_path):
+    train("mae_vit_test", photos, tmp_path / "plain", "--steps", "3")
+    train("mae_vit_test", photos, tmp_path / "compiled", "--steps", "3", "--compile")
+    for plain, compiled in zip(records(tmp_path / "plain"), records(tmp_path / "compiled"), strict=True):
+        assert plain["loss"] == pytest.approx(compiled["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again(photos, tmp_path, capsys):
+    train("mae_vit_test", photos, tmp_path / "run", "--steps", "3")
+    before = records(tmp_path / "run")
+    train("mae_vit_test", photos, tmp_path / "run", "--steps", "3")
+    assert records(tmp_path / "run") == before
+    assert "at step 3 of 3" in capsys.readouterr().out
+
+
+def test_other_images_are_refused_at_resume(photos, tmp_path, capsys):
+    train("mae_vit_test", photos, tmp_path / "run", "--steps", "2")
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "others" / "red.png")
+    with pytest.raises(SystemExit) as stop:
+        train("mae_vit_test", tmp_path / "others", tmp_path / "run", "--steps", "2")
+    assert stop.value.code == 2
+    assert "--data holds other images" in capsys.readouterr().err
+
+
+def start(recipe, photos, out, *options):
+    command = [sys.executable, "-m", "bimkern.pretrain", recipe, "--data", str(photos), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--log-every", "1", "--save-every", "7", *options],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"XDG_CACHE_HOME": str(out.parent)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [("bim_vit_test_growing", ("--steps", "60", "--micro-batch", "3")), ("mae_vit_test", ("--steps", "60"))],
+    ids=["accumulated", "plain"],
+)
+def test_killed_runs_resume_bit_for_bit(photos, tmp_path, recipe, options):
+    """kill -9 in mid-epoch, at steps that are no checkpoint, until the run is through."""
+    assert start(recipe, photos, tmp_path / "whole", *options).wait(300) == 0
+    killed_at = []
+    for target in (10, 25, 45):
+        process = start(recipe, photos, tmp_path / "killed", *options)
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.is_file() and metrics.read_text().count("\n") >= target:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+        killed_at.append(records_read(metrics))
+    assert start(recipe, photos, tmp_path / "killed", *options).wait(300) == 0
+    assert all(step < 60 for step in killed_at)
+    assert [record["step"] for record in records(tmp_path / "killed")] == list(range(1, 61))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def records_read(metrics):
+    return metrics.read_text().count("\n")

@@ -78,7 +78,7 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
 
 
 def _first_sentence(box: str) -> str:
-    """Take the message out of what tyro prints: a title and paragraphs parted by rules, in a frame where it may draw."""
+    """Take the message out of what tyro prints: a title and paragraphs between rules, framed where it may draw."""
     lines = [line.strip("│ ") for line in box.splitlines()]
     if lines[0].startswith("╭"):
         lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself

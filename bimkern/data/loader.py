@@ -1,7 +1,7 @@
 """The PIL loader: decodes, crops and resizes in worker processes, on any machine.
 
-The training data is one endless stream of epochs, cut into steps without a gap, so that nothing is dropped and any batch
-size fits any data set. A step's samples depend on (seed, step, batch size) alone: a loader's whole state is the step.
+The training data is one endless stream of epochs, cut into steps without a gap, so that nothing is dropped and any
+batch size fits any data set. A step's samples depend on (seed, step, batch size) alone: the loader's state is the step.
 
 Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
@@ -54,9 +54,7 @@ class MicroBatches(Dataset[HostBatch]):
         draws = draw_ids(epochs, sample_ids)
         boxes = self.augment.boxes(draws, self.images.sizes[sample_ids], self.seed)
         flips = self.augment.flips(draws, self.seed)
-        pixels = [
-            self._crop(int(i), box, bool(flip)) for i, box, flip in zip(sample_ids, boxes, flips, strict=True)
-        ]
+        pixels = [self._crop(int(i), box, bool(flip)) for i, box, flip in zip(sample_ids, boxes, flips, strict=True)]
         return HostBatch(torch.from_numpy(np.stack(pixels)), torch.from_numpy(draws))
 
     def _crop(self, sample_id: int, box: np.ndarray, flip: bool) -> np.ndarray:

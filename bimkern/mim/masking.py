@@ -4,6 +4,7 @@ Shapes: B images, N patches, K kept patches.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -95,7 +96,7 @@ class RandomDrop:
         counts = self.counts(num_tokens, num_stages)
         keeps: list[Tensor] = [random_keep(draw_ids, num_tokens, counts[0], seed=seed)]
         withins: list[Tensor | None] = [None]
-        for before, count in zip(counts, counts[1:], strict=False):
+        for before, count in pairwise(counts):
             if count == before:
                 keeps.append(keeps[-1])
                 withins.append(None)

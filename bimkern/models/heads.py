@@ -27,9 +27,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise ValueError(
-                f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}"
-            )
+            raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 
 
 class MAEDecoder(nn.Module):

@@ -30,9 +30,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
-            raise ValueError(
-                f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}"
-            )
+            raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % self.num_heads:
             raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 

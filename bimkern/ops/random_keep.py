@@ -63,7 +63,7 @@ def random_keep(
         parent: [B, P], int64, a keep to draw inside of.
 
     Returns:
-        keep [B, K], int64, ascending. With a parent also within [B, K], the places of keep inside parent, for gathering.
+        keep [B, K], int64, ascending. With a parent also within [B, K], the places of keep inside parent.
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.

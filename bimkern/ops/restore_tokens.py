@@ -51,8 +51,9 @@ def restore_tokens(
     """
     op = "restore_tokens"
     known = {"N": num_tokens, "R": num_prefix}
-    args = dict(keep=(keep, "B K"), visible=(visible, "B R+K D"), mask_token=(mask_token, "D"), pos=(pos, "N D"))
-    dims = check.shapes(op, known, **args)
+    dims = check.shapes(
+        op, known, keep=(keep, "B K"), visible=(visible, "B R+K D"), mask_token=(mask_token, "D"), pos=(pos, "N D")
+    )
     if dims["K"] > num_tokens:
         raise ValueError(f"{op}: keep must hold at most N={num_tokens} tokens, got K={dims['K']}")
     dtype = visible.dtype

@@ -1,4 +1,4 @@
-"""BIM: Luo, Ren & Zhang 2023, "BIM: Block-Wise Self-Supervised Learning with Masked Image Modeling", arXiv 2311.17218."""
+"""BIM: Luo, Ren & Zhang 2023, "Block-Wise Self-Supervised Learning with Masked Image Modeling", arXiv 2311.17218."""
 
 from dataclasses import replace
 

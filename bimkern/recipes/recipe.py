@@ -15,4 +15,3 @@ class Recipe:
     @property
     def name(self) -> str:
         return self.config.recipe
-

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, checked byte by byte before they are believed.
 
-A checkpoint is a folder `step-00000100` of safetensors, JSON, and a manifest with the SHA-256 of each file. It is written
-under a temporary name, fsynced, and renamed. The last two are kept, and the best.
+A checkpoint is a folder `step-00000100` of safetensors, JSON, and a manifest with the SHA-256 of each file. It is
+written under a temporary name, fsynced, and renamed. The last two are kept, and the best.
 """
 
 import hashlib

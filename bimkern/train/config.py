@@ -142,4 +142,3 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
                 lines += differences(saved.get(name), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
-

@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._parameters = list(parameters)
         self._hooks: list[Any] = []
-        self._alive: dict[int, weakref.finalize] = {}
+        self._alive: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 
     def __enter__(self) -> "LiveBytes":
         self._hooks = [p.register_post_accumulate_grad_hook(self._forget_grad) for p in self._parameters]

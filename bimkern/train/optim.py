@@ -29,17 +29,13 @@ class GroupOptimizer:
     def __init__(
         self, parameters: list[tuple[str, nn.Parameter]], config: AdamWConfig, *, device: torch.device, fp16: bool
     ) -> None:
-        self._names = {parameter: name for name, parameter in parameters}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
-        decayed = [p for _, p in parameters if p.ndim > 1]
-        others = [p for _, p in parameters if p.ndim <= 1]
-        self._adamw = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
-            lr=0.0,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
 
     @property

@@ -1,5 +1,6 @@
 """The pictures of a run: reconstructions of every block, curves, memory over time."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,45 +9,47 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bimkern.mim.reconstruct import Statistics, paste_visible, reconstruct
 from bimkern.mim.model import MIM
+from bimkern.mim.reconstruct import Statistics, paste_visible, reconstruct
 
-_NOTES: dict[Statistics, str] = {
-    "visible": "brightness and contrast of the average visible patch",
-    "truth": "brightness and contrast of the hidden truth, which leaks",
-}
+_HONEST = "raw pixel predictions: no statistics of the truth are used"
+_NORMALISED = (
+    "de-normalised with brightness and contrast of the average visible patch;\n"
+    "* with those of the hidden truth, which leaks"
+)
+
+Columns = list[tuple[str, Tensor]]  # title, [B, C, H, W] in [0, 1]
 
 
 def draw_reconstructions(path: Path, model: MIM, images: Tensor, draw_ids: Tensor, seed: int, title: str) -> None:
     """Draw original, masked, and the reconstruction of every block, one image [B, C, H, W] uint8 a row.
 
-    The title says whose statistics de-normalise the prediction; where a target needs some, both choices are drawn.
+    The title says whose statistics de-normalise the predictions; where a target needs some, both choices are drawn.
     """
-    choices: tuple[Statistics, ...] = ("visible", "truth") if model.method.target.normalize else ("visible",)
-    columns = [("original", images.float() / 255)]
-    for statistics in choices:
-        for k, result in enumerate(reconstruct(model, images, draw_ids, seed, statistics)):
-            hidden = int(result.hidden[0].sum())
-            if statistics == "visible":
-                grey = result.vectors.new_zeros(()).expand_as(result.vectors)
-                shown = paste_visible(model, images, type(result)(result.hidden, grey))
-                if k == 0 or len(model.method.masker.ratios) > 1:
-                    columns.append((f"{hidden}/{result.hidden.shape[1]} hidden", shown))
-            columns.append((f"block {k + 1}" if statistics == "visible" else f"block {k + 1}*", paste_visible(model, images, result)))
-    size = 1.3
-    figure = Figure(figsize=(size * len(columns), size * len(images) + 0.7), layout="constrained")
+    columns: Columns = [("original", images / 255), *_predictions(model, images, draw_ids, seed, "visible")]
+    if model.method.target.normalize:
+        columns += [(f"{name}*", pixels) for name, pixels in _predictions(model, images, draw_ids, seed, "truth")[1::2]]
+    figure = Figure(figsize=(1.3 * len(columns), 1.3 * len(images) + 0.7), layout="constrained")
     for row, axes in enumerate(figure.subplots(len(images), len(columns), squeeze=False)):
         for axis, (name, pixels) in zip(axes, columns, strict=True):
             axis.imshow(pixels[row].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(name, fontsize=8)
-    if model.method.target.normalize:
-        title += f"\nde-normalised with {_NOTES['visible']}; *: {_NOTES['truth']}"
-    else:
-        title += "\nraw pixel predictions: no statistics of the truth are used"
-    figure.suptitle(title, fontsize=9)
+    note = _NORMALISED if model.method.target.normalize else _HONEST
+    figure.suptitle(f"{title}\n{note}", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def _predictions(model: MIM, images: Tensor, draw_ids: Tensor, seed: int, statistics: Statistics) -> Columns:
+    """Return two columns a block: what it sees, and what it makes of it."""
+    columns: Columns = []
+    for k, result in enumerate(reconstruct(model, images, draw_ids, seed, statistics)):
+        grey = replace(result, vectors=torch.zeros_like(result.vectors))
+        hidden, patches = int(result.hidden[0].sum()), result.hidden.shape[1]
+        columns.append((f"{hidden} of {patches} hidden", paste_visible(model, images, grey)))
+        columns.append((f"block {k + 1}", paste_visible(model, images, result)))
+    return columns
 
 
 def draw_curves(path: Path, records: list[dict[str, Any]]) -> None:

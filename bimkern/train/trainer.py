@@ -110,9 +110,7 @@ class Trainer:
         lr = run.peak_lr * self.config.schedule.factor(index / self.total_steps)
         for update in self.updates:
             update.lr = lr
-        batches = [
-            MicroBatch(images, self.model.views(ids, run.seed)) for images, ids in map(self._on_device, batch)
-        ]
+        batches = [MicroBatch(images, self.model.views(ids, run.seed)) for images, ids in map(self._on_device, batch)]
         return self.config.method.flow.step(self.model, batches, self.updates, slices=run.slices), lr
 
     def _record(self, done: int, losses: Tensor, lr: float, clock: "_Clock") -> dict[str, Any]:
@@ -231,4 +229,4 @@ def _compile_blocks(model: nn.Module) -> None:
 def _insist_on_repeatable_kernels() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only tests need memory to start as NaN
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only tests need NaN

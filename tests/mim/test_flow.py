@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-
 from bimkern.mim.flow import EndToEnd, Local, MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -56,7 +55,9 @@ def assert_equal_to_rounding(ours, plain):
     (losses, grads), (plain_losses, plain_grads) = ours, plain
     torch.testing.assert_close(losses, plain_losses, rtol=1e-12, atol=0)
     for name, grad in grads.items():
-        torch.testing.assert_close(grad, plain_grads[name], rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grad, plain_grads[name], rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def plain_losses(model, batch, *, local):
@@ -112,9 +113,7 @@ def test_no_gradient_crosses_a_boundary(recipe):
     (batch,) = micro_batches(model, 4)
     losses = plain_losses(model, batch, local=True)
     for stage in range(model.num_stages):
-        others = {
-            name: p for k in range(model.num_stages) if k != stage for name, p in model.stage_parameters(k)
-        }
+        others = {name: p for k in range(model.num_stages) if k != stage for name, p in model.stage_parameters(k)}
         reached = torch.autograd.grad(losses[stage], list(others.values()), retain_graph=True, allow_unused=True)
         assert all(grad is None for grad in reached)
 

@@ -59,7 +59,7 @@ def test_a_truncated_or_missing_file_is_found(tmp_path):
     (tmp_path / "step-00000002" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="step-00000003 is damaged"):
         checkpoints.load(tmp_path / "step-00000003")
-    with pytest.raises(CheckpointError, match="no intact checkpoint is left: .*step-00000003.*step-00000002"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint is left: .*step-00000003.*step-00000002"):
         checkpoints.load_latest(tmp_path)
 
 

@@ -21,8 +21,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         cuda = os.environ.get("BIMKERN_CUDA", "AUTO")
+        # --fresh: what an earlier build remembers lies in an isolated environment that is gone.
         configure = [
-            "cmake", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
+            "cmake", "--fresh", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={library.parent.parent}",
             f"-DBIMKERN_CUDA={cuda}", "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
         ]  # fmt: skip

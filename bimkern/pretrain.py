@@ -19,6 +19,8 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.console import human_bytes
+from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.trainer import Outcome, Trainer
 
@@ -108,18 +110,18 @@ def _open_data(folder: Path | None) -> tuple[Images, Images]:
 
 
 def _describe(config: Config, images: Images) -> str:
-    model = MIM(config.method)
+    run, model = config.run, MIM(config.method)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    lines = [
-        json.dumps(to_json(config), indent=2),
-        f"images          {len(images)} in {images.root}",
-        f"device          {resolve_device(config.run.device)}",
-        f"parameters      {sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
-        f"steps           {config.run.num_steps(len(images))} of {config.run.batch_size} images",
-        f"learning rate   {config.run.peak_lr:.3e} at its peak, "
-        f"= {config.run.base_lr:g} * {config.run.batch_size} / 256",
-    ]
-    return "\n".join(lines)
+    facts = {
+        "images": f"{len(images)} in {images.root}",
+        "device": str(resolve_device(run.device)),
+        "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
+        "activations": f"{human_bytes(live_activation_peak(config))} live at most, with {run.images_at_a_time} images "
+        f"at a time, decoded in slices: {run.slices}",
+        "steps": f"{run.num_steps(len(images))} of {run.batch_size} images",
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
+    }
+    return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
 def _describe_briefly(config: Config, images: Images) -> str:

@@ -15,7 +15,7 @@ def test_the_demo_learns(tmp_path, monkeypatch, capsys):
 
     losses = [json.loads(line)["loss_per_block"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for first, *curve in zip(*losses, strict=True):
-        assert sum(curve[-5:]) / 5 < 0.4 * first
+        assert sum(curve[-5:]) / 5 < 0.45 * first
 
     printed = capsys.readouterr().out
     errors, baselines = (
@@ -24,5 +24,5 @@ def test_the_demo_learns(tmp_path, monkeypatch, capsys):
     )
     assert len(errors) == len(baselines) == 4
     for error, baseline in zip(errors, baselines, strict=True):
-        assert error < 0.85 * baseline
+        assert error < 0.8 * baseline
     assert seconds < 120

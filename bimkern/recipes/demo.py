@@ -25,7 +25,7 @@ def demo() -> Config:
         ),
         augment=RandomResizedCrop(scale=(0.1, 1.0)),
         schedule=Cosine(warmup=0.1),
-        run=RunConfig(steps=500, batch_size=32, base_lr=1.6e-2, precision="fp32"),
+        run=RunConfig(steps=500, batch_size=32, base_lr=3.2e-2, precision="fp32"),
     )
 
 

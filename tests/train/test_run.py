@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import torch
 from PIL import Image
 
 from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
 from bimkern.train import checkpoint as checkpoints
+from bimkern.train.console import human_bytes
+from bimkern.train.estimate import live_activation_peak
 
 NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
 
@@ -75,6 +79,18 @@ def test_a_run_repeats_bit_for_bit(photos, tmp_path, recipe, options):
     for name in ("one", "two"):
         train(recipe, photos, tmp_path / name, "--steps", "6", *options)
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test_growing"])
+def test_a_dry_run_tells_the_live_activations_of_the_run(photos, tmp_path, recipe, capsys):
+    options = ("--slices", "3", "--steps", "2")
+    train(recipe, photos, tmp_path / "run", *options)
+    counted = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["live_activation_bytes"]
+    capsys.readouterr()
+    main([recipe, "--data", str(photos), "--dry-run", *options])
+    config = RECIPES[recipe].config
+    assert live_activation_peak(replace(config, run=replace(config.run, slices=3))) == counted
+    assert f"activations    {human_bytes(counted)} live at most, with 8 images" in capsys.readouterr().out
 
 
 def test_another_seed_is_another_run(photos, tmp_path):

@@ -1,0 +1,45 @@
+"""What a step needs before it is run: counted on fake tensors, which have shapes but neither memory nor arithmetic."""
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bimkern.mim.flow import MicroBatch, NamedParameters
+from bimkern.mim.model import MIM
+from bimkern.models.layers import set_compute_dtype
+from bimkern.train.config import DTYPES, Config
+from bimkern.train.memory import LiveBytes
+
+
+class _FreeGradients:
+    """The update of a group as far as memory is concerned."""
+
+    def __init__(self, group: NamedParameters) -> None:
+        self._group = group
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
+
+    def apply(self) -> None:
+        for _, parameter in self._group:
+            parameter.grad = None
+
+
+def live_activation_peak(config: Config) -> int:
+    """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
+
+    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors. A GPU's attention
+    kernels may save a little more or less.
+    """
+    run = config.run
+    with FakeTensorMode():
+        model = MIM(config.method)
+        set_compute_dtype(model, DTYPES[run.precision])
+        updates = [_FreeGradients(group) for group in config.method.flow.partition(model)]
+        side = config.method.encoder.image_size
+        shape = (run.images_at_a_time, config.method.encoder.channels, side, side)
+        images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
+        with LiveBytes(model.parameters()) as counter:
+            batch = MicroBatch(images, model.views(ids, run.seed))
+            config.method.flow.step(model, [batch], updates, slices=run.slices)
+    return counter.peak

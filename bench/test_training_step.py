@@ -20,7 +20,8 @@ def test_training_step(benchmark, recipe, slices):
     model = MIM(RECIPES[recipe].config.method)
     flow = model.method.flow
     updates = [
-        GroupOptimizer(group, AdamWConfig(), device=torch.device("cpu"), fp16=False) for group in flow.partition(model)
+        GroupOptimizer(name, group, AdamWConfig(), device=torch.device("cpu"), fp16=False)
+        for name, group in flow.partition(model).items()
     ]
     images = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8)
 

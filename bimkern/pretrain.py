@@ -11,21 +11,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 import tyro
 
 from bimkern.data.demo import demo_images
 from bimkern.data.source import Images, SourceError, image_folder
 from bimkern.mim.model import MIM
+from bimkern.ops import BackendError
 from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
-from bimkern.train.trainer import Outcome, Trainer
+from bimkern.train.signals import Stopped
+from bimkern.train.trainer import Diverged, Outcome, Trainer
 
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
+_FEW_STEPS = 100
+_NORMALISED_NOTE = (
+    "(The target is normalised per patch: brightness and contrast are those of the average visible patch,\n"
+    "so a good model may still lose to the guess. The loss says how well it learns.)\n"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,17 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(_describe(config, images))
             return
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+        if images.root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+            raise ConfigError(f"--out {folder.path} lies inside --data {images.root}: its pictures would be trained on")
         folder.open(config)
         print(_describe_briefly(config, images), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
-    except (ConfigError, SourceError, CheckpointError) as error:
-        _refuse(str(error))
+    except (ConfigError, SourceError, CheckpointError, BackendError) as error:
+        _end(str(error), exit_code=2)
+    except Diverged as error:
+        _end(str(error), exit_code=1)
+    except Stopped as stop:
+        _end(f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
     print(_closing_words(config, folder, outcome))
 
 
-def _refuse(message: str) -> NoReturn:
+def _end(message: str, *, exit_code: int) -> NoReturn:
     print(f"{_PROGRAM}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_code)
 
 
 def _take_recipe(arguments: list[str]) -> Recipe:
@@ -76,7 +90,8 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_first_sentence(errors.getvalue())) from None
+        hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
+        raise ConfigError(_first_sentence(errors.getvalue()).removeprefix("Error parsing RunConfig: ") + hint) from None
 
 
 def _first_sentence(box: str) -> str:
@@ -85,7 +100,7 @@ def _first_sentence(box: str) -> str:
     if lines[0].startswith("╭"):
         lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself
     paragraphs = [" ".join(group) for rule, group in groupby(lines, lambda text: not text.strip("─-")) if not rule]
-    return paragraphs[1]
+    return paragraphs[1] if len(paragraphs) > 1 else " ".join(paragraphs)
 
 
 def _help(recipe: Recipe) -> str:
@@ -105,12 +120,16 @@ def _open_data(folder: Path | None) -> tuple[Images, Images]:
     """Return the images to train on and those to judge and draw: held out in the demo, else the same."""
     if folder is None:
         return demo_images()
+    if folder == Path():
+        raise ConfigError("--data is empty or the current folder; name the folder of images")
     images = image_folder(folder)
     return images, images
 
 
 def _describe(config: Config, images: Images) -> str:
-    run, model = config.run, MIM(config.method)
+    run = config.run
+    with torch.device("meta"):
+        model = MIM(config.method)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     facts = {
         "images": f"{len(images)} in {images.root}",
@@ -126,24 +145,27 @@ def _describe(config: Config, images: Images) -> str:
 
 def _describe_briefly(config: Config, images: Images) -> str:
     run = config.run
+    steps = run.num_steps(len(images))
+    few = f"; {steps} steps are too few to learn much" if steps < _FEW_STEPS else ""
     return (
-        f"{config.recipe}: {len(images)} images from {images.root}, {run.num_steps(len(images))} steps of "
-        f"{run.batch_size}, {run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}"
+        f"{config.recipe}: {len(images)} images from {images.root}, {steps} steps of {run.batch_size}, "
+        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}"
     )
 
 
 def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
     errors = "  ".join(f"{error:.3f}" for error in outcome.errors)
     colours = "  ".join(f"{error:.3f}" for error in outcome.baselines)
-    held_out = "held-out photographs" if config.run.data is None else "fresh crops"
+    judged = "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
     return (
-        f"\nError on hidden patches of {held_out}, per block:  {errors}\n"
-        f"Guessing the mean visible colour would give:  {colours}\n\n"
+        f"\nError on hidden patches, {judged}, per block:  {errors}\n"
+        f"Guessing the mean visible colour would give:  {colours}\n"
+        f"{_NORMALISED_NOTE if config.method.target.normalize else ''}\n"
         f"Wrote {folder.path}/\n"
         "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
         "  pictures/curves.png, memory.png\n"
         "  metrics.jsonl, tensorboard/  every logged number\n"
-        "  checkpoints/                 the last two and the best\n\n"
+        "  checkpoints/                 the last two and the best (state.json names it)\n\n"
         f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
         f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256"
     )

@@ -42,8 +42,9 @@ Tensor gather_tokens_op(const Tensor& tokens, const Tensor& keep, const std::opt
   if (pos) {
     STD_TORCH_CHECK(pos->dim() == 2 && pos->size(0) == num_tokens && pos->size(1) == tokens.size(2), op,
                     ": pos must be [N, D]");
-    STD_TORCH_CHECK(pos->scalar_type() == tokens.scalar_type() && pos->is_cpu() == tokens.is_cpu(), op,
-                    ": pos must have the dtype and device of tokens");
+    STD_TORCH_CHECK(pos->scalar_type() == tokens.scalar_type() && pos->is_cpu() == tokens.is_cpu() &&
+                        pos->get_device_index() == tokens.get_device_index(),
+                    op, ": pos must have the dtype and device of tokens");
     pos_rows = with_contiguous_rows(*pos);
     args.pos = pos_rows->const_data_ptr();
     args.pos_token_stride = pos_rows->stride(0);

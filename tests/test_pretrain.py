@@ -38,17 +38,19 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
     [
         (["bim_vit_giant"], "unknown recipe 'bim_vit_giant'; choose one of demo, bim_vit_base, "),
         (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["--data", ""], "--data is empty or the current folder; name the folder of images"),
         (["--precision", "int8"], "invalid choice 'int8' for argument '--precision'. Expected one of ('fp32', 'bf16'"),
         (["--stepz", "3"], "Unrecognized options: --stepz, 3"),
         (["--steps", "many"], "Error parsing --steps: no type matching {None}|INT could be instantiated from ['many']"),
-        (["--batch-size", "4", "--slices", "8"], "--slices must be at most the 4 images"),
+        (["--dry-run", "mae_vit_base"], "Unrecognized options: mae_vit_base; the recipe comes first"),
+        (["--out", "cache/bimkern/demo-v1/train/run"], "its pictures would be trained on"),
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code, output = printed(capsys, *arguments)
     assert code == 2
     assert message in output.err
@@ -65,3 +67,13 @@ def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatc
     assert re.search(r"parameters +\d+\.\d+ M \(", output)
     assert "2.400e-03 at its peak, = 0.00015 * 4096 / 256" in output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backend_that_is_not_there_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("BIMKERN_BACKEND", "triton")
+    code, output = printed(capsys, "bim_vit_test")
+    assert code == 2
+    assert "BIMKERN_BACKEND=triton, but there is no triton kernel" in output.err
+    assert output.err.count("\n") == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.source import Images, image_folder
+from bimkern.data.source import Images, SourceError, image_folder
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond
 _HELD_OUT = 0.25  # share of the width
@@ -30,16 +30,25 @@ def demo_images() -> tuple[Images, Images]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimkern"
     folder = cache / "demo-v1"
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            written = Path(scratch) / "demo"
-            _write(written)
-            try:
-                written.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was first, with the same bytes
-                    raise
+        try:
+            _write_once(folder)
+        except OSError as error:
+            raise SourceError(
+                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
+            ) from error
     return image_folder(folder / "train"), image_folder(folder / "heldout")
+
+
+def _write_once(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        written = Path(scratch) / "demo"
+        _write(written)
+        try:
+            written.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same bytes
+                raise
 
 
 def _write(folder: Path) -> None:

@@ -7,7 +7,8 @@ Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +53,10 @@ class MicroBatches(Dataset[HostBatch]):
         count = min(self.micro_batch, self.batch_size - offset)
         epochs, sample_ids = stream(step * self.batch_size + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
-        boxes = self.augment.boxes(draws, self.images.sizes[sample_ids], self.seed)
+        boxes = self.augment.boxes(draws, self.images.sizes(sample_ids), self.seed)
         flips = self.augment.flips(draws, self.seed)
         pixels = [self._crop(int(i), box, bool(flip)) for i, box, flip in zip(sample_ids, boxes, flips, strict=True)]
-        return HostBatch(torch.from_numpy(np.stack(pixels)), torch.from_numpy(draws))
+        return HostBatch(torch.from_numpy(np.ascontiguousarray(np.stack(pixels))), torch.from_numpy(draws))
 
     def _crop(self, sample_id: int, box: np.ndarray, flip: bool) -> np.ndarray:
         left, top, width, height = box.tolist()
@@ -72,7 +73,7 @@ def default_workers() -> int:
 
 def step_batches(
     data: MicroBatches, first_step: int, last_step: int, *, workers: int, pin_memory: bool
-) -> Iterator[list[HostBatch]]:
+) -> Generator[list[HostBatch], None, None]:
     """Yield the micro-batches of every step in [first_step, last_step), decoded ahead by worker processes.
 
     With workers=0 they are decoded in the calling process.
@@ -84,7 +85,14 @@ def step_batches(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_run,
     )
     micro_batches = iter(loader)
     for _ in range(first_step, last_step):
         yield [next(micro_batches) for _ in range(data.per_step)]
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Go on through a Ctrl-C, which reaches the whole process group, and end when the run ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

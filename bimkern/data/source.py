@@ -3,8 +3,9 @@
 A sample id is the place of an image in the sorted list of a source, so it means the same on every machine.
 """
 
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises on bad files
 
 
 class SourceError(ValueError):
@@ -43,13 +45,16 @@ class Images:
             with Image.open(path) as image:
                 ImageOps.exif_transpose(image, in_place=True)
                 return image.convert("RGB")
-        except OSError as error:
+        except _UNREADABLE as error:
             raise SourceError(f"{path}: not a readable image ({error})") from error
 
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """Width and height of every image once upright, [N, 2] int64; reads headers only."""
-        return np.array([_upright_size(self.path(i)) for i in range(len(self))], dtype=np.int64)
+    def sizes(self, sample_ids: Iterable[int]) -> np.ndarray:
+        """Read width and height of images once upright, [B, 2] int64, from their headers.
+
+        Raises:
+            SourceError: as open().
+        """
+        return np.array([_upright_size(self.path(i)) for i in sample_ids], dtype=np.int64).reshape(-1, 2)
 
 
 def image_folder(root: Path) -> Images:
@@ -60,12 +65,24 @@ def image_folder(root: Path) -> Images:
     """
     if not root.is_dir():
         raise SourceError(f"{root} is not a folder")
-    files = sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-    )
+    files = sorted(path.relative_to(root).as_posix() for path in _walk(root) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise SourceError(f"{root} holds no image; looked for {', '.join(SUFFIXES)} in it and below")
     return Images(root, tuple(files))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden, through linked folders too, each folder once."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # Sorted, so that of two links to one folder the same is taken everywhere; hidden folders are not data.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder) / name for name in names if not name.startswith("."))
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
@@ -73,6 +90,6 @@ def _upright_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             transposed = image.getexif().get(_ORIENTATION) in _TRANSPOSED
-    except OSError as error:
+    except _UNREADABLE as error:
         raise SourceError(f"{path}: not a readable image ({error})") from error
     return (height, width) if transposed else (width, height)

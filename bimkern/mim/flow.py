@@ -59,8 +59,9 @@ class Local:
     Source: Luo et al. 2023 (BIM), section 3.2 and algorithm 1.
     """
 
-    def partition(self, model: Staged) -> list[NamedParameters]:
-        return [list(model.stage_parameters(stage)) for stage in range(model.num_stages)]
+    def partition(self, model: Staged) -> dict[str, NamedParameters]:
+        """Return the groups of parameters that update on their own, by name."""
+        return {f"block {k + 1}": list(model.stage_parameters(k)) for k in range(model.num_stages)}
 
     def step(
         self,
@@ -97,8 +98,9 @@ class EndToEnd:
     Source: He et al. 2022 (MAE) with one tap; Wang et al. 2023 (LocalMIM), section 3.2 with several.
     """
 
-    def partition(self, model: Staged) -> list[NamedParameters]:
-        return [list(model.named_parameters())]
+    def partition(self, model: Staged) -> dict[str, NamedParameters]:
+        """Return the groups of parameters that update on their own, by name."""
+        return {"the network": list(model.named_parameters())}
 
     def step(
         self,

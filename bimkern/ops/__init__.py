@@ -1,6 +1,6 @@
 """The ops: what masked image modelling computes beyond a plain network, each usable on its own."""
 
-from bimkern.ops._backend import backends
+from bimkern.ops._backend import BackendError, backends
 from bimkern.ops.gather_tokens import gather_tokens
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
@@ -9,6 +9,7 @@ from bimkern.ops.random_keep import random_keep
 from bimkern.ops.restore_tokens import restore_tokens
 
 __all__ = [
+    "BackendError",
     "backends",
     "gather_tokens",
     "keep_to_mask",

@@ -26,6 +26,10 @@ _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
 _said: set[str] = set()  # ops whose fallback was logged
 
 
+class BackendError(RuntimeError):
+    """BIMKERN_BACKEND asks for what is not there."""
+
+
 @dataclass(frozen=True)
 class Choice:
     backend: str
@@ -47,7 +51,7 @@ def choice(op: str, device: str) -> Choice:
     """Decide what serves `op` on `device`.
 
     Raises:
-        RuntimeError: BIMKERN_BACKEND names a backend that is unknown, or that this op and device do not have.
+        BackendError: BIMKERN_BACKEND names a backend that is unknown, or that this op and device do not have.
     """
     forced = os.environ.get("BIMKERN_BACKEND")
     declared = _kernels[op].get(device)
@@ -63,13 +67,13 @@ def choice(op: str, device: str) -> Choice:
 
 def _forced_choice(op: str, device: str, forced: str, declared: str | None, missing: str | None) -> Choice:
     if forced not in BACKENDS:
-        raise RuntimeError(f"{op}: BIMKERN_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}")
+        raise BackendError(f"{op}: BIMKERN_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}")
     if forced == "reference":
         return Choice("reference", "BIMKERN_BACKEND=reference")
     if forced != declared:
-        raise RuntimeError(f"{op}: BIMKERN_BACKEND={forced}, but there is no {forced} kernel for {device}")
+        raise BackendError(f"{op}: BIMKERN_BACKEND={forced}, but there is no {forced} kernel for {device}")
     if missing is not None:
-        raise RuntimeError(f"{op}: BIMKERN_BACKEND={forced}, but {missing}")
+        raise BackendError(f"{op}: BIMKERN_BACKEND={forced}, but {missing}")
     return Choice(forced, f"BIMKERN_BACKEND={forced}")
 
 
@@ -102,6 +106,6 @@ def backends() -> dict[str, dict[str, Choice]]:
         for device in DEVICES:
             try:
                 table[op][device] = choice(op, device)
-            except RuntimeError as error:
+            except BackendError as error:
                 table[op][device] = Choice("none", str(error))
     return table

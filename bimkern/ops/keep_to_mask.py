@@ -33,6 +33,8 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
     """
-    check.shapes("keep_to_mask", keep=(keep, "B K"))
+    dims = check.shapes("keep_to_mask", keep=(keep, "B K"))
+    if dims["K"] > num_tokens:
+        raise ValueError(f"keep_to_mask: keep must hold at most N={num_tokens} tokens, got K={dims['K']}")
     check.dtypes("keep_to_mask", keep=(keep, torch.int64))
     return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens)

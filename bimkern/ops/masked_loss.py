@@ -43,7 +43,7 @@ def masked_loss(
         Scalar, dtype of target. Differentiable in pred. Zero, with zero gradients, where the denominator is zero.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or kind is off; the message names it.
+        ValueError, TypeError: a shape, dtype, device or kind is off; the message names it.
 
     Same as: masked_loss_reference.
     Source: He et al. 2022 (MAE), section 3; Xie et al. 2022 (SimMIM), section 3.4 for l1.
@@ -59,6 +59,8 @@ def masked_loss(
         raise ValueError(f"masked_loss: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if denominator is None:
         denominator = weight.sum()
-    elif denominator.ndim != 0:
-        raise ValueError(f"masked_loss: denominator must be a scalar tensor, got shape {list(denominator.shape)}")
+    elif not isinstance(denominator, Tensor) or denominator.ndim != 0:
+        got = f"shape {list(denominator.shape)}" if isinstance(denominator, Tensor) else repr(denominator)
+        raise ValueError(f"masked_loss: denominator must be a scalar tensor, got {got}")
+    check.same_device("masked_loss", pred=pred, target=target, weight=weight)
     return _backend.call("masked_loss", masked_loss_reference, pred, target, weight, kind, denominator)

@@ -77,6 +77,7 @@ def random_keep(
     if parent is not None:
         dims = check.shapes("random_keep", sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
         check.dtypes("random_keep", parent=(parent, torch.int64))
+        check.same_device("random_keep", sample_ids=sample_ids, parent=parent)
         available, letter = dims["P"], "P"
     if not 0 <= num_keep <= available:
         raise ValueError(f"random_keep: num_keep must be in [0, {letter}={available}], got {num_keep}")

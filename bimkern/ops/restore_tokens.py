@@ -34,7 +34,7 @@ def restore_tokens(
 
     Args:
         visible: [B, R+K, D], floating; prefix tokens first, they get no position.
-        keep: [B, K], int64 in [0, N), no repeats within a row.
+        keep: [B, K], int64 in [0, N), no repeats within a row; the values are not checked.
         mask_token: [D], dtype of visible.
         pos: [N, D], dtype of visible, or None.
         num_tokens: N.
@@ -44,12 +44,14 @@ def restore_tokens(
         [B, R+N, D], dtype of visible. Differentiable in visible, mask_token and pos.
 
     Raises:
-        ValueError, TypeError: a shape or dtype is off; the message names it.
+        ValueError, TypeError: a shape, count, device or dtype is off; the message names it.
 
     Same as: restore_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; appended mask tokens, un-shuffled.
     """
     op = "restore_tokens"
+    if num_prefix < 0 or num_tokens < 0:
+        raise ValueError(f"{op}: num_tokens and num_prefix must be at least 0, got {num_tokens} and {num_prefix}")
     known = {"N": num_tokens, "R": num_prefix}
     dims = check.shapes(
         op, known, keep=(keep, "B K"), visible=(visible, "B R+K D"), mask_token=(mask_token, "D"), pos=(pos, "N D")
@@ -60,4 +62,5 @@ def restore_tokens(
     check.dtypes(
         op, visible=(visible, check.FLOATS), keep=(keep, torch.int64), mask_token=(mask_token, dtype), pos=(pos, dtype)
     )
+    check.same_device(op, visible=visible, keep=keep, mask_token=mask_token, pos=pos)
     return _backend.call(op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens, num_prefix)

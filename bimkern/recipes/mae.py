@@ -15,7 +15,7 @@ from bimkern.train.optim import AdamWConfig
 _EPOCHS = 800  # table 1 and table 8; 1600 in table 3
 
 
-def mae(name: str, encoder: ViTConfig) -> Config:
+def mae(name: str, encoder: ViTConfig, micro_batch: int = 256) -> Config:
     return Config(
         recipe=name,
         method=Method(
@@ -33,14 +33,18 @@ def mae(name: str, encoder: ViTConfig) -> Config:
             epochs=_EPOCHS,
             batch_size=4096,  # table 8
             base_lr=1.5e-4,  # table 8
-            micro_batch=256,  # ours: fits a GPU of 24 GiB; the mathematics does not depend on it
-            slices=8,  # ours: likewise
+            micro_batch=micro_batch,  # ours: below 13 GiB of activations; the mathematics does not depend on it
+            slices=8,  # ours, likewise
             precision="bf16",  # ours: fp16, which the published program takes, ends in NaN on long schedules
         ),
     )
 
 
 MAE_RECIPES = tuple(
-    Recipe(summary=f"MAE, ViT-{size}, end to end", config=mae(f"mae_vit_{name}", encoder))
-    for name, size, encoder in (("base", "B/16", VIT_BASE), ("large", "L/16", VIT_LARGE), ("huge", "H/14", VIT_HUGE))
+    Recipe(summary=f"MAE, ViT-{size}, end to end", config=mae(f"mae_vit_{name}", encoder, micro_batch))
+    for name, size, encoder, micro_batch in (
+        ("base", "B/16", VIT_BASE, 256),
+        ("large", "L/16", VIT_LARGE, 256),
+        ("huge", "H/14", VIT_HUGE, 64),
+    )
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,25 +39,40 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, best_step: int) -> Path:
-    """Write a checkpoint below folder and drop those that are neither recent nor the best; return its path."""
+    """Write a checkpoint below folder and drop those that are neither recent nor the best; return its path.
+
+    Raises:
+        CheckpointError: it cannot be written; the checkpoints before it are as they were.
+    """
     final = folder / f"step-{checkpoint.step:08d}"
     scratch = folder / f"{_TEMPORARY}{final.name}"
-    for leftover in (scratch, final):
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, scratch / "model.safetensors")
-    save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, scratch / "optimizer.safetensors")
-    (scratch / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2))
-    sums = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
-    (scratch / _MANIFEST).write_text(json.dumps(sums, indent=2))
-    for path in (*scratch.iterdir(), scratch):
-        _fsync(path)
-    scratch.rename(final)
-    _fsync(folder)
-    for old in _steps(folder)[:-_KEPT]:
-        if old.name != f"step-{best_step:08d}":
-            shutil.rmtree(old)
+    try:
+        _write(scratch, checkpoint)
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.rename(final)
+        _fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(f"{final} cannot be written ({error})") from error
+    kept = _steps(folder)
+    here = kept.index(final)
+    # What lies beyond was passed over as damaged or left by rolling back: this run will not come to it.
+    for other in (*kept[: max(0, here + 1 - _KEPT)], *kept[here + 1 :]):
+        if other.name != f"step-{best_step:08d}":
+            shutil.rmtree(other)
     return final
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, folder / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, folder / "optimizer.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2))
+    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(sums, indent=2))
+    for path in (*folder.iterdir(), folder):
+        _fsync(path)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -1,5 +1,7 @@
 """The complete, typed config of a run: what is trained, and how this run goes."""
 
+import math
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +36,7 @@ class RunConfig:
     out: Path | None = None
     """Run folder; the same command again resumes what is in it. Default: runs/RECIPE."""
     epochs: float = 1.0
-    """Passes over the images."""
+    """Passes over the images. The warm-up keeps its share of the run."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
     batch_size: int = 256
@@ -42,7 +44,7 @@ class RunConfig:
     micro_batch: int | None = None
     """Images that go through the network at a time; gradients of the others are accumulated. Default: batch size."""
     slices: int = 1
-    """Parts in which a head decodes a micro-batch; more take less memory, same mathematics."""
+    """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     precision: Precision = "fp32"
@@ -71,15 +73,12 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("epochs", "base_lr"):
             value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
-        if self.slices > self.images_at_a_time:
-            raise ConfigError(
-                f"--slices must be at most the {self.images_at_a_time} images that are decoded at a time, "
-                f"got {self.slices}"
-            )
 
     @property
     def images_at_a_time(self) -> int:
@@ -115,7 +114,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     available = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= available:

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
 _PLAIN_LINES_EVERY = 5.0  # seconds
 
@@ -27,6 +29,16 @@ def human_bytes(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+class _BarOverRecord(Progress):
+    """A progress bar with the last record on the lines below it."""
+
+    record = "the first steps take longest"
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.record)
+
+
 class Reporter:
     """Show the progress of a run."""
 
@@ -34,10 +46,11 @@ class Reporter:
         self._first, self._total = done, total
         self._start = time.monotonic()
         self._last_line = -_PLAIN_LINES_EVERY
-        self._bar: Progress | None = None
+        self._bar: _BarOverRecord | None = None
         if sys.stdout.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console())
+            # Two lines: on a narrow terminal the record would else squeeze the bar to nothing.
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = _BarOverRecord(*columns, console=Console())
             self._bar.start()
             self._task = self._bar.add_task("", total=total, completed=done)
 
@@ -46,7 +59,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
             if record is not None:
-                self._bar.update(self._task, description=describe(record))
+                self._bar.record = describe(record)
             return
         now = time.monotonic()
         if record is not None and (now - self._last_line >= _PLAIN_LINES_EVERY or done == self._total):

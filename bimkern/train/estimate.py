@@ -35,7 +35,7 @@ def live_activation_peak(config: Config) -> int:
     with FakeTensorMode():
         model = MIM(config.method)
         set_compute_dtype(model, DTYPES[run.precision])
-        updates = [_FreeGradients(group) for group in config.method.flow.partition(model)]
+        updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         side = config.method.encoder.image_size
         shape = (run.images_at_a_time, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)

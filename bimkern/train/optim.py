@@ -24,11 +24,21 @@ class AdamWConfig:
 
 
 class GroupOptimizer:
-    """Update one group of parameters; the loss is scaled for fp16 only."""
+    """Update one group of parameters; the loss is scaled for fp16 only.
+
+    An update whose gradient is not finite is skipped, in every precision, and counted on the device: nothing waits.
+    """
 
     def __init__(
-        self, parameters: list[tuple[str, nn.Parameter]], config: AdamWConfig, *, device: torch.device, fp16: bool
+        self,
+        name: str,
+        parameters: list[tuple[str, nn.Parameter]],
+        config: AdamWConfig,
+        *,
+        device: torch.device,
+        fp16: bool,
     ) -> None:
+        self.name = name
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
         groups: list[dict[str, Any]] = [
@@ -37,6 +47,8 @@ class GroupOptimizer:
         ]
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.skipped = torch.zeros((), device=device)  # updates, so far
+        self.skipped_in_a_row = torch.zeros((), device=device)
 
     @property
     def lr(self) -> float:
@@ -51,10 +63,15 @@ class GroupOptimizer:
         return self._scaler.scale(loss)
 
     def apply(self) -> None:
-        """Clip, update, and free the gradients. In fp16 an update with a non-finite gradient is skipped."""
+        """Clip, update unless a gradient is not finite, and free the gradients."""
+        self._scaler.unscale_(self._adamw)
+        norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
         if self._clip is not None:
-            self._scaler.unscale_(self._adamw)
-            nn.utils.clip_grad_norm_(self._names, self._clip)
+            nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
+        skip = (~norm.isfinite()).float()
+        self.skipped += skip
+        self.skipped_in_a_row = (self.skipped_in_a_row + skip) * skip
+        self._adamw.found_inf = skip  # type: ignore[attr-defined]  # fused AdamW leaves everything as it is where this is 1
         self._scaler.step(self._adamw)
         self._scaler.update()
         self._adamw.zero_grad(set_to_none=True)
@@ -68,13 +85,10 @@ class GroupOptimizer:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over the state that tensors() gave, from a mapping that may hold that of other groups too."""
         for parameter, name in self._names.items():
-            state = {
+            self._adamw.state[parameter] = {
                 quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
                 for quantity in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}/{quantity}" in tensors
             }
-            if state:
-                self._adamw.state[parameter] = state
 
     def scaler_state(self) -> dict[str, Any]:
         return self._scaler.state_dict()

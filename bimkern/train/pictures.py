@@ -1,5 +1,6 @@
 """The pictures of a run: reconstructions of every block, curves, memory over time."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def draw_reconstructions(path: Path, model: MIM, images: Tensor, draw_ids: Tenso
                 axis.set_title(name, fontsize=8)
     note = _NORMALISED if model.method.target.normalize else _HONEST
     figure.suptitle(f"{title}\n{note}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
 
 
 def _predictions(model: MIM, images: Tensor, draw_ids: Tensor, seed: int, statistics: Statistics) -> Columns:
@@ -57,15 +58,15 @@ def draw_curves(path: Path, records: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     steps = [record["step"] for record in records]
-    losses = torch.tensor([record["loss_per_block"] for record in records])  # [steps, S]
-    for k, curve in enumerate(losses.T):
-        top.plot(steps, curve, label=f"block {k + 1}", linewidth=1)
+    for k, curve in enumerate(zip(*(record["loss_per_block"] for record in records), strict=True)):
+        losses = [math.nan if loss is None else loss for loss in curve]
+        top.plot(steps, losses, label=f"block {k + 1}", linewidth=1)
     top.set(ylabel="loss", yscale="log")
     top.legend()
     bottom.plot(steps, [record["lr"] for record in records], color="black", linewidth=1)
     bottom.set(ylabel="learning rate", xlabel="step")
     _grid(top, bottom)
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
 
 
 def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
@@ -81,7 +82,13 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
     axis.set(xlabel="step", ylabel="MiB", ylim=(0, None))
     axis.legend()
     _grid(axis)
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=120, format="png")
+    scratch.replace(path)
 
 
 def _grid(*axes: Axes) -> None:

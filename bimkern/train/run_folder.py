@@ -1,13 +1,18 @@
 """The folder of a run: whose it is, and whether this command may go on in it."""
 
+import fcntl
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from bimkern.train.config import Config, ConfigError, differences, to_json
 
 _CONFIG = "config.json"
+_SCRATCH = f".{_CONFIG}"
+_LOCK = ".lock"
+_MADE_FIRST = {_LOCK, _SCRATCH, "checkpoints", "pictures"}  # what a run leaves that was killed before config.json
 
 
 class RunFolder:
@@ -22,29 +27,46 @@ class RunFolder:
         """Create the folder, or make sure that it holds a run of this very config.
 
         Raises:
-            ConfigError: the folder cannot be written, is not a run's, or belongs to a run with another config.
+            ConfigError: the folder cannot be written, is not a run's, belongs to a run with another config, or to a
+                process that is running.
         """
-        wanted = to_json(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            occupied = any(self.path.iterdir())
+            foreign = {path.name for path in self.path.iterdir()} - _MADE_FIRST
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
         if not os.access(self.path, os.W_OK):
             raise ConfigError(f"--out {self.path} cannot be written")
+        self._claim()
         saved = self._saved_config()
-        if saved is None and occupied:
+        if saved is None and foreign:
             raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
-        changed = differences(saved, wanted) if saved is not None else []
+        changed = differences(saved, to_json(config)) if saved is not None else []
         if changed:
             raise ConfigError(
                 f"--out {self.path} holds a run with other settings ({'; '.join(changed)}); choose another --out"
             )
         for folder in (self.checkpoints, self.pictures):
             folder.mkdir(exist_ok=True)
-        scratch = self.path / f".{_CONFIG}"
-        scratch.write_text(json.dumps(wanted, indent=2) + "\n")
+
+    def record(self, config: Config) -> None:
+        """Write config.json, once it is sure that this run may go on here."""
+        scratch = self.path / _SCRATCH
+        scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
         os.replace(scratch, self.path / _CONFIG)
+
+    def _claim(self) -> None:
+        """Hold the folder for this process until it ends, however it ends."""
+        self._lock = (self.path / _LOCK).open("a+")
+        try:
+            # A record lock: unlike flock it does not pass to loader processes, which may outlive a killed run.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise ConfigError(f"--out {self.path} is in use by {self._lock.read().strip()}; choose another") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
 
     def _saved_config(self) -> dict[str, Any] | None:
         try:

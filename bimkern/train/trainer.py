@@ -1,14 +1,17 @@
 """The training loop: it runs any method, and knows none."""
 
 import hashlib
+import logging
+import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bimkern.data.loader import HostBatch, MicroBatches, default_workers, step_batches
@@ -24,9 +27,17 @@ from bimkern.train.console import Reporter
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.run_folder import RunFolder
+from bimkern.train.signals import Stopped, StopSignals
+
+logger = logging.getLogger("bimkern.train")
 
 _JUDGED_IMAGES = 64
 _DRAWN_IMAGES = 6
+_PATIENCE = 10  # updates in a row that a group may skip, before the run returns to its last checkpoint
+
+
+class Diverged(RuntimeError):
+    """Training cannot go on from where it is, nor from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,44 +56,71 @@ class Trainer:
         run = config.run
         self.config, self.folder = config, folder
         self.device = resolve_device(run.device)
-        if run.deterministic:
-            _insist_on_repeatable_kernels()
         torch.manual_seed(run.seed)
         self.model = MIM(config.method).to(self.device)
         set_compute_dtype(self.model, DTYPES[run.precision])
         self.updates = [
-            GroupOptimizer(group, config.optim, device=self.device, fp16=run.precision == "fp16")
-            for group in config.method.flow.partition(self.model)
+            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16")
+            for name, group in config.method.flow.partition(self.model).items()
         ]
         self.total_steps = run.num_steps(len(images))
         self.data = self._micro_batches(images, run.batch_size, run.images_at_a_time, run.seed)
+        self._fingerprint = hashlib.sha256(b"\0".join(map(os.fsencode, images.files))).hexdigest()
         # Another seed draws other crops, where the judged images are those that train.
         count = min(_JUDGED_IMAGES, 4 * len(judged))
         self._judged = self._on_device(self._micro_batches(judged, count, count, run.seed + 1)[0])
         self._interval_losses: list[Tensor] = []
         self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
         self._live_activation_bytes: int | None = None
+        self._rolled_back_to: int | None = None
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""
         done = self._resume()
+        self.folder.record(self.config)
         if done < self.total_steps:
-            if self.config.run.compile:
-                _compile_blocks(self.model)
-            log = metrics.Metrics(self.folder.path, after_step=done)
-            reporter = Reporter(done=done, total=self.total_steps)
-            try:
-                self._loop(done, log, reporter)
-            finally:
-                log.close()
-                reporter.close()
+            with _repeatable_kernels() if self.config.run.deterministic else nullcontext():
+                self._train_from(done)
+        else:
+            self._draw(done)  # the run may have been killed between its last checkpoint and the pictures
         return self._judge()
 
-    def _loop(self, first: int, log: metrics.Metrics, reporter: Reporter) -> None:
+    def _train_from(self, done: int) -> None:
+        if self.config.run.compile:
+            _compile_blocks(self.model)
+        log = metrics.Metrics(self.folder.path, after_step=done)
+        reporter = Reporter(done=done, total=self.total_steps)
+        try:
+            with StopSignals() as signals:
+                while done < self.total_steps:
+                    done = self._run_from(done, log, reporter, signals)
+        finally:
+            log.close()
+            reporter.close()
+
+    def _run_from(self, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals) -> int:
+        """Train from step `first` to the end, or until it has to roll back; return the steps that stand.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+            Diverged: rolling back did not help.
+        """
         run = self.config.run
         workers = default_workers() if run.workers is None else run.workers
         pin_memory = self.device.type == "cuda"
         loaded = step_batches(self.data, first, self.total_steps, workers=workers, pin_memory=pin_memory)
+        with closing(loaded):
+            return self._run_on(loaded, first, log, reporter, signals)
+
+    def _run_on(
+        self,
+        loaded: Iterator[list[HostBatch]],
+        first: int,
+        log: metrics.Metrics,
+        reporter: Reporter,
+        signals: StopSignals,
+    ) -> int:
+        run = self.config.run
         clock = _Clock(first)
         for done in range(first + 1, self.total_steps + 1):
             with clock.waiting():
@@ -94,20 +132,31 @@ class Trainer:
             if counter is not None:
                 self._live_activation_bytes = counter.peak
             self._interval_losses.append(losses)
+            last = done == self.total_steps
             record = None
-            if done == 1 or done % run.log_every == 0 or done == self.total_steps:
+            if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(done, losses, lr, clock)
                 log.log(record)
+                if self._is_diverging(done):
+                    return self._roll_back(done, batch, log)
             reporter.step(done, record)
-            if done % run.save_every == 0 or done == self.total_steps:
+            required = last or signals.received is not None
+            if required or (done % run.save_every == 0 and self._is_learning()):
                 with clock.paused():
-                    self._save(done)
+                    log.sync()
+                    self._save(done, required=required)
                     self._draw(done)
+            if signals.received is not None and not last:
+                raise Stopped(signals.received, done)
+        return self.total_steps
 
     def step(self, index: int, batch: list[HostBatch]) -> tuple[Tensor, float]:
-        """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate."""
+        """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate.
+
+        The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
+        """
         run = self.config.run
-        lr = run.peak_lr * self.config.schedule.factor(index / self.total_steps)
+        lr = run.peak_lr * self.config.schedule.factor((index + 0.5) / self.total_steps)
         for update in self.updates:
             update.lr = lr
         batches = [MicroBatch(images, self.model.views(ids, run.seed)) for images, ids in map(self._on_device, batch)]
@@ -123,10 +172,11 @@ class Trainer:
             "loss": sum(per_block) / len(per_block),
             "loss_per_block": per_block,
             "lr": lr,
+            "skipped_updates": [int(update.skipped) for update in self.updates],
             "images_per_s": steps * self.config.run.batch_size / seconds,
             "data_wait": waited / seconds,
             "held_bytes": held,
-            "peak_bytes": peak,
+            "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
         }
 
@@ -135,32 +185,72 @@ class Trainer:
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
             return 0
-        if saved.state["images"] != self._fingerprint():
+        if saved.state["images"] != self._fingerprint:
             raise ConfigError(
-                f"--data holds other images than those that {self.folder.path} was trained on "
-                f"({len(self.data.images)} now); resume with the same list of files, or choose another --out"
+                f"--data holds other files ({len(self.data.images)}) than {self.folder.path} was trained on; "
+                f"resume with the same files, or choose another --out"
             )
         self.model.load_state_dict(saved.model)
         for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
             update.load_tensors(saved.optimizer)
             update.load_scaler_state(scaler)
+            update.skipped.fill_(saved.state["skipped"][update.name])
         self._best = saved.state["best"]
-        print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
+        if saved.step < self.total_steps:
+            print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
+        else:
+            print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
         return saved.step
 
-    def _save(self, done: int) -> None:
+    def _is_diverging(self, done: int) -> bool:
+        """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
+        skipped = {update.name: int(update.skipped_in_a_row) for update in self.updates}
+        for name, count in skipped.items():
+            if count:
+                logger.warning("step %d: %s has a gradient that is not finite; %d updates skipped", done, name, count)
+        return max(skipped.values()) >= _PATIENCE
+
+    def _is_learning(self) -> bool:
+        """Say whether every group took its last update; else a checkpoint would be none to return to."""
+        return not any(update.skipped_in_a_row for update in self.updates)
+
+    def _roll_back(self, done: int, batch: list[HostBatch], log: metrics.Metrics) -> int:
+        """Keep the batch for whoever wants to know, and return to the last checkpoint."""
+        dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
+        save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
+        step = self._resume()
+        if step in (0, self._rolled_back_to):
+            raise Diverged(
+                f"no finite gradient for {_PATIENCE} updates, up to step {done}, and no checkpoint to return to that "
+                f"would change it; the last batch is in {dump}. A smaller --base-lr, or --precision bf16 or fp32, helps"
+            )
+        self._rolled_back_to = step
+        for update in self.updates:
+            update.skipped_in_a_row.zero_()
+        self._interval_losses.clear()
+        log.cut_back(step)
+        return step
+
+    def _save(self, done: int, *, required: bool) -> None:
+        """Write a checkpoint; where none can be written, go on without, unless it is required."""
         loss = torch.stack(self._interval_losses).mean().item()
         self._interval_losses.clear()
-        if self._best is None or loss < self._best["loss"]:
+        if math.isfinite(loss) and (self._best is None or loss < self._best["loss"]):
             self._best = {"step": done, "loss": loss}
         state = {
             "best": self._best,
             "scalers": [update.scaler_state() for update in self.updates],
-            "images": self._fingerprint(),
+            "skipped": {update.name: int(update.skipped) for update in self.updates},
+            "images": self._fingerprint,
         }
         optimizer = {name: tensor for update in self.updates for name, tensor in update.tensors()}
         saved = checkpoints.Checkpoint(done, self.model.state_dict(), optimizer, state)
-        checkpoints.save(self.folder.checkpoints, saved, best_step=self._best["step"])
+        try:
+            checkpoints.save(self.folder.checkpoints, saved, best_step=self._best["step"] if self._best else done)
+        except checkpoints.CheckpointError as error:
+            if required:
+                raise
+            logger.warning("%s; training goes on, the next save is after %d steps", error, self.config.run.save_every)
 
     def _draw(self, done: int) -> None:
         folder, (images, ids) = self.folder.pictures, self._judged
@@ -170,8 +260,9 @@ class Trainer:
             folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
         )
         records = metrics.read(self.folder.path)
-        pictures.draw_curves(folder / "curves.png", records)
-        pictures.draw_memory(folder / "memory.png", records)
+        if records:
+            pictures.draw_curves(folder / "curves.png", records)
+            pictures.draw_memory(folder / "memory.png", records)
 
     def _judge(self) -> Outcome:
         errors, baselines = hidden_errors(self.model, *self._judged, seed=self.config.run.seed)
@@ -189,9 +280,6 @@ class Trainer:
 
     def _on_device(self, batch: HostBatch) -> tuple[Tensor, Tensor]:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)
-
-    def _fingerprint(self) -> str:
-        return hashlib.sha256("\n".join(self.data.images.files).encode()).hexdigest()
 
 
 class _Clock:
@@ -221,12 +309,23 @@ class _Clock:
 
 
 def _compile_blocks(model: nn.Module) -> None:
+    # All blocks share one code object; each width, token count and smaller last micro-batch is a variant of it.
+    torch._dynamo.config.recompile_limit = 64
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
 
 
-def _insist_on_repeatable_kernels() -> None:
+@contextmanager
+def _repeatable_kernels() -> Iterator[None]:
+    """Let torch take only kernels whose results repeat, and fail where there is none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only tests need NaN
+    settings.fill_uninitialized_memory = False  # only tests need memory to start as NaN
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]

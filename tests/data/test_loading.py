@@ -51,7 +51,35 @@ def test_an_unreadable_image_is_named(folder):
     with pytest.raises(SourceError, match=r"three.webp: not a readable image"):
         images.open(1)
     with pytest.raises(SourceError, match=r"three.webp: not a readable image"):
-        _ = images.sizes
+        images.sizes([1])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(40), b"GIF89a"])
+def test_every_kind_of_unreadable_file_is_a_source_error(tmp_path, content):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(SourceError, match=r"bad.png: not a readable image"):
+        image_folder(tmp_path).open(0)
+
+
+def test_a_truncated_image_and_a_decompression_bomb_are_source_errors(tmp_path, monkeypatch):
+    picture(60, 60).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    picture(60, 60).save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for sample_id in (0, 1):
+        with pytest.raises(SourceError, match="not a readable image"):
+            image_folder(tmp_path).open(sample_id)
+
+
+def test_linked_class_folders_are_followed_once(folder, tmp_path):
+    (folder / "linked").symlink_to(folder / "a", target_is_directory=True)
+    (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    picture(9, 9).save(outside / "far.png")
+    (folder / "z").symlink_to(outside, target_is_directory=True)
+    names = [name.rpartition("/")[2] for name in image_folder(folder).files]
+    assert sorted(names) == ["far.png", "five.jpg", "four.jpeg", "one.jpg", "three.webp", "two.PNG"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -61,7 +89,7 @@ def test_images_come_upright(tmp_path, orientation):
     picture(30, 20).save(tmp_path / "turned.jpg", exif=exif)
     images = image_folder(tmp_path)
     expected = (20, 30) if orientation >= 5 else (30, 20)
-    assert tuple(images.sizes[0]) == images.open(0).size == expected
+    assert tuple(images.sizes([0])[0]) == images.open(0).size == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
@@ -112,6 +140,13 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
             expected = images.open(int(draw)).resize((16, 16), Image.Resampling.BICUBIC, (left, 0, left + 40, 30))
             expected = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1)
             assert torch.equal(pixels, expected.flip(-1) if flip else expected)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match=r"cannot be written .*; set XDG_CACHE_HOME to a folder that can"):
+        demo_images()
 
 
 def test_demo_photographs_are_written_once(tmp_path, monkeypatch):

@@ -155,8 +155,8 @@ def test_immediate_updates_equal_one_update_at_the_end_bit_for_bit():
         model = build("bim_vit_test_growing", torch.float32)
         flow = model.method.flow
         updates = [
-            GroupOptimizer(group, AdamWConfig(), device=torch.device("cpu"), fp16=False)
-            for group in flow.partition(model)
+            GroupOptimizer(name, group, AdamWConfig(), device=torch.device("cpu"), fp16=False)
+            for name, group in flow.partition(model).items()
         ]
         for update in updates:
             update.lr = 1e-3
@@ -184,15 +184,15 @@ def test_update_frees_the_gradients_of_a_stage_before_the_next_begins():
             for _, p in self.group:
                 p.grad = None
 
-    groups = model.method.flow.partition(model)
+    groups = list(model.method.flow.partition(model).values())
     model.method.flow.step(model, micro_batches(model, 2, 2), [Watch(group) for group in groups])
     assert seen == [{name for name, _ in group} for group in groups]
 
 
 def live_peak(recipe, slices, **changes):
     model = build(recipe, torch.float32, **changes)
-    groups = model.method.flow.partition(model)
-    updates = [GroupOptimizer(group, AdamWConfig(), device=torch.device("cpu"), fp16=False) for group in groups]
+    groups = model.method.flow.partition(model).items()
+    updates = [GroupOptimizer(*group, AdamWConfig(), device=torch.device("cpu"), fp16=False) for group in groups]
     batches = micro_batches(model, 16)
     model.method.flow.step(model, batches, updates)  # optimizer state is born here
     with LiveBytes(model.parameters()) as counter:

@@ -53,6 +53,16 @@ def test_a_flipped_bit_is_found_and_the_previous_checkpoint_taken(tmp_path, name
     assert "step-00000001 instead" in caplog.text
 
 
+def test_damaged_checkpoints_beyond_the_new_one_do_not_push_it_out(tmp_path):
+    save(tmp_path, 100, 200, 300)
+    for step in (200, 300):
+        (tmp_path / f"step-{step:08d}" / "model.safetensors").write_bytes(b"damaged")
+    save(tmp_path, 100)  # it was pruned as the oldest; the run went on from it
+    save(tmp_path, 120)
+    assert checkpoints.load_latest(tmp_path).step == 120
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-00000120"]
+
+
 def test_a_truncated_or_missing_file_is_found(tmp_path):
     save(tmp_path, 1, 2, 3)
     (tmp_path / "step-00000003" / "manifest.json").write_text("{")

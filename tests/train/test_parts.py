@@ -1,6 +1,7 @@
 """Config, optimizer groups, metrics and the memory counter."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def optimizer(parameters, *, fp16=False, **config):
-    made = GroupOptimizer(list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16)
+    made = GroupOptimizer("all", list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16)
     made.lr = 0.1
     return made
 
@@ -40,7 +41,6 @@ def test_each_group_clips_its_own_gradients():
     for name, p, scale in (("large", large, 100.0), ("small", small, 0.01)):
         update = optimizer({name: p}, clip=1.0)
         (scale * p).sum().backward()
-        p.register_post_accumulate_grad_hook(lambda p: None)
         update._adamw.register_step_pre_hook(lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item()))
         update.apply()
     assert norms["large"] == pytest.approx(1.0, rel=1e-4)
@@ -58,6 +58,19 @@ def test_fp16_skips_only_the_group_whose_gradient_overflowed():
     assert torch.equal(bad.data, torch.ones(2, 2))
     scales = [update.scaler_state()["scale"] for update in updates]
     assert scales[1] == scales[0] / 2
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    weight = nn.Parameter(torch.ones(2, 2))
+    update = optimizer({"weight": weight}, clip=1.0)
+    for scale, in_a_row in ((1.0, 0), (math.inf, 1), (math.nan, 2), (1.0, 0)):
+        before = weight.detach().clone()
+        (weight * scale).sum().backward()
+        update.apply()
+        assert torch.equal(weight, before) == (in_a_row > 0)
+        assert int(update.skipped_in_a_row) == in_a_row
+    assert int(update.skipped) == 2
+    assert all(tensor.isfinite().all() for _, tensor in update.tensors())
 
 
 def test_optimizer_state_survives_a_round_trip():
@@ -104,12 +117,13 @@ def test_held_bytes_of_the_process():
 def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
     log = metrics.Metrics(tmp_path, after_step=0)
     for step in (1, 2, 3):
-        log.log({"step": step, "loss": 0.5, "loss_per_block": [0.4, 0.6], "nothing": None})
+        log.log({"step": step, "loss": math.nan, "loss_per_block": [0.4, math.inf], "nothing": None})
     log.close()
     with (tmp_path / metrics.FILE).open("a") as file:
         file.write('{"step": 4, "lo')
     metrics.Metrics(tmp_path, after_step=2).close()
     assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
+    assert metrics.read(tmp_path)[0] == {"step": 1, "loss": None, "loss_per_block": [0.4, None], "nothing": None}
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -129,10 +143,11 @@ def test_peak_learning_rate_follows_the_batch():
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"steps": -1}, "--steps must be at least 1, got -1"),
         ({"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
-        ({"epochs": 0}, "--epochs must be above 0, got 0"),
-        ({"base_lr": float("nan")}, "--base-lr must be above 0, got nan"),
+        ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
+        ({"base_lr": float("nan")}, "--base-lr must be above 0 and finite, got nan"),
         ({"workers": -2}, "--workers must be at least 0, got -2"),
-        ({"batch_size": 4, "slices": 5}, "--slices must be at most the 4 images that are decoded at a time, got 5"),
+        ({"epochs": float("inf")}, "--epochs must be above 0 and finite, got inf"),
+        ({"seed": 2**63}, r"--seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
     ],
 )
 def test_impossible_options_are_named(options, message):
@@ -144,6 +159,8 @@ def test_devices_are_checked():
     assert resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match="--device must be auto, cpu, cuda or cuda:N, got 'tpu'"):
         resolve_device("tpu")
+    with pytest.raises(ConfigError, match="--device must be"):
+        resolve_device("cpu:")
     with pytest.raises(ConfigError, match="--device cuda:99: this machine offers"):
         resolve_device("cuda:99")
 
@@ -152,11 +169,17 @@ def test_a_run_folder_belongs_to_one_config(tmp_path):
     config = RECIPES["bim_vit_test"].config
     folder = RunFolder(tmp_path / "run")
     folder.open(config)
+    folder.record(config)
     folder.open(replace(config, run=replace(config.run, workers=3, log_every=1)))  # changes nothing that is computed
     with pytest.raises(ConfigError, match=r"holds a run with other settings \(run.seed: 0 before, 5 now\)"):
         folder.open(replace(config, run=replace(config.run, seed=5)))
     with pytest.raises(ConfigError, match=r"recipe: bim_vit_test before, mae_vit_test now"):
         folder.open(RECIPES["mae_vit_test"].config)
+
+
+def test_what_a_run_killed_at_its_start_leaves_is_no_other_run(tmp_path):
+    RunFolder(tmp_path / "run").open(RECIPES["bim_vit_test"].config)
+    RunFolder(tmp_path / "run").open(RECIPES["mae_vit_test"].config)
 
 
 def test_an_unusable_run_folder_is_refused(tmp_path):

@@ -1,0 +1,37 @@
+"""SIGTERM and SIGINT: finish the step, save, and say how to go on."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved."""
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {number.name} after step {step}")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Note a signal for the loop to act on at the next step's edge; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._note) for number in _HANDLED}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        print(f"{self.received.name}: finishing this step and saving", flush=True)

@@ -1,0 +1,201 @@
+"""What a run survives, each fault really caused."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bimkern.mim.model import MIM
+from bimkern.pretrain import main
+from bimkern.train import checkpoint as checkpoints
+
+RECIPE = "bim_vit_test"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def arguments(photos, out, *options):
+    return [RECIPE, "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
+
+
+def train(photos, out, *options):
+    main(arguments(photos, out, "--workers", "0", *options))
+
+
+def start(photos, out, *options, **popen):
+    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def records(out):
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def comparable(out):
+    return [(record["step"], record["loss_per_block"]) for record in records(out)]
+
+
+@pytest.fixture
+def break_losses(monkeypatch):
+    """Make the loss of block 3 NaN, where `when(call)` says so for the call-th loss of that block."""
+
+    def install(when):
+        calls = iter(range(10**6))
+        plain = MIM.loss
+
+        def loss(self, stage, *args):
+            result = plain(self, stage, *args)
+            return result * math.nan if stage == 2 and when(next(calls)) else result
+
+        monkeypatch.setattr(MIM, "loss", loss)
+
+    return install
+
+
+def test_a_nan_in_one_block_skips_that_block_alone(photos, tmp_path, break_losses, caplog):
+    train(photos, tmp_path / "plain", "--steps", "8")
+    break_losses(lambda call: call in (2, 3))
+    train(photos, tmp_path / "broken", "--steps", "8")
+    assert records(tmp_path / "broken")[-1]["skipped_updates"] == [0, 0, 2, 0]
+    assert "block 3 has a gradient that is not finite" in caplog.text
+    for plain, broken in zip(records(tmp_path / "plain"), records(tmp_path / "broken"), strict=True):
+        assert plain["loss_per_block"][:2] == broken["loss_per_block"][:2]  # the blocks below never notice
+    weights = checkpoints.load_latest(tmp_path / "broken" / "checkpoints").model
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_block_that_stays_nan_sends_the_run_back_to_its_checkpoint(photos, tmp_path, break_losses, capsys):
+    break_losses(lambda call: 12 <= call < 30)  # some weather that passes
+    train(photos, tmp_path / "run", "--steps", "30", "--save-every", "10")
+    assert "at step 10 of 30" in capsys.readouterr().out
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 31))
+    assert [record["step"] for record in records(tmp_path / "run") if record["loss"] is None] == list(range(11, 19))
+    (dump,) = (tmp_path / "run").glob("diverged-*.safetensors")
+    assert load_file(dump)["images"].shape == (8, 3, 32, 32)
+
+
+@pytest.mark.parametrize("from_step", [0, 12], ids=["no checkpoint", "again"])
+def test_a_run_that_cannot_recover_ends_and_says_so(photos, tmp_path, break_losses, capsys, from_step):
+    break_losses(lambda call: call >= from_step)
+    with pytest.raises(SystemExit) as stop:
+        train(photos, tmp_path / "run", "--steps", "60", "--save-every", "10")
+    assert stop.value.code == 1
+    assert "no finite gradient for 10 updates, up to step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number, exit_code):
+    train(photos, tmp_path / "plain", "--steps", "40")
+    process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "2", start_new_session=True)
+    wait_for(lambda: len(records(tmp_path / "run")) >= 5, process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == exit_code, error
+    assert f"{number.name}: finishing this step and saving" in output
+    assert "the same command goes on from there" in error
+    assert "Traceback" not in error
+    saved = checkpoints.load_latest(tmp_path / "run" / "checkpoints").step
+    assert saved == records(tmp_path / "run")[-1]["step"] < 40
+    train(photos, tmp_path / "run", "--steps", "40")
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "plain")
+
+
+def test_a_second_interrupt_stops_at_once(photos, tmp_path):
+    process = start(photos, tmp_path / "run", "--steps", "100000")
+    wait_for(lambda: len(records(tmp_path / "run")) >= 3, process)
+    process.send_signal(signal.SIGSTOP)  # so that both arrive within one step
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.returncode in (130, -signal.SIGINT)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(photos, tmp_path, caplog):
+    train(photos, tmp_path / "run", "--steps", "2")
+    old = checkpoints.load_latest(tmp_path / "run" / "checkpoints")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow beyond this
+    try:
+        with pytest.raises(checkpoints.CheckpointError, match="step-00000009 cannot be written"):
+            checkpoints.save(
+                tmp_path / "run" / "checkpoints",
+                checkpoints.Checkpoint(9, {"w": torch.ones(5000)}, {}, {}),
+                best_step=2,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000002"]
+    assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == old.step
+
+
+def test_a_save_that_fails_is_said_and_tried_again(photos, tmp_path, caplog, monkeypatch):
+    """The third save of a file fails as on a full disk; the ones after it succeed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    plain, calls = checkpoints.save, iter(range(100))
+
+    def save(*args, **kwargs):
+        full = next(calls) == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]) if full else limits)
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    train(photos, tmp_path / "run", "--steps", "12", "--save-every", "3")
+    assert "step-00000006 cannot be written" in caplog.text
+    assert "training goes on" in caplog.text
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "step-00000006" not in names
+    assert {"step-00000009", "step-00000012"} <= names
+
+
+def test_a_second_run_in_one_folder_is_refused(photos, tmp_path):
+    first = start(photos, tmp_path / "run", "--steps", "100000")
+    wait_for(lambda: len(records(tmp_path / "run")) >= 1, first)
+    second = start(photos, tmp_path / "run", "--steps", "100000")
+    _, error = second.communicate(timeout=60)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert f"is in use by process {first.pid} on" in error
+    assert error.count("\n") == 1
+
+
+def test_a_killed_run_does_not_keep_its_folder(photos, tmp_path):
+    first = start(photos, tmp_path / "run", "--steps", "100000", "--workers", "2")
+    wait_for(lambda: len(records(tmp_path / "run")) >= 1, first)
+    first.kill()
+    first.communicate()
+    second = start(photos, tmp_path / "run", "--steps", "100000", "--workers", "2")
+    wait_for(lambda: len(records(tmp_path / "run")) >= 3, second)
+    second.kill()
+    second.communicate()

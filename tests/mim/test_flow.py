@@ -1,5 +1,6 @@
 """The promises of the gradient flows: what they change is memory, never mathematics."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -187,6 +188,28 @@ def test_update_frees_the_gradients_of_a_stage_before_the_next_begins():
     groups = list(model.method.flow.partition(model).values())
     model.method.flow.step(model, micro_batches(model, 2, 2), [Watch(group) for group in groups])
     assert seen == [{name for name, _ in group} for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scopes"), [("bim_vit_test", [f"stage{k}" for k in range(4)]), ("mae_vit_test", ["step"])]
+)
+def test_a_scope_encloses_all_work_and_the_update_of_a_stage(recipe, scopes):
+    model = build(recipe, torch.float32)
+    events = []
+
+    @contextmanager
+    def scope(name):
+        events.append(name)
+        yield
+        events.append("end")
+
+    class Watch(KeepGradients):
+        def apply(self):
+            events.append("update")
+
+    updates = [Watch() for _ in model.method.flow.partition(model)]
+    model.method.flow.step(model, micro_batches(model, 2, 1), updates, scope=scope)
+    assert events == [event for name in scopes for event in (name, "update", "end")]
 
 
 def live_peak(recipe, slices, **changes):

@@ -14,6 +14,7 @@ from typing import NoReturn
 import tyro
 
 from bimkern.data.demo import demo_images
+from bimkern.data.loader import LoaderError, choose_loader
 from bimkern.data.source import Images, SourceError, image_folder
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, Recipe
@@ -35,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = _take_recipe(arguments)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
         images, judged = _open_data(config.run.data)
-        resolve_device(config.run.device)
+        _, loader = choose_loader(config.run.loader, resolve_device(config.run.device), config.run.workers)
         if config.run.dry_run:
-            print(_describe(config, images))
+            print(_describe(config, images, loader))
             return
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
         folder.open(config)
-        print(_describe_briefly(config, images), flush=True)
+        print(_describe_briefly(config, images, loader), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
-    except (ConfigError, SourceError, CheckpointError) as error:
+    except (ConfigError, SourceError, LoaderError, CheckpointError) as error:
         _refuse(str(error))
     print(_closing_words(config, folder, outcome))
 
@@ -109,12 +110,13 @@ def _open_data(folder: Path | None) -> tuple[Images, Images]:
     return images, images
 
 
-def _describe(config: Config, images: Images) -> str:
+def _describe(config: Config, images: Images, loader: str) -> str:
     run, model = config.run, MIM(config.method)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     facts = {
         "images": f"{len(images)} in {images.root}",
         "device": str(resolve_device(run.device)),
+        "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
         "activations": f"{human_bytes(live_activation_peak(config))} live at most, with {run.images_at_a_time} images "
         f"at a time, decoded in slices: {run.slices}",
@@ -124,11 +126,12 @@ def _describe(config: Config, images: Images) -> str:
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
-def _describe_briefly(config: Config, images: Images) -> str:
+def _describe_briefly(config: Config, images: Images, loader: str) -> str:
     run = config.run
     return (
         f"{config.recipe}: {len(images)} images from {images.root}, {run.num_steps(len(images))} steps of "
-        f"{run.batch_size}, {run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}"
+        f"{run.batch_size}, {run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}\n"
+        f"loader: {loader}"
     )
 
 

@@ -8,7 +8,7 @@ from bimkern.pretrain import main
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
-    *("--precision", "--device", "--seed", "--workers", "--deterministic", "--compile", "--log-every"),
+    *("--precision", "--device", "--seed", "--loader", "--workers", "--deterministic", "--compile", "--log-every"),
     *("--save-every", "--dry-run"),
 )
 

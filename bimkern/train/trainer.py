@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.data.loader import HostBatch, MicroBatches, default_workers, step_batches
+from bimkern.data import pil
+from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.loader import choose_loader, step_batches
 from bimkern.data.source import Images
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
@@ -58,7 +60,7 @@ class Trainer:
         self.data = self._micro_batches(images, run.batch_size, run.images_at_a_time, run.seed)
         # Another seed draws other crops, where the judged images are those that train.
         count = min(_JUDGED_IMAGES, 4 * len(judged))
-        self._judged = self._on_device(self._micro_batches(judged, count, count, run.seed + 1)[0])
+        self._judged = self._on_device(pil.decode(self._micro_batches(judged, count, count, run.seed + 1), 0))
         self._interval_losses: list[Tensor] = []
         self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
         self._live_activation_bytes: int | None = None
@@ -80,9 +82,8 @@ class Trainer:
 
     def _loop(self, first: int, log: metrics.Metrics, reporter: Reporter) -> None:
         run = self.config.run
-        workers = default_workers() if run.workers is None else run.workers
-        pin_memory = self.device.type == "cuda"
-        loaded = step_batches(self.data, first, self.total_steps, workers=workers, pin_memory=pin_memory)
+        loader, _ = choose_loader(run.loader, self.device, run.workers)
+        loaded = step_batches(loader, self.data, first, self.total_steps)
         clock = _Clock(first)
         for done in range(first + 1, self.total_steps + 1):
             with clock.waiting():
@@ -104,7 +105,7 @@ class Trainer:
                     self._save(done)
                     self._draw(done)
 
-    def step(self, index: int, batch: list[HostBatch]) -> tuple[Tensor, float]:
+    def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate."""
         run = self.config.run
         lr = run.peak_lr * self.config.schedule.factor(index / self.total_steps)
@@ -187,7 +188,7 @@ class Trainer:
             micro_batch=micro_batch,
         )
 
-    def _on_device(self, batch: HostBatch) -> tuple[Tensor, Tensor]:
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)
 
     def _fingerprint(self) -> str:

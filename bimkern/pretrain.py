@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from bimkern.data.demo import demo_images
+from bimkern.data.loader import LoaderError, choose_loader
 from bimkern.data.source import Images, SourceError, image_folder
 from bimkern.mim.model import MIM
 from bimkern.ops import BackendError
@@ -43,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = _take_recipe(arguments)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
         images, judged = _open_data(config.run.data)
-        resolve_device(config.run.device)
+        _, loader = choose_loader(config.run.loader, resolve_device(config.run.device), config.run.workers)
         if config.run.dry_run:
-            print(_describe(config, images))
+            print(_describe(config, images, loader))
             return
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
         if images.root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
             raise ConfigError(f"--out {folder.path} lies inside --data {images.root}: its pictures would be trained on")
         folder.open(config)
-        print(_describe_briefly(config, images), flush=True)
+        print(_describe_briefly(config, images, loader), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
-    except (ConfigError, SourceError, CheckpointError, BackendError) as error:
+    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError) as error:
         _end(str(error), exit_code=2)
     except Diverged as error:
         _end(str(error), exit_code=1)
@@ -126,7 +127,7 @@ def _open_data(folder: Path | None) -> tuple[Images, Images]:
     return images, images
 
 
-def _describe(config: Config, images: Images) -> str:
+def _describe(config: Config, images: Images, loader: str) -> str:
     run = config.run
     with torch.device("meta"):
         model = MIM(config.method)
@@ -134,6 +135,7 @@ def _describe(config: Config, images: Images) -> str:
     facts = {
         "images": f"{len(images)} in {images.root}",
         "device": str(resolve_device(run.device)),
+        "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
         "activations": f"{human_bytes(live_activation_peak(config))} live at most, with {run.images_at_a_time} images "
         f"at a time, decoded in slices: {run.slices}",
@@ -143,13 +145,14 @@ def _describe(config: Config, images: Images) -> str:
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
-def _describe_briefly(config: Config, images: Images) -> str:
+def _describe_briefly(config: Config, images: Images, loader: str) -> str:
     run = config.run
     steps = run.num_steps(len(images))
     few = f"; {steps} steps are too few to learn much" if steps < _FEW_STEPS else ""
     return (
         f"{config.recipe}: {len(images)} images from {images.root}, {steps} steps of {run.batch_size}, "
-        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}"
+        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
+        f"loader: {loader}"
     )
 
 

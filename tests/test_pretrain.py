@@ -1,6 +1,7 @@
 """The command line: worth reading, and short with mistakes."""
 
 import re
+import sys
 
 import pytest
 
@@ -8,7 +9,7 @@ from bimkern.pretrain import main
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
-    *("--precision", "--device", "--seed", "--workers", "--deterministic", "--compile", "--log-every"),
+    *("--precision", "--device", "--seed", "--loader", "--workers", "--deterministic", "--compile", "--log-every"),
     *("--save-every", "--dry-run"),
 )
 
@@ -58,12 +59,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, ar
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_loader_that_is_not_there_is_a_mistake_too(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.pytorch.torch_utils", None)
+    test_a_mistake_is_one_line_and_exit_code_2(
+        capsys, monkeypatch, tmp_path, ["--loader", "dali"], "--loader dali: DALI cannot be used (import of nvidia.dali"
+    )
+
+
 def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     main(["bim_vit_base_growing", "--dry-run"])
     output = capsys.readouterr().out
     assert '"ratios": [' in output
+    assert re.search(r"^loader +(PIL|DALI)", output, flags=re.MULTILINE)
     assert re.search(r"parameters +\d+\.\d+ M \(", output)
     assert "2.400e-03 at its peak, = 0.00015 * 4096 / 256" in output
     assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.train.optim import AdamWConfig
@@ -18,7 +19,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 # Options that may differ when a run is resumed: they change where and how it runs, not what it computes.
 _FREE = (
-    *("data", "out", "device", "workers", "micro_batch", "slices", "deterministic", "compile"),
+    *("data", "out", "device", "loader", "workers", "micro_batch", "slices", "deterministic", "compile"),
     *("log_every", "save_every", "dry_run"),
 )
 
@@ -53,8 +54,10 @@ class RunConfig:
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Of weights, order, crops, flips and masks."""
+    loader: LoaderName = "auto"
+    """What decodes images. auto takes DALI for a GPU and PIL on a CPU; both give the same crops, up to rounding."""
     workers: int | None = None
-    """Processes that load images. Default: one per core, at most 16."""
+    """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
     deterministic: bool = False
     """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
     compile: bool = False

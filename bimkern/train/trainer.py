@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bimkern.data.loader import HostBatch, MicroBatches, default_workers, step_batches
+from bimkern.data import pil
+from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.loader import choose_loader, step_batches
 from bimkern.data.source import Images
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
@@ -68,7 +70,7 @@ class Trainer:
         self._fingerprint = hashlib.sha256(b"\0".join(map(os.fsencode, images.files))).hexdigest()
         # Another seed draws other crops, where the judged images are those that train.
         count = min(_JUDGED_IMAGES, 4 * len(judged))
-        self._judged = self._on_device(self._micro_batches(judged, count, count, run.seed + 1)[0])
+        self._judged = self._on_device(pil.decode(self._micro_batches(judged, count, count, run.seed + 1), 0))
         self._interval_losses: list[Tensor] = []
         self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
         self._live_activation_bytes: int | None = None
@@ -106,15 +108,14 @@ class Trainer:
             Diverged: rolling back did not help.
         """
         run = self.config.run
-        workers = default_workers() if run.workers is None else run.workers
-        pin_memory = self.device.type == "cuda"
-        loaded = step_batches(self.data, first, self.total_steps, workers=workers, pin_memory=pin_memory)
+        loader, _ = choose_loader(run.loader, self.device, run.workers)
+        loaded = step_batches(loader, self.data, first, self.total_steps)
         with closing(loaded):
             return self._run_on(loaded, first, log, reporter, signals)
 
     def _run_on(
         self,
-        loaded: Iterator[list[HostBatch]],
+        loaded: Iterator[list[Batch]],
         first: int,
         log: metrics.Metrics,
         reporter: Reporter,
@@ -150,7 +151,7 @@ class Trainer:
                 raise Stopped(signals.received, done)
         return self.total_steps
 
-    def step(self, index: int, batch: list[HostBatch]) -> tuple[Tensor, float]:
+    def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate.
 
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
@@ -214,7 +215,7 @@ class Trainer:
         """Say whether every group took its last update; else a checkpoint would be none to return to."""
         return not any(update.skipped_in_a_row for update in self.updates)
 
-    def _roll_back(self, done: int, batch: list[HostBatch], log: metrics.Metrics) -> int:
+    def _roll_back(self, done: int, batch: list[Batch], log: metrics.Metrics) -> int:
         """Keep the batch for whoever wants to know, and return to the last checkpoint."""
         dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
         save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
@@ -278,7 +279,7 @@ class Trainer:
             micro_batch=micro_batch,
         )
 
-    def _on_device(self, batch: HostBatch) -> tuple[Tensor, Tensor]:
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""Sources and the PIL loader, on files that are really written."""
+"""Sources and both loaders, on files that are really written."""
 
 import os
 
@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.batches import MicroBatches
 from bimkern.data.demo import demo_images
-from bimkern.data.loader import MicroBatches, step_batches
+from bimkern.data.loader import choose_loader, step_batches
 from bimkern.data.source import SourceError, image_folder
 
 
@@ -27,6 +29,14 @@ def folder(tmp_path):
     (root / "notes.txt").write_text("not an image")
     (root / "empty class").mkdir()
     return root
+
+
+@pytest.fixture(params=["pil", "dali"])
+def loader(request):
+    """Return a function of the number of workers."""
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return lambda workers: choose_loader(request.param, torch.device("cpu"), workers)[0]
 
 
 def batches(images, **changes):
@@ -98,34 +108,57 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     assert image_folder(tmp_path).open(0).mode == "RGB"
 
 
-def test_batches_do_not_depend_on_micro_batches_or_workers(folder):
+def test_batches_do_not_depend_on_micro_batches_or_workers(folder, loader):
     images = image_folder(folder)
-    whole = [batches(images)[step] for step in range(4)]
+    whole = list(loader(0).batches(batches(images), 0, 4))
     for micro_batch, workers in ((4, 2), (3, 0), (1, 2)):
         data = batches(images, micro_batch=micro_batch)
-        steps = list(step_batches(data, 0, 4, workers=workers, pin_memory=False))
+        steps = list(step_batches(loader(workers), data, 0, 4))
         assert [len(parts) for parts in steps] == [-(-4 // micro_batch)] * 4
         for parts, expected in zip(steps, whole, strict=True):
             assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
             assert torch.equal(torch.cat([part.draw_ids for part in parts]), expected.draw_ids)
 
 
-def test_the_state_of_a_loader_is_the_step(folder):
+def test_the_state_of_a_loader_is_the_step(folder, loader):
     data = batches(image_folder(folder))
-    later = next(iter(step_batches(data, 3, 4, workers=0, pin_memory=False)))
-    assert torch.equal(later[0].images, data[3].images)
+    *_, from_start = step_batches(loader(0), data, 0, 4)
+    (later,) = step_batches(loader(0), data, 3, 4)
+    assert torch.equal(later[0].images, from_start[0].images)
+    assert np.array_equal(later[0].draw_ids, data[3].draw_ids)
 
 
-def test_a_batch_may_be_larger_than_the_data_set(folder):
-    batch = batches(image_folder(folder), batch_size=12, micro_batch=12)[0]
+def test_a_batch_may_be_larger_than_the_data_set(folder, loader):
+    (batch,) = loader(0).batches(batches(image_folder(folder), batch_size=12, micro_batch=12), 0, 1)
     assert batch.images.shape == (12, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert len(set(batch.draw_ids.tolist())) == 12  # the same file in another epoch is another draw
 
 
-def test_one_image_is_enough(tmp_path):
+def test_one_image_is_enough(tmp_path, loader):
     picture(9, 7).save(tmp_path / "only.png")
-    assert batches(image_folder(tmp_path))[5].images.shape == (4, 3, 16, 16)
+    (batch,) = loader(0).batches(batches(image_folder(tmp_path)), 5, 6)
+    assert batch.images.shape == (4, 3, 16, 16)
+
+
+def test_batches_are_the_callers_to_keep(folder, loader):
+    kept = [(batch.images, batch.images.clone()) for batch in loader(2).batches(batches(image_folder(folder)), 0, 9)]
+    assert all(torch.equal(images, copy) for images, copy in kept)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", ["garbage", "garbage jpeg", "half", "empty", "gone"])
+def test_a_file_that_goes_bad_in_mid_run_is_named(folder, loader, fault, workers):
+    data = batches(image_folder(folder), micro_batch=3)
+    path = folder / "b" / "one.jpg"
+    content = path.read_bytes()
+    path.unlink()
+    if fault != "gone":
+        contents = {"garbage": bytes(range(256)) * 4, "garbage jpeg": content[:20] + bytes(999), "empty": b""}
+        path.write_bytes(contents.get(fault, content[: len(content) // 2]))
+    with pytest.raises(SourceError, match=r"one\.jpg: not a readable image") as raised:
+        list(loader(workers).batches(data, 0, 12))
+    assert "Traceback" not in str(raised.value)
 
 
 def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
@@ -133,7 +166,7 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
     for flip in (0.0, 1.0):
         crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip)
         data = MicroBatches(images=images, augment=crop, size=16, seed=0, batch_size=5, micro_batch=5)
-        batch = data[0]
+        batch = pil.decode(data, 0)
         for pixels, draw in zip(batch.images, batch.draw_ids, strict=True):
             width = images.open(int(draw)).width
             left = (width - 40) // 2

@@ -170,7 +170,7 @@ def test_a_run_folder_belongs_to_one_config(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(config)
     folder.record(config)
-    folder.open(replace(config, run=replace(config.run, workers=3, log_every=1)))  # changes nothing that is computed
+    folder.open(replace(config, run=replace(config.run, loader="pil", log_every=1)))  # changes nothing that is computed
     with pytest.raises(ConfigError, match=r"holds a run with other settings \(run.seed: 0 before, 5 now\)"):
         folder.open(replace(config, run=replace(config.run, seed=5)))
     with pytest.raises(ConfigError, match=r"recipe: bim_vit_test before, mae_vit_test now"):

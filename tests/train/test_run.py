@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from bimkern.data.dali import unusable
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import live_activation_peak
 
+needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}")
 NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
 
 
@@ -108,6 +111,26 @@ def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path
     train("bim_vit_test", photos, tmp_path / "other", "--steps", "4", "--workers", "2", "--micro-batch", "3")
     for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "other"), strict=True):
         assert plain["loss_per_block"] == pytest.approx(other["loss_per_block"], rel=1e-4)
+
+
+@needs_dali
+def test_another_loader_changes_little_of_what_is_learnt(photos, tmp_path, capsys):
+    for loader in ("pil", "dali"):
+        train("mae_vit_test", photos, tmp_path / loader, "--steps", "4", "--loader", loader, "--micro-batch", "3")
+    assert "loader: DALI, decodes, crops, resizes and flips in 1 threads" in capsys.readouterr().out
+    for pil, dali in zip(records(tmp_path / "pil"), records(tmp_path / "dali"), strict=True):
+        assert pil["loss_per_block"] == pytest.approx(dali["loss_per_block"], rel=1e-2)
+
+
+@needs_dali
+def test_dali_goes_on_from_a_checkpoint_bit_for_bit(photos, tmp_path):
+    options = ("--steps", "7", "--save-every", "4", "--loader", "dali", "--micro-batch", "3")
+    train("mae_vit_test", photos, tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000007")
+    train("mae_vit_test", photos, tmp_path / "resumed", *options)
+    assert [record["step"] for record in records(tmp_path / "resumed")] == list(range(1, 8))
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

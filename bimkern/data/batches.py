@@ -1,0 +1,65 @@
+"""What to load: the micro-batches of a run, as sample ids, crop boxes and flips.
+
+The training data is one endless stream of epochs, cut into steps without a gap, so that nothing is dropped and any
+batch size fits any data set. A step's samples depend on (seed, step, batch size) alone: the state of the data is the
+step number. How pixels are made of this is a loader's business (loader.py).
+
+Shapes: B samples of a micro-batch, C channels, H W pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, stream
+from bimkern.data.source import Images
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as it comes from a loader, on the host or on the device."""
+
+    images: Tensor  # [B, C, H, W] uint8
+    draw_ids: Tensor  # [B] int64, names sample and epoch
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), self.draw_ids.pin_memory())
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One micro-batch as it is planned."""
+
+    sample_ids: Int64  # [B]
+    draw_ids: Int64  # [B]
+    sizes: Int64  # [B, 2], width, height of the whole images
+    boxes: Int64  # [B, 4], left, top, width, height
+    flips: NDArray[np.bool_]  # [B]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatches:
+    """Item i is micro-batch i of the run, a pure function of i: the last one of a step may be smaller."""
+
+    images: Images
+    augment: RandomResizedCrop
+    size: int  # side of the crops in pixels
+    seed: int
+    batch_size: int  # of a step
+    micro_batch: int
+
+    @property
+    def per_step(self) -> int:
+        return -(-self.batch_size // self.micro_batch)
+
+    def __getitem__(self, index: int) -> Crops:
+        step, part = divmod(index, self.per_step)
+        offset = part * self.micro_batch
+        count = min(self.micro_batch, self.batch_size - offset)
+        epochs, sample_ids = stream(step * self.batch_size + offset, count, len(self.images), self.seed)
+        draws = draw_ids(epochs, sample_ids)
+        sizes = self.images.sizes(sample_ids)
+        boxes = self.augment.boxes(draws, sizes, self.seed)
+        return Crops(sample_ids, draws, sizes, boxes, self.augment.flips(draws, self.seed))

@@ -1,0 +1,171 @@
+"""DALI against PIL, pixel by pixel, and which of the two a run takes."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.data import pil
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.batches import MicroBatches
+from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
+from bimkern.data.source import image_folder
+
+CPU = torch.device("cpu")
+CROP = RandomResizedCrop()
+SIZES = [(1, 1), (1, 7), (5, 1), (2, 3), (3, 2), (37, 53), (97, 41), (150, 200)]
+FORMATS = {"jpg": {"quality": 90}, "png": {}, "webp": {"quality": 90}, "progressive.jpg": {"progressive": True}}
+MODES = ("1", "L", "LA", "P", "RGBA", "CMYK")
+
+
+def picture(width, height):
+    """Coarse noise, smoothed: all grey levels, with edges, at any size."""
+    levels = torch.randint(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=torch.uint8)
+    return Image.fromarray(levels.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Every size in every format, every colour mode, every EXIF orientation in every format."""
+    for suffix, options in FORMATS.items():
+        for width, height in SIZES:
+            picture(width, height).save(tmp_path / f"{width}x{height}.{suffix}", **options)
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            picture(60, 40).save(tmp_path / f"turned_{orientation}.{suffix}", exif=exif, **options)
+    for mode in MODES:
+        image = picture(100, 80)
+        if mode.endswith("A"):
+            image.putalpha(picture(100, 80).convert("L"))
+        image.convert(mode).save(tmp_path / f"mode_{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
+    picture(100, 80).convert("L").save(tmp_path / "grey.jpg")
+    return tmp_path
+
+
+def batches(folder, size, augment=CROP):
+    """All images in one batch, cropped anew in every test run."""
+    images = image_folder(folder)
+    options = {"size": size, "seed": torch.initial_seed(), "batch_size": len(images), "micro_batch": len(images)}
+    return MicroBatches(images=images, augment=augment, **options)
+
+
+def exact(image, box, size):
+    """Resize a box in floating point, the edge of the image replicated as DALI does."""
+    left, top, width, height = box.tolist()
+    margin = 2 * max(width, height, size) // size + 4
+    pixels = np.pad(np.asarray(image, dtype=np.float32), [(margin, margin), (margin, margin), (0, 0)], mode="edge")
+    corners = (left + margin, top + margin, left + width + margin, top + height + margin)
+    channels = [
+        np.asarray(Image.fromarray(pixels[..., c]).resize((size, size), Image.Resampling.BICUBIC, corners))
+        for c in range(3)
+    ]
+    return np.stack(channels).clip(0, 255)
+
+
+@pytest.mark.parametrize("size", [7, 16, 64])
+def test_dali_gives_the_exact_result_rounded(folder, size):
+    pytest.importorskip("nvidia.dali")
+    data = batches(folder, size)
+    (batch,) = DaliLoader(threads=2, device=CPU).batches(data, 0, 1)
+    crops = data[0]
+    assert np.array_equal(batch.draw_ids, crops.draw_ids)
+    for pixels, sample_id, box, flip in zip(batch.images, crops.sample_ids, crops.boxes, crops.flips, strict=True):
+        expected = exact(data.images.open(sample_id), box, size)
+        difference = np.abs(pixels.numpy() - (expected[..., ::-1] if flip else expected)).max()
+        assert difference < 1, f"{data.images.files[sample_id]}, box {box}: {difference} levels"
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size):
+    """Within 2 levels: PIL rounds and clips between its two passes, and drops what lies beyond the image's edge."""
+    pytest.importorskip("nvidia.dali")
+    for i, suffix in enumerate(("jpg", "png", "webp") * 10):
+        muted = picture(300, 200).point(lambda level: 64 + level // 2)  # a cubic filter overshoots by less
+        muted.save(tmp_path / f"{i}.{suffix}")
+    data = batches(tmp_path, size, RandomResizedCrop(scale=(0.1, 0.3)))
+    (ours,) = DaliLoader(threads=2, device=CPU).batches(data, 0, 1)
+    theirs = pil.decode(data, 0)
+    assert torch.equal(ours.draw_ids, theirs.draw_ids)
+    difference = (ours.images.int() - theirs.images.int()).abs()[torch.from_numpy(away_from_edges(data))]
+    assert len(difference) > 5
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.25
+
+
+def away_from_edges(data):
+    """Whether the filter sees nothing beyond the image, [B]."""
+    crops = data[0]
+    first, extent = crops.boxes[:, :2], crops.boxes[:, 2:]
+    reach = 2 * np.maximum(extent / data.size, 1) + 1
+    return ((first >= reach) & (first + extent + reach <= crops.sizes)).all(axis=1)
+
+
+def test_a_gpu_decodes_the_same_crops(folder):
+    pytest.importorskip("nvidia.dali")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    data = batches(folder, 64)
+    (ours,) = DaliLoader(threads=2, device=torch.device("cuda")).batches(data, 0, 1)
+    assert ours.images.device.type == "cuda"
+    assert (ours.images.cpu().float() - pil.decode(data, 0).images).abs().mean() < 2  # other JPEG decoders
+
+
+def test_batches_are_prepared_ahead(folder, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    planned = []
+    plan = MicroBatches.__getitem__
+    monkeypatch.setattr(MicroBatches, "__getitem__", lambda data, index: planned.append(index) or plan(data, index))
+    loaded = DaliLoader(threads=1, device=CPU).batches(batches(folder, 16), 5, 20)
+    next(loaded)
+    assert planned == [5, 6, 7]
+    next(loaded)
+    assert planned == [5, 6, 7, 8]
+
+
+@pytest.fixture
+def no_dali(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.pytorch.torch_utils", None)
+
+
+def test_auto_is_pil_on_a_cpu():
+    loader, line = choose_loader("auto", CPU, 3)
+    assert loader == PilLoader(workers=3)
+    assert line == "PIL in 3 processes, the faster one on a CPU"
+
+
+def test_auto_is_dali_for_a_gpu():
+    pytest.importorskip("nvidia.dali")
+    gpu = torch.device("cuda")
+    loader, line = choose_loader("auto", gpu, 3)
+    assert loader == DaliLoader(threads=3, device=gpu)
+    assert line == "DALI, decodes, crops, resizes and flips on cuda"
+
+
+def test_auto_says_why_it_is_not_dali(no_dali):
+    loader, line = choose_loader("auto", torch.device("cuda"), 2)
+    assert loader == PilLoader(workers=2, pin_memory=True)
+    assert line.startswith("PIL in 2 processes, as DALI cannot be used (import of nvidia.dali")
+    assert line.endswith("; pip install 'bimkern[dali]'")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_loader_asked_for_by_name_is_taken_or_refused(device, no_dali):
+    device = torch.device(device)
+    assert isinstance(choose_loader("pil", device, 1)[0], PilLoader)
+    with pytest.raises(LoaderError, match=r"--loader dali: DALI cannot be used \(import of .*pip install"):
+        choose_loader("dali", device, 1)
+
+
+def test_a_dali_that_does_not_load_is_a_reason(tmp_path):
+    package = tmp_path / "nvidia" / "dali"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise OSError('libdali.so: cannot open shared object file\\nand more')")
+    command = [sys.executable, "-c", "from bimkern.data.dali import unusable; print(unusable())"]
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert found.stdout == "libdali.so: cannot open shared object file\n"

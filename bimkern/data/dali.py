@@ -24,7 +24,7 @@ from bimkern.data.augment import Int64
 from bimkern.data.batches import Batch, Crops, MicroBatches
 from bimkern.data.source import SourceError
 
-_AHEAD = 3  # micro-batches that are decoded while one is in use
+_IN_FLIGHT = 3  # micro-batches, with the one in use
 _CUBIC_REACH = 2  # source pixels on either side, times the factor by which the filter shrinks
 _Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
@@ -75,7 +75,7 @@ class DaliLoader:
             batch_size=min(data.micro_batch, data.batch_size),
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=_AHEAD,
+            prefetch_queue_depth=_IN_FLIGHT,
         )
         with pipeline:
             path, corner, extent, roi_start, roi_end, flip = fn.external_source(source=source, num_outputs=6)

@@ -1,18 +1,13 @@
 """`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
 
-import contextlib
-import io
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
-import tyro
-
+from bimkern import command
 from bimkern.data.demo import demo_images
 from bimkern.data.source import Images, SourceError, image_folder
 from bimkern.mim.model import MIM
@@ -44,13 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_describe_briefly(config, images), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
     except (ConfigError, SourceError, CheckpointError) as error:
-        _refuse(str(error))
+        command.refuse(_PROGRAM, error)
     print(_closing_words(config, folder, outcome))
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"{_PROGRAM}: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _take_recipe(arguments: list[str]) -> Recipe:
@@ -61,31 +51,9 @@ def _take_recipe(arguments: list[str]) -> Recipe:
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
-    """Parse options into a RunConfig whose defaults are the recipe's; mistakes become one line."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                RunConfig,
-                prog=f"{_PROGRAM} [RECIPE]",
-                description=_help(recipe),
-                default=recipe.config.run,
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_first_sentence(errors.getvalue())) from None
-
-
-def _first_sentence(box: str) -> str:
-    """Take the message out of what tyro prints: a title and paragraphs between rules, framed where it may draw."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    if lines[0].startswith("╭"):
-        lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself
-    paragraphs = [" ".join(group) for rule, group in groupby(lines, lambda text: not text.strip("─-")) if not rule]
-    return paragraphs[1]
+    """Parse options into a RunConfig whose defaults are the recipe's."""
+    usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
+    return command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
 
 
 def _help(recipe: Recipe) -> str:
@@ -143,7 +111,8 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
         "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
         "  pictures/curves.png, memory.png\n"
         "  metrics.jsonl, tensorboard/  every logged number\n"
-        "  checkpoints/                 the last two and the best\n\n"
+        "  checkpoints/                 the last two and the best\n"
+        "  exported/                    the encoder after each block, for timm\n\n"
         f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
         f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256"
     )

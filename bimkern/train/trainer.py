@@ -21,6 +21,7 @@ from bimkern.train import checkpoint as checkpoints
 from bimkern.train import metrics, pictures
 from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.console import Reporter
+from bimkern.train.export import Trained, write_backbones
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.run_folder import RunFolder
@@ -76,6 +77,7 @@ class Trainer:
             finally:
                 log.close()
                 reporter.close()
+        write_backbones(self.folder.exported, Trained(self.config, self.total_steps, self.model.state_dict()))
         return self._judge()
 
     def _loop(self, first: int, log: metrics.Metrics, reporter: Reporter) -> None:

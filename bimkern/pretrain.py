@@ -1,19 +1,15 @@
 """`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
 
-import contextlib
-import io
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-import tyro
 
+from bimkern import command
 from bimkern.data.demo import demo_images
 from bimkern.data.loader import LoaderError, choose_loader
 from bimkern.data.source import Images, SourceError, image_folder
@@ -55,17 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_describe_briefly(config, images, loader), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
     except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError) as error:
-        _end(str(error), exit_code=2)
+        command.end(_PROGRAM, str(error), exit_code=2)
     except Diverged as error:
-        _end(str(error), exit_code=1)
+        command.end(_PROGRAM, str(error), exit_code=1)
     except Stopped as stop:
-        _end(f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
+        command.end(_PROGRAM, f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
     print(_closing_words(config, folder, outcome))
-
-
-def _end(message: str, *, exit_code: int) -> NoReturn:
-    print(f"{_PROGRAM}: {message}", file=sys.stderr)
-    sys.exit(exit_code)
 
 
 def _take_recipe(arguments: list[str]) -> Recipe:
@@ -76,32 +67,13 @@ def _take_recipe(arguments: list[str]) -> Recipe:
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
-    """Parse options into a RunConfig whose defaults are the recipe's; mistakes become one line."""
-    errors = io.StringIO()
+    """Parse options into a RunConfig whose defaults are the recipe's."""
+    usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
     try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                RunConfig,
-                prog=f"{_PROGRAM} [RECIPE]",
-                description=_help(recipe),
-                default=recipe.config.run,
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
+        return command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
+    except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
-        raise ConfigError(_first_sentence(errors.getvalue()).removeprefix("Error parsing RunConfig: ") + hint) from None
-
-
-def _first_sentence(box: str) -> str:
-    """Take the message out of what tyro prints: a title and paragraphs between rules, framed where it may draw."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    if lines[0].startswith("╭"):
-        lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself
-    paragraphs = [" ".join(group) for rule, group in groupby(lines, lambda text: not text.strip("─-")) if not rule]
-    return paragraphs[1] if len(paragraphs) > 1 else " ".join(paragraphs)
+        raise ConfigError(f"{error}{hint}") from None
 
 
 def _help(recipe: Recipe) -> str:
@@ -168,7 +140,8 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
         "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
         "  pictures/curves.png, memory.png\n"
         "  metrics.jsonl, tensorboard/  every logged number\n"
-        "  checkpoints/                 the last two and the best (state.json names it)\n\n"
+        "  checkpoints/                 the last two and the best (state.json names it)\n"
+        "  exported/                    the encoder after each block, for timm\n\n"
         f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
         f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256"
     )

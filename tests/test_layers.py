@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "evaluate": {"train", "data", "arena", *ENGINE},
     "dropin": ENGINE,
     "recipes": {"train", "data", *ENGINE},
-    **{name: {"recipes", "train", "evaluate", "data", "arena", *ENGINE} for name in COMMANDS},
+    "command": {"train"},
+    **{name: {"command", "recipes", "train", "evaluate", "data", "arena", *ENGINE} for name in COMMANDS},
 }
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)

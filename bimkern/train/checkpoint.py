@@ -76,6 +76,16 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
+    """Clean up what a killed save left, and load the newest checkpoint that is intact, for a run to go on from.
+
+    Same as: newest_intact, which changes nothing and may therefore read what a live run writes.
+    """
+    for litter in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(litter)
+    return newest_intact(folder)
+
+
+def newest_intact(folder: Path) -> Checkpoint | None:
     """Load the newest checkpoint that is intact; damaged ones are named and passed over.
 
     Returns:
@@ -84,8 +94,6 @@ def load_latest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, and none is intact.
     """
-    for litter in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(litter)
     reasons = []
     for path in reversed(_steps(folder)):
         try:

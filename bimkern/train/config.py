@@ -4,7 +4,8 @@ import math
 import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -132,6 +133,36 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def from_json(saved: Any) -> Config:
+    """Read a config back from what to_json made of it.
+
+    Raises:
+        ConfigError: a kind is none of those that may stand in its place, or a value is missing, unknown or refused.
+    """
+    config: Config = _read(saved, Config, "config")
+    return config
+
+
+def _read(saved: Any, hint: Any, where: str) -> Any:
+    """Turn a JSON value into what an annotation asks for."""
+    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
+    if kinds:
+        name = saved.get("kind") if isinstance(saved, dict) else None
+        if name not in kinds:
+            raise ConfigError(f"{where}: unknown kind {name!r}; choose one of {', '.join(kinds)}")
+        hints = get_type_hints(kinds[name])
+        values = {n: _read(v, hints.get(n), f"{where}.{n}") for n, v in saved.items() if n != "kind"}
+        try:
+            return kinds[name](**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+    if isinstance(saved, list):
+        (item, *_) = next((get_args(choice) for choice in choices if get_origin(choice) is tuple), (None,))
+        return tuple(_read(value, item, f"{where}[{i}]") for i, value in enumerate(saved))
+    return Path(saved) if isinstance(saved, str) and Path in choices else saved
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

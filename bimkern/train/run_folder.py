@@ -7,21 +7,28 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from bimkern.train.config import Config, ConfigError, differences, to_json
+from bimkern.train.config import Config, ConfigError, differences, from_json, to_json
 
 _CONFIG = "config.json"
 _SCRATCH = f".{_CONFIG}"
 _LOCK = ".lock"
-_MADE_FIRST = {_LOCK, _SCRATCH, "checkpoints", "pictures"}  # what a run leaves that was killed before config.json
+_MADE_FIRST = {
+    _LOCK,
+    _SCRATCH,
+    "checkpoints",
+    "pictures",
+    "exported",
+}  # what a run leaves that was killed before config.json
 
 
 class RunFolder:
-    """A run's folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, pictures/."""
+    """A run's folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
+        self.exported = path / "exported"
 
     def open(self, config: Config) -> None:
         """Create the folder, or make sure that it holds a run of this very config.
@@ -46,7 +53,7 @@ class RunFolder:
             raise ConfigError(
                 f"--out {self.path} holds a run with other settings ({'; '.join(changed)}); choose another --out"
             )
-        for folder in (self.checkpoints, self.pictures):
+        for folder in (self.checkpoints, self.pictures, self.exported):
             folder.mkdir(exist_ok=True)
 
     def record(self, config: Config) -> None:
@@ -54,6 +61,18 @@ class RunFolder:
         scratch = self.path / _SCRATCH
         scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
         os.replace(scratch, self.path / _CONFIG)
+
+    def config(self) -> Config | None:
+        """Read the config of the run that the folder holds; None where it holds none.
+
+        Raises:
+            ConfigError: the config is damaged, or of another version of this program.
+        """
+        saved = self._saved_config()
+        try:
+            return None if saved is None else from_json(saved)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / _CONFIG} cannot be understood ({error})") from error
 
     def _claim(self) -> None:
         """Hold the folder for this process until it ends, however it ends."""

@@ -26,6 +26,7 @@ from bimkern.train import checkpoint as checkpoints
 from bimkern.train import metrics, pictures
 from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.console import Reporter
+from bimkern.train.export import Trained, write_backbones
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.run_folder import RunFolder
@@ -85,6 +86,7 @@ class Trainer:
                 self._train_from(done)
         else:
             self._draw(done)  # the run may have been killed between its last checkpoint and the pictures
+        write_backbones(self.folder.exported, Trained(self.config, self.total_steps, self.model.state_dict()))
         return self._judge()
 
     def _train_from(self, done: int) -> None:

@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, capsys):
     names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert {"config.json", "metrics.jsonl", "checkpoints/step-00000020/manifest.json"} <= names
     assert {f"pictures/{name}.png" for name in ("reconstruction", "curves", "memory")} <= names
+    assert {f"exported/backbone-depth{depth:02d}.safetensors" for depth in (1, 2, 3, 4)} <= names
     assert any(name.startswith("tensorboard/events") for name in names)
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
         assert record.keys() == {

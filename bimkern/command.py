@@ -1,0 +1,55 @@
+"""What every command does alike: options from a dataclass, and a mistake in one line."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from bimkern.train.config import ConfigError
+
+Options = TypeVar("Options")
+
+
+def parse(
+    kind: type[Options], arguments: Sequence[str], *, usage: str, description: str, default: Any = tyro.MISSING_NONPROP
+) -> Options:
+    """Parse arguments into a dataclass of options, by default those of an instance; `--help` prints and exits.
+
+    Raises:
+        ConfigError: an argument is unknown or has no such value; one line that names it and the choices.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind,
+                prog=usage,
+                description=description,
+                default=default,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        message = _first_sentence(errors.getvalue())
+        raise ConfigError(message.removeprefix(f"Error parsing {kind.__name__}: ")) from None
+
+
+def end(program: str, message: str, *, exit_code: int) -> NoReturn:
+    """End a command early with one line that says why."""
+    print(f"{program}: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _first_sentence(box: str) -> str:
+    """Take the message out of what tyro prints: a title and paragraphs between rules, framed where it may draw."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    if lines[0].startswith("╭"):
+        lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself
+    paragraphs = [" ".join(group) for rule, group in groupby(lines, lambda text: not text.strip("─-")) if not rule]
+    return paragraphs[1] if len(paragraphs) > 1 else " ".join(paragraphs)

@@ -1,0 +1,110 @@
+"""`python -m bimkern.export CHECKPOINT [options]`: write trained weights in the layout of another program."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import indent
+from typing import Annotated, Literal
+
+import tyro
+
+from bimkern import command
+from bimkern.models.vit import ViTConfig
+from bimkern.train.checkpoint import CheckpointError
+from bimkern.train.config import ConfigError
+from bimkern.train.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
+
+_PROGRAM = "python -m bimkern.export"
+
+Format = Literal["timm", "mae", "hf"]
+
+_HELP = f"""Write trained weights in the layout of another program.
+
+Formats:
+  timm  safetensors file for timm's VisionTransformer: the encoder with its last norm, no classifier
+  mae   file of the MAE program (facebookresearch/mae): encoder and decoder under "model"
+  hf    folder for from_pretrained of transformers' ViTMAEForPreTraining: encoder and decoder
+
+Examples:
+  {_PROGRAM} runs/demo
+  {_PROGRAM} runs/demo --depth 2 --format hf --out demo-2-blocks
+  {_PROGRAM} runs/mine/checkpoints/step-00001000 --format mae --out mine.pth"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which weights are written, how, and where."""
+
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    """Run folder, of which the newest intact checkpoint is taken, or one of its checkpoints/step-... folders."""
+    depth: int | None = None
+    """Blocks of the encoder to keep; a head must have read it there. Default: all."""
+    format: Format = "timm"
+    """Whose layout."""
+    out: Path | None = None
+    """File to write, or folder for hf. Default: in exported/ of the run, named by format, depth and step."""
+
+
+def _load_with_timm(path: Path, encoder: ViTConfig) -> str:
+    size = (
+        f"img_size={encoder.image_size}, patch_size={encoder.patch}, embed_dim={encoder.width}, depth={encoder.depth}, "
+        f"num_heads={encoder.num_heads}, mlp_ratio={encoder.mlp_ratio:g}"
+    )
+    return (
+        "import timm, safetensors.torch\n"
+        f'model = timm.create_model("vit_base_patch16_224", num_classes=0, {size})\n'
+        f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
+    )
+
+
+def _load_with_mae_program(path: Path, encoder: ViTConfig) -> str:
+    return (
+        "import torch\n"
+        f"weights = torch.load({str(path)!r}, weights_only=True)['model']  # what main_finetune.py --finetune reads"
+    )
+
+
+def _load_with_hf(path: Path, encoder: ViTConfig) -> str:
+    return f"import transformers\nmodel = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    write: Callable[[Path, Trained, int], None]
+    suffix: str
+    how_to_load: Callable[[Path, ViTConfig], str]
+
+
+_WRITERS: dict[Format, _Writer] = {
+    "timm": _Writer(write_timm, ".safetensors", _load_with_timm),
+    "mae": _Writer(write_mae_program, ".pth", _load_with_mae_program),
+    "hf": _Writer(write_hf, "", _load_with_hf),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        options = command.parse(Options, arguments, usage=_PROGRAM, description=_HELP)
+        writer = _WRITERS[options.format]
+        folder, trained = read_trained(options.checkpoint)
+        depth = _choose_depth(options.depth, depths(trained.config.method))
+        name = f"{options.format}-depth{depth:02d}-step{trained.step:08d}{writer.suffix}"
+        path = options.out or folder.exported / name
+        writer.write(path, trained, depth)
+    except (ConfigError, CheckpointError) as error:
+        command.end(_PROGRAM, str(error), exit_code=2)
+    print(f"Wrote {path}\n\nTo load it:\n{indent(writer.how_to_load(path, trained.encoder(depth)), '  ')}")
+
+
+def _choose_depth(wanted: int | None, available: tuple[int, ...]) -> int:
+    if wanted is not None and wanted not in available:
+        raise ConfigError(f"--depth must be one of {', '.join(map(str, available))}, got {wanted}")
+    return available[-1] if wanted is None else wanted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Exported weights under the names of other programs: those programs take them and compute the same."""
+
+import json
+
+import pytest
+import torch
+from interop import import_or_skip
+
+from bimkern.mim.model import MIM
+from bimkern.models import layouts
+from bimkern.models.layers import set_compute_dtype
+from bimkern.models.pos_embed import sincos_table
+from bimkern.ops import keep_to_mask, masked_loss, random_keep
+from bimkern.recipes import RECIPES
+from bimkern.train.export import Trained, write_hf, write_timm
+
+TAPS = [("mae_vit_test", 4), *(("bim_vit_test_growing", depth) for depth in (1, 2, 3, 4))]
+every_tap = pytest.mark.parametrize(("recipe", "depth"), TAPS)
+
+
+def trained(recipe):
+    """A network whose every value is random, norms and biases too, so that no two tensors can be mistaken."""
+    model = MIM(RECIPES[recipe].config.method)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, Trained(RECIPES[recipe].config, 7, model.state_dict())
+
+
+def in_double(model):
+    set_compute_dtype(model, torch.float64)
+    return model.double().eval()
+
+
+def sample(model, num_keep, batch=3):
+    size, N = model.method.encoder.image_size, model.encoder.num_tokens
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    seed = int(torch.randint(2**31, ()))
+    return images, random_keep(torch.arange(batch), N, num_keep, seed=seed)
+
+
+def encode(model, images, keep, depth):
+    """The kept tokens after `depth` blocks, as its head takes them: [B, 1+K, D]."""
+    tokens = model.encoder.embed(model.normalize(images), keep)
+    for block in model.encoder.blocks[:depth]:
+        tokens = block(tokens)
+    return tokens
+
+
+def head_of(model, depth):
+    return model.heads[model.method.taps.index(depth - 1)]
+
+
+@every_tap
+def test_timm_computes_the_same_features(tmp_path, recipe, depth):
+    timm = import_or_skip("timm")
+    from safetensors.torch import load_file
+
+    model, run = trained(recipe)
+    write_timm(tmp_path / "backbone.safetensors", run, depth)
+    theirs = timm.create_model(
+        "vit_base_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=32, depth=depth, num_heads=2
+    )
+    theirs.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
+
+    in_double(model)
+    images, everything = sample(model, model.encoder.num_tokens)
+    ours = head_of(model, depth).in_norm(encode(model, images, everything, depth))
+    torch.testing.assert_close(theirs.double().eval().forward_features(model.normalize(images)), ours)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("mae_vit_base", "vit_base_patch16_224"),
+        ("mae_vit_large", "vit_large_patch16_224"),
+        ("mae_vit_huge", "vit_huge_patch14_224"),
+    ],
+)
+def test_the_classifier_is_all_that_timm_misses(recipe, name):
+    timm = import_or_skip("timm")
+    with torch.device("meta"):
+        model, theirs = MIM(RECIPES[recipe].config.method), timm.create_model(name).state_dict()
+    encoder = model.method.encoder
+    ours = layouts.to_timm(layouts.cut(model.state_dict(), depth=encoder.depth, head=0), encoder.grid)
+    shapes = {key: list(tensor.shape) for key, tensor in theirs.items() if key not in ("head.weight", "head.bias")}
+    assert {key: list(tensor.shape) for key, tensor in ours.items()} == shapes
+
+
+def noise_that_keeps(keep, num_tokens):
+    """Noise whose smallest values, in their order, are those of the kept tokens: [B, N]."""
+    noise = 1 + torch.rand(len(keep), num_tokens)
+    return noise.scatter(1, keep, torch.linspace(0, 0.5, keep.shape[1]).expand(keep.shape))
+
+
+@every_tap
+def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, depth):
+    transformers = import_or_skip("transformers")
+    model, run = trained(recipe)
+    write_hf(tmp_path / "hf", run, depth)
+    theirs, info = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values()), info  # missing, unexpected and mismatched keys, and errors
+    assert theirs.config.norm_pix_loss
+
+    in_double(model)
+    N, stage = model.encoder.num_tokens, model.method.taps.index(depth - 1)
+    images, keep = sample(model, model.method.masker.counts(N, model.num_stages)[stage])
+    pixels = model.normalize(images)
+    tokens = encode(model, images, keep, depth)
+    prediction = head_of(model, depth)(tokens, keep)
+    hidden = keep_to_mask(keep, N).double()
+    loss = masked_loss(prediction, model.method.target(pixels, model.method.encoder.patch), hidden)
+
+    theirs.double().eval()
+    noise = noise_that_keeps(keep, N)
+    features = theirs.vit(pixels, noise=noise).last_hidden_state
+    torch.testing.assert_close(features, head_of(model, depth).in_norm(tokens))
+    output = theirs(pixels, noise=noise)
+    assert torch.equal(output.mask.double(), hidden)
+    torch.testing.assert_close(output.logits, prediction)
+    torch.testing.assert_close(output.loss, loss)
+
+
+def test_transformers_is_told_every_number(tmp_path):
+    """Each one is set apart from the default of transformers, which would otherwise hide that it is missing."""
+    transformers = import_or_skip("transformers")
+    _, run = trained("bim_vit_test_growing")
+    write_hf(tmp_path / "hf", run, 2)
+    saved = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
+    assert {key: getattr(config, key) for key in saved} == saved
+    assert (saved["num_hidden_layers"], saved["mask_ratio"], saved["layer_norm_eps"]) == (2, 0.7, 1e-6)
+
+
+def published_vit_base():
+    """Names and shapes of the MAE program's ViT-B, from its paper's sizes: 12 blocks 768 wide, 8 blocks 512 wide."""
+
+    def block(name, width):
+        return {
+            **{f"{name}.{norm}.{part}": [width] for norm in ("norm1", "norm2") for part in ("weight", "bias")},
+            f"{name}.attn.qkv.weight": [3 * width, width],
+            f"{name}.attn.qkv.bias": [3 * width],
+            f"{name}.attn.proj.weight": [width, width],
+            f"{name}.attn.proj.bias": [width],
+            f"{name}.mlp.fc1.weight": [4 * width, width],
+            f"{name}.mlp.fc1.bias": [4 * width],
+            f"{name}.mlp.fc2.weight": [width, 4 * width],
+            f"{name}.mlp.fc2.bias": [width],
+        }
+
+    shapes = {
+        "cls_token": [1, 1, 768],
+        "pos_embed": [1, 197, 768],
+        "patch_embed.proj.weight": [768, 3, 16, 16],
+        "patch_embed.proj.bias": [768],
+        "norm.weight": [768],
+        "norm.bias": [768],
+        "mask_token": [1, 1, 512],
+        "decoder_pos_embed": [1, 197, 512],
+        "decoder_embed.weight": [512, 768],
+        "decoder_embed.bias": [512],
+        "decoder_norm.weight": [512],
+        "decoder_norm.bias": [512],
+        "decoder_pred.weight": [768, 512],
+        "decoder_pred.bias": [768],
+    }
+    for i in range(12):
+        shapes |= block(f"blocks.{i}", 768)
+    for i in range(8):
+        shapes |= block(f"decoder_blocks.{i}", 512)
+    return shapes
+
+
+def test_the_mae_program_finds_its_names_and_shapes():
+    with torch.device("meta"):
+        weights = MIM(RECIPES["mae_vit_base"].config.method).state_dict()
+    theirs = layouts.to_mae_program(layouts.cut(weights, depth=12, head=0), (14, 14))
+    assert {name: list(tensor.shape) for name, tensor in theirs.items()} == published_vit_base()
+
+
+def from_mae_program(name):
+    """Our name, after the cut, for one of theirs."""
+    if name.startswith("norm."):
+        return f"head.in_{name}"
+    if name == "mask_token" or name.startswith("decoder_"):
+        return f"head.{name.removeprefix('decoder_')}"
+    return f"encoder.{name.replace('.proj', '', 1) if name.startswith('patch_embed') else name}"
+
+
+@every_tap
+def test_the_mae_program_finds_every_value(recipe, depth):
+    model, run = trained(recipe)
+    theirs = layouts.to_mae_program(run.cut(depth), (4, 4))
+    for name in ("pos_embed", "decoder_pos_embed"):
+        table = theirs.pop(name)
+        assert not table[:, 0].any()
+        assert torch.equal(table[0, 1:], sincos_table(32, (4, 4)))
+    back = {from_mae_program(name): tensor for name, tensor in theirs.items()}
+    assert back.keys() == run.cut(depth).keys()
+    head, blocks = head_of(model, depth).state_dict(), model.encoder.state_dict()
+    for name, tensor in back.items():
+        part, _, rest = name.partition(".")
+        assert torch.equal(tensor, (blocks if part == "encoder" else head)[rest]), name
+
+
+def test_a_cut_holds_its_blocks_and_its_head_alone():
+    _, run = trained("bim_vit_test")
+    names = run.cut(2)
+    assert {name.split(".")[2] for name in names if name.startswith("encoder.blocks.")} == {"0", "1"}
+    assert torch.equal(names["head.in_norm.weight"], run.weights["heads.1.in_norm.weight"])
+    assert not [name for name in names if name.startswith("heads.")]

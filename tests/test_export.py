@@ -1,0 +1,86 @@
+"""The export command: what it writes loads as it says, and mistakes are short."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from interop import import_or_skip
+
+from bimkern.export import main
+from bimkern.mim.model import MIM
+from bimkern.recipes import RECIPES
+from bimkern.train import checkpoint as checkpoints
+from bimkern.train.checkpoint import Checkpoint
+from bimkern.train.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The name of a run folder in the current one, after 12 steps."""
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    config = RECIPES["bim_vit_test"].config
+    folder.open(config)
+    checkpoints.save(folder.checkpoints, Checkpoint(12, MIM(config.method).state_dict(), {}, {}), best_step=12)
+    return "run"
+
+
+def test_help_lists_formats_examples_and_exactly_these_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "Formats:" in output
+    assert "Examples:" in output
+    found = re.findall(r"^\W*(?:-h, )?(--[a-z]+)", output, flags=re.MULTILINE)
+    assert found == ["--help", "--depth", "--format", "--out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "module"),
+    [("timm", ".safetensors", "timm"), ("mae", ".pth", "torch"), ("hf", "", "transformers")],
+)
+def test_what_it_says_about_loading_works(run, capsys, name, suffix, module):
+    import_or_skip(module)
+    main([run, "--format", name])
+    told, _, recipe = capsys.readouterr().out.partition("\n\nTo load it:\n")
+    assert told == f"Wrote run/exported/{name}-depth04-step00000012{suffix}"
+    loaded = {}
+    exec(textwrap.dedent(recipe), loaded)
+    weights = loaded["weights"] if name == "mae" else loaded["model"].state_dict()
+    expected = checkpoints.load_latest(Path(run) / "checkpoints").model
+    assert any(torch.equal(tensor, expected["heads.3.mask_token"]) for tensor in weights.values()) == (name != "timm")
+    assert any(torch.equal(tensor, expected["encoder.blocks.3.mlp.fc1.weight"]) for tensor in weights.values())
+
+
+def test_depth_and_place_can_be_chosen(run, tmp_path):
+    main([f"{run}/checkpoints/step-00000012", "--format", "mae", "--depth", "2", "--out", "deep/er/two.pth"])
+    weights = torch.load(tmp_path / "deep/er/two.pth", weights_only=True)["model"]
+    assert "blocks.1.norm1.bias" in weights
+    assert "blocks.2.norm1.bias" not in weights
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--depth", "5"], "--depth must be one of 1, 2, 3, 4, got 5"),
+        (
+            ["run", "--format", "onnx"],
+            "invalid choice 'onnx' for argument '--format'. Expected one of ('timm', 'mae', ",
+        ),
+        (["walk"], "walk is not a folder; give a run folder or one of its checkpoints"),
+        ([], "CHECKPOINT"),
+        (["run/checkpoints/step-00000099"], "step-00000099 is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("python -m bimkern.export: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "run" / "exported").iterdir())

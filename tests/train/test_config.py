@@ -1,0 +1,56 @@
+"""A config survives being written as JSON, and what cannot be read back is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bimkern.recipes import RECIPES
+from bimkern.train.config import ConfigError, from_json, to_json
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives(name):
+    config = RECIPES[name].config
+    config = replace(
+        config, run=replace(config.run, data=Path("photos"), out=Path("runs/one"), micro_batch=2, slices=1)
+    )
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def changed(path, value):
+    """The JSON of a recipe with one value replaced, added or, with ..., taken away."""
+    saved = json.loads(json.dumps(to_json(RECIPES["mae_vit_test"].config)))
+    *parents, last = path.split(".")
+    place = saved
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    if value is ...:
+        del place[last]
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("kind", "Conf", "config: unknown kind 'Conf'; choose one of Config"),
+        ("method.flow.kind", "Sideways", "config.method.flow: unknown kind 'Sideways'; choose one of EndToEnd, Local"),
+        ("method.head", 3, "config.method.head: unknown kind None; choose one of DecoderConfig"),
+        ("method.encoder.heads", 3, "config.method.encoder: .* unexpected keyword argument 'heads'"),
+        ("method.encoder.width", ..., "config.method.encoder: .* argument: 'width'"),
+        (
+            "method.encoder.patch",
+            5,
+            "config.method.encoder: ViTConfig: image_size must be a multiple of patch=5, got 32",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        from_json(changed(path, value))
+
+
+def test_an_option_that_an_older_run_did_not_know_takes_its_default():
+    assert from_json(changed("run.compile", ...)).run.compile is False

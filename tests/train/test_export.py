@@ -1,0 +1,121 @@
+"""What a run leaves for other programs, and what is read back from a run folder."""
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from bimkern.mim.model import MIM
+from bimkern.recipes import RECIPES
+from bimkern.train import checkpoint as checkpoints
+from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.config import ConfigError
+from bimkern.train.export import Trained, read_trained, write_backbones, write_hf, write_mae_program, write_timm
+from bimkern.train.run_folder import RunFolder
+
+CONFIG = RECIPES["bim_vit_test"].config
+
+
+def trained(step=20):
+    return Trained(CONFIG, step, MIM(CONFIG.method).state_dict())
+
+
+def run_folder(path, *steps):
+    """A run folder with a checkpoint after each of the steps."""
+    folder = RunFolder(path)
+    folder.open(CONFIG)
+    for step in steps:
+        weights = dict(trained().weights)
+        checkpoints.save(folder.checkpoints, Checkpoint(step, weights, {}, {}), best_step=0)
+    return folder
+
+
+def test_a_backbone_for_every_depth_says_what_it_is(tmp_path):
+    write_backbones(tmp_path, trained())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"backbone-depth0{k}.safetensors" for k in (1, 2, 3, 4)]
+    with safe_open(tmp_path / "backbone-depth03.safetensors", "pt") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "recipe": "bim_vit_test",
+            "step": "20",
+            "depth": "3",
+            "width": "32",
+            "num_heads": "2",
+            "patch": "8",
+            "image_size": "32",
+        }
+        assert "blocks.2.attn.qkv.weight" in file.keys()  # noqa: SIM118  # not a mapping
+        assert "blocks.3.attn.qkv.weight" not in file.keys()  # noqa: SIM118
+
+
+def test_the_mae_program_reads_weights_without_running_a_pickle(tmp_path):
+    write_mae_program(tmp_path / "mae.pth", trained(), 4)
+    loaded = torch.load(tmp_path / "mae.pth", weights_only=True)
+    assert loaded["metadata"]["num_heads"] == "2"
+    assert torch.equal(loaded["model"]["decoder_pred.bias"], torch.zeros(192))
+
+
+def test_a_run_is_read_at_its_newest_intact_checkpoint(tmp_path, caplog):
+    folder = run_folder(tmp_path / "run", 10, 20)
+    run, newest = read_trained(folder.path)
+    assert (run.path, newest.step, newest.config) == (folder.path, 20, CONFIG)
+    (folder.checkpoints / "step-00000020" / "state.json").write_text("{}")
+    assert read_trained(folder.path)[1].step == 10
+    assert "step-00000010 instead" in caplog.text
+
+
+def test_a_single_checkpoint_is_read_with_the_config_of_its_run(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path / "run", 10, 20)
+    assert read_trained(folder.checkpoints / "step-00000010")[1].step == 10
+    monkeypatch.chdir(folder.checkpoints / "step-00000010")
+    run, here = read_trained(Path())
+    assert (run.path, here.step) == (folder.path, 10)
+
+
+def test_reading_leaves_the_save_of_a_live_run_alone(tmp_path):
+    folder = run_folder(tmp_path / "run", 10)
+    saving = folder.checkpoints / ".writing-step-00000020"
+    saving.mkdir()
+    assert read_trained(folder.path)[1].step == 10
+    assert saving.is_dir()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="nowhere is not a folder; give a run folder or one of its checkpoints"):
+        read_trained(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"pictures is neither a run folder, with a config\.json, nor a checkpoint"):
+        read_trained(folder.pictures)
+    with pytest.raises(CheckpointError, match="run has no checkpoint yet"):
+        read_trained(folder.path)
+    saved = json.loads((folder.path / "config.json").read_text())
+    saved["method"]["flow"]["kind"] = "Sideways"
+    (folder.path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"config\.json cannot be understood \(.*unknown kind 'Sideways'"):
+        read_trained(folder.path)
+
+
+@pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/out.* cannot be written"):
+        write(tmp_path / "file" / "out", trained(), 4)
+
+
+@pytest.fixture
+def small_files():
+    """Let no file grow above 10 kB, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
+def test_a_full_disk_leaves_no_half_file(tmp_path, write, small_files):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write(tmp_path / "out", trained(), 4)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

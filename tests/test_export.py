@@ -23,6 +23,7 @@ def run(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     config = RECIPES["bim_vit_test"].config
     folder.open(config)
+    folder.record(config)
     checkpoints.save(folder.checkpoints, Checkpoint(12, MIM(config.method).state_dict(), {}, {}), best_step=12)
     return "run"
 

@@ -27,6 +27,7 @@ def run_folder(path, *steps):
     """A run folder with a checkpoint after each of the steps."""
     folder = RunFolder(path)
     folder.open(CONFIG)
+    folder.record(CONFIG)
     for step in steps:
         weights = dict(trained().weights)
         checkpoints.save(folder.checkpoints, Checkpoint(step, weights, {}, {}), best_step=0)

@@ -1,11 +1,11 @@
 """What a run leaves for other programs, and what is read back from a run folder."""
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
 import torch
+from disk import full_disk
 from safetensors import safe_open
 
 from bimkern.mim.model import MIM
@@ -106,17 +106,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, write):
         write(tmp_path / "file" / "out", trained(), 4)
 
 
-@pytest.fixture
-def small_files():
-    """Let no file grow above 10 kB, as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
-def test_a_full_disk_leaves_no_half_file(tmp_path, write, small_files):
-    with pytest.raises(ConfigError, match="cannot be written"):
+def test_a_full_disk_leaves_no_half_file(tmp_path, write):
+    with pytest.raises(ConfigError, match="cannot be written"), full_disk(10_000):
         write(tmp_path / "out", trained(), 4)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -3,15 +3,16 @@
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from disk import full_disk
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -141,33 +142,20 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(photos, tmp_path, caplog):
     train(photos, tmp_path / "run", "--steps", "2")
     old = checkpoints.load_latest(tmp_path / "run" / "checkpoints")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow beyond this
-    try:
-        with pytest.raises(checkpoints.CheckpointError, match="step-00000009 cannot be written"):
-            checkpoints.save(
-                tmp_path / "run" / "checkpoints",
-                checkpoints.Checkpoint(9, {"w": torch.ones(5000)}, {}, {}),
-                best_step=2,
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    new = checkpoints.Checkpoint(9, {"w": torch.ones(5000)}, {}, {})
+    with pytest.raises(checkpoints.CheckpointError, match="step-00000009 cannot be written"), full_disk():
+        checkpoints.save(tmp_path / "run" / "checkpoints", new, best_step=2)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000002"]
     assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == old.step
 
 
 def test_a_save_that_fails_is_said_and_tried_again(photos, tmp_path, caplog, monkeypatch):
-    """The third save of a file fails as on a full disk; the ones after it succeed."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """The disk is full at the second save, and no more at the third."""
     plain, calls = checkpoints.save, iter(range(100))
 
     def save(*args, **kwargs):
-        full = next(calls) == 1
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]) if full else limits)
-        try:
+        with full_disk() if next(calls) == 1 else nullcontext():
             return plain(*args, **kwargs)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(checkpoints, "save", save)
     train(photos, tmp_path / "run", "--steps", "12", "--save-every", "3")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(file_size: int = 4096) -> Iterator[None]:
-    """Let no file of this process grow beyond file_size, that of pytest's own output neither: keep the context short."""
+    """Let no file of this process grow beyond file_size, nor pytest's own output: keep the context short."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, limits[1]))
     try:

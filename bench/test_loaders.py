@@ -9,9 +9,10 @@ from PIL import Image
 
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
+from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
 from bimkern.data.loader import choose_loader
-from bimkern.data.source import image_folder
+from bimkern.data.source import image_folder, read_image
 
 WORKERS = 2
 BATCH, BATCHES, COPIES = 64, 8, 8  # every photograph is written eight times
@@ -22,12 +23,13 @@ WIDTH, HEIGHT = 500, 375
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     photographs, _ = demo_images()
-    for i in range(len(photographs)):
-        image = photographs.open(i).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    for i, file in enumerate(photographs.files):
+        image = read_image(photographs.root / file).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         for copy in range(COPIES):
             image.save(folder / f"{i}_{copy}.jpg", quality=90)
     augment = RandomResizedCrop()
-    images = image_folder(folder)
+    listing = image_folder(folder)
+    images = readable(listing, check(listing, workers=WORKERS))
     return MicroBatches(images=images, augment=augment, size=224, seed=0, batch_size=BATCH, micro_batch=BATCH)
 
 

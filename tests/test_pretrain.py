@@ -9,8 +9,8 @@ from bimkern.pretrain import main
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
-    *("--precision", "--device", "--seed", "--loader", "--workers", "--deterministic", "--compile", "--log-every"),
-    *("--save-every", "--dry-run"),
+    *("--precision", "--device", "--seed", "--loader", "--workers", "--max-bad-ratio"),
+    *("--deterministic", "--compile", "--log-every", "--save-every", "--dry-run"),
 )
 
 
@@ -46,6 +46,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--dry-run", "mae_vit_base"], "Unrecognized options: mae_vit_base; the recipe comes first"),
         (["--out", "cache/bimkern/demo-v1/train/run"], "its pictures would be trained on"),
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
+        (["--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
     ],
 )

@@ -20,8 +20,8 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 # Options that may differ when a run is resumed: they change where and how it runs, not what it computes.
 _FREE = (
-    *("data", "out", "device", "loader", "workers", "micro_batch", "slices", "deterministic", "compile"),
-    *("log_every", "save_every", "dry_run"),
+    *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
+    *("compile", "log_every", "save_every", "dry_run"),
 )
 
 
@@ -59,6 +59,8 @@ class RunConfig:
     """What decodes images. auto takes DALI for a GPU and PIL on a CPU; both give the same crops, up to rounding."""
     workers: int | None = None
     """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
+    max_bad_ratio: float = 0.1
+    """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
     deterministic: bool = False
     """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
     compile: bool = False
@@ -81,6 +83,8 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
+        if not 0 <= self.max_bad_ratio < 1:
+            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 

@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from bimkern.train.config import Config, ConfigError, differences, from_json, to_json
+from bimkern.train.run_images import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
 _SCRATCH = f".{_CONFIG}"
 _LOCK = ".lock"
-_MADE_FIRST = {
-    _LOCK,
-    _SCRATCH,
-    "checkpoints",
-    "pictures",
-    "exported",
-}  # what a run leaves that was killed before config.json
+# What a run leaves that ended before it wrote config.json.
+_MADE_FIRST = {_LOCK, _SCRATCH, IMAGES, f".{IMAGES}", QUARANTINE, "checkpoints", "pictures", "exported"}
 
 
 class RunFolder:
-    """A run's folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
+    """A run's folder: config.json, images.jsonl, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

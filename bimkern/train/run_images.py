@@ -38,6 +38,21 @@ class Quarantine:
         self.path.unlink(missing_ok=True)
         self.files.clear()
 
+    def release(self, files: set[str]) -> None:
+        """Let the run have files back."""
+        if released := self.files & files:
+            logger.warning("%d images can be read again and are trained on (%s)", len(released), _some(released))
+            self.files -= released
+            _write_whole(self.path, [record for record in _read(self.path) if record["file"] in self.files])
+
+    def stop_if_full(self) -> None:
+        """Raise SourceError if more files are in here than a run may go without."""
+        if len(self.files) > self._max_ratio * self.num_images:
+            raise SourceError(
+                f"{len(self.files)} of {self.num_images} images cannot be read, more than --max-bad-ratio "
+                f"{self._max_ratio:g}; {self.path} names them"
+            )
+
     def add(self, faults: Mapping[Path, str], steps_done: int | None = None) -> None:
         """Set files aside, with the reason and the steps done by then, None outside of training.
 
@@ -56,11 +71,7 @@ class Quarantine:
             logger.warning("%s cannot be written (%s)", self.path, error.strerror)
         examples = _some(f"{file}: {reason}" for file, reason in new.items())
         logger.warning("%d of %d images set aside (%s); see %s", len(new), self.num_images, examples, self.path)
-        if len(self.files) > self._max_ratio * self.num_images:
-            raise SourceError(
-                f"{len(self.files)} of {self.num_images} images cannot be read, more than --max-bad-ratio "
-                f"{self._max_ratio:g}; {self.path} names them"
-            )
+        self.stop_if_full()
 
 
 @dataclass(frozen=True)
@@ -83,22 +94,25 @@ def settle(folder: Path, listing: Listing, found: dict[str, Found], *, max_bad_r
         ConfigError: they are others than those that the run began with.
     """
     quarantine = Quarantine(folder, listing.root, max_ratio=max_bad_ratio)
-    faults = {file: result.fault for file, result in found.items() if result.fault is not None}
     path = folder / IMAGES
-    if path.is_file():
+    resumed = path.is_file()
+    if resumed:
         records = _read(path)
         _refuse_changes(listing.root, folder, records, found, quarantine.files)
-        faults = {record["file"]: faults[record["file"]] for record in records if record["file"] in faults}
         images = _recorded(listing.root, records)
+        quarantine.release(
+            {r["file"] for r in records if r["file"] in found and found[r["file"]].digest == r["digest"]}
+        )
+        faulty = [file for file in images.files if file in found and found[file].fault is not None]
         quarantine.num_images = len(quarantine.files.union(images.files))
     else:
-        quarantine.clear()
+        quarantine.clear()  # of a run that ended before it began
         images = readable(listing, found)
+        faulty = [file for file in listing.files if found[file].fault is not None]
         quarantine.num_images = len(listing)
-    quarantine.add({listing.root / file: reason for file, reason in faults.items()})
-    if not images.files:
-        raise SourceError(f"none of the {len(listing)} images in {listing.root} can be read; see {quarantine.path}")
-    if not path.is_file():
+    quarantine.add({listing.root / file: found[file].fault or "" for file in faulty})
+    quarantine.stop_if_full()
+    if not resumed:
         _write_whole(path, [_record(file, found[file]) for file in images.files])
     places = {file: i for i, file in enumerate(images.files)}
     images = replace(images, unreadable=frozenset(places[file] for file in quarantine.files & places.keys()))
@@ -144,17 +158,21 @@ def _some(texts: Iterable[str]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error})") from error
+    """Read all records; a line torn by a killed process is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_whole(path: Path, records: list[dict[str, Any]]) -> None:

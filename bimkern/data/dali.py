@@ -25,18 +25,32 @@ from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.source import BadImage
 from bimkern.data.workers import WorkerDied
 
+_CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
 _CUBIC_REACH = 2  # source pixels on either side, times the factor by which the filter shrinks
 _Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
 
-def unusable() -> str | None:
-    """Return the reason why DALI cannot be used here, None where it can."""
+def unusable(device: torch.device = _CPU) -> str | None:
+    """Return the reason why DALI cannot be used here for a device, None where it can."""
     try:
         importlib.import_module("nvidia.dali.plugin.pytorch.torch_utils")
+        if device.type == "cuda":
+            _run_nothing(device)
     except Exception as error:  # a library that does not load raises whatever it likes
         return (str(error).splitlines() or [type(error).__name__])[0]
     return None
+
+
+def _run_nothing(device: torch.device) -> None:
+    """Run an empty pipeline on a GPU: an old driver shows only there."""
+    from nvidia.dali import Pipeline, types
+
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device.index or 0)
+    with pipeline:
+        pipeline.set_outputs(types.Constant(0, device="gpu"))
+    pipeline.build()
+    pipeline.run()
 
 
 @dataclass(frozen=True, kw_only=True)

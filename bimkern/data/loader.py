@@ -50,7 +50,7 @@ def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -
         return pil, f"PIL in {workers} processes, as asked"
     if name == "auto" and device.type == "cpu":
         return pil, f"PIL in {workers} processes, the faster one on a CPU"
-    reason = dali.unusable()
+    reason = dali.unusable(device)
     if reason is None:
         threads = max(1, workers)
         where = f"on {device}" if device.type == "cuda" else f"in {threads} threads"

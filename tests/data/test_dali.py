@@ -141,10 +141,23 @@ def test_auto_is_pil_on_a_cpu():
 
 def test_auto_is_dali_for_a_gpu():
     pytest.importorskip("nvidia.dali")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     gpu = torch.device("cuda")
     loader, line = choose_loader("auto", gpu, 3)
     assert loader == DaliLoader(threads=3, device=gpu)
     assert line == "DALI, decodes, crops, resizes and flips on cuda"
+
+
+def test_a_dali_that_loads_and_cannot_run_on_the_gpu_is_a_reason():
+    pytest.importorskip("nvidia.dali")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    loader, line = choose_loader("auto", torch.device("cuda"), 2)
+    assert loader == PilLoader(workers=2, pin_memory=True)
+    assert line.startswith("PIL in 2 processes, as DALI cannot be used (")
+    with pytest.raises(LoaderError, match="--loader dali: DALI cannot be used"):
+        choose_loader("dali", torch.device("cuda"), 2)
 
 
 def test_auto_says_why_it_is_not_dali(no_dali):

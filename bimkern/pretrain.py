@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
-from bimkern import command
+from bimkern import command, optional
 from bimkern.data.demo import demo_images
 from bimkern.data.loader import LoaderError, choose_loader
 from bimkern.data.source import Images, SourceError, image_folder
 from bimkern.mim.model import MIM
+from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import RECIPES, Recipe
+from bimkern.train import optimizers
 from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = _take_recipe(arguments)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
         images, judged = _open_data(config.run.data)
-        _, loader = choose_loader(config.run.loader, resolve_device(config.run.device), config.run.workers)
+        loader = _choose(config.run)
         if config.run.dry_run:
             print(_describe(config, images, loader))
             return
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder.open(config)
         print(_describe_briefly(config, images, loader), flush=True)
         outcome = Trainer(config, images, judged, folder).train()
-    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError) as error:
+    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
     except Diverged as error:
         command.end(_PROGRAM, str(error), exit_code=1)
@@ -97,6 +99,15 @@ def _open_data(folder: Path | None) -> tuple[Images, Images]:
         raise ConfigError("--data is empty or the current folder; name the folder of images")
     images = image_folder(folder)
     return images, images
+
+
+def _choose(run: RunConfig) -> str:
+    """Make sure that what the options name can be used here; return a line about the loader."""
+    device = resolve_device(run.device)
+    attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
+    optimizers.choose(run.optimizer, device)
+    _, loader = choose_loader(run.loader, device, run.workers)
+    return loader
 
 
 def _describe(config: Config, images: Images, loader: str) -> str:

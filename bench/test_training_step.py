@@ -9,7 +9,8 @@ import torch
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
 
 BATCH = 16
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import torch
 
-from bimkern import command
+from bimkern import command, optional
 from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
-from bimkern.data.loader import LoaderError, choose_loader, default_workers
+from bimkern.data.loader import Loader, LoaderError, choose_loader, default_workers
 from bimkern.data.source import Listing, SourceError, image_folder
 from bimkern.mim.model import MIM
+from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import RECIPES, Recipe
+from bimkern.train import optimizers
 from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = _take_recipe(arguments)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
         listings = _list_data(config.run.data)
-        loader, why = choose_loader(config.run.loader, resolve_device(config.run.device), config.run.workers)
+        loader, why = _choose(config.run)
         if config.run.dry_run:
             print(_describe(config, listings[0], why))
             return
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = _check_data(config, listings, folder)
         print(_describe_briefly(config, images, why), flush=True)
         outcome = Trainer(config, images, loader, folder).train()
-    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError) as error:
+    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
     except (Diverged, Starved) as error:
         command.end(_PROGRAM, str(error), exit_code=1)
@@ -111,6 +113,14 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
             found.append(check(listing, workers=workers, progress=progress))
     images = settle(folder.path, listings[0], found[0], max_bad_ratio=config.run.max_bad_ratio)
     return replace(images, judged=readable(listings[1], found[1])) if len(listings) > 1 else images
+
+
+def _choose(run: RunConfig) -> tuple[Loader, str]:
+    """Make sure that what the options name can be used here; return the loader and a line about it."""
+    device = resolve_device(run.device)
+    attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
+    optimizers.choose(run.optimizer, device)
+    return choose_loader(run.loader, device, run.workers)
 
 
 def _describe(config: Config, images: Listing, loader: str) -> str:

@@ -12,10 +12,11 @@ NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in 
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
-ENGINE = {"mim", "models", "ops"}
+ENGINE = {"mim", "models", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
-    "models": {"ops"},
+    "optional": set(),
+    "models": {"ops", "optional"},
     "mim": {"models", "ops"},
     "arena": set(),
     "data": {"ops"},

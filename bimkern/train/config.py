@@ -13,15 +13,17 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
-from bimkern.train.optim import AdamWConfig
+from bimkern.models.attention import AttentionName
+from bimkern.train.optimizers import AdamWConfig, OptimizerName
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Options that may differ when a run is resumed: they change where and how it runs, not what it computes.
+# Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
+# rounding, as another kernel of the same attention does.
 _FREE = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "log_every", "save_every", "dry_run"),
+    *("compile", "attention", "log_every", "save_every", "dry_run"),
 )
 
 
@@ -49,8 +51,12 @@ class RunConfig:
     """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"
     """Matrix products; parameters, norms, softmax and losses stay in float32."""
+    attention: AttentionName = "sdpa"
+    """torch's attention kernels (sdpa) or, on a GPU, those of xformers: same mathematics."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -169,6 +175,9 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
     return Path(saved) if isinstance(saved, str) and Path in choices else saved
 
 
+_DEFAULTS = {f"run.{option.name}": option.default for option in fields(RunConfig)}  # of runs older than an option
+
+
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     """List where two configs in JSON differ in what they compute, one line a value."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
@@ -176,6 +185,6 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
             if path not in {f"run.{free}" for free in _FREE}:
-                lines += differences(saved.get(name), wanted.get(name), path)
+                lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]

@@ -21,9 +21,10 @@ from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruct import hidden_errors
-from bimkern.models.layers import Block, set_compute_dtype
+from bimkern.models import attention
+from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
-from bimkern.train import metrics, pictures
+from bimkern.train import metrics, optimizers, pictures
 from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.console import Reporter
 from bimkern.train.export import Trained, write_backbones
@@ -66,9 +67,12 @@ class Trainer:
         self.device = resolve_device(run.device)
         torch.manual_seed(run.seed)
         self.model = MIM(config.method).to(self.device)
-        set_compute_dtype(self.model, DTYPES[run.precision])
+        dtype = DTYPES[run.precision]
+        set_compute_dtype(self.model, dtype)
+        set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))
+        make = optimizers.choose(run.optimizer, self.device)
         self.updates = [
-            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16")
+            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16", make=make)
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self.images = images

@@ -12,7 +12,8 @@ from bimkern.recipes import RECIPES
 from bimkern.train import metrics
 from bimkern.train.config import ConfigError, RunConfig, differences, resolve_device, to_json
 from bimkern.train.memory import LiveBytes, held_bytes
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
 from bimkern.train.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -41,7 +42,9 @@ def test_each_group_clips_its_own_gradients():
     for name, p, scale in (("large", large, 100.0), ("small", small, 0.01)):
         update = optimizer({name: p}, clip=1.0)
         (scale * p).sum().backward()
-        update._adamw.register_step_pre_hook(lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item()))
+        update._optimizer.inner.register_step_pre_hook(
+            lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item())
+        )
         update.apply()
     assert norms["large"] == pytest.approx(1.0, rel=1e-4)
     assert norms["small"] == pytest.approx(0.02)

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, str(error), exit_code=1)
     except Stopped as stop:
         command.end(_PROGRAM, f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
+    except KeyboardInterrupt:
+        command.end(_PROGRAM, "interrupted; the same command goes on from the last checkpoint", exit_code=130)
     print(_closing_words(config, folder, outcome))
 
 

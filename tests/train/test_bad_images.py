@@ -222,3 +222,22 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     train(photos, tmp_path / "run", "--steps", "4", "--batch-size", "12")
     assert "of the time goes into waiting for images; the loader's ceiling here is" in caplog.text
     assert caplog.text.count("waiting for images") == 1
+
+
+def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(600):
+        (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
+    picture(3000, 3000).save(photos / "00.jpg")
+    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", "1")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").rglob("*.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "python -m bimkern.pretrain: interrupted; the same command goes on from the last checkpoint\n"
+    (cache,) = (tmp_path / "cache").rglob("*.jsonl")
+    assert 0 < len(lines(cache)) < 612

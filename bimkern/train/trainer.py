@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -24,12 +23,15 @@ from bimkern.mim.reconstruct import hidden_errors
 from bimkern.models.layers import Block, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import metrics, pictures
-from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
+from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, resolve_device, to_json
 from bimkern.train.console import Reporter
 from bimkern.train.export import Trained, write_backbones
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.outage import Outage
 from bimkern.train.run_folder import RunFolder
+from bimkern.train.saver import Saver
 from bimkern.train.signals import Stopped, StopSignals
 
 logger = logging.getLogger("bimkern.train")
@@ -73,7 +75,8 @@ class Trainer:
         count = min(_JUDGED_IMAGES, 4 * len(judged))
         self._judged = self._on_device(pil.decode(self._micro_batches(judged, count, count, run.seed + 1), 0))
         self._interval_losses: list[Tensor] = []
-        self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
+        self._saver = Saver(folder.checkpoints, every=run.save_every)
+        self._pictures = Outage(f"{folder.pictures}")
         self._live_activation_bytes: int | None = None
         self._rolled_back_to: int | None = None
 
@@ -95,7 +98,7 @@ class Trainer:
         log = metrics.Metrics(self.folder.path, after_step=done)
         reporter = Reporter(done=done, total=self.total_steps)
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, self._saver:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
         finally:
@@ -134,20 +137,21 @@ class Trainer:
                 losses, lr = self.step(done - 1, batch)
             if counter is not None:
                 self._live_activation_bytes = counter.peak
+            if done == first + 1:
+                self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
             self._interval_losses.append(losses)
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(done, losses, lr, clock)
                 log.log(record)
-                if self._is_diverging(done):
-                    return self._roll_back(done, batch, log)
+            if (record is not None or done % _PATIENCE == 0) and self._is_diverging(done):
+                return self._roll_back(done, batch, log)
             reporter.step(done, record)
             required = last or signals.received is not None
             if required or (done % run.save_every == 0 and self._is_learning()):
                 with clock.paused():
-                    log.sync()
-                    self._save(done, required=required)
+                    self._save(done, log, required=required)
                     self._draw(done)
             if signals.received is not None and not last:
                 raise Stopped(signals.received, done)
@@ -188,22 +192,30 @@ class Trainer:
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
             return 0
-        if saved.state["images"] != self._fingerprint:
+        what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
+        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        if saved.state.get("images") != self._fingerprint:
             raise ConfigError(
                 f"--data holds other files ({len(self.data.images)}) than {self.folder.path} was trained on; "
                 f"resume with the same files, or choose another --out"
             )
-        self.model.load_state_dict(saved.model)
-        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
-            update.load_tensors(saved.optimizer)
-            update.load_scaler_state(scaler)
-            update.skipped.fill_(saved.state["skipped"][update.name])
-        self._best = saved.state["best"]
+        try:
+            self._take_over(saved)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.total_steps:
             print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
         else:
             print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
         return saved.step
+
+    def _take_over(self, saved: Checkpoint) -> None:
+        self.model.load_state_dict(saved.model)
+        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
+            update.load_tensors(saved.optimizer)
+            update.load_scaler_state(scaler)
+            update.skipped.fill_(saved.state["skipped"][update.name])
+        self._saver.best = saved.state["best"]
 
     def _is_diverging(self, done: int) -> bool:
         """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
@@ -221,6 +233,7 @@ class Trainer:
         """Keep the batch for whoever wants to know, and return to the last checkpoint."""
         dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
         save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
+        self._saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         if step in (0, self._rolled_back_to):
             raise Diverged(
@@ -234,38 +247,34 @@ class Trainer:
         log.cut_back(step)
         return step
 
-    def _save(self, done: int, *, required: bool) -> None:
-        """Write a checkpoint; where none can be written, go on without, unless it is required."""
+    def _save(self, done: int, log: metrics.Metrics, *, required: bool) -> None:
+        """Have a checkpoint written; where none can be, go on without, unless it is required."""
         loss = torch.stack(self._interval_losses).mean().item()
         self._interval_losses.clear()
-        if math.isfinite(loss) and (self._best is None or loss < self._best["loss"]):
-            self._best = {"step": done, "loss": loss}
         state = {
-            "best": self._best,
             "scalers": [update.scaler_state() for update in self.updates],
             "skipped": {update.name: int(update.skipped) for update in self.updates},
             "images": self._fingerprint,
+            "config": to_json(self.config),
         }
-        optimizer = {name: tensor for update in self.updates for name, tensor in update.tensors()}
-        saved = checkpoints.Checkpoint(done, self.model.state_dict(), optimizer, state)
-        try:
-            checkpoints.save(self.folder.checkpoints, saved, best_step=self._best["step"] if self._best else done)
-        except checkpoints.CheckpointError as error:
-            if required:
-                raise
-            logger.warning("%s; training goes on, the next save is after %d steps", error, self.config.run.save_every)
+        self._saver.save(Checkpoint(done, *self._tensors(), state), loss, first=log.sync, required=required)
+
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the model's and the optimizers' tensors, by name."""
+        return self.model.state_dict(), {name: tensor for update in self.updates for name, tensor in update.tensors()}
 
     def _draw(self, done: int) -> None:
         folder, (images, ids) = self.folder.pictures, self._judged
         title = f"{self.config.recipe}, step {done}"
         chosen = slice(0, _DRAWN_IMAGES)
-        pictures.draw_reconstructions(
-            folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
-        )
-        records = metrics.read(self.folder.path)
-        if records:
-            pictures.draw_curves(folder / "curves.png", records)
-            pictures.draw_memory(folder / "memory.png", records)
+        with self._pictures.tolerated():
+            pictures.draw_reconstructions(
+                folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
+            )
+            records = metrics.read(self.folder.path)
+            if records:
+                pictures.draw_curves(folder / "curves.png", records)
+                pictures.draw_memory(folder / "memory.png", records)
 
     def _judge(self) -> Outcome:
         errors, baselines = hidden_errors(self.model, *self._judged, seed=self.config.run.seed)

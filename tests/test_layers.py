@@ -99,6 +99,17 @@ def test_nothing_below_the_recipes_names_a_method(path):
     assert not named
 
 
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_nothing_unpickles(path):
+    """No module that runs what it reads; torch.load, in code or in what is told to users, takes weights alone."""
+    source = path.read_text()
+    modules = {module.partition(".")[0] for module in imported_modules(ast.parse(source))}
+    assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    assert "allow_pickle" not in source
+    for line in re.findall(r".*\btorch\.load\(.*", source):
+        assert "weights_only=True" in line
+
+
 @pytest.mark.parametrize("path", [p for p in NATIVE if name_of(p).startswith("csrc")], ids=name_of)
 def test_the_core_knows_neither_torch_nor_python(path):
     included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())

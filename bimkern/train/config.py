@@ -188,3 +188,16 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
                 lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
+
+
+def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
+    """Make sure that a saved config computes the same as this one.
+
+    Raises:
+        ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
+    """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{what} that does not tell its settings; {remedy}")
+    changed = differences(saved, to_json(config))
+    if changed:
+        raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from bimkern.data.check import Found, readable
 from bimkern.data.source import Images, Listing, SourceError
+from bimkern.train import durable
 from bimkern.train.config import ConfigError
 
 logger = logging.getLogger("bimkern.train")
@@ -171,8 +172,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
+    durable.fsync(path)
 
 
 def _write_whole(path: Path, records: list[dict[str, Any]]) -> None:

@@ -1,7 +1,6 @@
 """The training loop: it runs any method, and knows none."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -25,13 +24,16 @@ from bimkern.models import attention
 from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import metrics, optimizers, pictures
-from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
+from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, resolve_device, to_json
 from bimkern.train.console import Reporter
 from bimkern.train.export import Trained, write_backbones
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.outage import Outage
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages
+from bimkern.train.saver import Saver
 from bimkern.train.signals import Stopped, StopSignals
 
 logger = logging.getLogger("bimkern.train")
@@ -81,7 +83,8 @@ class Trainer:
         self.feed = Feed(loader, data, images.quarantine.add)
         self._judged = self._load_judged(images)
         self._interval_losses: list[Tensor] = []
-        self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
+        self._saver = Saver(folder.checkpoints, every=run.save_every)
+        self._pictures = Outage(f"{folder.pictures}")
         self._live_activation_bytes: int | None = None
         self._rolled_back_to: int | None = None
         self._data_is_short = False  # and it has been said
@@ -104,7 +107,7 @@ class Trainer:
         log = metrics.Metrics(self.folder.path, after_step=done)
         reporter = Reporter(done=done, total=self.total_steps)
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, self._saver:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
         finally:
@@ -135,13 +138,15 @@ class Trainer:
         clock = _Clock(first)
         for done in range(first + 1, self.total_steps + 1):
             with clock.waiting():
-                batch = self._next(loaded, done - 1)
+                batch = self._next(loaded, done - 1, log)
             # The second step of a process is the first in which nothing but activations is born.
             counter = LiveBytes(self.model.parameters()) if done == first + 2 and not run.compile else None
             with counter or nullcontext():
                 losses, lr = self.step(done - 1, batch)
             if counter is not None:
                 self._live_activation_bytes = counter.peak
+            if done == first + 1:
+                self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
             self._interval_losses.append(losses)
             last = done == self.total_steps
             record = None
@@ -149,25 +154,24 @@ class Trainer:
                 record = self._record(done, losses, lr, clock)
                 log.log(record)
                 self._say_if_data_is_short(record, first)
-                if self._is_diverging(done):
-                    return self._roll_back(done, batch, log)
+            if (record is not None or done % _PATIENCE == 0) and self._is_diverging(done):
+                return self._roll_back(done, batch, log)
             reporter.step(done, record)
             required = last or signals.received is not None
             if required or (done % run.save_every == 0 and self._is_learning()):
                 with clock.paused():
-                    log.sync()
-                    self._save(done, required=required)
+                    self._save(done, log, required=required)
                     self._draw(done)
             if signals.received is not None and not last:
                 raise Stopped(signals.received, done)
         return self.total_steps
 
-    def _next(self, loaded: Iterator[list[Batch]], done: int) -> list[Batch]:
+    def _next(self, loaded: Iterator[list[Batch]], done: int, log: metrics.Metrics) -> list[Batch]:
         try:
             return next(loaded)
         except (FeedError, SourceError) as error:
             if self._interval_losses:  # else there is nothing that is not saved
-                self._save(done, required=True)
+                self._save(done, log, required=True)
             raise Starved(f"{error}. {done} steps are done and saved; the same command goes on from there") from error
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
@@ -219,22 +223,30 @@ class Trainer:
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
             return 0
-        if saved.state["images"] != self.images.fingerprint:
+        what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
+        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
                 f"choose another --out"
             )
-        self.model.load_state_dict(saved.model)
-        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
-            update.load_tensors(saved.optimizer)
-            update.load_scaler_state(scaler)
-            update.skipped.fill_(saved.state["skipped"][update.name])
-        self._best = saved.state["best"]
+        try:
+            self._take_over(saved)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.total_steps:
             print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
         else:
             print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
         return saved.step
+
+    def _take_over(self, saved: Checkpoint) -> None:
+        self.model.load_state_dict(saved.model)
+        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
+            update.load_tensors(saved.optimizer)
+            update.load_scaler_state(scaler)
+            update.skipped.fill_(saved.state["skipped"][update.name])
+        self._saver.best = saved.state["best"]
 
     def _is_diverging(self, done: int) -> bool:
         """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
@@ -252,6 +264,7 @@ class Trainer:
         """Keep the batch for whoever wants to know, and return to the last checkpoint."""
         dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
         save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
+        self._saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         if step in (0, self._rolled_back_to):
             raise Diverged(
@@ -265,38 +278,34 @@ class Trainer:
         log.cut_back(step)
         return step
 
-    def _save(self, done: int, *, required: bool) -> None:
-        """Write a checkpoint; where none can be written, go on without, unless it is required."""
+    def _save(self, done: int, log: metrics.Metrics, *, required: bool) -> None:
+        """Have a checkpoint written; where none can be, go on without, unless it is required."""
         loss = torch.stack(self._interval_losses).mean().item()
         self._interval_losses.clear()
-        if math.isfinite(loss) and (self._best is None or loss < self._best["loss"]):
-            self._best = {"step": done, "loss": loss}
         state = {
-            "best": self._best,
             "scalers": [update.scaler_state() for update in self.updates],
             "skipped": {update.name: int(update.skipped) for update in self.updates},
             "images": self.images.fingerprint,
+            "config": to_json(self.config),
         }
-        optimizer = {name: tensor for update in self.updates for name, tensor in update.tensors()}
-        saved = checkpoints.Checkpoint(done, self.model.state_dict(), optimizer, state)
-        try:
-            checkpoints.save(self.folder.checkpoints, saved, best_step=self._best["step"] if self._best else done)
-        except checkpoints.CheckpointError as error:
-            if required:
-                raise
-            logger.warning("%s; training goes on, the next save is after %d steps", error, self.config.run.save_every)
+        self._saver.save(Checkpoint(done, *self._tensors(), state), loss, first=log.sync, required=required)
+
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the model's and the optimizers' tensors, by name."""
+        return self.model.state_dict(), {name: tensor for update in self.updates for name, tensor in update.tensors()}
 
     def _draw(self, done: int) -> None:
         folder, (images, ids) = self.folder.pictures, self._judged
         title = f"{self.config.recipe}, step {done}"
         chosen = slice(0, _DRAWN_IMAGES)
-        pictures.draw_reconstructions(
-            folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
-        )
-        records = metrics.read(self.folder.path)
-        if records:
-            pictures.draw_curves(folder / "curves.png", records)
-            pictures.draw_memory(folder / "memory.png", records)
+        with self._pictures.tolerated():
+            pictures.draw_reconstructions(
+                folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
+            )
+            records = metrics.read(self.folder.path)
+            if records:
+                pictures.draw_curves(folder / "curves.png", records)
+                pictures.draw_memory(folder / "memory.png", records)
 
     def _judge(self) -> Outcome:
         errors, baselines = hidden_errors(self.model, *self._judged, seed=self.config.run.seed)

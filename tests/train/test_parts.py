@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from bimkern.recipes import RECIPES
@@ -125,9 +126,12 @@ def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
     with (tmp_path / metrics.FILE).open("a") as file:
         file.write('{"step": 4, "lo')
     metrics.Metrics(tmp_path, after_step=2).close()
+    value = pytest.approx(0.4)
     assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
     assert metrics.read(tmp_path)[0] == {"step": 1, "loss": None, "loss_per_block": [0.4, None], "nothing": None}
-    assert list((tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss_per_block/1")] == [(1, value), (2, value)]
+    assert events.Tags()["scalars"] == ["step", "loss_per_block/1"]
 
 
 def test_steps_come_from_epochs_or_are_given():

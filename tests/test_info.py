@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -7,10 +8,9 @@ import pytest
 from bimkern import __version__, info, ops
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "bimkern.info", *arguments], capture_output=True, text=True, check=True
-    ).stdout
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "bimkern.info", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_says_one_fact_a_line():
@@ -28,6 +28,12 @@ def test_json_holds_the_same():
     assert report["ops"].keys() == ops.backends().keys()
     assert report["optional"].keys() == info.OPTIONAL.keys()
     assert all((found["version"] is None) == (found["reason"] is not None) for found in report["optional"].values())
+
+
+def test_says_which_instruction_set_the_cpu_kernels_use():
+    assert json.loads(run("--json", BIMKERN_CPU="baseline"))["native"]["simd"] == "baseline"
+    native = next(line for line in run(BIMKERN_CPU="avx1024").splitlines() if line.startswith("native "))
+    assert "BIMKERN_CPU cannot be met" in native
 
 
 @pytest.mark.parametrize(

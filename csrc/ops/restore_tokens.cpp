@@ -75,7 +75,6 @@ template <typename Set, typename T>
 BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, int64_t begin, int64_t end,
                                               typename Arithmetic<T>::type* kept_sums) {
   const TokenSizes size = args.size;
-  const bool with_pos = args.grad_pos != nullptr;
   auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
   std::fill_n(hidden_sums, (end - begin) * size.width, 0);
   std::fill_n(kept_sums, (end - begin) * size.width, 0);
@@ -87,16 +86,16 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
     for (int64_t token = begin; token < end; ++token) {
       const T* row = grad + (size.prefix + token) * args.grad_token_stride;
       const bool hidden = place == size.kept || ids[place * args.keep.token_stride] != token;
-      if (!hidden) {
-        std::memcpy(grad_visible + (size.prefix + place) * size.width, row, size.width * sizeof(T));
+      if (hidden) {
+        accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
+      } else {
+        T* copy = grad_visible + (size.prefix + place) * size.width;
+        accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
         ++place;
-      }
-      if (hidden || with_pos) {
-        accumulate_row(set, row, size.width, (hidden ? hidden_sums : kept_sums) + (token - begin) * size.width);
       }
     }
   }
-  if (with_pos) {
+  if (args.grad_pos != nullptr) {
     for (int64_t i = 0; i < (end - begin) * size.width; ++i) {
       kept_sums[i] += hidden_sums[i];
     }

@@ -60,7 +60,12 @@ def collect() -> dict[str, Any]:
         },
         "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads()},
         "cuda": _cuda(),
-        "native": {"path": str(library.path), "cuda_archs": list(library.cuda_archs), "error": library.error},
+        "native": {
+            "path": str(library.path),
+            "cuda_archs": list(library.cuda_archs),
+            "simd": library.simd,
+            "error": library.error,
+        },
         "ops": {
             op: {device: {"backend": c.backend, "reason": c.reason} for device, c in devices.items()}
             for op, devices in ops.backends().items()
@@ -77,12 +82,13 @@ def collect() -> dict[str, Any]:
 def lines(info: dict[str, Any]) -> list[str]:
     """Lay the collected data out for reading, one fact a line."""
     native, cuda, choices = info["native"], info["cuda"], info["choices"]
-    archs = " ".join(native["cuda_archs"]) or "no CUDA"
+    simd = native["simd"] or "BIMKERN_CPU cannot be met"
+    built = f"{simd}, {' '.join(native['cuda_archs']) or 'no CUDA'}"
     return [
         *(f"{name:12} {version}" for name, version in info["versions"].items()),
         f"{'cpu':12} {info['cpu']['machine']}, {info['cpu']['threads']} threads",
         *(f"{'cuda':12} {device}" for device in cuda["devices"] or [f"none: {cuda['reason']}"]),
-        f"{'native':12} " + (f"missing: {native['error']}" if native["error"] else f"{native['path']} ({archs})"),
+        f"{'native':12} " + (f"missing: {native['error']}" if native["error"] else f"{native['path']} ({built})"),
         *(
             f"op {op:20} {device:5} {served['backend']}: {served['reason']}"
             for op, devices in info["ops"].items()

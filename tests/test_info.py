@@ -9,10 +9,14 @@ from bimkern import __version__, info, ops
 from bimkern.train.optimizers import not_nvidias
 
 
-def run(*arguments, search_path=""):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(search_path), os.environ.get("PYTHONPATH", "")])}
+def run(*arguments, search_path="", **environment):
+    paths = os.pathsep.join([str(search_path), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "bimkern.info", *arguments], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bimkern.info", *arguments],
+        env=os.environ | environment | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 
@@ -46,6 +50,12 @@ def test_what_may_be_chosen_is_usable_or_has_a_reason(standins, tmp_path):
     for option in ("attention", "optimizer"):
         for name in broken[option]:
             assert f"{option} {name:12} usable on {broken['device']}" in report
+
+
+def test_says_which_instruction_set_the_cpu_kernels_use():
+    assert json.loads(run("--json", BIMKERN_CPU="baseline"))["native"]["simd"] == "baseline"
+    native = next(line for line in run(BIMKERN_CPU="avx1024").splitlines() if line.startswith("native "))
+    assert "BIMKERN_CPU cannot be met" in native
 
 
 @pytest.mark.parametrize(

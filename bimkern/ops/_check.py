@@ -1,8 +1,10 @@
 """Checks of what a caller passes to an op. Each names the op, the argument, what was expected and what came.
 
-None of them reads a tensor's values, so none can synchronise a device, and all can be traced by torch.compile.
+None of them reads a tensor's values, so none can synchronise a device, and all can be traced by torch.compile. The one
+exception, `ids`, does nothing unless BIMKERN_DEBUG=1 asks for it.
 """
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -93,3 +95,28 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
     for name, device in present.items():
         if device != present[first]:
             raise ValueError(f"{op}: {name} must be on {present[first]} like {first}, got {device}")
+
+
+def ids(op: str, name: str, keep: Tensor, num_tokens: int) -> None:
+    """With BIMKERN_DEBUG=1, hold the ids in keep [B, K] to what the kernels take for granted, on any device.
+
+    Reading them waits for the device. Code under torch.compile is not checked.
+
+    Raises:
+        RuntimeError: `gather_tokens: keep must hold ids in [0, N=4), got 4 in image 1`
+    """
+    if torch.compiler.is_compiling() or os.environ.get("BIMKERN_DEBUG", "0") == "0":
+        return
+    outside = (keep < 0) | (keep >= num_tokens)
+    descends = keep[:, 1:] <= keep[:, :-1]
+    if outside.any():
+        image, place = outside.nonzero()[0].tolist()
+        raise RuntimeError(
+            f"{op}: {name} must hold ids in [0, N={num_tokens}), got {keep[image, place].item()} in image {image}"
+        )
+    if descends.any():
+        image, place = descends.nonzero()[0].tolist()
+        before, after = keep[image, place : place + 2].tolist()
+        raise RuntimeError(
+            f"{op}: {name} must ascend without repeats within an image, got {after} after {before} in image {image}"
+        )

@@ -13,6 +13,7 @@ import torch
 class NativeLibrary:
     path: Path
     cuda_archs: tuple[str, ...] = ()  # empty: built without CUDA
+    simd: str | None = None  # instruction set of the CPU kernels; None: BIMKERN_CPU asks for what is not there
     error: str | None = None  # None: loaded
 
     def missing(self, device: str) -> str | None:
@@ -41,11 +42,15 @@ def load(path: Path) -> NativeLibrary:
         return NativeLibrary(path=path, error="the native library was not built (install with a C++ compiler)")
     try:
         torch.ops.load_library(str(path))
-        cuda_archs = ctypes.CDLL(str(path)).bimkern_cuda_archs
+        functions = ctypes.CDLL(str(path))
+        cuda_archs, simd = functions.bimkern_cuda_archs, functions.bimkern_simd
     except (OSError, AttributeError) as error:
         return NativeLibrary(path=path, error=f"the native library cannot be loaded: {error}")
-    cuda_archs.restype = ctypes.c_char_p
-    return NativeLibrary(path=path, cuda_archs=tuple(cuda_archs().decode().split()))
+    cuda_archs.restype = simd.restype = ctypes.c_char_p
+    used = simd()
+    return NativeLibrary(
+        path=path, cuda_archs=tuple(cuda_archs().decode().split()), simd=None if used is None else used.decode()
+    )
 
 
 library = load(Path(__file__).resolve().parent.parent / "_native.so")

@@ -32,7 +32,7 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Args:
         tokens: [B, R+N, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
         keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait.
+            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
         pos: [N, D], dtype of tokens. None adds nothing.
         num_prefix: R, tokens in front that are always kept and get no position.
 
@@ -42,7 +42,7 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Raises:
         ValueError: a shape, a device or num_prefix is off; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (native CPU backend).
+        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
 
     Same as: gather_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; used by BIM, LocalMIM, ViTFreeze.
@@ -56,6 +56,7 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     check.same_device("gather_tokens", tokens=tokens, keep=keep, pos=pos)
     if dims["K"] > dims["N"]:
         raise ValueError(f"gather_tokens: keep must hold at most N={dims['N']} ids per image, got K={dims['K']}")
+    check.ids("gather_tokens", "keep", keep, dims["N"])
     return _backend.call("gather_tokens", gather_tokens_reference, tokens, keep, pos, num_prefix=num_prefix)
 
 

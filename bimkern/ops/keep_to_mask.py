@@ -21,7 +21,7 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     """Turn kept token ids into a mask of hidden tokens.
 
     Args:
-        keep: [B, K], int64 in [0, N).
+        keep: [B, K], int64 ids in [0, N), ascending within an image; BIMKERN_DEBUG=1 checks them.
         num_tokens: N.
 
     Returns:
@@ -29,6 +29,7 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
 
     Raises:
         ValueError, TypeError: a shape or dtype is off; the message names it.
+        RuntimeError: an id is out of range or out of order (BIMKERN_DEBUG=1).
 
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
@@ -37,4 +38,5 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     if dims["K"] > num_tokens:
         raise ValueError(f"keep_to_mask: keep must hold at most N={num_tokens} tokens, got K={dims['K']}")
     check.dtypes("keep_to_mask", keep=(keep, torch.int64))
+    check.ids("keep_to_mask", "keep", keep, num_tokens)
     return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens)

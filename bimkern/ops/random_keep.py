@@ -60,13 +60,14 @@ def random_keep(
         num_tokens: N.
         num_keep: K, 0 <= K <= N, or <= P with a parent.
         seed: 64 bits.
-        parent: [B, P], int64, a keep to draw inside of.
+        parent: [B, P], int64, a keep to draw inside of; BIMKERN_DEBUG=1 checks its ids.
 
     Returns:
         keep [B, K], int64, ascending. With a parent also within [B, K], the places of keep inside parent.
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.
+        RuntimeError: an id in parent is out of range or out of order (BIMKERN_DEBUG=1).
 
     Same as: random_keep_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
@@ -78,6 +79,7 @@ def random_keep(
         dims = check.shapes("random_keep", sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
         check.dtypes("random_keep", parent=(parent, torch.int64))
         check.same_device("random_keep", sample_ids=sample_ids, parent=parent)
+        check.ids("random_keep", "parent", parent, num_tokens)
         available, letter = dims["P"], "P"
     if not 0 <= num_keep <= available:
         raise ValueError(f"random_keep: num_keep must be in [0, {letter}={available}], got {num_keep}")

@@ -1,7 +1,9 @@
 """restore_tokens: the decoder's input, every token back in its place and the mask token elsewhere.
 
-Shapes: B images, N tokens, K kept tokens, R prefix tokens, D channels.
+Shapes: B images, R prefix tokens, N tokens, K kept tokens, D width.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +11,26 @@ from torch import Tensor
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
 
-_backend.declare("restore_tokens")
+_backend.schemas.define(
+    "restore_tokens(Tensor visible, Tensor keep, Tensor mask_token, Tensor? pos, int num_tokens, int num_prefix)"
+    " -> Tensor"
+)
+_backend.schemas.define(
+    "restore_tokens_bwd(Tensor grad, Tensor keep, int num_prefix, bool with_pos) -> (Tensor, Tensor, Tensor)"
+)
+_backend.declare("restore_tokens", kernels={"cpu": "native", "cuda": "native"})
 
 
 def restore_tokens_reference(
-    visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor | None, num_tokens: int, num_prefix: int
+    visible: Tensor,
+    keep: Tensor,
+    mask_token: Tensor,
+    pos: Tensor | None = None,
+    *,
+    num_tokens: int,
+    num_prefix: int = 0,
 ) -> Tensor:
+    """He et al. 2022 (MAE), section 3: encoded patches back in their places, a shared vector elsewhere, positions."""
     prefix, kept = visible[:, :num_prefix], visible[:, num_prefix:]
     index = keep.unsqueeze(-1).expand_as(kept)  # [B, K, D]
     tokens = mask_token.expand(len(visible), num_tokens, -1).scatter(1, index, kept)  # [B, N, D]
@@ -33,18 +49,21 @@ def restore_tokens(
     """Put visible tokens back in their places, the mask token everywhere else, and add positions.
 
     Args:
-        visible: [B, R+K, D], floating; prefix tokens first, they get no position.
-        keep: [B, K], int64 in [0, N), no repeats within a row; the values are not checked.
+        visible: [B, R+K, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
+        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
+            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
         mask_token: [D], dtype of visible.
-        pos: [N, D], dtype of visible, or None.
+        pos: [N, D], dtype of visible. None adds nothing.
         num_tokens: N.
-        num_prefix: R.
+        num_prefix: R, tokens in front of the visible ones, which get no position.
 
     Returns:
         [B, R+N, D], dtype of visible. Differentiable in visible, mask_token and pos.
 
     Raises:
-        ValueError, TypeError: a shape, count, device or dtype is off; the message names it.
+        ValueError: a shape, a count or a device is off; the message names it.
+        TypeError: a dtype is off.
+        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
 
     Same as: restore_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; appended mask tokens, un-shuffled.
@@ -63,4 +82,41 @@ def restore_tokens(
         op, visible=(visible, check.FLOATS), keep=(keep, torch.int64), mask_token=(mask_token, dtype), pos=(pos, dtype)
     )
     check.same_device(op, visible=visible, keep=keep, mask_token=mask_token, pos=pos)
-    return _backend.call(op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens, num_prefix)
+    check.ids(op, "keep", keep, num_tokens)
+    return _backend.call(
+        op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens=num_tokens, num_prefix=num_prefix
+    )
+
+
+@torch.library.register_fake("bimkern::restore_tokens", lib=_backend.schemas)
+def _(
+    visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor | None, num_tokens: int, num_prefix: int
+) -> Tensor:
+    return visible.new_empty(visible.shape[0], num_prefix + num_tokens, visible.shape[2])
+
+
+@torch.library.register_fake("bimkern::restore_tokens_bwd", lib=_backend.schemas)
+def _(grad: Tensor, keep: Tensor, num_prefix: int, with_pos: bool) -> tuple[Tensor, Tensor, Tensor]:
+    width = grad.shape[2]
+    return (
+        grad.new_empty(grad.shape[0], num_prefix + keep.shape[1], width),
+        grad.new_empty(width),
+        grad.new_empty(grad.shape[1] - num_prefix if with_pos else 0, width),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _visible, keep, _mask_token, _pos, _num_tokens, num_prefix = inputs
+    ctx.save_for_backward(keep)
+    ctx.num_prefix = num_prefix
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (keep,) = ctx.saved_tensors
+    with_pos = ctx.needs_input_grad[3]
+    # One op for all three: they are sums over, and a selection of, the same rows, which are read once.
+    visible, mask_token, pos = torch.ops.bimkern.restore_tokens_bwd(grad, keep, ctx.num_prefix, with_pos)
+    return visible, None, mask_token, pos if with_pos else None, None, None
+
+
+torch.library.register_autograd("bimkern::restore_tokens", _backward, setup_context=_save, lib=_backend.schemas)

@@ -24,6 +24,12 @@ struct Parallel {
   }
 };
 
+// Rows to give a thread at least, so that it is worth having one.
+inline int64_t grain_rows(int64_t row_bytes) {
+  constexpr int64_t kGrainBytes = 64 * 1024;
+  return row_bytes < kGrainBytes ? kGrainBytes / (row_bytes > 0 ? row_bytes : 1) : 1;
+}
+
 inline Parallel serial() {
   return Parallel{[](int64_t count, int64_t, Parallel::Body body, void* context) { body(0, count, context); }};
 }

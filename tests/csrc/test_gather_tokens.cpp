@@ -1,57 +1,26 @@
-// gather_tokens and its gradients against what they must satisfy, on one thread and on several.
-#include "ops/tokens.h"
+// gather_tokens and its gradients against what they must satisfy, every way to run them.
+#include "ops/gather_tokens.h"
 
-#include <random>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "expect.h"
+#include "sample.h"
 
 using namespace bimkern;
 
 namespace {
-
-constexpr int kThreads = 3;
-
-Parallel several_threads() {
-  return Parallel{[](int64_t count, int64_t, Parallel::Body body, void* context) {
-    std::vector<std::thread> threads;
-    for (int64_t i = 0; i < kThreads; ++i) {
-      threads.emplace_back([=] { body(count * i / kThreads, count * (i + 1) / kThreads, context); });
-    }
-    for (std::thread& thread : threads) {
-      thread.join();
-    }
-  }};
-}
 
 struct Case {
   TokenSizes size;
   std::vector<float> tokens, pos, grad;
   std::vector<int64_t> ids;
 
-  explicit Case(TokenSizes sizes) : size(sizes) {
-    std::mt19937 random(std::random_device{}());
-    std::normal_distribution<float> normal;
-    tokens.resize(size.images * (size.prefix + size.tokens) * size.width);
-    pos.resize(size.tokens * size.width);
-    grad.resize(size.images * (size.prefix + size.kept) * size.width);
-    for (std::vector<float>* values : {&tokens, &pos, &grad}) {
-      for (float& value : *values) {
-        value = normal(random);
-      }
-    }
-    for (int64_t image = 0; image < size.images; ++image) {
-      int64_t open = size.kept;
-      for (int64_t id = 0; id < size.tokens; ++id) {  // selection sampling: ascending, uniform
-        if (static_cast<int64_t>(random() % (size.tokens - id)) < open) {
-          ids.push_back(id);
-          --open;
-        }
-      }
-    }
-  }
+  explicit Case(TokenSizes sizes)
+      : size(sizes),
+        tokens(normals(size.images * (size.prefix + size.tokens) * size.width)),
+        pos(normals(size.tokens * size.width)),
+        grad(normals(size.images * (size.prefix + size.kept) * size.width)),
+        ids(random_ids(size)) {}
 
   Keep keep() const { return Keep{ids.data(), size.kept, 1}; }
 
@@ -61,7 +30,7 @@ struct Case {
   }
 };
 
-void test_case(TokenSizes size, const Parallel& parallel) {
+void test_case(const TokenSizes& size, const Parallel& parallel, Simd simd) {
   const Case sample(size);
   const int64_t rows = size.prefix + size.tokens;
   const int64_t visible = size.prefix + size.kept;
@@ -70,11 +39,11 @@ void test_case(TokenSizes size, const Parallel& parallel) {
   std::vector<float> out(size.images * visible * size.width, poison);
   gather_tokens({DType::kFloat32, size, sample.keep(), sample.tokens.data(), rows * size.width, size.width,
                  sample.pos.data(), size.width, out.data()},
-                parallel);
+                parallel, simd);
   std::vector<float> grad_tokens(size.images * rows * size.width, poison);
   gather_tokens_bwd(sample.bwd(grad_tokens), parallel);
   std::vector<float> grad_pos(size.tokens * size.width, poison);
-  gather_tokens_bwd_pos(sample.bwd(grad_pos), parallel);
+  gather_tokens_bwd_pos(sample.bwd(grad_pos), parallel, simd);
 
   std::vector<float> want_tokens(grad_tokens.size(), 0.0f);
   std::vector<float> want_pos(grad_pos.size(), 0.0f);
@@ -130,21 +99,8 @@ void test_find() {
 }  // namespace
 
 int main() {
-  const TokenSizes plain{3, 1, 49, 12, 32};
-  const TokenSizes cases[] = {plain,
-                              {3, 0, 49, 12, 32},
-                              {3, 3, 49, 12, 32},
-                              {3, 1, 49, 0, 32},
-                              {3, 1, 49, 49, 32},
-                              {1, 0, 1, 1, 1},
-                              {3, 1, 49, 12, 37},
-                              {0, 1, 49, 12, 32},
-                              {3, 1, 0, 0, 32},
-                              {3, 1, 49, 12, 0},
-                              {64, 1, 196, 49, 96}};
-  for (const TokenSizes& size : cases) {
-    test_case(size, serial());
-    test_case(size, several_threads());
+  for (const TokenSizes& size : token_cases()) {
+    run_every_way([&](const Parallel& parallel, Simd simd) { test_case(size, parallel, simd); });
   }
   test_find();
   test_errors();

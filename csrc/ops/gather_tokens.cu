@@ -1,11 +1,11 @@
-// CUDA kernels of tokens.h, all bound by memory.
+// CUDA kernels of gather_tokens.h, all bound by memory.
 //
 // gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
 // bwd: a warp per row of the result; looks its token up in keep, then copies or clears: one pass, no atomics.
 // bwd_pos: a block per token and slice of D; its threads look the token up in one image each, then add the rows found
 // in the order of the images, so the sum does not depend on the launch.
 #include "core/cuda.h"
-#include "ops/tokens.h"
+#include "ops/gather_tokens.h"
 
 namespace bimkern {
 namespace {

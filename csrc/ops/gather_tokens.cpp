@@ -1,0 +1,133 @@
+// CPU kernels of gather_tokens.h. All are bound by memory: rows are copied or cleared whole, each byte of a result is
+// written once, and the loops are parallel over rows of the result, so no two threads write one row.
+#include "ops/gather_tokens.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/rows.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int64_t kSumBytes = 128 * 1024;  // of the sums that a thread keeps in its second-level cache
+
+template <typename T>
+void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) {
+  const TokenSizes size = args.size;
+  const auto* tokens = static_cast<const T*>(args.tokens);
+  const auto* pos = static_cast<const T*>(args.pos);
+  auto* out = static_cast<T*>(args.out);
+  const int64_t rows = size.prefix + size.kept;  // per image
+  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t image = i / rows;
+        const int64_t place = i % rows - size.prefix;  // negative: a prefix row
+        const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+        const int64_t id = place < 0 ? place : ids[place * args.keep.token_stride];
+        const T* source = tokens + image * args.tokens_image_stride + (size.prefix + id) * args.tokens_token_stride;
+        if (place < 0 || pos == nullptr) {
+          std::memcpy(out + i * size.width, source, row_bytes);
+        } else {
+          add_row(set, source, pos + id * args.pos_token_stride, size.width, out + i * size.width);
+        }
+      }
+    });
+  });
+}
+
+template <typename T>
+void scatter_rows(const GatherTokensBwd& args, const Parallel& parallel) {
+  const TokenSizes size = args.size;
+  const auto* grad = static_cast<const T*>(args.grad_out);
+  auto* result = static_cast<T*>(args.result);
+  const int64_t rows = size.prefix + size.tokens;  // per image
+  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t image = i / rows;
+      const int64_t image_end = std::min(end, (image + 1) * rows);
+      const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+      const T* image_grad = grad + image * args.grad_image_stride;
+      int64_t row = i % rows;
+      for (; row < size.prefix && i < image_end; ++row, ++i) {
+        std::memcpy(result + i * size.width, image_grad + row * args.grad_token_stride, row_bytes);
+      }
+      int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, row - size.prefix);
+      while (i < image_end) {
+        const int64_t next = place < size.kept ? size.prefix + ids[place * args.keep.token_stride] : rows;
+        const int64_t hidden = std::min(next - row, image_end - i);
+        std::memset(result + i * size.width, 0, hidden * row_bytes);
+        i += hidden;
+        row += hidden;
+        if (i < image_end) {
+          std::memcpy(result + i * size.width, image_grad + (size.prefix + place) * args.grad_token_stride, row_bytes);
+          ++i;
+          ++row;
+          ++place;
+        }
+      }
+    }
+  });
+}
+
+// Sums over images in their order, whatever the number of threads. A thread takes a block of tokens through all images,
+// because the rows of neighbouring tokens lie together.
+template <typename T>
+void sum_rows(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
+  using Sum = typename Arithmetic<T>::type;
+  const TokenSizes size = args.size;
+  auto* result = static_cast<T*>(args.result);
+  const int64_t block = std::max<int64_t>(1, kSumBytes / (size.width * static_cast<int64_t>(sizeof(Sum))));
+  const int64_t token_bytes = size.images * size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.tokens, grain_rows(token_bytes), [&](int64_t begin, int64_t end) {
+    std::vector<Sum> sums(std::min(block, end - begin) * size.width);
+    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+      for (int64_t first = begin; first < end; first += block) {
+        const int64_t last = std::min(end, first + block);
+        std::fill(sums.begin(), sums.end(), 0);
+        for (int64_t image = 0; image < size.images; ++image) {
+          const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+          const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
+          for (int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, first); place < size.kept; ++place) {
+            const int64_t token = ids[place * args.keep.token_stride];
+            if (token >= last) {
+              break;
+            }
+            const T* row = grad + (size.prefix + place) * args.grad_token_stride;
+            accumulate_row(set, row, size.width, sums.data() + (token - first) * size.width);
+          }
+        }
+        store_row(set, sums.data(), (last - first) * size.width, result + first * size.width);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd) {
+  check_keep("gather_tokens", args.keep, args.size);
+  if (args.size.width > 0) {
+    dispatch(args.dtype, [&](auto type) { gather_rows<decltype(type)>(args, parallel, simd); });
+  }
+}
+
+void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel) {
+  check_keep("gather_tokens_bwd", args.keep, args.size);
+  if (args.size.width > 0) {
+    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, parallel); });
+  }
+}
+
+void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
+  check_keep("gather_tokens_bwd_pos", args.keep, args.size);
+  if (args.size.width > 0) {
+    dispatch(args.dtype, [&](auto type) { sum_rows<decltype(type)>(args, parallel, simd); });
+  }
+}
+
+}  // namespace bimkern

@@ -1,0 +1,44 @@
+// gather_tokens and its two gradients: the visible tokens of each image, behind its prefix, plus their positions.
+// Letters and strides: keep.h.
+#pragma once
+
+#include "core/dtype.h"
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "ops/keep.h"
+
+namespace bimkern {
+
+struct GatherTokens {
+  DType dtype;  // of tokens, pos and out
+  TokenSizes size;
+  Keep keep;
+  const void* tokens;  // [B, R+N, D]
+  int64_t tokens_image_stride;
+  int64_t tokens_token_stride;
+  const void* pos;  // [N, D], null: nothing is added
+  int64_t pos_token_stride;
+  void* out;  // [B, R+K, D]
+};
+
+struct GatherTokensBwd {
+  DType dtype;  // of grad_out and the result
+  TokenSizes size;
+  Keep keep;
+  const void* grad_out;  // [B, R+K, D]
+  int64_t grad_image_stride;
+  int64_t grad_token_stride;
+  void* result;  // gather_tokens_bwd: d tokens, [B, R+N, D]; gather_tokens_bwd_pos: d pos, [N, D]
+};
+
+// CPU. The values of keep are checked first; throws Error.
+void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd);
+void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel);
+void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd);
+
+// CUDA, on the current device; stream is a cudaStream_t. The values of keep are not checked.
+void gather_tokens_cuda(const GatherTokens& args, void* stream);
+void gather_tokens_bwd_cuda(const GatherTokensBwd& args, void* stream);
+void gather_tokens_bwd_pos_cuda(const GatherTokensBwd& args, void* stream);
+
+}  // namespace bimkern

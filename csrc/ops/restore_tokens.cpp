@@ -1,0 +1,162 @@
+// CPU kernels of restore_tokens.h, all bound by memory.
+//
+// forward: parallel over rows of the result. Reads the visible rows, writes every row once; mask token and positions
+// stay in the caches. Ordinary stores: streaming ones save reading the result before it is written and lose more than
+// that to whoever reads it next.
+// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads
+// long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that hide
+// it, one of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.
+#include "ops/restore_tokens.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/rows.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int64_t kSumBytes = 128 * 1024;  // of each of the two sums that a thread keeps in its second-level cache
+
+template <typename T>
+void restore_rows(const RestoreTokens& args, const Parallel& parallel, Simd simd) {
+  const TokenSizes size = args.size;
+  const auto* visible = static_cast<const T*>(args.visible);
+  const auto* mask_token = static_cast<const T*>(args.mask_token);
+  const auto* pos = static_cast<const T*>(args.pos);
+  auto* out = static_cast<T*>(args.out);
+  const int64_t rows = size.prefix + size.tokens;  // per image
+  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+      int64_t place = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t image = i / rows;
+        const int64_t token = i % rows - size.prefix;  // negative: a prefix row
+        const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+        if (i == begin || i % rows == 0) {
+          place = lower_bound(ids, args.keep.token_stride, size.kept, token);
+        }
+        const T* source = mask_token;
+        if (token < 0) {
+          source = visible + image * args.visible_image_stride + (size.prefix + token) * args.visible_token_stride;
+        } else if (place < size.kept && ids[place * args.keep.token_stride] == token) {
+          source = visible + image * args.visible_image_stride + (size.prefix + place) * args.visible_token_stride;
+          ++place;
+        }
+        if (token < 0 || pos == nullptr) {
+          std::memcpy(out + i * size.width, source, row_bytes);
+        } else {
+          add_row(set, source, pos + token * args.pos_token_stride, size.width, out + i * size.width);
+        }
+      }
+    });
+  });
+}
+
+template <typename T>
+void copy_prefix(const RestoreTokensBwd& args, const Parallel& parallel) {
+  const TokenSizes size = args.size;
+  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.images * size.prefix, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / size.prefix;
+      const int64_t row = i % size.prefix;
+      const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
+      T* grad_visible = static_cast<T*>(args.grad_visible) + image * (size.prefix + size.kept) * size.width;
+      std::memcpy(grad_visible + row * size.width, grad + row * args.grad_token_stride, row_bytes);
+    }
+  });
+}
+
+// Gradients of the tokens [begin, end): those of visible, the sums of pos, and the hidden sums.
+template <typename Set, typename T>
+BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, int64_t begin, int64_t end,
+                                              typename Arithmetic<T>::type* kept_sums) {
+  const TokenSizes size = args.size;
+  auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
+  std::fill_n(hidden_sums, (end - begin) * size.width, 0);
+  std::fill_n(kept_sums, (end - begin) * size.width, 0);
+  for (int64_t image = 0; image < size.images; ++image) {
+    const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+    const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
+    T* grad_visible = static_cast<T*>(args.grad_visible) + image * (size.prefix + size.kept) * size.width;
+    int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, begin);
+    for (int64_t token = begin; token < end; ++token) {
+      const T* row = grad + (size.prefix + token) * args.grad_token_stride;
+      const bool hidden = place == size.kept || ids[place * args.keep.token_stride] != token;
+      if (hidden) {
+        accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
+      } else {
+        T* copy = grad_visible + (size.prefix + place) * size.width;
+        accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
+        ++place;
+      }
+    }
+  }
+  if (args.grad_pos != nullptr) {
+    for (int64_t i = 0; i < (end - begin) * size.width; ++i) {
+      kept_sums[i] += hidden_sums[i];
+    }
+    store_row(set, kept_sums, (end - begin) * size.width, static_cast<T*>(args.grad_pos) + begin * size.width);
+  }
+}
+
+// In float64: these sums are N times as long as those over images.
+template <typename T>
+void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
+  using Sum = typename Arithmetic<T>::type;
+  const TokenSizes size = args.size;
+  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
+  auto* grad_mask_token = static_cast<T*>(args.grad_mask_token);
+  parallel(size.width, grain_rows(size.tokens * static_cast<int64_t>(sizeof(Sum))), [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(end - begin);
+    vectorised(simd, [&](auto) BIMKERN_INLINE {
+      for (int64_t token = 0; token < size.tokens; ++token) {
+        for (int64_t d = begin; d < end; ++d) {
+          sums[d - begin] += hidden_sums[token * size.width + d];
+        }
+      }
+      for (int64_t d = begin; d < end; ++d) {
+        grad_mask_token[d] = Arithmetic<T>::store(static_cast<Sum>(sums[d - begin]));
+      }
+    });
+  });
+}
+
+template <typename T>
+void restore_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
+  using Sum = typename Arithmetic<T>::type;
+  const TokenSizes size = args.size;
+  copy_prefix<T>(args, parallel);
+  const int64_t block = std::max<int64_t>(1, kSumBytes / (size.width * static_cast<int64_t>(sizeof(Sum))));
+  const int64_t token_bytes = size.images * size.width * static_cast<int64_t>(sizeof(T));
+  parallel(size.tokens, grain_rows(token_bytes), [&](int64_t begin, int64_t end) {
+    std::vector<Sum> kept_sums(std::min(block, end - begin) * size.width);
+    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+      for (int64_t first = begin; first < end; first += block) {
+        restore_bwd_tokens<decltype(set), T>(set, args, first, std::min(end, first + block), kept_sums.data());
+      }
+    });
+  });
+  sum_tokens<T>(args, parallel, simd);
+}
+
+}  // namespace
+
+void restore_tokens(const RestoreTokens& args, const Parallel& parallel, Simd simd) {
+  check_keep("restore_tokens", args.keep, args.size);
+  if (args.size.width > 0) {
+    dispatch(args.dtype, [&](auto type) { restore_rows<decltype(type)>(args, parallel, simd); });
+  }
+}
+
+void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
+  check_keep("restore_tokens_bwd", args.keep, args.size);
+  if (args.size.width > 0) {
+    dispatch(args.dtype, [&](auto type) { restore_bwd<decltype(type)>(args, parallel, simd); });
+  }
+}
+
+}  // namespace bimkern

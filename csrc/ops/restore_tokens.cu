@@ -1,0 +1,235 @@
+// CUDA kernels of restore_tokens.h, all bound by memory.
+//
+// forward: a warp per row of the result; its lanes look the token up together, then copy the visible row or the mask
+// token and add the position. Reads the visible rows once, writes the result once; mask token and positions come from
+// the caches.
+// backward: a block per row and slice of D, its threads in kLanes sets that share the images out. One pass over the
+// gradient: rows of kept tokens are copied out, every row is added to the sum of its token over the images that hide it
+// or over those that keep it. The loads of a batch of images are in flight while their ids are looked up. The sums of
+// the sets are added in their order, and a second small kernel adds the hidden sums of all tokens: no atomics, and no
+// sum depends on timing.
+#include "core/cuda.h"
+#include "ops/restore_tokens.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int kRowsPerBlock = 8;
+constexpr int kLanes = 8;          // sets of threads, each with its share of the images
+constexpr int kImagesPerLane = 4;  // loads in flight per thread
+constexpr int kBatch = kLanes * kImagesPerLane;
+constexpr int kBlocksPerSM = 3;  // at least: caps the registers
+constexpr int kSearchers = 8;    // threads that look up one image's token
+constexpr int kTokenLanes = 32;  // threads that share the tokens out in the last sum
+constexpr int64_t kMaxBlocksX = 0x7fffffff;
+constexpr int64_t kMaxBlocksY = 0xffff;
+
+template <typename T, int kPack>
+__global__ void __launch_bounds__(kWarp* kRowsPerBlock) restore_kernel(RestoreTokens args) {
+  using P = Pack<T, kPack>;
+  using A = Arithmetic<T>;
+  const TokenSizes size = args.size;
+  const int64_t rows = size.prefix + size.tokens;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+  if (row >= size.images * rows) {
+    return;
+  }
+  const int64_t image = row / rows;
+  const int64_t token = row % rows - size.prefix;
+  const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+  const int64_t place = token < 0 ? token : group_find<kWarp>(ids, args.keep.token_stride, size.kept, token);
+  const bool hidden = token >= 0 && place < 0;
+  const T* visible = static_cast<const T*>(args.visible) + image * args.visible_image_stride +
+                     (size.prefix + place) * args.visible_token_stride;
+  const auto* source = reinterpret_cast<const P*>(hidden ? static_cast<const T*>(args.mask_token) : visible);
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (token < 0 || args.pos == nullptr) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < packs; i += kWarp) {
+      out[i] = source[i];
+    }
+    return;
+  }
+  const auto* pos = reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + token * args.pos_token_stride);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < packs; i += kWarp) {
+    const P a = source[i];
+    const P b = pos[i];
+    P sum;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      sum.value[j] = A::store(A::load(a.value[j]) + A::load(b.value[j]));
+    }
+    out[i] = sum;
+  }
+}
+
+template <typename T, int kPack>
+__global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kernel(RestoreTokensBwd args) {
+  using P = Pack<T, kPack>;
+  using A = Arithmetic<T>;
+  using Sum = typename A::type;
+  constexpr int kColumns = kWarp * kPack;  // of D, per block
+  __shared__ int64_t places[kBatch];
+  __shared__ Sum lane_sums[2][kLanes][kColumns];
+  const TokenSizes size = args.size;
+  const int64_t row = blockIdx.x;
+  const int64_t token = row - size.prefix;
+  const int64_t packs = size.width / kPack;
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * kWarp + threadIdx.x;
+  const auto* grad = static_cast<const T*>(args.grad_out) + row * args.grad_token_stride;
+  auto* grad_visible = static_cast<T*>(args.grad_visible);
+  Sum hidden_sum[kPack] = {};
+  Sum kept_sum[kPack] = {};
+  for (int64_t first = 0; first < size.images; first += kBatch) {
+    P loaded[kImagesPerLane] = {};
+#pragma unroll
+    for (int i = 0; i < kImagesPerLane; ++i) {
+      const int64_t image = first + i * kLanes + threadIdx.y;
+      if (image < size.images && column < packs) {
+        loaded[i] = reinterpret_cast<const P*>(grad + image * args.grad_image_stride)[column];
+      }
+    }
+    const int thread = threadIdx.y * kWarp + threadIdx.x;
+    for (int i = thread / kSearchers; i < kBatch; i += kWarp * kLanes / kSearchers) {
+      const int64_t image = first + i;
+      const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+      const int64_t kept = image < size.images && token >= 0 ? size.kept : 0;
+      places[i] = group_find<kSearchers>(ids, args.keep.token_stride, kept, token);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kImagesPerLane; ++i) {
+      const int64_t image = first + i * kLanes + threadIdx.y;
+      if (image >= size.images || column >= packs) {
+        continue;
+      }
+      const int64_t place = token < 0 ? token : places[i * kLanes + threadIdx.y];
+      if (token < 0 || place >= 0) {
+        const int64_t to = (image * (size.prefix + size.kept) + size.prefix + place) * size.width;
+        reinterpret_cast<P*>(grad_visible + to)[column] = loaded[i];
+      }
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        const Sum value = A::load(loaded[i].value[j]);
+        hidden_sum[j] += place < 0 ? value : Sum{0};
+        kept_sum[j] += place < 0 ? Sum{0} : value;
+      }
+    }
+    __syncthreads();
+  }
+  if (token < 0) {
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) {
+    lane_sums[0][threadIdx.y][threadIdx.x * kPack + j] = hidden_sum[j];
+    lane_sums[1][threadIdx.y][threadIdx.x * kPack + j] = kept_sum[j];
+  }
+  __syncthreads();
+  for (int i = threadIdx.y * kWarp + threadIdx.x; i < kColumns; i += kWarp * kLanes) {
+    const int64_t d = static_cast<int64_t>(blockIdx.y) * kColumns + i;
+    if (d >= size.width) {
+      return;
+    }
+    Sum hidden{0};
+    Sum kept{0};
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      hidden += lane_sums[0][lane][i];
+      kept += lane_sums[1][lane][i];
+    }
+    static_cast<Sum*>(args.hidden_sums)[token * size.width + d] = hidden;
+    if (args.grad_pos != nullptr) {
+      static_cast<T*>(args.grad_pos)[token * size.width + d] = A::store(hidden + kept);
+    }
+  }
+}
+
+// A block per kWarp columns: kTokenLanes rows of threads share the tokens out. In float64: these sums are N times as
+// long as those over images.
+template <typename T>
+__global__ void __launch_bounds__(kWarp* kTokenLanes) mask_token_kernel(RestoreTokensBwd args) {
+  using A = Arithmetic<T>;
+  using Sum = typename A::type;
+  __shared__ double lane_sums[kTokenLanes][kWarp];
+  const TokenSizes size = args.size;
+  const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
+  double sum = 0;
+  if (d < size.width) {
+#pragma unroll 8
+    for (int64_t token = threadIdx.y; token < size.tokens; token += kTokenLanes) {
+      sum += hidden_sums[token * size.width + d];
+    }
+  }
+  lane_sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || d >= size.width) {
+    return;
+  }
+  double total = 0;
+#pragma unroll
+  for (int lane = 0; lane < kTokenLanes; ++lane) {
+    total += lane_sums[lane][threadIdx.x];
+  }
+  static_cast<T*>(args.grad_mask_token)[d] = A::store(static_cast<Sum>(total));
+}
+
+template <typename T>
+void launch_restore(const RestoreTokens& args, cudaStream_t stream) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t rows = args.size.images * (args.size.prefix + args.size.tokens);
+  if (rows == 0 || args.size.width == 0) {
+    return;
+  }
+  const int64_t blocks = ceil_div<int64_t>(rows, kRowsPerBlock);
+  BIMKERN_CHECK(blocks <= kMaxBlocksX, "restore_tokens: at most ", kMaxBlocksX * kRowsPerBlock,
+                " rows fit a launch, got ", rows);
+  const bool packed = is_packable(args.visible, args.visible_image_stride * kSize) &&
+                      is_packable(args.visible, args.visible_token_stride * kSize) && is_packable(args.mask_token, 0) &&
+                      is_packable(args.out, args.size.width * kSize) &&
+                      is_packable(args.pos, args.pos_token_stride * kSize);
+  const auto kernel = packed ? restore_kernel<T, kPackBytes / kSize> : restore_kernel<T, 1>;
+  kernel<<<static_cast<unsigned>(blocks), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);
+  check_launch("restore_tokens");
+}
+
+template <typename T>
+void launch_restore_bwd(const RestoreTokensBwd& args, cudaStream_t stream) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t rows = args.size.prefix + args.size.tokens;
+  if (args.size.width == 0) {
+    return;
+  }
+  if (rows > 0) {
+    const bool packed = is_packable(args.grad_out, args.grad_image_stride * kSize) &&
+                        is_packable(args.grad_out, args.grad_token_stride * kSize) &&
+                        is_packable(args.grad_visible, args.size.width * kSize);
+    const int64_t pack = packed ? kPackBytes / kSize : 1;
+    const int64_t slices = ceil_div<int64_t>(args.size.width, pack * kWarp);
+    BIMKERN_CHECK(rows <= kMaxBlocksX && slices <= kMaxBlocksY, "restore_tokens_bwd: at most ", kMaxBlocksX,
+                  " rows and ", kMaxBlocksY * pack * kWarp, " columns fit a launch, got ", rows, " and ",
+                  args.size.width);
+    const auto kernel = packed ? restore_bwd_kernel<T, kPackBytes / kSize> : restore_bwd_kernel<T, 1>;
+    const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(slices));
+    kernel<<<grid, dim3(kWarp, kLanes), 0, stream>>>(args);
+    check_launch("restore_tokens_bwd");
+  }
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(args.size.width, kWarp));
+  mask_token_kernel<T><<<blocks, dim3(kWarp, kTokenLanes), 0, stream>>>(args);
+  check_launch("restore_tokens_bwd");
+}
+
+}  // namespace
+
+void restore_tokens_cuda(const RestoreTokens& args, void* stream) {
+  dispatch(args.dtype, [&](auto type) { launch_restore<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+}
+
+void restore_tokens_bwd_cuda(const RestoreTokensBwd& args, void* stream) {
+  dispatch(args.dtype, [&](auto type) { launch_restore_bwd<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+}
+
+}  // namespace bimkern

@@ -1,0 +1,142 @@
+// restore_tokens and its gradients against what they must satisfy, every way to run them.
+#include "ops/restore_tokens.h"
+
+#include <string>
+
+#include "expect.h"
+#include "sample.h"
+
+using namespace bimkern;
+
+namespace {
+
+constexpr float kPoison = -1e30f;
+
+struct Grads {
+  std::vector<float> visible, mask_token, pos, hidden_sums;
+
+  explicit Grads(const TokenSizes& size)
+      : visible(size.images * (size.prefix + size.kept) * size.width, kPoison),
+        mask_token(size.width, kPoison),
+        pos(size.tokens * size.width, kPoison),
+        hidden_sums(size.tokens * size.width, kPoison) {}
+};
+
+struct Case {
+  TokenSizes size;
+  int64_t rows;
+  std::vector<float> visible, mask_token, pos, grad;
+  std::vector<int64_t> ids;
+
+  explicit Case(TokenSizes sizes)
+      : size(sizes),
+        rows(size.prefix + size.tokens),
+        visible(normals(size.images * (size.prefix + size.kept) * size.width)),
+        mask_token(normals(size.width)),
+        pos(normals(size.tokens * size.width)),
+        grad(normals(size.images * rows * size.width)),
+        ids(random_ids(size)) {}
+
+  RestoreTokens fwd(std::vector<float>& out, bool with_pos) const {
+    return RestoreTokens{DType::kFloat32,
+                         size,
+                         Keep{ids.data(), size.kept, 1},
+                         visible.data(),
+                         (size.prefix + size.kept) * size.width,
+                         size.width,
+                         mask_token.data(),
+                         with_pos ? pos.data() : nullptr,
+                         size.width,
+                         out.data()};
+  }
+
+  RestoreTokensBwd bwd(Grads& grads, bool with_pos) const {
+    return RestoreTokensBwd{DType::kFloat32,
+                            size,
+                            Keep{ids.data(), size.kept, 1},
+                            grad.data(),
+                            rows * size.width,
+                            size.width,
+                            grads.visible.data(),
+                            grads.mask_token.data(),
+                            with_pos ? grads.pos.data() : nullptr,
+                            grads.hidden_sums.data()};
+  }
+};
+
+void test_case(const TokenSizes& size, bool with_pos) {
+  const Case sample(size);
+  std::vector<float> want_out(size.images * sample.rows * size.width);
+  Grads want(size);
+  want.pos.assign(want.pos.size(), 0.0f);
+  std::vector<float> kept_sums = want.pos, hidden_sums = want.pos;
+  for (int64_t image = 0; image < size.images; ++image) {
+    const int64_t* ids = sample.ids.data() + image * size.kept;
+    for (int64_t row = 0; row < sample.rows; ++row) {
+      const int64_t token = row - size.prefix;
+      const int64_t place = token < 0 ? token : find(ids, 1, size.kept, token);
+      const int64_t visible = image * (size.prefix + size.kept) + size.prefix + place;
+      for (int64_t d = 0; d < size.width; ++d) {
+        const bool hidden = token >= 0 && place < 0;
+        const float added = token >= 0 && with_pos ? sample.pos[token * size.width + d] : 0.0f;
+        const int64_t at = (image * sample.rows + row) * size.width + d;
+        want_out[at] = (hidden ? sample.mask_token[d] : sample.visible[visible * size.width + d]) + added;
+        if (!hidden) {
+          want.visible[visible * size.width + d] = sample.grad[at];
+        }
+        if (token >= 0) {
+          (hidden ? hidden_sums : kept_sums)[token * size.width + d] += sample.grad[at];
+        }
+      }
+    }
+  }
+  std::vector<double> mask_token(size.width);
+  for (int64_t i = 0; i < size.tokens * size.width; ++i) {
+    mask_token[i % size.width] += hidden_sums[i];
+    want.pos[i] = with_pos ? kept_sums[i] + hidden_sums[i] : kPoison;
+  }
+  want.mask_token.assign(mask_token.begin(), mask_token.end());
+  // Equal to the last bit: sums go over images, then over tokens, whoever computes them.
+  run_every_way([&](const Parallel& parallel, Simd simd) {
+    std::vector<float> out(want_out.size(), kPoison);
+    restore_tokens(sample.fwd(out, with_pos), parallel, simd);
+    EXPECT(out == want_out);
+    Grads grads(size);
+    restore_tokens_bwd(sample.bwd(grads, with_pos), parallel, simd);
+    EXPECT(grads.visible == want.visible);
+    EXPECT(grads.mask_token == want.mask_token);
+    EXPECT(grads.pos == want.pos);
+  });
+}
+
+void test_errors() {
+  Case sample(TokenSizes{2, 0, 5, 2, 3});
+  sample.ids = {0, 1, 3, 5};
+  std::string fwd, bwd;
+  try {
+    std::vector<float> out(sample.grad.size());
+    restore_tokens(sample.fwd(out, true), serial(), Simd::kBaseline);
+  } catch (const Error& error) {
+    fwd = error.what();
+  }
+  EXPECT(fwd == "restore_tokens: keep must hold ids in [0, N=5), got 5 in image 1");
+  sample.ids = {0, 1, 3, 2};
+  try {
+    Grads grads(sample.size);
+    restore_tokens_bwd(sample.bwd(grads, true), serial(), Simd::kBaseline);
+  } catch (const Error& error) {
+    bwd = error.what();
+  }
+  EXPECT(bwd == "restore_tokens_bwd: keep must ascend without repeats within an image, got 2 after 3 in image 1");
+}
+
+}  // namespace
+
+int main() {
+  for (const TokenSizes& size : token_cases()) {
+    test_case(size, true);
+    test_case(size, false);
+  }
+  test_errors();
+  return failures() > 0;
+}

@@ -11,7 +11,7 @@ from bench.entry import Run
 
 Clock = Callable[[Run], float]
 
-_WARM_UP = 2  # rounds; the first of a compiled rival compiles it, before, when its result is checked
+_WARM_UP = 1  # rounds; the check has run, and compiled, everything before
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 200
 _LEAD_CYCLES = 2_000_000  # about a millisecond
 

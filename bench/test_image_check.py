@@ -6,6 +6,9 @@ Bare decoding is the ceiling: PIL's Image.open(path).convert("RGB") on as many p
 import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,14 +16,14 @@ from PIL import Image
 from bimkern.data.cache import cache_folder
 from bimkern.data.check import check
 from bimkern.data.demo import demo_images
-from bimkern.data.source import image_folder, read_image
+from bimkern.data.source import Listing, image_folder, read_image
 
 FILES, WORKERS = 10_000, 2
 WIDTH, HEIGHT = 500, 375
 
 
 @pytest.fixture(scope="module")
-def listing(tmp_path_factory):
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listing]:
     with pytest.MonkeyPatch.context() as patch:
         photographs, _ = demo_images()
         folder = tmp_path_factory.mktemp("photographs")
@@ -33,23 +36,23 @@ def listing(tmp_path_factory):
         yield image_folder(folder)
 
 
-def decode(path):
+def decode(path: Path) -> None:
     with Image.open(path) as image:
         image.convert("RGB")
 
 
-def bare(listing):
+def bare(listing: Listing) -> None:
     with multiprocessing.Pool(WORKERS) as pool:
         pool.map(decode, [listing.root / file for file in listing.files], chunksize=32)
 
 
-def forget():
+def forget() -> None:
     shutil.rmtree(cache_folder(), ignore_errors=True)
 
 
 @pytest.mark.parametrize("case", ["bare decoding", "checked", "cached"])
-def test_image_check(benchmark, listing, case):
-    def run():
+def test_image_check(benchmark: Any, listing: Listing, case: str) -> None:
+    def run() -> None:
         if case == "bare decoding":
             bare(listing)
         else:

@@ -28,7 +28,8 @@ _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
     *(f"tests/test_{name}.py" for name in ("demo", "export", "info", "layers", "pretrain")),
-    *("tests/train/test_run.py", "tests/train/test_faults.py", "tests/csrc", "tests/bench"),
+    *(f"tests/train/test_{name}.py" for name in ("run", "faults", "bad_images", "full_disk", "adapters")),
+    *("tests/csrc", "tests/bench"),
 )
 
 

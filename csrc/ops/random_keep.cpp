@@ -5,6 +5,7 @@
 // up to it, which ascend by themselves. Nothing is sorted, and nothing but the scan goes token by token.
 #include "ops/random_keep.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "core/philox_lanes.h"
@@ -46,7 +47,7 @@ BIMKERN_INLINE inline uint64_t last_key(const uint32_t* words, int64_t count, in
     const double share =
         halve ? 0.5 : static_cast<double>(kept - low_count) / static_cast<double>(high_count - low_count);
     const auto step = static_cast<int64_t>(share * static_cast<double>(high - low));
-    const int64_t guess = low + (step < 1 ? 1 : step < high - low ? step : high - low - 1);
+    const int64_t guess = low + std::clamp<int64_t>(step, 1, high - low - 1);
     const auto limit = static_cast<uint32_t>(guess);
     uint32_t found = 0;
     for (int64_t place = 0; place < count; ++place) {

@@ -17,12 +17,14 @@ from bimkern.ops import (
     pixel_targets,
     random_keep,
     restore_tokens,
+    scale_mask,
 )
 
-# Single elements, primes, rows that fit no vector, all kept, none kept, none at all, and what training has.
+# Single elements, primes, rows that fit no vector, all kept, none kept, none at all, what training has, and more tokens
+# than the threads of a block take at once.
 SHAPES = (
     *((1, 1, 1, 1), (3, 7, 5, 33), (5, 197, 49, 127), (2, 13, 13, 20)),
-    *((2, 13, 0, 8), (0, 7, 3, 8), (4, 196, 49, 768)),
+    *((2, 13, 0, 8), (0, 7, 3, 8), (4, 196, 49, 768), (1, 5003, 1250, 2)),
 )
 
 
@@ -71,6 +73,11 @@ def _pixel_targets(make: Inputs) -> Tensor:
     return pixel_targets(make.floats(B, 3, 4, 4 * N).detach(), patch=4)
 
 
+def _scale_mask(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    return scale_mask(scale_mask(make.floats(B, N), 3, grid=(1, N)), 1 / 3, grid=(3, 3 * N))
+
+
 CALLS: dict[str, Callable[[Inputs], Tensor]] = {
     "gather_tokens": _gather_tokens,
     "keep_to_mask": lambda make: keep_to_mask(make.keep(), make.dims[1]),
@@ -78,6 +85,7 @@ CALLS: dict[str, Callable[[Inputs], Tensor]] = {
     "pixel_targets": _pixel_targets,
     "random_keep": _random_keep,
     "restore_tokens": _restore_tokens,
+    "scale_mask": _scale_mask,
 }
 
 

@@ -4,8 +4,9 @@ Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patche
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-Dims = dict[str, int]
+Dims = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +43,7 @@ RESTORE = Shapes(images=(_DECODER | {"R": 1}, _LARGE | {"R": 1}), quick=_QUICK |
 
 # A mask at 224 px and at 448.
 KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), quick={"N": 16, "K": 4}, cpu_batch=256)
+
+# The mask of 14 x 14 patches at the other scales of LocalMIM: Wang et al. 2023, section 4.1.
+_SCALES = tuple({"N": 196, "K": 49, "scale": scale} for scale in (4, 2, 0.5))
+SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=256)

@@ -13,6 +13,7 @@ Tensor scale_mask_op(const Tensor& mask, int64_t rows, int64_t columns, int64_t 
   STD_TORCH_CHECK(average >= 1 && repeat >= 1 && rows % average == 0 && columns % average == 0, op,
                   ": rows and columns must be multiples of average, and average and repeat at least 1, got average=",
                   average, ", repeat=", repeat);
+  const Tensor values = with_contiguous_rows(mask);
   const int64_t tokens = (rows / average * repeat) * (columns / average * repeat);
   Tensor out = torch::stable::new_empty(mask, {mask.size(0), tokens});
   ScaleMask args{};
@@ -22,9 +23,8 @@ Tensor scale_mask_op(const Tensor& mask, int64_t rows, int64_t columns, int64_t 
   args.columns = columns;
   args.average = average;
   args.repeat = repeat;
-  args.mask = mask.const_data_ptr();
-  args.image_stride = mask.stride(0);
-  args.token_stride = mask.stride(1);
+  args.mask = values.const_data_ptr();
+  args.image_stride = values.stride(0);
   args.out = out.mutable_data_ptr();
   if (mask.is_cuda()) {
     const CudaScope cuda(mask);

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) scale_mask_kernel(ScaleMask args, in
   const int64_t row = i / width % height / args.repeat * args.average;
   const int64_t column = i % width / args.repeat * args.average;
   const T* mask = static_cast<const T*>(args.mask) + i / width / height * args.image_stride;
-  static_cast<T*>(args.out)[i] = mean_of_square(mask + (row * args.columns + column) * args.token_stride, args);
+  static_cast<T*>(args.out)[i] = mean_of_square(mask + row * args.columns + column, args.columns, args.average);
 }
 
 template <typename T>

@@ -15,26 +15,25 @@ struct ScaleMask {
   int64_t columns;   // W, a multiple of s
   int64_t average;   // s
   int64_t repeat;    // r
-  const void* mask;  // [B, H * W]
+  const void* mask;  // [B, H * W], tokens with stride 1
   int64_t image_stride;
-  int64_t token_stride;
   void* out;  // [B, (H / s * r) * (W / s * r)]
 };
 
-// The mean over the square whose first token is given: summed row by row, then divided, so that all devices round
-// alike.
+// The mean over the square whose first token is given: sums of rows, their sum, then the division, so that all devices
+// round alike.
 template <typename T>
-BIMKERN_HD T mean_of_square(const T* first, const ScaleMask& args) {
+BIMKERN_HD T mean_of_square(const T* first, int64_t columns, int64_t side) {
   using A = Arithmetic<T>;
   typename A::type sum{0};
-  for (int64_t row = 0; row < args.average; ++row) {
+  for (int64_t row = 0; row < side; ++row) {
     typename A::type row_sum{0};
-    for (int64_t column = 0; column < args.average; ++column) {
-      row_sum += A::load(first[(row * args.columns + column) * args.token_stride]);
+    for (int64_t column = 0; column < side; ++column) {
+      row_sum += A::load(first[row * columns + column]);
     }
     sum += row_sum;
   }
-  return A::store(sum / static_cast<typename A::type>(args.average * args.average));
+  return A::store(sum / static_cast<typename A::type>(side * side));
 }
 
 // CPU.

@@ -37,7 +37,7 @@ void test_case(const Case& size) {
   run_every_way([&](const Parallel& parallel, Simd) {
     std::vector<float> out(want.size(), -1e30f);
     scale_mask({DType::kFloat32, size.images, size.rows, size.columns, size.average, size.repeat, mask.data(),
-                size.rows * size.columns, 1, out.data()},
+                size.rows * size.columns, out.data()},
                parallel);
     EXPECT(out == want);
   });

@@ -12,6 +12,7 @@ import torch
 
 import bimkern
 from bimkern import ops, optional
+from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops._native import library
 from bimkern.train import optimizers
@@ -72,6 +73,7 @@ def collect() -> dict[str, Any]:
         },
         "choices": {
             "device": str(device),
+            "loader": {"pil": None, "dali": dali.unusable(device)},
             "attention": {name: attention.unusable(name, device, torch.float16) for name in attention.NAMES},
             "optimizer": {name: optimizers.unusable(name, device) for name in optimizers.NAMES},
         },
@@ -96,7 +98,7 @@ def lines(info: dict[str, Any]) -> list[str]:
         ),
         *(
             f"{option} {name:12} " + (f"none: {reason}" if reason else f"usable on {choices['device']}")
-            for option in ("attention", "optimizer")
+            for option in ("loader", "attention", "optimizer")
             for name, reason in choices[option].items()
         ),
         *(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +14,7 @@ import torch
 from bimkern import command, optional
 from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
-from bimkern.data.loader import Loader, LoaderError, choose_loader, default_workers
+from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
 from bimkern.mim.model import MIM
 from bimkern.models import attention
@@ -25,7 +27,7 @@ from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
-from bimkern.train.signals import Stopped
+from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
 
 _PROGRAM = "python -m bimkern.pretrain"
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
             raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
         folder.open(config)
-        images = _check_data(config, listings, folder)
+        with terminated_at_once():
+            images = _check_data(config, listings, folder)
         print(_describe_briefly(config, images, why), flush=True)
         outcome = Trainer(config, images, loader, folder).train()
     except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
@@ -62,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, str(error), exit_code=1)
     except Stopped as stop:
         command.end(_PROGRAM, f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
+    except Terminated:
+        command.end(_PROGRAM, "stopped by SIGTERM; the same command goes on", exit_code=128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        command.end(_PROGRAM, "interrupted; the same command goes on from the last checkpoint", exit_code=130)
+        command.end(_PROGRAM, "interrupted; the same command goes on from what is saved", exit_code=130)
+    except OSError as error:
+        command.end(_PROGRAM, f"cannot go on ({error})", exit_code=1)
     print(_closing_words(config, folder, outcome))
 
 
@@ -108,13 +115,21 @@ def _list_data(folder: Path | None) -> list[Listing]:
 
 def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
     """Decode every file once, and settle what the run trains on and is judged by."""
-    workers = default_workers() if config.run.workers is None else config.run.workers
+    workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     found = []
     for listing in listings:
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
-    images = settle(folder.path, listings[0], found[0], max_bad_ratio=config.run.max_bad_ratio)
-    return replace(images, judged=readable(listings[1], found[1])) if len(listings) > 1 else images
+    ratio = config.run.max_bad_ratio
+    images = settle(folder.path, listings[0], found[0], begun=folder.begun, max_bad_ratio=ratio)
+    if len(listings) == 1:
+        return images
+    damaged = [file for file, result in found[1].items() if result.fault is not None]
+    if damaged:
+        raise SourceError(
+            f"{listings[1].root / damaged[0]} is damaged; delete {listings[1].root.parent}: it is made anew"
+        )
+    return replace(images, judged=readable(listings[1], found[1]))
 
 
 def _choose(run: RunConfig) -> tuple[Loader, str]:

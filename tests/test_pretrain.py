@@ -43,6 +43,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
     [
         (["bim_vit_giant"], "unknown recipe 'bim_vit_giant'; choose one of demo, bim_vit_base, "),
         (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["--data", "x" * 300], f"{'x' * 300} cannot be read (File name too long)"),
         (["--data", ""], "--data is empty or the current folder; name the folder of images"),
         (["--precision", "int8"], "invalid choice 'int8' for argument '--precision'. Expected one of ('fp32', 'bf16'"),
         (["--stepz", "3"], "Unrecognized options: --stepz, 3"),

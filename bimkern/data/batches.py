@@ -5,7 +5,7 @@ batch size fits any data set. A step's samples depend on (seed, step, batch size
 step number. How pixels are made of this is a loader's business (loader.py).
 
 An image that has gone bad is replaced, draw by draw, by another one that depends on the draw alone: a run that is
-resumed replaces it by the same.
+resumed while it is bad replaces it by the same.
 
 Shapes: B samples of a micro-batch, C channels, H W pixels.
 """

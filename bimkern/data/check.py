@@ -1,28 +1,27 @@
 """The image check: every file is read and decoded once before a run may count on it.
 
-What was found is kept in the cache folder, a line of JSON per file, appended as the check goes. A file is looked at
-again only when its size or its time of change differ.
+What was found is kept in the cache folder, a line of JSON per file, appended as the check goes. An image is looked at
+again only when its size or its time of change differ; a bad file always, as what is wrong may be around it.
 """
 
 import hashlib
-import json
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bimkern.data import jsonl
 from bimkern.data.cache import cache_folder
-from bimkern.data.source import BadImage, Images, Listing, SourceError, read_image
+from bimkern.data.source import BadImage, Images, Listing, OutOfResources, SourceError, decode, open_file
 from bimkern.data.workers import WorkerDied, ahead
 
 logger = logging.getLogger("bimkern.data")
 
 _VERSION = 1  # of what the check looks at: a cache of another version is not read
-_AT_A_TIME = 32  # files that a process is given
+_AT_A_TIME = 16  # files that a process is given
 _DIGEST_BYTES = 8
 
 Progress = Callable[[int, int], None]  # files checked, files to check
@@ -32,19 +31,12 @@ Progress = Callable[[int, int], None]  # files checked, files to check
 class Found:
     """What a file was found to be."""
 
-    bytes: int
-    mtime_ns: int
+    bytes: int = 0
+    mtime_ns: int = 0
     digest: str = ""  # BLAKE2b of the content, 64 bits in hex
     width: int = 0  # pixels, upright
     height: int = 0
-    fault: str | None = None  # why it cannot be trained on
-
-    @property
-    def stamp(self) -> tuple[int, int]:
-        return self.bytes, self.mtime_ns
-
-
-_UNREADABLE = (-1, -1)  # the stamp of a file that has none; it may be readable another time
+    fault: str | None = None  # why it cannot be trained on; all else is then as above
 
 
 def check(listing: Listing, *, workers: int, progress: Progress | None = None) -> dict[str, Found]:
@@ -59,11 +51,11 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
         What each file is, in the order of the listing.
 
     Raises:
-        SourceError: a process was killed, most likely for want of memory.
+        SourceError: the machine lacks the memory or the file handles for it.
     """
     cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_digest(os.fsencode(listing.root.resolve()))}.jsonl")
     known = cache.read()
-    found = {f: known[f] for f in listing.files if f in known and known[f].stamp == _stamp(listing.root / f)}
+    found = {f: known[f] for f in listing.files if f in known and _is_as_before(listing.root / f, known[f])}
     todo = [file for file in listing.files if file not in found]
     done = 0
     for chunk in _inspect_all(listing.root, todo, workers):
@@ -85,77 +77,71 @@ def readable(listing: Listing, found: dict[str, Found]) -> Images:
 def inspect(path: Path) -> Found:
     """Read and decode one file."""
     try:
-        status = path.stat()
-        stamp = status.st_size, status.st_mtime_ns
-        if not stat.S_ISREG(status.st_mode):
-            return Found(*stamp, fault="not a regular file")  # a pipe would keep us waiting
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                return Found(fault="empty")
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
             file.seek(0)
-            try:
-                return Found(*stamp, digest, *read_image(file).size)
-            except BadImage as error:
-                return Found(*stamp, digest, fault=str(error) if status.st_size else "empty")
+            return Found(status.st_size, status.st_mtime_ns, digest, *decode(file).size)
+    except BadImage as error:
+        return Found(fault=str(error))
     except OSError as error:
-        return Found(*_UNREADABLE, fault=error.strerror or str(error))
+        return Found(fault=error.strerror or str(error))
 
 
 def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dict[str, Found]]:
     chunks = [files[i : i + _AT_A_TIME] for i in range(0, len(files), _AT_A_TIME)]
+
+    def work(i: int) -> dict[str, Found]:
+        return {file: inspect(root / file) for file in chunks[i]}
+
     workers = workers if len(chunks) > 1 else 0
     try:
-        yield from ahead(
-            lambda i: {file: inspect(root / file) for file in chunks[i]},
-            range(len(chunks)),
-            workers=workers,
-            prefetch=2,
-        )
-    except WorkerDied as error:
+        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False)
+    except (WorkerDied, OutOfResources) as error:
+        reason = str(error).strip().splitlines()[-1]  # torch puts a worker's traceback before it
         raise SourceError(
-            f"a process that checked the images in {root} was killed, most likely for want of memory: fewer --workers "
-            f"need less. What has been checked is not checked again"
+            f"the images in {root} cannot be checked ({reason}); what has been checked is not checked again"
         ) from error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _is_as_before(path: Path, found: Found) -> bool:
     try:
         status = path.stat()
     except OSError:
-        return _UNREADABLE
-    return status.st_size, status.st_mtime_ns
+        return False
+    return (status.st_size, status.st_mtime_ns) == (found.bytes, found.mtime_ns)
 
 
 class _Cache:
-    """What was found before; without a place to keep it the check goes on, and says so."""
+    """The images that were found before; without a place to keep them the check goes on, and says so."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._usable = True
 
     def read(self) -> dict[str, Found]:
-        """Read all records; a line torn by a killed process is left out, and later lines win."""
         found = {}
         try:
-            lines = self._path.read_text().splitlines()
-        except (OSError, UnicodeError):
+            records = jsonl.read(self._path)
+        except OSError:
             return {}
-        for line in lines:
+        for record in records:
             try:
-                record = json.loads(line)
                 file = record.pop("file")
                 found[file] = Found(**record)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (KeyError, TypeError):
                 continue
         return found
 
     def append(self, found: dict[str, Found]) -> None:
-        kept = {file: result for file, result in found.items() if result.stamp != _UNREADABLE}
-        if not self._usable or not kept:
+        good = [{"file": file} | asdict(result) for file, result in found.items() if result.fault is None]
+        if not self._usable or not good:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.writelines(json.dumps({"file": name} | asdict(result)) + "\n" for name, result in kept.items())
+            jsonl.append(self._path, good)
         except OSError as error:
             self._usable = False
             logger.warning(

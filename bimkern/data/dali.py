@@ -11,18 +11,22 @@ Shapes: B samples of a micro-batch; H W order, as DALI wants it.
 
 import importlib
 import os
+import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from bimkern.data import pil
-from bimkern.data.augment import Int64
+from bimkern.data.augment import Int64, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.source import BadImage
+from bimkern.data.source import BadImage, Images
 from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
@@ -67,11 +71,10 @@ class DaliLoader:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
         """
-        from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
-
         planned: deque[Crops] = deque()
         plan = (data[index] for index in range(first, last))
         pipeline = self._pipeline(data, _feed(data, plan, planned))
+        take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
         for _ in range(first, last):
             pipeline.schedule_run()
             try:
@@ -84,11 +87,12 @@ class DaliLoader:
             changed = crops.sample_ids[(found != crops.sizes).any(axis=1)].tolist()
             if changed:  # so it cut out something else
                 raise BadImages(dict.fromkeys(changed, "its size has changed since it was checked"))
-            yield Batch(to_torch_tensor(pixels.as_tensor(), copy=True), torch.from_numpy(crops.draw_ids))
+            yield Batch(take(pixels), torch.from_numpy(crops.draw_ids))
 
     def _culprits(self, data: MicroBatches, crops: Crops, error: RuntimeError) -> BadImages | WorkerDied:
         """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""
-        faults, fails_alone = {}, {}
+        faults: dict[int, str] = {}
+        fails_alone: dict[int, str] = {}
         for i, sample_id in enumerate(crops.sample_ids.tolist()):
             try:
                 pil.crop(data, crops, i)
@@ -97,15 +101,29 @@ class DaliLoader:
         if faults:
             return BadImages(faults)
         for i, sample_id in enumerate(crops.sample_ids.tolist()):
-            pipeline = self._pipeline(data, _feed(data, iter([crops.only(i)]), deque()))
-            pipeline.schedule_run()
-            try:
-                pipeline.outputs()
-            except RuntimeError as fault:
-                fails_alone[sample_id] = f"PIL decodes it and DALI does not ({_line(fault)})"
-        if 0 < len(fails_alone) < len(set(crops.sample_ids.tolist())):
+            refusal = self._refusal(data, crops.only(i))
+            if refusal is not None:
+                fails_alone[sample_id] = f"PIL decodes it and DALI does not ({refusal})"
+        if fails_alone and self._decodes_a_sound_image():
             return BadImages(fails_alone)
-        return WorkerDied(f"DALI fails ({_line(error)})")
+        return WorkerDied(f"DALI fails ({_reason(error)}); --loader pil does without it")
+
+    def _decodes_a_sound_image(self) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            Image.new("RGB", (8, 8)).save(Path(folder, "sound.jpg"))
+            images = Images(Path(folder), ("sound.jpg",), np.array([[8, 8]]))
+            data = MicroBatches(images=images, augment=RandomResizedCrop(), size=8, seed=0, batch_size=1, micro_batch=1)
+            return self._refusal(data, data[0]) is None
+
+    def _refusal(self, data: MicroBatches, crops: Crops) -> str | None:
+        """Return what DALI has against some images, None if nothing."""
+        pipeline = self._pipeline(data, _feed(data, iter([crops]), deque()))
+        pipeline.schedule_run()
+        try:
+            pipeline.outputs()
+        except RuntimeError as error:
+            return _reason(error)
+        return None
 
     def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
         from nvidia.dali import Pipeline, fn, math, types
@@ -169,5 +187,29 @@ def _widened(corner: Int64, extent: Int64, size: int, image: Int64) -> tuple[Int
     return first, np.minimum(corner + extent + reach, image) - first
 
 
-def _line(reason: object) -> str:
-    return " ".join(str(reason).split())
+def _take(pixels: Any) -> Tensor:
+    """Copy a batch out of DALI's memory, which is its own again when the next batch is asked for."""
+    from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
+
+    return to_torch_tensor(pixels.as_tensor(), copy=True)
+
+
+def _take_from_gpu(device: torch.device) -> Callable[[Any], Tensor]:
+    """Return a _take that waits for its copy, and not for the kernels that the training has queued."""
+    stream = torch.cuda.Stream(device)
+
+    def take(pixels: Any) -> Tensor:
+        with torch.cuda.stream(stream):
+            images = _take(pixels)
+        stream.synchronize()
+        images.record_stream(torch.cuda.current_stream(device))
+        return images
+
+    return take
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the line in which DALI says what it encountered, out of the many that say where."""
+    message = str(error)
+    _, found, told = message.partition("encountered:")
+    return " ".join((told.strip().splitlines()[0] if found else message).split())[:200]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bimkern.data.batches import BadImages, Batch, MicroBatches
 from bimkern.data.loader import Loader
+from bimkern.data.source import OutOfResources
 from bimkern.data.workers import WorkerDied
 
 logger = logging.getLogger("bimkern.data")
@@ -61,11 +62,8 @@ class Feed:
                 self._set_aside(faults, index // self.data.per_step)
                 unreadable = images.unreadable | bad.faults.keys()
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))
-            except WorkerDied as death:
+            except (WorkerDied, OutOfResources) as death:
                 deaths += 1
                 if deaths == _DEATHS:
-                    raise FeedError(
-                        f"the loader died {deaths} times at the same images ({death}); fewer --workers need less "
-                        f"memory and less of /dev/shm"
-                    ) from death
-                logger.warning("%s; it is started again at the same images", death)
+                    raise FeedError(f"the loader died {deaths} times at the same images ({death})") from death
+                logger.warning("the loader died (%s) and is started again at the same images", death)

@@ -27,7 +27,7 @@ class Loader(Protocol):
 
         Raises:
             BadImages: some of the next micro-batch cannot be read.
-            WorkerDied: what loads has died; the next micro-batch has not been yielded.
+            WorkerDied, OutOfResources: loading failed as such; the next micro-batch has not been yielded.
         """
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.source import BadImage, read_image
+from bimkern.data.source import BadImage, OutOfResources, read_image
 from bimkern.data.workers import ahead
 
 _PREFETCHED_BYTES = 1 << 30  # of all workers together
@@ -26,18 +26,18 @@ class PilLoader:
 
         Raises:
             BadImages: some of the next micro-batch cannot be read.
-            WorkerDied: a process was killed; the next micro-batch has not been yielded.
+            WorkerDied, OutOfResources: nothing can be read; the next micro-batch has not been yielded.
         """
 
-        def load(index: int) -> Batch | BadImages:
+        def load(index: int) -> Batch | Exception:
             try:
                 return decode(data, index)
-            except BadImages as error:
+            except (BadImages, OutOfResources) as error:
                 return error  # raised over there it would come back as the text of a traceback
 
         indices, prefetch = range(first, last), self._prefetch(data) if self.workers else 0
         for item in ahead(load, indices, workers=self.workers, prefetch=prefetch, pin_memory=self.pin_memory):
-            if isinstance(item, BadImages):
+            if isinstance(item, Exception):
                 raise item
             yield item
 
@@ -53,6 +53,7 @@ def decode(data: MicroBatches, index: int) -> Batch:
 
     Raises:
         BadImages: some of them cannot be read.
+        OutOfResources: none can.
     """
     crops = data[index]
     pixels, faults = [], {}

@@ -5,9 +5,11 @@ A sample id is the place of an image in the sorted list of a source, so it means
 
 import errno
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FORMATS = ("JPEG", "PNG", "WEBP")  # what both loaders decode; PIL would also run Ghostscript on a disguised EPS
-_OUT_OF_HANDLES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class SourceError(ValueError):
@@ -26,6 +28,10 @@ class SourceError(ValueError):
 
 class BadImage(Exception):
     """A file is nothing to train on; the message says why."""
+
+
+class OutOfResources(RuntimeError):
+    """This process cannot read any file now, for want of memory or file handles."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +67,49 @@ def image_folder(root: Path) -> Listing:
     Raises:
         SourceError: the folder is missing or holds no such file.
     """
-    if not root.is_dir():
-        raise SourceError(f"{root} is not a folder")
-    files = sorted(path.relative_to(root).as_posix() for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+    try:
+        if not root.is_dir():
+            raise SourceError(f"{root} is not a folder")
+        files = sorted(path.relative_to(root).as_posix() for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
     if not files:
         raise SourceError(f"{root} holds no image; looked for {', '.join(SUFFIXES)} in it and below")
     return Listing(root, tuple(files))
 
 
-def read_image(file: Path | BinaryIO) -> Image.Image:
+def open_file(path: Path) -> BufferedReader:
+    """Open a file, and nothing else: a pipe would keep us waiting.
+
+    Raises:
+        BadImage: it cannot be read, or is no file.
+        OutOfResources: nothing can be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("not a regular file")
+        return path.open("rb")
+    except OSError as error:
+        raise BadImage(_reason(error)) from error
+
+
+def read_image(path: Path) -> Image.Image:
     """Decode an image, upright and in RGB.
 
     Raises:
-        BadImage: it is missing, truncated, of another format, animated, of 16 bits a channel, or larger than PIL's
+        BadImage, OutOfResources: as open_file() and decode().
+    """
+    with open_file(path) as file:
+        return decode(file)
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """Decode an image, upright and in RGB.
+
+    Raises:
+        BadImage: it is truncated, of another format, animated, of 16 bits a channel, or larger than PIL's
             Image.MAX_IMAGE_PIXELS, beyond which a small file may unpack to more than the memory holds.
+        OutOfResources: there is no memory for it now.
     """
     try:
         with warnings.catch_warnings():
@@ -90,12 +125,13 @@ def read_image(file: Path | BinaryIO) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # a decoder that reads nonsense raises whatever it likes
-        if isinstance(error, OSError) and error.errno in _OUT_OF_HANDLES:
-            raise  # that is not the file's fault
         raise BadImage(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
+    """Say in one line why an image is bad, unless that is not its fault."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+        raise OutOfResources(f"no file can be read: {str(error) or 'out of memory'}") from error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
@@ -103,10 +139,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _walk(root: Path) -> Iterator[Path]:
     """Yield the files below a folder that are not hidden, through linked folders too, each folder once."""
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()

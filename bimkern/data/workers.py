@@ -20,9 +20,15 @@ class WorkerDied(RuntimeError):
 
 
 def ahead(
-    work: Callable[[int], Item], indices: range, *, workers: int, prefetch: int, pin_memory: bool = False
+    work: Callable[[int], Item],
+    indices: range,
+    *,
+    workers: int,
+    prefetch: int,
+    pin_memory: bool = False,
+    in_order: bool = True,
 ) -> Iterator[Item]:
-    """Yield work(i) for every index, in order, worked out by `workers` processes that hold `prefetch` items each.
+    """Yield work(i) for every index, worked out by `workers` processes that hold `prefetch` items each.
 
     With no workers, the calling process works as items are asked for.
 
@@ -36,6 +42,8 @@ def ahead(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
+        in_order=in_order,
+        multiprocessing_context="fork" if workers else None,  # work need not be picklable, nor torch imported again
         worker_init_fn=_leave_signals_to_the_run,
     )
     with _same_child_signals():
@@ -48,7 +56,8 @@ def ahead(
         except _SIGNS_OF_DEATH as error:
             if workers == 0 or str(error).startswith("Caught "):  # by a process that lives: work() raised it
                 raise
-            raise WorkerDied(" ".join(str(error).split()) or type(error).__name__) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise WorkerDied(f"{reason}; fewer workers need less memory and less of /dev/shm") from error
         yield item
 
 

@@ -47,8 +47,11 @@ class RunFolder:
             raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
         if saved is not None:
             refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
-        for folder in (self.checkpoints, self.pictures, self.exported):
-            folder.mkdir(exist_ok=True)
+        try:
+            for folder in (self.checkpoints, self.pictures, self.exported):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
 
     def record(self, config: Config) -> None:
         """Write config.json, once it is sure that this run may go on here.
@@ -63,6 +66,11 @@ class RunFolder:
             durable.fsync(self.path)
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun to train here."""
+        return (self.path / _CONFIG).is_file()
 
     def config(self) -> Config | None:
         """Read the config of the run that the folder holds; None where it holds none.

@@ -1,10 +1,30 @@
 """SIGTERM and SIGINT: finish the step, save, and say how to go on."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Terminated(Exception):
+    """SIGTERM came where there was nothing to save."""
+
+
+@contextmanager
+def terminated_at_once() -> Iterator[None]:
+    """Turn SIGTERM into Terminated."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Stopped(Exception):

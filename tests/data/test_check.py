@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
 import pytest
 from bad_files import picture, write_bad_files, write_odd_files
+from PIL import Image
 
 from bimkern.data import check as checks
 from bimkern.data.cache import cache_folder
@@ -71,8 +73,7 @@ def test_what_has_been_checked_is_not_decoded_again(folder, looked_at):
     assert list(second) == ["0.jpg", "1.jpg", "3.jpg", "4.jpg"]
 
 
-def test_bad_files_are_remembered_but_not_those_that_could_not_be_opened(folder, looked_at):
-    (folder / "garbage.jpg").write_bytes(b"garbage")
+def test_a_bad_file_is_looked_at_again(folder, looked_at):
     (folder / "link.jpg").symlink_to("later")
     picture().save(folder / "good.jpg")
     assert check(image_folder(folder), workers=0)["link.jpg"].fault == "No such file or directory"
@@ -80,6 +81,42 @@ def test_bad_files_are_remembered_but_not_those_that_could_not_be_opened(folder,
     looked_at.clear()
     assert check(image_folder(folder), workers=0)["link.jpg"].fault is None
     assert looked_at == ["link.jpg"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, workers):
+    for i in range(20):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    listing = image_folder(folder)
+    plain = inspect
+
+    def without_handles(path):
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            return plain(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    monkeypatch.setattr(checks, "inspect", without_handles)
+    with pytest.raises(SourceError, match=r"cannot be checked \(.*Too many open files.*\)") as raised:
+        check(listing, workers=workers)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(checks, "inspect", plain)
+    assert all(result.fault is None for result in check(listing, workers=workers).values())
+
+
+def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypatch):
+    picture().save(folder / "a.jpg")
+
+    def out_of_memory(*args, **kwargs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", out_of_memory)
+        with pytest.raises(SourceError, match=r"cannot be checked \(.*out of memory\)"):
+            check(image_folder(folder), workers=0)
+    assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
 
 
 def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):
@@ -119,11 +156,11 @@ def test_a_killed_check_is_an_error_in_one_line_and_goes_on_where_it_was(folder,
         return plain(path)
 
     monkeypatch.setattr(checks, "inspect", die)
-    with pytest.raises(SourceError, match="was killed, most likely for want of memory") as raised:
+    with pytest.raises(SourceError, match=r"cannot be checked \(.*fewer workers need less memory") as raised:
         check(image_folder(folder), workers=1)
     assert "\n" not in str(raised.value)
     kept = len(cache_file().read_text().splitlines())
-    assert kept % 32 == 0
+    assert kept % 16 == 0
     monkeypatch.setattr(checks, "inspect", plain)
     assert len(check(image_folder(folder), workers=0)) == 200
 
@@ -133,9 +170,9 @@ def test_progress_is_told_of_what_is_to_be_done(folder):
         picture(8, 8, seed=i).save(folder / f"{i}.png")
     told = []
     check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
-    assert told == [(32, 70), (64, 70), (70, 70)]
+    assert told == [(16, 70), (32, 70), (48, 70), (64, 70), (70, 70)]
     check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
-    assert len(told) == 3
+    assert len(told) == 5
 
 
 def test_the_cache_is_json_lines(folder):

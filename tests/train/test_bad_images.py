@@ -13,6 +13,7 @@ import pytest
 import torch
 from bad_files import picture, write_bad_files, write_odd_files
 
+from bimkern.data import jsonl
 from bimkern.data.dali import unusable
 from bimkern.data.pil import PilLoader
 from bimkern.data.workers import WorkerDied
@@ -99,7 +100,7 @@ def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_path, loader):
     out = tmp_path / "run"
-    process = start(photos, out, "--steps", "150", "--save-every", "50", "--workers", "1", "--loader", loader)
+    process = start(photos, out, "--steps", "60", "--save-every", "60", "--workers", "1", "--loader", loader)
     wait_for_step(out, 5, process)
     (photos / "07.jpg").unlink()
     _, error = process.communicate(timeout=120)
@@ -108,13 +109,13 @@ def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_
     (record,) = lines(out / "quarantine.jsonl")
     assert record["file"] == "07.jpg"
     assert record["step"] > 0
-    assert [step for step, _ in losses(out)] == list(range(1, 151))
+    assert [step for step, _ in losses(out)] == list(range(1, 61))
     assert "Traceback" not in error
 
 
 def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(photos, tmp_path):
     out, away = tmp_path / "run", tmp_path / "away"
-    process = start(photos, out, "--steps", "400", "--save-every", "1000", "--workers", "1")
+    process = start(photos, out, "--steps", "80", "--save-every", "1000", "--workers", "1")
     wait_for_step(out, 5, process)
     photos.rename(away)
     _, error = process.communicate(timeout=120)
@@ -125,9 +126,9 @@ def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(ph
     saved = checkpoints.load_latest(out / "checkpoints").step
     assert saved == losses(out)[-1][0] > 0
     away.rename(photos)
-    train(photos, out, "--steps", "400", "--save-every", "1000")
+    train(photos, out, "--steps", "80", "--save-every", "1000")
     assert lines(out / "quarantine.jsonl") == []
-    assert [step for step, _ in losses(out)] == list(range(1, 401))
+    assert [step for step, _ in losses(out)] == list(range(1, 81))
 
 
 def children(pid):
@@ -142,7 +143,7 @@ def test_a_killed_loader_process_changes_nothing(photos, tmp_path):
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert "it is started again at the same images" in error
+    assert "is started again at the same images" in error
     train(photos, tmp_path / "plain", "--steps", "60")
     assert losses(out) == losses(tmp_path / "plain")
     ours, theirs = (checkpoints.load_latest(folder / "checkpoints").model for folder in (out, tmp_path / "plain"))
@@ -186,6 +187,35 @@ def test_a_resumed_run_refuses_other_images_and_says_what_changed(photos, tmp_pa
     assert f"has changed since the run in {tmp_path}/run began: 1 {how} ({file}); put the images back" in error
 
 
+def test_a_start_that_never_trained_fixes_nothing(photos, tmp_path):
+    train(photos, tmp_path / "run", "--steps", "2")
+    for leftover in ("config.json", "metrics.jsonl"):
+        (tmp_path / "run" / leftover).unlink()
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    change(photos, "new")
+    train(photos, tmp_path / "run", "--steps", "2")
+    assert len(lines(tmp_path / "run" / "images.jsonl")) == 13
+
+
+def test_a_torn_line_of_the_quarantine_is_ended_before_the_next(photos, tmp_path):
+    (photos / "bad.jpg").write_bytes(b"")
+    train(photos, tmp_path / "run", "--steps", "2")
+    path = tmp_path / "run" / "quarantine.jsonl"
+    path.write_text(path.read_text() + '[]\n{"file": "to')
+    (photos / "03.jpg").write_bytes(b"")
+    train(photos, tmp_path / "run", "--steps", "2", "--max-bad-ratio", "0.5")
+    assert [record["file"] for record in jsonl.read(path)] == ["bad.jpg", "03.jpg"]
+
+
+def test_a_name_of_two_lines_is_told_in_one(photos, tmp_path, capsys):
+    train(photos, tmp_path / "run", "--steps", "2")
+    (photos / "00.jpg").rename(photos / "a\nb.jpg")
+    capsys.readouterr()
+    _, error = refused(capsys, photos, tmp_path / "run", "--steps", "2")
+    assert r"1 new (a\nb.jpg)" in error
+
+
 def test_the_same_images_elsewhere_and_touched_are_the_same(photos, tmp_path, capsys):
     train(photos, tmp_path / "run", "--steps", "2")
     shutil.copytree(photos, tmp_path / "copied", copy_function=shutil.copyfile)
@@ -203,7 +233,7 @@ def test_a_file_that_went_bad_between_runs_is_set_aside_until_it_is_back(photos,
     (photos / "03.jpg").write_bytes(content)
     train(photos, tmp_path / "run", "--steps", "2")
     assert lines(tmp_path / "run" / "quarantine.jsonl") == []
-    assert "1 images can be read again and are trained on (03.jpg)" in caplog.text
+    assert "1 images that were set aside are as before, and back (03.jpg)" in caplog.text
 
 
 def test_checkpoints_of_other_images_are_refused(photos, tmp_path, capsys):
@@ -224,20 +254,27 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     assert caplog.text.count("waiting for images") == 1
 
 
-def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, "interrupted; the same command goes on from what is saved"),
+        (signal.SIGTERM, "stopped by SIGTERM; the same command goes on"),
+    ],
+)
+def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
-    picture(3000, 3000).save(photos / "00.jpg")
+    picture(1200, 1200).save(photos / "00.jpg")
     process = start(photos, tmp_path / "run", "--steps", "2", "--workers", "1")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cache").rglob("*.jsonl")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error == "python -m bimkern.pretrain: interrupted; the same command goes on from the last checkpoint\n"
+    assert process.returncode == 128 + number
+    assert error == f"python -m bimkern.pretrain: {words}\n"
     (cache,) = (tmp_path / "cache").rglob("*.jsonl")
     assert 0 < len(lines(cache)) < 612

@@ -64,7 +64,8 @@ def decode(data: MicroBatches, index: int) -> Batch:
             faults[sample_id] = str(error)
     if faults:
         raise BadImages(faults)
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.from_numpy(crops.draw_ids))
+    images = np.ascontiguousarray(np.stack(pixels))  # stack() keeps the order of what it is given, H W C
+    return Batch(torch.from_numpy(images), torch.from_numpy(crops.draw_ids))
 
 
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:

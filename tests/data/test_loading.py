@@ -121,6 +121,7 @@ def test_a_batch_may_be_larger_than_the_data_set(folder, loader):
     (batch,) = loader(0).batches(batches(checked_images(folder), batch_size=12, micro_batch=12), 0, 1)
     assert batch.images.shape == (12, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous()
     assert len(set(batch.draw_ids.tolist())) == 12  # the same file in another epoch is another draw
 
 

@@ -58,7 +58,7 @@ def test_a_patch_is_embedded_by_the_published_kernel_layout():
     torch.manual_seed(0)
     model = ViT(SMALL)
     images = torch.randn(1, 3, 32, 32)
-    token = model.patch_embed(images)[0, 4 + 2]  # row 1, column 2
+    token = model.patch_embed(images, torch.tensor([[4 + 2]]))[0, 0]  # row 1, column 2
     patch = images[0, :, 8:16, 16:24]
     expected = (model.patch_embed.weight * patch).sum((1, 2, 3)) + model.patch_embed.bias
     torch.testing.assert_close(token, expected)

@@ -35,19 +35,18 @@ void check_rows(const char* name, const Tensor& rows, const Tensor& out, int64_t
 }
 
 Tensor visible_patches_op(const Tensor& images, const Tensor& keep, const std::optional<Tensor>& mean,
-                          const std::optional<Tensor>& std, int64_t patch, int64_t num_prefix, ScalarType dtype) {
+                          const std::optional<Tensor>& std, int64_t patch, ScalarType dtype) {
   STD_TORCH_CHECK(images.dim() == 4 && patch > 0 && images.size(2) % patch == 0 && images.size(3) % patch == 0, kOp,
                   ": images must be [B, C, H, W] with H and W multiples of patch=", patch);
-  STD_TORCH_CHECK(num_prefix >= 0, kOp, ": num_prefix must be at least 0, got ", num_prefix);
   check_keep_shape(keep, images);
   const int64_t width = images.size(1) * patch * patch;
-  Tensor out = torch::stable::new_empty(images, {images.size(0), num_prefix + keep.size(1), width}, dtype);
+  Tensor out = torch::stable::new_empty(images, {images.size(0), keep.size(1), width}, dtype);
   VisiblePatches args{};
   args.image_dtype = dtype_of_pixels(images);
   args.dtype = dtype_of(kOp, out);
   args.patch = patch;
   args.columns = images.size(3) / patch;
-  args.size = TokenSizes{images.size(0), num_prefix, images.size(2) / patch * args.columns, keep.size(1), width};
+  args.size = TokenSizes{images.size(0), 0, images.size(2) / patch * args.columns, keep.size(1), width};
   args.keep = keep_of(keep);
   args.images = images.const_data_ptr();
   args.image_stride = images.stride(0);
@@ -76,17 +75,16 @@ Tensor visible_patches_op(const Tensor& images, const Tensor& keep, const std::o
   return out;
 }
 
-void add_embeddings_op(Tensor out, const Tensor& product, const Tensor& bias, const Tensor& keep,
-                       const std::optional<Tensor>& pos, const std::optional<Tensor>& prefix) {
+Tensor add_embeddings_op(const Tensor& product, const Tensor& bias, const Tensor& keep,
+                         const std::optional<Tensor>& pos, const std::optional<Tensor>& prefix) {
   const int64_t num_prefix = prefix ? prefix->size(0) : 0;
-  STD_TORCH_CHECK(product.dim() == 3 && product.is_contiguous() && out.is_contiguous() &&
-                      out.sizes() == product.sizes() && same_device(out, product),
-                  kOp, ": product and result must be contiguous, of one shape and on one device");
+  STD_TORCH_CHECK(product.dim() == 3 && product.is_contiguous(), kOp, ": product must be contiguous");
   check_keep_shape(keep, product);
-  STD_TORCH_CHECK(product.size(1) == num_prefix + keep.size(1), kOp, ": product must be [B, R+K, D]");
-  STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == out.size(2) && bias.scalar_type() == out.scalar_type() &&
-                      same_device(bias, out),
-                  kOp, ": bias must be [D], of the dtype and device of the result");
+  STD_TORCH_CHECK(product.size(1) == keep.size(1), kOp, ": product must be [B, K, D]");
+  STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == product.size(2) && same_device(bias, product), kOp,
+                  ": bias must be [D], on the device of the product");
+  const ScalarType dtype = bias.scalar_type();
+  Tensor out = torch::stable::new_empty(product, {product.size(0), num_prefix + keep.size(1), product.size(2)}, dtype);
   AddEmbeddings args{};
   args.product_dtype = dtype_of(kOp, product);
   args.dtype = dtype_of(kOp, out);
@@ -115,6 +113,7 @@ void add_embeddings_op(Tensor out, const Tensor& product, const Tensor& bias, co
   } else {
     add_embeddings(args, torch_pool(), simd_in_use());
   }
+  return out;
 }
 
 void register_ops(torch::stable::detail::StableLibrary& library) {

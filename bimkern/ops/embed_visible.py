@@ -22,11 +22,10 @@ _backend.schemas.define(
     " Tensor? std, ScalarType dtype) -> Tensor"
 )
 _backend.schemas.define(
-    "visible_patches(Tensor images, Tensor keep, Tensor? mean, Tensor? std, int patch, int num_prefix,"
-    " ScalarType dtype) -> Tensor"
+    "visible_patches(Tensor images, Tensor keep, Tensor? mean, Tensor? std, int patch, ScalarType dtype) -> Tensor"
 )
 _backend.schemas.define(
-    "add_embeddings(Tensor(a!) out, Tensor product, Tensor bias, Tensor keep, Tensor? pos, Tensor? prefix) -> ()"
+    "add_embeddings(Tensor product, Tensor bias, Tensor keep, Tensor? pos, Tensor? prefix) -> Tensor"
 )
 _backend.declare("embed_visible", kernels={"cpu": "native", "cuda": "native"})
 
@@ -144,12 +143,9 @@ def _forward(
     std: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    num_prefix = 0 if prefix is None else len(prefix)
-    patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, weight.shape[-1], num_prefix, dtype)
-    product = F.linear(patches, weight.flatten(1).to(dtype))  # [B, R+K, D]
-    out = product if dtype == weight.dtype else torch.empty_like(product, dtype=weight.dtype)
-    torch.ops.bimkern.add_embeddings(out, product, bias, keep, pos, prefix)
-    return out
+    patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, weight.shape[-1], dtype)  # [B, K, C*p*p]
+    product = F.linear(patches, weight.flatten(1).to(dtype))  # [B, K, D]
+    return torch.ops.bimkern.add_embeddings(product, bias, keep, pos, prefix)  # [B, R+K, D]
 
 
 for _device in ("CPU", "CUDA"):
@@ -179,11 +175,9 @@ def _(
     mean: Tensor | None,
     std: Tensor | None,
     patch: int,
-    num_prefix: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    B, C, _height, _width = images.shape
-    return images.new_empty(B, num_prefix + keep.shape[1], C * patch * patch, dtype=dtype)
+    return images.new_empty(*keep.shape, images.shape[1] * patch * patch, dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -199,13 +193,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     R, patch = ctx.num_prefix, weight.shape[-1]
     wants_images, wants_weight, wants_bias, _, wants_pos, wants_prefix, *_ = ctx.needs_input_grad
     grad_images = grad_weight = grad_bias = grad_pos = grad_prefix = None
-    rows = grad.to(ctx.dtype).flatten(0, 1)  # [B*(R+K), D]
+    rows = grad[:, R:].to(ctx.dtype).flatten(0, 1)  # [B*K, D]
     if wants_weight:
-        patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, patch, R, ctx.dtype)
+        patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, patch, ctx.dtype)
         grad_weight = (rows.T @ patches.flatten(0, 1)).to(weight.dtype).view_as(weight)
     if wants_images:
-        grad_patches = (rows @ weight.flatten(1).to(ctx.dtype)).unflatten(0, grad.shape[:2])
-        grad_images = _lay_out(grad_patches[:, R:], keep, patch, images, std)
+        grad_patches = (rows @ weight.flatten(1).to(ctx.dtype)).unflatten(0, keep.shape)
+        grad_images = _lay_out(grad_patches, keep, patch, images, std)
     if wants_pos:
         grad_pos = torch.ops.bimkern.gather_tokens_bwd_pos(grad, keep, ctx.num_tokens, R)
     if wants_bias or wants_prefix:

@@ -15,55 +15,34 @@ namespace {
 constexpr int64_t kMaxThreads = 256;
 constexpr int64_t kMaxRows = 0x7fffffff;
 
-struct Row {
-  int64_t index;  // among all rows of the result
-  int64_t image;
-  int64_t place;  // among the kept; negative: a prefix row
-};
-
-__device__ __forceinline__ Row row_of_block(const TokenSizes& size) {
-  const int64_t rows = size.prefix + size.kept;
-  return Row{blockIdx.x, blockIdx.x / rows, blockIdx.x % rows - size.prefix};
-}
-
-__device__ __forceinline__ int64_t id_of(const Keep& keep, const Row& row) {
-  return keep.ids[row.image * keep.image_stride + row.place * keep.token_stride];
-}
-
 template <typename From, typename T, int kPack>
 __global__ void __launch_bounds__(kMaxThreads) visible_patches_kernel(VisiblePatches args) {
   using A = Normal<T>;
   using P = Pack<T, kPack>;
   using Pixels = Pack<From, kPack>;
   const TokenSizes size = args.size;
-  const Row row = row_of_block(size);
-  const int packs = static_cast<int>(size.width / kPack);
-  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row.index * size.width);
-  if (row.place < 0) {
-    for (int i = threadIdx.x; i < packs; i += blockDim.x) {
-      out[i] = P{};
-    }
-    return;
-  }
-  const int64_t id = id_of(args.keep, row);
+  const int64_t image = blockIdx.x / size.kept;
+  const int64_t place = blockIdx.x % size.kept;
+  const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
   const auto patch = static_cast<int>(args.patch);
-  const From* corner = static_cast<const From*>(args.images) + row.image * args.image_stride +
+  const From* corner = static_cast<const From*>(args.images) + image * args.image_stride +
                        id / args.columns * patch * args.row_stride + id % args.columns * patch * args.column_stride;
   const auto* mean = static_cast<const A*>(args.mean);
   const auto* std = static_cast<const A*>(args.std);
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + blockIdx.x * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     const int x = i * kPack % patch;
     const int line = i * kPack / patch;
     const int y = line % patch;
     const int c = line / patch;
-    const A channel_mean = mean == nullptr ? A{0} : mean[c];
-    const A channel_std = std == nullptr ? A{1} : std[c];
+    const Affine<A> affine = normalisation<From>(mean, std, c);
     const From* from = corner + c * args.channel_stride + y * args.row_stride + x * args.column_stride;
     const Pixels pixels = *reinterpret_cast<const Pixels*>(from);
     P result;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
-      result.value[j] = Arithmetic<T>::store(normalised(pixels.value[j], channel_mean, channel_std));
+      result.value[j] = Arithmetic<T>::store(normalised(pixels.value[j], affine));
     }
     out[i] = result;
   }
@@ -73,25 +52,27 @@ template <typename T, typename A, int kPack>
 __global__ void __launch_bounds__(kMaxThreads) add_embeddings_kernel(AddEmbeddings args) {
   using P = Pack<A, kPack>;
   const TokenSizes size = args.size;
-  const Row row = row_of_block(size);
+  const int64_t rows = size.prefix + size.kept;
+  const int64_t image = blockIdx.x / rows;
+  const int64_t place = blockIdx.x % rows - size.prefix;  // negative: a prefix row
   const int packs = static_cast<int>(size.width / kPack);
-  auto* out = reinterpret_cast<P*>(static_cast<A*>(args.out) + row.index * size.width);
-  if (row.place < 0) {
-    const int64_t token = size.prefix + row.place;
-    const auto* prefix =
-        reinterpret_cast<const P*>(static_cast<const A*>(args.prefix) + token * args.prefix_token_stride);
+  auto* out = reinterpret_cast<P*>(static_cast<A*>(args.out) + blockIdx.x * size.width);
+  if (place < 0) {
+    const A* tokens = static_cast<const A*>(args.prefix);
+    const auto* prefix = reinterpret_cast<const P*>(tokens + (size.prefix + place) * args.prefix_token_stride);
     for (int i = threadIdx.x; i < packs; i += blockDim.x) {
       out[i] = prefix[i];
     }
     return;
   }
-  const auto* product =
-      reinterpret_cast<const Pack<T, kPack>*>(static_cast<const T*>(args.product) + row.index * size.width);
+  const auto* product = reinterpret_cast<const Pack<T, kPack>*>(static_cast<const T*>(args.product) +
+                                                                (image * size.kept + place) * size.width);
   const auto* bias = static_cast<const P*>(args.bias);
-  const A* positions = static_cast<const A*>(args.pos);
-  const auto* pos = positions == nullptr
-                        ? nullptr
-                        : reinterpret_cast<const P*>(positions + id_of(args.keep, row) * args.pos_token_stride);
+  const P* pos = nullptr;
+  if (args.pos != nullptr) {
+    const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
+    pos = reinterpret_cast<const P*>(static_cast<const A*>(args.pos) + id * args.pos_token_stride);
+  }
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack<T, kPack> projected = product[i];
     const P shift = bias[i];
@@ -107,8 +88,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_embeddings_kernel(AddEmbeddin
 }
 
 template <typename Kernel, typename Args>
-void launch(Kernel kernel, const Args& args, int64_t pack, cudaStream_t stream) {
-  const int64_t rows = args.size.images * (args.size.prefix + args.size.kept);
+void launch(Kernel kernel, const Args& args, int64_t rows, int64_t pack, cudaStream_t stream) {
   if (rows == 0 || args.size.width == 0) {
     return;
   }
@@ -126,8 +106,8 @@ void launch_visible_patches(const VisiblePatches& args, cudaStream_t stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(args.images) % kPixelBytes == 0 && args.image_stride % kPack == 0 &&
                        args.channel_stride % kPack == 0 && args.row_stride % kPack == 0;
   const bool packed = aligned && args.column_stride == 1 && args.patch % kPack == 0 && is_packable(args.out, 0);
-  launch(packed ? visible_patches_kernel<From, T, kPack> : visible_patches_kernel<From, T, 1>, args, packed ? kPack : 1,
-         stream);
+  launch(packed ? visible_patches_kernel<From, T, kPack> : visible_patches_kernel<From, T, 1>, args,
+         args.size.images * args.size.kept, packed ? kPack : 1, stream);
 }
 
 template <typename T, typename A>
@@ -139,8 +119,8 @@ void launch_add_embeddings(const AddEmbeddings& args, cudaStream_t stream) {
                       is_packable(args.out, args.size.width * kSize) && is_packable(args.bias, 0) &&
                       is_packable(args.pos, args.pos_token_stride * kSize) &&
                       is_packable(args.prefix, args.prefix_token_stride * kSize);
-  launch(packed ? add_embeddings_kernel<T, A, kPack> : add_embeddings_kernel<T, A, 1>, args, packed ? kPack : 1,
-         stream);
+  launch(packed ? add_embeddings_kernel<T, A, kPack> : add_embeddings_kernel<T, A, 1>, args,
+         args.size.images * (args.size.prefix + args.size.kept), packed ? kPack : 1, stream);
 }
 
 }  // namespace

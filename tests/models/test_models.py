@@ -51,7 +51,8 @@ def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
     some = model.embed(images, keep)
     assert torch.equal(some[:, 0], model.cls_token[0].expand(2, -1))
     for b in range(2):
-        assert torch.equal(some[b, 1:], everything[b, 1 + keep[b]])
+        # Close, not equal: how a row of a matrix product is rounded may depend on the number of rows.
+        torch.testing.assert_close(some[b, 1:], everything[b, 1 + keep[b]])
 
 
 def test_a_patch_is_embedded_by_the_published_kernel_layout():

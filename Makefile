@@ -1,15 +1,17 @@
 PYTHON ?= python
+BUILD ?= build
+CMAKE_FLAGS ?=
 CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\.(h|cpp|cu)$$')
 
-.PHONY: build test lint format bench clean
+.PHONY: build test lint format bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
-	cmake -S . -B build -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DCMAKE_INSTALL_PREFIX=.
-	cmake --build build --target install
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DCMAKE_INSTALL_PREFIX=. $(CMAKE_FLAGS)
+	cmake --build $(BUILD) --target install
 
 test: build
-	ctest --test-dir build --output-on-failure
+	ctest --test-dir $(BUILD) --output-on-failure
 	$(PYTHON) -m pytest tests
 
 lint:
@@ -23,10 +25,17 @@ format:
 	$(PYTHON) -m ruff format .
 	clang-format -i $(CXX_FILES)
 
-# Warm malloc: glibc otherwise maps large tensors anew at every call, and the page faults drown what is measured.
+# ARGS="gather_tokens --device cuda", ARGS="step bim_vit_base"; without: everything, on the CPU.
 bench:
-	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
-		$(PYTHON) -m pytest bench --benchmark-columns=median,iqr,min,ops --benchmark-sort=name
+	$(PYTHON) -m bench $(ARGS)
+
+# On a machine with a GPU, offline, under eight minutes: build, tests, sanitizer, bench, training steps; logs in runs/.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check $(ARGS)
+
+# Without a GPU: registers, shared memory and spills of every kernel on every architecture.
+gpu-dry:
+	$(PYTHON) -m bench.kernels
 
 clean:
 	rm -rf build dist *.egg-info bimkern/_native.so

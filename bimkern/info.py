@@ -1,10 +1,8 @@
-"""`python -m bimkern.info`: what is installed here, what is missing, and what each op runs on."""
+"""`python -m bimkern.info`: what is installed here, what is missing, what each op runs on, and what may be chosen."""
 
 import argparse
-import importlib
 import json
 import platform
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,20 +11,17 @@ import numpy
 import torch
 
 import bimkern
-from bimkern import ops
+from bimkern import ops, optional
+from bimkern.models import attention
 from bimkern.ops._native import library
-
-
-def _apex_reason(module: ModuleType) -> str | None:
-    """Tell NVIDIA's apex from the package of that name on PyPI."""
-    return None if hasattr(module, "optimizers") else "a package of this name is installed, but it is not NVIDIA's"
-
+from bimkern.train import optimizers
+from bimkern.train.config import resolve_device
 
 OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "dali": ("nvidia.dali", None),
     "triton": ("triton", None),
     "xformers": ("xformers", None),
-    "apex": ("apex", _apex_reason),
+    "apex": ("apex", optimizers.not_nvidias),
     "timm": ("timm", None),
     "torchvision": ("torchvision", None),
 }
@@ -35,21 +30,11 @@ OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
 def _optional(module_name: str, reason_against: Callable[[ModuleType], str | None] | None) -> dict[str, Any]:
     """Import a package to see whether it works here; whatever it throws becomes the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            return {"version": None, "reason": "not installed"}
-        return {"version": None, "reason": f"cannot be imported: {error}"}
-    except Exception as error:
-        return {"version": None, "reason": f"cannot be imported: {_first_line(error)}"}
+        module = optional.load(module_name)
+    except optional.Unusable as error:
+        return {"version": None, "reason": str(error)}
     reason = reason_against(module) if reason_against else None
     return {"version": None if reason else getattr(module, "__version__", "unknown"), "reason": reason}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cuda() -> dict[str, Any]:
@@ -58,13 +43,14 @@ def _cuda() -> dict[str, Any]:
     try:
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     except (RuntimeError, AssertionError) as error:
-        return {"devices": [], "reason": _first_line(error)}
+        return {"devices": [], "reason": optional.first_line(error)}
     described = [f"{d.name}, sm_{d.major}{d.minor}, {d.total_memory / 2**30:.0f} GiB" for d in devices]
     return {"devices": described, "reason": None if described else f"no device is visible (CUDA {torch.version.cuda})"}
 
 
 def collect() -> dict[str, Any]:
-    """Gather everything as plain data: versions, devices, the native library, backends, optional packages."""
+    """Gather everything as plain data: versions, devices, the native library, backends, and what is optional."""
+    device = resolve_device("auto")
     return {
         "versions": {
             "bimkern": bimkern.__version__,
@@ -84,13 +70,18 @@ def collect() -> dict[str, Any]:
             op: {device: {"backend": c.backend, "reason": c.reason} for device, c in devices.items()}
             for op, devices in ops.backends().items()
         },
+        "choices": {
+            "device": str(device),
+            "attention": {name: attention.unusable(name, device, torch.float16) for name in attention.NAMES},
+            "optimizer": {name: optimizers.unusable(name, device) for name in optimizers.NAMES},
+        },
         "optional": {name: _optional(*how) for name, how in OPTIONAL.items()},
     }
 
 
 def lines(info: dict[str, Any]) -> list[str]:
     """Lay the collected data out for reading, one fact a line."""
-    native, cuda = info["native"], info["cuda"]
+    native, cuda, choices = info["native"], info["cuda"], info["choices"]
     simd = native["simd"] or "BIMKERN_CPU cannot be met"
     built = f"{simd}, {' '.join(native['cuda_archs']) or 'no CUDA'}"
     return [
@@ -102,6 +93,11 @@ def lines(info: dict[str, Any]) -> list[str]:
             f"op {op:20} {device:5} {served['backend']}: {served['reason']}"
             for op, devices in info["ops"].items()
             for device, served in devices.items()
+        ),
+        *(
+            f"{option} {name:12} " + (f"none: {reason}" if reason else f"usable on {choices['device']}")
+            for option in ("attention", "optimizer")
+            for name, reason in choices[option].items()
         ),
         *(
             f"optional {name:12} {found['version'] or 'none: ' + found['reason']}"

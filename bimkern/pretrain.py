@@ -9,20 +9,24 @@ from pathlib import Path
 
 import torch
 
-from bimkern import command
+from bimkern import command, optional
+from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
-from bimkern.data.loader import LoaderError, choose_loader
-from bimkern.data.source import Images, SourceError, image_folder
+from bimkern.data.loader import Loader, LoaderError, choose_loader, default_workers
+from bimkern.data.source import Listing, SourceError, image_folder
 from bimkern.mim.model import MIM
+from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import RECIPES, Recipe
+from bimkern.train import optimizers
 from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import Config, ConfigError, RunConfig, resolve_device, to_json
-from bimkern.train.console import human_bytes
+from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.run_folder import RunFolder
+from bimkern.train.run_images import RunImages, settle
 from bimkern.train.signals import Stopped
-from bimkern.train.trainer import Diverged, Outcome, Trainer
+from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
 
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
@@ -39,23 +43,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         recipe = _take_recipe(arguments)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
-        images, judged = _open_data(config.run.data)
-        _, loader = choose_loader(config.run.loader, resolve_device(config.run.device), config.run.workers)
+        listings = _list_data(config.run.data)
+        loader, why = _choose(config.run)
         if config.run.dry_run:
-            print(_describe(config, images, loader))
+            print(_describe(config, listings[0], why))
             return
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
-        if images.root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
-            raise ConfigError(f"--out {folder.path} lies inside --data {images.root}: its pictures would be trained on")
+        root = listings[0].root
+        if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+            raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
         folder.open(config)
-        print(_describe_briefly(config, images, loader), flush=True)
-        outcome = Trainer(config, images, judged, folder).train()
-    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError) as error:
+        images = _check_data(config, listings, folder)
+        print(_describe_briefly(config, images, why), flush=True)
+        outcome = Trainer(config, images, loader, folder).train()
+    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
-    except Diverged as error:
+    except (Diverged, Starved) as error:
         command.end(_PROGRAM, str(error), exit_code=1)
     except Stopped as stop:
         command.end(_PROGRAM, f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
+    except KeyboardInterrupt:
+        command.end(_PROGRAM, "interrupted; the same command goes on from the last checkpoint", exit_code=130)
     print(_closing_words(config, folder, outcome))
 
 
@@ -89,23 +97,41 @@ def _help(recipe: Recipe) -> str:
     )
 
 
-def _open_data(folder: Path | None) -> tuple[Images, Images]:
-    """Return the images to train on and those to judge and draw: held out in the demo, else the same."""
+def _list_data(folder: Path | None) -> list[Listing]:
+    """Return the files to train on and, where there are any, others to judge and draw."""
     if folder is None:
-        return demo_images()
+        return list(demo_images())
     if folder == Path():
         raise ConfigError("--data is empty or the current folder; name the folder of images")
-    images = image_folder(folder)
-    return images, images
+    return [image_folder(folder)]
 
 
-def _describe(config: Config, images: Images, loader: str) -> str:
+def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
+    """Decode every file once, and settle what the run trains on and is judged by."""
+    workers = default_workers() if config.run.workers is None else config.run.workers
+    found = []
+    for listing in listings:
+        with checking() as progress:
+            found.append(check(listing, workers=workers, progress=progress))
+    images = settle(folder.path, listings[0], found[0], max_bad_ratio=config.run.max_bad_ratio)
+    return replace(images, judged=readable(listings[1], found[1])) if len(listings) > 1 else images
+
+
+def _choose(run: RunConfig) -> tuple[Loader, str]:
+    """Make sure that what the options name can be used here; return the loader and a line about it."""
+    device = resolve_device(run.device)
+    attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
+    optimizers.choose(run.optimizer, device)
+    return choose_loader(run.loader, device, run.workers)
+
+
+def _describe(config: Config, images: Listing, loader: str) -> str:
     run = config.run
     with torch.device("meta"):
         model = MIM(config.method)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     facts = {
-        "images": f"{len(images)} in {images.root}",
+        "images": f"{len(images)} in {images.root}, not checked yet",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
@@ -117,8 +143,8 @@ def _describe(config: Config, images: Images, loader: str) -> str:
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
-def _describe_briefly(config: Config, images: Images, loader: str) -> str:
-    run = config.run
+def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str:
+    run, images = config.run, run_images.images
     steps = run.num_steps(len(images))
     few = f"; {steps} steps are too few to learn much" if steps < _FEW_STEPS else ""
     return (

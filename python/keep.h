@@ -33,8 +33,6 @@ inline TokenSizes sizes(const Tensor& rows, const Tensor& keep, int64_t num_toke
   return TokenSizes{rows.size(0), num_prefix, num_tokens, keep.size(1), rows.size(2)};
 }
 
-inline Keep keep_of(const Tensor& keep) {
-  return Keep{keep.const_data_ptr<int64_t>(), keep.stride(0), keep.stride(1)};
-}
+inline Keep keep_of(const Tensor& keep) { return Keep{keep.const_data_ptr<int64_t>(), keep.stride(0), keep.stride(1)}; }
 
 }  // namespace bimkern

@@ -24,8 +24,7 @@ Tensor restore_tokens_op(const Tensor& visible, const Tensor& keep, const Tensor
                   ": mask_token must have the dtype and device of the rows");
   const Tensor rows = with_contiguous_rows(visible);
   const Tensor mask_row = with_contiguous_rows(mask_token);
-  Tensor out =
-      torch::stable::new_empty(visible, {visible.size(0), num_prefix + num_tokens, visible.size(2)});
+  Tensor out = torch::stable::new_empty(visible, {visible.size(0), num_prefix + num_tokens, visible.size(2)});
   RestoreTokens args{};
   args.dtype = dtype_of(op, visible);
   args.size = sizes(visible, keep, num_tokens, num_prefix);

@@ -1,11 +1,21 @@
 """What every test stands on: a device, fresh random numbers, and outputs that start poisoned."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep what is cached apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -29,3 +39,19 @@ def fresh_random_numbers(request):
     seed = int(os.environ.get("BIMKERN_TEST_SEED", int.from_bytes(os.urandom(4), "little")))
     torch.manual_seed(seed)
     request.node.add_report_section("setup", "seed", f"BIMKERN_TEST_SEED={seed}")
+
+
+@pytest.fixture
+def standins(monkeypatch):
+    """Make the packages of tests/standins importable, and forget them afterwards; return their folder."""
+    folder = Path(__file__).parent / "standins"
+    names = [path.name for path in folder.iterdir()]
+
+    def forget():
+        for module in [module for module in sys.modules if module.partition(".")[0] in names]:
+            del sys.modules[module]
+
+    forget()
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    forget()

@@ -13,6 +13,7 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import Checkpoint
+from bimkern.train.config import to_json
 from bimkern.train.run_folder import RunFolder
 
 
@@ -24,7 +25,8 @@ def run(tmp_path, monkeypatch):
     config = RECIPES["bim_vit_test"].config
     folder.open(config)
     folder.record(config)
-    checkpoints.save(folder.checkpoints, Checkpoint(12, MIM(config.method).state_dict(), {}, {}), best_step=12)
+    saved = Checkpoint(12, MIM(config.method).state_dict(), {}, {"config": to_json(config)})
+    checkpoints.save(folder.checkpoints, saved, best_step=12)
     return "run"
 
 

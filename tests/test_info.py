@@ -1,15 +1,22 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from bimkern import __version__, info, ops
+from bimkern.train.optimizers import not_nvidias
 
 
-def run(*arguments):
+def run(*arguments, search_path="", **environment):
+    paths = os.pathsep.join([str(search_path), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "bimkern.info", *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bimkern.info", *arguments],
+        env=os.environ | environment | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 
@@ -20,6 +27,8 @@ def test_says_one_fact_a_line():
         assert sum(line.startswith(f"op {op} ") for line in report) == len(("cpu", "cuda"))
     for name in info.OPTIONAL:
         assert sum(line.startswith(f"optional {name} ") for line in report) == 1
+    for choice in ("attention sdpa ", "attention xformers ", "optimizer adamw ", "optimizer apex_adam "):
+        assert sum(line.startswith(choice) for line in report) == 1
 
 
 def test_json_holds_the_same():
@@ -28,6 +37,25 @@ def test_json_holds_the_same():
     assert report["ops"].keys() == ops.backends().keys()
     assert report["optional"].keys() == info.OPTIONAL.keys()
     assert all((found["version"] is None) == (found["reason"] is not None) for found in report["optional"].values())
+
+
+def test_what_may_be_chosen_is_usable_or_has_a_reason(standins, tmp_path):
+    (tmp_path / "apex.py").write_text("")
+    (tmp_path / "xformers.py").write_text("raise OSError('built for another torch\\nand another CUDA')")
+    broken = json.loads(run("--json", search_path=tmp_path))["choices"]
+    assert broken["attention"] == {"sdpa": None, "xformers": "cannot be imported: built for another torch"}
+    not_nvidias = "a package of this name is installed, but it is not NVIDIA's"
+    assert broken["optimizer"] == {"adamw": None, "apex_adam": not_nvidias, "apex_lamb": not_nvidias}
+    report = run(search_path=standins).splitlines()
+    for option in ("attention", "optimizer"):
+        for name in broken[option]:
+            assert f"{option} {name:12} usable on {broken['device']}" in report
+
+
+def test_says_which_instruction_set_the_cpu_kernels_use():
+    assert json.loads(run("--json", BIMKERN_CPU="baseline"))["native"]["simd"] == "baseline"
+    native = next(line for line in run(BIMKERN_CPU="avx1024").splitlines() if line.startswith("native "))
+    assert "BIMKERN_CPU cannot be met" in native
 
 
 @pytest.mark.parametrize(
@@ -44,6 +72,6 @@ def test_a_package_that_does_not_work_is_a_reason(tmp_path, monkeypatch, source,
     if source is not None:
         (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    found = info._optional(name, info._apex_reason)
+    found = info._optional(name, not_nvidias)
     assert found["version"] is None
     assert found["reason"].startswith(reason)

@@ -12,10 +12,11 @@ NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in 
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
-ENGINE = {"mim", "models", "ops"}
+ENGINE = {"mim", "models", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
-    "models": {"ops"},
+    "optional": set(),
+    "models": {"ops", "optional"},
     "mim": {"models", "ops"},
     "arena": set(),
     "data": {"ops"},
@@ -96,6 +97,17 @@ def test_nothing_below_the_recipes_names_a_method(path):
     tree = ast.parse(path.read_text())
     named = {name for node in without_docstrings(tree) for name in names_in(node) if METHOD_NAME.fullmatch(name)}
     assert not named
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_nothing_unpickles(path):
+    """No module that runs what it reads; torch.load, in code or in what is told to users, takes weights alone."""
+    source = path.read_text()
+    modules = {module.partition(".")[0] for module in imported_modules(ast.parse(source))}
+    assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    assert "allow_pickle" not in source
+    for line in re.findall(r".*\btorch\.load\(.*", source):
+        assert "weights_only=True" in line
 
 
 @pytest.mark.parametrize("path", [p for p in NATIVE if name_of(p).startswith("csrc")], ids=name_of)

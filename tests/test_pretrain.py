@@ -1,16 +1,20 @@
 """The command line: worth reading, and short with mistakes."""
 
+import importlib
+import os
 import re
+import subprocess
 import sys
 
 import pytest
+import torch
 
 from bimkern.pretrain import main
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
-    *("--precision", "--device", "--seed", "--loader", "--workers", "--deterministic", "--compile", "--log-every"),
-    *("--save-every", "--dry-run"),
+    *("--optimizer", "--precision", "--attention", "--device", "--seed", "--loader", "--workers", "--max-bad-ratio"),
+    *("--deterministic", "--compile", "--log-every", "--save-every", "--dry-run"),
 )
 
 
@@ -46,6 +50,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--dry-run", "mae_vit_base"], "Unrecognized options: mae_vit_base; the recipe comes first"),
         (["--out", "cache/bimkern/demo-v1/train/run"], "its pictures would be trained on"),
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
+        (["--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
     ],
 )
@@ -64,6 +69,73 @@ def test_a_loader_that_is_not_there_is_a_mistake_too(capsys, monkeypatch, tmp_pa
     test_a_mistake_is_one_line_and_exit_code_2(
         capsys, monkeypatch, tmp_path, ["--loader", "dali"], "--loader dali: DALI cannot be used (import of nvidia.dali"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "module", "message"),
+    [
+        ("--attention", "xformers", "xformers.ops", "not installed; it takes an NVIDIA GPU and pip install 'bimkern[x"),
+        ("--optimizer", "apex_adam", "apex", "not installed; NVIDIA's apex is built from https://github.com/NVIDIA/ap"),
+        ("--optimizer", "apex_lamb", "apex", "not installed; NVIDIA's apex is built from https://github.com/NVIDIA/ap"),
+    ],
+)
+def test_a_package_that_is_not_there_is_a_mistake_too(capsys, monkeypatch, tmp_path, option, name, module, message):
+    monkeypatch.setitem(sys.modules, module, None)
+    test_a_mistake_is_one_line_and_exit_code_2(
+        capsys, monkeypatch, tmp_path, [option, name], f"{option} {name}: {message}"
+    )
+
+
+def test_another_package_of_the_name_is_told_apart(capsys, monkeypatch, tmp_path, standins):
+    (tmp_path / "apex.py").write_text("__version__ = '0.9'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "--optimizer apex_adam: a package of this name is installed, but it is not NVIDIA's; NVIDIA's apex is"
+    arguments = ["--optimizer", "apex_adam"]
+    test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message)
+
+
+def test_a_package_without_the_kernels_it_needs_is_a_mistake(capsys, monkeypatch, tmp_path, standins):
+    def no_extensions(*_, **__):
+        raise RuntimeError("apex.optimizers.FusedLAMB requires cuda extensions")
+
+    monkeypatch.setattr(importlib.import_module("apex.optimizers"), "FusedLAMB", no_extensions)
+    message = "apex_lamb: does not run on cpu (apex.optimizers.FusedLAMB requires cuda extensions); NVIDIA's apex is"
+    arguments = ["--optimizer", "apex_lamb", "--device", "cpu"]
+    test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message)
+
+
+def test_attention_without_a_kernel_for_the_run_is_a_mistake(capsys, monkeypatch, tmp_path, standins):
+    def no_kernel_that_repeats(query, key, value):
+        if torch.are_deterministic_algorithms_enabled():
+            raise NotImplementedError("No operator found for inputs:\n  query: [1, 8, 1, 32]")
+        return query
+
+    monkeypatch.setattr(importlib.import_module("xformers.ops"), "memory_efficient_attention", no_kernel_that_repeats)
+    torch.use_deterministic_algorithms(False)
+    arguments = ["--attention", "xformers", "--device", "cpu", "--precision", "fp16"]
+    main([*arguments, "--dry-run"])
+    capsys.readouterr()
+    message = "--attention xformers: does not run on cpu in torch.float16 (No operator found for inputs); it takes an"
+    test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, [*arguments, "--deterministic"], message)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "imported"),
+    [(["--steps", "1"], []), (["--optimizer", "apex_adam", "--dry-run"], ["apex"])],
+    ids=["default", "asked for"],
+)
+def test_nothing_optional_is_imported_unless_asked_for(tmp_path, standins, options, imported):
+    script = (
+        "import sys; from bimkern.pretrain import main; main(sys.argv[1:]); "
+        "print(sorted({'apex', 'xformers'} & sys.modules.keys()))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(standins), os.environ.get("PYTHONPATH", "")])}
+    arguments = ["mae_vit_test", "--out", str(tmp_path / "run"), "--device", "cpu", *options]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == str(imported)
 
 
 def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatch, tmp_path):

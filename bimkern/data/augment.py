@@ -16,7 +16,7 @@ from bimkern.ops.philox import WORD, philox4x32
 Int64 = NDArray[np.int64]
 
 # The second counter word tells draws apart; masks use stream 0 (ops/random_keep.py).
-_CROP, _FLIP, _ORDER = 1, 2, 3
+_CROP, _FLIP, _ORDER, _REPLACEMENT = 1, 2, 3, 4
 _TRIES = 10
 _EPOCH_SHIFT = 40
 
@@ -43,6 +43,21 @@ def stream(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, 
         here = epochs == epoch
         ids[here] = epoch_order(num_samples, seed, int(epoch))[places[here]]
     return epochs, ids
+
+
+def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int], num_samples: int, seed: int) -> Int64:
+    """Return sample ids with a uniformly drawn readable sample in the place of every unreadable one.
+
+    Each is the first readable one of its draw's own sequence, so that it stays when others become unreadable.
+    """
+    ids = sample_ids.copy()
+    for place in np.flatnonzero(np.isin(ids, list(unreadable))):
+        attempt = 0
+        while int(ids[place]) in unreadable:
+            assert len(unreadable) < num_samples
+            word = _words(np.array([attempt]), _REPLACEMENT, draw_ids[place : place + 1], seed)[0]
+            ids[place], attempt = int(_uniform(word)[0] * num_samples), attempt + 1
+    return ids
 
 
 @dataclass(frozen=True, kw_only=True)

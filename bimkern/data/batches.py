@@ -4,6 +4,9 @@ The training data is one endless stream of epochs, cut into steps without a gap,
 batch size fits any data set. A step's samples depend on (seed, step, batch size) alone: the state of the data is the
 step number. How pixels are made of this is a loader's business (loader.py).
 
+An image that has gone bad is replaced, draw by draw, by another one that depends on the draw alone: a run that is
+resumed replaces it by the same.
+
 Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, stream
+from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, stream
 from bimkern.data.source import Images
 
 
@@ -28,15 +31,27 @@ class Batch:
         return Batch(self.images.pin_memory(), self.draw_ids.pin_memory())
 
 
+class BadImages(Exception):
+    """Some images of a micro-batch cannot be read: `faults` has the reason for each sample id."""
+
+    def __init__(self, faults: dict[int, str]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
 @dataclass(frozen=True)
 class Crops:
     """One micro-batch as it is planned."""
 
-    sample_ids: Int64  # [B]
-    draw_ids: Int64  # [B]
+    sample_ids: Int64  # [B], what is shown
+    draw_ids: Int64  # [B], of what was due: it is the same unless the image has gone bad
     sizes: Int64  # [B, 2], width, height of the whole images
     boxes: Int64  # [B, 4], left, top, width, height
     flips: NDArray[np.bool_]  # [B]
+
+    def only(self, i: int) -> "Crops":
+        """Return the micro-batch of image i alone."""
+        return Crops(**{name: value[i : i + 1] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,7 @@ class MicroBatches:
         count = min(self.micro_batch, self.batch_size - offset)
         epochs, sample_ids = stream(step * self.batch_size + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
-        sizes = self.images.sizes(sample_ids)
+        sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
+        sizes = self.images.sizes[sample_ids]
         boxes = self.augment.boxes(draws, sizes, self.seed)
         return Crops(sample_ids, draws, sizes, boxes, self.augment.flips(draws, self.seed))

@@ -21,21 +21,36 @@ import torch
 
 from bimkern.data import pil
 from bimkern.data.augment import Int64
-from bimkern.data.batches import Batch, Crops, MicroBatches
-from bimkern.data.source import SourceError
+from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
+from bimkern.data.source import BadImage
+from bimkern.data.workers import WorkerDied
 
-_IN_FLIGHT = 3  # micro-batches, with the one in use
+_CPU = torch.device("cpu")
+_IN_FLIGHT = 3  # micro-batches at least, with the one in use
 _CUBIC_REACH = 2  # source pixels on either side, times the factor by which the filter shrinks
 _Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
 
-def unusable() -> str | None:
-    """Return the reason why DALI cannot be used here, None where it can."""
+def unusable(device: torch.device = _CPU) -> str | None:
+    """Return the reason why DALI cannot be used here for a device, None where it can."""
     try:
         importlib.import_module("nvidia.dali.plugin.pytorch.torch_utils")
+        if device.type == "cuda":
+            _run_nothing(device)
     except Exception as error:  # a library that does not load raises whatever it likes
         return (str(error).splitlines() or [type(error).__name__])[0]
     return None
+
+
+def _run_nothing(device: torch.device) -> None:
+    """Run an empty pipeline on a GPU: an old driver shows only there."""
+    from nvidia.dali import Pipeline, types
+
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device.index or 0)
+    with pipeline:
+        pipeline.set_outputs(types.Constant(0, device="gpu"))
+    pipeline.build()
+    pipeline.run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +64,48 @@ class DaliLoader:
         """Yield micro-batches [first, last).
 
         Raises:
-            SourceError: an image cannot be read; the message names it.
+            BadImages: some of the next micro-batch cannot be read.
+            WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
         """
         from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
         planned: deque[Crops] = deque()
-        pipeline = self._pipeline(data, _feed(data, range(first, last), planned))
+        plan = (data[index] for index in range(first, last))
+        pipeline = self._pipeline(data, _feed(data, plan, planned))
         for _ in range(first, last):
             pipeline.schedule_run()
             try:
                 pixels, sizes = pipeline.outputs()
             except RuntimeError as error:
-                raise _culprit(data, planned[0], error) from error
+                # It names no file, and fails in whatever comes after: this pipeline is done for.
+                raise self._culprits(data, planned[0], error) from error
             crops = planned.popleft()
             found = np.asarray(sizes.as_tensor())[:, [1, 0]]
-            if not np.array_equal(found, crops.sizes):  # so it cut out something else
-                raise _culprit(data, crops, f"it found the sizes {found.tolist()}")
+            changed = crops.sample_ids[(found != crops.sizes).any(axis=1)].tolist()
+            if changed:  # so it cut out something else
+                raise BadImages(dict.fromkeys(changed, "its size has changed since it was checked"))
             yield Batch(to_torch_tensor(pixels.as_tensor(), copy=True), torch.from_numpy(crops.draw_ids))
+
+    def _culprits(self, data: MicroBatches, crops: Crops, error: RuntimeError) -> BadImages | WorkerDied:
+        """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""
+        faults, fails_alone = {}, {}
+        for i, sample_id in enumerate(crops.sample_ids.tolist()):
+            try:
+                pil.crop(data, crops, i)
+            except BadImage as fault:
+                faults[sample_id] = str(fault)
+        if faults:
+            return BadImages(faults)
+        for i, sample_id in enumerate(crops.sample_ids.tolist()):
+            pipeline = self._pipeline(data, _feed(data, iter([crops.only(i)]), deque()))
+            pipeline.schedule_run()
+            try:
+                pipeline.outputs()
+            except RuntimeError as fault:
+                fails_alone[sample_id] = f"PIL decodes it and DALI does not ({_line(fault)})"
+        if 0 < len(fails_alone) < len(set(crops.sample_ids.tolist())):
+            return BadImages(fails_alone)
+        return WorkerDied(f"DALI fails ({_line(error)})")
 
     def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
         from nvidia.dali import Pipeline, fn, math, types
@@ -75,7 +115,7 @@ class DaliLoader:
             batch_size=min(data.micro_batch, data.batch_size),
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=_IN_FLIGHT,
+            prefetch_queue_depth=max(_IN_FLIGHT, data.per_step + 1),
         )
         with pipeline:
             path, corner, extent, roi_start, roi_end, flip = fn.external_source(source=source, num_outputs=6)
@@ -109,10 +149,9 @@ class DaliLoader:
         return pipeline
 
 
-def _feed(data: MicroBatches, indices: range, planned: deque[Crops]) -> Iterator[_Inputs]:
+def _feed(data: MicroBatches, plan: Iterator[Crops], planned: deque[Crops]) -> Iterator[_Inputs]:
     """Yield what DALI needs for every micro-batch, and note in `planned` what it has been given."""
-    for index in indices:
-        crops = data[index]
+    for crops in plan:
         planned.append(crops)
         paths = [np.frombuffer(os.fsencode(data.images.path(int(i))), dtype=np.uint8) for i in crops.sample_ids]
         left, top, width, height = crops.boxes.T
@@ -128,17 +167,6 @@ def _widened(corner: Int64, extent: Int64, size: int, image: Int64) -> tuple[Int
     reach = np.ceil(_CUBIC_REACH * np.maximum(extent / size, 1)).astype(np.int64) + 1
     first = np.maximum(corner - reach, 0)
     return first, np.minimum(corner + extent + reach, image) - first
-
-
-def _culprit(data: MicroBatches, crops: Crops, reason: object) -> SourceError:
-    """Name the image that DALI could not decode, which DALI itself does not."""
-    for sample_id, size, box in zip(crops.sample_ids, crops.sizes, crops.boxes, strict=True):
-        try:
-            pil.crop(data, int(sample_id), size, box, flip=False)
-        except SourceError as found:
-            return found
-    names = ", ".join(data.images.files[i] for i in crops.sample_ids)
-    return SourceError(f"DALI cannot decode one of {names}, though PIL can; take --loader pil ({_line(reason)})")
 
 
 def _line(reason: object) -> str:

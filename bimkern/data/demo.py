@@ -4,14 +4,14 @@ They are written once as JPEGs to a cache folder. The right quarter of every pho
 what a model reconstructs can be judged on pixels it has never seen.
 """
 
-import os
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.source import Images, SourceError, image_folder
+from bimkern.data.cache import cache_folder
+from bimkern.data.source import Listing, SourceError, image_folder
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond
 _HELD_OUT = 0.25  # share of the width
@@ -25,10 +25,9 @@ _PHOTOGRAPHS = {
 }
 
 
-def demo_images() -> tuple[Images, Images]:
+def demo_images() -> tuple[Listing, Listing]:
     """Return the training part and the held-out part of the demo's photographs, written on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimkern"
-    folder = cache / "demo-v1"
+    folder = cache_folder() / "demo-v1"
     if not folder.is_dir():
         try:
             _write_once(folder)

@@ -1,7 +1,7 @@
 """How to load: two loaders behind one interface, and which of them a run takes."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -23,7 +23,12 @@ class Loader(Protocol):
     """Turns planned micro-batches into pixels, ahead of their use. Every loader sees the same plan."""
 
     def batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
-        """Yield micro-batches [first, last) of the run."""
+        """Yield micro-batches [first, last) of the run.
+
+        Raises:
+            BadImages: some of the next micro-batch cannot be read.
+            WorkerDied: what loads has died; the next micro-batch has not been yielded.
+        """
 
 
 def default_workers() -> int:
@@ -45,7 +50,7 @@ def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -
         return pil, f"PIL in {workers} processes, as asked"
     if name == "auto" and device.type == "cpu":
         return pil, f"PIL in {workers} processes, the faster one on a CPU"
-    reason = dali.unusable()
+    reason = dali.unusable(device)
     if reason is None:
         threads = max(1, workers)
         where = f"on {device}" if device.type == "cuda" else f"in {threads} threads"
@@ -53,12 +58,3 @@ def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -
     if name == "dali":
         raise LoaderError(f"--loader dali: DALI cannot be used ({reason}); {_INSTALL}, or take --loader pil")
     return pil, f"PIL in {workers} processes, as DALI cannot be used ({reason}); {_INSTALL}"
-
-
-def step_batches(
-    loader: Loader, data: MicroBatches, first_step: int, last_step: int
-) -> Generator[list[Batch], None, None]:
-    """Yield the micro-batches of every step in [first_step, last_step)."""
-    micro_batches = loader.batches(data, first_step * data.per_step, last_step * data.per_step)
-    for _ in range(first_step, last_step):
-        yield [next(micro_batches) for _ in range(data.per_step)]

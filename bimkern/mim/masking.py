@@ -94,17 +94,18 @@ class RandomDrop:
     def views(self, draw_ids: Tensor, num_tokens: int, num_stages: int, seed: int) -> list[StageView]:
         """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone."""
         counts = self.counts(num_tokens, num_stages)
-        keeps: list[Tensor] = [random_keep(draw_ids, num_tokens, counts[0], seed=seed)]
+        keep = random_keep(draw_ids, num_tokens, counts[0], seed=seed)
+        weight = keep_to_mask(keep, num_tokens)
+        keeps, hidden = [keep], [weight]
         withins: list[Tensor | None] = [None]
         for before, count in pairwise(counts):
-            if count == before:
-                keeps.append(keeps[-1])
-                withins.append(None)
-            else:
-                keep, within = random_keep(draw_ids, num_tokens, count, seed=seed, parent=keeps[-1])
-                keeps.append(keep)
-                withins.append(within)
-        hidden = [keep_to_mask(keep, num_tokens) for keep in keeps]
+            within: Tensor | None = None
+            if count < before:
+                keep, within = random_keep(draw_ids, num_tokens, count, seed=seed, parent=keep)
+                weight = keep_to_mask(keep, num_tokens) if self.loss_mask == "stage" else weight
+            keeps.append(keep)
+            withins.append(within)
+            hidden.append(weight)
         views = []
         for k, keep in enumerate(keeps):
             shown = k + 1 if self.decoder_sees == "after_drop" and k + 1 < num_stages else k
@@ -112,7 +113,7 @@ class RandomDrop:
                 StageView(
                     keep=keep,
                     within=withins[k],
-                    hidden=hidden[k if self.loss_mask == "stage" else 0],
+                    hidden=hidden[k],
                     decoded=keeps[shown],
                     decoded_within=withins[shown] if shown > k else None,
                 )

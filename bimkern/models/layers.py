@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bimkern.models.attention import Mix, sdpa
 from bimkern.ops import embed_visible
 
 LAYER_NORM_EPS = 1e-6
@@ -67,14 +68,14 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.mix: Mix = sdpa
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, E]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).unbind(2)  # each [B, T, H, E]
+        return self.proj(self.mix(q, k, v).reshape(B, T, D))
 
 
 class Mlp(nn.Module):
@@ -117,3 +118,10 @@ def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, (Linear, PatchEmbed)):
             module.compute_dtype = dtype
+
+
+def set_attention(model: nn.Module, mix: Mix) -> None:
+    """Mix tokens by mix in every attention layer of model."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.mix = mix

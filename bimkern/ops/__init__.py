@@ -8,6 +8,7 @@ from bimkern.ops.masked_loss import masked_loss
 from bimkern.ops.pixel_targets import pixel_targets
 from bimkern.ops.random_keep import random_keep
 from bimkern.ops.restore_tokens import restore_tokens
+from bimkern.ops.scale_mask import scale_mask
 
 __all__ = [
     "BackendError",
@@ -19,4 +20,5 @@ __all__ = [
     "pixel_targets",
     "random_keep",
     "restore_tokens",
+    "scale_mask",
 ]

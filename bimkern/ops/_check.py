@@ -6,6 +6,7 @@ exception, `ids`, does nothing unless BIMKERN_DEBUG=1 asks for it.
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,22 +31,28 @@ def shapes(op: str, known: Mapping[str, int] | None = None, /, **tensors: tuple[
     for name, (tensor, spec) in tensors.items():
         if tensor is None:
             continue
-        dims = spec.split()
+        dims, shape = _parsed(spec), tensor.shape
         found = dict(sizes)
-        if len(dims) != tensor.dim() or not all(_match(dim, tensor.shape[i], found) for i, dim in enumerate(dims)):
-            expected = ", ".join(_describe(dim, sizes) for dim in dims)
+        if len(dims) != len(shape) or not all(_match(dim, size, found) for dim, size in zip(dims, shape, strict=True)):
+            expected = ", ".join(_describe(dim, sizes) for dim in spec.split())
             raise ValueError(f"{op}: {name} must be [{expected}], got {list(tensor.shape)}")
         sizes = found
     return sizes
 
 
-def _match(dim: str, size: int, sizes: dict[str, int]) -> bool:
+@lru_cache  # an op is called with few specs, and often: parsing them would take longer than a small kernel
+def _parsed(spec: str) -> tuple[tuple[int | str, ...], ...]:
+    """Return the terms of every dimension, numbers as such."""
+    return tuple(tuple(int(t) if t.isdigit() else t for t in dim.split("+")) for dim in spec.split())
+
+
+def _match(dim: tuple[int | str, ...], size: int, sizes: dict[str, int]) -> bool:
     """Compare one dimension, or learn from it the one letter that is unknown."""
     rest = size
     unknown = None
-    for term in dim.split("+"):
-        if term.isdigit():
-            rest = rest - int(term)
+    for term in dim:
+        if isinstance(term, int):
+            rest = rest - term
         elif term in sizes:
             rest = rest - sizes[term]
         else:

@@ -58,7 +58,7 @@ def embed_visible_reference(
         pixels = pixels / std.view(-1, 1, 1)
     cells = pixels.to(dtype).reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)
     patches = cells.flatten(3).flatten(1, 2)  # [B, N, C*p*p]
-    tokens = F.linear(patches, weight.flatten(1).to(dtype), bias.to(dtype)).to(weight.dtype)  # [B, N, D]
+    tokens = F.linear(patches, weight.flatten(1).to(dtype)).to(weight.dtype) + bias  # [B, N, D]
     kept = gather_tokens_reference(tokens, keep, pos)  # [B, K, D]
     return kept if prefix is None else torch.cat([prefix.expand(B, -1, -1), kept], dim=1)  # [B, R+K, D]
 

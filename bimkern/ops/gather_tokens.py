@@ -32,7 +32,7 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Args:
         tokens: [B, R+N, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
         keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them everywhere.
+            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
         pos: [N, D], dtype of tokens. None adds nothing.
         num_prefix: R, tokens in front that are always kept and get no position.
 

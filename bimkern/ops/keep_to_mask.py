@@ -9,7 +9,8 @@ from torch import Tensor
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
 
-_backend.declare("keep_to_mask")
+_backend.schemas.define("keep_to_mask(Tensor keep, int num_tokens) -> Tensor")
+_backend.declare("keep_to_mask", kernels={"cpu": "native", "cuda": "native"})
 
 
 def keep_to_mask_reference(keep: Tensor, num_tokens: int) -> Tensor:
@@ -21,7 +22,8 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     """Turn kept token ids into a mask of hidden tokens.
 
     Args:
-        keep: [B, K], int64 ids in [0, N), ascending within an image; BIMKERN_DEBUG=1 checks them.
+        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
+            checked on the CPU only, since a GPU would have to wait for it; BIMKERN_DEBUG=1 checks them everywhere.
         num_tokens: N.
 
     Returns:
@@ -29,7 +31,7 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
 
     Raises:
         ValueError, TypeError: a shape or dtype is off; the message names it.
-        RuntimeError: an id is out of range or out of order (BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
 
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
@@ -40,3 +42,8 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     check.dtypes("keep_to_mask", keep=(keep, torch.int64))
     check.ids("keep_to_mask", "keep", keep, num_tokens)
     return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens)
+
+
+@torch.library.register_fake("bimkern::keep_to_mask", lib=_backend.schemas)
+def _(keep: Tensor, num_tokens: int) -> Tensor:
+    return keep.new_empty(keep.shape[0], num_tokens, dtype=torch.float32)

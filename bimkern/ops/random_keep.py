@@ -12,7 +12,13 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.philox import WORD, philox4x32
 
-_backend.declare("random_keep")
+_backend.schemas.define("random_keep(Tensor sample_ids, int num_tokens, int num_keep, int seed) -> Tensor")
+_backend.schemas.define(
+    "random_keep.parent(Tensor sample_ids, int num_tokens, int num_keep, int seed, Tensor parent) -> (Tensor, Tensor)"
+)
+_backend.declare("random_keep", kernels={"cpu": "native", "cuda": "native"})
+
+MAX_TOKENS = 2**31 - 1
 
 _STREAM = 0  # second counter word; the loader's streams (data/augment.py) use others
 
@@ -57,30 +63,49 @@ def random_keep(
 
     Args:
         sample_ids: [B], int64. Anything that names a sample (and its epoch) uniquely.
-        num_tokens: N.
+        num_tokens: N, below 2**31.
         num_keep: K, 0 <= K <= N, or <= P with a parent.
-        seed: 64 bits.
-        parent: [B, P], int64, a keep to draw inside of; BIMKERN_DEBUG=1 checks its ids.
+        seed: 64 bits, with or without a sign; more are cut off.
+        parent: [B, P], int64, a keep to draw inside of. Its ids are checked on the CPU only, since a check on the GPU
+            would make it wait; BIMKERN_DEBUG=1 checks them everywhere.
 
     Returns:
         keep [B, K], int64, ascending. With a parent also within [B, K], the places of keep inside parent.
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.
-        RuntimeError: an id in parent is out of range or out of order (BIMKERN_DEBUG=1).
+        RuntimeError: an id in parent is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
 
     Same as: random_keep_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
     """
-    check.shapes("random_keep", sample_ids=(sample_ids, "B"))
-    check.dtypes("random_keep", sample_ids=(sample_ids, torch.int64))
-    available, letter = num_tokens, "num_tokens"
-    if parent is not None:
-        dims = check.shapes("random_keep", sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
-        check.dtypes("random_keep", parent=(parent, torch.int64))
-        check.same_device("random_keep", sample_ids=sample_ids, parent=parent)
-        check.ids("random_keep", "parent", parent, num_tokens)
-        available, letter = dims["P"], "P"
+    op = "random_keep"
+    dims = check.shapes(op, sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
+    check.dtypes(op, sample_ids=(sample_ids, torch.int64), parent=(parent, torch.int64))
+    check.same_device(op, sample_ids=sample_ids, parent=parent)
+    if not 0 <= num_tokens <= MAX_TOKENS:
+        raise ValueError(f"{op}: num_tokens must be in [0, 2**31), got {num_tokens}")
+    letter, available = ("num_tokens", num_tokens) if parent is None else ("P", dims["P"])
     if not 0 <= num_keep <= available:
-        raise ValueError(f"random_keep: num_keep must be in [0, {letter}={available}], got {num_keep}")
-    return _backend.call("random_keep", random_keep_reference, sample_ids, num_tokens, num_keep, seed, parent)
+        raise ValueError(f"{op}: num_keep must be in [0, {letter}={available}], got {num_keep}")
+    args = (sample_ids, num_tokens, num_keep, _signed(seed))
+    if parent is None:
+        return _backend.call(op, random_keep_reference, *args)
+    check.ids(op, "parent", parent, num_tokens)
+    return _backend.call(op, random_keep_reference, *args, parent)
+
+
+def _signed(seed: int) -> int:
+    """Return the 64 bits of a seed as the number that an op takes."""
+    return seed if -(2**63) <= seed < 2**63 else (seed + 2**63) % 2**64 - 2**63
+
+
+@torch.library.register_fake("bimkern::random_keep", lib=_backend.schemas)
+def _(sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int) -> Tensor:
+    return sample_ids.new_empty(sample_ids.shape[0], num_keep)
+
+
+@torch.library.register_fake("bimkern::random_keep.parent", lib=_backend.schemas)
+def _(sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, parent: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (sample_ids.shape[0], num_keep)
+    return sample_ids.new_empty(shape), sample_ids.new_empty(shape)

@@ -22,8 +22,15 @@ _backend.declare("restore_tokens", kernels={"cpu": "native", "cuda": "native"})
 
 
 def restore_tokens_reference(
-    visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor | None, num_tokens: int, num_prefix: int
+    visible: Tensor,
+    keep: Tensor,
+    mask_token: Tensor,
+    pos: Tensor | None = None,
+    *,
+    num_tokens: int,
+    num_prefix: int = 0,
 ) -> Tensor:
+    """He et al. 2022 (MAE), section 3: encoded patches back in their places, a shared vector elsewhere, positions."""
     prefix, kept = visible[:, :num_prefix], visible[:, num_prefix:]
     index = keep.unsqueeze(-1).expand_as(kept)  # [B, K, D]
     tokens = mask_token.expand(len(visible), num_tokens, -1).scatter(1, index, kept)  # [B, N, D]
@@ -44,7 +51,7 @@ def restore_tokens(
     Args:
         visible: [B, R+K, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
         keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them everywhere.
+            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
         mask_token: [D], dtype of visible.
         pos: [N, D], dtype of visible. None adds nothing.
         num_tokens: N.
@@ -76,7 +83,9 @@ def restore_tokens(
     )
     check.same_device(op, visible=visible, keep=keep, mask_token=mask_token, pos=pos)
     check.ids(op, "keep", keep, num_tokens)
-    return _backend.call(op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens, num_prefix)
+    return _backend.call(
+        op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens=num_tokens, num_prefix=num_prefix
+    )
 
 
 @torch.library.register_fake("bimkern::restore_tokens", lib=_backend.schemas)

@@ -10,7 +10,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config import Config, RunConfig
-from bimkern.train.optim import AdamWConfig
+from bimkern.train.optimizers import AdamWConfig
 
 _EPOCHS = 800  # table 1 and table 8; 1600 in table 3
 

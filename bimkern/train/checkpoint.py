@@ -7,20 +7,23 @@ written under a temporary name, fsynced, and renamed. The last two are kept, and
 import hashlib
 import json
 import logging
-import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from bimkern.train import durable, tensor_file
 
 logger = logging.getLogger("bimkern.train")
 
 _TEMPORARY = ".writing-"
 _MANIFEST = "manifest.json"
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _KEPT = 2
 
 
@@ -38,41 +41,65 @@ class Checkpoint:
     state: dict[str, Any]  # JSON
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, best_step: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Callable[[], object] = lambda: None) -> Path:
     """Write a checkpoint below folder and drop those that are neither recent nor the best; return its path.
+
+    Args:
+        folder: the run's checkpoints.
+        checkpoint: what to write.
+        best_step: of the checkpoint that is kept, however old it grows.
+        between: called every few megabytes; what it raises ends the save, which then leaves nothing.
 
     Raises:
         CheckpointError: it cannot be written; the checkpoints before it are as they were.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    scratch = folder / f"{_TEMPORARY}{final.name}"
+    scratch = _scratch(final)
     try:
-        _write(scratch, checkpoint)
+        _write(scratch, checkpoint, between)
         shutil.rmtree(final, ignore_errors=True)
         scratch.rename(final)
-        _fsync(folder)
-    except (OSError, SafetensorError) as error:
+        durable.fsync(folder)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise CheckpointError(f"{final} cannot be written ({error})") from error
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{final} cannot be written ({error})") from error
+        raise
     kept = _steps(folder)
     here = kept.index(final)
     # What lies beyond was passed over as damaged or left by rolling back: this run will not come to it.
     for other in (*kept[: max(0, here + 1 - _KEPT)], *kept[here + 1 :]):
         if other.name != f"step-{best_step:08d}":
-            shutil.rmtree(other)
+            _drop(other)
     return final
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, folder / "model.safetensors")
-    save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, folder / "optimizer.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2))
-    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps(sums, indent=2))
-    for path in (*folder.iterdir(), folder):
-        _fsync(path)
+    state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
+    durable.write_text(folder / _STATE, state)
+    sums = {
+        _MODEL: tensor_file.write(folder / _MODEL, checkpoint.model, between),
+        _OPTIMIZER: tensor_file.write(folder / _OPTIMIZER, checkpoint.optimizer, between),
+        _STATE: hashlib.sha256(state.encode()).hexdigest(),
+    }
+    durable.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
+    durable.fsync(folder)
+
+
+def _drop(path: Path) -> None:
+    """Delete a checkpoint; if killed on the way, none is left that has only half of its files."""
+    try:
+        scratch = _scratch(path)
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(path.rename(scratch))
+    except OSError as error:
+        logger.warning("%s is no longer needed and cannot be deleted (%s)", path, error)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name}")
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -117,12 +144,16 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         sums = json.loads((path / _MANIFEST).read_text())
+        if not isinstance(sums, dict) or sums.keys() != {_MODEL, _OPTIMIZER, _STATE}:
+            raise CheckpointError(f"{path / _MANIFEST} is damaged (it must name the three other files)")
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged (its SHA-256 is not that of the manifest)")
-        state = json.loads((path / "state.json").read_text())
-        model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError) as error:
+        state = json.loads((path / _STATE).read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{path / _STATE} is damaged (it must say which step it is of)")
+        model, optimizer = load_file(path / _MODEL), load_file(path / _OPTIMIZER)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     return Checkpoint(state.pop("step"), model, optimizer, state)
 
@@ -134,11 +165,3 @@ def _steps(folder: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

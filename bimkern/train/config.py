@@ -13,15 +13,17 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
-from bimkern.train.optim import AdamWConfig
+from bimkern.models.attention import AttentionName
+from bimkern.train.optimizers import AdamWConfig, OptimizerName
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Options that may differ when a run is resumed: they change where and how it runs, not what it computes.
+# Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
+# rounding, as another kernel of the same attention does.
 _FREE = (
-    *("data", "out", "device", "loader", "workers", "micro_batch", "slices", "deterministic", "compile"),
-    *("log_every", "save_every", "dry_run"),
+    *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
+    *("compile", "attention", "log_every", "save_every", "dry_run"),
 )
 
 
@@ -49,8 +51,12 @@ class RunConfig:
     """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"
     """Matrix products; parameters, norms, softmax and losses stay in float32."""
+    attention: AttentionName = "sdpa"
+    """torch's attention kernels (sdpa) or, on a GPU, those of xformers: same mathematics."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -59,6 +65,8 @@ class RunConfig:
     """What decodes images. auto takes DALI for a GPU and PIL on a CPU; both give the same crops, up to rounding."""
     workers: int | None = None
     """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
+    max_bad_ratio: float = 0.1
+    """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
     deterministic: bool = False
     """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
     compile: bool = False
@@ -81,6 +89,8 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
+        if not 0 <= self.max_bad_ratio < 1:
+            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 
@@ -165,6 +175,9 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
     return Path(saved) if isinstance(saved, str) and Path in choices else saved
 
 
+_DEFAULTS = {f"run.{option.name}": option.default for option in fields(RunConfig)}  # of runs older than an option
+
+
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     """List where two configs in JSON differ in what they compute, one line a value."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
@@ -172,6 +185,19 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
             if path not in {f"run.{free}" for free in _FREE}:
-                lines += differences(saved.get(name), wanted.get(name), path)
+                lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
+
+
+def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
+    """Make sure that a saved config computes the same as this one.
+
+    Raises:
+        ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
+    """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{what} that does not tell its settings; {remedy}")
+    changed = differences(saved, to_json(config))
+    if changed:
+        raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -27,6 +28,26 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+@contextmanager
+def checking() -> Iterator[Callable[[int, int], None]]:
+    """Show how far the check of the images has come: a function of the files done and to do."""
+    if sys.stdout.isatty():
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
+            task = bar.add_task("checking the images")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    start = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_LINES_EVERY or (done == total and last > start):
+            last = now
+            print(f"checked {done} of {total} images, {done / (now - start):.0f} a second", flush=True)
+
+    yield line
 
 
 class _BarOverRecord(Progress):

@@ -21,7 +21,7 @@ from bimkern.models import layouts
 from bimkern.models.vit import ViTConfig
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import Config, ConfigError
+from bimkern.train.config import Config, ConfigError, refuse_other
 from bimkern.train.run_folder import RunFolder
 
 
@@ -60,7 +60,7 @@ def read_trained(path: Path) -> tuple[RunFolder, Trained]:
     """Read a run folder at its newest intact checkpoint, or one checkpoint of a run folder; nothing is changed.
 
     Raises:
-        ConfigError: there is no run, or its config is of another version.
+        ConfigError: there is no run, its config is of another version, or the checkpoint is of another run.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
     if not path.is_dir():
@@ -74,6 +74,8 @@ def read_trained(path: Path) -> tuple[RunFolder, Trained]:
         run, checkpoint = above, checkpoints.load(path)
     else:
         raise ConfigError(f"{path} is neither a run folder, with a config.json, nor a checkpoint inside one")
+    what = f"{path}: the checkpoint of step {checkpoint.step} is of a run"
+    refuse_other(checkpoint.state.get("config"), config, what, "export it from that run's own folder")
     return run, Trained(config, checkpoint.step, checkpoint.model)
 
 

@@ -1,12 +1,19 @@
 """metrics.jsonl: one JSON object per logged step, and the same numbers as TensorBoard events."""
 
+import io
 import json
 import math
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from bimkern.train.appended import AppendedFile
 
 FILE = "metrics.jsonl"
 
@@ -14,15 +21,8 @@ FILE = "metrics.jsonl"
 def read(folder: Path) -> list[dict[str, Any]]:
     """Read all records of a run; a line torn by a killed process is left out."""
     path = folder / FILE
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [record for record in map(_record, lines) if record is not None]
 
 
 class Metrics:
@@ -30,40 +30,66 @@ class Metrics:
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
         """Open the metrics of a run and drop what was logged after a step."""
-        self._folder = folder
-        self._open(after_step)
+        self._path = folder / FILE
+        self._lines = AppendedFile(self._path)
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._events = AppendedFile(board / name)
+        self._events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self.cut_back(after_step)
 
     def cut_back(self, after_step: int) -> None:
-        """Drop what was logged after a step."""
-        self.close()
-        self._open(after_step)
+        """Drop what was logged after a step, in place: that needs no room on the disk."""
 
-    def _open(self, after_step: int) -> None:
-        kept = [record for record in read(self._folder) if record["step"] <= after_step]
-        scratch = self._folder / f".{FILE}"
-        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(scratch, self._folder / FILE)
-        self._file = (self._folder / FILE).open("a")
-        self._board = SummaryWriter(self._folder / "tensorboard", purge_step=after_step + 1)
+        def stands(line: bytes) -> bool:
+            record = _record(line)
+            return record is not None and record["step"] <= after_step
+
+        size = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if not (line.endswith(b"\n") and stands(line)):
+                    break
+                size += len(line)
+        self._lines.cut(size, keep=stands)
+        start = SessionLog(status=SessionLog.START)  # makes readers drop what they have of this step and later ones
+        self._events.append(_framed(Event(wall_time=time.time(), step=after_step + 1, session_log=start)))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record; a number that is not finite becomes null, which every JSON reader takes."""
         record = {name: _finite(value) for name, value in record.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            for i, scalar in enumerate(value if isinstance(value, list) else [value]):
-                if scalar is not None:
-                    tag = f"{name}/{i + 1}" if isinstance(value, list) else name
-                    self._board.add_scalar(tag, scalar, record["step"])
+        self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
+        scalars = [
+            Summary.Value(tag=f"{name}/{i + 1}" if isinstance(value, list) else name, simple_value=scalar)
+            for name, value in record.items()
+            for i, scalar in enumerate(value if isinstance(value, list) else [value])
+            if scalar is not None
+        ]
+        self._events.append(_framed(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=scalars))))
 
     def sync(self) -> None:
         """Bring what was logged onto the disk, so that no checkpoint is ahead of it after a power cut."""
-        os.fsync(self._file.fileno())
+        self._lines.sync()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._lines.close()
+        self._events.close()
+
+
+def _framed(event: Any) -> bytes:
+    """Return an event as it stands in a file of TensorBoard's: its length, itself, and a checksum of each."""
+    frame = io.BytesIO()
+    RecordWriter(frame).write(event.SerializeToString())
+    return frame.getvalue()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return record
 
 
 def _finite(value: Any) -> Any:

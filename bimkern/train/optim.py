@@ -1,32 +1,22 @@
-"""Optimizers: AdamW over one group of parameters, with its own loss scaler and gradient clipping.
+"""The update of one group of parameters, with its own optimizer, loss scaler and gradient clipping.
 
 A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """Numbers of AdamW.
-
-    Source: Loshchilov & Hutter 2019 (AdamW); betas and decay of He et al. 2022 (MAE), table 8.
-    """
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05  # not for biases and other 1-D parameters
-    clip: float | None = None  # largest L2 norm of a group's gradients
+from bimkern.train.optimizers import AdamWConfig, MakeOptimizer, ParameterGroups, adamw
 
 
 class GroupOptimizer:
     """Update one group of parameters; the loss is scaled for fp16 only.
 
-    An update whose gradient is not finite is skipped, in every precision, and counted on the device: nothing waits.
+    An update whose gradient is not finite is skipped, in every precision, and counted on the device. Nothing waits for
+    the device, unless the optimizer has to be told on the host what to skip.
     """
 
     def __init__(
@@ -37,26 +27,27 @@ class GroupOptimizer:
         *,
         device: torch.device,
         fp16: bool,
+        make: MakeOptimizer = adamw,
     ) -> None:
         self.name = name
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
-        groups: list[dict[str, Any]] = [
+        groups: ParameterGroups = [
             {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+        self._optimizer = make([group for group in groups if group["params"]], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
 
     @property
     def lr(self) -> float:
-        return float(self._adamw.param_groups[0]["lr"])
+        return float(self._optimizer.inner.param_groups[0]["lr"])
 
     @lr.setter
     def lr(self, value: float) -> None:
-        for group in self._adamw.param_groups:
+        for group in self._optimizer.inner.param_groups:
             group["lr"] = value
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -64,31 +55,35 @@ class GroupOptimizer:
 
     def apply(self) -> None:
         """Clip, update unless a gradient is not finite, and free the gradients."""
-        self._scaler.unscale_(self._adamw)
+        self._scaler.unscale_(self._optimizer.inner)
         norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
         skip = (~norm.isfinite()).float()
         self.skipped += skip
         self.skipped_in_a_row = (self.skipped_in_a_row + skip) * skip
-        self._adamw.found_inf = skip  # type: ignore[attr-defined]  # fused AdamW leaves everything as it is where this is 1
-        self._scaler.step(self._adamw)
+        self._optimizer.step(skip)
         self._scaler.update()
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter in self._names:
+            parameter.grad = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's state: `<parameter>/<quantity>` and its tensor."""
-        for parameter, state in self._adamw.state.items():
+        for parameter, state in self._optimizer.state():
             for quantity, value in state.items():
                 yield f"{self._names[parameter]}/{quantity}", value
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over the state that tensors() gave, from a mapping that may hold that of other groups too."""
-        for parameter, name in self._names.items():
-            self._adamw.state[parameter] = {
-                quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
-                for quantity in ("step", "exp_avg", "exp_avg_sq")
+        self._optimizer.load_state(
+            {
+                parameter: {
+                    quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
+                    for quantity in ("step", "exp_avg", "exp_avg_sq")
+                }
+                for parameter, name in self._names.items()
             }
+        )
 
     def scaler_state(self) -> dict[str, Any]:
         return self._scaler.state_dict()

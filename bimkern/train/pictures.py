@@ -87,8 +87,11 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _write(figure: Figure, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=120, format="png")
-    scratch.replace(path)
+    try:
+        figure.savefig(scratch, dpi=120, format="png")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _grid(*axes: Axes) -> None:

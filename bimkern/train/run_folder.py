@@ -7,22 +7,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from bimkern.train.config import Config, ConfigError, differences, from_json, to_json
+from bimkern.train import durable
+from bimkern.train.config import Config, ConfigError, from_json, refuse_other, to_json
+from bimkern.train.run_images import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
 _SCRATCH = f".{_CONFIG}"
 _LOCK = ".lock"
-_MADE_FIRST = {
-    _LOCK,
-    _SCRATCH,
-    "checkpoints",
-    "pictures",
-    "exported",
-}  # what a run leaves that was killed before config.json
+# What a run leaves that ended before it wrote config.json.
+_MADE_FIRST = {_LOCK, _SCRATCH, IMAGES, f".{IMAGES}", QUARANTINE, "checkpoints", "pictures", "exported"}
 
 
 class RunFolder:
-    """A run's folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
+    """A run's folder: config.json, images.jsonl, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,19 +45,24 @@ class RunFolder:
         saved = self._saved_config()
         if saved is None and foreign:
             raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
-        changed = differences(saved, to_json(config)) if saved is not None else []
-        if changed:
-            raise ConfigError(
-                f"--out {self.path} holds a run with other settings ({'; '.join(changed)}); choose another --out"
-            )
+        if saved is not None:
+            refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
         for folder in (self.checkpoints, self.pictures, self.exported):
             folder.mkdir(exist_ok=True)
 
     def record(self, config: Config) -> None:
-        """Write config.json, once it is sure that this run may go on here."""
+        """Write config.json, once it is sure that this run may go on here.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         scratch = self.path / _SCRATCH
-        scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
-        os.replace(scratch, self.path / _CONFIG)
+        try:
+            durable.write_text(scratch, json.dumps(to_json(config), indent=2) + "\n")
+            os.replace(scratch, self.path / _CONFIG)
+            durable.fsync(self.path)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 
     def config(self) -> Config | None:
         """Read the config of the run that the folder holds; None where it holds none.

@@ -1,8 +1,6 @@
 """The training loop: it runs any method, and knows none."""
 
-import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,22 +12,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bimkern.data import pil
 from bimkern.data.batches import Batch, MicroBatches
-from bimkern.data.loader import choose_loader, step_batches
-from bimkern.data.source import Images
+from bimkern.data.feed import Feed, FeedError
+from bimkern.data.loader import Loader
+from bimkern.data.pil import PilLoader
+from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruct import hidden_errors
-from bimkern.models.layers import Block, set_compute_dtype
+from bimkern.models import attention
+from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
-from bimkern.train import metrics, pictures
-from bimkern.train.config import DTYPES, Config, ConfigError, resolve_device
+from bimkern.train import metrics, optimizers, pictures
+from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, resolve_device, to_json
 from bimkern.train.console import Reporter
 from bimkern.train.export import Trained, write_backbones
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.outage import Outage
 from bimkern.train.run_folder import RunFolder
+from bimkern.train.run_images import RunImages
+from bimkern.train.saver import Saver
 from bimkern.train.signals import Stopped, StopSignals
 
 logger = logging.getLogger("bimkern.train")
@@ -37,10 +41,15 @@ logger = logging.getLogger("bimkern.train")
 _JUDGED_IMAGES = 64
 _DRAWN_IMAGES = 6
 _PATIENCE = 10  # updates in a row that a group may skip, before the run returns to its last checkpoint
+_WAIT_WORTH_SAYING = 0.05  # share of the time
 
 
 class Diverged(RuntimeError):
     """Training cannot go on from where it is, nor from its last checkpoint."""
+
+
+class Starved(RuntimeError):
+    """There is nothing more to train on; what has been trained is saved."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +63,31 @@ class Outcome:
 class Trainer:
     """A run: model, optimizers and data, built from a config and ready to start or to go on."""
 
-    def __init__(self, config: Config, images: Images, judged: Images, folder: RunFolder) -> None:
-        """Build a run that trains on images, and is judged and drawn on others (or the same, where there are none)."""
+    def __init__(self, config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> None:
         run = config.run
         self.config, self.folder = config, folder
         self.device = resolve_device(run.device)
         torch.manual_seed(run.seed)
         self.model = MIM(config.method).to(self.device)
-        set_compute_dtype(self.model, DTYPES[run.precision])
+        dtype = DTYPES[run.precision]
+        set_compute_dtype(self.model, dtype)
+        set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))
+        make = optimizers.choose(run.optimizer, self.device)
         self.updates = [
-            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16")
+            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16", make=make)
             for name, group in config.method.flow.partition(self.model).items()
         ]
-        self.total_steps = run.num_steps(len(images))
-        self.data = self._micro_batches(images, run.batch_size, run.images_at_a_time, run.seed)
-        self._fingerprint = hashlib.sha256(b"\0".join(map(os.fsencode, images.files))).hexdigest()
-        # Another seed draws other crops, where the judged images are those that train.
-        count = min(_JUDGED_IMAGES, 4 * len(judged))
-        self._judged = self._on_device(pil.decode(self._micro_batches(judged, count, count, run.seed + 1), 0))
+        self.images = images
+        self.total_steps = run.num_steps(len(images.images))
+        data = self._micro_batches(images.images, run.batch_size, run.images_at_a_time, run.seed)
+        self.feed = Feed(loader, data, images.quarantine.add)
+        self._judged = self._load_judged(images)
         self._interval_losses: list[Tensor] = []
-        self._best: dict[str, Any] | None = None  # step and loss of the best checkpoint
+        self._saver = Saver(folder.checkpoints, every=run.save_every)
+        self._pictures = Outage(f"{folder.pictures}")
         self._live_activation_bytes: int | None = None
         self._rolled_back_to: int | None = None
+        self._data_is_short = False  # and it has been said
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""
@@ -95,7 +107,7 @@ class Trainer:
         log = metrics.Metrics(self.folder.path, after_step=done)
         reporter = Reporter(done=done, total=self.total_steps)
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, self._saver:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
         finally:
@@ -108,10 +120,9 @@ class Trainer:
         Raises:
             Stopped: a signal came; the state is saved.
             Diverged: rolling back did not help.
+            Starved: nothing more can be loaded; the state is saved.
         """
-        run = self.config.run
-        loader, _ = choose_loader(run.loader, self.device, run.workers)
-        loaded = step_batches(loader, self.data, first, self.total_steps)
+        loaded = self.feed.steps(first, self.total_steps)
         with closing(loaded):
             return self._run_on(loaded, first, log, reporter, signals)
 
@@ -127,31 +138,41 @@ class Trainer:
         clock = _Clock(first)
         for done in range(first + 1, self.total_steps + 1):
             with clock.waiting():
-                batch = next(loaded)
+                batch = self._next(loaded, done - 1, log)
             # The second step of a process is the first in which nothing but activations is born.
             counter = LiveBytes(self.model.parameters()) if done == first + 2 and not run.compile else None
             with counter or nullcontext():
                 losses, lr = self.step(done - 1, batch)
             if counter is not None:
                 self._live_activation_bytes = counter.peak
+            if done == first + 1:
+                self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
             self._interval_losses.append(losses)
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(done, losses, lr, clock)
                 log.log(record)
-                if self._is_diverging(done):
-                    return self._roll_back(done, batch, log)
+                self._say_if_data_is_short(record, first)
+            if (record is not None or done % _PATIENCE == 0) and self._is_diverging(done):
+                return self._roll_back(done, batch, log)
             reporter.step(done, record)
             required = last or signals.received is not None
             if required or (done % run.save_every == 0 and self._is_learning()):
                 with clock.paused():
-                    log.sync()
-                    self._save(done, required=required)
+                    self._save(done, log, required=required)
                     self._draw(done)
             if signals.received is not None and not last:
                 raise Stopped(signals.received, done)
         return self.total_steps
+
+    def _next(self, loaded: Iterator[list[Batch]], done: int, log: metrics.Metrics) -> list[Batch]:
+        try:
+            return next(loaded)
+        except (FeedError, SourceError) as error:
+            if self._interval_losses:  # else there is nothing that is not saved
+                self._save(done, log, required=True)
+            raise Starved(f"{error}. {done} steps are done and saved; the same command goes on from there") from error
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate.
@@ -171,39 +192,61 @@ class Trainer:
         held, peak = held_bytes(self.device)
         return {
             "step": done,
-            "epoch": done * self.config.run.batch_size / len(self.data.images),
+            "epoch": done * self.config.run.batch_size / len(self.images.images),
             "loss": sum(per_block) / len(per_block),
             "loss_per_block": per_block,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
             "images_per_s": steps * self.config.run.batch_size / seconds,
             "data_wait": waited / seconds,
+            "images_set_aside": len(self.images.quarantine.files),
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
         }
+
+    def _say_if_data_is_short(self, record: dict[str, Any], first: int) -> None:
+        """Say once that the loader is what limits the run; its first batches are always waited for."""
+        if self._data_is_short or record["step"] == first + 1 or record["data_wait"] <= _WAIT_WORTH_SAYING:
+            return
+        self._data_is_short = True
+        logger.warning(
+            "step %d: %.0f %% of the time goes into waiting for images; the loader's ceiling here is %.0f images/s. "
+            "More --workers, the other --loader, or smaller files raise it",
+            record["step"],
+            100 * record["data_wait"],
+            record["images_per_s"],
+        )
 
     def _resume(self) -> int:
         """Take over the newest intact checkpoint; return the optimizer steps done."""
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
             return 0
-        if saved.state["images"] != self._fingerprint:
+        what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
+        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
-                f"--data holds other files ({len(self.data.images)}) than {self.folder.path} was trained on; "
-                f"resume with the same files, or choose another --out"
+                f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
+                f"choose another --out"
             )
-        self.model.load_state_dict(saved.model)
-        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
-            update.load_tensors(saved.optimizer)
-            update.load_scaler_state(scaler)
-            update.skipped.fill_(saved.state["skipped"][update.name])
-        self._best = saved.state["best"]
+        try:
+            self._take_over(saved)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.total_steps:
             print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
         else:
             print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
         return saved.step
+
+    def _take_over(self, saved: Checkpoint) -> None:
+        self.model.load_state_dict(saved.model)
+        for update, scaler in zip(self.updates, saved.state["scalers"], strict=True):
+            update.load_tensors(saved.optimizer)
+            update.load_scaler_state(scaler)
+            update.skipped.fill_(saved.state["skipped"][update.name])
+        self._saver.best = saved.state["best"]
 
     def _is_diverging(self, done: int) -> bool:
         """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
@@ -221,6 +264,7 @@ class Trainer:
         """Keep the batch for whoever wants to know, and return to the last checkpoint."""
         dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
         save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
+        self._saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         if step in (0, self._rolled_back_to):
             raise Diverged(
@@ -234,42 +278,45 @@ class Trainer:
         log.cut_back(step)
         return step
 
-    def _save(self, done: int, *, required: bool) -> None:
-        """Write a checkpoint; where none can be written, go on without, unless it is required."""
+    def _save(self, done: int, log: metrics.Metrics, *, required: bool) -> None:
+        """Have a checkpoint written; where none can be, go on without, unless it is required."""
         loss = torch.stack(self._interval_losses).mean().item()
         self._interval_losses.clear()
-        if math.isfinite(loss) and (self._best is None or loss < self._best["loss"]):
-            self._best = {"step": done, "loss": loss}
         state = {
-            "best": self._best,
             "scalers": [update.scaler_state() for update in self.updates],
             "skipped": {update.name: int(update.skipped) for update in self.updates},
-            "images": self._fingerprint,
+            "images": self.images.fingerprint,
+            "config": to_json(self.config),
         }
-        optimizer = {name: tensor for update in self.updates for name, tensor in update.tensors()}
-        saved = checkpoints.Checkpoint(done, self.model.state_dict(), optimizer, state)
-        try:
-            checkpoints.save(self.folder.checkpoints, saved, best_step=self._best["step"] if self._best else done)
-        except checkpoints.CheckpointError as error:
-            if required:
-                raise
-            logger.warning("%s; training goes on, the next save is after %d steps", error, self.config.run.save_every)
+        self._saver.save(Checkpoint(done, *self._tensors(), state), loss, first=log.sync, required=required)
+
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the model's and the optimizers' tensors, by name."""
+        return self.model.state_dict(), {name: tensor for update in self.updates for name, tensor in update.tensors()}
 
     def _draw(self, done: int) -> None:
         folder, (images, ids) = self.folder.pictures, self._judged
         title = f"{self.config.recipe}, step {done}"
         chosen = slice(0, _DRAWN_IMAGES)
-        pictures.draw_reconstructions(
-            folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
-        )
-        records = metrics.read(self.folder.path)
-        if records:
-            pictures.draw_curves(folder / "curves.png", records)
-            pictures.draw_memory(folder / "memory.png", records)
+        with self._pictures.tolerated():
+            pictures.draw_reconstructions(
+                folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
+            )
+            records = metrics.read(self.folder.path)
+            if records:
+                pictures.draw_curves(folder / "curves.png", records)
+                pictures.draw_memory(folder / "memory.png", records)
 
     def _judge(self) -> Outcome:
         errors, baselines = hidden_errors(self.model, *self._judged, seed=self.config.run.seed)
         return Outcome(errors.tolist(), baselines.tolist())
+
+    def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
+        """Return images and draw ids to judge by: of another seed, for where they are also trained on."""
+        count = min(_JUDGED_IMAGES, 4 * len(images.judged))
+        data = self._micro_batches(images.judged, count, count, self.config.run.seed + 1)
+        ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
+        return self._on_device(batch)
 
     def _micro_batches(self, images: Images, batch_size: int, micro_batch: int, seed: int) -> MicroBatches:
         return MicroBatches(

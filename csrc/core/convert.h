@@ -1,6 +1,7 @@
 // 16-bit rows to float32 and back, kConverted elements at a time, on every instruction set of simd.h.
 //
-// Same bits as to_float, to_float16 and to_bfloat16 of dtype.h, but for what a NaN carries in its mantissa. The compiler vectorises widening bfloat16 well by itself; for the other three it needs to be told.
+// Same bits as to_float, to_float16 and to_bfloat16 of dtype.h, but for what a NaN carries in its mantissa. The
+// compiler vectorises widening bfloat16 well by itself; for the other three it needs to be told.
 #pragma once
 
 #include "core/dtype.h"

@@ -16,20 +16,29 @@ struct PhiloxKey {
   uint32_t word[2];
 };
 
-BIMKERN_HD PhiloxCounter philox4x32_10(PhiloxCounter counter, PhiloxKey key) {
-  constexpr uint32_t kMultiplier0 = 0xD2511F53u;
-  constexpr uint32_t kMultiplier1 = 0xCD9E8D57u;
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u;
+constexpr uint32_t kPhiloxMultiplier1 = 0xCD9E8D57u;
+
+BIMKERN_HD PhiloxCounter philox_round(PhiloxCounter counter, PhiloxKey key) {
+  const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * counter.word[0];
+  const uint64_t product1 = static_cast<uint64_t>(kPhiloxMultiplier1) * counter.word[2];
+  return PhiloxCounter{
+      {static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key.word[0], static_cast<uint32_t>(product1),
+       static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key.word[1], static_cast<uint32_t>(product0)}};
+}
+
+// The key of the round after.
+BIMKERN_HD PhiloxKey philox_next(PhiloxKey key) {
   constexpr uint32_t kWeyl0 = 0x9E3779B9u;  // golden ratio
   constexpr uint32_t kWeyl1 = 0xBB67AE85u;  // sqrt(3) - 1
-  constexpr int kRounds = 10;
-  for (int round = 0; round < kRounds; ++round) {
-    const uint64_t product0 = static_cast<uint64_t>(kMultiplier0) * counter.word[0];
-    const uint64_t product1 = static_cast<uint64_t>(kMultiplier1) * counter.word[2];
-    counter = PhiloxCounter{
-        {static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key.word[0], static_cast<uint32_t>(product1),
-         static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key.word[1], static_cast<uint32_t>(product0)}};
-    key.word[0] += kWeyl0;
-    key.word[1] += kWeyl1;
+  return PhiloxKey{{key.word[0] + kWeyl0, key.word[1] + kWeyl1}};
+}
+
+BIMKERN_HD PhiloxCounter philox4x32_10(PhiloxCounter counter, PhiloxKey key) {
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    counter = philox_round(counter, key);
+    key = philox_next(key);
   }
   return counter;
 }

@@ -1,6 +1,7 @@
 // What the CPU kernels do to one row, to be called inside of vectorised(). D is contiguous everywhere.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "core/convert.h"
@@ -52,6 +53,21 @@ BIMKERN_INLINE inline void accumulate_row(Set set, const T* row, int64_t width, 
   }
   for (int64_t d = packets; d < width; ++d) {
     sum[d] += Arithmetic<T>::load(row[d]);
+  }
+}
+
+// sum += row and out = row. Out of memory, one pass is faster than memcpy and then a sum.
+template <typename Set, typename T>
+BIMKERN_INLINE inline void accumulate_and_copy_row(Set set, const T* row, int64_t width,
+                                                   typename Arithmetic<T>::type* sum, T* out) {
+  const int64_t packets = converted_part<T>(width);
+  for (int64_t d = 0; d < packets; d += kConverted) {
+    accumulate_row(set, row + d, kConverted, sum + d);
+    std::memcpy(out + d, row + d, kConverted * sizeof(T));
+  }
+  for (int64_t d = packets; d < width; ++d) {
+    sum[d] += Arithmetic<T>::load(row[d]);
+    out[d] = row[d];
   }
 }
 

@@ -1,8 +1,8 @@
 // One source, three instruction sets: vectorised(simd, f) runs f in a copy that the compiler made for that set.
 //
-// Only what is inlined into f gains from it, so f and what it calls per element are BIMKERN_INLINE; a call out of f runs
-// baseline code, which is slower and just as right. Results are equal bit for bit on every set (what a NaN
-// carries aside): the build never contracts a product and a sum into one rounding.
+// Only what is inlined into f gains from it, so f and what it calls per element are BIMKERN_INLINE; a call out of f
+// runs baseline code, which is slower and just as right. Results are equal bit for bit on every set (what a NaN carries
+// aside): the build never contracts a product and a sum into one rounding.
 #pragma once
 
 #include "core/common.h"

@@ -1,5 +1,5 @@
-// CPU kernels of gather_tokens.h. All are bound by memory: rows are copied or cleared whole, each byte of a result is written
-// once, and the loops are parallel over rows of the result, so no two threads write one row.
+// CPU kernels of gather_tokens.h. All are bound by memory: rows are copied or cleared whole, each byte of a result is
+// written once, and the loops are parallel over rows of the result, so no two threads write one row.
 #include "ops/gather_tokens.h"
 
 #include <algorithm>

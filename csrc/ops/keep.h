@@ -24,8 +24,9 @@ struct TokenSizes {
   int64_t width;   // D
 };
 
-// Host memory only. Throws Error where a value is out of range, repeated or out of order.
-void check_keep(const char* op, const Keep& keep, const TokenSizes& size);
+// Host memory only. Throws Error, which calls keep by its name, where a value is out of range, repeated or out of
+// order.
+void check_keep(const char* op, const Keep& keep, const TokenSizes& size, const char* name = "keep");
 
 // Index of the first of count ascending ids that is not below id; count if all are.
 BIMKERN_HD int64_t lower_bound(const int64_t* ids, int64_t stride, int64_t count, int64_t id) {

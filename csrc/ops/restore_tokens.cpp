@@ -3,9 +3,9 @@
 // forward: parallel over rows of the result. Reads the visible rows, writes every row once; mask token and positions
 // stay in the caches. Ordinary stores: streaming ones save reading the result before it is written and lose more than
 // that to whoever reads it next.
-// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads long
-// runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that hide it, one
-// of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.
+// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads
+// long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that hide
+// it, one of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.
 #include "ops/restore_tokens.h"
 
 #include <algorithm>
@@ -75,7 +75,6 @@ template <typename Set, typename T>
 BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, int64_t begin, int64_t end,
                                               typename Arithmetic<T>::type* kept_sums) {
   const TokenSizes size = args.size;
-  const bool with_pos = args.grad_pos != nullptr;
   auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
   std::fill_n(hidden_sums, (end - begin) * size.width, 0);
   std::fill_n(kept_sums, (end - begin) * size.width, 0);
@@ -87,21 +86,43 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
     for (int64_t token = begin; token < end; ++token) {
       const T* row = grad + (size.prefix + token) * args.grad_token_stride;
       const bool hidden = place == size.kept || ids[place * args.keep.token_stride] != token;
-      if (!hidden) {
-        std::memcpy(grad_visible + (size.prefix + place) * size.width, row, size.width * sizeof(T));
+      if (hidden) {
+        accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
+      } else {
+        T* copy = grad_visible + (size.prefix + place) * size.width;
+        accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
         ++place;
-      }
-      if (hidden || with_pos) {
-        accumulate_row(set, row, size.width, (hidden ? hidden_sums : kept_sums) + (token - begin) * size.width);
       }
     }
   }
-  if (with_pos) {
+  if (args.grad_pos != nullptr) {
     for (int64_t i = 0; i < (end - begin) * size.width; ++i) {
       kept_sums[i] += hidden_sums[i];
     }
     store_row(set, kept_sums, (end - begin) * size.width, static_cast<T*>(args.grad_pos) + begin * size.width);
   }
+}
+
+// In float64: these sums are N times as long as those over images.
+template <typename T>
+void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
+  using Sum = typename Arithmetic<T>::type;
+  const TokenSizes size = args.size;
+  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
+  auto* grad_mask_token = static_cast<T*>(args.grad_mask_token);
+  parallel(size.width, grain_rows(size.tokens * static_cast<int64_t>(sizeof(Sum))), [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(end - begin);
+    vectorised(simd, [&](auto) BIMKERN_INLINE {
+      for (int64_t token = 0; token < size.tokens; ++token) {
+        for (int64_t d = begin; d < end; ++d) {
+          sums[d - begin] += hidden_sums[token * size.width + d];
+        }
+      }
+      for (int64_t d = begin; d < end; ++d) {
+        grad_mask_token[d] = Arithmetic<T>::store(static_cast<Sum>(sums[d - begin]));
+      }
+    });
+  });
 }
 
 template <typename T>
@@ -119,16 +140,7 @@ void restore_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd si
       }
     });
   });
-  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
-  parallel(size.width, grain_rows(size.tokens * static_cast<int64_t>(sizeof(Sum))), [&](int64_t begin, int64_t end) {
-    std::vector<Sum> sum(end - begin);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
-      for (int64_t token = 0; token < size.tokens; ++token) {
-        accumulate_row(set, hidden_sums + token * size.width + begin, end - begin, sum.data());
-      }
-      store_row(set, sum.data(), end - begin, static_cast<T*>(args.grad_mask_token) + begin);
-    });
-  });
+  sum_tokens<T>(args, parallel, simd);
 }
 
 }  // namespace

@@ -15,12 +15,12 @@ namespace bimkern {
 namespace {
 
 constexpr int kRowsPerBlock = 8;
-constexpr int kLanes = 8;         // sets of threads, each with its share of the images
-constexpr int kImagesPerLane = 4; // loads in flight per thread
+constexpr int kLanes = 8;          // sets of threads, each with its share of the images
+constexpr int kImagesPerLane = 4;  // loads in flight per thread
 constexpr int kBatch = kLanes * kImagesPerLane;
-constexpr int kBlocksPerSM = 3;    // at least: caps the registers
-constexpr int kSearchers = 8;     // threads that look up one image's token
-constexpr int kTokenLanes = 32;   // threads that share the tokens out in the last sum
+constexpr int kBlocksPerSM = 3;  // at least: caps the registers
+constexpr int kSearchers = 8;    // threads that look up one image's token
+constexpr int kTokenLanes = 32;  // threads that share the tokens out in the last sum
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
 
@@ -147,16 +147,17 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   }
 }
 
-// A block per kWarp columns: kTokenLanes rows of threads share the tokens out.
+// A block per kWarp columns: kTokenLanes rows of threads share the tokens out. In float64: these sums are N times as
+// long as those over images.
 template <typename T>
 __global__ void __launch_bounds__(kWarp* kTokenLanes) mask_token_kernel(RestoreTokensBwd args) {
   using A = Arithmetic<T>;
   using Sum = typename A::type;
-  __shared__ Sum lane_sums[kTokenLanes][kWarp];
+  __shared__ double lane_sums[kTokenLanes][kWarp];
   const TokenSizes size = args.size;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
-  Sum sum{0};
+  double sum = 0;
   if (d < size.width) {
 #pragma unroll 8
     for (int64_t token = threadIdx.y; token < size.tokens; token += kTokenLanes) {
@@ -168,12 +169,12 @@ __global__ void __launch_bounds__(kWarp* kTokenLanes) mask_token_kernel(RestoreT
   if (threadIdx.y > 0 || d >= size.width) {
     return;
   }
-  Sum total{0};
+  double total = 0;
 #pragma unroll
   for (int lane = 0; lane < kTokenLanes; ++lane) {
     total += lane_sums[lane][threadIdx.x];
   }
-  static_cast<T*>(args.grad_mask_token)[d] = A::store(total);
+  static_cast<T*>(args.grad_mask_token)[d] = A::store(static_cast<Sum>(total));
 }
 
 template <typename T>
@@ -187,8 +188,8 @@ void launch_restore(const RestoreTokens& args, cudaStream_t stream) {
   BIMKERN_CHECK(blocks <= kMaxBlocksX, "restore_tokens: at most ", kMaxBlocksX * kRowsPerBlock,
                 " rows fit a launch, got ", rows);
   const bool packed = is_packable(args.visible, args.visible_image_stride * kSize) &&
-                      is_packable(args.visible, args.visible_token_stride * kSize) &&
-                      is_packable(args.mask_token, 0) && is_packable(args.out, args.size.width * kSize) &&
+                      is_packable(args.visible, args.visible_token_stride * kSize) && is_packable(args.mask_token, 0) &&
+                      is_packable(args.out, args.size.width * kSize) &&
                       is_packable(args.pos, args.pos_token_stride * kSize);
   const auto kernel = packed ? restore_kernel<T, kPackBytes / kSize> : restore_kernel<T, 1>;
   kernel<<<static_cast<unsigned>(blocks), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);

@@ -90,11 +90,12 @@ void test_case(const TokenSizes& size, bool with_pos) {
       }
     }
   }
-  want.mask_token.assign(size.width, 0.0f);
+  std::vector<double> mask_token(size.width);
   for (int64_t i = 0; i < size.tokens * size.width; ++i) {
-    want.mask_token[i % size.width] += hidden_sums[i];
+    mask_token[i % size.width] += hidden_sums[i];
     want.pos[i] = with_pos ? kept_sums[i] + hidden_sums[i] : kPoison;
   }
+  want.mask_token.assign(mask_token.begin(), mask_token.end());
   // Equal to the last bit: sums go over images, then over tokens, whoever computes them.
   run_every_way([&](const Parallel& parallel, Simd simd) {
     std::vector<float> out(want_out.size(), kPoison);

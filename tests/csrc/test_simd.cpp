@@ -61,9 +61,8 @@ void test_conversions(Simd simd) {
       EXPECT(is_nan(rounded) ? is_nan(narrowed[i]) : narrowed[i].bits == rounded.bits);
     }
   }
-  vectorised(simd, [&](auto set) BIMKERN_INLINE {
-    add_row(set, patterns.data(), zeros.data(), kPatterns, sums.data());
-  });
+  vectorised(simd,
+             [&](auto set) BIMKERN_INLINE { add_row(set, patterns.data(), zeros.data(), kPatterns, sums.data()); });
   for (int i = 0; i < kPatterns; ++i) {
     const T sum = Arithmetic<T>::store(to_float(patterns[i]) + 0.0f);
     EXPECT(is_nan(sum) ? is_nan(sums[i]) : sums[i].bits == sum.bits);

@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from checked import checked_images
 from PIL import Image
 
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
-from bimkern.data.source import image_folder
+from bimkern.data.source import read_image
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()
@@ -49,7 +50,7 @@ def folder(tmp_path):
 
 def batches(folder, size, augment=CROP):
     """All images in one batch, cropped anew in every test run."""
-    images = image_folder(folder)
+    images = checked_images(folder)
     options = {"size": size, "seed": torch.initial_seed(), "batch_size": len(images), "micro_batch": len(images)}
     return MicroBatches(images=images, augment=augment, **options)
 
@@ -75,7 +76,7 @@ def test_dali_gives_the_exact_result_rounded(folder, size):
     crops = data[0]
     assert np.array_equal(batch.draw_ids, crops.draw_ids)
     for pixels, sample_id, box, flip in zip(batch.images, crops.sample_ids, crops.boxes, crops.flips, strict=True):
-        expected = exact(data.images.open(sample_id), box, size)
+        expected = exact(read_image(data.images.path(sample_id)), box, size)
         difference = np.abs(pixels.numpy() - (expected[..., ::-1] if flip else expected)).max()
         assert difference < 1, f"{data.images.files[sample_id]}, box {box}: {difference} levels"
 
@@ -140,10 +141,23 @@ def test_auto_is_pil_on_a_cpu():
 
 def test_auto_is_dali_for_a_gpu():
     pytest.importorskip("nvidia.dali")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     gpu = torch.device("cuda")
     loader, line = choose_loader("auto", gpu, 3)
     assert loader == DaliLoader(threads=3, device=gpu)
     assert line == "DALI, decodes, crops, resizes and flips on cuda"
+
+
+def test_a_dali_that_loads_and_cannot_run_on_the_gpu_is_a_reason():
+    pytest.importorskip("nvidia.dali")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    loader, line = choose_loader("auto", torch.device("cuda"), 2)
+    assert loader == PilLoader(workers=2, pin_memory=True)
+    assert line.startswith("PIL in 2 processes, as DALI cannot be used (")
+    with pytest.raises(LoaderError, match="--loader dali: DALI cannot be used"):
+        choose_loader("dali", torch.device("cuda"), 2)
 
 
 def test_auto_says_why_it_is_not_dali(no_dali):

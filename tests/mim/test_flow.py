@@ -11,7 +11,8 @@ from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
 from bimkern.train.memory import LiveBytes
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
 
 SEED = 11
 METHODS = ("mae_vit_test", "bim_vit_test", "bim_vit_test_growing")

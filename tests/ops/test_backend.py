@@ -99,6 +99,18 @@ def test_a_forced_backend_that_is_missing_raises(monkeypatch, forced, message):
     assert ops.backends()["gather_tokens"]["cpu"] == _backend.Choice("none", message)
 
 
+def test_a_chosen_instruction_set_is_used():
+    code = "from bimkern.ops._backend import native; print(native.simd)"
+    done = run_in(PACKAGE.parent, ONE_CALL + code, BIMKERN_CPU="baseline")
+    assert done.stdout.splitlines()[-1] == "baseline", done.stderr
+
+
+def test_an_instruction_set_that_is_missing_raises():
+    done = run_in(PACKAGE.parent, ONE_CALL, BIMKERN_CPU="avx1024")
+    assert done.returncode != 0
+    assert "BIMKERN_CPU must be one of baseline, avx2, avx512, got 'avx1024'" in done.stderr
+
+
 def test_an_op_without_kernels_is_no_warning(monkeypatch, caplog):
     monkeypatch.setattr(_backend, "_kernels", {"twice": {}})
     with caplog.at_level(logging.INFO, logger="bimkern.ops"):

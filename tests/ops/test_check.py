@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bimkern.ops import _check as check
+from bimkern.ops import gather_tokens, keep_to_mask, random_keep, restore_tokens
 
 
 def test_shapes_returns_every_letter():
@@ -47,3 +48,58 @@ def test_same_device():
     check.same_device("op", a=torch.zeros(1), b=None, c=torch.zeros(2))
     with pytest.raises(ValueError, match=r"^op: c must be on cpu like a, got meta$"):
         check.same_device("op", a=torch.zeros(1), b=None, c=torch.zeros(2, device="meta"))
+
+
+OUT_OF_RANGE = torch.tensor([[0, 1], [2, 4]])
+OPS_WITH_KEEP = {
+    "gather_tokens: keep": lambda keep: gather_tokens(torch.zeros(2, 4, 8, device=keep.device), keep),
+    "restore_tokens: keep": lambda keep: restore_tokens(
+        torch.zeros(2, 2, 8, device=keep.device), keep, torch.zeros(8, device=keep.device), num_tokens=4
+    ),
+    "keep_to_mask: keep": lambda keep: keep_to_mask(keep, 4),
+    "random_keep: parent": lambda keep: random_keep(torch.arange(2, device=keep.device), 4, 1, seed=0, parent=keep),
+}
+
+
+@pytest.mark.parametrize("argument", OPS_WITH_KEEP)
+def test_debugging_checks_the_ids_of_every_op(device, monkeypatch, argument):
+    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+    OPS_WITH_KEEP[argument](torch.tensor([[0, 1], [2, 3]], device=device))
+    with pytest.raises(RuntimeError) as raised:
+        OPS_WITH_KEEP[argument](OUT_OF_RANGE.to(device))
+    assert str(raised.value) == f"{argument} must hold ids in [0, N=4), got 4 in image 1"
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[-1, 1], [2, 3]], "op: keep must hold ids in [0, N=4), got -1 in image 0"),
+        ([[0, 1], [2, 2]], "op: keep must ascend without repeats within an image, got 2 after 2 in image 1"),
+        ([[1, 0], [2, 3]], "op: keep must ascend without repeats within an image, got 0 after 1 in image 0"),
+    ],
+)
+def test_debugging_says_which_id_is_wrong(device, monkeypatch, ids, message):
+    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+    with pytest.raises(RuntimeError) as raised:
+        check.ids("op", "keep", torch.tensor(ids, device=device), 4)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_debugging_takes_an_empty_keep(device, monkeypatch, shape):
+    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+    check.ids("op", "keep", torch.zeros(shape, device=device, dtype=torch.int64), 0)
+
+
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_without_debugging_no_id_is_read(monkeypatch, setting):
+    monkeypatch.delenv("BIMKERN_DEBUG", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("BIMKERN_DEBUG", setting)
+    check.ids("op", "keep", OUT_OF_RANGE, 4)
+
+
+def test_debugging_leaves_compiled_code_alone(monkeypatch):
+    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+    compiled = torch.compile(keep_to_mask, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.tensor([[0, 2]]), 4), torch.tensor([[0.0, 1, 0, 1]]))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tolerance import assert_no_worse_than_torch
+from tolerance import FORWARD_FACTOR, assert_no_worse_than_torch
 from torch.autograd import gradcheck
 
 from bimkern.ops import embed_visible
@@ -11,12 +11,11 @@ DEFAULT = {"B": 3, "C": 3, "H": 64, "W": 48, "p": 16, "R": 1, "K": 5, "D": 32}
 CASES = [
     DEFAULT,
     *(DEFAULT | odd for odd in ({"R": 0}, {"R": 3}, {"B": 0}, {"K": 0}, {"K": 1}, {"K": 12}, {"R": 0, "K": 0})),
-    *(DEFAULT | odd for odd in ({"C": 1}, {"C": 4}, {"D": 1}, {"D": 37}, {"D": 500}, {"D": 0}, {"C": 0})),
+    *(DEFAULT | odd for odd in ({"C": 1}, {"C": 4}, {"D": 37}, {"D": 500}, {"D": 0}, {"C": 0})),
     DEFAULT | {"p": 1, "H": 5, "W": 7},
     DEFAULT | {"p": 7, "H": 28, "W": 21},
     DEFAULT | {"p": 14, "H": 28, "W": 98},
     DEFAULT | {"H": 0, "K": 0},
-    DEFAULT | {"B": 1, "C": 1, "H": 1, "W": 1, "p": 1, "R": 0, "K": 1, "D": 1},
     DEFAULT | {"B": 2, "H": 224, "W": 224, "K": 49, "D": 768},
 ]
 IMAGES = (torch.uint8, *FLOATS)
@@ -34,7 +33,8 @@ def sample(device, dtype=torch.float32, images=torch.uint8, *, B, C, H, W, p, R,
     N = (H // p) * (W // p)
     keep = torch.rand(B, N, device=device).argsort(dim=1)[:, :K].sort(dim=1).values
     weight, bias, pos, prefix = (torch.randn(s, device=device, dtype=dtype) for s in ((D, C, p, p), D, (N, D), (R, D)))
-    mean, std = torch.rand(C, device=device, dtype=dtype), 0.2 + torch.rand(C, device=device, dtype=dtype)
+    mean = torch.randint(0, 256, (C,), device=device).to(dtype) / 256  # times 255 exact, or one pixel decides by luck
+    std = 0.2 + torch.rand(C, device=device, dtype=dtype)
     return draw_images(device, images, B, C, H, W), weight, bias, keep, pos, prefix, mean, std
 
 
@@ -69,13 +69,24 @@ def test_equals_reference_in_every_dtype(device, p, dtype, images):
     assert_no_worse_than_torch(in_dtype(ours, dtype), in_dtype(torchs, dtype), inputs, GRADS)
 
 
+@pytest.mark.parametrize("images", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("odd", [{"D": 1}, {"B": 1, "C": 1, "H": 1, "W": 1, "p": 1, "R": 0, "K": 1, "D": 1}], ids=str)
+def test_single_numbers(device, odd, images):
+    inputs = sample(device, torch.float64, images, **DEFAULT | odd)  # too few for luck in rounding to even out
+    cotangent = torch.randn_like(ours(*inputs))
+    torch.testing.assert_close(with_grads(ours, cotangent, inputs), with_grads(torchs, cotangent, inputs))
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_takes_parameters_in_float64(device, dtype):
     inputs = sample(device, torch.float64, **DEFAULT)
-    out = ours(*inputs, dtype=dtype)
+    out, truth = ours(*inputs, dtype=dtype), torchs(*inputs, dtype=torch.float64)
     assert out.dtype == torch.float64
-    expected = torchs(*inputs, dtype=torch.float64)
-    torch.testing.assert_close(out, expected, rtol=0, atol=float(256 * torch.finfo(dtype).eps))
+    if dtype == torch.float64:
+        torch.testing.assert_close(out, truth)
+    else:
+        allowed = (torchs(*inputs, dtype=dtype) - truth).abs().max()
+        assert (out - truth).abs().max() <= FORWARD_FACTOR * allowed
 
 
 def with_grads(fn, cotangent, inputs):

@@ -6,6 +6,7 @@ import torch
 
 from bimkern.ops import random_keep
 from bimkern.ops.philox import philox4x32
+from bimkern.ops.random_keep import random_keep_reference, token_priorities
 
 # Random123's known answers: counter, key (two words), result.
 KNOWN = [
@@ -24,6 +25,83 @@ KNOWN = [
 def test_philox_gives_the_known_answers(make, counter, key, answer):
     words = philox4x32(*(make([word]) for word in counter), key[0] | key[1] << 32)
     assert tuple(int(word[0]) for word in words) == answer
+
+
+IDS = (0, 1, -1, 7, -(2**63), 2**63 - 1, 2**32, 2**40 + 3)
+SEEDS = (0, 3, -1, 2**32, 2**63 - 1, -(2**63), 2**63 + 5, 2**64 - 2)
+DEFAULT = {"N": 196, "K": 49, "P": None}
+CASES = [
+    *(DEFAULT | {"K": K} for K in (0, 1, 195, 196)),
+    *(
+        {"N": N, "K": K, "P": None}
+        for N, K in ((0, 0), (1, 0), (1, 1), (2, 1), (64, 16), (65, 64), (197, 31), (256, 64))
+    ),
+    {"N": 5000, "K": 1250, "P": None},  # beyond what one pass over a block of threads holds
+    {"N": 70001, "K": 9, "P": None},
+    *({"N": 196, "K": K, "P": P} for K, P in ((58, 68), (0, 68), (68, 68), (1, 196), (0, 0))),
+    {"N": 20000, "K": 3000, "P": 9000},
+]
+
+
+def draw_parent(ids, N, P):
+    return torch.rand(len(ids), N, device=ids.device).argsort(dim=1)[:, :P].sort(dim=1).values
+
+
+def assert_equals_reference(ids, N, K, seed, parent=None):
+    got = random_keep(ids, N, K, seed=seed, parent=parent)
+    want = random_keep_reference(ids, N, K, seed, parent)
+    if parent is None:
+        got, want = (got,), (want,)
+    assert all(ours.dtype == torch.int64 and torch.equal(ours, torchs) for ours, torchs in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dims", CASES, ids=str)
+def test_equals_reference(device, dims):
+    ids = torch.tensor(IDS, device=device)
+    parent = None if dims["P"] is None else draw_parent(ids, dims["N"], dims["P"])
+    assert_equals_reference(ids, dims["N"], dims["K"], 3, parent)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_equals_reference_for_every_seed(device, seed):
+    assert_equals_reference(torch.randint(-(2**63), 2**63 - 1, (500,), device=device), 196, 49, seed)
+
+
+def test_every_count_equals_reference(device):
+    ids = torch.randint(-(2**63), 2**63 - 1, (4,), device=device)
+    for N in range(40):
+        for K in range(N + 1):
+            assert_equals_reference(ids, N, K, N)
+
+
+# Found by search: under seed 0 the K-th and the K+1-st smallest word of 2**15 tokens are the same.
+@pytest.mark.parametrize(("sample_id", "K"), [(0, 3047), (11, 14815), (27, 235)])
+def test_of_equal_words_the_earlier_stays(device, sample_id, K):
+    N = 2**15
+    ids = torch.tensor([sample_id], device=device)
+    words = token_priorities(ids, N, seed=0)[0]
+    smallest = words.sort().values
+    assert smallest[K - 1] == smallest[K]
+    first, second = (words == smallest[K]).nonzero().flatten().tolist()
+    kept = random_keep(ids, N, K, seed=0)[0]
+    assert first in kept
+    assert second not in kept
+    assert_equals_reference(ids, N, K, 0)
+    assert_equals_reference(ids, N, K, 0, torch.arange(N, device=device)[None])
+    assert_equals_reference(ids, N, 1, 0, torch.tensor([[first, second]], device=device))
+
+
+def test_reads_any_strides(device):
+    ids = torch.tensor(IDS, device=device)
+    parent = draw_parent(ids, 196, 68)
+    strided = ids.repeat_interleave(2)[::2]
+    assert torch.equal(random_keep(strided, 196, 49, seed=1), random_keep(ids, 196, 49, seed=1))
+    want = random_keep(ids, 196, 49, seed=1, parent=parent)
+    for view in (parent.repeat_interleave(2, dim=1)[:, ::2], parent.mT.contiguous().mT):
+        got = random_keep(strided, 196, 49, seed=1, parent=view)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    same = random_keep(ids[:1].expand(3), 196, 49, seed=1, parent=parent[:1].expand(3, -1))
+    assert all(torch.equal(a, b[:1].expand(3, -1)) for a, b in zip(same, want, strict=True))
 
 
 def test_keeps_are_sorted_distinct_and_complete(device):
@@ -83,10 +161,26 @@ def test_no_samples(device):
     assert random_keep(torch.empty(0, dtype=torch.int64, device=device), 9, 3, seed=0).shape == (0, 3)
 
 
-def test_compiles_without_a_graph_break(device):
-    ids = torch.arange(6, device=device)
-    draw = torch.compile(lambda ids: random_keep(ids, 30, 11, seed=5), fullgraph=True, backend="aot_eager")
-    assert torch.equal(draw(ids), random_keep(ids, 30, 11, seed=5))
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(device, dynamic):
+    @torch.compile(fullgraph=True, dynamic=dynamic)
+    def draw(ids, seed):
+        keep = random_keep(ids, 30, 11, seed=seed)
+        return keep, *random_keep(ids, 30, 5, seed=seed, parent=keep)
+
+    for B, seed in ((6, 5), (9, 6)):
+        ids = torch.arange(B, device=device)
+        keep, child, within = draw(ids, seed)
+        assert torch.equal(keep, random_keep(ids, 30, 11, seed=seed))
+        want = random_keep(ids, 30, 5, seed=seed, parent=keep)
+        assert torch.equal(child, want[0])
+        assert torch.equal(within, want[1])
+
+
+def test_opcheck(device):
+    ids = torch.tensor(IDS, device=device)
+    torch.library.opcheck(torch.ops.bimkern.random_keep.default, (ids, 30, 11, 5))
+    torch.library.opcheck(torch.ops.bimkern.random_keep.parent, (ids, 30, 5, 5, draw_parent(ids, 30, 11)))
 
 
 def test_says_what_is_wrong(device):
@@ -99,3 +193,42 @@ def test_says_what_is_wrong(device):
         random_keep(ids.int(), 9, 3, seed=0)
     with pytest.raises(ValueError, match=r"random_keep: parent must be \[B=4, P\], got \[2, 3\]"):
         random_keep(ids, 9, 2, seed=0, parent=torch.zeros(2, 3, dtype=torch.int64, device=device))
+    with pytest.raises(ValueError, match=r"random_keep: num_tokens must be in \[0, 2\*\*31\), got 2147483648"):
+        random_keep(ids, 2**31, 3, seed=0)
+    with pytest.raises(ValueError, match=r"random_keep: sample_ids must be \[B\], got \[4, 1\]"):
+        random_keep(ids[:, None], 9, 3, seed=0)
+    with pytest.raises(ValueError, match=r"random_keep: parent must be on .* like sample_ids, got meta"):
+        random_keep(ids, 9, 2, seed=0, parent=torch.zeros(4, 3, dtype=torch.int64, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("parent", "message"),
+    [
+        ([[0, 1], [2, 4]], "parent must hold ids in [0, N=4), got 4 in image 1"),
+        ([[-1, 1], [2, 3]], "parent must hold ids in [0, N=4), got -1 in image 0"),
+        ([[0, 1], [2, 2]], "parent must ascend without repeats within an image, got 2 after 2 in image 1"),
+    ],
+)
+def test_says_which_id_is_wrong_on_the_cpu(parent, message):
+    with pytest.raises(RuntimeError) as raised:
+        random_keep(torch.arange(2), 4, 1, seed=0, parent=torch.tensor(parent))
+    assert str(raised.value).startswith(f"random_keep: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2).int(), 4, 1, 0), "sample_ids must be"),
+        ((torch.zeros(2, 1).long(), 4, 1, 0), "sample_ids must be"),
+        ((torch.zeros(2).long(), -1, 0, 0), "num_tokens must be in"),
+        ((torch.zeros(2).long(), 2**31, 0, 0), "num_tokens must be in"),
+        ((torch.zeros(2).long(), 4, 5, 0), r"num_keep must be in \[0, 4\], got 5"),
+        ((torch.zeros(2).long(), 4, -1, 0), r"num_keep must be in \[0, 4\], got -1"),
+        ((torch.zeros(2).long(), 4, 3, 0, torch.zeros(2, 2).long()), r"num_keep must be in \[0, 2\], got 3"),
+        ((torch.zeros(2).long(), 4, 1, 0, torch.zeros(3, 2).long()), "parent must have the images"),
+        ((torch.zeros(2).long(), 4, 1, 0, torch.zeros(2, 2).int()), "parent must be"),
+    ],
+)
+def test_the_bare_op_reads_nothing_out_of_bounds(arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bimkern.random_keep(*arguments)

@@ -1,8 +1,17 @@
-"""Checkpoints are whole, checked, and pruned."""
+"""Checkpoints are whole, checked, and pruned; nothing in them is ever run."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import bimkern
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
 
@@ -86,3 +95,107 @@ def test_a_step_can_be_saved_again(tmp_path):
     save(tmp_path, 1)
     (again,) = save(tmp_path, 1)
     assert torch.equal(checkpoints.load_latest(tmp_path).model["w"], again.model["w"])
+
+
+def test_a_hundred_kills_in_the_middle_of_saving_leave_a_checkpoint_and_no_litter(tmp_path):
+    command = [sys.executable, Path(__file__).with_name("killed_savers.py"), tmp_path, "100"]
+    environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 20  # kills that left something to clean up
+
+
+def test_all_is_on_the_disk_before_it_is_renamed_and_the_renaming_after(tmp_path, monkeypatch):
+    """A power cut cannot be had, so the calls are recorded, each with the sizes of the files as it is made."""
+    events, fsync, rename = [], os.fsync, os.rename
+
+    def recorded_fsync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append((path, path.stat().st_size if path.is_file() else sorted(p.name for p in path.iterdir())))
+        fsync(descriptor)
+
+    def recorded_rename(source, target):
+        events.append((source, target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    save(tmp_path, 1)
+    final, scratch = tmp_path / "step-00000001", tmp_path / ".writing-step-00000001"
+    names = sorted(path.name for path in final.iterdir())
+    assert len(names) == 4
+    renamed = events.index((scratch, final))
+    assert {(scratch / name, (final / name).stat().st_size) for name in names} == set(map(tuple, events[: renamed - 1]))
+    assert events[renamed - 1] == (scratch, names)
+    assert events[renamed + 1 :] == [(tmp_path, ["step-00000001"])]
+
+
+class Payload:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def put(checkpoint, name, content):
+    """Replace a file of a checkpoint, and make the manifest fit."""
+    (checkpoint / name).write_bytes(content)
+    if name != "manifest.json":
+        sums = json.loads((checkpoint / "manifest.json").read_text())
+        sums[name] = hashlib.sha256(content).hexdigest()
+        (checkpoint / "manifest.json").write_text(json.dumps(sums))
+
+
+PICKLES = {
+    "pickle": (
+        lambda payload, path: path.write_bytes(pickle.dumps(payload)),
+        lambda path: pickle.loads(path.read_bytes()),
+    ),
+    "torch": (torch.save, lambda path: torch.load(path, weights_only=False)),
+}
+
+
+@pytest.mark.parametrize(("write", "unpickle"), PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_pickle_in_a_checkpoint_is_refused_and_never_run(tmp_path, name, write, unpickle, caplog):
+    write({"w": Payload(tmp_path / "ran")}, tmp_path / "pickle")
+    save(tmp_path / "run", 1, 2)
+    put(tmp_path / "run" / "step-00000002", name, (tmp_path / "pickle").read_bytes())
+    assert checkpoints.load_latest(tmp_path / "run").step == 1
+    assert "step-00000002 is damaged" in caplog.text
+    assert "step-00000001 instead" in caplog.text
+    put(tmp_path / "run" / "step-00000001", name, (tmp_path / "pickle").read_bytes())
+    with pytest.raises(CheckpointError, match=r"\Ano intact checkpoint is left: .*\Z"):
+        checkpoints.load_latest(tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+    unpickle(tmp_path / "pickle")
+    assert (tmp_path / "ran").exists()  # it would have run
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("state.json", b"[]", "it must say which step it is of"),
+        ("state.json", b'{"step": "1"}', "it must say which step it is of"),
+        ("state.json", b"[" * 10**5, "recursion"),
+        ("manifest.json", b"{}", "it must name the three other files"),
+        ("manifest.json", b'{"../../secret": "0"}', "it must name the three other files"),
+        ("model.safetensors", (2**60).to_bytes(8, "little") + b"{}", "header"),
+    ],
+)
+def test_other_nonsense_is_refused_in_one_line(tmp_path, name, content, reason):
+    save(tmp_path, 1)
+    put(tmp_path / "step-00000001", name, content)
+    with pytest.raises(CheckpointError, match=rf"\A.*step-00000001.* is damaged \(.*{reason}.*\)\Z"):
+        checkpoints.load(tmp_path / "step-00000001")
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_named(tmp_path, caplog):
+    save(tmp_path, 1, 2)
+    (tmp_path / ".writing-step-00000001").write_text("a file in the way")
+    save(tmp_path, 3)
+    assert "step-00000001 is no longer needed and cannot be deleted" in caplog.text
+    assert checkpoints.newest_intact(tmp_path).step == 3

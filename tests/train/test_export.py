@@ -12,7 +12,7 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
-from bimkern.train.config import ConfigError
+from bimkern.train.config import ConfigError, to_json
 from bimkern.train.export import Trained, read_trained, write_backbones, write_hf, write_mae_program, write_timm
 from bimkern.train.run_folder import RunFolder
 
@@ -30,7 +30,8 @@ def run_folder(path, *steps):
     folder.record(CONFIG)
     for step in steps:
         weights = dict(trained().weights)
-        checkpoints.save(folder.checkpoints, Checkpoint(step, weights, {}, {}), best_step=0)
+        saved = Checkpoint(step, weights, {}, {"config": to_json(CONFIG)})
+        checkpoints.save(folder.checkpoints, saved, best_step=0)
     return folder
 
 
@@ -74,6 +75,15 @@ def test_a_single_checkpoint_is_read_with_the_config_of_its_run(tmp_path, monkey
     monkeypatch.chdir(folder.checkpoints / "step-00000010")
     run, here = read_trained(Path())
     assert (run.path, here.step) == (folder.path, 10)
+
+
+def test_a_checkpoint_of_another_run_is_not_read_with_this_ones_config(tmp_path):
+    folder = run_folder(tmp_path / "run", 10)
+    other = RECIPES["mae_vit_test"].config
+    saved = Checkpoint(20, MIM(other.method).state_dict(), {}, {"config": to_json(other)})
+    checkpoints.save(folder.checkpoints, saved, best_step=0)
+    with pytest.raises(ConfigError, match=r"step 20 is of a run with other settings .*recipe: mae_vit_test before"):
+        read_trained(folder.path)
 
 
 def test_reading_leaves_the_save_of_a_live_run_alone(tmp_path):

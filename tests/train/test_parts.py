@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from bimkern.recipes import RECIPES
 from bimkern.train import metrics
 from bimkern.train.config import ConfigError, RunConfig, differences, resolve_device, to_json
 from bimkern.train.memory import LiveBytes, held_bytes
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
 from bimkern.train.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -41,7 +43,9 @@ def test_each_group_clips_its_own_gradients():
     for name, p, scale in (("large", large, 100.0), ("small", small, 0.01)):
         update = optimizer({name: p}, clip=1.0)
         (scale * p).sum().backward()
-        update._adamw.register_step_pre_hook(lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item()))
+        update._optimizer.inner.register_step_pre_hook(
+            lambda *_, p=p, name=name: norms.__setitem__(name, p.grad.norm().item())
+        )
         update.apply()
     assert norms["large"] == pytest.approx(1.0, rel=1e-4)
     assert norms["small"] == pytest.approx(0.02)
@@ -122,9 +126,12 @@ def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
     with (tmp_path / metrics.FILE).open("a") as file:
         file.write('{"step": 4, "lo')
     metrics.Metrics(tmp_path, after_step=2).close()
+    value = pytest.approx(0.4)
     assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
     assert metrics.read(tmp_path)[0] == {"step": 1, "loss": None, "loss_per_block": [0.4, None], "nothing": None}
-    assert list((tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss_per_block/1")] == [(1, value), (2, value)]
+    assert events.Tags()["scalars"] == ["step", "loss_per_block/1"]
 
 
 def test_steps_come_from_epochs_or_are_given():

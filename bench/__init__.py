@@ -1,0 +1,1 @@
+"""What is fast, against whom: `python -m bench --help`; also `pytest bench --benchmark-only`."""

@@ -1,0 +1,118 @@
+"""The options of `python -m bench`, and which entries they select."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from bench.entries import step
+from bench.entry import Entry, discover
+from bench.results import FOLDER
+from bimkern.recipes import RECIPES
+
+_USAGE = "python -m bench [NAME...] [options]   or   python -m bench step [RECIPE...] [options]"
+_DESCRIPTION = """\
+Check ops and training steps against their references, time them in turns with their rivals (plain torch, torch.compile,
+the usual form of other programs), and append the figures to bench/results/<device>.csv. Without a NAME: everything.
+"""
+
+
+class UsageError(Exception):
+    """The command line asks for what is not there; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    entries: list[Entry]
+    device: torch.device
+    quick: bool
+    rounds: int | None
+    cold: bool
+    out: Path | None  # None: rows are not kept
+    list_names: bool
+    picture: bool
+
+    def arguments(self, entry: Entry) -> list[str]:
+        """Return the command line that selects one entry in the same way."""
+        chosen = [entry.name, *entry.arguments, "--device", str(self.device)]
+        if self.rounds is not None:
+            chosen += ["--rounds", str(self.rounds)]
+        return [*chosen, "--quick"] if self.quick else chosen
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read a command line.
+
+    Raises:
+        UsageError: a name, a value or a device is not there; the message gives the choices.
+    """
+    given = _parser().parse_intermixed_args(arguments)
+    device = _device(given.device)
+    out = given.out or FOLDER / f"{device.type}.csv"
+    return Options(
+        entries=_entries(given, device),
+        device=device,
+        quick=given.quick,
+        rounds=given.rounds,
+        cold=not given.no_cold and device.type == "cpu",
+        out=None if (given.quick and given.out is None) or given.no_save else out,
+        list_names=given.list,
+        picture=given.picture,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry of --list; after step: recipes")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--quick", action="store_true", help="one small shape, few rounds, nothing saved")
+    parser.add_argument("--rounds", type=_positive, help="turns of every provider; default: what fits into 2 s")
+    parser.add_argument("--no-cold", action="store_true", help="skip the second pass, with cold malloc, on a CPU")
+    parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    parser.add_argument("--all", action="store_true", help="step: every recipe")
+    parser.add_argument(
+        "--batch-size", type=_positive, help="step: images of a step; default: 16 on a CPU, 256 on a GPU"
+    )
+    parser.add_argument("--list", action="store_true", help="name the entries and stop")
+    parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, and stop")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    return torch.device(name)
+
+
+def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
+    known = discover()
+    if given.names[:1] == [step.NAME]:
+        unknown = [name for name in given.names[1:] if name not in RECIPES]
+        if unknown:
+            raise UsageError(f"no recipe is named {unknown[0]!r}; choose from {', '.join(RECIPES)}")
+        recipes = tuple(RECIPES) if given.all else tuple(given.names[1:])
+        return [step.step_entry(recipes, given.batch_size)]
+    if given.all or given.batch_size:
+        raise UsageError("--all and --batch-size belong to `python -m bench step`")
+    unknown = [name for name in given.names if name not in known]
+    if unknown:
+        raise UsageError(f"no entry is named {unknown[0]!r}; choose from {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(given.names or known)]

@@ -1,0 +1,112 @@
+"""The usual training step: autocast, one backward and one AdamW as torch gives it, for the network or for every block.
+
+Left out, in favour of these loops: waiting for the loss at every step, and the norm of the gradients.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bench.eager.network import Network
+from bimkern.mim.flow import EndToEnd, Local
+from bimkern.mim.masking import RandomDrop
+from bimkern.mim.model import Method
+from bimkern.mim.targets import PixelTarget
+from bimkern.train.optimizers import AdamWConfig
+
+
+class Loop(ABC):
+    """A network with its optimizers; the learning rate is that which the optimizers are given."""
+
+    def __init__(self, network: Network, config: AdamWConfig, dtype: torch.dtype) -> None:
+        self.network = network
+        self.dtype = dtype
+        self.optimizers = [_adamw(list(parameters), config) for parameters in self.groups()]
+
+    def step(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Train on uint8 images [B, C, H, W] and return the loss of every stage; noise [B, N] chooses the mask."""
+        noise = self.network.noise(len(images)) if noise is None else noise
+        ids_shuffle = torch.argsort(noise, dim=1)
+        ids_restore = torch.argsort(ids_shuffle, dim=1)
+        return torch.stack(self.train(self.network.normalize(images), ids_shuffle, ids_restore))
+
+    @abstractmethod
+    def groups(self) -> Iterable[Iterable[nn.Parameter]]:
+        """Yield the parameters of every optimizer."""
+
+    @abstractmethod
+    def train(self, images: Tensor, ids_shuffle: Tensor, ids_restore: Tensor) -> list[Tensor]:
+        """Run forward, backward and update; return the detached losses."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.network.mean.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class EndToEndLoop(Loop):
+    """Source: He et al. 2022 (MAE), section 3 and table 8."""
+
+    def groups(self) -> Iterable[Iterable[nn.Parameter]]:
+        yield self.network.parameters()
+
+    def train(self, images: Tensor, ids_shuffle: Tensor, ids_restore: Tensor) -> list[Tensor]:
+        losses, x = [], images
+        with self.autocast():
+            for stage in range(len(self.network.heads)):
+                x = self.network.stage(stage, x, ids_shuffle)
+                losses.append(self.network.loss(stage, x, images, ids_restore))
+        torch.stack(losses).sum().backward()
+        _update(*self.optimizers)
+        return [loss.detach() for loss in losses]
+
+
+class LocalLoop(Loop):
+    """Source: Luo et al. 2023 (BIM), algorithm 1."""
+
+    def groups(self) -> Iterable[Iterable[nn.Parameter]]:
+        encoder, first = self.network.encoder, 0
+        for tap, head in zip(self.network.method.taps, self.network.heads, strict=True):
+            embedding = [] if first else [encoder.cls_token, *encoder.patch_embed.parameters()]
+            yield [*embedding, *encoder.blocks[first : tap + 1].parameters(), *head.parameters()]
+            first = tap + 1
+
+    def train(self, images: Tensor, ids_shuffle: Tensor, ids_restore: Tensor) -> list[Tensor]:
+        losses, x = [], images
+        for stage, optimizer in enumerate(self.optimizers):
+            with self.autocast():
+                x = self.network.stage(stage, x.detach(), ids_shuffle)
+                loss = self.network.loss(stage, x, images, ids_restore)
+            loss.backward()
+            _update(optimizer)
+            losses.append(loss.detach())
+        return losses
+
+
+def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+_LOOPS: dict[type, type[Loop]] = {EndToEnd: EndToEndLoop, Local: LocalLoop}
+
+
+def usual_loop(method: Method, config: AdamWConfig, dtype: torch.dtype, device: torch.device) -> Loop:
+    """Build the usual network and step of a method; the learning rate is zero.
+
+    Raises:
+        ValueError: the method has a piece of which this folder holds no usual form.
+    """
+    known = type(method.flow) in _LOOPS and type(method.target) is PixelTarget
+    if not known or method.masker != RandomDrop(ratios=method.masker.ratios):
+        pieces = ", ".join(type(piece).__name__ for piece in (method.masker, method.target, method.flow))
+        raise ValueError(f"no usual form is written for {pieces} with these options")
+    return _LOOPS[type(method.flow)](Network(method).to(device), config, dtype)

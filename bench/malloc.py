@@ -1,0 +1,35 @@
+"""Warm and cold malloc on a CPU.
+
+By default glibc maps every large tensor anew and gives it back when it is freed, so that page faults drown what is
+measured; a process that has run for a while, or another allocator, does not pay them. Both states are chosen by
+environment variables, before a process starts.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+WARM = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+def is_warm(environment: Mapping[str, str]) -> bool:
+    return all(environment.get(name) == value for name, value in WARM.items())
+
+
+def restart_warm(arguments: Sequence[str]) -> None:
+    """Replace this process by `python -m bench` with warm malloc, unless it is warm already."""
+    if not is_warm(os.environ):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], os.environ | WARM)
+
+
+def run_cold(arguments: Sequence[str]) -> str:
+    """Run `python -m bench.cold` in a process with cold malloc and return what it printed.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its messages are on stderr.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in WARM}
+    command = [sys.executable, "-m", "bench.cold", *arguments]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -1,0 +1,119 @@
+"""`python -m bench.odd_shapes`: call every op on awkward shapes, forward and backward, for a sanitizer to watch.
+
+Shapes: B images, N patches, K kept patches, D width, R prefix tokens.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bimkern.ops import (
+    embed_visible,
+    gather_tokens,
+    keep_to_mask,
+    masked_loss,
+    pixel_targets,
+    random_keep,
+    restore_tokens,
+    scale_mask,
+)
+
+# Single elements, primes, rows that fit no vector, all kept, none kept, none at all, what training has, and more tokens
+# than the threads of a block take at once.
+SHAPES = (
+    *((1, 1, 1, 1), (3, 7, 5, 33), (5, 197, 49, 127), (2, 13, 13, 20)),
+    *((2, 13, 0, 8), (0, 7, 3, 8), (4, 196, 49, 768), (1, 5003, 1250, 2)),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Makers of tensors of one shape and dtype."""
+
+    dims: tuple[int, int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def floats(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device, requires_grad=True)
+
+    def keep(self) -> Tensor:
+        B, N, K, _ = self.dims
+        return random_keep(torch.arange(B, device=self.device), N, K, seed=1)
+
+
+def _embed_visible(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    images = torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device)
+    weight, bias = (torch.randn(shape, device=make.device, requires_grad=True) for shape in ((D, 3, 4, 4), D))
+    return embed_visible(images, weight, bias, make.keep(), dtype=make.dtype)
+
+
+def _gather_tokens(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    return gather_tokens(make.floats(B, 1 + N, D), make.keep(), make.floats(N, D), num_prefix=1)
+
+
+def _restore_tokens(make: Inputs) -> Tensor:
+    B, N, K, D = make.dims
+    visible, mask_token, pos = make.floats(B, 1 + K, D), make.floats(D), make.floats(N, D)
+    return restore_tokens(visible, make.keep(), mask_token, pos, num_tokens=N, num_prefix=1)
+
+
+def _random_keep(make: Inputs) -> Tensor:
+    B, N, K, _ = make.dims
+    ids = torch.arange(B, device=make.device)
+    keep, _within = random_keep(ids, N, K // 2, seed=1, parent=make.keep())
+    return keep
+
+
+def _masked_loss(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    target = torch.randn(B, N, D, device=make.device)
+    return masked_loss(make.floats(B, N, D), target, keep_to_mask(make.keep(), N))
+
+
+def _pixel_targets(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    return pixel_targets(make.floats(B, 3, 4, 4 * N).detach(), patch=4)
+
+
+def _scale_mask(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    return scale_mask(scale_mask(make.floats(B, N), 3, grid=(1, N)), 1 / 3, grid=(3, 3 * N))
+
+
+CALLS: dict[str, Callable[[Inputs], Tensor]] = {
+    "embed_visible": _embed_visible,
+    "gather_tokens": _gather_tokens,
+    "keep_to_mask": lambda make: keep_to_mask(make.keep(), make.dims[1]),
+    "masked_loss": _masked_loss,
+    "pixel_targets": _pixel_targets,
+    "random_keep": _random_keep,
+    "restore_tokens": _restore_tokens,
+    "scale_mask": _scale_mask,
+}
+
+
+def call_all(device: torch.device) -> int:
+    """Call every op on every shape in every dtype and return the number of calls."""
+    count = 0
+    for call in CALLS.values():
+        for dims in SHAPES:
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                output = call(Inputs(dims, dtype, device))
+                if output.requires_grad:
+                    output.backward(torch.randn_like(output))
+                count += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.odd_shapes", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", type=torch.device)
+    print(f"{call_all(parser.parse_args().device)} calls")

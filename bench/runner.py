@@ -1,0 +1,122 @@
+"""Run one case: check every provider, time them in turns, weigh their memory, and give the rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.entry import Case, Entry, Measure, Run
+from bench.memory import extra_bytes
+from bench.passes import bind
+from bench.refcheck import WrongResult
+from bench.results import Row, provenance
+from bench.timing import Ceilings, Clock, Times, clock_for, measure, summarize
+from bimkern.ops import backends
+
+_BUDGET, _QUICK_BUDGET = 2.0, 0.02  # seconds a case
+
+Medians = Mapping[str, float]  # provider -> seconds
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Where and how cases are run; a ceiling is measured once, when it is first asked for."""
+
+    device: torch.device
+    quick: bool
+    rounds: int | None = None
+    clock: Clock = field(init=False)
+    ceilings: Ceilings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = clock_for(self.device)
+        self.ceilings = Ceilings(self.device, self.clock, quick=self.quick)
+
+    def seconds(self, runs: Mapping[str, Run], before: Mapping[str, Run]) -> dict[str, list[float]]:
+        budget = _QUICK_BUDGET if self.quick else _BUDGET
+        return measure(runs, self.clock, budget=budget, rounds=self.rounds, before=before)
+
+
+def prepare(entry: Entry, case: Case) -> tuple[Measure, dict[str, Run]]:
+    """Make a case ready to run; every provider has shown that it computes the right thing.
+
+    Raises:
+        WrongResult: one does not.
+    """
+    torch.compiler.reset()  # or the shapes of earlier cases count against the limit of recompilations
+    measure_ = entry.measure(case)
+    runs, truth = bind(case, measure_)
+    expected = truth()
+    for provider, run in runs.items():
+        try:
+            measure_.check(provider, run(), expected)
+        except WrongResult as error:
+            raise WrongResult(f"{entry.name} {case.key}, {error}") from None
+    return measure_, runs
+
+
+def medians(bench: Bench, entry: Entry, case: Case) -> Medians:
+    """Time a case and give nothing but medians."""
+    measure_, runs = prepare(entry, case)
+    return {name: summarize(times).median for name, times in bench.seconds(runs, measure_.before).items()}
+
+
+def rows(bench: Bench, entry: Entry, case: Case, cold: Medians) -> list[Row]:
+    """Check and measure all providers of a case."""
+    measure_, runs = prepare(entry, case)
+    extra = {name: extra_bytes(run, bench.device) for name, run in runs.items()}
+    seconds = bench.seconds(runs, measure_.before)
+    times = {name: summarize(values) for name, values in seconds.items()}
+    first = times[measure_.label].median
+    served = backends().get(entry.name, {}).get(bench.device.type)
+    ceiling, ideal, value = _ceiling(bench, case, measure_)
+    common = provenance(bench.device)
+    return [
+        Row(
+            op=entry.name,
+            provider=name,
+            pass_=case.pass_name,
+            shape=case.shape,
+            dtype=case.dtype,
+            backend=served.backend if served and name == measure_.label else "",
+            rounds=len(seconds[name]),
+            cold_median_us=cold[name] * 1e6 if name in cold else None,
+            ratio=time.median / first,
+            share=ideal / time.median if ideal else None,
+            ceiling=ceiling,
+            ceiling_value=value,
+            extra_bytes=extra[name],
+            **_rates(measure_, time),
+            **common,
+        )
+        for name, time in times.items()
+    ]
+
+
+def _rates(measure_: Measure, time: Times) -> dict[str, Any]:
+    def per_second(amount: int, unit: float) -> float | None:
+        return amount / unit / time.median if amount else None
+
+    return {
+        "median_us": time.median * 1e6,
+        "p20_us": time.p20 * 1e6,
+        "p80_us": time.p80 * 1e6,
+        "gb_per_s": per_second(measure_.bytes, 1e9),
+        "tflop_per_s": per_second(measure_.matrix_flops, 1e12),
+        "items_per_s": per_second(measure_.items, 1),
+    }
+
+
+def _ceiling(bench: Bench, case: Case, measure_: Measure) -> tuple[str, float, float | None]:
+    """Return which ceiling binds, the seconds at that ceiling, and its height in GB/s or TFLOP/s."""
+    choices: list[tuple[float, str, float]] = []
+    if measure_.bytes:
+        choices.append((measure_.bytes / bench.ceilings.copy, "copy", bench.ceilings.copy / 1e9))
+    if measure_.matrix_flops:
+        product = bench.ceilings.matrix(case.dtype)
+        choices.append((measure_.matrix_flops / product, "matrix", product / 1e12))
+    if not choices:
+        return "", 0.0, None
+    ideal, name, height = max(choices)
+    return name, ideal, height

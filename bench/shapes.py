@@ -1,0 +1,53 @@
+"""The shapes that are measured: what the published networks do to a batch.
+
+Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0), p pixels
+a side of a patch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+Dims = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Shapes of one image, the batch that goes with a device, and a small one for a quick look."""
+
+    images: tuple[Dims, ...]
+    quick: Dims
+    cpu_batch: int = 64
+    cuda_batch: int = 256
+
+    def on(self, device: str, *, quick: bool) -> list[Dims]:
+        """List the shapes to measure on a device."""
+        if quick:
+            return [{"B": 4} | self.quick]
+        batch = self.cuda_batch if device == "cuda" else self.cpu_batch
+        return [{"B": batch} | image for image in self.images]
+
+
+def _patches(width: int, *, size: int = 224, patch: int = 16) -> Dims:
+    """Tokens of an image with 75 % hidden: He et al. 2022 (MAE), section 4.1."""
+    side = size // patch
+    return {"N": side**2, "K": side**2 // 4, "D": width}
+
+
+_QUICK = {"N": 16, "K": 4, "D": 32}
+_BASE, _LARGE, _DECODER = _patches(768), _patches(1024), _patches(512)
+
+# The encoder's entry: with positions in one pass, without where a growing mask drops tokens between blocks.
+GATHER = Shapes(images=(_BASE | {"P": 0}, _BASE | {"P": 196}, _LARGE | {"P": 196}), quick=_QUICK | {"P": 16})
+
+# Patch embedding of ViT-B/16 and of ViT-H/14.
+EMBED = Shapes(images=(_BASE | {"p": 16}, _patches(1280, patch=14) | {"p": 14}), quick=_QUICK | {"p": 4})
+
+# The decoder's entry: MAE's 512 channels whatever the encoder, behind one cls token; and a wide one.
+RESTORE = Shapes(images=(_DECODER | {"R": 1}, _LARGE | {"R": 1}), quick=_QUICK | {"R": 1})
+
+# A mask at 224 px and at 448.
+KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), quick={"N": 16, "K": 4}, cpu_batch=256)
+
+# The mask of 14 x 14 patches at the other scales of LocalMIM: Wang et al. 2023, section 4.1.
+_SCALES = tuple({"N": 196, "K": 49, "scale": scale} for scale in (4, 2, 0.5))
+SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=256)

@@ -1,0 +1,138 @@
+"""Time providers in turns, so that whatever disturbs the machine disturbs all of them alike."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.entry import Run
+
+Clock = Callable[[Run], float]
+
+_WARM_UP = 1  # rounds; the check has run, and compiled, everything before
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 200
+_LEAD_CYCLES = 2_000_000  # about a millisecond
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Seconds of one call."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def summarize(seconds: Sequence[float]) -> Times:
+    return Times(median=percentile(seconds, 50), p20=percentile(seconds, 20), p80=percentile(seconds, 80))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return a percentile, between neighbours by linear interpolation."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def in_turns(
+    runs: Mapping[str, Run], clock: Clock, rounds: int, before: Mapping[str, Run] | None = None
+) -> dict[str, list[float]]:
+    """Call every provider once a round and return the seconds of each call.
+
+    The order turns by one place a round, so that nobody always runs behind the same neighbour.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for i in range(rounds):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            if before and name in before:
+                before[name]()
+            seconds[name].append(clock(runs[name]))
+    return seconds
+
+
+def measure(
+    runs: Mapping[str, Run],
+    clock: Clock,
+    *,
+    budget: float,
+    rounds: int | None = None,
+    before: Mapping[str, Run] | None = None,
+) -> dict[str, list[float]]:
+    """Warm up, then time in turns: `rounds` rounds, or as many as fit into budget seconds, within limits."""
+    warm = in_turns(runs, clock, _WARM_UP, before)
+    once = sum(min(seconds) for seconds in warm.values())
+    return in_turns(runs, clock, rounds or min(max(int(budget / once), _MIN_ROUNDS), _MAX_ROUNDS), before)
+
+
+def cpu_clock(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class CudaClock:
+    """Time on the device: between two events, with nothing useful in its L2 cache at the start.
+
+    The cache is emptied by reading another buffer (what a write leaves behind would be written back on the time of the
+    op). Then the device sleeps while the host enqueues, so that what is timed is the device and not Python, as in a
+    training step, where the host is ahead.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+        self._device = device
+        self._flush = torch.zeros(size // 4, dtype=torch.float32, device=device)
+
+    def __call__(self, run: Run) -> float:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(self._device):
+            self._flush.sum()
+            torch.cuda._sleep(_LEAD_CYCLES)
+            start.record()
+            run()
+            stop.record()
+            torch.cuda.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3
+
+
+def clock_for(device: torch.device) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else cpu_clock
+
+
+class Ceilings:
+    """What this device does at best, measured in the same run: a large copy, and a large matrix product."""
+
+    def __init__(self, device: torch.device, clock: Clock, *, quick: bool) -> None:
+        self._device, self._clock = device, clock
+        large = device.type == "cuda"
+        self._copy_bytes = 2**22 if quick else 2**30 if large else 2**28
+        self._side = 256 if quick else 8192 if large else 2048
+        self._matrix: dict[str, float] = {}
+        self._copy: float | None = None
+
+    @property
+    def copy(self) -> float:
+        """Bytes a second, read and written."""
+        if self._copy is None:
+            source = torch.ones(self._copy_bytes // 4, device=self._device)
+            target = torch.empty_like(source)
+            self._copy = 2 * self._copy_bytes / self._best(lambda: target.copy_(source))
+        return self._copy
+
+    def matrix(self, dtype: str) -> float:
+        """Operations a second (a multiply-add is two) of a square product of random numbers."""
+        if dtype not in self._matrix:
+            a, b = (torch.randn(self._side, self._side, device=self._device).to(getattr(torch, dtype)) for _ in "ab")
+            out = torch.empty_like(a)
+            self._matrix[dtype] = 2 * self._side**3 / self._best(lambda: torch.mm(a, b, out=out))
+        return self._matrix[dtype]
+
+    def _best(self, run: Run) -> float:
+        seconds = measure({"ceiling": run}, self._clock, budget=0.0, rounds=10)["ceiling"]
+        return percentile(seconds, 50)

@@ -1,0 +1,46 @@
+"""Optional packages: imported where they are asked for, and a reason in one line where they cannot be used."""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+
+class Unusable(RuntimeError):
+    """An optional package cannot be used here; the message is the reason."""
+
+
+def load(name: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        Unusable: it is not there, or threw whatever it liked.
+    """
+    try:
+        with _quiet():
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            raise Unusable("not installed") from error
+        raise Unusable(f"cannot be imported: {error}") from error
+    except Exception as error:
+        raise Unusable(f"cannot be imported: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what a package warns of while it loads: the caller tells in one line what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,70 @@
+"""Safetensors files, written piece by piece, their SHA-256 taken on the way.
+
+The bytes are those of the library's save_file, in half the time that it and a second pass for the SHA-256 take. What
+counts more: a thread can stop between two pieces, while a process that ends inside the library's call aborts.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# In the library's order, last first: wide numbers come first, so that all are aligned.
+_CODES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_RANK = {dtype: -i for i, dtype in enumerate(_CODES)}
+_PIECE = 2**24  # bytes
+
+
+def write(path: Path, tensors: dict[str, Tensor], between: Callable[[], object]) -> str:
+    """Write tensors to a file and onto the disk; return the file's SHA-256.
+
+    Args:
+        path: file that is made or replaced.
+        tensors: of any device and layout.
+        between: called before each piece; what it raises ends the writing.
+
+    Same as: safetensors.torch.save_file.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for piece in _pieces(tensors):
+            between()
+            digest.update(piece)
+            while piece:
+                piece = piece[file.write(piece) :]
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _pieces(tensors: dict[str, Tensor]) -> Iterator[memoryview]:
+    names = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
+    yield memoryview(_header({name: tensors[name] for name in names}))
+    for name in names:
+        content = tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(content), _PIECE):
+            yield content[start : start + _PIECE]
+
+
+def _header(tensors: dict[str, Tensor]) -> bytes:
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _CODES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,51 @@
+// random_keep: which tokens of each image stay visible, as a function of (seed, sample id) alone.
+//
+// Every token of a sample has a random 32-bit word; the K tokens with the smallest words stay, equal words in the order
+// of their places. Letters and strides: keep.h; P candidates, among which is drawn.
+#pragma once
+
+#include "core/parallel.h"
+#include "core/philox.h"
+#include "core/simd.h"
+#include "ops/keep.h"
+
+namespace bimkern {
+
+struct RandomKeep {
+  int64_t images;      // B
+  int64_t tokens;      // N, at most kMaxCandidates
+  int64_t candidates;  // P; N without a parent
+  int64_t kept;        // K, at most P
+  PhiloxKey seed;
+  const int64_t* sample_ids;  // [B]
+  int64_t sample_stride;
+  Keep parent;      // [B, P]; ids null: all tokens are candidates
+  int64_t* keep;    // [B, K], ascends within an image
+  int64_t* within;  // [B, K], places of keep inside parent; null without a parent
+};
+
+constexpr int64_t kMaxCandidates = 0x7fffffff;  // places take half of a 64-bit key
+constexpr uint32_t kMaskStream = 0;             // second counter word: what else draws from a sample id uses others
+constexpr int kWordsPerBlock = 4;               // of Philox: tokens that one counter serves
+
+// The counter of the tokens 4 * block to 4 * block + 3.
+BIMKERN_HD PhiloxCounter token_counter(int64_t sample_id, int64_t block) {
+  const auto id = static_cast<uint64_t>(sample_id);
+  return PhiloxCounter{
+      {static_cast<uint32_t>(block), kMaskStream, static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32)}};
+}
+
+// The word of one token.
+BIMKERN_HD uint32_t token_word(int64_t sample_id, int64_t token, PhiloxKey seed) {
+  const PhiloxCounter words = philox4x32_10(token_counter(sample_id, token / kWordsPerBlock), seed);
+  const int64_t which = token % kWordsPerBlock;  // selected, not indexed: registers have no addresses
+  return which < 2 ? (which == 0 ? words.word[0] : words.word[1]) : (which == 2 ? words.word[2] : words.word[3]);
+}
+
+// CPU. The values of parent are checked first; throws Error.
+void random_keep(const RandomKeep& args, const Parallel& parallel, Simd simd);
+
+// CUDA, on the current device; stream is a cudaStream_t. The values of parent are not checked.
+void random_keep_cuda(const RandomKeep& args, void* stream);
+
+}  // namespace bimkern

@@ -1,0 +1,42 @@
+// torch op scale_mask. Schema: bimkern/ops/scale_mask.py.
+#include "ops/scale_mask.h"
+
+#include "bridge.h"
+
+namespace bimkern {
+namespace {
+
+Tensor scale_mask_op(const Tensor& mask, int64_t rows, int64_t columns, int64_t average, int64_t repeat) {
+  const char* op = "scale_mask";
+  STD_TORCH_CHECK(mask.dim() == 2 && rows >= 0 && columns >= 0 && mask.size(1) == rows * columns, op,
+                  ": mask must be [B, N] with N=rows*columns, got rows=", rows, ", columns=", columns);
+  STD_TORCH_CHECK(average >= 1 && repeat >= 1 && rows % average == 0 && columns % average == 0, op,
+                  ": rows and columns must be multiples of average, and average and repeat at least 1, got average=",
+                  average, ", repeat=", repeat);
+  const Tensor values = with_contiguous_rows(mask);
+  const int64_t tokens = (rows / average * repeat) * (columns / average * repeat);
+  Tensor out = torch::stable::new_empty(mask, {mask.size(0), tokens});
+  ScaleMask args{};
+  args.dtype = dtype_of(op, mask);
+  args.images = mask.size(0);
+  args.rows = rows;
+  args.columns = columns;
+  args.average = average;
+  args.repeat = repeat;
+  args.mask = values.const_data_ptr();
+  args.image_stride = values.stride(0);
+  args.out = out.mutable_data_ptr();
+  if (mask.is_cuda()) {
+    const CudaScope cuda(mask);
+    scale_mask_cuda(args, cuda.stream());
+  } else {
+    scale_mask(args, torch_pool());
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace bimkern
+
+STABLE_TORCH_LIBRARY_IMPL(bimkern, CPU, library) { library.impl("scale_mask", TORCH_BOX(&bimkern::scale_mask_op)); }
+STABLE_TORCH_LIBRARY_IMPL(bimkern, CUDA, library) { library.impl("scale_mask", TORCH_BOX(&bimkern::scale_mask_op)); }

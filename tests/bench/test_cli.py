@@ -1,0 +1,98 @@
+"""The command line: what it selects, what it refuses, and one whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import cli, cold, malloc
+from bench.__main__ import main
+from bench.results import FOLDER
+
+ROOT = Path(__file__).resolve().parents[2]
+
+REFUSED = {
+    "gather_token": "no entry is named 'gather_token'; choose from gather_tokens, loaders, ",
+    "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
+    "gather_tokens --all": "--all and --batch-size belong to `python -m bench step`",
+    "--device tpu": "--device must be cpu, cuda or cuda:N, got 'tpu'",
+    "--device cpu:0": "--device must be cpu, cuda or cuda:N, got 'cpu:0'",
+    "--device cuda:99": "--device cuda:99: torch sees ",
+    "--rounds 0": "argument --rounds: must be a whole number of at least 1, got '0'",
+    "--picture --out none.csv": "none.csv: no such file; `python -m bench` writes one",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_one_line_and_exit_code_2(capsys, arguments):
+    assert main(arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith(f"bench: {REFUSED[arguments]}")
+
+
+def test_list_names_every_entry(capsys):
+    assert main(["--list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == sorted(names)
+    assert {"gather_tokens", "restore_tokens", "random_keep", "step", "loaders"} <= set(names)
+
+
+def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
+    assert cli.parse([]).out == FOLDER / "cpu.csv"
+    assert cli.parse(["--quick"]).out is None
+    assert cli.parse(["--no-save"]).out is None
+    assert cli.parse(["--quick", "--out", str(tmp_path / "x.csv")]).out == tmp_path / "x.csv"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["gather_tokens --quick", "step demo --batch-size 3 --rounds 2", "step --all", "loaders"]
+)
+def test_the_cold_pass_selects_the_same_cases(arguments):
+    def keys(options):
+        return [[case.key for case in e.cases(options.device, options.quick)] for e in options.entries]
+
+    options = cli.parse(arguments.split())
+    again = cli.parse(options.arguments(options.entries[0]))
+    assert keys(again) == keys(options)
+    assert (again.quick, again.rounds) == (options.quick, options.rounds)
+
+
+def test_the_cold_pass_prints_medians(capsys):
+    cold.main(["step", "mae_vit_test", "--batch-size", "2", "--rounds", "1", "--quick"])
+    (line,) = capsys.readouterr().out.splitlines()
+    key, medians = json.loads(line)
+    assert key == "step float32 recipe=mae_vit_test B=2"
+    assert set(medians) == {"ours", "eager"}
+
+
+def test_malloc_is_warm_after_a_restart(monkeypatch):
+    restarted = []
+    monkeypatch.setattr(os, "execve", lambda *call: restarted.append(call))
+    for name in malloc.WARM:
+        monkeypatch.delenv(name, raising=False)
+    malloc.restart_warm(["--quick"])
+    ((_, command, environment),) = restarted
+    assert command[1:] == ["-m", "bench", "--quick"]
+    assert malloc.is_warm(environment)
+    for name, value in malloc.WARM.items():
+        monkeypatch.setenv(name, value)
+    malloc.restart_warm([])
+    assert len(restarted) == 1
+
+
+def test_a_whole_run(tmp_path):
+    out = tmp_path / "cpu.csv"
+    command = [sys.executable, "-m", "bench", "gather_tokens", "--quick", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"torch {torch.__version__}, commit " in done.stdout.splitlines()[0]
+    for name in ("fwd", "fwd+bwd"):
+        assert f"gather_tokens  {name}  float32  B=4 N=16 K=4 D=32 P=16" in done.stdout
+    assert done.stdout.count("cold") == 8
+    assert len(out.read_text().splitlines()) == 1 + 8

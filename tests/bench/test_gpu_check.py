@@ -1,0 +1,85 @@
+"""The check of a GPU machine, without one: parts fail, hang and are refused, and the others go on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu_check, odd_shapes, results
+from bench.gpu_check import Part, parts, run_all, summary
+from bimkern.ops import backends
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(name, code, **options):
+    return Part(name=name, command=[sys.executable, "-c", code], limit=options.pop("limit", 60), **options)
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    chosen = [
+        python("good", "import os; print('hello', os.environ['A'])", environment={"A": "b"}),
+        python("bad", "raise SystemExit(3)"),
+        python("hangs", "import time; print('started', flush=True); time.sleep(600)", limit=3),
+        python("refused", "print('Device not supported'); raise SystemExit(1)", refusal="Device not supported"),
+        Part(name="absent", command=["no-such-program"], limit=1),
+    ]
+    outcomes = run_all(chosen, tmp_path, seconds=300)
+    assert [outcome.result for outcome in outcomes] == [
+        "passed",
+        "failed: exit code 3",
+        "failed: not done after 3 s",
+        "not run: Device not supported",
+        "not run: no-such-program is not on the PATH",
+    ]
+    assert [outcome.failed for outcome in outcomes] == [False, True, True, False, False]
+    assert (tmp_path / "good.log").read_text() == "hello b\n"
+    assert capsys.readouterr().out.count("\n") == len(chosen)
+    text = summary("a machine", outcomes, tmp_path / "cuda.csv")
+    assert "| bad | failed: exit code 3 |" in text
+    assert "Nothing was measured" in text
+
+
+def test_time_is_limited_for_all_together(tmp_path):
+    (outcome,) = run_all([python("late", "pass")], tmp_path, seconds=0)
+    assert outcome.result == "failed: no time was left"
+
+
+def test_the_summary_shows_what_was_measured(tmp_path):
+    command = ["step", "mae_vit_test", "--quick", "--rounds", "1", "--no-cold", "--out", str(tmp_path / "cuda.csv")]
+    subprocess.run([sys.executable, "-m", "bench", *command], cwd=ROOT, check=True, capture_output=True)
+    assert len(results.newest(tmp_path / "cuda.csv")) == 1
+    *_, line = summary("a machine", [], tmp_path / "cuda.csv").splitlines()
+    assert line.startswith("| step step float32 recipe=mae_vit_test B=8 | ")
+    assert "of matrix" in line
+    assert "eager " in line
+
+
+def test_every_op_is_called_on_odd_shapes(device):
+    assert set(odd_shapes.CALLS) == set(backends()), "a new op is to be entered in bench/odd_shapes.py"
+    assert odd_shapes.call_all(device) == len(odd_shapes.CALLS) * len(odd_shapes.SHAPES) * 3
+
+
+def test_its_tests_need_no_package_of_the_commands(tmp_path):
+    (tests,) = [part for part in parts(tmp_path, "90") if part.name == "tests"]
+    for name in ("tyro", "nvidia"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [*tests.command, "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "test_gather_tokens.py" in done.stdout
+
+
+def test_every_file_that_is_left_out_is_there():
+    assert all((ROOT / path).exists() for path in gpu_check._WITHOUT_GPU_CASES)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check"])
+    assert gpu_check.main() == 2
+    assert "make gpu-dry" in capsys.readouterr().err

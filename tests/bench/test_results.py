@@ -1,0 +1,115 @@
+"""The CSV file: what a row is keyed by, and what happens to rows of other times and versions."""
+
+import shutil
+import subprocess
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from bench import picture, results
+from bench.results import COLUMNS, KEY, ResultsError, Row
+
+ROW = Row(
+    op="gather_tokens",
+    provider="ours",
+    pass_="fwd",
+    shape="B=4 N=16",
+    dtype="float32",
+    device="cpu",
+    torch="2.13.0",
+    commit="abc",
+    date="2026-01-01T00:00:00+00:00",
+    device_name="a processor",
+    threads=2,
+    backend="native",
+    rounds=5,
+    median_us=12.3456789,
+    p20_us=11.0,
+    p80_us=14.0,
+    cold_median_us=None,
+    ratio=1.0,
+    gb_per_s=10.0,
+    tflop_per_s=None,
+    share=0.5,
+    ceiling="copy",
+    ceiling_value=20.0,
+    extra_bytes=64,
+    items_per_s=None,
+)
+RIVAL = replace(ROW, provider="torch", backend="", ratio=2.0, median_us=24.7, share=0.25)
+LATER = {"date": "2026-01-02T00:00:00+00:00", "commit": "def"}
+
+
+def test_a_row_has_all_that_it_is_keyed_by():
+    assert set(KEY) <= set(COLUMNS)
+    assert len(COLUMNS) == len(fields(Row))
+
+
+def test_rows_come_back_as_they_went(tmp_path):
+    path = tmp_path / "new" / "cpu.csv"
+    results.append(path, [ROW, RIVAL])
+    results.append(path, [replace(ROW, pass_="fwd+bwd")])
+    (first, second), (third,) = results.newest(path)
+    assert (first["provider"], second["provider"], third["pass"]) == ("ours", "torch", "fwd+bwd")
+    assert (first["median_us"], first["cold_median_us"], first["extra_bytes"]) == ("12.3457", "", "64")
+
+
+def test_a_later_run_replaces_a_case_with_all_its_providers(tmp_path):
+    path = tmp_path / "cpu.csv"
+    results.append(path, [ROW, RIVAL])
+    results.append(path, [replace(ROW, median_us=5.0, **LATER)])
+    ((row,),) = results.newest(path)
+    assert (row["median_us"], row["commit"]) == ("5", "def")
+
+
+def test_other_columns_are_left_alone(tmp_path):
+    path = tmp_path / "cpu.csv"
+    path.write_text("op,time\ngather,1\n")
+    with pytest.raises(ResultsError, match=r"cpu\.csv: has other columns than this version writes"):
+        results.append(path, [ROW])
+    assert path.read_text() == "op,time\ngather,1\n"
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), (",".join(COLUMNS) + "\n", "holds no rows")])
+def test_nothing_to_read_is_said(tmp_path, text, message):
+    path = tmp_path / "cpu.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ResultsError, match=message):
+        results.newest(path)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_a_commit_is_dirty_but_for_results(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+    def commit():
+        results.commit.cache_clear()
+        return results.commit(tmp_path)
+
+    assert commit() == "unknown"
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "start")
+    clean = commit()
+    assert clean.isalnum()
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "bench" / "results" / "cpu.csv").write_text("rows")
+    assert commit() == clean
+    (tmp_path / "kernel.cu").write_text("changed")
+    assert commit() == f"{clean}-dirty"
+
+
+def test_provenance_is_part_of_a_row():
+    found = results.provenance(torch.device("cpu"))
+    assert set(found) <= set(COLUMNS)
+    assert all(str(value) for value in found.values())
+
+
+def test_a_picture_shows_the_first_shape_and_every_recipe(tmp_path, monkeypatch):
+    path = tmp_path / "cpu.csv"
+    steps = [replace(ROW, op="step", shape=f"recipe={name} B=8", share=None) for name in ("mae", "bim")]
+    results.append(path, [ROW, RIVAL, replace(ROW, shape="B=8 N=16"), replace(ROW, dtype="bfloat16"), *steps])
+    assert picture.draw(path) == f"{tmp_path / 'cpu.png'}: 4 cases"
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,145 @@
+"""The image check: it finds every bad file, once, and says why."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from bad_files import picture, write_bad_files, write_odd_files
+
+from bimkern.data import check as checks
+from bimkern.data.cache import cache_folder
+from bimkern.data.check import check, inspect, readable
+from bimkern.data.source import SourceError, image_folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The files that are decoded in this process."""
+    files, plain = [], inspect
+    monkeypatch.setattr(checks, "inspect", lambda path: files.append(path.name) or plain(path))
+    return files
+
+
+def cache_file():
+    (path,) = (cache_folder() / "checked-v1").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_of_bad_file_is_found_and_named_with_its_reason(folder, workers):
+    reasons = write_bad_files(folder)
+    write_odd_files(folder)
+    for i in range(70):  # more than one process is given
+        picture(seed=i).save(folder / f"good {i}.jpg")
+    listing = image_folder(folder)
+    assert reasons.keys() < set(listing.files)
+    found = check(listing, workers=workers)
+    assert list(found) == list(listing.files)
+    assert {name for name, result in found.items() if result.fault} == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in found[name].fault, f"{name}: {found[name].fault}"
+    images = readable(listing, found)
+    assert set(images.files) == set(listing.files) - reasons.keys()
+    sizes = dict(zip(images.files, images.sizes.tolist(), strict=True))
+    assert sizes["größe, turned.jpg"] == [48, 64]  # upright
+    assert sizes["one pixel.png"] == [1, 1]
+
+
+def test_what_has_been_checked_is_not_decoded_again(folder, looked_at):
+    for i in range(5):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    first = check(image_folder(folder), workers=0)
+    assert len(looked_at) == 5
+    assert check(image_folder(folder), workers=0) == first
+    assert len(looked_at) == 5
+    picture(seed=9).save(folder / "3.jpg")
+    os.utime(folder / "4.jpg", ns=(0, 0))
+    (folder / "2.jpg").unlink()
+    second = check(image_folder(folder), workers=0)
+    assert looked_at[5:] == ["3.jpg", "4.jpg"]
+    assert second["3.jpg"].digest != first["3.jpg"].digest
+    assert second["4.jpg"].digest == first["4.jpg"].digest
+    assert list(second) == ["0.jpg", "1.jpg", "3.jpg", "4.jpg"]
+
+
+def test_bad_files_are_remembered_but_not_those_that_could_not_be_opened(folder, looked_at):
+    (folder / "garbage.jpg").write_bytes(b"garbage")
+    (folder / "link.jpg").symlink_to("later")
+    picture().save(folder / "good.jpg")
+    assert check(image_folder(folder), workers=0)["link.jpg"].fault == "No such file or directory"
+    picture().save(folder / "later", "JPEG")
+    looked_at.clear()
+    assert check(image_folder(folder), workers=0)["link.jpg"].fault is None
+    assert looked_at == ["link.jpg"]
+
+
+def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):
+    for i in range(3):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    found = check(image_folder(folder), workers=0)
+    lines = cache_file().read_text().splitlines(keepends=True)
+    foreign = ["[]\n", "7\n", '{"file": "0.jpg", "colour": "red"}\n', "\xff\n"]
+    cache_file().write_text("".join([lines[0], *foreign, lines[1][:20]]))
+    looked_at.clear()
+    assert check(image_folder(folder), workers=0) == found
+    assert looked_at == ["1.jpg", "2.jpg"]
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(folder, monkeypatch, caplog):
+    picture().save(folder / "a.jpg")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "a.jpg"))
+    assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
+    assert "XDG_CACHE_HOME names another place" in caplog.text
+
+
+def test_names_that_are_no_text_are_remembered(folder, looked_at):
+    picture().save(folder / os.fsdecode(b"caf\xe9.jpg"))
+    found = check(image_folder(folder), workers=0)
+    assert check(image_folder(folder), workers=0) == found
+    assert len(looked_at) == 1
+
+
+def test_a_killed_check_is_an_error_in_one_line_and_goes_on_where_it_was(folder, monkeypatch):
+    for i in range(200):
+        picture(8, 8, seed=i).save(folder / f"{i:03}.png")
+    plain = inspect
+
+    def die(path: Path):
+        if path.name == "150.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(path)
+
+    monkeypatch.setattr(checks, "inspect", die)
+    with pytest.raises(SourceError, match="was killed, most likely for want of memory") as raised:
+        check(image_folder(folder), workers=1)
+    assert "\n" not in str(raised.value)
+    kept = len(cache_file().read_text().splitlines())
+    assert kept % 32 == 0
+    monkeypatch.setattr(checks, "inspect", plain)
+    assert len(check(image_folder(folder), workers=0)) == 200
+
+
+def test_progress_is_told_of_what_is_to_be_done(folder):
+    for i in range(70):
+        picture(8, 8, seed=i).save(folder / f"{i}.png")
+    told = []
+    check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
+    assert told == [(32, 70), (64, 70), (70, 70)]
+    check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
+    assert len(told) == 3
+
+
+def test_the_cache_is_json_lines(folder):
+    picture(20, 10).save(folder / "a.png")
+    check(image_folder(folder), workers=0)
+    (record,) = map(json.loads, cache_file().read_text().splitlines())
+    assert (record["file"], record["width"], record["height"], record["fault"]) == ("a.png", 20, 10, None)

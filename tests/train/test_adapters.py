@@ -1,0 +1,121 @@
+"""Whole runs with xformers and apex, or rather with stand-ins that keep their interfaces."""
+
+import importlib
+import json
+import logging
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bimkern.mim.model import MIM
+from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
+from bimkern.train.config import ConfigError, to_json
+from bimkern.train.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("standins")
+
+ADAPTERS = [
+    ("--attention", "xformers"),
+    ("--attention", "xformers", "--precision", "bf16"),
+    ("--optimizer", "apex_adam"),
+    ("--optimizer", "apex_lamb"),
+    ("--optimizer", "apex_lamb", "--precision", "fp16"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def train(photos, out, *options):
+    fixed = ("--workers", "0", "--log-every", "1", "--device", "cpu", "--steps", "5", "--save-every", "3")
+    main(["bim_vit_test", "--data", str(photos), "--out", str(out), *fixed, *options])
+
+
+def losses(out):
+    return [json.loads(line)["loss_per_block"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(out):
+    last = out / "checkpoints" / "step-00000005"
+    return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
+
+
+def cut_back(out):
+    """Make a finished run one that was killed after its checkpoint of step 3."""
+    shutil.rmtree(out / "checkpoints" / "step-00000005")
+    return out
+
+
+@pytest.mark.parametrize("options", ADAPTERS, ids=" ".join)
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(photos, tmp_path, options):
+    train(photos, tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    train(photos, cut_back(tmp_path / "resumed"), *options)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    ours, theirs = saved(tmp_path / "resumed"), saved(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_xformers_changes_rounding_alone_and_may_take_over(photos, tmp_path):
+    train(photos, tmp_path / "run")
+    torchs = losses(tmp_path / "run")
+    seen = importlib.import_module("xformers.ops").seen
+    train(photos, cut_back(tmp_path / "run"), "--attention", "xformers")
+    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and what is judged
+    np.testing.assert_allclose(losses(tmp_path / "run"), torchs, rtol=1e-4)
+
+
+def test_apex_adam_learns_what_adamw_learns_and_lamb_does_not(photos, tmp_path):
+    for name in ("adamw", "apex_adam", "apex_lamb"):
+        train(photos, tmp_path / name, "--optimizer", name)
+    np.testing.assert_allclose(losses(tmp_path / "apex_adam"), losses(tmp_path / "adamw"), rtol=1e-3)
+    assert not np.allclose(losses(tmp_path / "apex_lamb"), losses(tmp_path / "adamw"), rtol=1e-3)
+    assert np.isfinite(losses(tmp_path / "apex_lamb")).all()
+
+
+def test_one_optimizer_does_not_go_on_from_the_state_of_another(photos, tmp_path, capsys):
+    train(photos, tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        train(photos, cut_back(tmp_path / "run"), "--optimizer", "apex_adam")
+    assert stop.value.code == 2
+    message = "holds a run with other settings (run.optimizer: adamw before, apex_adam now)"
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_older_than_the_choice_was_trained_by_the_default(tmp_path):
+    config = RECIPES["bim_vit_test"].config
+    old = to_json(config)
+    del old["run"]["optimizer"], old["run"]["attention"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    RunFolder(tmp_path).open(config)
+    with pytest.raises(ConfigError, match=r"\(run.optimizer: adamw before, apex_lamb now\)"):
+        RunFolder(tmp_path).open(replace(config, run=replace(config.run, optimizer="apex_lamb")))
+
+
+def test_a_nan_in_one_block_skips_that_block_alone(photos, tmp_path, monkeypatch, caplog):
+    plain, calls = MIM.loss, iter(range(10**6))
+
+    def loss(self, stage, *args):
+        result = plain(self, stage, *args)
+        return result * math.nan if stage == 2 and next(calls) in (1, 2) else result
+
+    monkeypatch.setattr(MIM, "loss", loss)
+    with caplog.at_level(logging.WARNING):
+        train(photos, tmp_path / "run", "--optimizer", "apex_lamb")
+    assert "block 3 has a gradient that is not finite" in caplog.text
+    steps = {name: int(t) for name, t in saved(tmp_path / "run").items() if name.endswith(".pred.bias/step")}
+    assert steps == {f"heads.{k}.pred.bias/step": 3 if k == 2 else 5 for k in range(4)}

@@ -1,0 +1,243 @@
+"""Runs on folders with bad images, and on images that change under them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from bad_files import picture, write_bad_files, write_odd_files
+
+from bimkern.data.dali import unusable
+from bimkern.data.pil import PilLoader
+from bimkern.data.workers import WorkerDied
+from bimkern.pretrain import main
+from bimkern.train import checkpoint as checkpoints
+
+LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(12):
+        picture(60, 48, seed=i).save(folder / f"{i:02}.jpg")
+    return folder
+
+
+def arguments(photos, out, *options):
+    return ["bim_vit_test", "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
+
+
+def train(photos, out, *options):
+    main(arguments(photos, out, "--workers", "0", *options))
+
+
+def refused(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        train(*args)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return stop.value.code, error
+
+
+def start(photos, out, *options):
+    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def losses(out):
+    return [(record["step"], record["loss_per_block"]) for record in lines(out / "metrics.jsonl")]
+
+
+def wait_for_step(out, step, process):
+    deadline = time.monotonic() + 120
+    while not any(record[0] >= step for record in losses(out)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_twenty_kinds_of_bad_file_are_set_aside_and_the_rest_is_trained_on(photos, tmp_path, loader, caplog):
+    write_odd_files(photos)
+    shutil.copytree(photos, tmp_path / "good")
+    reasons = write_bad_files(photos)
+    assert len(reasons) >= 20
+    options = ("--steps", "4", "--loader", loader, "--max-bad-ratio", "0.6")
+    train(photos, tmp_path / "mixed", *options)
+    train(tmp_path / "good", tmp_path / "plain", *options)
+    assert losses(tmp_path / "mixed") == losses(tmp_path / "plain")
+    records = lines(tmp_path / "mixed" / "quarantine.jsonl")
+    assert {record["file"] for record in records} == reasons.keys()
+    assert all(reasons[record["file"]] in record["reason"] and record["step"] is None for record in records)
+    assert lines(tmp_path / "mixed" / "metrics.jsonl")[-1]["images_set_aside"] == len(reasons)
+    assert f"{len(reasons)} of {len(reasons) + 21} images set aside (animated.png: animated, " in caplog.text
+    assert lines(tmp_path / "mixed" / "images.jsonl") == lines(tmp_path / "plain" / "images.jsonl")
+
+
+def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys):
+    for name in ("00.jpg", "01.jpg"):
+        (photos / name).write_bytes(b"")
+    code, error = refused(capsys, photos, tmp_path / "run", "--steps", "2")
+    assert code == 2
+    assert f"2 of 12 images cannot be read, more than --max-bad-ratio 0.1; {tmp_path}/run/quarantine.jsonl" in error
+    train(photos, tmp_path / "run", "--steps", "2", "--max-bad-ratio", "0.2")
+    assert len(lines(tmp_path / "run" / "quarantine.jsonl")) == 2
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_path, loader):
+    out = tmp_path / "run"
+    process = start(photos, out, "--steps", "150", "--save-every", "50", "--workers", "1", "--loader", loader)
+    wait_for_step(out, 5, process)
+    (photos / "07.jpg").unlink()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "1 of 12 images set aside (07.jpg: No such file" in error
+    (record,) = lines(out / "quarantine.jsonl")
+    assert record["file"] == "07.jpg"
+    assert record["step"] > 0
+    assert [step for step, _ in losses(out)] == list(range(1, 151))
+    assert "Traceback" not in error
+
+
+def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(photos, tmp_path):
+    out, away = tmp_path / "run", tmp_path / "away"
+    process = start(photos, out, "--steps", "400", "--save-every", "1000", "--workers", "1")
+    wait_for_step(out, 5, process)
+    photos.rename(away)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "images cannot be read, more than --max-bad-ratio 0.1" in error
+    assert "the same command goes on from there" in error
+    assert "Traceback" not in error
+    saved = checkpoints.load_latest(out / "checkpoints").step
+    assert saved == losses(out)[-1][0] > 0
+    away.rename(photos)
+    train(photos, out, "--steps", "400", "--save-every", "1000")
+    assert lines(out / "quarantine.jsonl") == []
+    assert [step for step, _ in losses(out)] == list(range(1, 401))
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def test_a_killed_loader_process_changes_nothing(photos, tmp_path):
+    out = tmp_path / "run"
+    process = start(photos, out, "--steps", "60", "--workers", "2")
+    wait_for_step(out, 5, process)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "it is started again at the same images" in error
+    train(photos, tmp_path / "plain", "--steps", "60")
+    assert losses(out) == losses(tmp_path / "plain")
+    ours, theirs = (checkpoints.load_latest(folder / "checkpoints").model for folder in (out, tmp_path / "plain"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_loader_that_keeps_dying_ends_the_run_with_its_state_saved(photos, tmp_path, capsys, monkeypatch):
+    plain = PilLoader.batches
+
+    def batches(self, data, first, last):
+        yield from plain(self, data, first, min(last, 7))
+        raise WorkerDied("killed")
+
+    monkeypatch.setattr(PilLoader, "batches", batches)
+    code, error = refused(capsys, photos, tmp_path / "run", "--steps", "20")
+    assert code == 1
+    assert "the loader died 3 times at the same images (killed)" in error
+    assert "7 steps are done and saved; the same command goes on from there" in error
+    assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == 7
+
+
+def change(photos, how):
+    path = photos / "03.jpg"
+    if how == "gone":
+        path.unlink()
+    elif how == "with other content":
+        picture(60, 48, seed=99).save(path)
+    else:
+        shutil.copy(path, photos / "new one.jpg")
+
+
+@pytest.mark.parametrize(
+    ("how", "file"), [("gone", "03.jpg"), ("with other content", "03.jpg"), ("new", "new one.jpg")]
+)
+def test_a_resumed_run_refuses_other_images_and_says_what_changed(photos, tmp_path, capsys, how, file):
+    train(photos, tmp_path / "run", "--steps", "2")
+    capsys.readouterr()
+    change(photos, how)
+    code, error = refused(capsys, photos, tmp_path / "run", "--steps", "2")
+    assert code == 2
+    assert f"has changed since the run in {tmp_path}/run began: 1 {how} ({file}); put the images back" in error
+
+
+def test_the_same_images_elsewhere_and_touched_are_the_same(photos, tmp_path, capsys):
+    train(photos, tmp_path / "run", "--steps", "2")
+    shutil.copytree(photos, tmp_path / "copied", copy_function=shutil.copyfile)
+    train(tmp_path / "copied", tmp_path / "run", "--steps", "2")
+    assert "is finished, 2 steps" in capsys.readouterr().out
+
+
+def test_a_file_that_went_bad_between_runs_is_set_aside_until_it_is_back(photos, tmp_path, caplog):
+    train(photos, tmp_path / "run", "--steps", "2")
+    content = (photos / "03.jpg").read_bytes()
+    (photos / "03.jpg").write_bytes(content[:300])
+    train(photos, tmp_path / "run", "--steps", "2")
+    (record,) = lines(tmp_path / "run" / "quarantine.jsonl")
+    assert (record["file"], record["step"]) == ("03.jpg", None)
+    (photos / "03.jpg").write_bytes(content)
+    train(photos, tmp_path / "run", "--steps", "2")
+    assert lines(tmp_path / "run" / "quarantine.jsonl") == []
+    assert "1 images can be read again and are trained on (03.jpg)" in caplog.text
+
+
+def test_checkpoints_of_other_images_are_refused(photos, tmp_path, capsys):
+    train(photos, tmp_path / "run", "--steps", "2")
+    change(photos, "new")
+    (tmp_path / "run" / "images.jsonl").unlink()
+    capsys.readouterr()
+    code, error = refused(capsys, photos, tmp_path / "run", "--steps", "2")
+    assert code == 2
+    assert "its checkpoints were trained on other images than images.jsonl lists" in error
+
+
+def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
+    for i in range(12):
+        picture(1500, 1200, seed=i).save(photos / f"{i:02}.jpg")
+    train(photos, tmp_path / "run", "--steps", "4", "--batch-size", "12")
+    assert "of the time goes into waiting for images; the loader's ceiling here is" in caplog.text
+    assert caplog.text.count("waiting for images") == 1
+
+
+def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(600):
+        (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
+    picture(3000, 3000).save(photos / "00.jpg")
+    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", "1")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").rglob("*.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "python -m bimkern.pretrain: interrupted; the same command goes on from the last checkpoint\n"
+    (cache,) = (tmp_path / "cache").rglob("*.jsonl")
+    assert 0 < len(lines(cache)) < 612

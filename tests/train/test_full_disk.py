@@ -1,0 +1,141 @@
+"""A disk that fills in the middle of a run costs nothing but what had no room, and that for a while."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from disk import full_disk
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bimkern.train import checkpoint as checkpoints
+from bimkern.train.appended import AppendedFile
+
+
+class Run:
+    """The real command in a process of its own, whose files can be kept from growing without touching ours."""
+
+    def __init__(self, folder):
+        photos, self.out = folder / "photos", folder / "run"
+        photos.mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / "one.png")
+        options = ["--steps", "100000", "--save-every", "20", "--log-every", "1", "--workers", "0"]
+        command = ["bimkern.pretrain", "bim_vit_test", "--data", photos, "--out", self.out, *options]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self.warnings = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.warnings.append(line.decode())
+
+    def limit(self, file_size):
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert self.process.poll() is None, self.warnings
+            assert time.monotonic() < deadline, self.warnings
+            time.sleep(0.005)
+
+    def said(self, text):
+        return [line for line in self.warnings if text in line]
+
+    def steps_in_metrics(self):
+        """Return the logged steps; a line that is torn is an error, but for the last, which may be half-way."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+    def steps_in_tensorboard(self):
+        events = EventAccumulator(str(self.out / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        return [event.step for event in events.Scalars("loss")]
+
+    def check_pictures(self):
+        for name in ("reconstruction", "curves", "memory"):
+            Image.open(self.out / "pictures" / f"{name}.png").verify()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(tmp_path)
+    yield run
+    run.end()
+
+
+def test_training_goes_on_and_what_had_no_room_is_written_later(run):
+    run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
+    full = (run.out / "metrics.jsonl").stat().st_size + 100  # a third of a line
+    run.limit(full)
+    run.wait_for(lambda: len(run.said("training goes on, the next save is after 20 steps")) >= 2)
+    run.wait_for(lambda: run.said("pictures cannot be written"))
+    before = run.steps_in_metrics()
+    assert (run.out / "metrics.jsonl").read_bytes().endswith(b"\n")
+    assert (run.out / "metrics.jsonl").stat().st_size <= full
+    run.check_pictures()
+    run.limit(resource.RLIM_INFINITY)
+    run.wait_for(lambda: run.steps_in_metrics()[-1] > before[-1] + 40)
+    for what in ("metrics.jsonl", "tensorboard/events", "pictures"):
+        assert len(run.said(what)) == 1
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == 143
+    steps = run.steps_in_metrics()
+    assert steps == list(range(1, steps[-1] + 1))
+    assert run.steps_in_tensorboard() == steps
+    assert checkpoints.load_latest(run.out / "checkpoints").step == steps[-1]
+    run.check_pictures()
+    assert not list((run.out / "pictures").glob(".*"))
+
+
+def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
+    file = AppendedFile(tmp_path / "log")
+    pieces = [bytes([65 + i]) * 1000 for i in range(12)]
+    for outage in (1, 2):
+        written, waiting = pieces[: 6 * outage - 3], pieces[6 * outage - 3 : 6 * outage]
+        for piece in written[-3:]:
+            file.append(piece)
+        with full_disk(len(written) * 1000 + 500):
+            for piece in waiting:
+                file.append(piece)
+        assert (tmp_path / "log").read_bytes() == b"".join(written)
+        assert caplog.text.count("log cannot be written") == outage
+    file.append(b"end")
+    assert (tmp_path / "log").read_bytes() == b"".join([*pieces, b"end"])
+
+
+def test_what_never_found_room_is_counted_at_the_end(tmp_path, caplog):
+    file = AppendedFile(tmp_path / "log")
+    with full_disk(1500):
+        for _ in range(3):
+            file.append(b"x" * 1000)
+        file.close()
+    assert "log lacks its last 2 pieces" in caplog.text
+    assert (tmp_path / "log").stat().st_size == 1000
+
+
+def test_waiting_pieces_can_be_forgotten(tmp_path):
+    file = AppendedFile(tmp_path / "log")
+    file.append(b"a" * 1000)
+    with full_disk(1500):
+        for piece in (b"b", b"c", b"d"):
+            file.append(piece * 1000)
+        file.cut(0, keep=lambda piece: piece.startswith(b"c"))
+        assert (tmp_path / "log").stat().st_size == 0
+    file.append(b"e")
+    assert (tmp_path / "log").read_bytes() == b"c" * 1000 + b"e"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bimkern.ops import (
+    embed_visible,
     gather_tokens,
     keep_to_mask,
     masked_loss,
@@ -42,6 +43,13 @@ class Inputs:
     def keep(self) -> Tensor:
         B, N, K, _ = self.dims
         return random_keep(torch.arange(B, device=self.device), N, K, seed=1)
+
+
+def _embed_visible(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    images = torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device)
+    weight, bias = (torch.randn(shape, device=make.device, requires_grad=True) for shape in ((D, 3, 4, 4), D))
+    return embed_visible(images, weight, bias, make.keep(), dtype=make.dtype)
 
 
 def _gather_tokens(make: Inputs) -> Tensor:
@@ -79,6 +87,7 @@ def _scale_mask(make: Inputs) -> Tensor:
 
 
 CALLS: dict[str, Callable[[Inputs], Tensor]] = {
+    "embed_visible": _embed_visible,
     "gather_tokens": _gather_tokens,
     "keep_to_mask": lambda make: keep_to_mask(make.keep(), make.dims[1]),
     "masked_loss": _masked_loss,

@@ -1,6 +1,7 @@
 """The shapes that are measured: what the published networks do to a batch.
 
-Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0).
+Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0), p pixels
+a side of a patch.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _BASE, _LARGE, _DECODER = _patches(768), _patches(1024), _patches(512)
 
 # The encoder's entry: with positions in one pass, without where a growing mask drops tokens between blocks.
 GATHER = Shapes(images=(_BASE | {"P": 0}, _BASE | {"P": 196}, _LARGE | {"P": 196}), quick=_QUICK | {"P": 16})
+
+# Patch embedding of ViT-B/16 and of ViT-H/14.
+EMBED = Shapes(images=(_BASE | {"p": 16}, _patches(1280, patch=14) | {"p": 14}), quick=_QUICK | {"p": 4})
 
 # The decoder's entry: MAE's 512 channels whatever the encoder, behind one cls token; and a wide one.
 RESTORE = Shapes(images=(_DECODER | {"R": 1}, _LARGE | {"R": 1}), quick=_QUICK | {"R": 1})

@@ -91,7 +91,7 @@ class MIM(nn.Module):
     def encode(self, stage: int, inputs: Tensor, view: StageView) -> Tensor:
         """Run a stage on what the stage before put out, or on uint8 images for stage 0: [B, R+K, D]."""
         if stage == 0:
-            tokens = self.encoder.embed(self.normalize(inputs), view.keep)
+            tokens = self.encoder.embed(inputs, view.keep, self.mean.flatten(), self.std.flatten())
         else:
             tokens = view.enter(inputs, self.encoder.num_prefix)
         for block in self.stage_blocks(stage):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.attention import Mix, sdpa
+from bimkern.ops import embed_visible
 
 LAYER_NORM_EPS = 1e-6
 
@@ -27,10 +28,9 @@ class Linear(nn.Linear):
 
 
 class PatchEmbed(nn.Conv2d):
-    """Project every patch of [B, C, H, W] images to a token, [B, N, D] in raster order.
+    """Project the kept patches of images to tokens: embed_visible with the parameters of a convolution.
 
-    A convolution in name and layout, for the sake of published weights; a matrix product in fact, so that float32 means
-    float32 (convolutions on a GPU run in TF32 by default) and no algorithm is chosen at run time.
+    A convolution in name and layout, for the sake of published weights.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -39,15 +39,19 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(channels, width, kernel_size=patch, stride=patch)
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        dtype = self.compute_dtype or self.weight.dtype
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,
+        keep: Tensor,
+        pos: Tensor | None = None,
+        *,
+        prefix: Tensor | None = None,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> Tensor:
         assert self.bias is not None
-        B, C, H, W = images.shape
-        p, q = self.kernel_size
-        cells = images.to(dtype).view(B, C, H // p, p, W // q, q).permute(0, 2, 4, 1, 3, 5)
-        patches = cells.reshape(B, (H // p) * (W // q), C * p * q)  # [B, N, C*p*p]
-        tokens = F.linear(patches, self.weight.flatten(1).to(dtype), self.bias.to(dtype))
-        return tokens.to(self.weight.dtype)
+        options = {"prefix": prefix, "mean": mean, "std": std}
+        return embed_visible(images, self.weight, self.bias, keep, pos, **options, dtype=self.compute_dtype)
 
 
 class LayerNorm(nn.LayerNorm):

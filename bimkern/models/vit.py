@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bimkern.models.layers import Block, PatchEmbed, init_linear
 from bimkern.models.pos_embed import sincos_table
-from bimkern.ops import gather_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +63,15 @@ class ViT(nn.Module):
     def num_tokens(self) -> int:
         return len(self.pos_embed)
 
-    def embed(self, images: Tensor, keep: Tensor) -> Tensor:
-        """Embed the kept patches of normalised images [B, C, H, W] behind the cls token: [B, 1+K, D]."""
-        tokens = gather_tokens(self.patch_embed(images), keep, self.pos_embed)  # [B, K, D]
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    def embed(self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        """Embed the kept patches of images behind the cls token: [B, 1+K, D].
+
+        Args:
+            images: [B, C, H, W], uint8 or floating.
+            keep: [B, K], as for gather_tokens.
+            mean, std: [C], to normalise with (uint8 first goes to [0, 1]); None where the images are already.
+        """
+        return self.patch_embed(images, keep, self.pos_embed, prefix=self.cls_token[0], mean=mean, std=std)
 
 
 # Dosovitskiy et al. 2021, table 1 (B, L, H); Touvron et al. 2021 (DeiT), table 1 (Ti, S).

@@ -1,6 +1,7 @@
 """The ops: what masked image modelling computes beyond a plain network, each usable on its own."""
 
 from bimkern.ops._backend import BackendError, backends
+from bimkern.ops.embed_visible import embed_visible
 from bimkern.ops.gather_tokens import gather_tokens
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
@@ -12,6 +13,7 @@ from bimkern.ops.scale_mask import scale_mask
 __all__ = [
     "BackendError",
     "backends",
+    "embed_visible",
     "gather_tokens",
     "keep_to_mask",
     "masked_loss",

@@ -15,7 +15,8 @@
 
 namespace bimkern {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
+// kUInt8 is for pixels alone: dispatch_pixels.
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
 struct float16 {
   uint16_t bits;
@@ -114,8 +115,24 @@ void dispatch(DType dtype, const F& f) {
       return f(bfloat16{});
     case DType::kFloat64:
       return f(double{});
+    case DType::kUInt8:
+      break;
   }
   BIMKERN_CHECK(false, "dtype must be one of float32, float16, bfloat16, float64, got tag ", static_cast<int>(dtype));
+}
+
+// The same for images, which may also be bytes.
+template <typename F>
+void dispatch_pixels(DType dtype, const F& f) {
+  return dtype == DType::kUInt8 ? f(uint8_t{}) : dispatch(dtype, f);
+}
+
+// The same for parameters, which are float32 or float64.
+template <typename F>
+void dispatch_wide(DType dtype, const F& f) {
+  BIMKERN_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "dtype must be float32 or float64, got tag ",
+                static_cast<int>(dtype));
+  return dtype == DType::kFloat32 ? f(float{}) : f(double{});
 }
 
 }  // namespace bimkern

@@ -1,5 +1,6 @@
 // Stands in for the CUDA files where the library is built without nvcc: everything links, and nothing runs.
 #include "core/error.h"
+#include "ops/embed_visible.h"
 #include "ops/gather_tokens.h"
 #include "ops/keep_to_mask.h"
 #include "ops/random_keep.h"
@@ -13,6 +14,8 @@ namespace {
 
 }  // namespace
 
+void add_embeddings_cuda(const AddEmbeddings&, void*) { missing("embed_visible"); }
+void visible_patches_cuda(const VisiblePatches&, void*) { missing("embed_visible"); }
 void gather_tokens_cuda(const GatherTokens&, void*) { missing("gather_tokens"); }
 void gather_tokens_bwd_cuda(const GatherTokensBwd&, void*) { missing("gather_tokens_bwd"); }
 void gather_tokens_bwd_pos_cuda(const GatherTokensBwd&, void*) { missing("gather_tokens_bwd_pos"); }

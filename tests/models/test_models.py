@@ -51,14 +51,15 @@ def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
     some = model.embed(images, keep)
     assert torch.equal(some[:, 0], model.cls_token[0].expand(2, -1))
     for b in range(2):
-        assert torch.equal(some[b, 1:], everything[b, 1 + keep[b]])
+        # Close, not equal: how a row of a matrix product is rounded may depend on the number of rows.
+        torch.testing.assert_close(some[b, 1:], everything[b, 1 + keep[b]])
 
 
 def test_a_patch_is_embedded_by_the_published_kernel_layout():
     torch.manual_seed(0)
     model = ViT(SMALL)
     images = torch.randn(1, 3, 32, 32)
-    token = model.patch_embed(images)[0, 4 + 2]  # row 1, column 2
+    token = model.patch_embed(images, torch.tensor([[4 + 2]]))[0, 0]  # row 1, column 2
     patch = images[0, :, 8:16, 16:24]
     expected = (model.patch_embed.weight * patch).sum((1, 2, 3)) + model.patch_embed.bias
     torch.testing.assert_close(token, expected)

@@ -1,0 +1,397 @@
+import pytest
+import torch
+from tolerance import FORWARD_FACTOR, assert_no_worse_than_torch
+from torch.autograd import gradcheck
+
+from bimkern.ops import embed_visible
+from bimkern.ops._check import FLOATS
+from bimkern.ops.embed_visible import embed_visible_reference
+
+DEFAULT = {"B": 3, "C": 3, "H": 64, "W": 48, "p": 16, "R": 1, "K": 5, "D": 32}
+CASES = [
+    DEFAULT,
+    *(DEFAULT | odd for odd in ({"R": 0}, {"R": 3}, {"B": 0}, {"K": 0}, {"K": 1}, {"K": 12}, {"R": 0, "K": 0})),
+    *(DEFAULT | odd for odd in ({"C": 1}, {"C": 4}, {"D": 37}, {"D": 500}, {"D": 0}, {"C": 0})),
+    DEFAULT | {"p": 1, "H": 5, "W": 7},
+    DEFAULT | {"p": 7, "H": 28, "W": 21},
+    DEFAULT | {"p": 14, "H": 28, "W": 98},
+    DEFAULT | {"H": 0, "K": 0},
+    DEFAULT | {"B": 2, "H": 224, "W": 224, "K": 49, "D": 768},
+]
+IMAGES = (torch.uint8, *FLOATS)
+GRADS = (1, 2, 4, 5)  # weight, bias, pos, prefix
+
+
+def draw_images(device, dtype, *shape):
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype, device=device)
+    return torch.rand(shape, device=device).to(dtype)
+
+
+def sample(device, dtype=torch.float32, images=torch.uint8, *, B, C, H, W, p, R, K, D):
+    """Return the arguments of the reference in their order, but for the dtype of the product."""
+    N = (H // p) * (W // p)
+    keep = torch.rand(B, N, device=device).argsort(dim=1)[:, :K].sort(dim=1).values
+    weight, bias, pos, prefix = (torch.randn(s, device=device, dtype=dtype) for s in ((D, C, p, p), D, (N, D), (R, D)))
+    mean = torch.randint(0, 256, (C,), device=device).to(dtype) / 256  # times 255 exact, or one pixel decides by luck
+    std = 0.2 + torch.rand(C, device=device, dtype=dtype)
+    return draw_images(device, images, B, C, H, W), weight, bias, keep, pos, prefix, mean, std
+
+
+def ours(images, weight, bias, keep, pos, prefix, mean, std, dtype=None):
+    return embed_visible(images, weight, bias, keep, pos, prefix=prefix, mean=mean, std=std, dtype=dtype)
+
+
+def torchs(images, weight, bias, keep, pos, prefix, mean, std, dtype=None):
+    normal = torch.promote_types(dtype or weight.dtype, torch.float32)
+    mean, std = (None if values is None else values.to(normal) for values in (mean, std))
+    return embed_visible_reference(images, weight, bias, keep, pos, prefix, mean, std, dtype or weight.dtype)
+
+
+def in_dtype(fn, dtype):
+    """Multiply in dtype, but in float64 for the truth."""
+    return lambda images, weight, *rest: fn(
+        images, weight, *rest, dtype=torch.float64 if weight.dtype == torch.float64 else dtype
+    )
+
+
+@pytest.mark.parametrize("images", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("dims", CASES, ids=str)
+def test_equals_reference(device, dims, images):
+    assert_no_worse_than_torch(ours, torchs, sample(device, images=images, **dims), GRADS)
+
+
+@pytest.mark.parametrize("images", IMAGES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("p", [14, 16])
+def test_equals_reference_in_every_dtype(device, p, dtype, images):
+    inputs = sample(device, images=images, **DEFAULT | {"p": p, "H": 4 * p, "W": 3 * p})
+    assert_no_worse_than_torch(in_dtype(ours, dtype), in_dtype(torchs, dtype), inputs, GRADS)
+
+
+@pytest.mark.parametrize("images", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("odd", [{"D": 1}, {"B": 1, "C": 1, "H": 1, "W": 1, "p": 1, "R": 0, "K": 1, "D": 1}], ids=str)
+def test_single_numbers(device, odd, images):
+    inputs = sample(device, torch.float64, images, **DEFAULT | odd)  # too few for luck in rounding to even out
+    cotangent = torch.randn_like(ours(*inputs))
+    torch.testing.assert_close(with_grads(ours, cotangent, inputs), with_grads(torchs, cotangent, inputs))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_takes_parameters_in_float64(device, dtype):
+    inputs = sample(device, torch.float64, **DEFAULT)
+    out, truth = ours(*inputs, dtype=dtype), torchs(*inputs, dtype=torch.float64)
+    assert out.dtype == torch.float64
+    if dtype == torch.float64:
+        torch.testing.assert_close(out, truth)
+    else:
+        allowed = (torchs(*inputs, dtype=dtype) - truth).abs().max()
+        assert (out - truth).abs().max() <= FORWARD_FACTOR * allowed
+
+
+def with_grads(fn, cotangent, inputs):
+    leaves = [x.detach().requires_grad_() if i in GRADS else x for i, x in enumerate(inputs)]
+    out = fn(*leaves)
+    return out, *torch.autograd.grad(out, [leaves[i] for i in GRADS], cotangent)
+
+
+def test_is_the_convolution_of_normalised_images(device):
+    images, weight, bias, keep, pos, prefix, mean, std = sample(device, torch.float64, **DEFAULT)
+    pixels = (images.double() / 255 - mean[:, None, None]) / std[:, None, None]
+    tokens = torch.nn.functional.conv2d(pixels, weight, bias, stride=16).flatten(2).mT + pos
+    got = embed_visible(images, weight, bias, keep, pos, prefix=prefix, mean=mean, std=std)
+    for b in range(3):
+        assert torch.equal(got[b, :1], prefix)
+        torch.testing.assert_close(got[b, 1:], tokens[b, keep[b]])
+
+
+@pytest.mark.parametrize("statistics", ["both", "mean", "std", "none"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("images", IMAGES, ids=str)
+def test_patches_are_the_same_bits_on_every_device(device, images, dtype, statistics):
+    normal = torch.promote_types(dtype, torch.float32)
+    images, _, _, keep, _, _, mean, std = sample(device, normal, images, **DEFAULT | {"p": 14, "H": 56, "W": 42})
+    mean = mean if statistics in ("both", "mean") else None
+    std = std if statistics in ("both", "std") else None
+    got = torch.ops.bimkern.visible_patches(images, keep, mean, std, 14, dtype).cpu()
+    full = 255 if images.dtype == torch.uint8 else 1
+    offset, width = (
+        torch.zeros(3, dtype=normal) if mean is None else full * mean.cpu(),
+        torch.full((3,), full).to(normal),
+    )
+    scale = 1 / (width if std is None else width * std.cpu())
+    pixels = (images.cpu().to(normal) - offset[:, None, None]) * scale[:, None, None]
+    for b in range(3):
+        for k, n in enumerate(keep[b].tolist()):
+            y, x = n // 3 * 14, n % 3 * 14
+            assert torch.equal(got[b, k], pixels[b, :, y : y + 14, x : x + 14].flatten().to(dtype))
+
+
+@pytest.mark.parametrize("images", IMAGES, ids=str)
+def test_normalises_as_exactly_as_torch(device, images):
+    def cut(images, mean, std):
+        return torch.ops.bimkern.visible_patches(images, keep, mean, std, 8, mean.dtype)
+
+    def divide(images, mean, std):
+        pixels = images.to(mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        return ((pixels - mean[:, None, None]) / std[:, None, None]).flatten(1).unsqueeze(1)
+
+    keep = torch.zeros(16, 1, dtype=torch.int64, device=device)
+    mean, std = torch.rand(3, device=device), 0.2 + torch.rand(3, device=device)
+    assert_no_worse_than_torch(cut, divide, (draw_images(device, images, 16, 3, 8, 8), mean, std))
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def window(x):
+    return torch.nn.functional.pad(x, (3, 5, 2, 1))[..., 2:-1, 3:-5]
+
+
+def every_other_pixel(x):
+    return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def shifted_by_one(x):
+    return torch.cat([x.flatten()[:1], x.flatten()])[1:].view_as(x)
+
+
+def transposed(x):
+    return x.mT.contiguous().mT
+
+
+def one_image(x):
+    return x[:1].expand_as(x)
+
+
+@pytest.mark.parametrize("p", [14, 16])
+@pytest.mark.parametrize("images", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "view", [channels_last, window, every_other_pixel, shifted_by_one, transposed, one_image], ids=lambda f: f.__name__
+)
+def test_reads_images_of_any_strides(device, view, images, p):
+    images, *rest = sample(device, images=images, **DEFAULT | {"p": p, "H": 4 * p, "W": 3 * p})
+    strided = view(images)
+    cotangent = torch.randn(3, 6, 32, device=device)
+    got = with_grads(ours, cotangent, (strided, *rest))
+    want = with_grads(ours, cotangent, (strided.contiguous(), *rest))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_reads_everything_else_of_any_strides(device):
+    inputs = sample(device, **DEFAULT)
+    cotangent = torch.randn(3, 6, 32, device=device)
+
+    def strided(x):
+        return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+    got = with_grads(ours, strided(cotangent), (inputs[0], *map(strided, inputs[1:])))
+    want = with_grads(ours, cotangent, inputs)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)  # sums over a gradient go in the order of its strides
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_of_float_images(device, dtype):
+    inputs = sample(device, images=torch.float32, **DEFAULT)
+    assert_no_worse_than_torch(in_dtype(ours, dtype), in_dtype(torchs, dtype), inputs, (0, *GRADS))
+
+
+def test_gradient_of_images_keeps_their_dtype(device):
+    images, *rest = sample(device, images=torch.bfloat16, **DEFAULT)
+    images.requires_grad_()
+    ours(images, *rest).sum().backward()
+    assert images.grad.dtype == torch.bfloat16
+    seen = torch.zeros(3, 12, device=device).scatter_(1, rest[2], 1).view(3, 1, 4, 3)
+    assert torch.equal(images.grad.ne(0).any(1, keepdim=True), seen.kron(torch.ones(1, 1, 16, 16, device=device)) > 0)
+
+
+def test_gradcheck(device):
+    dims = {"B": 2, "C": 2, "H": 6, "W": 4, "p": 2, "R": 2, "K": 3, "D": 3}
+    inputs = sample(device, torch.float64, torch.float64, **dims)
+    inputs = [x.requires_grad_() if i in (0, *GRADS) else x for i, x in enumerate(inputs)]
+    assert gradcheck(ours, inputs)
+
+
+def test_gradients_repeat_bit_for_bit(device):
+    inputs = sample(device, **DEFAULT | {"B": 64, "K": 9})
+    cotangent = torch.randn(64, 10, 32, device=device)
+    first = with_grads(ours, cotangent, inputs)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, with_grads(ours, cotangent, inputs), strict=True))
+
+
+@pytest.mark.parametrize("wanted", GRADS)
+def test_asks_for_no_gradient_that_nobody_wants(device, wanted):
+    inputs = sample(device, **DEFAULT)
+    cotangent = torch.randn(3, 6, 32, device=device)
+    everything = with_grads(ours, cotangent, inputs)
+    inputs[wanted].requires_grad_()
+    ours(*inputs).backward(cotangent)
+    assert torch.equal(inputs[wanted].grad, everything[1 + GRADS.index(wanted)])
+    assert all(x.grad is None for i, x in enumerate(inputs) if i != wanted)
+
+
+def test_keeps_nothing_for_backward_but_its_inputs(device):
+    inputs = sample(device, **DEFAULT)
+    inputs[1].requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        ours(*inputs, dtype=torch.bfloat16)
+    assert {x.data_ptr() for x in kept} <= {x.data_ptr() for x in inputs}
+
+
+def test_backward_refuses_images_that_changed(device):
+    inputs = sample(device, **DEFAULT)
+    inputs[1].requires_grad_()
+    out = ours(*inputs)
+    inputs[0].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(device, dtype, optional):
+    images, weight, bias, keep, *options = sample(device, **DEFAULT)
+    arguments = [images, weight.requires_grad_(), bias.requires_grad_(), keep, *(options if optional else [None] * 4)]
+    torch.library.opcheck(torch.ops.bimkern.embed_visible, (*arguments, dtype))
+
+
+def test_opcheck_of_the_patches(device):
+    images, _, _, keep, _, _, mean, std = sample(device, **DEFAULT)
+    torch.library.opcheck(torch.ops.bimkern.visible_patches, (images, keep, mean, std, 16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_break(device, dynamic, dtype):
+    compiled = torch.compile(in_dtype(ours, dtype), fullgraph=True, dynamic=dynamic)
+    for K in (5, 7):
+        inputs = sample(device, **DEFAULT | {"K": K})
+        cotangent = torch.randn(3, 1 + K, 32, device=device)
+        got = with_grads(compiled, cotangent, inputs)
+        want = with_grads(in_dtype(ours, dtype), cotangent, inputs)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)  # the compiler's own sums over the gradient
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"images": torch.zeros(2, 3, 8, 6)},
+            ValueError,
+            "images must be [B, C, H, W] with H and W multiples of patch=4, got [2, 3, 8, 6]",
+        ),
+        (
+            {"images": torch.zeros(2, 3, 7, 8)},
+            ValueError,
+            "images must be [B, C, H, W] with H and W multiples of patch=4, got [2, 3, 7, 8]",
+        ),
+        (
+            {"weight": torch.zeros(5, 3, 0, 0)},
+            ValueError,
+            "images must be [B, C, H, W] with H and W multiples of patch=0, got [2, 3, 8, 8]",
+        ),
+        ({"weight": torch.zeros(5, 3, 4, 2)}, ValueError, "weight must be [D, C, p, p], got [5, 3, 4, 2]"),
+        ({"images": torch.zeros(2, 1, 8, 8)}, ValueError, "images must be [B, C=3, H, W], got [2, 1, 8, 8]"),
+        ({"bias": torch.zeros(4)}, ValueError, "bias must be [D=5], got [4]"),
+        ({"keep": torch.zeros(3, 2).long()}, ValueError, "keep must be [B=2, K], got [3, 2]"),
+        ({"keep": torch.zeros(2, 5).long()}, ValueError, "keep must hold at most N=4 ids per image, got K=5"),
+        ({"pos": torch.zeros(5, 5)}, ValueError, "pos must be [N=4, D=5], got [5, 5]"),
+        ({"prefix": torch.zeros(1, 4)}, ValueError, "prefix must be [R, D=5], got [1, 4]"),
+        ({"mean": torch.zeros(1)}, ValueError, "mean must be [C=3], got [1]"),
+        ({"std": torch.zeros(4)}, ValueError, "std must be [C=3], got [4]"),
+        (
+            {"images": torch.zeros(2, 3, 8, 8).int()},
+            TypeError,
+            "images must be uint8, float32, float16, bfloat16 or float64, got int32",
+        ),
+        ({"weight": torch.zeros(5, 3, 4, 4).half()}, TypeError, "weight must be float32 or float64, got float16"),
+        ({"bias": torch.zeros(5).half()}, TypeError, "bias must be float32, got float16"),
+        ({"keep": torch.zeros(2, 2).int()}, TypeError, "keep must be int64, got int32"),
+        ({"pos": torch.zeros(4, 5).double()}, TypeError, "pos must be float32, got float64"),
+        ({"prefix": torch.zeros(1, 5).double()}, TypeError, "prefix must be float32, got float64"),
+        ({"mean": torch.zeros(3).double()}, TypeError, "mean must be float32, got float64"),
+        ({"std": torch.zeros(3).double()}, TypeError, "std must be float32, got float64"),
+        (
+            {"dtype": torch.int32},
+            TypeError,
+            "dtype must be float32, float16, bfloat16 or float64, got torch.int32",
+        ),
+        ({"pos": torch.zeros(4, 5, device="meta")}, ValueError, "pos must be on cpu like images, got meta"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_says_what_is_wrong(change, error, message):
+    arguments = {
+        "images": torch.zeros(2, 3, 8, 8),
+        "weight": torch.zeros(5, 3, 4, 4),
+        "bias": torch.zeros(5),
+        "keep": torch.tensor([[0, 1], [2, 3]]),
+    }
+    with pytest.raises(error) as raised:
+        embed_visible(**arguments | change)
+    assert str(raised.value) == f"embed_visible: {message}"
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[0, 1], [2, 4]], "keep must hold ids in [0, N=4), got 4 in image 1"),
+        ([[-1, 1], [2, 3]], "keep must hold ids in [0, N=4), got -1 in image 0"),
+        ([[0, 1], [3, 2]], "keep must ascend without repeats within an image, got 2 after 3 in image 1"),
+    ],
+)
+def test_checks_ids_on_the_cpu(ids, message):
+    with pytest.raises(RuntimeError) as raised:
+        embed_visible(torch.zeros(2, 3, 8, 8), torch.zeros(5, 3, 4, 4), torch.zeros(5), torch.tensor(ids))
+    assert f"embed_visible: {message}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 8, 6)}, "H and W multiples of patch=4"),
+        ({"images": torch.zeros(3, 8, 8)}, "H and W multiples of patch=4"),
+        ({"images": torch.zeros(2, 3, 8, 8).int()}, "dtype must be float32"),
+        ({"keep": torch.zeros(3, 2).long()}, r"keep must be \[B, K\]"),
+        ({"keep": torch.zeros(2, 2).int()}, "keep must be int64"),
+        ({"mean": torch.zeros(2)}, r"mean must be \[C\]"),
+        ({"std": torch.zeros(3).double()}, "std must be of the type that patches are normalised in"),
+        ({"dtype": torch.int32}, "dtype must be float32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_bare_cut_reads_nothing_out_of_bounds(change, message):
+    arguments = {"images": torch.zeros(2, 3, 8, 8), "keep": torch.tensor([[0, 1], [2, 3]]), "mean": None, "std": None}
+    arguments |= {"patch": 4, "dtype": torch.float32} | change
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bimkern.visible_patches(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"product": torch.zeros(2, 5, 2).mT}, "product must be contiguous"),
+        ({"product": torch.zeros(2, 5)}, "product must be contiguous"),
+        ({"product": torch.zeros(2, 2, 5).int()}, "dtype must be float32"),
+        ({"keep": torch.zeros(2, 3).long()}, r"product must be \[B, K, D\]"),
+        ({"keep": torch.zeros(2, 2).int()}, "keep must be int64"),
+        ({"bias": torch.zeros(4)}, r"bias must be \[D\]"),
+        ({"bias": torch.zeros(5).half(), "pos": None, "prefix": None}, "dtype must be float32 or float64"),
+        ({"pos": torch.zeros(4, 4)}, r"pos must be \[4, D\]"),
+        ({"pos": torch.zeros(4, 5).half()}, "pos must have the dtype and device of the result"),
+        ({"pos": torch.zeros(3, 5)}, r"keep must hold ids in \[0, N=3\), got 3 in image 1"),
+        ({"prefix": torch.zeros(1, 4)}, r"prefix must be \[1, D\]"),
+        ({"prefix": torch.zeros(1, 5).double()}, "prefix must have the dtype and device of the result"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_bare_sum_reads_nothing_out_of_bounds(change, message):
+    arguments = {"product": torch.zeros(2, 2, 5), "bias": torch.zeros(5), "keep": torch.tensor([[0, 1], [2, 3]])}
+    arguments |= {"pos": torch.zeros(4, 5), "prefix": torch.zeros(1, 5)}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bimkern.add_embeddings(**arguments | change)

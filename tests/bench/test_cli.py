@@ -16,7 +16,7 @@ from bench.results import FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = {
-    "gather_token": "no entry is named 'gather_token'; choose from gather_tokens, ",
+    "gather_token": "no entry is named 'gather_token'; choose from embed_visible, ",
     "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
     "gather_tokens --all": "--all and --batch-size belong to `python -m bench step`",
     "--device tpu": "--device must be cpu, cuda or cuda:N, got 'tpu'",

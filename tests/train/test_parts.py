@@ -128,7 +128,13 @@ def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
     metrics.Metrics(tmp_path, after_step=2).close()
     value = pytest.approx(0.4)
     assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
-    assert metrics.read(tmp_path)[0] == {"step": 1, "loss": None, "loss_per_block": [0.4, None], "nothing": None}
+    (kept, _) = metrics.read(tmp_path).records()
+    assert kept == {
+        "step": 1,
+        "loss": None,
+        "loss_per_block": [0.4, None],
+        "nothing": None,
+    }
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss_per_block/1")] == [(1, value), (2, value)]
     assert events.Tags()["scalars"] == ["step", "loss_per_block/1"]

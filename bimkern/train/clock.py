@@ -27,17 +27,15 @@ class TimedLoader:
         batches, fresh = self._loader.batches(data, first, last), True
         while True:
             begin = time.perf_counter()
-            try:
-                batch = next(batches, None)
-            finally:
-                seconds = time.perf_counter() - begin
-                if fresh:
-                    self.started += seconds
-                elif not self._busy():
-                    self.waited += seconds
+            batch = next(batches, None)
             if batch is None:
                 return
-            self.images += 0 if fresh else len(batch.images)
+            seconds = time.perf_counter() - begin
+            if fresh:
+                self.started += seconds
+            else:
+                self.images += len(batch.images)
+                self.waited += 0 if self._busy() else seconds
             fresh = False
             yield batch
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_a_history_is_evenly_spaced_bounded_and_ends_with_the_latest(monkeypatch
     steps = [record["step"] for record in history.records()]
     assert steps == list(range(count)) or 4 < len(steps) <= 9
     assert steps[-1:] == list(range(count))[-1:]
-    assert len({later - step for step, later in zip(steps[:-1], steps[1:-1], strict=False)}) <= 1
+    assert len({later - step for step, later in pairwise(steps[:-1])}) <= 1
 
 
 def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):

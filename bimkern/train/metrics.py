@@ -14,15 +14,18 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bimkern.train.appended import AppendedFile
+from bimkern.train.history import History
 
 FILE = "metrics.jsonl"
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Read all records of a run; a line torn by a killed process is left out."""
-    path = folder / FILE
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [record for record in map(_record, lines) if record is not None]
+def read(folder: Path) -> History:
+    """Read the records of a run; a line torn by a killed process is left out."""
+    history, path = History(), folder / FILE
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        if (record := _record(line)) is not None:
+            history.add(record)
+    return history
 
 
 class Metrics:
@@ -30,6 +33,7 @@ class Metrics:
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
         """Open the metrics of a run and drop what was logged after a step."""
+        self.history = History()
         self._path = folder / FILE
         self._lines = AppendedFile(self._path)
         board = folder / "tensorboard"
@@ -44,8 +48,12 @@ class Metrics:
 
         def stands(line: bytes) -> bool:
             record = _record(line)
-            return record is not None and record["step"] <= after_step
+            if record is None or record["step"] > after_step:
+                return False
+            self.history.add(record)
+            return True
 
+        self.history = History()
         size = 0
         with self._path.open("rb") as file:
             for line in file:
@@ -59,6 +67,7 @@ class Metrics:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record; a number that is not finite becomes null, which every JSON reader takes."""
         record = {name: _finite(value) for name, value in record.items()}
+        self.history.add(record)
         self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
         scalars = [
             Summary.Value(tag=f"{name}/{i + 1}" if isinstance(value, list) else name, simple_value=scalar)

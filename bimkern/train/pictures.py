@@ -1,7 +1,10 @@
-"""The pictures of a run: reconstructions of every block, curves, memory over time."""
+"""The pictures of a run: reconstructions of every block, curves, memory over time.
+
+Whatever draws takes numbers on the host alone, so that it may run in the background.
+"""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,34 @@ _NORMALISED = (
 Columns = list[tuple[str, Tensor]]  # title, [B, C, H, W] in [0, 1]
 
 
-def draw_reconstructions(path: Path, model: MIM, images: Tensor, draw_ids: Tensor, seed: int, title: str) -> None:
-    """Draw original, masked, and the reconstruction of every block, one image [B, C, H, W] uint8 a row.
+@dataclass(frozen=True)
+class Reconstructions:
+    """Original, masked, and the reconstruction of every block; the note says whose statistics de-normalise them."""
 
-    The title says whose statistics de-normalise the predictions; where a target needs some, both choices are drawn.
-    """
+    columns: Columns
+    note: str
+
+
+def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
+    """Reconstruct images [B, C, H, W] uint8; where a target needs statistics, with both choices of them."""
     columns: Columns = [("original", images / 255), *_predictions(model, images, draw_ids, seed, "visible")]
     if model.method.target.normalize:
         columns += [(f"{name}*", pixels) for name, pixels in _predictions(model, images, draw_ids, seed, "truth")[1::2]]
-    figure = Figure(figsize=(1.3 * len(columns), 1.3 * len(images) + 0.7), layout="constrained")
-    for row, axes in enumerate(figure.subplots(len(images), len(columns), squeeze=False)):
-        for axis, (name, pixels) in zip(axes, columns, strict=True):
-            axis.imshow(pixels[row].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    note = _NORMALISED if model.method.target.normalize else _HONEST
+    return Reconstructions([(name, pixels.cpu()) for name, pixels in columns], note)
+
+
+def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
+    """Draw reconstructions, one image a row."""
+    rows = len(shown.columns[0][1])
+    figure = Figure(figsize=(1.3 * len(shown.columns), 1.3 * rows + 0.7), layout="constrained")
+    for row, axes in enumerate(figure.subplots(rows, len(shown.columns), squeeze=False)):
+        for axis, (name, pixels) in zip(axes, shown.columns, strict=True):
+            axis.imshow(pixels[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(name, fontsize=8)
-    note = _NORMALISED if model.method.target.normalize else _HONEST
-    figure.suptitle(f"{title}\n{note}", fontsize=9)
+    figure.suptitle(f"{title}\n{shown.note}", fontsize=9)
     _write(figure, path)
 
 

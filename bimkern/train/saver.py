@@ -1,15 +1,15 @@
 """Saving in the background: the loop pays for a copy in memory, a thread for the disk.
 
-The copy takes as many bytes of host memory as the weights and the optimizer's state. It is kept from save to save,
-since pages that are new to the process cost many times the copy.
+The copy takes as many bytes of host memory as the weights and the optimizer's state. It is kept from save to save.
 """
 
-import ctypes
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +18,15 @@ import torch
 from torch import Tensor
 
 from bimkern.train import checkpoint as checkpoints
+from bimkern.train import device as devices
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.host_memory import HostMemory
 
 logger = logging.getLogger("bimkern.train")
 
 Tensors = dict[str, Tensor]
+
+_PAUSES = (1.0, 3.0)  # seconds before a required save is tried again
 
 
 class Saver:
@@ -35,9 +39,9 @@ class Saver:
     def __init__(self, folder: Path, *, every: int) -> None:
         """Save into a folder, every so many steps (which only the warning of a failed save mentions)."""
         self.best: dict[str, Any] | None = None  # step and loss of the best checkpoint that was written
+        self.saved_step = 0  # of the newest
         self._folder, self._every = folder, every
-        self._model: Tensors = {}
-        self._optimizer: Tensors = {}
+        self._memory = HostMemory()
         self._work: _Work | None = None
         self._abandoned = threading.Event()
 
@@ -53,16 +57,26 @@ class Saver:
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
         """Get the memory for copies of such tensors in the background, so that the first save is as short as others."""
         self.wait()
-        self._start(lambda: self._fit(model, optimizer))
+        tensors = [*model.values(), *optimizer.values()]
+        self._start(lambda: self._memory.fit(tensors), _gpu(tensors))
 
-    def save(self, checkpoint: Checkpoint, loss: float, *, first: Callable[[], object], required: bool) -> None:
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        loss: float,
+        *,
+        first: Callable[[], object],
+        then: Callable[[], object] = lambda: None,
+        required: bool,
+    ) -> None:
         """Copy a checkpoint and write it in the background, once the save before it is through.
 
         Args:
             checkpoint: its tensors may change as soon as this returns; `best` is added to its state.
-            loss: the lowest so far makes the checkpoint the best one.
+            loss: the lowest so far makes the checkpoint the best one, and NaN never does.
             first: called in the background before anything is written.
-            required: wait until it is written. Any other that cannot be written is a warning.
+            then: called in the background after that.
+            required: wait until it is written, and try again. Any other that cannot be written is a warning.
 
         Raises:
             CheckpointError: it is required and cannot be written.
@@ -71,26 +85,48 @@ class Saver:
         best = self.best
         if math.isfinite(loss) and (best is None or loss < best["loss"]):
             best = {"step": checkpoint.step, "loss": loss}
-        copied = self._copy(checkpoint.model, checkpoint.optimizer)
-        copy = Checkpoint(checkpoint.step, self._model, self._optimizer, {"best": best} | checkpoint.state)
+        best_step = best["step"] if best else checkpoint.step
+        checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
+        tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
+        gpu, copies = _gpu(tensors), self._memory.copy(tensors)
+        written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
+        copied = None if gpu is None else devices.recorded(gpu)
 
         def write() -> None:
             if copied is not None:
                 copied.synchronize()
             first()
             try:
-                best_step = best["step"] if best else copy.step
-                checkpoints.save(self._folder, copy, best_step=best_step, between=self._check)
+                checkpoints.save(self._folder, written, best_step=best_step, between=self._check)
             except CheckpointError as error:
                 if required:
                     raise
                 logger.warning("%s; training goes on, the next save is after %d steps", error, self._every)
             else:
-                self.best = best
+                self.best, self.saved_step = best, checkpoint.step
+            self._check()
+            then()
 
-        self._start(write)
         if required:
-            self.wait()
+            self._insist(write, gpu)
+        else:
+            self._start(write, gpu)
+            if copies is None:
+                self.wait()
+
+    def _insist(self, write: Callable[[], None], gpu: torch.device | None) -> None:
+        """Write and wait; try again after a while, in which somebody may make room."""
+        for pause in (*_PAUSES, None):
+            self._start(write, gpu)
+            try:
+                self.wait()
+            except CheckpointError as error:
+                if pause is None:
+                    raise CheckpointError(f"{error}; nothing is saved since step {self.saved_step}") from error
+                logger.warning("%s; it is tried again in %g s", error, pause)
+                time.sleep(pause)
+            else:
+                return
 
     def wait(self) -> None:
         """Wait for what is running in the background, and raise what it raised."""
@@ -106,32 +142,9 @@ class Saver:
         if error is not None:
             raise error
 
-    def _start(self, task: Callable[[], None]) -> None:
-        self._work = _Work(task)
+    def _start(self, task: Callable[[], object], gpu: torch.device | None) -> None:
+        self._work = _Work(task, gpu)
         self._work.start()
-
-    def _copy(self, model: Tensors, optimizer: Tensors) -> torch.cuda.Event | None:
-        """Copy tensors into the buffers; return what to wait for where a GPU still has to do it, in its order."""
-        self._fit(model, optimizer)
-        for buffers, tensors in ((self._model, model), (self._optimizer, optimizer)):
-            for name, tensor in tensors.items():
-                buffers[name].copy_(tensor, non_blocking=True)
-        if not any(tensor.is_cuda for tensor in model.values()):
-            return None
-        event = torch.cuda.Event()
-        event.record()
-        return event
-
-    def _fit(self, model: Tensors, optimizer: Tensors) -> None:
-        """Make the buffers such that these tensors can be copied into them."""
-        for buffers, tensors in ((self._model, model), (self._optimizer, optimizer)):
-            for gone in buffers.keys() - tensors.keys():
-                del buffers[gone]
-            for name, tensor in tensors.items():
-                buffer = buffers.get(name)
-                if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-                    self._check()
-                    buffers[name] = _host_memory(tensor)
 
     def _check(self) -> None:
         if self._abandoned.is_set():
@@ -145,22 +158,25 @@ class _Abandoned(Exception):
 class _Work(threading.Thread):
     """A task in the background; what it raised is kept."""
 
-    def __init__(self, task: Callable[[], None]) -> None:
+    def __init__(self, task: Callable[[], object], gpu: torch.device | None) -> None:
         super().__init__(name="bimkern saver", daemon=True)
         self.error: BaseException | None = None
-        self._task = task
+        self._task, self._gpu = task, gpu
 
     def run(self) -> None:
         try:
-            self._task()
+            with devices.current(self._gpu):
+                self._task()
         except BaseException as error:
             self.error = error
 
 
-def _host_memory(tensor: Tensor) -> Tensor:
-    """Return memory of the tensor's shape on the host, whose pages the process already has."""
-    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    if not tensor.is_cuda:
-        # Neither torch's threads nor the interpreter's lock are taken from the loop.
-        ctypes.memset(buffer.data_ptr(), 0, buffer.nbytes)
-    return buffer
+def _gpu(tensors: list[Tensor]) -> torch.device | None:
+    return next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+
+
+def _with_tensors(checkpoint: Checkpoint, tensors: list[Tensor]) -> Checkpoint:
+    """Return a checkpoint with other tensors under the same names."""
+    rest = iter(tensors)
+    model, optimizer = (dict(zip(names, rest, strict=False)) for names in (checkpoint.model, checkpoint.optimizer))
+    return replace(checkpoint, model=model, optimizer=optimizer)

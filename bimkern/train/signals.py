@@ -28,11 +28,11 @@ def terminated_at_once() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A signal ended the run after its state was saved."""
+    """The run ends here, and the same command goes on from what is saved; the message says what ended it."""
 
-    def __init__(self, number: signal.Signals, step: int) -> None:
-        super().__init__(f"stopped by {number.name} after step {step}")
-        self.exit_code = 128 + number
+    def __init__(self, reason: str, *, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class StopSignals:

@@ -1,15 +1,12 @@
 """The training loop: it runs any method, and knows none."""
 
-import logging
-import os
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+import math
+import signal
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bimkern.data.batches import Batch, MicroBatches
@@ -19,45 +16,32 @@ from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import hidden_errors
 from bimkern.models import attention
 from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
-from bimkern.train import metrics, optimizers, pictures
+from bimkern.train import device as devices
+from bimkern.train import metrics, optimizers
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
-from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, resolve_device, to_json
+from bimkern.train.clock import Clock, TimedLoader
+from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_json
 from bimkern.train.console import Reporter
+from bimkern.train.divergence import PATIENCE, Diverged, Divergence
 from bimkern.train.export import Trained, write_backbones
+from bimkern.train.history import History
+from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
-from bimkern.train.outage import Outage
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages
 from bimkern.train.saver import Saver
 from bimkern.train.signals import Stopped, StopSignals
+from bimkern.train.supply import Shortage, Supply
 
-logger = logging.getLogger("bimkern.train")
-
-_JUDGED_IMAGES = 64
-_DRAWN_IMAGES = 6
-_PATIENCE = 10  # updates in a row that a group may skip, before the run returns to its last checkpoint
-_WAIT_WORTH_SAYING = 0.05  # share of the time
-
-
-class Diverged(RuntimeError):
-    """Training cannot go on from where it is, nor from its last checkpoint."""
+__all__ = ["Diverged", "Outcome", "Starved", "Trainer"]
 
 
 class Starved(RuntimeError):
-    """There is nothing more to train on; what has been trained is saved."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How well every stage reconstructs images that were put aside, against the mean visible colour."""
-
-    errors: list[float]
-    baselines: list[float]
+    """There is nothing more to train on; the message says what is saved."""
 
 
 class Trainer:
@@ -66,7 +50,7 @@ class Trainer:
     def __init__(self, config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> None:
         run = config.run
         self.config, self.folder = config, folder
-        self.device = resolve_device(run.device)
+        self.device = devices.claim(run.device)
         torch.manual_seed(run.seed)
         self.model = MIM(config.method).to(self.device)
         dtype = DTYPES[run.precision]
@@ -80,26 +64,28 @@ class Trainer:
         self.images = images
         self.total_steps = run.num_steps(len(images.images))
         data = self._micro_batches(images.images, run.batch_size, run.images_at_a_time, run.seed)
-        self.feed = Feed(loader, data, images.quarantine.add)
-        self._judged = self._load_judged(images)
+        self._edge = devices.StepEdge(self.device)
+        self._loader = TimedLoader(loader, self._edge.pending)
+        self._shortage = Shortage()
+        self.feed = Feed(self._loader, data, images.quarantine.add)
+        self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
         self._interval_losses: list[Tensor] = []
         self._saver = Saver(folder.checkpoints, every=run.save_every)
-        self._pictures = Outage(f"{folder.pictures}")
+        self._divergence = Divergence(self.updates, folder.path)
         self._live_activation_bytes: int | None = None
-        self._rolled_back_to: int | None = None
-        self._data_is_short = False  # and it has been said
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""
         done = self._resume()
         self.folder.record(self.config)
         if done < self.total_steps:
-            with _repeatable_kernels() if self.config.run.deterministic else nullcontext():
+            with devices.repeatable_kernels() if self.config.run.deterministic else nullcontext():
                 self._train_from(done)
         else:
-            self._draw(done)  # the run may have been killed between its last checkpoint and the pictures
+            # The run may have been killed between its last checkpoint and the pictures.
+            self._sketch(done, metrics.read(self.folder.path))()
         write_backbones(self.folder.exported, Trained(self.config, self.total_steps, self.model.state_dict()))
-        return self._judge()
+        return self._judge.outcome(self.model)
 
     def _train_from(self, done: int) -> None:
         if self.config.run.compile:
@@ -118,31 +104,26 @@ class Trainer:
         """Train from step `first` to the end, or until it has to roll back; return the steps that stand.
 
         Raises:
-            Stopped: a signal came; the state is saved.
+            Stopped: a signal came, or the end, and then the state could not be saved.
             Diverged: rolling back did not help.
-            Starved: nothing more can be loaded; the state is saved.
+            Starved: nothing more can be loaded.
         """
         loaded = self.feed.steps(first, self.total_steps)
         with closing(loaded):
-            return self._run_on(loaded, first, log, reporter, signals)
+            return self._run_on(Supply(loaded, self._loader), first, log, reporter, signals)
 
     def _run_on(
-        self,
-        loaded: Iterator[list[Batch]],
-        first: int,
-        log: metrics.Metrics,
-        reporter: Reporter,
-        signals: StopSignals,
+        self, supply: Supply, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals
     ) -> int:
         run = self.config.run
-        clock = _Clock(first)
+        clock = Clock(self._loader, first)
         for done in range(first + 1, self.total_steps + 1):
-            with clock.waiting():
-                batch = self._next(loaded, done - 1, log)
+            batch = self._next(supply, done - 1, log)
             # The second step of a process is the first in which nothing but activations is born.
             counter = LiveBytes(self.model.parameters()) if done == first + 2 and not run.compile else None
             with counter or nullcontext():
                 losses, lr = self.step(done - 1, batch)
+            self._edge.mark()
             if counter is not None:
                 self._live_activation_bytes = counter.peak
             if done == first + 1:
@@ -153,26 +134,45 @@ class Trainer:
             if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(done, losses, lr, clock)
                 log.log(record)
-                self._say_if_data_is_short(record, first)
-            if (record is not None or done % _PATIENCE == 0) and self._is_diverging(done):
+                self._shortage.note(done, record["data_wait"], record["images_per_s"], supply)
+            if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
                 return self._roll_back(done, batch, log)
             reporter.step(done, record)
-            required = last or signals.received is not None
-            if required or (done % run.save_every == 0 and self._is_learning()):
-                with clock.paused():
-                    self._save(done, log, required=required)
-                    self._draw(done)
-            if signals.received is not None and not last:
-                raise Stopped(signals.received, done)
+            if last or signals.received is not None:
+                self._end(done, log, signals.received)
+            elif done % run.save_every == 0 and self._divergence.is_learning():
+                self._save(done, log, required=False)
         return self.total_steps
 
-    def _next(self, loaded: Iterator[list[Batch]], done: int, log: metrics.Metrics) -> list[Batch]:
+    def _next(self, supply: Supply, done: int, log: metrics.Metrics) -> list[Batch]:
         try:
-            return next(loaded)
+            return supply.next()
         except (FeedError, SourceError) as error:
-            if self._interval_losses:  # else there is nothing that is not saved
-                self._save(done, log, required=True)
-            raise Starved(f"{error}. {done} steps are done and saved; the same command goes on from there") from error
+            saved = f"{done} steps are done and saved"
+            try:
+                self._saver.wait()
+                if self._saver.saved_step != done:
+                    self._save(done, log, required=True)
+            except CheckpointError as unsaved:
+                saved = f"{done} steps are done; {unsaved}"
+            remedy = "; once they can be read again, or with a larger --max-bad-ratio, "
+            when = remedy if isinstance(error, SourceError) else "; "
+            raise Starved(f"{error}. {saved}{when}the same command goes on from there") from error
+
+    def _end(self, done: int, log: metrics.Metrics, received: signal.Signals | None) -> None:
+        """Save what the run ends with, at its last step or where a signal came.
+
+        Raises:
+            Stopped: it came before the last step, or nothing could be saved.
+        """
+        what = f"stopped by {received.name} after step {done}" if received else f"step {done}, the last, is done"
+        exit_code = 128 + received if received else 1
+        try:
+            self._save(done, log, required=True)
+        except CheckpointError as error:
+            raise Stopped(f"{what}; {error}", exit_code=exit_code) from error
+        if done < self.total_steps:
+            raise Stopped(what, exit_code=exit_code)
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate.
@@ -186,9 +186,9 @@ class Trainer:
         batches = [MicroBatch(images, self.model.views(ids, run.seed)) for images, ids in map(self._on_device, batch)]
         return self.config.method.flow.step(self.model, batches, self.updates, slices=run.slices), lr
 
-    def _record(self, done: int, losses: Tensor, lr: float, clock: "_Clock") -> dict[str, Any]:
+    def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
         per_block = losses.tolist()  # waits for the device
-        steps, seconds, waited = clock.lap(done)
+        lap = clock.lap(done)
         held, peak = held_bytes(self.device)
         return {
             "step": done,
@@ -197,26 +197,13 @@ class Trainer:
             "loss_per_block": per_block,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
-            "images_per_s": steps * self.config.run.batch_size / seconds,
-            "data_wait": waited / seconds,
+            "images_per_s": lap.steps * self.config.run.batch_size / lap.seconds,
+            "data_wait": lap.waited / lap.seconds,
             "images_set_aside": len(self.images.quarantine.files),
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
         }
-
-    def _say_if_data_is_short(self, record: dict[str, Any], first: int) -> None:
-        """Say once that the loader is what limits the run; its first batches are always waited for."""
-        if self._data_is_short or record["step"] == first + 1 or record["data_wait"] <= _WAIT_WORTH_SAYING:
-            return
-        self._data_is_short = True
-        logger.warning(
-            "step %d: %.0f %% of the time goes into waiting for images; the loader's ceiling here is %.0f images/s. "
-            "More --workers, the other --loader, or smaller files raise it",
-            record["step"],
-            100 * record["data_wait"],
-            record["images_per_s"],
-        )
 
     def _resume(self) -> int:
         """Take over the newest intact checkpoint; return the optimizer steps done."""
@@ -246,74 +233,47 @@ class Trainer:
             update.load_tensors(saved.optimizer)
             update.load_scaler_state(scaler)
             update.skipped.fill_(saved.state["skipped"][update.name])
-        self._saver.best = saved.state["best"]
-
-    def _is_diverging(self, done: int) -> bool:
-        """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
-        skipped = {update.name: int(update.skipped_in_a_row) for update in self.updates}
-        for name, count in skipped.items():
-            if count:
-                logger.warning("step %d: %s has a gradient that is not finite; %d updates skipped", done, name, count)
-        return max(skipped.values()) >= _PATIENCE
-
-    def _is_learning(self) -> bool:
-        """Say whether every group took its last update; else a checkpoint would be none to return to."""
-        return not any(update.skipped_in_a_row for update in self.updates)
+        self._saver.best, self._saver.saved_step = saved.state["best"], saved.step
 
     def _roll_back(self, done: int, batch: list[Batch], log: metrics.Metrics) -> int:
-        """Keep the batch for whoever wants to know, and return to the last checkpoint."""
-        dump = self.folder.path / f"diverged-step-{done:08d}.safetensors"
-        save_file({name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}, dump)
+        """Return to the last checkpoint."""
+        dumped = self._divergence.dump(done, batch)
         self._saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
-        if step in (0, self._rolled_back_to):
-            raise Diverged(
-                f"no finite gradient for {_PATIENCE} updates, up to step {done}, and no checkpoint to return to that "
-                f"would change it; the last batch is in {dump}. A smaller --base-lr, or --precision bf16 or fp32, helps"
-            )
-        self._rolled_back_to = step
-        for update in self.updates:
-            update.skipped_in_a_row.zero_()
+        self._divergence.returned(done, step, dumped)
         self._interval_losses.clear()
         log.cut_back(step)
         return step
 
     def _save(self, done: int, log: metrics.Metrics, *, required: bool) -> None:
-        """Have a checkpoint written; where none can be, go on without, unless it is required."""
-        loss = torch.stack(self._interval_losses).mean().item()
-        self._interval_losses.clear()
+        """Have a checkpoint written and pictures drawn; where none can be, go on without, unless it is required."""
+        losses, self._interval_losses = self._interval_losses, []
+        loss = torch.stack(losses).mean().item() if losses else math.nan
         state = {
             "scalers": [update.scaler_state() for update in self.updates],
             "skipped": {update.name: int(update.skipped) for update in self.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
         }
-        self._saver.save(Checkpoint(done, *self._tensors(), state), loss, first=log.sync, required=required)
+        self._saver.save(
+            Checkpoint(done, *self._tensors(), state),
+            loss,
+            first=log.sync,
+            then=self._sketch(done, log.history),
+            required=required,
+        )
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the model's and the optimizers' tensors, by name."""
         return self.model.state_dict(), {name: tensor for update in self.updates for name, tensor in update.tensors()}
 
-    def _draw(self, done: int) -> None:
-        folder, (images, ids) = self.folder.pictures, self._judged
-        title = f"{self.config.recipe}, step {done}"
-        chosen = slice(0, _DRAWN_IMAGES)
-        with self._pictures.tolerated():
-            pictures.draw_reconstructions(
-                folder / "reconstruction.png", self.model, images[chosen], ids[chosen], self.config.run.seed, title
-            )
-            records = metrics.read(self.folder.path)
-            if records:
-                pictures.draw_curves(folder / "curves.png", records)
-                pictures.draw_memory(folder / "memory.png", records)
-
-    def _judge(self) -> Outcome:
-        errors, baselines = hidden_errors(self.model, *self._judged, seed=self.config.run.seed)
-        return Outcome(errors.tolist(), baselines.tolist())
+    def _sketch(self, done: int, history: History) -> Callable[[], None]:
+        """Predict what the pictures of a step show; return what draws them."""
+        return self._judge.sketch(self.model, history.records(), f"{self.config.recipe}, step {done}")
 
     def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to judge by: of another seed, for where they are also trained on."""
-        count = min(_JUDGED_IMAGES, 4 * len(images.judged))
+        count = min(NUM_IMAGES, 4 * len(images.judged))
         data = self._micro_batches(images.judged, count, count, self.config.run.seed + 1)
         ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
@@ -332,50 +292,9 @@ class Trainer:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)
 
 
-class _Clock:
-    """Time steps and the waits for data in them; what runs while it is paused does not count."""
-
-    def __init__(self, done: int) -> None:
-        self._done, self._start, self._waited = done, time.perf_counter(), 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
-
-    def lap(self, done: int) -> tuple[int, float, float]:
-        """Return the steps, the seconds, and the seconds waited since the last lap."""
-        now = time.perf_counter()
-        lap = done - self._done, now - self._start, self._waited
-        self._done, self._start, self._waited = done, now, 0.0
-        return lap
-
-
 def _compile_blocks(model: nn.Module) -> None:
     # All blocks share one code object; each width, token count and smaller last micro-batch is a variant of it.
     torch._dynamo.config.recompile_limit = 64
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
-
-
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    """Let torch take only kernels whose results repeat, and fail where there is none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # only tests need memory to start as NaN
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        settings.fill_uninitialized_memory = before[1]

@@ -121,7 +121,7 @@ def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(ph
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "images cannot be read, more than --max-bad-ratio 0.1" in error
-    assert "the same command goes on from there" in error
+    assert "once they can be read again, or with a larger --max-bad-ratio, the same command goes on from th" in error
     assert "Traceback" not in error
     saved = checkpoints.load_latest(out / "checkpoints").step
     assert saved == losses(out)[-1][0] > 0
@@ -249,8 +249,8 @@ def test_checkpoints_of_other_images_are_refused(photos, tmp_path, capsys):
 def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     for i in range(12):
         picture(1500, 1200, seed=i).save(photos / f"{i:02}.jpg")
-    train(photos, tmp_path / "run", "--steps", "4", "--batch-size", "12")
-    assert "of the time goes into waiting for images; the loader's ceiling here is" in caplog.text
+    train(photos, tmp_path / "run", "--steps", "6", "--batch-size", "12")
+    assert "of the time goes into waiting for images. The loader alone gives" in caplog.text
     assert caplog.text.count("waiting for images") == 1
 
 

@@ -1,12 +1,14 @@
 """A disk that fills in the middle of a run costs nothing but what had no room, and that for a while."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,15 +23,15 @@ from bimkern.train.appended import AppendedFile
 class Run:
     """The real command in a process of its own, whose files can be kept from growing without touching ours."""
 
-    def __init__(self, folder):
-        photos, self.out = folder / "photos", folder / "run"
+    def __init__(self, folder, out, *prefix):
+        photos, self.out = folder / "photos", out
         photos.mkdir()
         pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / "one.png")
         options = ["--steps", "100000", "--save-every", "20", "--log-every", "1", "--workers", "0"]
         command = ["bimkern.pretrain", "bim_vit_test", "--data", photos, "--out", self.out, *options]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [*prefix, sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.warnings = []
         self._reader = threading.Thread(target=self._read)
@@ -74,9 +76,56 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run(tmp_path)
+    run = Run(tmp_path, tmp_path / "run")
     yield run
     run.end()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Run on a small disk; yield the run, and the disk's folder as it is seen from here, also when the run is gone."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size=12m,nr_inodes=100 tmpfs "{folder}"'
+    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False)
+    if allowed.returncode:
+        pytest.skip(f"no disk of one's own may be mounted here: {allowed.stderr.strip()}")
+    run = Run(tmp_path, folder / "run", "unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh")
+    run.wait_for(Path(f"/proc/{run.process.pid}/root{folder}/run").is_dir)
+    descriptor = os.open(f"/proc/{run.process.pid}/root{folder}", os.O_RDONLY)
+    run.out = Path(f"/proc/self/fd/{descriptor}/run")
+    yield run, run.out.parent
+    run.end()
+    os.close(descriptor)
+
+
+def fill(folder, piece):
+    """Write into new files until there is no room for another."""
+    with pytest.raises(OSError, match="No space left on device"):
+        sum((folder / f"filler-{len(piece)}-{i}").write_bytes(piece) for i in range(10**4))
+
+
+def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
+    run, folder = disk
+    run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
+    fill(folder, bytes(2**16))
+    fill(folder, bytes(1))
+    run.wait_for(lambda: run.said("training goes on, the next save is after 20 steps"))
+    fill(folder, b"")
+    run.wait_for(lambda: any(".writing-step" in line for line in run.said("[Errno 28] No space left on device: '")))
+    run.wait_for(lambda: run.said("pictures cannot be written"))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == 143
+    run.end()
+    saved = checkpoints.newest_intact(run.out / "checkpoints").step
+    (said,) = run.said("stopped by SIGTERM after step")
+    assert f"; nothing is saved since step {saved}; the same command goes on from there" in said
+    assert len(run.said("it is tried again in")) == 2
+    assert not run.said("Traceback")
+    steps = run.steps_in_metrics()
+    assert steps == list(range(1, steps[-1] + 1))
+    run.check_pictures()
+    assert not [*(run.out / "pictures").glob(".*"), *(run.out / "checkpoints").glob(".*")]
 
 
 def test_training_goes_on_and_what_had_no_room_is_written_later(run):

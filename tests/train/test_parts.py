@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from bimkern.recipes import RECIPES
 from bimkern.train import metrics
 from bimkern.train.config import ConfigError, RunConfig, differences, resolve_device, to_json
+from bimkern.train.history import History
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.optimizers import AdamWConfig
@@ -128,10 +130,38 @@ def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
     metrics.Metrics(tmp_path, after_step=2).close()
     value = pytest.approx(0.4)
     assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
-    assert metrics.read(tmp_path)[0] == {"step": 1, "loss": None, "loss_per_block": [0.4, None], "nothing": None}
+    (kept, _) = metrics.read(tmp_path).records()
+    assert kept == {
+        "step": 1,
+        "loss": None,
+        "loss_per_block": [0.4, None],
+        "nothing": None,
+    }
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss_per_block/1")] == [(1, value), (2, value)]
     assert events.Tags()["scalars"] == ["step", "loss_per_block/1"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 10, 33, 1000])
+def test_a_history_is_evenly_spaced_bounded_and_ends_with_the_latest(monkeypatch, count):
+    monkeypatch.setattr("bimkern.train.history._LENGTH", 8)
+    history = History()
+    for step in range(count):
+        history.add({"step": step})
+    steps = [record["step"] for record in history.records()]
+    assert steps == list(range(count)) or 4 < len(steps) <= 9
+    assert steps[-1:] == list(range(count))[-1:]
+    assert len({later - step for step, later in pairwise(steps[:-1])}) <= 1
+
+
+def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
+    log = metrics.Metrics(tmp_path, after_step=0)
+    for step in (1, 2, 3):
+        log.log({"step": step, "loss": math.nan})
+    assert [record["step"] for record in log.history.records()] == [1, 2, 3]
+    log.cut_back(2)
+    assert log.history.records() == metrics.read(tmp_path).records() == [{"step": s, "loss": None} for s in (1, 2)]
+    log.close()
 
 
 def test_steps_come_from_epochs_or_are_given():

@@ -9,6 +9,7 @@ import torch
 
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.host_memory import HostMemory
 from bimkern.train.saver import Saver
 
 
@@ -95,10 +96,13 @@ def test_a_failed_save_is_a_warning_and_never_the_best(tmp_path, caplog):
     assert [checkpoints.load(path).step for path in sorted(tmp_path.glob("step-*"))] == [1, 3]
 
 
-def test_a_required_save_that_fails_raises(tmp_path):
-    (tmp_path / "file").write_text("")
-    with Saver(tmp_path / "file", every=1) as saver, pytest.raises(CheckpointError, match="cannot be written"):
-        saver.save(make("cpu"), 0.5, first=nothing, required=True)
+def test_a_required_save_that_keeps_failing_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.01, 0.01))
+    (tmp_path / ".writing-step-00000009").write_text("a file in the way of the folder")
+    with Saver(tmp_path, every=1) as saver:
+        saver.save(make("cpu", 4), 0.5, first=nothing, required=True)
+        with pytest.raises(CheckpointError, match=r"step-00000009 cannot be written .*; nothing is saved since step 4"):
+            saver.save(make("cpu", 9), 0.5, first=nothing, required=True)
 
 
 def test_what_else_goes_wrong_in_the_background_is_raised_in_the_loop(tmp_path):
@@ -145,3 +149,49 @@ def test_an_interrupt_while_the_loop_waits_ends_the_save(tmp_path, gate):
     with pytest.raises(KeyboardInterrupt):
         saver.wait()
     assert not list(tmp_path.iterdir())
+
+
+def test_without_memory_for_a_copy_the_loop_waits_for_saves(tmp_path, monkeypatch, caplog):
+    def no_memory(*arguments, **options):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(HostMemory, "_block", no_memory)
+    saved = [make("cpu", step) for step in (1, 2)]
+    with Saver(tmp_path, every=1) as saver:
+        saver.reserve(saved[0].model, saved[0].optimizer)
+        for checkpoint in saved:
+            before = checkpoint.model["w"].clone()
+            saver.save(checkpoint, 0.5, first=nothing, required=False)
+            checkpoint.model["w"].zero_()
+            assert torch.equal(checkpoints.load_latest(tmp_path).model["w"], before)
+    assert caplog.text.count("no memory for a copy of what is saved (can't allocate memory)") == 1
+
+
+def test_a_required_save_is_tried_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.05, 0.05))
+    obstacle = tmp_path / ".writing-step-00000002"
+    obstacle.write_text("a file in the way of the folder")
+    tries = iter([nothing, nothing, obstacle.unlink])
+    drawn = []
+    with Saver(tmp_path, every=1) as saver:
+        saver.save(
+            make("cpu", 2), 0.5, first=lambda: next(tries)(), then=lambda: drawn.append("picture"), required=True
+        )
+    assert saver.saved_step == 2
+    assert caplog.text.count("it is tried again in 0.05 s") == 2
+    assert drawn == ["picture"]
+
+
+def test_what_comes_after_a_save_comes_after_a_failed_one_too(tmp_path):
+    (tmp_path / ".writing-step-00000001").write_text("a file in the way of the folder")
+    left = []
+    with Saver(tmp_path, every=1) as saver:
+        for step in (1, 2):
+            saver.save(
+                make("cpu", step),
+                0.5,
+                first=nothing,
+                then=lambda: left.append(sorted(path.name for path in tmp_path.glob("step-*"))),
+                required=False,
+            )
+    assert left == [[], ["step-00000002"]]

@@ -15,7 +15,7 @@
 
 namespace bimkern {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
 struct float16 {
   uint16_t bits;
@@ -114,6 +114,8 @@ void dispatch(DType dtype, const F& f) {
       return f(bfloat16{});
     case DType::kFloat64:
       return f(double{});
+    case DType::kUInt8:  // pixels only
+      break;
   }
   BIMKERN_CHECK(false, "dtype must be one of float32, float16, bfloat16, float64, got tag ", static_cast<int>(dtype));
 }

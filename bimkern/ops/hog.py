@@ -5,7 +5,7 @@ Shapes: B images, C channels, H W pixels, h = H / cell, w = W / cell.
 
 import math
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -126,8 +126,8 @@ def hog(
     photograph whose angle lies on a boundary between bins.
 
     Args:
-        images: [B, C, H, W], float32, float16, bfloat16 or uint8; any strides. H and W are multiples of every cell size,
-            of window and of patch, and at least 2. Arithmetic is float32.
+        images: [B, C, H, W], float32, float16, bfloat16 or uint8; any strides. H and W are at least 2 and multiples of
+            every cell size, of window and of patch. Arithmetic is float32.
         cells: side of a cell in pixels, or several, at most 8: gradients are then computed once, and coarser cells are
             sums of finer ones where these divide them.
         bins: 1 to 36.
@@ -151,7 +151,7 @@ def hog(
     """
     several = not isinstance(cells, int)
     sizes = list(cells) if isinstance(cells, Sequence) else [cells]
-    pairs = [] if bias is None else list(bias) if several else [bias]
+    pairs: list[Any] = [] if bias is None else list(bias) if several else [bias]
     dims = check.shapes("hog", images=(images, "B C H W"))
     check.dtypes("hog", images=(images, PIXELS))
     if dtype not in (torch.float32, torch.bfloat16):
@@ -188,7 +188,7 @@ def _check_divides(name: str, side: int, images: Tensor) -> None:
         )
 
 
-def _check_bias(images: Tensor, pairs: Sequence[object], num_sizes: int) -> None:
+def _check_bias(images: Tensor, pairs: Sequence[Any], num_sizes: int) -> None:
     if not images.is_floating_point():
         raise TypeError("hog: images must be normalised floats where bias is given, got uint8")
     if len(pairs) != num_sizes or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):

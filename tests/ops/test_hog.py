@@ -52,9 +52,11 @@ def assert_equals_reference(images, cells, bins, **options):
 
 @pytest.mark.parametrize(
     ("ramp", "bin9", "bin18"),
-    [((1, 0), 4, 9), ((-1, 0), 4, 9), ((0, 1), 0, 0), ((0, -1), 0, 0)]
-    + [((1, 1), 2, 4), ((1, -1), 6, 13), ((2, 1), 3, 6), ((1, 2), 1, 2)],
-)
+    [
+        ((1, 0), 4, 9), ((-1, 0), 4, 9), ((0, 1), 0, 0), ((0, -1), 0, 0),
+        ((1, 1), 2, 4), ((1, -1), 6, 13), ((2, 1), 3, 6), ((1, 2), 1, 2),
+    ],
+)  # fmt: skip
 def test_golden_ramps(device, ramp, bin9, bin18):
     y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     image = (ramp[0] * x + ramp[1] * y)[None, None].to(device)
@@ -71,10 +73,10 @@ def test_golden_ramps(device, ramp, bin9, bin18):
         (9, 8, {}, (2, 1, 2), ".17558 .51188 .51926 .20755 .2662 .37363 .36632 .12342 .18589"),
         (9, 8, {"window": 16}, (1, 1, 0), ".03455 .0662 .32918 .61882 .69975 .09813 .05156 .03029 .01654"),
         (9, 4, {}, (5, 2, 0), "0 0 .13067 .86853 .47811 0 0 0 0"),
-        (18, 8, {}, (1, 2, 1), ".0314 .15704 .1849 .56354 .56426 .27623 .29443 .25699 .16581 .12666 .08178 0 .07782 .1134"
-                               " .05633 .00792 .03735 .03727"),
-        (18, 4, {}, (3, 4, 1), ".148 0 .21782 .39871 .48142 0 .48208 .41451 .24757 0 .18999 0 .05812 .14032 .1177 .03734"
-                               " 0 0"),
+        (18, 8, {}, (1, 2, 1), ".0314 .15704 .1849 .56354 .56426 .27623 .29443 .25699 .16581 .12666 .08178 0"
+                               " .07782 .1134 .05633 .00792 .03735 .03727"),
+        (18, 4, {}, (3, 4, 1), ".148 0 .21782 .39871 .48142 0 .48208 .41451 .24757 0 .18999 0 .05812 .14032 .1177"
+                               " .03734 0 0"),
     ],
 )  # fmt: skip
 def test_golden_vectors(device, bins, cell, options, place, values):
@@ -113,20 +115,24 @@ def test_equals_reference_in_any_shape(device, dims):
 
 @pytest.mark.parametrize(
     ("height", "width", "cells"),
-    [(2, 2, (1, 2)), (2, 3, (1,)), (35, 21, (7,)), (39, 65, (13,)), (30, 30, (5, 15, 3)), (84, 42, (6, 7, 14, 21))]
-    + [(64, 64, (32,)), (64, 64, (64,)), (224, 224, (224,)), (224, 224, (7, 32)), (24, 24, (8, 8, 24, 12))],
+    [
+        (2, 2, (1, 2)), (2, 3, (1,)), (35, 21, (7,)), (39, 65, (13,)), (30, 30, (5, 15, 3)), (84, 42, (6, 7, 14, 21)),
+        (64, 64, (32,)), (64, 64, (64,)), (224, 224, (224,)), (224, 224, (7, 32)), (24, 24, (8, 8, 24, 12)),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_equals_reference_with_any_cells(device, height, width, cells):
     assert_equals_reference(whole_numbers(device, torch.float32, B=2, C=3, H=height, W=width), cells, 9)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"window": 16}, {"window": 8}, {"window": 1}, {"patch": 32}, {"patch": 32, "window": 32}]
-    + [{"bias": [(0.5, -3.25), (0.5, -3.25), (7.75, 0.125), (0, 0)]}, {"dtype": torch.bfloat16}],
+    [
+        {"window": 16}, {"window": 8}, {"window": 1}, {"patch": 32}, {"patch": 32, "window": 32},
+        {"bias": [(0.5, -3.25), (0.5, -3.25), (7.75, 0.125), (0, 0)]}, {"dtype": torch.bfloat16},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_equals_reference_with_any_option(device, options):
     images = whole_numbers(device, torch.float32, **DEFAULT)
     if "dtype" in options:  # rounding to bfloat16 may fall either way where sums differ in their last bit
@@ -201,8 +207,6 @@ def test_several_cell_sizes_equal_one_at_a_time(device):
 
 def test_cells_come_back_in_the_order_asked_for(device):
     images = whole_numbers(device, torch.float32, **DEFAULT)
-    for a, b in zip(hog(images, (32, 4, 8)), hog(images, (4, 8, 32)), strict=False):
-        assert a.shape != b.shape
     for a, b in zip(hog(images, (32, 4, 8)), [hog(images, (4, 8, 32))[i] for i in (2, 0, 1)], strict=True):
         assert torch.equal(a, b)
 
@@ -298,6 +302,7 @@ def test_compiles_without_graph_break(device, dynamic):
 
 
 FLOAT = torch.zeros(2, 3, 16, 24)
+MULTIPLES = "images must be [B, C, H, W] with H and W multiples of {}, got [2, 3, 16, 24]"
 
 
 @pytest.mark.parametrize(
@@ -309,45 +314,21 @@ FLOAT = torch.zeros(2, 3, 16, 24)
             TypeError,
             "images must be float32, float16, bfloat16 or uint8, got float64",
         ),
-        (
-            {"cells": 5},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of cell=5, got [2, 3, 16, 24]",
-        ),
-        (
-            {"cells": (8, 16)},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of cell=16, got [2, 3, 16, 24]",
-        ),
-        (
-            {"cells": 0},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of cell=0, got [2, 3, 16, 24]",
-        ),
+        ({"cells": 5}, ValueError, MULTIPLES.format("cell=5")),
+        ({"cells": (8, 16)}, ValueError, MULTIPLES.format("cell=16")),
+        ({"cells": 0}, ValueError, MULTIPLES.format("cell=0")),
         ({"cells": ()}, ValueError, "cells must hold 1 to 8 sizes, got 0"),
         ({"cells": (8,) * 9}, ValueError, "cells must hold 1 to 8 sizes, got 9"),
         ({"images": torch.zeros(1, 1, 1, 4), "cells": 1}, ValueError,
          "images must have at least 2 x 2 pixels, got [1, 1, 1, 4]"),
         ({"bins": 0}, ValueError, "bins must be in [1, 36], got 0"),
         ({"bins": 37}, ValueError, "bins must be in [1, 36], got 37"),
-        (
-            {"window": 16},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of window=16, got [2, 3, 16, 24]",
-        ),
-        (
-            {"window": 0},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of window=0, got [2, 3, 16, 24]",
-        ),
+        ({"window": 16}, ValueError, MULTIPLES.format("window=16")),
+        ({"window": 0}, ValueError, MULTIPLES.format("window=0")),
         ({"images": torch.zeros(1, 1, 128, 128), "window": 128}, ValueError, "window must be at most 64, got 128"),
         ({"patch": 12}, ValueError, "patch must be a multiple of cell=8, got 12"),
         ({"patch": 0}, ValueError, "patch must be a multiple of cell=8, got 0"),
-        (
-            {"patch": 16},
-            ValueError,
-            "images must be [B, C, H, W] with H and W multiples of patch=16, got [2, 3, 16, 24]",
-        ),
+        ({"patch": 16}, ValueError, MULTIPLES.format("patch=16")),
         ({"dtype": torch.float16}, TypeError, "dtype must be float32 or bfloat16, got float16"),
         ({"cells": (4, 8), "bias": [(0.1, 0.2)]}, ValueError,
          "bias must be a pair (x, y) for each of 2 cell sizes, got [(0.1, 0.2)]"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from bimkern.ops import (
     embed_visible,
     gather_tokens,
+    hog,
     keep_to_mask,
     masked_loss,
     pixel_targets,
@@ -57,6 +58,12 @@ def _gather_tokens(make: Inputs) -> Tensor:
     return gather_tokens(make.floats(B, 1 + N, D), make.keep(), make.floats(N, D), num_prefix=1)
 
 
+def _hog(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    coarse, _fine = hog(make.floats(B, 3, 4, 4 * N).detach(), (4, 2), 9)
+    return coarse
+
+
 def _restore_tokens(make: Inputs) -> Tensor:
     B, N, K, D = make.dims
     visible, mask_token, pos = make.floats(B, 1 + K, D), make.floats(D), make.floats(N, D)
@@ -89,6 +96,7 @@ def _scale_mask(make: Inputs) -> Tensor:
 CALLS: dict[str, Callable[[Inputs], Tensor]] = {
     "embed_visible": _embed_visible,
     "gather_tokens": _gather_tokens,
+    "hog": _hog,
     "keep_to_mask": lambda make: keep_to_mask(make.keep(), make.dims[1]),
     "masked_loss": _masked_loss,
     "pixel_targets": _pixel_targets,

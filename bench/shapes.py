@@ -51,3 +51,6 @@ KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), quick={"N": 16
 # The mask of 14 x 14 patches at the other scales of LocalMIM: Wang et al. 2023, section 4.1.
 _SCALES = tuple({"N": 196, "K": 49, "scale": scale} for scale in (4, 2, 0.5))
 SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=256)
+
+# Images at 224 px, in the small batch of a step on a CPU and in a whole one.
+HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}), quick={"H": 64})

@@ -115,7 +115,7 @@ void dispatch(DType dtype, const F& f) {
       return f(bfloat16{});
     case DType::kFloat64:
       return f(double{});
-    case DType::kUInt8:
+    case DType::kUInt8:  // pixels only
       break;
   }
   BIMKERN_CHECK(false, "dtype must be one of float32, float16, bfloat16, float64, got tag ", static_cast<int>(dtype));

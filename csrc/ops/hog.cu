@@ -1,0 +1,353 @@
+// CUDA kernel of hog.h: reads the image once and writes every histogram once.
+//
+// A block takes squares as large as the coarsest cell, all channels: 32 x 32 pixels for cells of 4, 8, 16, 32. A thread
+// owns a smaller square (4 x 4) of one channel and its histogram in shared memory, so nothing is added atomically and
+// no sum depends on timing. It walks down its square with three rows of pixels in registers; rows come as one load of
+// four pixels a thread, whole lines a warp, and what neighbours share comes from the caches. Then the block adds fine
+// histograms up to coarse ones, and a warp writes a cell's vectors, which lie next to each other.
+// Histograms are an odd number of words apart, so that threads that go through them in step meet different banks.
+//
+// Cell sizes that no finer one divides, or that differ in bias, or that make a square too large for shared memory,
+// start from the pixels again, in a launch of their own.
+#include <algorithm>
+#include <numeric>
+
+#include "core/cuda.h"
+#include "ops/hog.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kBlocksPerSM = 3;  // at least: caps the registers
+constexpr int kColumns = 4;      // pixels that a thread loads at once
+constexpr int kMinUnit = 4;
+constexpr int64_t kSharedBytes = 48 * 1024;  // what every launch may have
+constexpr int64_t kMaxBlocksX = 0x7fffffff;
+constexpr int64_t kMaxBlocksY = 0xffff;
+
+// One launch: levels that are sums of its first.
+struct Launch {
+  Hog args;
+  HogBoundaries boundaries;
+  float weights[kMaxHogWindow];
+  int32_t source[kMaxHogLevels];
+  int32_t first[kMaxHogLevels];  // histogram of each level in shared memory, counted in histograms
+  int32_t side;                  // pixels of a square, the least common multiple of the cells
+  int32_t unit;                  // pixels of the small square of a thread; divides the first cell
+  int32_t channels;              // of a block
+  int32_t squares;               // of a block
+  int32_t spread;                // words of a histogram: bins, the inverse norm, and one more where that is even
+  int32_t histograms;            // in shared memory
+
+  __host__ __device__ int32_t across(int32_t i) const { return side / static_cast<int32_t>(args.level[i].cell); }
+};
+
+struct Square {
+  int64_t image, row, column;  // the last two counted in squares
+};
+
+__device__ __forceinline__ Square square_at(const Launch& launch, int64_t index) {
+  const int64_t across = launch.args.width / launch.side;
+  const int64_t down = launch.args.height / launch.side;
+  return Square{index / (across * down), index / across % down, index % across};
+}
+
+// Reflected at the border without repeating it. What lies further out is never used, but must be readable.
+__device__ __forceinline__ int mirrored(int at, int count) {
+  const int inside = at < 0 ? -at : at < count ? at : 2 * count - 2 - at;
+  return max(inside, 0);
+}
+
+// Pixels x - 1 to x + kColumns of a row.
+template <typename T, bool kPacked>
+__device__ __forceinline__ void load_row(const Hog& args, const T* plane, int y, int x, float* row) {
+  const int width = static_cast<int>(args.width);
+  const T* from = plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
+  if constexpr (kPacked) {
+    const auto pack = *reinterpret_cast<const Pack<T, kColumns>*>(from + x);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      row[1 + i] = pixel(pack.value[i]);
+    }
+    row[0] = x == 0 ? row[2] : pixel(from[x - 1]);
+    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1] : pixel(from[x + kColumns]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kColumns + 2; ++i) {
+      row[i] = pixel(from[mirrored(x - 1 + i, width) * args.column_stride]);
+    }
+  }
+}
+
+// Adds a strip of at most kColumns columns and unit rows to a histogram.
+template <typename T, int kQuads, bool kPacked>
+__device__ __forceinline__ void add_strip(const Launch& launch, const T* plane, int top, int x, int columns,
+                                          float* histogram) {
+  const Hog& args = launch.args;
+  float above[kColumns + 2];
+  float here[kColumns + 2];
+  load_row<T, kPacked>(args, plane, top - 1, x, above);
+  load_row<T, kPacked>(args, plane, top, x, here);
+  for (int y = top; y < top + launch.unit; ++y) {
+    float below[kColumns + 2];
+    load_row<T, kPacked>(args, plane, y + 1, x, below);
+#pragma unroll
+    for (int i = 1; i <= kColumns; ++i) {
+      // Differences first, then sums: what is equal on both sides leaves an exact zero.
+      const float middle_x = here[i - 1] - here[i + 1];
+      const float middle_y = above[i] - below[i];
+      const float gx = (above[i - 1] - above[i + 1]) + (below[i - 1] - below[i + 1]) + (middle_x + middle_x);
+      const float gy = (above[i - 1] - below[i - 1]) + (above[i + 1] - below[i + 1]) + (middle_y + middle_y);
+      const float biased_x = gx + args.level[0].bias_x;
+      const float biased_y = gy + args.level[0].bias_y;
+      float magnitude = hog_magnitude(biased_x, biased_y);
+      if (args.window > 0) {
+        const float weight = launch.weights[y % args.window] * launch.weights[(x + i - 1) % args.window];
+        magnitude = __fmul_rn(magnitude, weight);
+      }
+      if (kPacked || i <= columns) {
+        histogram[hog_bin<kQuads>(biased_x, biased_y, launch.boundaries)] += magnitude;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kColumns + 2; ++i) {
+      above[i] = here[i];
+      here[i] = below[i];
+    }
+  }
+}
+
+template <typename T, int kQuads, bool kPacked>
+__device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_square, int squares, int first_channel,
+                                           int channels, float* shared) {
+  const Hog& args = launch.args;
+  const int across = launch.side / launch.unit;
+  for (int i = threadIdx.x; i < squares * channels * across * across; i += blockDim.x) {
+    const int column = i % across;
+    const int row = i / across % across;
+    const int channel = i / (across * across) % channels;
+    const int square = i / (across * across) / channels;
+    const Square at = square_at(launch, first_square + square);
+    const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
+                     (first_channel + channel) * args.channel_stride;
+    const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
+    const int left = static_cast<int>(at.column * launch.side) + column * launch.unit;
+    float* histogram =
+        shared + (((square * across + row) * across + column) * launch.channels + channel) * launch.spread;
+    for (int b = 0; b < args.bins; ++b) {
+      histogram[b] = 0;
+    }
+    for (int x = 0; x < launch.unit; x += kColumns) {
+      add_strip<T, kQuads, kPacked>(launch, plane, top, left + x, launch.unit - x, histogram);
+    }
+  }
+}
+
+// Histograms of cells, each the sum of factor x factor finer ones. A thread per bin.
+__device__ __forceinline__ void add_cells(const Launch& launch, const float* fine, int fine_across, float* coarse,
+                                          int across, int squares, int channels) {
+  const int factor = fine_across / across;
+  const int bins = launch.args.bins;
+  for (int i = threadIdx.x; i < squares * across * across * channels * bins; i += blockDim.x) {
+    const int bin = i % bins;
+    const int channel = i / bins % channels;
+    const int cell = i / bins / channels;
+    const int column = cell % across;
+    const int row = cell / across;  // over all squares: their rows of cells follow each other
+    float sum = 0;
+    for (int y = row * factor; y < (row + 1) * factor; ++y) {
+      float row_sum = 0;  // long sums round less in two steps
+      for (int x = column * factor; x < (column + 1) * factor; ++x) {
+        row_sum += fine[((y * fine_across + x) * launch.channels + channel) * launch.spread + bin];
+      }
+      sum += row_sum;
+    }
+    coarse[(cell * launch.channels + channel) * launch.spread + bin] = sum;
+  }
+}
+
+// Writes the cells of one level in one square. A warp per cell.
+template <typename Out>
+__device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, const Square& at, const float* histograms,
+                                            int first_channel, int channels) {
+  const Hog& args = launch.args;
+  const HogLevel& level = args.level[i];
+  const int across = launch.across(i);
+  const int image_across = static_cast<int>(args.width / level.cell);
+  const int image_down = static_cast<int>(args.height / level.cell);
+  const int vector = static_cast<int>(args.channels) * args.bins;
+  const int group = static_cast<int>(level.group);
+  const float inverse_across = 1.0f / across;
+  Out* out = static_cast<Out*>(level.out) + at.image * image_down * image_across * vector;
+  for (int element = threadIdx.x % kWarp; element < channels * args.bins; element += kWarp) {
+    const int channel = element / args.bins;
+    const int place = channel * launch.spread + element - channel * args.bins;
+    const int norm = channel * launch.spread + args.bins;
+    const int index = first_channel * args.bins + element;
+    for (int cell = threadIdx.x / kWarp; cell < across * across; cell += blockDim.x / kWarp) {
+      const int row_here = static_cast<int>((cell + 0.5f) * inverse_across);
+      const int row = static_cast<int>(at.row) * across + row_here;
+      const int column = static_cast<int>(at.column) * across + cell - row_here * across;
+      const float* histogram = histograms + cell * launch.channels * launch.spread;
+      const float value = histogram[place] * histogram[norm];
+      if (group == 1) {
+        out[(row * image_across + column) * vector + index] = Arithmetic<Out>::store(value);
+      } else {
+        const int first_cell = row / group * group * image_across + column / group * group * group;
+        const int inside = row % group * group + column % group;
+        out[first_cell * vector + index * group * group + inside] = Arithmetic<Out>::store(value);
+      }
+    }
+  }
+}
+
+template <typename T, int kQuads, bool kPacked>
+__global__ void __launch_bounds__(kMaxThreads, kBlocksPerSM) hog_kernel(const __grid_constant__ Launch launch) {
+  extern __shared__ float shared[];
+  const Hog& args = launch.args;
+  const int64_t all_squares = args.images * (args.height / launch.side) * (args.width / launch.side);
+  const int64_t first_square = static_cast<int64_t>(blockIdx.x) * launch.squares;
+  const int squares = static_cast<int>(min(static_cast<int64_t>(launch.squares), all_squares - first_square));
+  const int first_channel = blockIdx.y * launch.channels;
+  const int channels = min(launch.channels, static_cast<int>(args.channels) - first_channel);
+
+  add_pixels<T, kQuads, kPacked>(launch, first_square, squares, first_channel, channels, shared);
+  __syncthreads();
+  for (int i = launch.first[0] == 0 ? 1 : 0; i < args.num_levels; ++i) {
+    const int from = i == 0 ? 0 : launch.first[launch.source[i]];
+    const int fine_across = i == 0 ? launch.side / launch.unit : launch.across(launch.source[i]);
+    add_cells(launch, shared + from * launch.spread, fine_across, shared + launch.first[i] * launch.spread,
+              launch.across(i), squares, channels);
+    __syncthreads();
+  }
+  for (int i = launch.first[0] + threadIdx.x; i < launch.histograms; i += blockDim.x) {
+    float* histogram = shared + i * launch.spread;
+    float sum = 0;
+    for (int b = 0; b < args.bins; ++b) {
+      sum += histogram[b] * histogram[b];
+    }
+    const float norm = sqrtf(sum);
+    histogram[args.bins] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  }
+  __syncthreads();
+  for (int square = 0; square < squares; ++square) {
+    const Square at = square_at(launch, first_square + square);
+    for (int i = 0; i < args.num_levels; ++i) {
+      const int cells = launch.across(i) * launch.across(i);
+      const float* histograms = shared + (launch.first[i] + square * cells * launch.channels) * launch.spread;
+      if (args.out_dtype == DType::kBFloat16) {
+        write_cells<bfloat16>(launch, i, at, histograms, first_channel, channels);
+      } else {
+        write_cells<float>(launch, i, at, histograms, first_channel, channels);
+      }
+    }
+  }
+}
+
+// Cuts the work of a launch into blocks, with the smallest units and the most channels that fit; false: nothing fits.
+bool plan(Launch& launch) {
+  const Hog& args = launch.args;
+  const auto root = static_cast<int32_t>(args.level[0].cell);
+  int64_t side = 1;
+  for (int32_t i = 0; i < args.num_levels; ++i) {
+    side = std::lcm(side, args.level[i].cell);
+    launch.source[i] = hog_source(args, i);
+  }
+  launch.side = static_cast<int32_t>(side);
+  launch.spread = (args.bins + 1) | 1;
+  const int64_t room = kSharedBytes / static_cast<int64_t>(sizeof(float)) / launch.spread;  // histograms
+  for (int32_t unit = std::min(root, kMinUnit); unit <= root; ++unit) {
+    if (root % unit != 0) {
+      continue;
+    }
+    const int64_t units = side / unit * (side / unit);
+    int64_t histograms = unit == root ? 0 : units;  // of one channel and square
+    for (int32_t i = 0; i < args.num_levels; ++i) {
+      histograms += static_cast<int64_t>(launch.across(i)) * launch.across(i);
+    }
+    if (histograms > room) {
+      continue;
+    }
+    const int64_t parts = ceil_div(args.channels, std::min(args.channels, room / histograms));
+    const int64_t channels = ceil_div(args.channels, parts);
+    const int64_t all_squares = args.images * (args.height / side) * (args.width / side);
+    const int64_t wanted = std::max<int64_t>(1, kMaxThreads / (units * channels));
+    const int64_t squares = std::min({wanted, room / (histograms * channels), all_squares});
+    launch.unit = unit;
+    launch.channels = static_cast<int32_t>(channels);
+    launch.squares = static_cast<int32_t>(squares);
+    launch.histograms = unit == root ? 0 : static_cast<int32_t>(units * channels * squares);
+    for (int32_t i = 0; i < args.num_levels; ++i) {
+      launch.first[i] = launch.histograms;
+      launch.histograms += static_cast<int32_t>(launch.across(i) * launch.across(i) * channels * squares);
+    }
+    return true;
+  }
+  return false;
+}
+
+bool is_aligned(const Hog& args, int64_t size) {
+  const int64_t bytes = kColumns * size;
+  return args.column_stride == 1 && reinterpret_cast<uintptr_t>(args.pixels) % bytes == 0 &&
+         args.row_stride % kColumns == 0 && args.channel_stride % kColumns == 0 && args.image_stride % kColumns == 0;
+}
+
+template <typename T>
+void run(const Launch& launch, cudaStream_t stream) {
+  const Hog& args = launch.args;
+  const int64_t all_squares = args.images * (args.height / launch.side) * (args.width / launch.side);
+  const int64_t blocks = ceil_div<int64_t>(all_squares, launch.squares);
+  const int64_t parts = ceil_div<int64_t>(args.channels, launch.channels);
+  BIMKERN_CHECK(blocks <= kMaxBlocksX && parts <= kMaxBlocksY, "hog: at most ", kMaxBlocksX, " squares of ",
+                launch.side, " pixels and ", kMaxBlocksY, " parts of the channels fit a launch, got ", blocks, " and ",
+                parts);
+  const int64_t units = int64_t{launch.side / launch.unit} * (launch.side / launch.unit) * launch.channels;
+  const int64_t turns = ceil_div<int64_t>(units * launch.squares, kMaxThreads);
+  const int64_t threads = ceil_div<int64_t>(ceil_div(units * launch.squares, turns), kWarp) * kWarp;
+  const auto bytes = static_cast<size_t>(launch.histograms) * launch.spread * sizeof(float);
+  const bool packed = launch.unit % kColumns == 0 && is_aligned(args, sizeof(T));
+  dispatch_quads(args.bins, [&](auto quads) {
+    constexpr int kQuads = decltype(quads)::value;
+    const auto kernel = packed ? hog_kernel<T, kQuads, true> : hog_kernel<T, kQuads, false>;
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(parts));
+    kernel<<<grid, static_cast<unsigned>(threads), bytes, stream>>>(launch);
+    check_launch("hog");
+  });
+}
+
+}  // namespace
+
+void hog_cuda(const Hog& args, void* stream) {
+  if (args.images == 0 || args.channels == 0) {
+    return;
+  }
+  bool done[kMaxHogLevels] = {};
+  for (int32_t first = 0; first < args.num_levels; ++first) {
+    if (done[first]) {
+      continue;
+    }
+    Launch launch{};
+    launch.args = args;
+    launch.args.num_levels = 0;
+    launch.boundaries = hog_boundaries(args.bins);
+    if (args.window > 0) {
+      hog_window(args.window, launch.weights);
+    }
+    for (int32_t i = first; i < args.num_levels; ++i) {
+      if (done[i]) {
+        continue;
+      }
+      Launch longer = launch;
+      longer.args.level[longer.args.num_levels++] = args.level[i];
+      const bool is_sum = i == first || hog_source(longer.args, longer.args.num_levels - 1) >= 0;
+      if (is_sum && plan(longer)) {
+        launch = longer;
+        done[i] = true;
+      }
+    }
+    dispatch_hog_pixels(args.dtype, [&](auto type) { run<decltype(type)>(launch, static_cast<cudaStream_t>(stream)); });
+  }
+}
+
+}  // namespace bimkern

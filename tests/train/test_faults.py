@@ -197,7 +197,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
     _, error = process.communicate()
     deadline.cancel()
     assert process.returncode == 130, error
-    assert "interrupted; the same command goes on from the last checkpoint" in error
+    assert "interrupted; the same command goes on from what is saved" in error
 
 
 def test_a_second_run_in_one_folder_is_refused(photos, tmp_path):

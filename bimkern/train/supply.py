@@ -11,6 +11,7 @@ logger = logging.getLogger("bimkern.train")
 
 _WORTH_SAYING = 0.05  # share of the time
 _LAPS = 2  # in a row
+_AMPLE = 2.0  # times what the run takes: such a loader does not limit it by itself
 _STEPS, _BYTES = 8, 2**30  # that are loaded ahead at most, but for one step over
 
 
@@ -72,11 +73,16 @@ class Shortage:
         if rate is None:
             return
         self._said = True
+        if rate > _AMPLE * images_per_s:
+            why = "it has not enough cores beside the training: fewer threads for that (OMP_NUM_THREADS) leave it some"
+        else:
+            why = "that is its ceiling here: more --workers, the other --loader, or smaller files raise it"
         logger.warning(
             "step %d: %.0f %% of the time goes into waiting for images. The loader alone gives %.0f images/s, the run "
-            "takes %.0f; more --workers, the other --loader, or smaller files raise it",
+            "takes %.0f; %s",
             step,
             100 * data_wait,
             rate,
             images_per_s,
+            why,
         )

@@ -122,6 +122,16 @@ def test_a_shortage_is_said_once_and_after_two_laps_in_a_row(caplog):
     assert round(4 / SLOW) < rate <= 4 / FAST
 
 
+@pytest.mark.parametrize(("images_per_s", "why"), [(1.0, "not enough cores beside"), (1e6, "its ceiling here")])
+def test_a_shortage_is_the_loaders_or_that_of_the_cores(caplog, images_per_s, why):
+    loader = TimedLoader(Loader(), idle)
+    shortage, steps = Shortage(), supply(loader)
+    steps.next()
+    for step in range(2):
+        shortage.note(step, 0.5, images_per_s, steps)
+    assert why in caplog.text
+
+
 def test_nothing_is_said_at_the_end_of_the_data(caplog):
     loader = TimedLoader(Loader(), idle)
     shortage, steps = Shortage(), supply(loader, 2)

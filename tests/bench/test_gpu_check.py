@@ -105,7 +105,17 @@ def test_the_summary_shows_what_was_measured(tmp_path):
 
 def test_every_op_is_called_on_odd_shapes(device):
     assert set(odd_shapes.CALLS) == set(backends()), "a new op is to be entered in bench/odd_shapes.py"
-    assert odd_shapes.call_all(device) == len(odd_shapes.CALLS) * len(odd_shapes.SHAPES) * 3
+    ways = sum(len(calls) for calls in odd_shapes.CALLS.values())
+    assert ways == len(odd_shapes.CALLS) + 3, "embed_visible, gather_tokens and restore_tokens are called in two ways"
+    assert odd_shapes.call_all(device) == ways * len(odd_shapes.SHAPES) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_inputs_are_strided_and_aligned_to_nothing(device, dtype):
+    tokens = odd_shapes.Inputs((2, 13, 5, 8), dtype, torch.device(device)).strided(2, 13, 8)
+    assert tokens.shape == (2, 13, 8)
+    assert not tokens.is_contiguous()
+    assert tokens.data_ptr() % (4 * dtype.itemsize) != 0
 
 
 def test_its_tests_need_no_package_of_the_commands(tmp_path):

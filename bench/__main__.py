@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from bench import cli, malloc, picture, report, results
+from bench import cli, malloc, report, results
 from bench.entry import Entry
 from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
@@ -17,6 +17,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.list_names:
             print(report.listing(options.entries))
         elif options.picture:
+            from bench import picture  # matplotlib, which only a picture needs
+
             print(picture.draw(options.out or results.FOLDER / f"{options.device.type}.csv"))
         else:
             if options.device.type == "cpu":

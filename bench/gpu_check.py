@@ -1,7 +1,8 @@
 """`python -m bench.gpu_check`: everything that can only be seen on a GPU, in one folder, in under eight minutes.
 
-Builds for this GPU, runs the tests on it, watches every kernel with compute-sanitizer, runs every bench and some
-hundred training steps. Nothing is fetched. A part that fails does not stop the others; then the exit code is 1.
+Builds for this GPU, asserts that the kernels serve their ops, runs the tests, watches every kernel with
+compute-sanitizer, runs the bench entries and some hundred training steps. Nothing is fetched. A part that fails does
+not stop the others; then the exit code is 1.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from bench.results import ResultsError, newest, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 470.0  # for all parts together
+_ENTRY_SECONDS = 80.0  # torch.compile takes most of them
+_FIRST_ENTRIES = ("gather_tokens", "restore_tokens", "embed_visible", "hog")  # what a training step waits for
+_LEFT_OUT = ("loaders",)  # needs DALI, and has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
@@ -35,12 +39,17 @@ _WITHOUT_GPU_CASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One command, its own limit in seconds, and what it prints where the machine does not allow it."""
+    """One command and its own limit in seconds.
+
+    A part that may_be_absent is not run where there is no such program, nor where the machine does not allow it, which
+    the refusal in its output tells; any other then failed.
+    """
 
     name: str
     command: Sequence[str]
     limit: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    may_be_absent: bool = False
     refusal: str | None = None
 
 
@@ -58,7 +67,7 @@ class Outcome:
 def parts(folder: Path, arch: str) -> list[Part]:
     """List what is to be done on a GPU of architecture arch ("90")."""
     python, build, csv = sys.executable, "build/gpu", str(folder / "cuda.csv")
-    ops = [name for name in discover() if name != step.NAME]
+    entries = [name for name in discover() if name not in (step.NAME, *_FIRST_ENTRIES, *_LEFT_OUT)]
     bench = [python, "-m", "bench"]
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
@@ -66,28 +75,40 @@ def parts(folder: Path, arch: str) -> list[Part]:
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),
+        Part(name="native", command=[python, "-m", "bench.native"], limit=60),
         Part(name="info", command=[python, "-m", "bimkern.info"], limit=60),
         Part(name="native-tests", command=["ctest", "--test-dir", build, "--output-on-failure"], limit=60),
         Part(name="tests", command=[python, "-m", "pytest", "tests", *left_out, "-k", "cuda", "-rs"], limit=120),
         _sanitizer("memcheck", "--report-api-errors", "no"),  # torch asks for what a driver may lack, and copes
         _sanitizer("racecheck"),
-        Part(name="bench", command=[*bench, *ops, *save, "--rounds", "30"], limit=170),
+        *(_entry(name, save) for name in _FIRST_ENTRIES),
         Part(
             name="steps",
             command=[*bench, "step", *_RECIPES, *save, "--rounds", "100", "--batch-size", "128"],
             limit=150,
         ),
+        *(_entry(name, save) for name in entries),
     ]
+
+
+def _entry(name: str, options: Sequence[str]) -> Part:
+    command = [sys.executable, "-m", "bench", name, *options, "--rounds", "30"]
+    return Part(name=f"bench-{name}", command=command, limit=_ENTRY_SECONDS)
 
 
 def _sanitizer(tool: str, *options: str) -> Part:
     watched = [sys.executable, "-m", "bench.odd_shapes", "--device", "cuda"]
     return Part(
         name=tool,
-        command=["compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "1", *watched],
+        # Kernels of torch and cuBLAS run as they are: only ours, by their namespace, are watched.
+        command=[
+            *("compute-sanitizer", "--tool", tool, "--kernel-name", "kns=bimkern", *options),
+            *("--error-exitcode", "1", *watched),
+        ],
         limit=90,
         # With torch's cache an access beyond a tensor would still fall into memory that is allocated.
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        may_be_absent=True,
         refusal="Device not supported",
     )
 
@@ -95,7 +116,8 @@ def _sanitizer(tool: str, *options: str) -> Part:
 def run(part: Part, log: Path, limit: float) -> Outcome:
     """Run a part with its output in a log; past its limit it is killed, with all that it started."""
     if shutil.which(part.command[0]) is None:
-        return Outcome(part=part, result=f"not run: {part.command[0]} is not on the PATH", seconds=0.0)
+        kind = "not run" if part.may_be_absent else "failed"
+        return Outcome(part=part, result=f"{kind}: {part.command[0]} is not on the PATH", seconds=0.0)
     if limit <= 0:
         return Outcome(part=part, result="failed: no time was left", seconds=0.0)
     start = time.monotonic()
@@ -116,7 +138,7 @@ def run(part: Part, log: Path, limit: float) -> Outcome:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             result = f"failed: not done after {limit:.0f} s"
-    if result != "passed" and part.refusal and part.refusal in log.read_text(errors="replace"):
+    if result != "passed" and part.may_be_absent and part.refusal and part.refusal in log.read_text(errors="replace"):
         result = f"not run: {part.refusal}"
     return Outcome(part=part, result=result, seconds=time.monotonic() - start)
 
@@ -128,7 +150,7 @@ def run_all(chosen: Sequence[Part], folder: Path, seconds: float) -> list[Outcom
     for part in chosen:
         log = folder / f"{part.name}.log"
         outcomes.append(run(part, log, min(part.limit, end - time.monotonic())))
-        print(f"{part.name:14} {outcomes[-1].seconds:6.0f} s  {outcomes[-1].result}", flush=True)
+        print(f"{part.name:20} {outcomes[-1].seconds:6.0f} s  {outcomes[-1].result}", flush=True)
     return outcomes
 
 

@@ -1,11 +1,13 @@
 """`python -m bench.odd_shapes`: call every op on awkward shapes, forward and backward, for a sanitizer to watch.
 
-Shapes: B images, N patches, K kept patches, D width, R prefix tokens.
+Shapes: B images, N patches, K kept patches, D width, R prefix tokens, p pixels a side of a patch.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,21 +43,47 @@ class Inputs:
     def floats(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, requires_grad=True)
 
+    def strided(self, *shape: int) -> Tensor:
+        """Make [B, T, D] that starts one value and one token late in a larger tensor, where no vector is aligned."""
+        B, T, D = shape
+        return self.floats(B, T + 1, D + 1)[:, 1:, 1:]
+
+    def parameter(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device, requires_grad=True)
+
     def keep(self) -> Tensor:
         B, N, K, _ = self.dims
         return random_keep(torch.arange(B, device=self.device), N, K, seed=1)
 
 
+def _embed(make: Inputs, images: Tensor, p: int, **options: Any) -> Tensor:
+    D = make.dims[3]
+    return embed_visible(
+        images, make.parameter(D, 3, p, p), make.parameter(D), make.keep(), dtype=make.dtype, **options
+    )
+
+
 def _embed_visible(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    return _embed(make, torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device), 4)
+
+
+def _embed_visible_all(make: Inputs) -> Tensor:
+    """With every option, the patches of ViT-B/16, and images that get a gradient."""
     B, N, _, D = make.dims
-    images = torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device)
-    weight, bias = (torch.randn(shape, device=make.device, requires_grad=True) for shape in ((D, 3, 4, 4), D))
-    return embed_visible(images, weight, bias, make.keep(), dtype=make.dtype)
+    mean, std = make.parameter(3).detach(), make.parameter(3).detach().abs() + 0.2
+    options = {"pos": make.parameter(N, D), "prefix": make.parameter(2, D), "mean": mean, "std": std}
+    return _embed(make, make.floats(B, 3, 16, 16 * N), 16, **options)
 
 
 def _gather_tokens(make: Inputs) -> Tensor:
     B, N, _, D = make.dims
     return gather_tokens(make.floats(B, 1 + N, D), make.keep(), make.floats(N, D), num_prefix=1)
+
+
+def _gather_tokens_strided(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    return gather_tokens(make.strided(B, N, D), make.keep(), make.floats(N, D + 1)[:, 1:])
 
 
 def _hog(make: Inputs) -> Tensor:
@@ -68,6 +96,12 @@ def _restore_tokens(make: Inputs) -> Tensor:
     B, N, K, D = make.dims
     visible, mask_token, pos = make.floats(B, 1 + K, D), make.floats(D), make.floats(N, D)
     return restore_tokens(visible, make.keep(), mask_token, pos, num_tokens=N, num_prefix=1)
+
+
+def _restore_tokens_strided(make: Inputs) -> Tensor:
+    B, N, K, D = make.dims
+    pos = make.floats(N, D + 1)[:, 1:]
+    return restore_tokens(make.strided(B, K, D), make.keep(), make.floats(D + 1)[1:], pos, num_tokens=N)
 
 
 def _random_keep(make: Inputs) -> Tensor:
@@ -93,23 +127,25 @@ def _scale_mask(make: Inputs) -> Tensor:
     return scale_mask(scale_mask(make.floats(B, N), 3, grid=(1, N)), 1 / 3, grid=(3, 3 * N))
 
 
-CALLS: dict[str, Callable[[Inputs], Tensor]] = {
-    "embed_visible": _embed_visible,
-    "gather_tokens": _gather_tokens,
-    "hog": _hog,
-    "keep_to_mask": lambda make: keep_to_mask(make.keep(), make.dims[1]),
-    "masked_loss": _masked_loss,
-    "pixel_targets": _pixel_targets,
-    "random_keep": _random_keep,
-    "restore_tokens": _restore_tokens,
-    "scale_mask": _scale_mask,
+Call = Callable[[Inputs], Tensor]
+
+CALLS: dict[str, tuple[Call, ...]] = {
+    "embed_visible": (_embed_visible, _embed_visible_all),
+    "gather_tokens": (_gather_tokens, _gather_tokens_strided),
+    "hog": (_hog,),
+    "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),
+    "masked_loss": (_masked_loss,),
+    "pixel_targets": (_pixel_targets,),
+    "random_keep": (_random_keep,),
+    "restore_tokens": (_restore_tokens, _restore_tokens_strided),
+    "scale_mask": (_scale_mask,),
 }
 
 
 def call_all(device: torch.device) -> int:
-    """Call every op on every shape in every dtype and return the number of calls."""
+    """Call every op in every way on every shape in every dtype and return the number of calls."""
     count = 0
-    for call in CALLS.values():
+    for call in itertools.chain.from_iterable(CALLS.values()):
         for dims in SHAPES:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 output = call(Inputs(dims, dtype, device))

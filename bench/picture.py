@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
 
 from bench.report import time_text
 from bench.results import newest
@@ -45,7 +45,8 @@ def _first_shapes(cases: list[Case]) -> list[Case]:
     for case in cases:
         row = case[0]
         names = [part for part in row["shape"].split() if not part.rpartition("=")[2].isdigit()]
-        first.setdefault((row["op"], row["pass"], row["dtype"], *names), case)
+        machine = (row["device_name"], row["threads"])
+        first.setdefault((*machine, row["op"], row["pass"], row["dtype"], *names), case)
     return list(first.values())
 
 
@@ -79,18 +80,25 @@ def _draw_shares(axes: Axes, cases: list[Case]) -> None:
 
 
 def _draw_times(axes: Axes, cases: list[Case]) -> None:
-    largest = max(float(row["ratio"]) for case in cases for row in case)
+    ratios = [float(row["ratio"]) for case in cases for row in case]
+    left = min(0.5, *ratios) / 1.5
+    several = len({(case[0]["device_name"], case[0]["threads"]) for case in cases}) > 1
     for case, places in zip(cases, _places(cases), strict=True):
         first = case[0]
         title = f"{first['op']}  {first['pass']}  {first['dtype']}  {first['shape']}"
-        axes.text(0, places[0] + 0.95, title, fontsize=7, fontweight="bold", va="center")
+        if several:
+            title += f"   ({first['device_name']}, host threads: {first['threads']})"
+        axes.text(left, places[0] + 0.95, title, fontsize=7, fontweight="bold", va="center")
         for i, (row, place) in enumerate(zip(case, places, strict=True)):
             ratio = float(row["ratio"])
-            axes.barh(place, ratio, color=_OTHERS[(i - 1) % len(_OTHERS)] if i else _OURS)
+            axes.barh(place, ratio - left, left=left, color=_OTHERS[(i - 1) % len(_OTHERS)] if i else _OURS)
             axes.text(ratio, place, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
-    axes.set_xlim(0, 1.2 * largest)
-    axes.set_xlabel("median time relative to the first of its group (longer is slower)", fontsize=8)
+    axes.set_xscale("log")  # one rival a hundred times slower would flatten all others
+    axes.set_xlim(left, 3 * max(2.0, *ratios))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("median time relative to the first of its group, on a log scale (longer is slower)", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_ylim(bottom=_places(cases)[-1][-1] - 1, top=2)
 

@@ -14,7 +14,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent / "results"
 KEY = ("op", "provider", "pass", "shape", "dtype", "device", "torch", "commit")
-_CASE = ("op", "pass", "shape", "dtype", "device")
+_CASE = ("op", "pass", "shape", "dtype", "device", "device_name", "threads")  # machines do not mix
 
 
 class ResultsError(ValueError):

@@ -106,7 +106,7 @@ def clock_for(device: torch.device) -> Clock:
 
 
 class Ceilings:
-    """What this device does at best, measured in the same run: a large copy, and a large matrix product."""
+    """What this device reaches in the same run, as medians: a large copy, and a large matrix product."""
 
     def __init__(self, device: torch.device, clock: Clock, *, quick: bool) -> None:
         self._device, self._clock = device, clock
@@ -122,7 +122,7 @@ class Ceilings:
         if self._copy is None:
             source = torch.ones(self._copy_bytes // 4, device=self._device)
             target = torch.empty_like(source)
-            self._copy = 2 * self._copy_bytes / self._best(lambda: target.copy_(source))
+            self._copy = 2 * self._copy_bytes / self._median(lambda: target.copy_(source))
         return self._copy
 
     def matrix(self, dtype: str) -> float:
@@ -130,9 +130,8 @@ class Ceilings:
         if dtype not in self._matrix:
             a, b = (torch.randn(self._side, self._side, device=self._device).to(getattr(torch, dtype)) for _ in "ab")
             out = torch.empty_like(a)
-            self._matrix[dtype] = 2 * self._side**3 / self._best(lambda: torch.mm(a, b, out=out))
+            self._matrix[dtype] = 2 * self._side**3 / self._median(lambda: torch.mm(a, b, out=out))
         return self._matrix[dtype]
 
-    def _best(self, run: Run) -> float:
-        seconds = measure({"ceiling": run}, self._clock, budget=0.0, rounds=10)["ceiling"]
-        return percentile(seconds, 50)
+    def _median(self, run: Run) -> float:
+        return summarize(measure({"ceiling": run}, self._clock, budget=0.0, rounds=10)["ceiling"]).median

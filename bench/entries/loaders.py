@@ -87,7 +87,8 @@ def measure(case: Case) -> Measure:
         rivals={name: turn.load for name, turn in turns.items() if name != "pil"},
         check=check_batch,
         items=B * case.dims["batches"],
-        before={name: turn.settle for name, turn in turns.items()},
+        # Alone, a loader has prepared nothing while others had their turn.
+        before={name: turn.settle for name, turn in turns.items()} if len(turns) > 1 else {},
     )
 
 

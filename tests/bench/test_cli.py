@@ -11,6 +11,8 @@ import torch
 
 from bench import cli, cold, malloc
 from bench.__main__ import main
+from bench.entry import Case, Entry, Measure
+from bench.refcheck import WrongResult
 from bench.results import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,65 @@ def test_the_cold_pass_prints_medians(capsys):
     key, medians = json.loads(line)
     assert key == "step float32 recipe=mae_vit_test B=2"
     assert set(medians) == {"ours", "eager"}
+
+
+def failing_entry():
+    """Three cases: a wrong result, an exception of two lines, and one that is fine."""
+
+    def measure(case):
+        def check(provider, got, expected):
+            if case.dims["N"] == 1:
+                raise WrongResult(f"{provider}: off")
+
+        if case.dims["N"] == 2:
+            raise RuntimeError("no memory\nand more of it")
+        return Measure(ours=lambda: torch.ones(3), rivals={}, check=check)
+
+    def cases(device, quick):
+        return [Case(device=device, dims={"N": n}, dtype="float32", pass_name="fwd") for n in (1, 2, 3)]
+
+    return Entry(name="failing", summary="fails", cases=cases, measure=measure)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    monkeypatch.setattr(cli, "discover", lambda: {"failing": failing_entry()})
+    for name, value in malloc.WARM.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_case_that_fails_does_not_stop_the_others(failing, tmp_path, capsys):
+    out = tmp_path / "cpu.csv"
+    assert main(["failing", "--no-cold", "--quick", "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "bench: wrong result: failing fwd float32 N=1, ours: off",
+        "bench: failing fwd float32 N=2: RuntimeError: no memory",
+    ]
+    assert "failing  fwd  float32  N=3" in printed.out
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_file_with_other_columns_ends_the_run(failing, tmp_path, capsys):
+    out = tmp_path / "cpu.csv"
+    out.write_text("op,time\n")
+    assert main(["failing", "--no-cold", "--quick", "--out", str(out)]) == 2
+    assert "has other columns than this version writes" in capsys.readouterr().err
+
+
+def test_the_cold_pass_goes_on_too(failing, capsys):
+    assert cold.main(["failing", "--quick"]) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)[0] for line in printed.out.splitlines()] == ["fwd float32 N=3"]
+    assert "bench: failing fwd float32 N=2, cold: RuntimeError: no memory" in printed.err
+
+
+def test_what_the_cold_pass_got_through_is_kept(failing, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(malloc, "run_cold", lambda arguments: (1, '["fwd float32 N=3", {"ours": 1.5}]\n'))
+    assert main(["failing", "--quick", "--out", str(tmp_path / "cpu.csv")]) == 1
+    printed = capsys.readouterr()
+    assert "bench: failing: the pass with cold malloc failed, exit code 1" in printed.err
+    assert "cold 1.5 s" in printed.out
 
 
 def test_malloc_is_warm_after_a_restart(monkeypatch):

@@ -1,10 +1,12 @@
 """Entries: each is complete, and nothing that computes something else is timed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench.entries import loaders
 from bench.entry import Case, Entry, Measure, discover
 from bench.memory import extra_bytes
 from bench.refcheck import WrongResult, equal_up_to_rounding
@@ -19,13 +21,24 @@ QUICK = [pytest.param(e, c, id=f"{e.name} {c.key}") for e in ENTRIES.values() fo
 @pytest.mark.parametrize(("entry", "case"), QUICK)
 def test_every_provider_passes_its_check_and_the_work_is_counted(entry, case):
     measure, runs = prepare(entry, case)
-    assert measure.rivals
+    assert measure.rivals or entry.name == "loaders", "only DALI may be missing"
     assert next(iter(runs)) == measure.label
     assert measure.bytes or measure.matrix_flops or measure.items
     if entry.name in backends():
         assert measure.bytes, "an op has bytes to move"
         assert measure.reference is not None
         assert "compile" in measure.rivals
+
+
+@pytest.mark.parametrize("reason", [None, "not installed"])
+def test_a_loader_settles_only_where_another_has_turns(reason, monkeypatch, capsys):
+    monkeypatch.setattr(loaders.dali, "unusable", lambda: reason)
+    monkeypatch.setattr(loaders, "Turn", lambda name, *_: SimpleNamespace(load=None, settle=name))
+    (case,) = loaders.cases(CPU, True)
+    measure = loaders.measure(case)
+    assert dict(measure.before) == ({} if reason else {"pil": "pil", "dali": "dali"})
+    assert list(measure.rivals) == ([] if reason else ["dali"])
+    assert ("without DALI" in capsys.readouterr().err) == bool(reason)
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_check, odd_shapes, results
+from bench import gpu_check, native, odd_shapes, results
+from bench.entry import discover
 from bench.gpu_check import Part, parts, run_all, summary
 from bimkern.ops import backends
+from bimkern.ops._backend import Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,8 +26,14 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
         python("good", "import os; print('hello', os.environ['A'])", environment={"A": "b"}),
         python("bad", "raise SystemExit(3)"),
         python("hangs", "import time; print('started', flush=True); time.sleep(600)", limit=3),
-        python("refused", "print('Device not supported'); raise SystemExit(1)", refusal="Device not supported"),
+        python(
+            "refused",
+            "print('Device not supported'); raise SystemExit(1)",
+            may_be_absent=True,
+            refusal="Device not supported",
+        ),
         Part(name="absent", command=["no-such-program"], limit=1),
+        Part(name="extra", command=["no-such-program"], limit=1, may_be_absent=True),
     ]
     outcomes = run_all(chosen, tmp_path, seconds=300)
     assert [outcome.result for outcome in outcomes] == [
@@ -33,14 +41,51 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
         "failed: exit code 3",
         "failed: not done after 3 s",
         "not run: Device not supported",
+        "failed: no-such-program is not on the PATH",
         "not run: no-such-program is not on the PATH",
     ]
-    assert [outcome.failed for outcome in outcomes] == [False, True, True, False, False]
+    assert [outcome.failed for outcome in outcomes] == [False, True, True, False, True, False]
     assert (tmp_path / "good.log").read_text() == "hello b\n"
     assert capsys.readouterr().out.count("\n") == len(chosen)
     text = summary("a machine", outcomes, tmp_path / "cuda.csv")
     assert "| bad | failed: exit code 3 |" in text
     assert "Nothing was measured" in text
+
+
+def test_only_the_sanitizer_may_be_absent(tmp_path):
+    chosen = parts(tmp_path, "90")
+    assert {part.command[0] for part in chosen if part.may_be_absent} == {"compute-sanitizer"}
+    assert {part.command[0] for part in chosen if not part.may_be_absent} == {"make", "ctest", sys.executable}
+
+
+def test_every_entry_but_loaders_has_a_part_of_its_own_and_steps_come_before_the_lesser(tmp_path):
+    names = [part.name for part in parts(tmp_path, "90")]
+    assert len(names) == len(set(names))
+    entries = [name.removeprefix("bench-") for name in names if name.startswith("bench-")]
+    assert set(entries) == set(discover()) - {"step", "loaders"}
+    assert names.index("steps") < names.index("bench-keep_to_mask")
+
+
+def test_an_op_off_its_kernel_is_a_failure(monkeypatch, capsys):
+    monkeypatch.delenv("BIMKERN_BACKEND", raising=False)
+    table = backends()
+    assert {op for op, served in table.items() if served["cuda"].reason == "no kernel yet"} == set(
+        native.WITHOUT_KERNEL
+    )
+    missing = Choice("reference", "not built with CUDA", fallback=True)
+    served = {op: {"cuda": Choice("native", "has a kernel for cuda")} for op in table} | {"hog": {"cuda": missing}}
+    for op in native.WITHOUT_KERNEL:
+        served[op] = {"cuda": table[op]["cuda"]}
+    monkeypatch.setattr(native, "backends", lambda: served)
+    assert native.main([]) == 1
+    assert capsys.readouterr().out == "hog: reference on cuda, expected native: not built with CUDA\n"
+    del served["hog"]
+    assert native.main([]) == 0
+
+
+def test_the_reference_asked_for_is_no_kernel_either(monkeypatch):
+    monkeypatch.setenv("BIMKERN_BACKEND", "reference")
+    assert native.main(["cuda"]) == 1
 
 
 def test_time_is_limited_for_all_together(tmp_path):
@@ -60,7 +105,17 @@ def test_the_summary_shows_what_was_measured(tmp_path):
 
 def test_every_op_is_called_on_odd_shapes(device):
     assert set(odd_shapes.CALLS) == set(backends()), "a new op is to be entered in bench/odd_shapes.py"
-    assert odd_shapes.call_all(device) == len(odd_shapes.CALLS) * len(odd_shapes.SHAPES) * 3
+    ways = sum(len(calls) for calls in odd_shapes.CALLS.values())
+    assert ways == len(odd_shapes.CALLS) + 3, "embed_visible, gather_tokens and restore_tokens are called in two ways"
+    assert odd_shapes.call_all(device) == ways * len(odd_shapes.SHAPES) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_inputs_are_strided_and_aligned_to_nothing(device, dtype):
+    tokens = odd_shapes.Inputs((2, 13, 5, 8), dtype, torch.device(device)).strided(2, 13, 8)
+    assert tokens.shape == (2, 13, 8)
+    assert not tokens.is_contiguous()
+    assert tokens.data_ptr() % (4 * dtype.itemsize) != 0
 
 
 def test_its_tests_need_no_package_of_the_commands(tmp_path):

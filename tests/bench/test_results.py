@@ -2,13 +2,18 @@
 
 import shutil
 import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from bench import picture, results
 from bench.results import COLUMNS, KEY, ResultsError, Row
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ROW = Row(
     op="gather_tokens",
@@ -63,6 +68,15 @@ def test_a_later_run_replaces_a_case_with_all_its_providers(tmp_path):
     assert (row["median_us"], row["commit"]) == ("5", "def")
 
 
+@pytest.mark.parametrize("other", [{"device_name": "another processor"}, {"threads": 8}])
+def test_machines_do_not_mix(tmp_path, other):
+    path = tmp_path / "cpu.csv"
+    results.append(path, [ROW, RIVAL])
+    results.append(path, [replace(ROW, **other, **LATER)])
+    assert [[row["provider"] for row in case] for case in results.newest(path)] == [["ours", "torch"], ["ours"]]
+    assert picture.draw(path) == f"{tmp_path / 'cpu.png'}: 2 cases"
+
+
 def test_other_columns_are_left_alone(tmp_path):
     path = tmp_path / "cpu.csv"
     path.write_text("op,time\ngather,1\n")
@@ -105,6 +119,21 @@ def test_provenance_is_part_of_a_row():
     found = results.provenance(torch.device("cpu"))
     assert set(found) <= set(COLUMNS)
     assert all(str(value) for value in found.values())
+
+
+def test_a_rival_far_slower_leaves_the_others_to_be_seen():
+    axes = Figure().subplots()
+    slow = [{column: str(getattr(row, column.replace("pass", "pass_"))) for column in COLUMNS} for row in (ROW, RIVAL)]
+    slow[1]["ratio"] = "150"
+    picture._draw_times(axes, [slow])
+    ours, rival = (bar.get_window_extent().width for bar in axes.patches)
+    assert ours > 0.1 * rival
+    assert axes.patches[1].get_x() + axes.patches[1].get_width() == pytest.approx(150)
+
+
+def test_matplotlib_is_imported_only_for_a_picture():
+    code = "import sys, bench.__main__, bench.gpu_check; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_picture_shows_the_first_shape_and_every_recipe(tmp_path, monkeypatch):

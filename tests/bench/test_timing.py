@@ -54,5 +54,9 @@ def test_ceilings_count_both_ways_of_a_copy_and_two_operations_a_multiply_add():
     assert (ran[-1] == 1).all(), "nothing was copied"
     assert ceilings.matrix("bfloat16") == 2 * ran[-1].shape[0] ** 3 / 0.5
     assert ran[-1].dtype == torch.bfloat16
+    varied = iter([9.0, *range(1, 11)])  # the first is the warm-up
+    assert Ceilings(torch.device("cpu"), lambda run: next(varied), quick=True).copy == 2 * ran[0].nbytes / 5.5, (
+        "a median"
+    )
     runs = len(ran)
     assert (ceilings.copy, len(ran)) == (copied, runs), "a ceiling is measured once"

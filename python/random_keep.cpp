@@ -13,8 +13,8 @@ RandomKeep args_of(const Tensor& sample_ids, int64_t num_tokens, int64_t num_can
   const char* op = "random_keep";
   STD_TORCH_CHECK(sample_ids.dim() == 1 && sample_ids.scalar_type() == ScalarType::Long, op,
                   ": sample_ids must be [B], int64");
-  STD_TORCH_CHECK(num_tokens >= 0 && num_tokens <= kMaxCandidates && num_candidates <= kMaxCandidates, op,
-                  ": num_tokens must be in [0, 2**31), got ", num_tokens);
+  STD_TORCH_CHECK(num_tokens >= 0 && num_tokens <= kMaxCandidates, op, ": num_tokens must be in [0, 2**31), got ",
+                  num_tokens);
   STD_TORCH_CHECK(num_keep >= 0 && num_keep <= num_candidates, op, ": num_keep must be in [0, ", num_candidates,
                   "], got ", num_keep);
   const auto bits = static_cast<uint64_t>(seed);
@@ -50,6 +50,8 @@ std::tuple<Tensor, Tensor> random_keep_parent_op(const Tensor& sample_ids, int64
                                                  int64_t seed, const Tensor& parent) {
   const char* op = "random_keep";
   STD_TORCH_CHECK(parent.dim() == 2 && parent.scalar_type() == ScalarType::Long, op, ": parent must be [B, P], int64");
+  STD_TORCH_CHECK(parent.size(1) <= kMaxCandidates, op, ": parent must hold less than 2**31 ids per image, got ",
+                  parent.size(1));
   RandomKeep args = args_of(sample_ids, num_tokens, parent.size(1), num_keep, seed);
   STD_TORCH_CHECK(parent.size(0) == args.images && same_device(parent, sample_ids), op,
                   ": parent must have the images and the device of sample_ids");

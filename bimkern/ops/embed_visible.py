@@ -32,6 +32,11 @@ _backend.declare("embed_visible", kernels={"cpu": "native", "cuda": "native"})
 PARAMETERS = (torch.float32, torch.float64)
 
 
+def _no_autocast(images: Tensor) -> torch.autocast:
+    """Keep the products in the dtype that was asked for."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 def embed_visible_reference(
     images: Tensor,
     weight: Tensor,
@@ -58,7 +63,9 @@ def embed_visible_reference(
         pixels = pixels / std.view(-1, 1, 1)
     cells = pixels.to(dtype).reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)
     patches = cells.flatten(3).flatten(1, 2)  # [B, N, C*p*p]
-    tokens = F.linear(patches, weight.flatten(1).to(dtype)).to(weight.dtype) + bias  # [B, N, D]
+    with _no_autocast(images):
+        product = F.linear(patches, weight.flatten(1).to(dtype))
+    tokens = product.to(weight.dtype) + bias  # [B, N, D]
     kept = gather_tokens_reference(tokens, keep, pos)  # [B, K, D]
     return kept if prefix is None else torch.cat([prefix.expand(B, -1, -1), kept], dim=1)  # [B, R+K, D]
 
@@ -87,17 +94,17 @@ def embed_visible(
         pos: [N, D], dtype of weight. None adds nothing.
         prefix: [R, D], dtype of weight, the same for every image; gets no position. None: R is 0.
         mean, std: [C], dtype of weight, of pixels in [0, 1] for uint8. Pixels become (pixel - mean) / std in float32
-            (float64 where dtype is). None stands for 0 and 1. They get no gradient.
-        dtype: of the matrix product: that of weight by default, or float32, float16, bfloat16, float64. Positions, bias
-            and prefix are added in the dtype of weight.
+            (float64 where dtype is). None stands for 0 and 1. They get no gradient, and must not require one.
+        dtype: of the matrix product, under torch.autocast too: that of weight by default, or float32, float16,
+            bfloat16, float64. Positions, bias and prefix are added in the dtype of weight.
 
     Returns:
         [B, R+K, D], dtype of weight. Differentiable in weight, bias, pos, prefix and floating images.
 
     Raises:
-        ValueError: a shape, a size or a device is off; the message names it.
+        ValueError: a shape, a size or a device is off, or mean or std requires a gradient; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
 
     Same as: embed_visible_reference.
     Source: Dosovitskiy et al. 2021 (ViT), equation 1; He et al. 2022 (MAE), section 3 "MAE encoder".
@@ -126,6 +133,9 @@ def embed_visible(
     check.same_device(
         op, images=images, weight=weight, bias=bias, keep=keep, pos=pos, prefix=prefix, mean=mean, std=std
     )
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and values.requires_grad:
+            raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
     check.ids(op, "keep", keep, num_tokens)
     normal = torch.promote_types(dtype, torch.float32)
     mean, std = (None if values is None else values.to(normal) for values in (mean, std))
@@ -144,7 +154,8 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, weight.shape[-1], dtype)  # [B, K, C*p*p]
-    product = F.linear(patches, weight.flatten(1).to(dtype))  # [B, K, D]
+    with _no_autocast(images):
+        product = F.linear(patches, weight.flatten(1).to(dtype))  # [B, K, D]
     return torch.ops.bimkern.add_embeddings(product, bias, keep, pos, prefix)  # [B, R+K, D]
 
 
@@ -196,9 +207,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows = grad[:, R:].to(ctx.dtype).flatten(0, 1)  # [B*K, D]
     if wants_weight:
         patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, patch, ctx.dtype)
-        grad_weight = (rows.T @ patches.flatten(0, 1)).to(weight.dtype).view_as(weight)
+        with _no_autocast(images):
+            product = rows.T @ patches.flatten(0, 1)  # [D, C*p*p]
+        grad_weight = product.to(weight.dtype).view_as(weight)
     if wants_images:
-        grad_patches = (rows @ weight.flatten(1).to(ctx.dtype)).unflatten(0, keep.shape)
+        with _no_autocast(images):
+            grad_patches = (rows @ weight.flatten(1).to(ctx.dtype)).unflatten(0, keep.shape)
         grad_images = _lay_out(grad_patches, keep, patch, images, std)
     if wants_pos:
         grad_pos = torch.ops.bimkern.gather_tokens_bwd_pos(grad, keep, ctx.num_tokens, R)
@@ -218,3 +232,19 @@ def _lay_out(grad_patches: Tensor, keep: Tensor, patch: int, images: Tensor, std
 
 
 torch.library.register_autograd("bimkern::embed_visible", _backward, setup_context=_save, lib=_backend.schemas)
+
+
+# Backward cuts the patches again: without this the second backward pass would take them for constants.
+def _save_patches(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, keep, _mean, std, ctx.patch, _dtype = inputs
+    ctx.save_for_backward(images, keep, std)
+
+
+def _backward_patches(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    images, keep, std = ctx.saved_tensors
+    return _lay_out(grad, keep, ctx.patch, images, std), None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "bimkern::visible_patches", _backward_patches, setup_context=_save_patches, lib=_backend.schemas
+)

@@ -42,7 +42,7 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Raises:
         ValueError: a shape, a device or num_prefix is off; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
 
     Same as: gather_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; used by BIM, LocalMIM, ViTFreeze.
@@ -91,3 +91,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("bimkern::gather_tokens", _backward, setup_context=_save, lib=_backend.schemas)
+
+
+# The backward ops are linear in grad; their gradients make a second backward pass right.
+def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _grad, keep, ctx.num_tokens, ctx.num_prefix = inputs
+    ctx.save_for_backward(keep)
+
+
+def _backward_bwd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (keep,) = ctx.saved_tensors
+    return torch.ops.bimkern.gather_tokens(grad, keep, None, ctx.num_prefix), None, None, None
+
+
+def _backward_bwd_pos(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (keep,) = ctx.saved_tensors
+    zeros = grad.new_zeros(1, 1, grad.shape[1]).expand(len(keep), ctx.num_prefix + ctx.num_tokens, -1)
+    return torch.ops.bimkern.gather_tokens(zeros, keep, grad, ctx.num_prefix), None, None, None
+
+
+for _name, _gradient in (("gather_tokens_bwd", _backward_bwd), ("gather_tokens_bwd_pos", _backward_bwd_pos)):
+    torch.library.register_autograd(f"bimkern::{_name}", _gradient, setup_context=_save_bwd, lib=_backend.schemas)

@@ -31,7 +31,7 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
 
     Raises:
         ValueError, TypeError: a shape or dtype is off; the message names it.
-        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
 
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.

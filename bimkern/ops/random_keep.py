@@ -74,7 +74,7 @@ def random_keep(
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.
-        RuntimeError: an id in parent is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
+        RuntimeError: an id in parent is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
 
     Same as: random_keep_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
@@ -85,6 +85,8 @@ def random_keep(
     check.same_device(op, sample_ids=sample_ids, parent=parent)
     if not 0 <= num_tokens <= MAX_TOKENS:
         raise ValueError(f"{op}: num_tokens must be in [0, 2**31), got {num_tokens}")
+    if parent is not None and dims["P"] > num_tokens:
+        raise ValueError(f"{op}: parent must hold at most num_tokens={num_tokens} ids per image, got P={dims['P']}")
     letter, available = ("num_tokens", num_tokens) if parent is None else ("P", dims["P"])
     if not 0 <= num_keep <= available:
         raise ValueError(f"{op}: num_keep must be in [0, {letter}={available}], got {num_keep}")

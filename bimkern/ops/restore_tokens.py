@@ -63,7 +63,7 @@ def restore_tokens(
     Raises:
         ValueError: a shape, a count or a device is off; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (native CPU backend, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
 
     Same as: restore_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; appended mask tokens, un-shuffled.
@@ -120,3 +120,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("bimkern::restore_tokens", _backward, setup_context=_save, lib=_backend.schemas)
+
+
+def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, keep, ctx.num_prefix, ctx.with_pos = inputs
+    ctx.save_for_backward(keep)
+    ctx.num_tokens = grad.shape[1] - ctx.num_prefix
+
+
+def _backward_bwd(ctx: Any, visible: Tensor, mask_token: Tensor, pos: Tensor) -> tuple[Tensor | None, ...]:
+    (keep,) = ctx.saved_tensors
+    # The transpose of a linear op's transpose: the op itself.
+    args = (visible, keep, mask_token, pos if ctx.with_pos else None, ctx.num_tokens, ctx.num_prefix)
+    return torch.ops.bimkern.restore_tokens(*args), None, None, None
+
+
+torch.library.register_autograd(
+    "bimkern::restore_tokens_bwd", _backward_bwd, setup_context=_save_bwd, lib=_backend.schemas
+)

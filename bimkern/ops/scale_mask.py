@@ -11,6 +11,8 @@ from torch import Tensor
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
 
+MAX_SIDE = 2**30 - 1  # of both grids and of the squares: products of two, in bytes, fit 64 bits
+
 _backend.schemas.define("scale_mask(Tensor mask, int rows, int columns, int average, int repeat) -> Tensor")
 _backend.declare("scale_mask", kernels={"cpu": "native", "cuda": "native"})
 
@@ -50,6 +52,10 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
     average, repeat = _sides(factor)
     if rows % average or columns % average:
         raise ValueError(f"{op}: grid must have multiples of {average} for factor={factor}, got ({rows}, {columns})")
+    if repeat > MAX_SIDE or rows * repeat > MAX_SIDE or columns * repeat > MAX_SIDE:
+        raise ValueError(
+            f"{op}: factor must give less than 2**30 rows and columns, got {factor} for grid=({rows}, {columns})"
+        )
     return _backend.call(op, scale_mask_reference, mask, rows, columns, average, repeat)
 
 

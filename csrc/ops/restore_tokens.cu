@@ -96,7 +96,10 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       const int64_t image = first + i;
       const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
       const int64_t kept = image < size.images && token >= 0 ? size.kept : 0;
-      places[i] = group_find<kSearchers>(ids, args.keep.token_stride, kept, token);
+      const int64_t place = group_find<kSearchers>(ids, args.keep.token_stride, kept, token);
+      if (thread % kSearchers == 0) {
+        places[i] = place;
+      }
     }
     __syncthreads();
 #pragma unroll

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.ops import _check as check
-from bimkern.ops import gather_tokens, keep_to_mask, random_keep, restore_tokens
+from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, random_keep, restore_tokens
 
 
 def test_shapes_returns_every_letter():
@@ -56,6 +57,12 @@ OPS_WITH_KEEP = {
     "restore_tokens: keep": lambda keep: restore_tokens(
         torch.zeros(2, 2, 8, device=keep.device), keep, torch.zeros(8, device=keep.device), num_tokens=4
     ),
+    "embed_visible: keep": lambda keep: embed_visible(
+        torch.zeros(2, 3, 4, 4, device=keep.device),
+        torch.zeros(5, 3, 2, 2, device=keep.device),
+        torch.zeros(5, device=keep.device),
+        keep,
+    ),
     "keep_to_mask: keep": lambda keep: keep_to_mask(keep, 4),
     "random_keep: parent": lambda keep: random_keep(torch.arange(2, device=keep.device), 4, 1, seed=0, parent=keep),
 }
@@ -92,11 +99,41 @@ def test_debugging_takes_an_empty_keep(device, monkeypatch, shape):
 
 
 @pytest.mark.parametrize("setting", [None, "0"])
-def test_without_debugging_no_id_is_read(monkeypatch, setting):
+def test_without_debugging_no_id_is_read_beside_a_kernel(monkeypatch, setting):
+    monkeypatch.setenv("BIMKERN_BACKEND", "native")
     monkeypatch.delenv("BIMKERN_DEBUG", raising=False)
     if setting is not None:
         monkeypatch.setenv("BIMKERN_DEBUG", setting)
-    check.ids("op", "keep", OUT_OF_RANGE, 4)
+    check.ids("keep_to_mask", "keep", OUT_OF_RANGE, 4)
+
+
+@pytest.mark.parametrize("argument", OPS_WITH_KEEP)
+@pytest.mark.parametrize(
+    "ids",
+    [[[0, 1], [2, 4]], [[-1, 1], [2, 3]], [[0, 1], [2, 2]], [[0, 1], [3, 2]], [[1, 0], [2, 4]]],
+    ids=str,
+)
+def test_every_backend_refuses_the_same_ids_on_the_cpu(monkeypatch, argument, ids):
+    messages = {}
+    for backend in ("native", "reference"):
+        monkeypatch.setenv("BIMKERN_BACKEND", backend)
+        with pytest.raises(RuntimeError) as raised:
+            OPS_WITH_KEEP[argument](torch.tensor(ids))
+        messages[backend] = str(raised.value).splitlines()[0]
+    assert messages["native"].startswith(f"{argument} must ")
+    assert messages["reference"] == messages["native"]
+
+
+@pytest.mark.parametrize("argument", OPS_WITH_KEEP)
+def test_the_reference_takes_good_ids(device, monkeypatch, argument):
+    monkeypatch.setenv("BIMKERN_BACKEND", "reference")
+    OPS_WITH_KEEP[argument](torch.tensor([[0, 1], [2, 3]], device=device))
+
+
+def test_ids_without_values_are_not_read(monkeypatch):
+    monkeypatch.setenv("BIMKERN_BACKEND", "reference")
+    with FakeTensorMode():
+        assert keep_to_mask(torch.zeros(2, 3, dtype=torch.int64), 4).shape == (2, 4)
 
 
 def test_debugging_leaves_compiled_code_alone(monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tolerance import FORWARD_FACTOR, assert_no_worse_than_torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from bimkern.ops import embed_visible
 from bimkern.ops._check import FLOATS
@@ -212,6 +212,58 @@ def test_gradcheck(device):
     inputs = sample(device, torch.float64, torch.float64, **dims)
     inputs = [x.requires_grad_() if i in (0, *GRADS) else x for i, x in enumerate(inputs)]
     assert gradcheck(ours, inputs)
+    assert gradgradcheck(lambda *inputs: ours(*inputs).square(), inputs)
+
+
+def test_weights_and_images_share_a_second_gradient(device):
+    dims = {"B": 2, "C": 2, "H": 6, "W": 4, "p": 2, "R": 2, "K": 3, "D": 3}
+    inputs = sample(device, torch.float64, torch.float64, **dims)
+    images, weight = inputs[0].requires_grad_(), inputs[1].requires_grad_()
+
+    def mixed(fn, first, second):  # linear in each of them: only what goes through the cut patches is left
+        (grad,) = torch.autograd.grad(fn(*inputs).sum(), first, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), second)[0]
+
+    torch.testing.assert_close(mixed(ours, weight, images), mixed(torchs, weight, images))
+    torch.testing.assert_close(mixed(ours, images, weight), mixed(torchs, images, weight))
+
+
+@pytest.mark.parametrize("fn", [ours, torchs], ids=["ours", "torchs"])
+def test_autocast_leaves_the_product_alone(device, fn):
+    inputs = sample(device, images=torch.float32, **DEFAULT)
+    inputs[0].requires_grad_()
+    want = fn(*inputs)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(fn(*inputs), want)
+
+
+def test_autocast_leaves_the_gradients_alone(device):
+    inputs = sample(device, images=torch.float32, **DEFAULT)
+    leaves = [inputs[0].requires_grad_(), inputs[1].requires_grad_()]
+    want = torch.autograd.grad(ours(*inputs).square().sum(), leaves)
+    out = ours(*inputs).square().sum()
+    with torch.autocast(device.type, torch.bfloat16):
+        got = torch.autograd.grad(out, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_compiles_under_autocast(device, monkeypatch, backend):
+    monkeypatch.setenv("BIMKERN_BACKEND", backend)
+    inputs = sample(device, **DEFAULT)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with torch.autocast(device.type, torch.bfloat16):
+        torch.testing.assert_close(compiled(*inputs), ours(*inputs))  # rounding to bfloat16 is 1000 times as far off
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_must_not_require_a_gradient(monkeypatch, backend, name):
+    monkeypatch.setenv("BIMKERN_BACKEND", backend)
+    arguments = {"images": torch.zeros(2, 3, 8, 8), "weight": torch.zeros(5, 3, 4, 4), "bias": torch.zeros(5)}
+    arguments |= {"keep": torch.tensor([[0, 1], [2, 3]]), name: torch.ones(3, requires_grad=True)}
+    with pytest.raises(ValueError, match=f"^embed_visible: {name} must not require a gradient, got requires_grad=True"):
+        embed_visible(**arguments)
 
 
 def test_gradients_repeat_bit_for_bit(device):
@@ -262,6 +314,8 @@ def test_opcheck(device, dtype, optional):
 def test_opcheck_of_the_patches(device):
     images, _, _, keep, _, _, mean, std = sample(device, **DEFAULT)
     torch.library.opcheck(torch.ops.bimkern.visible_patches, (images, keep, mean, std, 16, torch.bfloat16))
+    floats = torch.rand(images.shape, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.bimkern.visible_patches, (floats, keep, mean, std, 16, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

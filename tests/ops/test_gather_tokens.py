@@ -141,6 +141,22 @@ def test_gradcheck(device):
     assert torch.autograd.gradcheck(lambda *args: gather_tokens(*args, num_prefix=1), inputs)
 
 
+def test_gradients_have_gradients(device):
+    tokens, keep, pos = sample(device, torch.float64, B=2, R=1, N=5, K=3, D=2)
+    tokens.requires_grad_()
+    pos.requires_grad_()
+
+    def squared(tokens, pos):  # its first gradient depends on both
+        return gather_tokens(tokens, keep, pos, num_prefix=1).square()
+
+    assert torch.autograd.gradgradcheck(squared, (tokens, pos))
+    for wanted in (tokens, pos):
+        (grad,) = torch.autograd.grad(squared(tokens, pos).sum(), wanted, create_graph=True)
+        (ours,) = torch.autograd.grad(grad.sum(), wanted)
+        expected = 2 * torch.autograd.grad(gather_tokens(tokens, keep, pos, num_prefix=1).sum(), wanted)[0]
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize("with_pos", [True, False])
 def test_opcheck(device, with_pos):
     tokens, keep, pos = sample(device, torch.float32, **DEFAULT)
@@ -152,7 +168,8 @@ def test_opcheck(device, with_pos):
 @pytest.mark.parametrize("name", ["gather_tokens_bwd", "gather_tokens_bwd_pos"])
 def test_opcheck_backward(device, name):
     _, keep, _ = sample(device, torch.float32, **DEFAULT)
-    torch.library.opcheck(getattr(torch.ops.bimkern, name), (torch.randn(3, 13, 32, device=device), keep, 49, 1))
+    grad = torch.randn(3, 13, 32, device=device, requires_grad=True)
+    torch.library.opcheck(getattr(torch.ops.bimkern, name), (grad, keep, 49, 1))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -189,6 +189,8 @@ def test_says_what_is_wrong(device):
         random_keep(ids, 9, 10, seed=0)
     with pytest.raises(ValueError, match=r"random_keep: num_keep must be in \[0, P=3\], got 4"):
         random_keep(ids, 9, 4, seed=0, parent=random_keep(ids, 9, 3, seed=0))
+    with pytest.raises(ValueError, match=r"random_keep: parent must hold at most num_tokens=2 ids per image, got P=3"):
+        random_keep(ids, 2, 1, seed=0, parent=random_keep(ids, 9, 3, seed=0))
     with pytest.raises(TypeError, match="random_keep: sample_ids must be int64, got int32"):
         random_keep(ids.int(), 9, 3, seed=0)
     with pytest.raises(ValueError, match=r"random_keep: parent must be \[B=4, P\], got \[2, 3\]"):
@@ -227,6 +229,10 @@ def test_says_which_id_is_wrong_on_the_cpu(parent, message):
         ((torch.zeros(2).long(), 4, 3, 0, torch.zeros(2, 2).long()), r"num_keep must be in \[0, 2\], got 3"),
         ((torch.zeros(2).long(), 4, 1, 0, torch.zeros(3, 2).long()), "parent must have the images"),
         ((torch.zeros(2).long(), 4, 1, 0, torch.zeros(2, 2).int()), "parent must be"),
+        (
+            (torch.zeros(1).long(), 4, 1, 0, torch.zeros(1, 1).long().expand(1, 2**31)),
+            r"parent must hold less than 2\*\*31 ids per image, got 2147483648",
+        ),
     ],
 )
 def test_the_bare_op_reads_nothing_out_of_bounds(arguments, message):

@@ -173,12 +173,26 @@ def test_asks_for_no_gradient_that_nobody_wants(device, wanted):
 @pytest.mark.parametrize("with_pos", [True, False])
 def test_gradcheck(device, with_pos):
     visible, keep, mask_token, pos = sample(device, torch.float64, B=2, R=1, N=5, K=3, D=2)
-    leaves = [x.requires_grad_() for x in (visible, mask_token, pos)]
+    leaves = [x.requires_grad_() for x in ((visible, mask_token, pos) if with_pos else (visible, mask_token))]
 
-    def restore(visible, mask_token, pos):
-        return restore_tokens(visible, keep, mask_token, pos if with_pos else None, num_tokens=5, num_prefix=1)
+    def restore(visible, mask_token, pos=None):
+        return restore_tokens(visible, keep, mask_token, pos, num_tokens=5, num_prefix=1)
 
     assert torch.autograd.gradcheck(restore, leaves)
+    assert torch.autograd.gradgradcheck(lambda *leaves: restore(*leaves).square(), leaves)
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_each_gradient_has_its_gradient(device, wanted):
+    visible, keep, mask_token, pos = sample(device, torch.float64, B=2, R=1, N=5, K=3, D=2)
+    leaf = (visible, mask_token, pos)[wanted].requires_grad_()
+
+    def second(fn):
+        out = fn(visible, keep, mask_token, pos, num_tokens=5, num_prefix=1)
+        (first,) = torch.autograd.grad(out.pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.sum(), leaf)[0]
+
+    torch.testing.assert_close(second(restore_tokens), second(restore_tokens_reference))
 
 
 @pytest.mark.parametrize("with_pos", [True, False])
@@ -194,7 +208,7 @@ def test_opcheck(device, with_pos):
 @pytest.mark.parametrize("with_pos", [True, False])
 def test_opcheck_backward(device, with_pos):
     _, keep, _, _ = sample(device, torch.float32, **DEFAULT)
-    grad = torch.randn(3, 50, 32, device=device)
+    grad = torch.randn(3, 50, 32, device=device, requires_grad=True)
     torch.library.opcheck(torch.ops.bimkern.restore_tokens_bwd, (grad, keep, 1, with_pos))
 
 

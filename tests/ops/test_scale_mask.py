@@ -141,6 +141,20 @@ def test_compiles_without_graph_break(device, factor, dynamic):
             )
             for factor in (0, -2, 1.5, 0.3, float("nan"), float("inf"))
         ),
+        *(
+            (
+                (torch.zeros(1, N), factor, grid),
+                ValueError,
+                f"factor must give less than 2**30 rows and columns, got {factor} for grid={grid}",
+            )
+            for N, factor, grid in (
+                (1, 2.0**32, (1, 1)),
+                (0, 2**30, (0, 0)),
+                (2, 2**29, (1, 2)),
+                (2, 2**29, (2, 1)),
+                (1, 2**63, (1, 1)),
+            )
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -161,6 +175,12 @@ def test_says_what_is_wrong(arguments, error, message):
         ((torch.zeros(2, 36), 6, 6, 0, 1), "at least 1, got average=0"),
         ((torch.zeros(2, 36), 6, 6, 1, 0), "at least 1, got average=1, repeat=0"),
         ((torch.zeros(2, 36).int(), 6, 6, 1, 1), "dtype must be float32"),
+        ((torch.zeros(1, 0), 2**32, 2**32, 1, 1), r"must be below 2\*\*30, got 4294967296, 4294967296, 1 and 1"),
+        ((torch.zeros(1, 0), 2**30, 0, 1, 1), r"must be below 2\*\*30, got 1073741824, 0, 1 and 1"),
+        ((torch.zeros(1, 0), 0, 0, 2**30, 1), r"must be below 2\*\*30, got 0, 0, 1073741824 and 1"),
+        ((torch.zeros(1, 1), 1, 1, 1, 2**32), r"must be below 2\*\*30, got 1, 1, 1 and 4294967296"),
+        ((torch.zeros(1, 2), 1, 2, 1, 2**29), r"less than 2\*\*30 rows and columns, got 536870912 and 1073741824"),
+        ((torch.zeros(1, 2), 2, 1, 1, 2**29), r"less than 2\*\*30 rows and columns, got 1073741824 and 536870912"),
     ],
 )
 def test_the_bare_op_reads_nothing_out_of_bounds(arguments, message):

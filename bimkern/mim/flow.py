@@ -1,11 +1,13 @@
 """Gradient flows: how far an error travels, and when an update happens.
 
 A flow runs one optimizer step: it computes the loss of every stage over all micro-batches of the step, backpropagates,
-and calls the updates. Every head decodes its batch in slices, since its loss is a sum over images.
+and calls the updates. Every head decodes its batch in slices, since its loss is a sum over images. A stage whose last
+block is frozen is only passed through: its head decodes nothing.
 
 Shapes: B images, T tokens of a stage, D width, S stages.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,8 +29,12 @@ class Staged(Protocol):
     def num_stages(self) -> int: ...
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
     def stage_parameters(self, stage: int) -> Iterable[tuple[str, nn.Parameter]]: ...
-    def encode(self, stage: int, inputs: Tensor, view: StageView) -> Tensor: ...
-    def loss(self, stage: int, tokens: Tensor, images: Tensor, view: StageView, denominator: Tensor) -> Tensor: ...
+    def is_frozen(self, stage: int, frozen_units: int) -> bool: ...
+    def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_units: int = 0) -> Tensor: ...
+    def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, Tensor]: ...
+    def loss(
+        self, stage: int, tokens: Tensor, images: Tensor, view: StageView, denominator: Tensor, target: Tensor | None
+    ) -> Tensor: ...
 
 
 class Update(Protocol):
@@ -70,25 +76,29 @@ class Local:
         updates: Sequence[Update],
         *,
         slices: int = 1,
+        frozen_units: int = 0,
         scope: Scope = nullcontext,
     ) -> Tensor:
-        """Run one step and return the losses of the stages, [S], detached."""
+        """Run one step and return the losses of the stages, [S], detached; NaN for a stage that is frozen."""
         inputs = [batch.images for batch in batches]
         denominators = _denominators(batches)
-        losses = []
+        losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
+            frozen = model.is_frozen(stage, frozen_units)
             with scope(f"stage{stage}"):
-                loss = torch.zeros_like(denominators[stage])
                 for i, batch in enumerate(batches):
-                    tokens = model.encode(stage, inputs[i], batch.views[stage])
-                    part, grad = _decode(model, stage, tokens, batch, denominators[stage], update, slices)
-                    tokens.backward(grad)
-                    loss += part
+                    tokens = model.encode(stage, inputs[i], batch.views[stage], frozen_units)
                     inputs[i] = tokens.detach()
-                    del tokens, grad
-                update.apply()
-                losses.append(loss)
-        return torch.stack(losses)
+                    if frozen:
+                        continue
+                    target = model.targets([stage], batch.images).get(stage)
+                    part, grad = _decode(model, stage, tokens, batch, target, denominators[stage], update, slices)
+                    tokens.backward(grad)
+                    losses[stage] = part if i == 0 else losses[stage] + part
+                    del tokens, grad, target
+                if not frozen:
+                    update.apply()
+        return losses
 
 
 @dataclass(frozen=True)
@@ -109,23 +119,28 @@ class EndToEnd:
         updates: Sequence[Update],
         *,
         slices: int = 1,
+        frozen_units: int = 0,
         scope: Scope = nullcontext,
     ) -> Tensor:
-        """Run one step and return the losses of the stages, [S], detached."""
+        """Run one step and return the losses of the stages, [S], detached; NaN for a stage that is frozen."""
         (update,) = updates
         denominators = _denominators(batches)
-        losses = torch.zeros_like(denominators)
+        losses = torch.full_like(denominators, math.nan)
+        active = [stage for stage in range(model.num_stages) if not model.is_frozen(stage, frozen_units)]
+        losses[active] = 0
         with scope("step"):
             for batch in batches:
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):
-                    tokens = model.encode(stage, tokens, view)
+                    tokens = model.encode(stage, tokens, view, frozen_units)
                     taps.append(tokens)
-                for stage, tap in enumerate(taps):
-                    part, grad = _decode(model, stage, tap, batch, denominators[stage], update, slices)
+                targets = model.targets(active, batch.images)
+                for stage in active:
+                    args = (targets.pop(stage, None), denominators[stage], update, slices)
+                    part, grad = _decode(model, stage, taps[stage], batch, *args)
                     losses[stage] += part
                     grads.append(grad)
-                torch.autograd.backward(taps, grads)
+                torch.autograd.backward(taps[active[0] :], grads)
             update.apply()
         return losses
 
@@ -137,7 +152,14 @@ def _denominators(batches: Sequence[MicroBatch]) -> Tensor:
 
 
 def _decode(
-    model: Staged, stage: int, tokens: Tensor, batch: MicroBatch, denominator: Tensor, update: Update, slices: int
+    model: Staged,
+    stage: int,
+    tokens: Tensor,
+    batch: MicroBatch,
+    target: Tensor | None,
+    denominator: Tensor,
+    update: Update,
+    slices: int,
 ) -> tuple[Tensor, Tensor]:
     """Run a head forward and backward slice by slice; return the loss and the gradient of tokens [B, T, D]."""
     loss = torch.zeros_like(denominator)
@@ -146,7 +168,8 @@ def _decode(
     for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
         leaf = tokens[rows].detach().requires_grad_()
-        part = model.loss(stage, leaf, batch.images[rows], batch.views[stage].rows(rows), denominator)
+        view, wanted = batch.views[stage].rows(rows), None if target is None else target[rows]
+        part = model.loss(stage, leaf, batch.images[rows], view, denominator, wanted)
         update.scale(part).backward()
         assert leaf.grad is not None
         grad[rows] = leaf.grad

@@ -1,16 +1,19 @@
-"""Maskers: which patches are hidden, per image and per stage.
+"""Maskers: which patches are hidden, per image and per stage; here those whose hidden patches are left out.
 
 Shapes: B images, N patches, K kept patches.
 """
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from bimkern.ops import gather_tokens, keep_to_mask, random_keep
+
+Hiding = Literal["drop", "replace", "paint"]
+Grid = tuple[int, int]
 
 
 def num_kept(num_tokens: int, ratio: float) -> int:
@@ -25,10 +28,11 @@ def num_kept(num_tokens: int, ratio: float) -> int:
 class StageView:
     """What one stage sees of a batch: which tokens enter it, which its head decodes, which count in the loss."""
 
-    keep: Tensor  # [B, K] tokens of this stage
-    within: Tensor | None  # [B, K] their places among the tokens of the stage before; None for the first stage
+    grid: Grid  # rows and columns of the N patches
+    keep: Tensor  # [B, K] visible patches of this stage
+    within: Tensor | None  # [B, K] their places among the tokens of the stage before; None where that has the same
     hidden: Tensor  # [B, N] loss weight
-    decoded: Tensor  # [B, K'] tokens that the head is shown
+    decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the hidden ones filled in
     decoded_within: Tensor | None  # [B, K'] their places among this stage's tokens; None where they are all of them
 
     def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
@@ -47,13 +51,26 @@ class StageView:
 
     def rows(self, rows: slice) -> "StageView":
         """Return the view of a slice of the batch."""
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
-        def cut(index: Tensor | None) -> Tensor | None:
-            return None if index is None else index[rows]
 
-        return StageView(
-            self.keep[rows], cut(self.within), self.hidden[rows], self.decoded[rows], cut(self.decoded_within)
-        )
+class Masker(Protocol):
+    """Draws which patches are hidden from whom."""
+
+    @property
+    def hiding(self) -> Hiding:
+        """How hidden patches are kept from the encoder; hiding.py has a module for each."""
+
+    def entering(self, grid: Grid, num_stages: int) -> list[int]:
+        """Return how many patches enter every stage.
+
+        Raises:
+            ValueError: such a grid or number of stages cannot be masked.
+        """
+
+    def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
+        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +87,7 @@ class RandomDrop:
     ratios: tuple[float, ...]  # one for every stage, or one for all
     decoder_sees: Literal["before_drop", "after_drop"] = "before_drop"
     loss_mask: Literal["stage", "first"] = "stage"
+    hiding: ClassVar[Hiding] = "drop"
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
@@ -77,23 +95,24 @@ class RandomDrop:
         if list(self.ratios) != sorted(self.ratios):
             raise ValueError(f"RandomDrop: ratios must not fall, a hidden patch stays hidden, got {self.ratios}")
 
-    def counts(self, num_tokens: int, num_stages: int) -> list[int]:
-        """Return the kept tokens of every stage.
+    def entering(self, grid: Grid, num_stages: int) -> list[int]:
+        """Return the kept patches of every stage.
 
         Raises:
-            ValueError: the number of ratios is neither 1 nor num_stages, or a stage would keep no token.
+            ValueError: the number of ratios is neither 1 nor num_stages, or a stage would keep no patch.
         """
         if len(self.ratios) not in (1, num_stages):
             raise ValueError(f"RandomDrop: ratios must hold 1 or {num_stages} values, got {len(self.ratios)}")
+        num_tokens = grid[0] * grid[1]
         ratios = self.ratios * num_stages if len(self.ratios) == 1 else self.ratios
         counts = [num_kept(num_tokens, ratio) for ratio in ratios]
         if counts[-1] < 1:
             raise ValueError(f"RandomDrop: ratio {ratios[-1]} leaves none of {num_tokens} patches visible")
         return counts
 
-    def views(self, draw_ids: Tensor, num_tokens: int, num_stages: int, seed: int) -> list[StageView]:
-        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone."""
-        counts = self.counts(num_tokens, num_stages)
+    def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
+        num_tokens = grid[0] * grid[1]
+        counts = self.entering(grid, num_stages)
         keep = random_keep(draw_ids, num_tokens, counts[0], seed=seed)
         weight = keep_to_mask(keep, num_tokens)
         keeps, hidden = [keep], [weight]
@@ -111,6 +130,7 @@ class RandomDrop:
             shown = k + 1 if self.decoder_sees == "after_drop" and k + 1 < num_stages else k
             views.append(
                 StageView(
+                    grid=grid,
                     keep=keep,
                     within=withins[k],
                     hidden=hidden[k],

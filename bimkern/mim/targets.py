@@ -1,30 +1,126 @@
-"""Targets: what is predicted for every patch.
+"""Targets: what is predicted for every cell of a stage's grid.
 
-Shapes: B images, C channels, H W pixels, N patches, P values a patch.
+Shapes: B images, C channels, H W pixels, N patches, M = N * scale**2 cells, P values a cell.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from bimkern.ops import pixel_targets
+from bimkern.ops import hog, pixel_targets
+
+LossKind = Literal["l2", "l1"]
+Normalize = Callable[[Tensor], Tensor]  # uint8 images to normalised ones
+
+
+class Target(Protocol):
+    """What a recipe says of a target."""
+
+    kind: LossKind
+
+    def length(self, channels: int, patch: int, scale: float) -> int:
+        """Return P.
+
+        Raises:
+            ValueError: patches of this size have no such cells.
+        """
+
+    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
+        """Compute [B, M, P] from uint8 images [B, C, H, W]."""
+
+
+def cell_side(patch: int, scale: float) -> int:
+    """Return the side in pixels of a cell of the grid that a head predicts.
+
+    Raises:
+        ValueError: it is not a whole number.
+    """
+    side = patch / scale
+    if side < 1 or side % 1:
+        raise ValueError(f"a patch of {patch} pixels has no cells of a whole number of pixels at scale {scale}")
+    return int(side)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelTarget:
-    """The pixels of a patch, raw or normalised by the patch's own mean and variance.
+    """The pixels of a cell, raw or normalised by the cell's own mean and variance.
 
-    Source: He et al. 2022 (MAE), section 3 "reconstruction target" and table 1d.
+    Source: He et al. 2022 (MAE), section 3 "reconstruction target" and table 1d; l1 Xie et al. 2022 (SimMIM), 3.4.
     """
 
     normalize: bool = True
+    kind: LossKind = "l2"
 
-    def length(self, channels: int, patch: int) -> int:
-        return channels * patch * patch
+    def length(self, channels: int, patch: int, scale: float = 1.0) -> int:
+        return channels * cell_side(patch, scale) ** 2
 
-    def __call__(self, images: Tensor, patch: int) -> Tensor:
-        """Compute [B, N, P] from normalised images [B, C, H, W]."""
-        return pixel_targets(images, patch, self.normalize)
+    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
+        return pixel_targets(normalize(images), cell_side(patch, scale), self.normalize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HogTarget:
+    """Histograms of oriented gradients, of one or several cells for every cell of the predicted grid.
+
+    They are taken from uint8 pixels, whose gradients are exact; with a bias, which ties them to the scale of the pixels,
+    from normalised ones.
+
+    Source: Wei et al. 2022 (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), section 3.3, for several scales;
+    window and bias as in published programs.
+    """
+
+    bins: int = 9
+    cells: int = 1  # a side, within each cell of the predicted grid
+    window: int | None = None  # pixels, of a Gaussian that weighs them
+    bias: tuple[float, float] | None = None  # added to every gradient
+    resize_patch: int | None = None  # take them from the image resized so that a patch has this many pixels a side
+    kind: LossKind = "l2"
+
+    @property
+    def family(self) -> "HogTarget":
+        """What targets share that hog_vectors computes together."""
+        return self if self.bias is None else replace(self, bias=(0.0, 0.0))
+
+    def length(self, channels: int, patch: int, scale: float = 1.0) -> int:
+        self.side(patch, scale)
+        return channels * self.bins * self.cells**2
+
+    def side(self, patch: int, scale: float) -> int:
+        """Return the side in pixels of a cell of the predicted grid, in the image that histograms are taken from."""
+        source = self.resize_patch or patch
+        side = source / scale
+        if side % self.cells or side < self.cells:
+            remedy = "" if self.resize_patch else "; resize_patch=16 would take the target from a resized image"
+            raise ValueError(
+                f"HogTarget: a patch of {source} pixels has no {self.cells} x {self.cells} cells of a whole number of "
+                f"pixels at scale {scale}{remedy}"
+            )
+        return int(side)
+
+    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
+        return hog_vectors([self], images, patch, [scale], normalize)[0]
+
+
+def hog_vectors(
+    targets: Sequence[HogTarget], images: Tensor, patch: int, scales: Sequence[float], normalize: Normalize
+) -> list[Tensor]:
+    """Compute several targets, each at its scale, that differ in nothing but the bias, from one pass over the images."""
+    first, sides = targets[0], [target.side(patch, scale) for target, scale in zip(targets, scales, strict=True)]
+    pixels = images if first.bias is None else normalize(images)
+    if first.resize_patch is not None:
+        size = [side // patch * first.resize_patch for side in images.shape[2:]]
+        pixels = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+    if first.cells == 1:
+        biases = None if first.bias is None else [target.bias for target in targets]
+        return list(hog(pixels, sides, first.bins, window=first.window, bias=biases))
+    # The op makes one vector of all cells of a patch, so each size of patch is a call.
+    return [
+        hog(pixels, side // first.cells, first.bins, window=first.window, bias=target.bias, patch=side)
+        for target, side in zip(targets, sides, strict=True)
+    ]
 
 
 def unpatchify(vectors: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:

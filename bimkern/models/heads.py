@@ -1,70 +1,154 @@
 """Heads: how a tap of the encoder becomes a prediction.
 
-Shapes: B images, N tokens, K kept tokens, R prefix tokens, D width of the encoder, P values predicted a token.
+Shapes: B images, N tokens, K shown tokens, R prefix tokens, D width of the encoder, W width of the features that are
+decoded, P values predicted a cell, M cells: N times the square of the head's scale.
 """
 
 from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bimkern.models.layers import Block, LayerNorm, Linear, init_linear
-from bimkern.models.pos_embed import sincos_table
-from bimkern.ops import restore_tokens
+from bimkern.models.pos_embed import SinCosPositions
+from bimkern.nn import MatchHead
+from bimkern.ops import LossKind, masked_loss, restore_tokens
+
+Grid = tuple[int, int]
+Scale = Literal[4.0, 2.0, 1.0, 0.5]
+
+
+class Head(Protocol):
+    """A module that decodes tokens in two steps: features of every patch, then what is predicted of them."""
+
+    pred: "Prediction | MatchHead"
+
+    def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        """Decode the tokens [B, R+K, D] of the patches decoded [B, K], or of all for None: [B, N, W]."""
+
+    def __call__(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        """Predict every cell, [B, M, P]."""
+
+
+class Prediction(Linear):
+    """One linear layer for every token; called as MatchHead is."""
+
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
+        return super().forward(features)
+
+    def loss(
+        self, features: Tensor, target: Tensor, mask: Tensor, grid: Grid, denominator: Tensor, kind: LossKind = "l2"
+    ) -> Tensor:
+        """Average the error over the hidden cells: masked_loss."""
+        return masked_loss(self(features), target, mask, kind, denominator=denominator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Size of an MAE decoder.
+    """A decoder of transformer blocks over all tokens; its features may be rescaled before they are read.
 
-    Source: He et al. 2022 (MAE), section 4.1 and table 1: 8 blocks, 512 wide, whatever the encoder.
+    Source: He et al. 2022 (MAE), section 4.1 and table 1: 8 blocks, 512 wide, whatever the encoder; Wang et al. 2023
+    (LocalMIM), section 3.2, for scales; Guo et al. 2022 (FastMIM), section 3, for none of its own positions.
     """
 
     width: int = 512
     depth: int = 8
     num_heads: int = 16
     mlp_ratio: float = 4.0
+    positions: bool = True
+    scale: Scale = 1.0  # of the grid that is predicted, against the tokens'
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
+        if self.scale not in get_args(Scale):
+            raise ValueError(f"DecoderConfig: scale must be one of 4, 2, 1, 0.5, got {self.scale}")
+
+    def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "MAEDecoder":
+        return MAEDecoder(
+            self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """A norm and a linear layer, for encoders that all tokens pass.
+
+    Source: Xie et al. 2022 (SimMIM), section 3.3: a 1 x 1 convolution and pixel shuffle; Wei et al. 2022 (MaskFeat).
+    """
+
+    init_std: float = 0.02
+
+    @property
+    def scale(self) -> Scale:
+        return 1.0
+
+    def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "LinearHead":
+        if restores:
+            raise ValueError("LinearConfig: a linear head cannot predict patches that never enter the encoder")
+        return LinearHead(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix)
 
 
 class MAEDecoder(nn.Module):
-    """The encoder's last norm, a projection, transformer blocks over all tokens, and a linear prediction.
+    """The encoder's last norm, a projection, transformer blocks over all tokens, and the prediction.
 
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; Luo et al. 2023 (BIM), section 3.2: one for every block.
     """
 
-    pos_embed: Tensor  # [N, width]
+    pred: Prediction | MatchHead
 
     def __init__(
-        self, config: DecoderConfig, *, in_width: int, out_length: int, grid: tuple[int, int], num_prefix: int
+        self, config: DecoderConfig, *, in_width: int, out_length: int, num_prefix: int, restores: bool = True
     ) -> None:
         super().__init__()
         self.num_prefix = num_prefix
         self.in_norm = LayerNorm(in_width)
         self.embed = Linear(in_width, config.width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        if restores:
+            self.mask_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.width)
-        self.pred = Linear(config.width, out_length)
-        self.register_buffer("pos_embed", sincos_table(config.width, grid), persistent=False)
+        if config.scale == 1:
+            self.pred = Prediction(config.width, out_length)
+        else:
+            self.pred = MatchHead(config.width, out_length, config.scale)
+        self.positions = SinCosPositions(config.width) if config.positions else None
         self.apply(init_linear)
 
-    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Predict [B, N, P] from the encoder's tokens [B, R+K, D] and the places keep [B, K] of the kept ones."""
-        visible = self.embed(self.in_norm(tokens)).to(self.pos_embed.dtype)
-        x = restore_tokens(
-            visible,
-            keep,
-            self.mask_token.flatten(),
-            self.pos_embed,
-            num_tokens=len(self.pos_embed),
-            num_prefix=self.num_prefix,
-        )
+    def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
+        pos = None if self.positions is None else self.positions(grid, x)
+        if decoded is not None:
+            token = self.mask_token.flatten()
+            num_tokens = grid[0] * grid[1]
+            x = restore_tokens(x, decoded, token, pos, num_tokens=num_tokens, num_prefix=self.num_prefix)
+        elif pos is not None:
+            x = torch.cat([x[:, : self.num_prefix], x[:, self.num_prefix :] + pos], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.pred(self.norm(x))[:, self.num_prefix :]
+        return self.norm(x)[:, self.num_prefix :]
+
+    def forward(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        return self.pred(self.features(tokens, decoded, grid), grid)
+
+
+class LinearHead(nn.Module):
+    """The encoder's last norm and a linear prediction."""
+
+    def __init__(self, config: LinearConfig, *, in_width: int, out_length: int, num_prefix: int) -> None:
+        super().__init__()
+        self.num_prefix = num_prefix
+        self.in_norm = LayerNorm(in_width)
+        self.pred = Prediction(in_width, out_length)
+        nn.init.trunc_normal_(self.pred.weight, std=config.init_std)
+        nn.init.zeros_(self.pred.bias)
+
+    def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        assert decoded is None
+        return self.in_norm(tokens)[:, self.num_prefix :]
+
+    def forward(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        return self.pred(self.features(tokens, decoded, grid), grid)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.attention import Mix, sdpa
+from bimkern.nn import MatchHead
 from bimkern.ops import embed_visible
 
 LAYER_NORM_EPS = 1e-6
@@ -116,7 +117,7 @@ def init_linear(module: nn.Module) -> None:
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Run the matrix products of every layer of model in dtype."""
     for module in model.modules():
-        if isinstance(module, (Linear, PatchEmbed)):
+        if isinstance(module, (Linear, PatchEmbed, MatchHead)):
             module.compute_dtype = dtype
 
 

@@ -1,7 +1,23 @@
 """The fixed sin-cos position table of the MAE family."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class SinCosPositions(nn.Module):
+    """The position tables of every grid that comes along, each built once; nothing of it is trained or saved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self._tables: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
+
+    def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """Return the table of a grid, [N, width], on the device and in the dtype of a tensor."""
+        key = (grid, like.device, like.dtype)
+        if key not in self._tables:
+            self._tables[key] = sincos_table(self.width, grid).to(like)
+        return self._tables[key]
 
 
 def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.models.layers import Block, PatchEmbed, init_linear
-from bimkern.models.pos_embed import sincos_table
+from bimkern.models.pos_embed import SinCosPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,6 @@ class ViT(nn.Module):
     """
 
     num_prefix = 1
-    pos_embed: Tensor  # [N, D]
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -56,22 +55,26 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
-        self.register_buffer("pos_embed", sincos_table(config.width, config.grid), persistent=False)
+        self.positions = SinCosPositions(config.width)
         self.apply(init_linear)
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.pos_embed)
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches that images [B, C, H, W] are cut into."""
+        return images.shape[2] // self.config.patch, images.shape[3] // self.config.patch
 
     def embed(self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-        """Embed the kept patches of images behind the cls token: [B, 1+K, D].
+        """Embed the kept patches of images, with their positions, behind the cls token: [B, 1+K, D].
 
         Args:
-            images: [B, C, H, W], uint8 or floating.
+            images: [B, C, H, W], uint8 or floating; any H and W that the patches divide.
             keep: [B, K], as for gather_tokens.
             mean, std: [C], to normalise with (uint8 first goes to [0, 1]); None where the images are already.
         """
-        return self.patch_embed(images, keep, self.pos_embed, prefix=self.cls_token[0], mean=mean, std=std)
+        return self.patch_embed(images, keep, self.pos_embed(images), prefix=self.cls_token[0], mean=mean, std=std)
+
+    def pos_embed(self, images: Tensor) -> Tensor:
+        """Return the positions of the patches of images, [N, D]."""
+        return self.positions(self.grid(images), self.cls_token)
 
 
 # Dosovitskiy et al. 2021, table 1 (B, L, H); Touvron et al. 2021 (DeiT), table 1 (Ti, S).

@@ -20,8 +20,8 @@ def demo() -> Config:
         base,
         method=replace(
             base.method,
-            head=DecoderConfig(width=96, depth=1, num_heads=4),
-            target=PixelTarget(normalize=False),  # raw pixels: the pictures need no statistics of the truth
+            heads=(DecoderConfig(width=96, depth=1, num_heads=4),),
+            targets=(PixelTarget(normalize=False),),  # raw pixels: the pictures need no statistics of the truth
         ),
         augment=RandomResizedCrop(scale=(0.1, 1.0)),
         schedule=Cosine(warmup=0.1),

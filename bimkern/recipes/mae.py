@@ -22,8 +22,8 @@ def mae(name: str, encoder: ViTConfig, micro_batch: int = 256) -> Config:
             encoder=encoder,
             taps=(encoder.depth - 1,),
             masker=RandomDrop(ratios=(0.75,)),  # section 4.1
-            head=DecoderConfig(width=512, depth=8, num_heads=16),  # tables 1a, 1b
-            target=PixelTarget(normalize=True),  # table 1d
+            heads=(DecoderConfig(width=512, depth=8, num_heads=16),),  # tables 1a, 1b
+            targets=(PixelTarget(normalize=True),),  # table 1d
             flow=EndToEnd(),
         ),
         augment=RandomResizedCrop(scale=(0.2, 1.0)),  # table 8; scale from the published program

@@ -15,7 +15,7 @@ _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
 
 def _small(config: Config) -> Config:
-    return replace(config, method=replace(config.method, head=_HEAD), run=_RUN)
+    return replace(config, method=replace(config.method, heads=(_HEAD,)), run=_RUN)
 
 
 SMALL_RECIPES = (

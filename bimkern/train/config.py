@@ -12,7 +12,7 @@ import torch
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
-from bimkern.mim.schedule import Cosine
+from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.attention import AttentionName
 from bimkern.train.optimizers import AdamWConfig, OptimizerName
 
@@ -115,7 +115,7 @@ class Config:
     method: Method
     augment: RandomResizedCrop
     optim: AdamWConfig
-    schedule: Cosine
+    schedule: Cosine | FreezeOut
     run: RunConfig
 
 

@@ -40,6 +40,6 @@ def live_activation_peak(config: Config) -> int:
         shape = (run.images_at_a_time, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
         with LiveBytes(model.parameters()) as counter:
-            batch = MicroBatch(images, model.views(ids, run.seed))
+            batch = MicroBatch(images, model.views(images, ids, run.seed))
             config.method.flow.step(model, [batch], updates, slices=run.slices)
     return counter.peak

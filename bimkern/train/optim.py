@@ -3,7 +3,7 @@
 A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,27 +28,30 @@ class GroupOptimizer:
         device: torch.device,
         fp16: bool,
         make: MakeOptimizer = adamw,
+        units: Mapping[str, int] | None = None,
     ) -> None:
+        """Take the named parameters; those of different units, where given, may learn at different rates."""
         self.name = name
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
-        groups: ParameterGroups = [
-            {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self._optimizer = make([group for group in groups if group["params"]], config)
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for full_name, parameter in parameters:
+            unit, decays = (units or {}).get(full_name, 0), config.decays(full_name, parameter)
+            weight_decay = config.weight_decay if decays else 0.0
+            fresh = {"params": [], "weight_decay": weight_decay, "unit": unit}
+            groups.setdefault((unit, decays), fresh)["params"].append(parameter)
+        self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
 
-    @property
-    def lr(self) -> float:
-        return float(self._optimizer.inner.param_groups[0]["lr"])
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        for group in self._optimizer.inner.param_groups:
-            group["lr"] = value
+    def set_rates(self, rate: Callable[[int], float]) -> None:
+        """Set the learning rate of every unit."""
+        groups = self._optimizer.inner.param_groups
+        for group in groups:
+            group["lr"] = rate(group["unit"])
+        if not any(group["lr"] for group in groups):
+            self.skipped_in_a_row.zero_()  # nothing is left that could fail to learn
 
     def scale(self, loss: Tensor) -> Tensor:
         return self._scaler.scale(loss)

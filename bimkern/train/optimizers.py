@@ -31,6 +31,10 @@ class AdamWConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05  # not for biases and other 1-D parameters
     clip: float | None = None  # largest L2 norm of a group's gradients
+    undecayed: tuple[str, ...] = ()  # parts of the names of further parameters without weight decay
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        return parameter.ndim > 1 and not any(part in name for part in self.undecayed)
 
 
 class Optimizer(Protocol):
@@ -95,7 +99,7 @@ class _SkipsOnHost:
                 group["step"] = int(self.inner.state[p].pop("step"))
 
 
-ParameterGroups = list[dict[str, Any]]  # params, at least one, and weight_decay
+ParameterGroups = list[dict[str, Any]]  # params, at least one, weight_decay and what the caller adds
 MakeOptimizer = Callable[[ParameterGroups, AdamWConfig], Optimizer]
 
 

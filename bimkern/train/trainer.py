@@ -56,9 +56,11 @@ class Trainer:
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))
-        make = optimizers.choose(run.optimizer, self.device)
+        options: dict[str, Any] = {"device": self.device, "fp16": run.precision == "fp16"}
+        options["make"] = optimizers.choose(run.optimizer, self.device)
+        options["units"] = self.model.units() if config.schedule.per_unit else None
         self.updates = [
-            GroupOptimizer(name, group, config.optim, device=self.device, fp16=run.precision == "fp16", make=make)
+            GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self.images = images
@@ -128,7 +130,7 @@ class Trainer:
                 self._live_activation_bytes = counter.peak
             if done == first + 1:
                 self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
-            self._interval_losses.append(losses)
+            self._interval_losses.append(losses[self._num_frozen(done) :].mean())
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
@@ -175,26 +177,49 @@ class Trainer:
             raise Stopped(what, exit_code=exit_code)
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
-        """Run optimizer step `index` (from 0); return the stages' losses [S] and the learning rate.
+        """Run optimizer step `index` (from 0); return the stages' losses [S] and the last block's learning rate.
 
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
         """
-        run = self.config.run
-        lr = run.peak_lr * self.config.schedule.factor((index + 0.5) / self.total_steps)
+        run, schedule, depth = self.config.run, self.config.schedule, self.config.method.encoder.depth
+        progress = self._progress(index)
+
+        def rate(unit: int) -> float:
+            return run.peak_lr * schedule.factor(progress, unit, depth)
+
         for update in self.updates:
-            update.lr = lr
-        batches = [MicroBatch(images, self.model.views(ids, run.seed)) for images, ids in map(self._on_device, batch)]
-        return self.config.method.flow.step(self.model, batches, self.updates, slices=run.slices), lr
+            update.set_rates(rate)
+        batches = []
+        for images, ids in map(self._on_device, batch):
+            batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
+        losses = self.config.method.flow.step(
+            self.model,
+            batches,
+            self.updates,
+            slices=run.slices,
+            frozen_units=schedule.frozen_units(progress, depth),
+        )
+        return losses, rate(depth)
+
+    def _progress(self, index: int) -> float:
+        return (index + 0.5) / self.total_steps
+
+    def _num_frozen(self, done: int) -> int:
+        """Return how many stages, from the first on, did not learn in the last of `done` steps."""
+        depth = self.config.method.encoder.depth
+        units = self.config.schedule.frozen_units(self._progress(done - 1), depth)
+        return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
 
     def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
-        per_block = losses.tolist()  # waits for the device
+        frozen = self._num_frozen(done)
+        learning = losses[frozen:].tolist()  # waits for the device
         lap = clock.lap(done)
         held, peak = held_bytes(self.device)
         return {
             "step": done,
             "epoch": done * self.config.run.batch_size / len(self.images.images),
-            "loss": sum(per_block) / len(per_block),
-            "loss_per_block": per_block,
+            "loss": sum(learning) / len(learning),
+            "loss_per_block": [None] * frozen + learning,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
             "images_per_s": lap.steps * self.config.run.batch_size / lap.seconds,

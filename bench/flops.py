@@ -21,10 +21,10 @@ def block_flops(tokens: int, width: int, hidden: int) -> int:
 
 def step_flops(method: Method) -> int:
     """Count the operations of one image in one training step by FORMULA."""
-    encoder, head = method.encoder, method.head
+    encoder, head = method.encoder, method.head(0)
     N = encoder.grid[0] * encoder.grid[1]
     P = encoder.channels * encoder.patch**2
-    counts = method.masker.counts(N, len(method.taps))
+    counts = method.masker.entering(encoder.grid, len(method.taps))
     embedding = 2 * counts[0] * encoder.width * P
     forward = 0
     for stage, (tap, kept) in enumerate(zip(method.taps, counts, strict=True)):

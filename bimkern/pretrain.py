@@ -176,7 +176,7 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
     return (
         f"\nError on hidden patches, {judged}, per block:  {errors}\n"
         f"Guessing the mean visible colour would give:  {colours}\n"
-        f"{_NORMALISED_NOTE if config.method.target.normalize else ''}\n"
+        f"{_NORMALISED_NOTE if config.method.target(0).normalize else ''}\n"
         f"Wrote {folder.path}/\n"
         "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
         "  pictures/curves.png, memory.png\n"

@@ -105,8 +105,8 @@ def usual_loop(method: Method, config: AdamWConfig, dtype: torch.dtype, device: 
     Raises:
         ValueError: the method has a piece of which this folder holds no usual form.
     """
-    known = type(method.flow) in _LOOPS and type(method.target) is PixelTarget
+    known = type(method.flow) in _LOOPS and type(method.target(0)) is PixelTarget
     if not known or method.masker != RandomDrop(ratios=method.masker.ratios):
-        pieces = ", ".join(type(piece).__name__ for piece in (method.masker, method.target, method.flow))
+        pieces = ", ".join(type(piece).__name__ for piece in (method.masker, method.target(0), method.flow))
         raise ValueError(f"no usual form is written for {pieces} with these options")
     return _LOOPS[type(method.flow)](Network(method).to(device), config, dtype)

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        encoder, head = method.encoder, method.head
+        encoder, head = method.encoder, method.head(0)
         self.in_norm = nn.LayerNorm(encoder.width, eps=_EPS)
         self.embed = nn.Linear(encoder.width, head.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, head.width))
@@ -116,7 +116,7 @@ class Network(nn.Module):
         self.method = method
         self.encoder = Encoder(method)
         self.heads = nn.ModuleList(Decoder(method) for _ in method.taps)
-        self.kept = method.masker.counts(self.encoder.pos_embed.shape[1] - 1, len(method.taps))
+        self.kept = method.masker.entering(method.encoder.grid, len(method.taps))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, -1, 1, 1), persistent=False)
 
@@ -146,7 +146,7 @@ class Network(nn.Module):
         mask[:, : self.kept[stage]] = 0
         mask = torch.gather(mask, 1, ids_restore)
         target = self.patchify(images)
-        if self.method.target.normalize:
+        if self.method.target(0).normalize:
             mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
             target = (target - mean) / (var + _EPS) ** 0.5
         error = ((self.heads[stage](x, ids_restore) - target) ** 2).mean(dim=-1)  # [B, N]

@@ -65,12 +65,12 @@ class Ours:
         ]
 
     def step(self, slices: int) -> Tensor:
-        batch = MicroBatch(self._images, self.model.views(self._ids, seed=0))
+        batch = MicroBatch(self._images, self.model.views(self._images, self._ids, seed=0))
         return self._flow.step(self.model, [batch], self._updates, slices=slices)
 
     def noise(self) -> Tensor:
         """Return noise [B, N] whose order hides the patches that step() hides: those of later stages come first."""
-        return torch.stack([view.hidden for view in self.model.views(self._ids, seed=0)]).sum(dim=0)
+        return torch.stack([view.hidden for view in self.model.views(self._images, self._ids, seed=0)]).sum(dim=0)
 
 
 def measure(case: Case) -> Measure:

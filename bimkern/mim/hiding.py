@@ -1,7 +1,7 @@
 """How hidden patches are kept from the encoder: left out, replaced by a token, or painted over in the image.
 
-Each is a module that embeds the images of a batch for the first stage. The two that hide by filling in embed the visible
-patches alone, and put one vector in the place of all others.
+Each is a module that embeds a batch for the first stage. The two that hide by filling in embed the visible patches
+alone, and put one vector in the place of all others.
 
 Shapes: B images, C channels, H W pixels, N patches, K visible patches, R prefix tokens, D width.
 """

@@ -3,7 +3,6 @@
 Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix tokens, D width, P values a patch.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,10 +105,11 @@ class MIM(nn.Module):
         Unit 0 is the embedding with the cls token, unit i block i, counted from 1; a head belongs to the block that it
         reads.
         """
-        units = {}
-        for name, _ in self.named_parameters():
-            part, number = re.match(r"(?:encoder\.)?(\w+)(?:\.(\d+))?", name).groups()  # type: ignore[union-attr]
-            units[name] = {"blocks": 1 + int(number or 0), "heads": 1 + self.method.taps[int(number or 0)]}.get(part, 0)
+        units = {name: 0 for name, _ in self.named_parameters()}
+        for i, block in enumerate(self.encoder.blocks):
+            units |= {name: i + 1 for name, _ in block.named_parameters(prefix=f"encoder.blocks.{i}")}
+        for k, (head, tap) in enumerate(zip(self.heads, self.method.taps, strict=True)):
+            units |= {name: tap + 1 for name, _ in head.named_parameters(prefix=f"heads.{k}")}
         return units
 
     def stage_parameters(self, stage: int) -> Iterator[tuple[str, nn.Parameter]]:
@@ -138,7 +138,7 @@ class MIM(nn.Module):
         return tokens
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, Tensor]:
-        """Compute the targets of stages that cost less together, by stage, [B, M, P]; loss() reads the others itself."""
+        """Compute the targets of stages that cost less together, by stage, [B, M, P]; loss() computes the others."""
         families: dict[HogTarget, list[int]] = {}
         for stage in stages:
             target = self.method.target(stage)
@@ -157,7 +157,13 @@ class MIM(nn.Module):
         return self.heads[stage](view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
 
     def loss(
-        self, stage: int, tokens: Tensor, images: Tensor, view: StageView, denominator: Tensor, target: Tensor | None = None
+        self,
+        stage: int,
+        tokens: Tensor,
+        images: Tensor,
+        view: StageView,
+        denominator: Tensor,
+        target: Tensor | None = None,
     ) -> Tensor:
         """Compute the error of a stage's predictions on hidden cells, summed by weight, over denominator.
 

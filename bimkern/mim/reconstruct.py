@@ -36,10 +36,10 @@ def reconstruct(
     patch = model.method.encoder.patch
     truth = pixel_targets(model.normalize(images), patch, normalize=False)
     results, tokens = [], images
-    for stage, view in enumerate(model.views(draw_ids, seed)):
+    for stage, view in enumerate(model.views(images, draw_ids, seed)):
         tokens = model.encode(stage, tokens, view)
         vectors = model.predict(stage, tokens, view).to(truth.dtype)
-        if model.method.target.normalize:
+        if model.method.target(stage).normalize:
             mean, std = _patch_statistics(truth, view, statistics)
             vectors = vectors * std + mean
         results.append(StageReconstruction(view.hidden, vectors))

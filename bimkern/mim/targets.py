@@ -65,8 +65,8 @@ class PixelTarget:
 class HogTarget:
     """Histograms of oriented gradients, of one or several cells for every cell of the predicted grid.
 
-    They are taken from uint8 pixels, whose gradients are exact; with a bias, which ties them to the scale of the pixels,
-    from normalised ones.
+    They are taken from uint8 pixels, whose gradients are exact; with a bias, which ties them to the pixels' scale, from
+    normalised ones.
 
     Source: Wei et al. 2022 (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), section 3.3, for several scales;
     window and bias as in published programs.
@@ -107,7 +107,7 @@ class HogTarget:
 def hog_vectors(
     targets: Sequence[HogTarget], images: Tensor, patch: int, scales: Sequence[float], normalize: Normalize
 ) -> list[Tensor]:
-    """Compute several targets, each at its scale, that differ in nothing but the bias, from one pass over the images."""
+    """Compute targets that differ in their bias alone, each at its scale, from one pass over the images."""
     first, sides = targets[0], [target.side(patch, scale) for target, scale in zip(targets, scales, strict=True)]
     pixels = images if first.bias is None else normalize(images)
     if first.resize_patch is not None:

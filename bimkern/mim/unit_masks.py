@@ -34,9 +34,7 @@ class _Units:
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
         rows, columns = self._units(grid)
         if self.num_visible(rows * columns) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: ratio {self.ratio} leaves none of {rows * columns} units visible"
-            )
+            raise ValueError(f"{type(self).__name__}: ratio {self.ratio} leaves none of {rows * columns} units visible")
         return [grid[0] * grid[1]] * num_stages
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:

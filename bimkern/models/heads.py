@@ -5,7 +5,7 @@ decoded, P values predicted a cell, M cells: N times the square of the head's sc
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from bimkern.models.layers import Block, LayerNorm, Linear, init_linear
 from bimkern.models.pos_embed import SinCosPositions
 from bimkern.nn import MatchHead
-from bimkern.ops import LossKind, masked_loss, restore_tokens
+from bimkern.ops import masked_loss, restore_tokens
 
 Grid = tuple[int, int]
-Scale = Literal[4.0, 2.0, 1.0, 0.5]
+SCALES = (4, 2, 1, 0.5)
 
 
 class Head(Protocol):
@@ -38,7 +38,7 @@ class Prediction(Linear):
         return super().forward(features)
 
     def loss(
-        self, features: Tensor, target: Tensor, mask: Tensor, grid: Grid, denominator: Tensor, kind: LossKind = "l2"
+        self, features: Tensor, target: Tensor, mask: Tensor, grid: Grid, denominator: Tensor, kind: str = "l2"
     ) -> Tensor:
         """Average the error over the hidden cells: masked_loss."""
         return masked_loss(self(features), target, mask, kind, denominator=denominator)
@@ -57,18 +57,16 @@ class DecoderConfig:
     num_heads: int = 16
     mlp_ratio: float = 4.0
     positions: bool = True
-    scale: Scale = 1.0  # of the grid that is predicted, against the tokens'
+    scale: float = 1.0  # of the grid that is predicted, against the tokens'
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
-        if self.scale not in get_args(Scale):
+        if self.scale not in SCALES:
             raise ValueError(f"DecoderConfig: scale must be one of 4, 2, 1, 0.5, got {self.scale}")
 
     def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "MAEDecoder":
-        return MAEDecoder(
-            self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores
-        )
+        return MAEDecoder(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class LinearConfig:
     init_std: float = 0.02
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> float:
         return 1.0
 
     def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "LinearHead":

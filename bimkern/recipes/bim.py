@@ -23,17 +23,19 @@ def local_blocks(depth: int, num_blocks: int = 4) -> tuple[int, ...]:
     return tuple(range(depth // num_blocks - 1, depth, depth // num_blocks))
 
 
+def local(config: Config, name: str, num_blocks: int = 4) -> Config:
+    """Cut the encoder of a run with one tap into blocks that learn alone, each with a head like the one there was."""
+    method = config.method
+    method = replace(method, taps=local_blocks(method.encoder.depth, num_blocks), flow=Local())  # algorithm 1
+    return replace(config, recipe=name, method=method)
+
+
 def bim(name: str, encoder: ViTConfig, ratios: tuple[float, ...]) -> Config:
     """MAE in four blocks that learn alone; every number not set here is MAE's, as in section 4.1."""
-    base = mae(name, encoder)
+    base = local(mae(name, encoder), name)
     return replace(
         base,
-        method=replace(
-            base.method,
-            taps=local_blocks(encoder.depth),
-            masker=RandomDrop(ratios=ratios),
-            flow=Local(),  # algorithm 1
-        ),
+        method=replace(base.method, masker=RandomDrop(ratios=ratios)),
         schedule=Cosine(warmup=40 / _EPOCHS),  # 40 epochs
         run=replace(base.run, epochs=_EPOCHS),
     )

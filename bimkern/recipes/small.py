@@ -2,27 +2,62 @@
 
 from dataclasses import replace
 
+from bimkern.mim.model import HeadConfig
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
-from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim
+from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
+from bimkern.recipes.combined import bim_hog, growing
+from bimkern.recipes.fastmim import SMALL_DECODER, fastmim
+from bimkern.recipes.localmim import isolated, localmim, with_pixels
 from bimkern.recipes.mae import mae
+from bimkern.recipes.maskfeat import maskfeat
 from bimkern.recipes.recipe import Recipe
+from bimkern.recipes.simmim import simmim
+from bimkern.recipes.vitfreeze import vitfreeze
 from bimkern.train.config import Config, RunConfig
 
 _ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
-_HEAD = DecoderConfig(width=32, depth=1, num_heads=2)
+_LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch
+_LAYERED = replace(_LARGE_PATCHES, depth=8)  # for taps of two blocks each
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
 
-def _small(config: Config) -> Config:
-    return replace(config, method=replace(config.method, heads=(_HEAD,)), run=_RUN)
+def _small(config: Config) -> Recipe:
+    """Shrink the heads and the run of a config on one of the encoders above."""
+    method = replace(config.method, heads=tuple(_small_head(head) for head in config.method.heads))
+    name = config.recipe.replace("_vit_test", "").replace("_", " + ").replace("_", " ")
+    return Recipe(summary=f"{name} on a tiny ViT, for tests", config=replace(config, method=method, run=_RUN))
+
+
+def _small_head(head: HeadConfig) -> HeadConfig:
+    return replace(head, width=32, depth=1, num_heads=2) if isinstance(head, DecoderConfig) else head
+
+
+def _localmim(name: str, **options: bool) -> Config:
+    return localmim(name, _LAYERED, epochs=100, batch_size=2048, **options)
+
+
+def _fastmim(name: str) -> Config:
+    config = fastmim(name, _LARGE_PATCHES, SMALL_DECODER)
+    return replace(config, method=replace(config.method, encoder=_LARGE_PATCHES))  # 16 patches in place of 64
 
 
 SMALL_RECIPES = (
-    Recipe(summary="MAE on a tiny ViT, for tests", config=_small(mae("mae_vit_test", _ENCODER))),
-    Recipe(summary="BIM on a tiny ViT, for tests", config=_small(bim("bim_vit_test", _ENCODER, FIXED_MASK))),
-    Recipe(
-        summary="BIM with a growing mask on a tiny ViT, for tests",
-        config=_small(bim("bim_vit_test_growing", _ENCODER, GROWING_MASK)),
-    ),
+    _small(mae("mae_vit_test", _ENCODER)),
+    _small(bim("bim_vit_test", _ENCODER, FIXED_MASK)),
+    _small(bim("bim_vit_test_growing", _ENCODER, GROWING_MASK)),
+    _small(simmim("simmim_vit_test", _LARGE_PATCHES)),
+    _small(local(simmim("simmim_vit_test", _LARGE_PATCHES), "bim_simmim_vit_test")),
+    _small(maskfeat("maskfeat_vit_test", _LARGE_PATCHES)),
+    _small(local(maskfeat("maskfeat_vit_test", _LARGE_PATCHES), "bim_maskfeat_vit_test")),
+    _small(_localmim("localmim_vit_test")),
+    _small(_localmim("localmim_vit_test_biased", biased=True)),
+    _small(with_pixels(_localmim("localmim_vit_test_pixels"))),
+    _small(isolated(_localmim("localmim_vit_test_isolated"))),
+    _small(growing(isolated(_localmim("localmim_vit_test")), "localmim_vit_test_isolated_growing")),
+    _small(vitfreeze("vitfreeze_vit_test", _localmim("localmim_vit_test"))),
+    _small(vitfreeze("vitfreeze_vit_test_isolated", isolated(_localmim("localmim_vit_test")))),
+    _small(_fastmim("fastmim_vit_test")),
+    _small(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test")),
+    _small(bim_hog("bim_hog_vit_test", _LARGE_PATCHES)),
 )

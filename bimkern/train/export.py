@@ -106,9 +106,9 @@ def write_hf(path: Path, trained: Trained, depth: int) -> None:
     ratios = method.masker.ratios
     config = layouts.hf_config(
         trained.encoder(depth),
-        method.head,
+        method.head(0),
         mask_ratio=ratios[min(depths(method).index(depth), len(ratios) - 1)],
-        normalize=method.target.normalize,
+        normalize=method.target(0).normalize,
     )
     _save(path / "model.safetensors", layouts.to_hf(trained.cut(depth), method.encoder.grid), trained.metadata(depth))
     with _whole(path / "config.json") as scratch:

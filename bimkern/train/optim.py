@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.train.optimizers import AdamWConfig, MakeOptimizer, ParameterGroups, adamw
+from bimkern.train.optimizers import AdamWConfig, MakeOptimizer, adamw
 
 
 class GroupOptimizer:

@@ -36,9 +36,9 @@ class Reconstructions:
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
     """Reconstruct images [B, C, H, W] uint8; where a target needs statistics, with both choices of them."""
     columns: Columns = [("original", images / 255), *_predictions(model, images, draw_ids, seed, "visible")]
-    if model.method.target.normalize:
+    if model.method.target(0).normalize:
         columns += [(f"{name}*", pixels) for name, pixels in _predictions(model, images, draw_ids, seed, "truth")[1::2]]
-    note = _NORMALISED if model.method.target.normalize else _HONEST
+    note = _NORMALISED if model.method.target(0).normalize else _HONEST
     return Reconstructions([(name, pixels.cpu()) for name, pixels in columns], note)
 
 

@@ -40,7 +40,7 @@ def micro_batches(model, *sizes):
     images = torch.randint(0, 256, (sum(sizes), 3, 32, 32), dtype=torch.uint8, generator=generator)
     ids = torch.arange(sum(sizes))
     parts = zip(images.split(sizes), ids.split(sizes), strict=True)
-    return [MicroBatch(part, model.views(part_ids, SEED)) for part, part_ids in parts]
+    return [MicroBatch(part, model.views(part, part_ids, SEED)) for part, part_ids in parts]
 
 
 def gradients(model, batches, slices=1):
@@ -227,10 +227,10 @@ def live_peak(recipe, slices, **changes):
 def test_local_learning_needs_less_live_memory_and_slices_far_less():
     """Deep enough that the encoder counts, with a decoder as large as the published one is to its encoder."""
     encoder = replace(RECIPES["mae_vit_test"].config.method.encoder, depth=8)
-    head = replace(RECIPES["mae_vit_test"].config.method.head, depth=2)
-    mae = live_peak("mae_vit_test", 1, encoder=encoder, head=head, taps=(7,))
-    bim = live_peak("bim_vit_test", 1, encoder=encoder, head=head, taps=(1, 3, 5, 7))
-    sliced = live_peak("bim_vit_test", 8, encoder=encoder, head=head, taps=(1, 3, 5, 7))
+    head = replace(RECIPES["mae_vit_test"].config.method.head(0), depth=2)
+    mae = live_peak("mae_vit_test", 1, encoder=encoder, heads=(head,), taps=(7,))
+    bim = live_peak("bim_vit_test", 1, encoder=encoder, heads=(head,), taps=(1, 3, 5, 7))
+    sliced = live_peak("bim_vit_test", 8, encoder=encoder, heads=(head,), taps=(1, 3, 5, 7))
     assert bim < 0.8 * mae
     assert sliced < 0.4 * mae
 

@@ -95,7 +95,7 @@ def test_mae_loss_and_gradients_equal_an_independent_computation():
     model = MIM(RECIPES["mae_vit_test"].config.method).double()
     set_compute_dtype(model, torch.float64)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    batch = MicroBatch(images, model.views(torch.arange(3), seed=8))
+    batch = MicroBatch(images, model.views(images, torch.arange(3), seed=8))
     (view,) = batch.views
 
     loss = model.loss(0, model.encode(0, images, view), images, view, view.hidden.sum())

@@ -26,40 +26,40 @@ def test_counts_follow_the_published_truncation(num_tokens):
 
 
 def test_growing_mask_leaves_68_58_39_29_of_196():
-    views = RandomDrop(ratios=GROWING).views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING).views(IDS, (14, 14), 4, seed=0)
     assert [view.keep.shape[1] for view in views] == [68, 58, 39, 29]
     assert [int(view.hidden[0].sum()) for view in views] == [128, 138, 157, 167]
 
 
 def test_a_hidden_patch_stays_hidden():
-    views = RandomDrop(ratios=GROWING).views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING).views(IDS, (14, 14), 4, seed=0)
     for before, after in pairwise(views):
         assert torch.equal(before.keep.gather(1, after.within), after.keep)
         assert (after.hidden >= before.hidden).all()
 
 
 def test_one_ratio_serves_all_stages():
-    views = RandomDrop(ratios=(0.75,)).views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=(0.75,)).views(IDS, (14, 14), 4, seed=0)
     assert all(view.keep is views[0].keep and view.hidden is views[0].hidden for view in views)  # drawn once
     assert all(view.within is None for view in views)
 
 
 def test_entering_drops_tokens_but_never_the_prefix():
-    first, second = RandomDrop(ratios=(0.5, 0.75)).views(IDS, 16, 2, seed=0)
+    first, second = RandomDrop(ratios=(0.5, 0.75)).views(IDS, (4, 4), 2, seed=0)
     ids = torch.cat([torch.full((6, 1), -1), first.keep], dim=1).unsqueeze(-1).float()  # cls is -1
     entered = second.enter(ids, num_prefix=1)
     assert torch.equal(entered[..., 0], torch.cat([torch.full((6, 1), -1.0), second.keep.float()], dim=1))
 
 
 def test_decoder_sees_tokens_before_the_drop_by_default():
-    views = RandomDrop(ratios=GROWING).views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING).views(IDS, (14, 14), 4, seed=0)
     tokens = torch.randn(6, 1 + 68, 4)
     assert torch.equal(views[0].decoded, views[0].keep)
     assert views[0].show(tokens, 1) is tokens
 
 
 def test_decoder_may_see_tokens_after_the_drop():
-    views = RandomDrop(ratios=GROWING, decoder_sees="after_drop").views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING, decoder_sees="after_drop").views(IDS, (14, 14), 4, seed=0)
     assert torch.equal(views[0].decoded, views[1].keep)
     assert views[0].show(torch.randn(6, 1 + 68, 4), 1).shape == (6, 1 + 58, 4)
     assert int(views[0].hidden[0].sum()) == 128  # the loss is still that of the stage's own mask
@@ -67,12 +67,12 @@ def test_decoder_may_see_tokens_after_the_drop():
 
 
 def test_loss_may_use_the_first_mask():
-    views = RandomDrop(ratios=GROWING, loss_mask="first").views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING, loss_mask="first").views(IDS, (14, 14), 4, seed=0)
     assert all(torch.equal(view.hidden, views[0].hidden) for view in views)
 
 
 def test_rows_cut_every_index():
-    views = RandomDrop(ratios=GROWING, decoder_sees="after_drop").views(IDS, 196, 4, seed=0)
+    views = RandomDrop(ratios=GROWING, decoder_sees="after_drop").views(IDS, (14, 14), 4, seed=0)
     part = views[1].rows(slice(2, 4))
     assert torch.equal(part.keep, views[1].keep[2:4])
     assert torch.equal(part.within, views[1].within[2:4])
@@ -86,6 +86,6 @@ def test_says_what_is_wrong():
     with pytest.raises(ValueError, match="RandomDrop: ratios must not fall"):
         RandomDrop(ratios=(0.8, 0.7))
     with pytest.raises(ValueError, match="RandomDrop: ratios must hold 1 or 4 values, got 2"):
-        RandomDrop(ratios=(0.7, 0.8)).counts(196, 4)
+        RandomDrop(ratios=(0.7, 0.8)).entering((14, 14), 4)
     with pytest.raises(ValueError, match=r"RandomDrop: ratio 0\.9 leaves none of 4 patches visible"):
-        RandomDrop(ratios=(0.9,)).counts(4, 1)
+        RandomDrop(ratios=(0.9,)).entering((2, 2), 1)

@@ -16,7 +16,7 @@ IDS = torch.arange(5)
 def build(*, normalize):
     torch.manual_seed(0)
     method = RECIPES["bim_vit_test_growing"].config.method
-    return MIM(replace(method, target=PixelTarget(normalize=normalize)))
+    return MIM(replace(method, targets=(PixelTarget(normalize=normalize),)))
 
 
 def photos():

@@ -1,6 +1,7 @@
 """Exported weights under the names of other programs: those programs take them and compute the same."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from bimkern.mim.model import MIM
 from bimkern.models import layouts
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
-from bimkern.ops import keep_to_mask, masked_loss, random_keep
+from bimkern.ops import keep_to_mask, masked_loss, pixel_targets, random_keep
 from bimkern.recipes import RECIPES
 from bimkern.train.export import Trained, write_hf, write_timm
 
@@ -33,7 +34,7 @@ def in_double(model):
 
 
 def sample(model, num_keep, batch=3):
-    size, N = model.method.encoder.image_size, model.encoder.num_tokens
+    size, N = model.method.encoder.image_size, math.prod(model.method.encoder.grid)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     seed = int(torch.randint(2**31, ()))
     return images, random_keep(torch.arange(batch), N, num_keep, seed=seed)
@@ -64,7 +65,7 @@ def test_timm_computes_the_same_features(tmp_path, recipe, depth):
     theirs.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
 
     in_double(model)
-    images, everything = sample(model, model.encoder.num_tokens)
+    images, everything = sample(model, math.prod(model.method.encoder.grid))
     ours = head_of(model, depth).in_norm(encode(model, images, everything, depth))
     torch.testing.assert_close(theirs.double().eval().forward_features(model.normalize(images)), ours)
 
@@ -103,13 +104,13 @@ def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, dept
     assert theirs.config.norm_pix_loss
 
     in_double(model)
-    N, stage = model.encoder.num_tokens, model.method.taps.index(depth - 1)
-    images, keep = sample(model, model.method.masker.counts(N, model.num_stages)[stage])
+    N, stage = math.prod(model.method.encoder.grid), model.method.taps.index(depth - 1)
+    images, keep = sample(model, model.method.masker.entering(model.method.encoder.grid, model.num_stages)[stage])
     pixels = model.normalize(images)
     tokens = encode(model, images, keep, depth)
-    prediction = head_of(model, depth)(tokens, keep)
+    prediction = head_of(model, depth)(tokens, keep, model.method.encoder.grid)
     hidden = keep_to_mask(keep, N).double()
-    loss = masked_loss(prediction, model.method.target(pixels, model.method.encoder.patch), hidden)
+    loss = masked_loss(prediction, pixel_targets(pixels, model.method.encoder.patch, True), hidden)
 
     theirs.double().eval()
     noise = noise_that_keeps(keep, N)

@@ -66,18 +66,14 @@ def test_a_patch_is_embedded_by_the_published_kernel_layout():
 
 
 def test_decoder_predicts_every_patch_and_drops_the_prefix():
-    decoder = MAEDecoder(
-        DecoderConfig(width=16, depth=2, num_heads=2), in_width=32, out_length=12, grid=(4, 5), num_prefix=1
-    )
+    decoder = MAEDecoder(DecoderConfig(width=16, depth=2, num_heads=2), in_width=32, out_length=12, num_prefix=1)
     keep = torch.arange(6).expand(3, -1)
-    assert decoder(torch.randn(3, 7, 32), keep).shape == (3, 20, 12)
+    assert decoder(torch.randn(3, 7, 32), keep, (4, 5)).shape == (3, 20, 12)
 
 
 def test_a_decoder_may_have_no_block():
-    decoder = MAEDecoder(
-        DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, grid=(4, 4), num_prefix=1
-    )
-    assert decoder(torch.randn(3, 3, 32), torch.arange(2).expand(3, -1)).shape == (3, 16, 12)
+    decoder = MAEDecoder(DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, num_prefix=1)
+    assert decoder(torch.randn(3, 3, 32), torch.arange(2).expand(3, -1), (4, 4)).shape == (3, 16, 12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

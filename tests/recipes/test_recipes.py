@@ -29,12 +29,12 @@ def test_bim_has_four_equal_blocks_that_learn_alone(size, taps, visible):
     assert method.taps == taps
     assert isinstance(method.flow, Local)
     rows, columns = method.encoder.grid
-    assert method.masker.counts(rows * columns, 4) == [visible] * 4
+    assert method.masker.entering((rows, columns), 4) == [visible] * 4
 
 
 def test_the_growing_mask_leaves_68_58_39_29():
     method = RECIPES["bim_vit_large_growing"].config.method
-    assert method.masker.counts(196, 4) == [68, 58, 39, 29]
+    assert method.masker.entering((14, 14), 4) == [68, 58, 39, 29]
 
 
 @pytest.mark.parametrize("name", ["mae_vit_base", "bim_vit_base"])
@@ -44,9 +44,9 @@ def test_optimisation_is_that_of_the_papers(name):
     assert (config.optim.betas, config.optim.weight_decay, config.optim.clip) == ((0.9, 0.95), 0.05, None)
     assert config.schedule.warmup * config.run.epochs == pytest.approx(40)
     assert config.augment.scale == (0.2, 1.0)
-    head = config.method.head
+    head = config.method.head(0)
     assert (head.width, head.depth, head.num_heads) == (512, 8, 16)
-    assert config.method.target.normalize
+    assert config.method.target(0).normalize
 
 
 def test_mae_is_one_stage_end_to_end():

@@ -1,0 +1,49 @@
+"""Combinations that no paper has: pieces of one method in another; every number is that of its own method's recipe."""
+
+from dataclasses import replace
+
+from bimkern.mim.flow import Local
+from bimkern.mim.masking import RandomDrop
+from bimkern.mim.targets import HogTarget
+from bimkern.models.vit import VIT_BASE, ViTConfig
+from bimkern.recipes.bim import GROWING_MASK, bim, local
+from bimkern.recipes.fastmim import HOG, IMAGE_SIZE, SMALL_DECODER, fastmim
+from bimkern.recipes.localmim import isolated, localmim
+from bimkern.recipes.recipe import Recipe
+from bimkern.recipes.vitfreeze import vitfreeze
+from bimkern.train.config import Config
+
+
+def bim_hog(name: str, encoder: ViTConfig, target: HogTarget = HOG) -> Config:
+    """BIM whose blocks predict FastMIM's histograms in place of pixels, at FastMIM's 128 pixels."""
+    config = bim(name, encoder, GROWING_MASK)
+    return replace(config, method=replace(config.method, targets=(target,)))
+
+
+def growing(config: Config, name: str) -> Config:
+    """Hide more patches from every stage, as BIM does."""
+    assert isinstance(config.method.flow, Local)
+    method = replace(config.method, masker=RandomDrop(ratios=GROWING_MASK))
+    return replace(config, recipe=name, method=method)
+
+
+_LOCALMIM = localmim("localmim_vit_base", VIT_BASE, epochs=100, batch_size=2048)
+
+COMBINED_RECIPES = (
+    Recipe(
+        summary="BIM with HOG targets at 128 pixels, ViT-B/16, growing mask",
+        config=bim_hog("bim_hog_vit_base", replace(VIT_BASE, image_size=IMAGE_SIZE)),
+    ),
+    Recipe(
+        summary="BIM over FastMIM, ViT-B/16 at 128 pixels, four local blocks",
+        config=local(fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER), "bim_fastmim_vit_base"),
+    ),
+    Recipe(
+        summary="LocalMIM, ViT-B/16, isolated gradients, growing mask",
+        config=growing(isolated(_LOCALMIM), "localmim_vit_base_isolated_growing"),
+    ),
+    Recipe(
+        summary="ViTFreeze inside isolated blocks, ViT-B/16",
+        config=vitfreeze("vitfreeze_vit_base_isolated", isolated(_LOCALMIM)),
+    ),
+)

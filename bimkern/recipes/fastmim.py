@@ -1,0 +1,58 @@
+"""FastMIM: Guo et al. 2022, "FastMIM: Expediting Masked Image Modeling Pre-training for Vision", arXiv 2212.06593."""
+
+from dataclasses import replace
+
+from bimkern.mim.flow import EndToEnd
+from bimkern.mim.model import Method
+from bimkern.mim.schedule import Cosine
+from bimkern.mim.targets import HogTarget
+from bimkern.mim.unit_masks import BlockPixels
+from bimkern.models.heads import DecoderConfig
+from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
+from bimkern.recipes.mae import mae
+from bimkern.recipes.recipe import Recipe
+from bimkern.train.config import Config
+
+_EPOCHS = 800  # table 1
+IMAGE_SIZE = 128  # section 3 and table 2
+HOG = HogTarget(bins=9, cells=2)  # section 3: cells of 8 pixels
+
+SMALL_DECODER = DecoderConfig(width=256, depth=1, num_heads=8, positions=False)  # appendix A, ViT-B
+LARGE_DECODER = DecoderConfig(width=512, depth=8, num_heads=16, positions=False)  # appendix A, ViT-L
+
+
+def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int | None = None) -> Config:
+    """Train at 128 pixels on images whose hidden patches are painted over, to predict HOG.
+
+    depth cuts the encoder, table 1c: the layers above it are left to fine-tuning.
+    """
+    base = mae(name, encoder)
+    encoder = replace(encoder, image_size=IMAGE_SIZE, depth=depth or encoder.depth)
+    return replace(
+        base,
+        method=Method(
+            encoder=encoder,
+            taps=(encoder.depth - 1,),
+            masker=BlockPixels(ratio=0.75),  # section 4.1
+            heads=(decoder,),
+            targets=(HOG,),
+            flow=EndToEnd(),
+        ),
+        schedule=Cosine(warmup=10 / _EPOCHS),  # appendix A
+        run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=1.5e-4, slices=1),  # appendix A
+    )
+
+
+VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
+
+FASTMIM_RECIPES = (
+    Recipe(summary="FastMIM, ViT-B/16 at 128 pixels, HOG", config=VIT_BASE_128),
+    Recipe(
+        summary="FastMIM, ViT-L/16 at 128 pixels, HOG",
+        config=fastmim("fastmim_vit_large", VIT_LARGE, LARGE_DECODER),
+    ),
+    Recipe(
+        summary="FastMIM, the first ten blocks of ViT-B/16",
+        config=fastmim("fastmim_vit_base_depth10", VIT_BASE, SMALL_DECODER, depth=10),
+    ),
+)

@@ -1,0 +1,57 @@
+"""SimMIM: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886.
+
+The encoder is the ViT of every other recipe: fixed positions in place of the published relative position bias, no
+LayerScale and no drop path, so that methods are compared and not encoders.
+"""
+
+from dataclasses import replace
+
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.mim.flow import EndToEnd
+from bimkern.mim.model import Method
+from bimkern.mim.schedule import Cosine
+from bimkern.mim.targets import PixelTarget
+from bimkern.mim.unit_masks import TokenReplace
+from bimkern.models.heads import LinearConfig
+from bimkern.models.vit import VIT_BASE, ViTConfig
+from bimkern.recipes.bim import local
+from bimkern.recipes.mae import mae
+from bimkern.recipes.recipe import Recipe
+from bimkern.train.config import Config
+from bimkern.train.optimizers import AdamWConfig
+
+_EPOCHS = 800  # section 4.2, ViT-B
+_UNIT = 32  # pixels, section 4.1.1
+
+
+def simmim(name: str, encoder: ViTConfig) -> Config:
+    """Predict raw pixels under an L1 loss from mask tokens that pass the whole encoder, by one linear layer."""
+    base = mae(name, encoder)
+    return replace(
+        base,
+        method=Method(
+            encoder=encoder,
+            taps=(encoder.depth - 1,),
+            masker=TokenReplace(ratio=0.6, unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
+            heads=(LinearConfig(),),  # section 3.3
+            targets=(PixelTarget(normalize=False, kind="l1"),),  # section 3.4
+            flow=EndToEnd(),
+        ),
+        augment=RandomResizedCrop(scale=(0.67, 1.0)),  # section 4.1
+        optim=AdamWConfig(
+            betas=(0.9, 0.999),  # section 4.1
+            weight_decay=0.05,  # section 4.1
+            clip=5.0,  # of the published program
+            undecayed=("cls_token", "mask_token"),  # likewise
+        ),
+        schedule=Cosine(warmup=10 / _EPOCHS, final=0.05),  # of the published program, 100 epochs: 1e-5 of 2e-4
+        run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=0.5e-4, slices=1),  # 1e-4 for 512 images
+    )
+
+
+_BASE = simmim("simmim_vit_base", VIT_BASE)
+
+SIMMIM_RECIPES = (
+    Recipe(summary="SimMIM, ViT-B/16", config=_BASE),
+    Recipe(summary="BIM over SimMIM, ViT-B/16, four local blocks", config=local(_BASE, "bim_simmim_vit_base")),
+)

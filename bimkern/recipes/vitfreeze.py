@@ -1,0 +1,25 @@
+"""ViTFreeze: Topcuoglu & Akbas 2023, LocalMIM whose first layers stop learning first; published program 30e80f9."""
+
+from dataclasses import replace
+
+from bimkern.mim.schedule import FreezeOut
+from bimkern.models.vit import VIT_BASE
+from bimkern.recipes.localmim import localmim
+from bimkern.recipes.recipe import Recipe
+from bimkern.train.config import Config
+
+
+def vitfreeze(name: str, base: Config) -> Config:
+    """Freeze the units of a run layer by layer; warm-up stays, every other rate is the unit's own."""
+    schedule = FreezeOut(warmup=base.schedule.warmup, t0=0.8, power=3)  # section 4 and table 1: cubic, 0.8, scaled
+    return replace(base, recipe=name, schedule=schedule)
+
+
+_BASE = localmim("localmim_vit_base", VIT_BASE, epochs=100, batch_size=2048)  # section 4
+
+VITFREEZE_RECIPES = (
+    Recipe(
+        summary="ViTFreeze: LocalMIM, ViT-B/16, layers frozen in turn",
+        config=vitfreeze("vitfreeze_vit_base", _BASE),
+    ),
+)

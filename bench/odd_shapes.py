@@ -4,6 +4,7 @@ Shapes: B images, N patches, K kept patches, D width, R prefix tokens, p pixels 
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from bimkern.ops import (
+    MatchLayers,
     embed_visible,
     gather_tokens,
     hog,
     keep_to_mask,
     masked_loss,
+    match_loss,
+    match_predict,
     pixel_targets,
     random_keep,
     restore_tokens,
@@ -117,6 +121,34 @@ def _masked_loss(make: Inputs) -> Tensor:
     return masked_loss(make.floats(B, N, D), target, keep_to_mask(make.keep(), N))
 
 
+def _match_layers(make: Inputs, scale: float) -> MatchLayers:
+    """Widths that no deconvolution halves."""
+    D = make.dims[3]
+    E, F = D // 2 + 1, D // 4 + 1
+    pred = make.parameter(5, F if scale == 4 else E if scale == 2 else D, 1, 1), make.parameter(5)
+    up1 = (make.parameter(D, E, 2, 2), make.parameter(E)) if scale > 1 else ()
+    norm = (make.parameter(E), make.parameter(E)) if scale == 4 else ()
+    up2 = (make.parameter(E, F, 2, 2), make.parameter(F)) if scale == 4 else ()
+    return MatchLayers(*pred, *up1, *norm, *up2)
+
+
+def _match_loss(make: Inputs, scale: float) -> Tensor:
+    """On one row of tokens, or on two where they are pooled."""
+    B, N, _, D = make.dims
+    rows = 2 if scale < 1 else 1
+    grid = (rows, rows * N)
+    mask = keep_to_mask(make.keep(), N).repeat(1, rows**2)
+    target = torch.randn(B, int(rows**2 * N * scale**2), 5, device=make.device)
+    return match_loss(
+        make.strided(B, rows**2 * N, D), _match_layers(make, scale), target, mask, scale, grid=grid, dtype=make.dtype
+    )
+
+
+def _match_predict(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    return match_predict(make.floats(B, N, D), _match_layers(make, 4), 4, grid=(1, N))
+
+
 def _pixel_targets(make: Inputs) -> Tensor:
     B, N, _, _ = make.dims
     return pixel_targets(make.floats(B, 3, 4, 4 * N).detach(), patch=4)
@@ -135,6 +167,8 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "hog": (_hog,),
     "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),
     "masked_loss": (_masked_loss,),
+    "match_loss": tuple(functools.partial(_match_loss, scale=scale) for scale in (4, 2, 1, 0.5)),
+    "match_predict": (_match_predict,),
     "pixel_targets": (_pixel_targets,),
     "random_keep": (_random_keep,),
     "restore_tokens": (_restore_tokens, _restore_tokens_strided),

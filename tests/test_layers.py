@@ -12,12 +12,13 @@ NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in 
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
-ENGINE = {"mim", "models", "ops", "optional"}
+ENGINE = {"mim", "models", "nn", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
-    "models": {"ops", "optional"},
-    "mim": {"models", "ops"},
+    "nn": {"ops"},
+    "models": {"nn", "ops", "optional"},
+    "mim": {"models", "nn", "ops"},
     "arena": set(),
     "data": {"ops"},
     "train": {"data", "arena", *ENGINE},

@@ -6,6 +6,7 @@ from bimkern.ops.gather_tokens import gather_tokens
 from bimkern.ops.hog import hog
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
+from bimkern.ops.match import MatchLayers, match_loss, match_predict
 from bimkern.ops.pixel_targets import pixel_targets
 from bimkern.ops.random_keep import random_keep
 from bimkern.ops.restore_tokens import restore_tokens
@@ -13,12 +14,15 @@ from bimkern.ops.scale_mask import scale_mask
 
 __all__ = [
     "BackendError",
+    "MatchLayers",
     "backends",
     "embed_visible",
     "gather_tokens",
     "hog",
     "keep_to_mask",
     "masked_loss",
+    "match_loss",
+    "match_predict",
     "pixel_targets",
     "random_keep",
     "restore_tokens",

@@ -12,13 +12,12 @@
 #include <utility>
 #include <vector>
 
-#include "core/rows.h"
+#include "ops/hog_rows.h"
 
 namespace bimkern {
 namespace {
 
-constexpr int64_t kLane = 16;  // rows are padded to whole vectors, histograms to whole kChunks
-constexpr int64_t kChunk = 8;
+constexpr int64_t kLane = 16;           // rows are padded to whole vectors, histograms to whole kHogChunks
 constexpr int64_t kMaxDirectCell = 16;  // larger ones are sums of smaller, which keeps rounding and latency small
 constexpr int64_t kMinFinerCell = 4;
 
@@ -40,7 +39,7 @@ struct Plan {
         boundaries(hog_boundaries(hog.bins)),
         strip(1),
         padded(round_up(hog.width, kLane)),
-        spread(round_up(hog.bins, kChunk)),
+        spread(round_up(hog.bins, kHogChunk)),
         column_weights(padded),
         histogram_of_column(hog.num_levels * padded) {
     for (int32_t i = 0; i < args.num_levels; ++i) {
@@ -70,7 +69,7 @@ struct Scratch {
   int64_t pitch;
   float *gx, *gy, *magnitude;            // [padded]
   float* histograms[kMaxHogLevels];      // [cells, C, spread] of the current row of cells
-  float *inverse_norms, *partial, *row;  // [vectors], [vectors, kChunk], [vectors, spread]
+  float *inverse_norms, *partial, *row;  // [vectors], [vectors, kHogChunk], [vectors, spread]
   std::vector<int32_t> place;            // [padded]
 
   explicit Scratch(const Plan& plan) : pitch(plan.padded + 2 * kLane), place(plan.padded) {
@@ -81,7 +80,7 @@ struct Scratch {
       total += plan.row_floats(i);
       vectors = std::max(vectors, round_up(plan.cells(i) * channels, kLane));
     }
-    storage.resize(total + vectors * (1 + kChunk + plan.spread));
+    storage.resize(total + vectors * (1 + kHogChunk + plan.spread));
     float* next = storage.data();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
     for (float*& rows : pixels) {
@@ -94,133 +93,26 @@ struct Scratch {
       histograms[i] = take(plan.row_floats(i));
     }
     inverse_norms = take(vectors);
-    partial = take(vectors * kChunk);
+    partial = take(vectors * kHogChunk);
     row = take(vectors * plan.spread);
   }
 };
 
-// One row of one channel, with its mirrored border.
-template <typename Set, typename T>
-BIMKERN_INLINE inline void load_row(Set set, const T* from, int64_t stride, int64_t width, float* __restrict to) {
-  int64_t x = 0;
-  if (stride == 1) {
-    if constexpr (sizeof(T) == 2) {
-      for (; x < converted_part<T>(width); x += kConverted) {
-        widen(set, from + x, to + x);
-      }
-    }
-    for (; x < width; ++x) {
-      to[x] = pixel(from[x]);
-    }
-  } else {
-    for (; x < width; ++x) {
-      to[x] = pixel(from[x * stride]);
-    }
-  }
-  to[-1] = to[1];
-  to[width] = to[width - 2];
-}
-
-// Rows are reflected at the border without repeating it, like columns.
-template <typename Set, typename T>
-BIMKERN_INLINE inline void load_rows(Set set, const Hog& args, int64_t image, int64_t y, Scratch& scratch) {
+// Rows are reflected at the border without repeating it, like columns. Vectorised by itself: the type of the pixels
+// matters nowhere else.
+template <typename T>
+void load_rows(const Hog& args, int64_t image, int64_t y, Scratch& scratch, Simd simd) {
   const int64_t mirrored = y < 0 ? -y : y < args.height ? y : 2 * args.height - 2 - y;
   const T* from = static_cast<const T*>(args.pixels) + image * args.image_stride + mirrored * args.row_stride;
   float* to = scratch.pixels[(y + 3) % 3];
-  for (int64_t c = 0; c < args.channels; ++c) {
-    load_row(set, from + c * args.channel_stride, args.column_stride, args.width, to + c * scratch.pitch);
-  }
-}
-
-// Differences first, then sums: what is equal on both sides leaves an exact zero.
-BIMKERN_INLINE inline void gradient_row(const float* __restrict above, const float* __restrict here,
-                                        const float* __restrict below, int64_t padded, float* __restrict gx,
-                                        float* __restrict gy) {
-  for (int64_t x = 0; x < padded; ++x) {
-    const float middle_x = here[x - 1] - here[x + 1];
-    const float middle_y = above[x] - below[x];
-    gx[x] = (above[x - 1] - above[x + 1]) + (below[x - 1] - below[x + 1]) + (middle_x + middle_x);
-    gy[x] = (above[x - 1] - below[x - 1]) + (above[x + 1] - below[x + 1]) + (middle_y + middle_y);
-  }
-}
-
-template <int kQuads>
-BIMKERN_INLINE inline void orient_row(const Scratch& scratch, const HogBoundaries& boundaries, const HogLevel& level,
-                                      const int32_t* __restrict histogram_of_column, int64_t padded,
-                                      float* __restrict magnitude, int32_t* __restrict place) {
-  const float* __restrict gx = scratch.gx;
-  const float* __restrict gy = scratch.gy;
-  for (int64_t i = 0; i < padded; ++i) {
-    const float x = gx[i] + level.bias_x;
-    const float y = gy[i] + level.bias_y;
-    magnitude[i] = hog_magnitude(x, y);
-    place[i] = histogram_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
-  }
-}
-
-BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, const int32_t* __restrict place,
-                                          int64_t width, float* __restrict histograms) {
-#pragma GCC unroll 8
-  for (int64_t x = 0; x < width; ++x) {
-    histograms[place[x]] += magnitude[x];
-  }
-}
-
-// Norms of the histograms of a row of cells, as factors.
-BIMKERN_INLINE inline void invert_norms(const float* __restrict histograms, int64_t vectors, int64_t spread,
-                                        float* __restrict partial, float* __restrict inverse) {
-  for (int64_t v = 0; v < vectors; ++v) {
-    float sums[kChunk] = {};
-    for (int64_t b = 0; b < spread; b += kChunk) {
-      for (int64_t i = 0; i < kChunk; ++i) {
-        const float value = histograms[v * spread + b + i];
-        sums[i] += value * value;
-      }
+  vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    for (int64_t c = 0; c < args.channels; ++c) {
+      load_row(set, from + c * args.channel_stride, args.column_stride, args.width, to + c * scratch.pitch);
     }
-    for (int64_t i = 0; i < kChunk; ++i) {
-      partial[v * kChunk + i] = sums[i];
-    }
-  }
-  for (int64_t v = 0; v < vectors; ++v) {
-    const float* p = partial + v * kChunk;
-    const float norm = std::sqrt(((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7])));
-    inverse[v] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
-  }
+  });
 }
 
-// Normalises a row of cells into values that lie densely, and leaves zeros for the next.
-BIMKERN_INLINE inline void scale_row(float* __restrict histograms, const float* __restrict inverse, int64_t vectors,
-                                     int64_t spread, int64_t bins, float* __restrict row) {
-  const int64_t whole = std::max<int64_t>(0, vectors - ceil_div(spread - bins, bins));
-  for (int64_t v = 0; v < whole; ++v) {
-    for (int64_t b = 0; b < spread; b += kChunk) {  // beyond the bins: overwritten by the next
-      for (int64_t i = 0; i < kChunk; ++i) {
-        row[v * bins + b + i] = histograms[v * spread + b + i] * inverse[v];
-      }
-    }
-  }
-  for (int64_t v = whole; v < vectors; ++v) {
-    for (int64_t b = 0; b < bins; ++b) {
-      row[v * bins + b] = histograms[v * spread + b] * inverse[v];
-    }
-  }
-  for (int64_t i = 0; i < vectors * spread; ++i) {
-    histograms[i] = 0;
-  }
-}
-
-// Values of cells into the vectors of groups.
-template <typename T>
-void write_groups(const Hog& args, const HogLevel& level, const float* row, int64_t cell_row, T* out) {
-  const int64_t width = args.channels * args.bins;
-  const int64_t area = level.group * level.group;
-  for (int64_t x = 0; x < args.width / level.cell; ++x) {
-    T* to = out + x / level.group * width * area + cell_row % level.group * level.group + x % level.group;
-    for (int64_t q = 0; q < width; ++q) {
-      to[q * area] = Arithmetic<T>::store(row[x * width + q]);
-    }
-  }
-}
+using LoadRows = void (*)(const Hog&, int64_t image, int64_t y, Scratch&, Simd);
 
 template <typename Set, typename T>
 BIMKERN_INLINE inline void write_cells(Set set, const Plan& plan, int32_t i, int64_t image, int64_t cell_row,
@@ -285,8 +177,9 @@ BIMKERN_INLINE inline void add_pixels(const Plan& plan, int64_t y, int64_t chann
     if (plan.source[i] >= 0) {
       continue;
     }
-    orient_row<kQuads>(scratch, plan.boundaries, args.level[i], plan.histogram_of_column.data() + i * plan.padded,
-                       plan.padded, scratch.magnitude, scratch.place.data());
+    orient_row<kQuads>(scratch.gx, scratch.gy, plan.boundaries, args.level[i],
+                       plan.histogram_of_column.data() + i * plan.padded, plan.padded, scratch.magnitude,
+                       scratch.place.data());
     if (args.window > 0) {
       const float row_weight = plan.column_weights[y % args.window];
       for (int64_t x = 0; x < plan.padded; ++x) {
@@ -297,8 +190,8 @@ BIMKERN_INLINE inline void add_pixels(const Plan& plan, int64_t y, int64_t chann
   }
 }
 
-template <int kQuads, typename T>
-void hog_strips(const Plan& plan, int64_t begin, int64_t end, Simd simd) {
+template <int kQuads>
+void hog_strips(const Plan& plan, LoadRows load, int64_t begin, int64_t end, Simd simd) {
   const Hog& args = plan.args;
   const int64_t strips = args.height / plan.strip;
   Scratch scratch(plan);
@@ -306,10 +199,10 @@ void hog_strips(const Plan& plan, int64_t begin, int64_t end, Simd simd) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / strips;
       const int64_t first = unit % strips * plan.strip;
-      load_rows<decltype(set), T>(set, args, image, first - 1, scratch);
-      load_rows<decltype(set), T>(set, args, image, first, scratch);
+      load(args, image, first - 1, scratch, simd);
+      load(args, image, first, scratch, simd);
       for (int64_t y = first; y < first + plan.strip; ++y) {
-        load_rows<decltype(set), T>(set, args, image, y + 1, scratch);
+        load(args, image, y + 1, scratch, simd);
         for (int64_t c = 0; c < args.channels; ++c) {
           add_pixels<kQuads>(plan, y, c, scratch);
         }
@@ -348,38 +241,6 @@ Hog with_finer_levels(Hog args) {
 
 }  // namespace
 
-HogBoundaries hog_boundaries(int32_t bins) {
-  constexpr double kPi = 3.14159265358979323846;
-  HogBoundaries boundaries{};
-  boundaries.bins = bins;
-  std::fill(std::begin(boundaries.cotangent), std::end(boundaries.cotangent), -1);
-  for (int32_t k = 1; 2 * k < bins; ++k) {
-    boundaries.cotangent[k - 1] = bit_cast<int32_t>(static_cast<float>(1 / std::tan(k * kPi / bins)));
-  }
-  return boundaries;
-}
-
-void hog_window(int32_t window, float* weights) {
-  std::vector<double> values(window);
-  for (int32_t i = 0; i < window; ++i) {
-    const double z = (i - (window - 1) / 2.0) / (window / 2.0);
-    values[i] = std::exp(-z * z / 2);
-  }
-  const double sum = std::accumulate(values.begin(), values.end(), 0.0);
-  std::transform(values.begin(), values.end(), weights, [&](double value) { return static_cast<float>(value / sum); });
-}
-
-int32_t hog_source(const Hog& args, int32_t i) {
-  const HogLevel& level = args.level[i];
-  for (int32_t j = i - 1; j >= 0; --j) {
-    const HogLevel& finer = args.level[j];
-    if (level.cell % finer.cell == 0 && level.bias_x == finer.bias_x && level.bias_y == finer.bias_y) {
-      return j;
-    }
-  }
-  return -1;
-}
-
 void hog(const Hog& asked, const Parallel& parallel, Simd simd) {
   if (asked.images == 0 || asked.channels == 0) {
     return;
@@ -387,12 +248,11 @@ void hog(const Hog& asked, const Parallel& parallel, Simd simd) {
   const Hog args = with_finer_levels(asked);
   const Plan plan(args);
   const int64_t strip_bytes = plan.strip * args.width * args.channels * static_cast<int64_t>(sizeof(float));
-  dispatch_hog_pixels(args.dtype, [&](auto type) {
-    dispatch_quads(args.bins, [&](auto quads) {
-      parallel(args.images * (args.height / plan.strip), grain_rows(strip_bytes), [&](int64_t begin, int64_t end) {
-        hog_strips<decltype(quads)::value, decltype(type)>(plan, begin, end, simd);
-      });
-    });
+  LoadRows load = nullptr;
+  dispatch_hog_pixels(args.dtype, [&](auto type) { load = load_rows<decltype(type)>; });
+  dispatch_quads(args.bins, [&](auto quads) {
+    parallel(args.images * (args.height / plan.strip), grain_rows(strip_bytes),
+             [&](int64_t begin, int64_t end) { hog_strips<decltype(quads)::value>(plan, load, begin, end, simd); });
   });
 }
 

@@ -26,14 +26,14 @@ def test_equals_reference(standins, name, dtype):
 
 
 def test_a_model_is_set_to_one_attention(standins):
-    model = torch.nn.Sequential(Block(32, 2), Block(32, 4))
-    x = torch.randn(2, 5, 32)
+    model = torch.nn.Sequential(Block(32, 2), Block(32, 4)).double()
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
     expected = model(x)
-    set_attention(model, choose("xformers", CPU, torch.float32))
+    set_attention(model, choose("xformers", CPU, torch.float64))
     seen = importlib.import_module("xformers.ops").seen
     seen.clear()
     torch.testing.assert_close(model(x), expected)
-    assert seen == [torch.float32] * 2
+    assert seen == [torch.float64] * 2
     set_compute_dtype(model, torch.bfloat16)
     model(x)
     assert seen[2:] == [torch.bfloat16] * 2

@@ -44,8 +44,8 @@ def test_sizes_are_those_of_the_papers(config, millions):
 
 def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
     torch.manual_seed(0)
-    model = ViT(SMALL)
-    images = torch.randn(2, 3, 32, 32)
+    model = ViT(SMALL).double()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     everything = model.embed(images, torch.arange(16).expand(2, -1))
     keep = torch.tensor([[1, 5, 9], [0, 2, 15]])
     some = model.embed(images, keep)
@@ -57,8 +57,8 @@ def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
 
 def test_a_patch_is_embedded_by_the_published_kernel_layout():
     torch.manual_seed(0)
-    model = ViT(SMALL)
-    images = torch.randn(1, 3, 32, 32)
+    model = ViT(SMALL).double()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     token = model.patch_embed(images, torch.tensor([[4 + 2]]))[0, 0]  # row 1, column 2
     patch = images[0, :, 8:16, 16:24]
     expected = (model.patch_embed.weight * patch).sum((1, 2, 3)) + model.patch_embed.bias

@@ -1,0 +1,126 @@
+// The loops of hog.cpp over one row of pixels or of cells, each to be inlined into vectorised().
+//
+// Letters: spread, the floats that a histogram takes: its bins, padded to whole kHogChunks.
+#pragma once
+
+#include <algorithm>
+
+#include "core/rows.h"
+#include "ops/hog.h"
+
+namespace bimkern {
+
+constexpr int64_t kHogChunk = 8;
+
+// One row of one channel, with its mirrored border.
+template <typename Set, typename T>
+BIMKERN_INLINE inline void load_row(Set set, const T* from, int64_t stride, int64_t width, float* __restrict to) {
+  int64_t x = 0;
+  if (stride == 1) {
+    if constexpr (sizeof(T) == 2) {
+      for (; x < converted_part<T>(width); x += kConverted) {
+        widen(set, from + x, to + x);
+      }
+    }
+    for (; x < width; ++x) {
+      to[x] = pixel(from[x]);
+    }
+  } else {
+    for (; x < width; ++x) {
+      to[x] = pixel(from[x * stride]);
+    }
+  }
+  to[-1] = to[1];
+  to[width] = to[width - 2];
+}
+
+// Differences first, then sums: what is equal on both sides leaves an exact zero.
+BIMKERN_INLINE inline void gradient_row(const float* __restrict above, const float* __restrict here,
+                                        const float* __restrict below, int64_t padded, float* __restrict gx,
+                                        float* __restrict gy) {
+  for (int64_t x = 0; x < padded; ++x) {
+    const float middle_x = here[x - 1] - here[x + 1];
+    const float middle_y = above[x] - below[x];
+    gx[x] = (above[x - 1] - above[x + 1]) + (below[x - 1] - below[x + 1]) + (middle_x + middle_x);
+    gy[x] = (above[x - 1] - below[x - 1]) + (above[x + 1] - below[x + 1]) + (middle_y + middle_y);
+  }
+}
+
+template <int kQuads>
+BIMKERN_INLINE inline void orient_row(const float* __restrict gx, const float* __restrict gy,
+                                      const HogBoundaries& boundaries, const HogLevel& level,
+                                      const int32_t* __restrict histogram_of_column, int64_t padded,
+                                      float* __restrict magnitude, int32_t* __restrict place) {
+  for (int64_t i = 0; i < padded; ++i) {
+    const float x = gx[i] + level.bias_x;
+    const float y = gy[i] + level.bias_y;
+    magnitude[i] = hog_magnitude(x, y);
+    place[i] = histogram_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
+  }
+}
+
+BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, const int32_t* __restrict place,
+                                          int64_t width, float* __restrict histograms) {
+#pragma GCC unroll 8
+  for (int64_t x = 0; x < width; ++x) {
+    histograms[place[x]] += magnitude[x];
+  }
+}
+
+// Norms of the histograms of a row of cells, as factors.
+BIMKERN_INLINE inline void invert_norms(const float* __restrict histograms, int64_t vectors, int64_t spread,
+                                        float* __restrict partial, float* __restrict inverse) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    float sums[kHogChunk] = {};
+    for (int64_t b = 0; b < spread; b += kHogChunk) {
+      for (int64_t i = 0; i < kHogChunk; ++i) {
+        const float value = histograms[v * spread + b + i];
+        sums[i] += value * value;
+      }
+    }
+    for (int64_t i = 0; i < kHogChunk; ++i) {
+      partial[v * kHogChunk + i] = sums[i];
+    }
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    const float* p = partial + v * kHogChunk;
+    const float norm = std::sqrt(((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7])));
+    inverse[v] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  }
+}
+
+// Normalises a row of cells into values that lie densely, and leaves zeros for the next.
+BIMKERN_INLINE inline void scale_row(float* __restrict histograms, const float* __restrict inverse, int64_t vectors,
+                                     int64_t spread, int64_t bins, float* __restrict row) {
+  const int64_t whole = std::max<int64_t>(0, vectors - ceil_div(spread - bins, bins));
+  for (int64_t v = 0; v < whole; ++v) {
+    for (int64_t b = 0; b < spread; b += kHogChunk) {  // beyond the bins: overwritten by the next
+      for (int64_t i = 0; i < kHogChunk; ++i) {
+        row[v * bins + b + i] = histograms[v * spread + b + i] * inverse[v];
+      }
+    }
+  }
+  for (int64_t v = whole; v < vectors; ++v) {
+    for (int64_t b = 0; b < bins; ++b) {
+      row[v * bins + b] = histograms[v * spread + b] * inverse[v];
+    }
+  }
+  for (int64_t i = 0; i < vectors * spread; ++i) {
+    histograms[i] = 0;
+  }
+}
+
+// Values of cells into the vectors of groups.
+template <typename T>
+void write_groups(const Hog& args, const HogLevel& level, const float* row, int64_t cell_row, T* out) {
+  const int64_t width = args.channels * args.bins;
+  const int64_t area = level.group * level.group;
+  for (int64_t x = 0; x < args.width / level.cell; ++x) {
+    T* to = out + x / level.group * width * area + cell_row % level.group * level.group + x % level.group;
+    for (int64_t q = 0; q < width; ++q) {
+      to[q * area] = Arithmetic<T>::store(row[x * width + q]);
+    }
+  }
+}
+
+}  // namespace bimkern

@@ -5,7 +5,7 @@ Shapes: B images, N patches, K kept patches.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class StageView:
 
     def rows(self, rows: slice) -> "StageView":
         """Return the view of a slice of the batch."""
-        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: v[rows] for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
 
 

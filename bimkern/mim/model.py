@@ -5,6 +5,7 @@ Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix to
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,16 +140,16 @@ class MIM(nn.Module):
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, Tensor]:
         """Compute the targets of stages that cost less together, by stage, [B, M, P]; loss() computes the others."""
-        families: dict[HogTarget, list[int]] = {}
+        families: dict[HogTarget, dict[int, HogTarget]] = {}
         for stage in stages:
             target = self.method.target(stage)
             if isinstance(target, HogTarget):
-                families.setdefault(target.family, []).append(stage)
+                families.setdefault(target.family, {})[stage] = target
         found: dict[int, Tensor] = {}
         for members in families.values():
-            members_targets = [self.method.target(stage) for stage in members]
             scales = [self.method.head(stage).scale for stage in members]
-            vectors = hog_vectors(members_targets, images, self.method.encoder.patch, scales, self.normalize)
+            patch = self.method.encoder.patch
+            vectors = hog_vectors(list(members.values()), images, patch, scales, self.normalize)
             found |= dict(zip(members, vectors, strict=True))
         return found
 
@@ -175,7 +176,8 @@ class MIM(nn.Module):
             denominator: the loss weights of all images of the step, summed over their patches.
             target: [B, M, P], where targets() has computed it.
         """
-        head, config, wanted = self.heads[stage], self.method.head(stage), self.method.target(stage)
+        head: Any = self.heads[stage]  # a Head; ModuleList does not say
+        config, wanted = self.method.head(stage), self.method.target(stage)
         features = head.features(view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
         if target is None:
             target = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize)

@@ -114,8 +114,8 @@ def hog_vectors(
         size = [side // patch * first.resize_patch for side in images.shape[2:]]
         pixels = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     if first.cells == 1:
-        biases = None if first.bias is None else [target.bias for target in targets]
-        return list(hog(pixels, sides, first.bins, window=first.window, bias=biases))
+        biases = [target.bias for target in targets if target.bias is not None]
+        return list(hog(pixels, sides, first.bins, window=first.window, bias=biases or None))
     # The op makes one vector of all cells of a patch, so each size of patch is a call.
     return [
         hog(pixels, side // first.cells, first.bins, window=first.window, bias=target.bias, patch=side)

@@ -14,9 +14,9 @@ from bimkern.models.layers import Block, LayerNorm, Linear, init_linear
 from bimkern.models.pos_embed import SinCosPositions
 from bimkern.nn import MatchHead
 from bimkern.ops import masked_loss, restore_tokens
+from bimkern.ops.match import SCALES
 
 Grid = tuple[int, int]
-SCALES = (4, 2, 1, 0.5)
 
 
 class Head(Protocol):
@@ -57,13 +57,17 @@ class DecoderConfig:
     num_heads: int = 16
     mlp_ratio: float = 4.0
     positions: bool = True
-    scale: float = 1.0  # of the grid that is predicted, against the tokens'
+    match_scale: float | None = None  # of the grid that is predicted, against the tokens'; None: a linear prediction
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
         if self.scale not in SCALES:
-            raise ValueError(f"DecoderConfig: scale must be one of 4, 2, 1, 0.5, got {self.scale}")
+            raise ValueError(f"DecoderConfig: match_scale must be one of 4, 2, 1, 0.5, got {self.match_scale}")
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.match_scale is None else self.match_scale
 
     def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "MAEDecoder":
         return MAEDecoder(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores)
@@ -109,10 +113,10 @@ class MAEDecoder(nn.Module):
             Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.width)
-        if config.scale == 1:
+        if config.match_scale is None:
             self.pred = Prediction(config.width, out_length)
         else:
-            self.pred = MatchHead(config.width, out_length, config.scale)
+            self.pred = MatchHead(config.width, out_length, config.match_scale)
         self.positions = SinCosPositions(config.width) if config.positions else None
         self.apply(init_linear)
 

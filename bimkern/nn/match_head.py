@@ -61,6 +61,7 @@ class MatchHead(nn.Module):
         mask: Tensor,
         grid: tuple[int, int] | None = None,
         denominator: Tensor | None = None,
+        kind: str = "l2",
     ) -> Tensor:
         """Average the error over the hidden cells: match_loss."""
         return match_loss(
@@ -69,6 +70,7 @@ class MatchHead(nn.Module):
             target,
             mask,
             self.scale,
+            kind=kind,
             grid=grid,
             denominator=denominator,
             dtype=self.compute_dtype,

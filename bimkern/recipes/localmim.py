@@ -14,6 +14,7 @@ from bimkern.recipes.recipe import Recipe
 from bimkern.train.config import Config
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # section 3.3: grids of 56, 28, 14 and 7 a side at 224 pixels
+DECODER = DecoderConfig(width=256, depth=1, num_heads=8)  # section 4.1
 _WARMUP_EPOCHS = {100: 10, 1600: 40, 800: 40}  # appendix A
 _MIN_RATE = 1e-6  # of the published program; appendix A says nothing
 
@@ -50,7 +51,7 @@ def localmim(
             encoder=encoder,
             taps=taps(encoder.depth),
             masker=RandomDrop(ratios=(0.75,)),  # section 4.1
-            heads=tuple(DecoderConfig(width=256, depth=1, num_heads=8, scale=scale) for scale in SCALES),  # section 4.1
+            heads=tuple(replace(DECODER, match_scale=scale) for scale in SCALES),
             targets=tuple(HogTarget(bins=bins, bias=bias) for bias in biases),
             flow=EndToEnd(),
         ),

@@ -25,8 +25,8 @@ _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 def _small(config: Config) -> Recipe:
     """Shrink the heads and the run of a config on one of the encoders above."""
     method = replace(config.method, heads=tuple(_small_head(head) for head in config.method.heads))
-    name = config.recipe.replace("_vit_test", "").replace("_", " + ").replace("_", " ")
-    return Recipe(summary=f"{name} on a tiny ViT, for tests", config=replace(config, method=method, run=_RUN))
+    pieces = config.recipe.replace("_vit_test", "").replace("_", ", ")
+    return Recipe(summary=f"for tests, on a tiny ViT: {pieces}", config=replace(config, method=method, run=_RUN))
 
 
 def _small_head(head: HeadConfig) -> HeadConfig:

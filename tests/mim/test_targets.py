@@ -48,7 +48,7 @@ def test_a_bias_is_of_its_own_scale_and_needs_normalised_pixels():
 
 
 def test_a_patch_without_whole_cells_takes_them_from_a_resized_image():
-    with pytest.raises(ValueError, match=r"a patch of 14 pixels has no 1 x 1 cells .* at scale 4; resize_patch=16 would"):
+    with pytest.raises(ValueError, match=r"a patch of 14 pixels has no 1 x 1 cells .* at scale 4; resize_patch=16"):
         HogTarget().length(3, 14, 4)
     target = HogTarget(resize_patch=16)
     images = IMAGES[:, :, :56, :70]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
-from bimkern.mim.targets import HogTarget
+from bimkern.mim.targets import Distillation, HogTarget
 from bimkern.mim.unit_masks import BlockPixels
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
@@ -45,6 +45,13 @@ def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int
 
 VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
+
+def distilled(name: str, config: Config, teacher_block: int) -> Config:
+    """Learn the features of a teacher as well: section 5.6, ViT-L for ViT-B, after fine-tuning it."""
+    distillation = Distillation(blocks=(teacher_block,))
+    return replace(config, recipe=name, method=replace(config.method, distillation=distillation))
+
+
 FASTMIM_RECIPES = (
     Recipe(summary="FastMIM, ViT-B/16 at 128 pixels, HOG", config=VIT_BASE_128),
     Recipe(
@@ -54,5 +61,9 @@ FASTMIM_RECIPES = (
     Recipe(
         summary="FastMIM, the first ten blocks of ViT-B/16",
         config=fastmim("fastmim_vit_base_depth10", VIT_BASE, SMALL_DECODER, depth=10),
+    ),
+    Recipe(
+        summary="FastMIM, ViT-B/16, that also learns from a ViT-L/16 (--teacher)",
+        config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_block=VIT_LARGE.depth - 1),
     ),
 )

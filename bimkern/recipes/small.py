@@ -7,7 +7,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, growing
-from bimkern.recipes.fastmim import SMALL_DECODER, fastmim
+from bimkern.recipes.fastmim import SMALL_DECODER, distilled, fastmim
 from bimkern.recipes.localmim import isolated, localmim, with_pixels
 from bimkern.recipes.mae import mae
 from bimkern.recipes.maskfeat import maskfeat
@@ -58,6 +58,7 @@ SMALL_RECIPES = (
     _small(vitfreeze("vitfreeze_vit_test", _localmim("localmim_vit_test"))),
     _small(vitfreeze("vitfreeze_vit_test_isolated", isolated(_localmim("localmim_vit_test")))),
     _small(_fastmim("fastmim_vit_test")),
+    _small(distilled("fastmim_vit_test_distilled", _fastmim("fastmim_vit_test"), teacher_block=3)),
     _small(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test")),
     _small(bim_hog("bim_hog_vit_test", _LARGE_PATCHES)),
 )

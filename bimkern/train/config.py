@@ -51,6 +51,8 @@ class RunConfig:
     """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    teacher: Path | None = None
+    """Exported backbone that a recipe with distillation learns from."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"

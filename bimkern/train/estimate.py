@@ -5,8 +5,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.mim.flow import MicroBatch, NamedParameters
-from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
+from bimkern.train import network
 from bimkern.train.config import DTYPES, Config
 from bimkern.train.memory import LiveBytes
 
@@ -33,7 +33,7 @@ def live_activation_peak(config: Config) -> int:
     """
     run = config.run
     with FakeTensorMode():
-        model = MIM(config.method)
+        model = network.build(config)
         set_compute_dtype(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         side = config.method.encoder.image_size

@@ -1,6 +1,6 @@
 """The demo learns from photographs, and reconstructs parts of them that it has never seen.
 
-Three fifths of its steps show that; on two cores sharing a machine with other tests, all of them take two minutes.
+Three fifths of its steps are enough to show that.
 """
 
 import json

@@ -6,6 +6,7 @@ from bimkern.ops.gather_tokens import gather_tokens
 from bimkern.ops.hog import hog
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
+from bimkern.ops.masked_pixel_loss import masked_pixel_loss
 from bimkern.ops.match import MatchLayers, match_loss, match_predict
 from bimkern.ops.pixel_targets import pixel_targets
 from bimkern.ops.random_keep import random_keep
@@ -21,6 +22,7 @@ __all__ = [
     "hog",
     "keep_to_mask",
     "masked_loss",
+    "masked_pixel_loss",
     "match_loss",
     "match_predict",
     "pixel_targets",

@@ -4,6 +4,8 @@ An op is declared with the backend that has its kernel, per device. The referenc
 device, and those whose kernel is missing here. BIMKERN_BACKEND=reference|native|triton forces one for all ops.
 """
 
+import functools
+import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -47,6 +49,34 @@ def declare(op: str, kernels: Mapping[str, str] | None = None) -> None:
     _kernels[op] = dict(kernels or {})
 
 
+def run_by_triton(*ops: str, module: str) -> None:
+    """Let functions of the ops' names, in a module of bimkern.ops._triton, serve them on CUDA.
+
+    Triton is imported when the first of them is called.
+    """
+
+    def served_by(op: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(f"bimkern.ops._triton.{module}"), op)(*args, **kwargs)
+
+        return run
+
+    for op in ops:
+        schemas.impl(op, served_by(op), "CUDA")
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    """Say why Triton cannot be used; None if it can."""
+    try:
+        importlib.import_module("triton")
+    except ModuleNotFoundError as error:
+        return "triton is not installed" if error.name == "triton" else f"triton cannot be imported: {error}"
+    except Exception as error:  # whatever a broken package throws
+        return f"triton cannot be imported: {error}"
+    return None
+
+
 def choice(op: str, device: str) -> Choice:
     """Decide what serves `op` on `device`.
 
@@ -55,7 +85,7 @@ def choice(op: str, device: str) -> Choice:
     """
     forced = os.environ.get("BIMKERN_BACKEND")
     declared = _kernels[op].get(device)
-    missing = native.missing(device) if declared == "native" else None
+    missing = native.missing(device) if declared == "native" else _triton_missing() if declared == "triton" else None
     if forced is not None:
         return _forced_choice(op, device, forced, declared, missing)
     if declared is None:

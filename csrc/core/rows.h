@@ -85,4 +85,44 @@ BIMKERN_INLINE inline void store_row(Set set, const typename Arithmetic<T>::type
   }
 }
 
+// out = row, in the type of out.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline void widen_row(Set set, const T* row, int64_t width, A* out) {
+  int64_t packets = 0;
+  if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
+    packets = converted_part<T>(width);
+    for (int64_t d = 0; d < packets; d += kConverted) {
+      widen(set, row + d, out + d);
+    }
+  }
+  for (int64_t d = packets; d < width; ++d) {
+    out[d] = static_cast<A>(Arithmetic<T>::load(row[d]));
+  }
+}
+
+// Lanes of a sum that is the same on every instruction set: element i goes to lane i % kLanes, lanes are added as a
+// tree.
+constexpr int kLanes = 32;
+
+// The sum of f(i) over [0, count); f is BIMKERN_INLINE.
+template <typename A, typename F>
+BIMKERN_INLINE inline A lane_sum(int64_t count, const F& f) {
+  A lanes[kLanes] = {};
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      lanes[j] += f(i + j);
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    lanes[i - whole] += f(i);
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) {
+      lanes[j] += lanes[j + half];
+    }
+  }
+  return lanes[0];
+}
+
 }  // namespace bimkern

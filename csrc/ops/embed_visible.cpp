@@ -14,43 +14,6 @@
 namespace bimkern {
 namespace {
 
-// Copies bytes >= kChunk in chunks of a size that the compiler knows, the last of which may overlap the one before: a
-// call of memcpy costs more than such a copy of a short row.
-template <size_t kChunk>
-void copy_chunks(const char* from, size_t bytes, char* to) {
-  for (size_t at = 0; at + kChunk <= bytes; at += kChunk) {
-    std::memcpy(to + at, from + at, kChunk);
-  }
-  std::memcpy(to + bytes - kChunk, from + bytes - kChunk, kChunk);
-}
-
-// Asks for one channel of a patch. Its image rows are short and far apart, so the machine does not foresee them.
-template <typename From>
-void prefetch_pixels(const From* corner, int64_t patch, int64_t row_stride, int64_t column_stride) {
-  for (int64_t y = 0; y < patch; ++y) {
-    __builtin_prefetch(corner + y * row_stride);
-    __builtin_prefetch(corner + y * row_stride + (patch - 1) * column_stride);
-  }
-}
-
-// The p x p pixels of one channel of a patch, one after the other.
-template <typename From>
-void cut_pixels(const From* corner, int64_t patch, int64_t row_stride, int64_t column_stride, From* pixels) {
-  const size_t bytes = patch * sizeof(From);
-  for (int64_t y = 0; y < patch; ++y) {
-    const From* line = corner + y * row_stride;
-    From* to = pixels + y * patch;
-    if (column_stride == 1 && bytes >= 8) {
-      const auto copy = bytes >= 16 ? copy_chunks<16> : copy_chunks<8>;
-      copy(reinterpret_cast<const char*>(line), bytes, reinterpret_cast<char*>(to));
-    } else {
-      for (int64_t x = 0; x < patch; ++x) {
-        to[x] = line[x * column_stride];
-      }
-    }
-  }
-}
-
 template <typename Set, typename From, typename T>
 BIMKERN_INLINE inline void normalise_pixels(Set set, const From* pixels, int64_t count, Affine<Normal<T>> affine,
                                             Normal<T>* scratch, T* out) {
@@ -99,21 +62,6 @@ void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd
       }
     });
   });
-}
-
-// out = product, in the type of out.
-template <typename Set, typename T, typename A>
-BIMKERN_INLINE inline void widen_row(Set set, const T* product, int64_t width, A* out) {
-  int64_t packets = 0;
-  if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-    packets = converted_part<T>(width);
-    for (int64_t d = 0; d < packets; d += kConverted) {
-      widen(set, product + d, out + d);
-    }
-  }
-  for (int64_t d = packets; d < width; ++d) {
-    out[d] = static_cast<A>(Arithmetic<T>::load(product[d]));
-  }
 }
 
 template <typename T, typename A>

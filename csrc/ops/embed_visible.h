@@ -5,56 +5,13 @@
 // add_embeddings: that product -> tokens. Adds bias and positions, and puts the prefix in front.
 #pragma once
 
-#include <type_traits>
-
 #include "core/dtype.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "ops/keep.h"
+#include "ops/pixels.h"
 
 namespace bimkern {
-
-// What patches are normalised in: float32, or float64 on the way to a product in float64.
-template <typename T>
-using Normal = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Takes pixels to (pixel - mean) / std, with bytes counting as 0 to 1, by one subtraction and one product per pixel.
-// That is as exact as dividing twice, which takes longer than all else, and the same on every device.
-template <typename A>
-struct Affine {
-  A offset;
-  A scale;
-};
-
-// a * b, rounded before anything is added to it.
-BIMKERN_HD float rounded_product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-BIMKERN_HD double rounded_product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-// mean and std of the channels, null: 0 and 1.
-template <typename From, typename A>
-BIMKERN_HD Affine<A> normalisation(const A* mean, const A* std, int64_t channel) {
-  const A full = std::is_same_v<From, uint8_t> ? A{255} : A{1};
-  return Affine<A>{mean == nullptr ? A{0} : rounded_product(full, mean[channel]),
-                   A{1} / (std == nullptr ? full : rounded_product(full, std[channel]))};
-}
-
-template <typename From, typename A>
-BIMKERN_HD A normalised(From pixel, Affine<A> affine) {
-  return (static_cast<A>(Arithmetic<From>::load(pixel)) - affine.offset) * affine.scale;
-}
 
 struct VisiblePatches {
   DType image_dtype;  // of images: any, also kUInt8

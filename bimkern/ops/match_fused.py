@@ -51,12 +51,13 @@ _backend.schemas.define(
 def _fold(last: Tensor | None, last_bias: Tensor | None, pred: Tensor, pred_bias: Tensor) -> tuple[Tensor, Tensor]:
     """Make one product of a deconvolution [C, E, 2, 2] (or none) and a prediction [P, E]: weight [C, S], bias [S]."""
     if last is None or last_bias is None:
-        weight, bias = pred.T, pred_bias
-    else:
-        weight = (last.permute(0, 2, 3, 1) @ pred.T).flatten(1)  # [C, 2, 2, P]
-        bias = (pred_bias + pred @ last_bias).repeat(4)
-    padding = -weight.shape[1] % LANES
-    return F.pad(weight, (0, padding)), F.pad(bias, (0, padding))
+        return _padded(pred.T), _padded(pred_bias)
+    weight = (last.permute(0, 2, 3, 1) @ _padded(pred.T))[..., : len(pred)].flatten(1)  # [C, 4*P]
+    return _padded(weight), _padded((pred_bias + pred @ last_bias).repeat(4))
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, -x.shape[-1] % LANES))
 
 
 def _pool(features: Tensor, mask: Tensor, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

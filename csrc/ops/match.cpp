@@ -16,38 +16,35 @@
 namespace bimkern {
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int64_t kLanes = 16;
+constexpr int64_t kSummed =
+    8;  // rows, or cells, that are summed in the type of the arithmetic; on from there in float64
 
+// kLanes numbers side by side, anywhere in memory.
 template <typename A>
 struct Lanes {
-  A part[kLanes] = {};
-
-  BIMKERN_INLINE A sum() const {
-    A half[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      half[i] = part[i];
-    }
-    for (int size = kLanes / 2; size > 0; size /= 2) {
-      for (int i = 0; i < size; ++i) {
-        half[i] += half[i + size];
-      }
-    }
-    return half[0];
-  }
+  typedef A type __attribute__((vector_size(kLanes * sizeof(A)), aligned(alignof(A)), may_alias));
 };
 
-// Calls f(d, lane) for every d in [0, width).
-template <typename F>
-BIMKERN_INLINE inline void for_lanes(int64_t width, const F& f) {
+// The sum of a[d] * b[d].
+template <typename A>
+BIMKERN_INLINE inline A dot(const A* a, const A* b, int64_t width) {
+  using Vector = typename Lanes<A>::type;
+  Vector lanes = {};
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      f(d + i, i);
+    lanes += *reinterpret_cast<const Vector*>(a + d) * *reinterpret_cast<const Vector*>(b + d);
+  }
+  A sums[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    sums[i] = lanes[i] + (d + i < width ? a[d + i] * b[d + i] : 0);
+  }
+  for (int64_t size = kLanes / 2; size > 0; size /= 2) {
+    for (int64_t i = 0; i < size; ++i) {
+      sums[i] += sums[i + size];
     }
   }
-  for (int i = 0; d + i < width; ++i) {
-    f(d + i, i);
-  }
+  return sums[0];
 }
 
 int64_t num_cells(const MatchCells& cells) { return cells.images * cells.rows * cells.columns; }
@@ -92,72 +89,90 @@ void scatter_rows(const MatchRowsBwd& args, const Parallel& parallel) {
   });
 }
 
-// row = x + x_bias.
-template <typename Set, typename T, typename A>
-BIMKERN_INLINE inline void biased_row(Set set, const T* x, const A* x_bias, int64_t width, A* row) {
-  load_row(set, x, width, row);
+template <typename A>
+BIMKERN_INLINE inline void add_to_row(const A* __restrict added, int64_t width, A* __restrict row) {
   for (int64_t d = 0; d < width; ++d) {
-    row[d] += x_bias[d];
+    row[d] += added[d];
   }
 }
 
-template <typename Set, typename T>
-BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, typename Arithmetic<T>::type* row) {
-  using A = typename Arithmetic<T>::type;
-  const int64_t width = args.width;
-  const auto* weight = static_cast<const A*>(args.weight);
-  const auto* bias = static_cast<const A*>(args.bias);
-  auto* slope = static_cast<A*>(args.slope) + i * width;
-  auto* stats = static_cast<A*>(args.stats) + 2 * i;
-  biased_row(set, static_cast<const T*>(args.x) + i * width, static_cast<const A*>(args.x_bias), width, row);
-  Lanes<A> total, squares;
-  for_lanes(width, [&](int64_t d, int lane) BIMKERN_INLINE { total.part[lane] += row[d]; });
-  const A mean = total.sum() / static_cast<A>(width);
-  for_lanes(width,
-            [&](int64_t d, int lane) BIMKERN_INLINE { squares.part[lane] += (row[d] - mean) * (row[d] - mean); });
-  const A scale = 1 / std::sqrt(squares.sum() / static_cast<A>(width) + static_cast<A>(args.eps));
+template <typename A>
+BIMKERN_INLINE inline void activate_row(const A* __restrict weight, const A* __restrict bias, A scale, int64_t width,
+                                        A* __restrict row, A* __restrict slope) {
   for (int64_t d = 0; d < width; ++d) {
-    const Gelu<A> active = gelu((row[d] - mean) * scale * weight[d] + bias[d]);
+    const Gelu<A> active = gelu(row[d] * scale * weight[d] + bias[d]);
     row[d] = active.value;
     slope[d] = active.slope;
   }
+}
+
+// ones: a row of 1.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, const A* ones, A* row) {
+  const int64_t width = args.width;
+  auto* stats = static_cast<A*>(args.stats) + 2 * i;
+  load_row(set, static_cast<const T*>(args.x) + i * width, width, row);
+  add_to_row(static_cast<const A*>(args.x_bias), width, row);
+  const A mean = dot(row, ones, width) / static_cast<A>(width);
+  for (int64_t d = 0; d < width; ++d) {
+    row[d] -= mean;
+  }
+  const A scale = 1 / std::sqrt(dot(row, row, width) / static_cast<A>(width) + static_cast<A>(args.eps));
+  activate_row(static_cast<const A*>(args.weight), static_cast<const A*>(args.bias), scale, width, row,
+               static_cast<A*>(args.slope) + i * width);
   store_row(set, row, width, static_cast<T*>(args.out) + i * width);
   stats[0] = mean;
   stats[1] = scale;
 }
 
-// Adds a block's sums to those of its three gradients; row, grad: scratch of width.
-template <typename Set, typename T>
-BIMKERN_INLINE inline void norm_bwd_row(Set set, const MatchNormBwd& args, int64_t i, typename Arithmetic<T>::type* row,
-                                        typename Arithmetic<T>::type* grad, typename Arithmetic<T>::type* sums) {
-  using A = typename Arithmetic<T>::type;
+// row: x, becomes normalised; grad: of the GELU, becomes that of the normalised row.
+template <typename A>
+BIMKERN_INLINE inline void affine_bwd_row(const A* __restrict weight, const A* __restrict slope, A mean, A scale,
+                                          int64_t width, A* __restrict row, A* __restrict grad,
+                                          A* __restrict weight_sums, A* __restrict bias_sums) {
+  for (int64_t d = 0; d < width; ++d) {
+    row[d] = (row[d] - mean) * scale;
+    const A affine = grad[d] * slope[d];
+    weight_sums[d] += affine * row[d];
+    bias_sums[d] += affine;
+    grad[d] = affine * weight[d];
+  }
+}
+
+template <typename A>
+BIMKERN_INLINE inline void norm_bwd_row(const A* __restrict row, A mean, A along, A scale, int64_t width,
+                                        A* __restrict grad, A* __restrict sums) {
+  for (int64_t d = 0; d < width; ++d) {
+    grad[d] = (grad[d] - mean - row[d] * along) * scale;
+    sums[d] += grad[d];
+  }
+}
+
+// Adds to a block's sums [3, E]; row, grad: scratch.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i, const A* ones, A* row, A* grad,
+                                   A* sums) {
   const int64_t width = args.width;
-  const auto* weight = static_cast<const A*>(args.weight);
   const auto* slope = static_cast<const A*>(args.slope) + i * width;
   const auto* stats = static_cast<const A*>(args.stats) + 2 * i;
   T* grad_row = static_cast<T*>(args.grad) + i * width;
-  const A mean = stats[0], scale = stats[1];
-  biased_row(set, static_cast<const T*>(args.x) + i * width, static_cast<const A*>(args.x_bias), width, row);
+  load_row(set, static_cast<const T*>(args.x) + i * width, width, row);
+  add_to_row(static_cast<const A*>(args.x_bias), width, row);
   load_row(set, grad_row, width, grad);
-  A *weight_sums = sums, *bias_sums = sums + width, *x_sums = sums + 2 * width;
-  for (int64_t d = 0; d < width; ++d) {
-    row[d] = (row[d] - mean) * scale;
-    const A after_norm = grad[d] * slope[d];
-    weight_sums[d] += after_norm * row[d];
-    bias_sums[d] += after_norm;
-    grad[d] = after_norm * weight[d];
-  }
-  Lanes<A> total, along;
-  for_lanes(width, [&](int64_t d, int lane) BIMKERN_INLINE {
-    total.part[lane] += grad[d];
-    along.part[lane] += grad[d] * row[d];
-  });
-  const A mean_grad = total.sum() / static_cast<A>(width), mean_along = along.sum() / static_cast<A>(width);
-  for (int64_t d = 0; d < width; ++d) {
-    grad[d] = (grad[d] - mean_grad - row[d] * mean_along) * scale;
-    x_sums[d] += grad[d];
-  }
+  affine_bwd_row(static_cast<const A*>(args.weight), slope, stats[0], stats[1], width, row, grad, sums, sums + width);
+  const A mean = dot(grad, ones, width) / static_cast<A>(width);
+  const A along = dot(grad, row, width) / static_cast<A>(width);
+  norm_bwd_row(row, mean, along, stats[1], width, grad, sums + 2 * width);
   store_row(set, grad, width, grad_row);
+}
+
+// total += sums, which start anew.
+template <typename A>
+BIMKERN_INLINE inline void move_sums(int64_t width, A* __restrict sums, double* __restrict total) {
+  for (int64_t d = 0; d < width; ++d) {
+    total[d] += sums[d];
+    sums[d] = 0;
+  }
 }
 
 // sums += the sum of scratch [blocks, width] over blocks, in their order.
@@ -171,11 +186,12 @@ void add_blocks(const double* scratch, int64_t blocks, int64_t width, double* su
 
 template <typename T>
 void norm(const MatchNorm& args, const Parallel& parallel, Simd simd) {
+  using A = typename Arithmetic<T>::type;
   parallel(match_blocks(args.rows), 1, [&](int64_t begin, int64_t end) {
-    std::vector<typename Arithmetic<T>::type> row(args.width);
+    std::vector<A> row(args.width), ones(args.width, A(1));
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin * kMatchBlock; i < std::min(args.rows, end * kMatchBlock); ++i) {
-        norm_row<decltype(set), T>(set, args, i, row.data());
+        norm_row<decltype(set), T>(set, args, i, ones.data(), row.data());
       }
     });
   });
@@ -186,60 +202,73 @@ void norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
   using A = typename Arithmetic<T>::type;
   const int64_t blocks = match_blocks(args.rows), width = args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> row(width), grad(width), sums(3 * width);
+    std::vector<A> ones(width, A(1)), row(width), grad(width), sums(3 * width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t block = begin; block < end; ++block) {
-        std::fill(sums.begin(), sums.end(), A(0));
-        for (int64_t i = block * kMatchBlock; i < std::min(args.rows, (block + 1) * kMatchBlock); ++i) {
-          norm_bwd_row<decltype(set), T>(set, args, i, row.data(), grad.data(), sums.data());
+        double* total = args.scratch + block * 3 * width;
+        std::fill_n(total, 3 * width, 0.0);
+        const int64_t last = std::min(args.rows, (block + 1) * kMatchBlock);
+        for (int64_t i = block * kMatchBlock; i < last; ++i) {
+          bwd_row<decltype(set), T>(set, args, i, ones.data(), row.data(), grad.data(), sums.data());
+          if ((i + 1) % kSummed == 0 || i + 1 == last) {
+            move_sums(3 * width, sums.data(), total);
+          }
         }
-        std::copy(sums.begin(), sums.end(), args.scratch + block * 3 * width);
       }
     });
   });
   add_blocks(args.scratch, blocks, 3 * width, args.sums);
 }
 
-// pred = weight * error of one run of values, which lie side by side in the target too.
+// row += bias - target.
 template <typename A>
-BIMKERN_INLINE inline void error_run(MatchKind kind, A weight, const A* target, const A* bias, int64_t length, A* pred,
-                                     A* columns, Lanes<A>& loss) {
-  if (kind == MatchKind::kL2) {
-    for_lanes(length, [&](int64_t d, int lane) BIMKERN_INLINE {
-      const A error = pred[d] + bias[d] - target[d];
-      pred[d] = weight * error;
-      loss.part[lane] += pred[d] * error;
-      columns[d] += pred[d];
-    });
-  } else {
-    for_lanes(length, [&](int64_t d, int lane) BIMKERN_INLINE {
-      const A error = pred[d] + bias[d] - target[d];
-      const A sign = static_cast<A>(error > 0) - static_cast<A>(error < 0);
-      loss.part[lane] += weight * error * sign;
-      pred[d] = weight * sign;
-      columns[d] += pred[d];
-    });
+BIMKERN_INLINE inline void error_run(const A* __restrict bias, const A* __restrict target, int64_t length,
+                                     A* __restrict row) {
+  for (int64_t d = 0; d < length; ++d) {
+    row[d] += bias[d] - target[d];
   }
 }
 
-// The predictions of one hidden cell; row: scratch of width S.
-template <typename Set, typename T>
-BIMKERN_INLINE inline void error_cell(Set set, const MatchError& args, int64_t i, typename Arithmetic<T>::type* row,
-                                      typename Arithmetic<T>::type* columns,
-                                      Lanes<typename Arithmetic<T>::type>& loss) {
-  using A = typename Arithmetic<T>::type;
+// row: errors, become weight * error; returns the sum of weight * error^2.
+template <typename A>
+BIMKERN_INLINE inline A squared_row(A weight, int64_t width, A* __restrict row, A* __restrict columns) {
+  const A loss = weight * dot(row, row, width);
+  for (int64_t d = 0; d < width; ++d) {
+    row[d] *= weight;
+    columns[d] += row[d];
+  }
+  return loss;
+}
+
+// row: errors, become weight * sign; returns the sum of weight * |error|.
+template <typename A>
+BIMKERN_INLINE inline A absolute_row(A weight, int64_t width, A* __restrict row, A* __restrict columns,
+                                     A* __restrict sign) {
+  for (int64_t d = 0; d < width; ++d) {
+    sign[d] = weight * (static_cast<A>(row[d] > 0) - static_cast<A>(row[d] < 0));
+    columns[d] += sign[d];
+  }
+  const A loss = dot(row, sign, width);
+  std::copy(sign, sign + width, row);
+  return loss;
+}
+
+// The predictions of one hidden cell; returns its share of the loss. row, sign: scratch of width S.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t i, A* row, A* sign, A* columns) {
   const int64_t cells = args.cells.rows * args.cells.columns;
   const int64_t id = args.cells.ids[i];
   const int64_t image = id / cells, cell = id % cells;
   const int64_t top = cell / args.cells.columns * args.side, left = cell % args.cells.columns * args.side;
-  const A weight =
-      static_cast<const A*>(args.weight)[image * args.weight_image_stride + cell * args.weight_cell_stride];
+  const int64_t weight_at = image * args.weight_image_stride + cell * args.weight_cell_stride;
+  const A weight = static_cast<const A*>(args.weight)[weight_at];
   const A* target = static_cast<const A*>(args.target) + image * args.target_image_stride;
   const auto* bias = static_cast<const A*>(args.bias);
   const int64_t square = std::min<int64_t>(args.side, 2);  // sides of what one row of pred holds
   const int64_t squares = args.side / square;              // and rows a cell has, a side
   const bool side_by_side = args.target_cell_stride == args.length;
   const int64_t runs = side_by_side ? 1 : square, length = side_by_side ? square * args.length : args.length;
+  double loss = 0;
   for (int64_t q = 0; q < squares * squares; ++q) {
     T* pred = static_cast<T*>(args.pred) + (i * squares * squares + q) * args.width;
     load_row(set, pred, args.width, row);
@@ -248,13 +277,15 @@ BIMKERN_INLINE inline void error_cell(Set set, const MatchError& args, int64_t i
     for (int64_t line = 0; line < square; ++line) {
       for (int64_t run = 0; run < runs; ++run, d += length) {
         const int64_t at = (y + line) * args.cells.columns * args.side + x + run;
-        error_run(args.kind, weight, target + at * args.target_cell_stride, bias + d, length, row + d, columns + d,
-                  loss);
+        error_run(bias + d, target + at * args.target_cell_stride, length, row + d);
       }
     }
     std::fill(row + d, row + args.width, A(0));
+    loss += args.kind == MatchKind::kL2 ? squared_row(weight, args.width, row, columns)
+                                        : absolute_row(weight, args.width, row, columns, sign);
     store_row(set, row, args.width, pred);
   }
+  return loss;
 }
 
 template <typename T>
@@ -262,18 +293,18 @@ void error(const MatchError& args, const Parallel& parallel, Simd simd) {
   using A = typename Arithmetic<T>::type;
   const int64_t blocks = match_blocks(args.cells.count), sums = 1 + args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> row(args.width), columns(args.width);
+    std::vector<A> row(args.width), sign(args.width), columns(args.width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t block = begin; block < end; ++block) {
-        double total = 0;
-        std::fill(columns.begin(), columns.end(), A(0));
-        for (int64_t i = block * kMatchBlock; i < std::min(args.cells.count, (block + 1) * kMatchBlock); ++i) {
-          Lanes<A> loss;
-          error_cell<decltype(set), T>(set, args, i, row.data(), columns.data(), loss);
-          total += loss.sum();
+        double* total = args.scratch + block * sums;
+        std::fill_n(total, sums, 0.0);
+        const int64_t last = std::min(args.cells.count, (block + 1) * kMatchBlock);
+        for (int64_t i = block * kMatchBlock; i < last; ++i) {
+          total[0] += error_cell<decltype(set), T>(set, args, i, row.data(), sign.data(), columns.data());
+          if ((i + 1) % kSummed == 0 || i + 1 == last) {
+            move_sums(args.width, columns.data(), total + 1);
+          }
         }
-        args.scratch[block * sums] = total;
-        std::copy(columns.begin(), columns.end(), args.scratch + block * sums + 1);
       }
     });
   });

@@ -6,7 +6,8 @@ Shapes: B images, N = rows x columns tokens, D width, M = N * scale**2 cells, P 
 import torch
 from torch import Tensor, nn
 
-from bimkern.ops.match import NORM_EPS, SCALES, MatchLayers, match_loss, match_predict
+from bimkern.ops.match import SCALES, MatchLayers, match_loss, match_predict
+from bimkern.ops.match_fused import NORM_EPS
 
 
 class MatchHead(nn.Module):

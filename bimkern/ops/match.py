@@ -13,12 +13,12 @@ from torch import Tensor
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.masked_loss import KINDS, masked_loss_reference
+from bimkern.ops.match_fused import NORM_EPS
 from bimkern.ops.scale_mask import scale_mask_reference
 
-_backend.declare("match_loss")
+_backend.declare("match_loss", kernels={"cpu": "native"})
 _backend.declare("match_predict")
 
-NORM_EPS = 1e-6
 PARAMETERS = (torch.float32, torch.float64)
 
 
@@ -190,7 +190,7 @@ def match_loss(
         got = f"shape {list(denominator.shape)}" if isinstance(denominator, Tensor) else repr(denominator)
         raise ValueError(f"{op}: denominator must be a scalar tensor, got {got}")
     return _backend.call(
-        op, match_loss_reference, features, layers, target, mask, scale, rows, columns, kind, denominator, dtype
+        op, match_loss_reference, features, layers, target, mask, float(scale), rows, columns, kind, denominator, dtype
     )
 
 

@@ -17,6 +17,20 @@ constexpr int64_t converted_part(int64_t width) {
   return kIsNarrow<T> ? width / kConverted * kConverted : 0;
 }
 
+// out = row, in the type of its arithmetic.
+template <typename Set, typename T>
+BIMKERN_INLINE inline void load_row(Set set, const T* row, int64_t width, typename Arithmetic<T>::type* out) {
+  const int64_t packets = converted_part<T>(width);
+  if constexpr (kIsNarrow<T>) {
+    for (int64_t d = 0; d < packets; d += kConverted) {
+      widen(set, row + d, out + d);
+    }
+  }
+  for (int64_t d = packets; d < width; ++d) {
+    out[d] = Arithmetic<T>::load(row[d]);
+  }
+}
+
 // out = a + b, rounded once.
 template <typename Set, typename T>
 BIMKERN_INLINE inline void add_row(Set set, const T* a, const T* b, int64_t width, T* out) {

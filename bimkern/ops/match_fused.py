@@ -1,0 +1,247 @@
+"""match_loss without predictions in memory: hidden cells in chunks, error and gradients of each chunk at once.
+
+Per chunk: gather its rows, multiply (x4: norm and GELU, multiply), take the error and its gradient, and go all the way
+back, so that forward leaves finished gradients behind, which backward scales. Products are the library's; the stages
+between them are kernels. The last deconvolution and the prediction have nothing between them: their weights are
+multiplied instead of the tokens.
+
+Shapes: B images, N = rows x columns cells, n hidden ones, D width, E and F widths after the deconvolutions, C width
+before the last product (E at x4, else D), P values predicted, S those of a 2x2 square (x1: of a cell) with padding.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bimkern.ops import _backend
+
+NORM_EPS = 1e-6
+CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
+LANES = 16  # the product's columns are a multiple of this: faster, and the same bits from any number of threads
+
+_backend.schemas.define(
+    "match_loss(Tensor features, Tensor?[] layers, Tensor target, Tensor mask, float scale, int rows, int columns,"
+    " str kind, Tensor denominator, ScalarType dtype) -> Tensor"
+)
+_backend.schemas.define(
+    "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
+    " Tensor bias, Tensor target, Tensor mask, int rows, int columns, int side, bool absolute, float eps,"
+    " ScalarType dtype, bool with_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")
+_backend.schemas.define(
+    "match_rows_bwd(Tensor grad_rows, Tensor cells, int begin, int end, Tensor(a!) grad_tokens) -> ()"
+)
+_backend.schemas.define(
+    "match_norm(Tensor x, Tensor x_bias, Tensor weight, Tensor bias, float eps, Tensor(a!) out, Tensor(b!) slope,"
+    " Tensor(c!) stats) -> ()"
+)
+_backend.schemas.define(
+    "match_norm_bwd(Tensor x, Tensor x_bias, Tensor weight, Tensor slope, Tensor stats, Tensor(a!) grad,"
+    " Tensor(b!) sums) -> ()"
+)
+_backend.schemas.define(
+    "match_error(Tensor cells, Tensor weight, Tensor target, Tensor bias, int rows, int columns, int side,"
+    " bool absolute, Tensor(a!) pred, Tensor(b!) sums) -> ()"
+)
+
+
+def _fold(last: Tensor | None, last_bias: Tensor | None, pred: Tensor, pred_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Make one product of a deconvolution [C, E, 2, 2] (or none) and a prediction [P, E]: weight [C, S], bias [S]."""
+    if last is None or last_bias is None:
+        return _padded(pred.T), _padded(pred_bias)
+    weight = (last.permute(0, 2, 3, 1) @ _padded(pred.T))[..., : len(pred)].flatten(1)  # [C, 4*P]
+    return _padded(weight), _padded((pred_bias + pred @ last_bias).repeat(4))
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, -x.shape[-1] % LANES))
+
+
+def _pool(features: Tensor, mask: Tensor, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Average 2x2 squares of tokens, and of their mask."""
+    squares = features.unflatten(1, (rows // 2, 2, columns // 2, 2)).to(torch.promote_types(dtype, torch.float32))
+    first, second = squares[:, :, 0], squares[:, :, 1]  # sums of slices: torch's mean is 14 times as slow here
+    mean = (first[:, :, :, 0] + first[:, :, :, 1] + second[:, :, :, 0] + second[:, :, :, 1]) * 0.25
+    return mean.flatten(1, 2).to(dtype), torch.ops.bimkern.scale_mask(mask, rows, columns, 2, 1)
+
+
+def _loss(
+    features: Tensor,
+    layers: list[Tensor | None],
+    target: Tensor,
+    mask: Tensor,
+    scale: float,
+    rows: int,
+    columns: int,
+    kind: str,
+    denominator: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    pred_weight, pred_bias, up1_weight, up1_bias, norm_weight, norm_bias, up2_weight, up2_bias = layers
+    assert pred_weight is not None
+    assert pred_bias is not None
+    up = up_bias = None
+    with torch.autocast(features.device.type, enabled=False):
+        if scale < 1:
+            features, mask = _pool(features, mask, rows, columns, dtype)
+            rows, columns = rows // 2, columns // 2
+        last, last_bias = up1_weight, up1_bias
+        if scale == 4:
+            assert up1_weight is not None
+            up, up_bias = up1_weight.permute(0, 2, 3, 1).flatten(1), up1_bias  # [D, 4*E]
+            last, last_bias = up2_weight, up2_bias
+        weight, bias = _fold(last, last_bias, pred_weight.flatten(1), pred_bias)
+        learned = (features, up, up_bias, norm_weight, norm_bias, weight, bias)
+        with_grads = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
+        side, absolute = int(max(scale, 1)), kind == "l1"
+        total = torch.ops.bimkern.match_total(
+            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, with_grads
+        )[0]
+    return total / torch.where(denominator > 0, denominator, 1.0)
+
+
+_backend.schemas.impl("match_loss", _loss, "CompositeImplicitAutograd")
+
+
+def _add_product(sums: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """sums += rows^T @ columns, in the dtype of sums."""
+    if sums.dtype == rows.dtype:
+        torch.addmm(sums, rows.T, columns, out=sums)
+    else:
+        sums += rows.T @ columns
+
+
+def _total(
+    features: Tensor,
+    up: Tensor | None,
+    up_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    rows: int,
+    columns: int,
+    side: int,
+    absolute: bool,
+    eps: float,
+    dtype: torch.dtype,
+    with_grads: bool,
+) -> tuple[Tensor, ...]:
+    """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of."""
+    ops = torch.ops.bimkern
+    wide = torch.promote_types(dtype, torch.float32)
+    D, S = features.shape[2], weight.shape[1]
+    ids = mask.flatten().nonzero().flatten()  # [n]; a GPU is waited for here
+    num_chunks = max(1, -(-len(ids) // CHUNK))
+    chunk = -(-len(ids) // num_chunks)
+
+    def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return features.new_empty(shape, dtype=dtype)
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return features.new_zeros(shape, dtype=dtype)
+
+    around_norm = [None if p is None else p.to(wide).contiguous() for p in (up_bias, norm_weight, norm_bias)]
+    bias = bias.to(wide)
+    last = weight.to(dtype)  # [C, S]
+    first = None if up is None else up.to(dtype).contiguous()  # [D, 4*E]
+    E = 0 if first is None else first.shape[1] // 4
+    grad_features = buffer(*features.shape) if with_grads and len(ids) else zeros(*features.shape, dtype=dtype)
+    grad_last, grad_first = zeros(*last.shape, dtype=wide), zeros(D, 4 * E, dtype=wide)
+    error_sums, norm_sums = zeros(1 + S), zeros(3, E)
+    gathered, pred = buffer(chunk, D, dtype=features.dtype), buffer(4 * chunk if E else chunk, S)
+    before_norm, active = buffer(chunk, 4 * E), buffer(4 * chunk, E)
+    slope, stats = buffer(4 * chunk, E, dtype=wide), buffer(4 * chunk, 2, dtype=wide)
+    for begin in range(0, len(ids), max(1, chunk)):
+        end = min(begin + chunk, len(ids))
+        n = end - begin
+        cells = ids[begin:end]
+        ops.match_rows(features, cells, gathered[:n])
+        x = reaching = gathered[:n].to(dtype)  # [n, D]
+        if first is not None:
+            torch.mm(x, first, out=before_norm[:n])
+            squares, reaching = before_norm[:n].view(4 * n, E), active[: 4 * n]
+            ops.match_norm(squares, *around_norm, eps, reaching, slope[: 4 * n], stats[: 4 * n])
+        error = pred[: len(reaching)]
+        torch.mm(reaching, last, out=error)
+        ops.match_error(cells, mask, target, bias, rows, columns, side, absolute, error, error_sums)
+        if not with_grads:
+            continue
+        _add_product(grad_last, reaching, error)
+        torch.mm(error, last.T, out=reaching)
+        if first is not None:
+            ops.match_norm_bwd(squares, *around_norm[:2], slope[: 4 * n], stats[: 4 * n], reaching, norm_sums)
+            grad_squares = reaching.view(n, 4 * E)
+            _add_product(grad_first, x, grad_squares)
+            torch.mm(grad_squares, first.T, out=x)
+        ops.match_rows_bwd(x, ids, begin, end, grad_features)
+    total = (error_sums[0] / target.shape[2]).to(wide)
+    if not with_grads:
+        return total, *(features.new_empty(0) for _ in range(7))
+    grad_norm_weight, grad_norm_bias, grad_up_bias = norm_sums.to(wide).unbind()
+    grads = grad_first, grad_up_bias.clone(), grad_norm_weight.clone(), grad_norm_bias.clone()
+    return total, grad_features, *grads, grad_last, error_sums[1:].to(wide)
+
+
+_backend.schemas.impl("match_total", _total, "CPU")
+
+
+@torch.library.register_fake("bimkern::match_total", lib=_backend.schemas)
+def _(
+    features: Tensor,
+    up: Tensor | None,
+    up_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    rows: int,
+    columns: int,
+    side: int,
+    absolute: bool,
+    eps: float,
+    dtype: torch.dtype,
+    with_grads: bool,
+) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(dtype, torch.float32)
+    total = features.new_empty((), dtype=wide)
+    if not with_grads:
+        return total, *(features.new_empty(0) for _ in range(7))
+    D, width = features.shape[2], 0 if up is None else up.shape[1]
+    shapes = [(D, width), *[(width // 4,)] * 3, tuple(weight.shape), tuple(bias.shape)]
+    grads = (features.new_empty(shape, dtype=wide) for shape in shapes)
+    return total, features.new_empty(features.shape, dtype=dtype), *grads
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, ctx.with_grads = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+    ctx.has_up = up is not None
+    ctx.dtypes = features.dtype, weight.dtype
+    ctx.factor = (1 if absolute else 2), target.shape[2]  # the derivative's, and that of the mean over P
+
+
+def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
+    if grad_total is None:
+        return (None,) * 16
+    assert ctx.with_grads
+    features, parameters = ctx.dtypes
+    times, length = ctx.factor
+    scale = grad_total * times / length
+    grad_features, *rest = ctx.saved_tensors
+    grads = [grad.to(parameters) * scale.to(parameters) for grad in rest]
+    first = grads[:4] if ctx.has_up else [None] * 4
+    return grad_features.to(features) * scale, *first, *grads[4:], *[None] * 9
+
+
+torch.library.register_autograd("bimkern::match_total", _backward, setup_context=_save, lib=_backend.schemas)

@@ -1,0 +1,217 @@
+"""match_loss in chunks: no worse than the reference in any dtype, layout and size, and an op's other promises."""
+
+import pytest
+import torch
+from matching import DEFAULT, SCALES, grads, named, ours, sample, torchs
+from tolerance import assert_no_worse_than_torch
+
+from bimkern.ops import match_fused
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+GRID = (DEFAULT["rows"], DEFAULT["columns"])
+ODD = [
+    *({"B": 0}, {"B": 1, "rows": 2, "columns": 2}, {"rows": 0}, {"B": 7, "rows": 14, "columns": 14}),
+    *({"D": 4, "P": 1}, {"D": 36, "P": 5}, {"D": 256, "P": 27}, {"P": 54}),
+]
+
+
+def grid(dims):
+    return dims["rows"], dims["columns"]
+
+
+def compare(scale, dims, inputs, dtype=None, **options):
+    """Compare the loss of the batch and of every image: one number may be right by luck."""
+    fused, reference = (f(scale, grid(dims), dtype, **options) for f in (ours, torchs))
+    pair = (lambda *args, loss=loss: losses(loss, *args) for loss in (fused, reference))
+    assert_no_worse_than_torch(*pair, inputs, grads(scale))
+
+
+def losses(loss, features, target, mask, *parameters):
+    images = zip(features.split(1), target.split(1), mask.split(1), strict=True) if len(features) else ()
+    alone = [loss(*image, *parameters) for image in images]
+    return torch.stack([loss(features, target, mask, *parameters), *alone])
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_equals_reference(device, scale, kind):
+    compare(scale, DEFAULT, sample(device, torch.float32, scale, **DEFAULT), kind=kind)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_equals_reference_in_odd_sizes(device, scale, odd):
+    dims = DEFAULT | odd
+    compare(scale, dims, sample(device, torch.float32, scale, **dims))
+
+
+@pytest.mark.parametrize("features", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_equals_reference_in_every_dtype(device, scale, dtype, features):
+    dims = DEFAULT | {"B": 12}
+    compare(scale, dims, sample(device, features, scale, **dims), dtype)
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+@pytest.mark.parametrize("scale", SCALES)
+def test_nothing_or_everything_hidden(device, scale, hidden):
+    compare(scale, DEFAULT, sample(device, torch.float32, scale, **DEFAULT, hidden=hidden))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_mask_may_hold_any_weights(device, scale):
+    features, target, _, *parameters = sample(device, torch.float32, scale, **DEFAULT)
+    weights = torch.rand(3, 24, device=device) * (torch.rand(3, 24, device=device) < 0.5)
+    compare(scale, DEFAULT, (features, target, weights, *parameters))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_float64_parameters_get_float64_gradients(device, scale):
+    inputs = sample(device, torch.float32, scale, **DEFAULT, own=torch.float64)
+    leaves = [inputs[i].requires_grad_() for i in grads(scale)]
+    found, want = (torch.autograd.grad(f(scale, GRID)(*inputs), leaves) for f in (ours, torchs))
+    for a, b in zip(found, want, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-4, atol=1e-5)
+
+
+def behind_a_prefix(x):
+    return torch.cat([x[:, :1], x], dim=1)[:, 1:]
+
+
+def transposed(x):
+    return x.mT.contiguous().mT
+
+
+def every_other(x):
+    return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def one_image(x):
+    return x[:1].expand_as(x)
+
+
+@pytest.mark.parametrize("layout", [behind_a_prefix, transposed, every_other, one_image])
+@pytest.mark.parametrize("scale", SCALES)
+def test_any_strides(device, scale, layout):
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT)
+    mask = transposed(mask) if layout is transposed else layout(mask.unsqueeze(-1)).squeeze(-1)
+    strided = layout(features), layout(target), mask
+    contiguous = [x.contiguous() for x in strided]
+    found, want = (
+        with_gradients(scale, GRID, inputs, [p.clone() for p in parameters]) for inputs in (strided, contiguous)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def with_gradients(scale, grid, inputs, parameters):
+    features, target, mask = (x.detach() for x in inputs)
+    leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+    loss = ours(scale, grid)(features, target, mask, *parameters)
+    return loss, *torch.autograd.grad(loss, leaves)
+
+
+def test_cells_of_a_target_may_lie_apart(device):
+    features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
+    wide = torch.cat([target, target], dim=-1)[..., : target.shape[-1]]
+    assert wide.stride(1) == 2 * target.stride(1)
+    want = ours(4, GRID)(features, target, mask, *parameters)
+    assert torch.equal(ours(4, GRID)(features, wide, mask, *parameters), want)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_chunks_add_up(device, scale, monkeypatch):
+    monkeypatch.setattr(match_fused, "CHUNK", 7)
+    compare(scale, DEFAULT, sample(device, torch.float32, scale, **DEFAULT))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_same_bits_from_one_thread_or_many(scale, dtype):
+    dims = {"B": 16, "rows": 14, "columns": 14, "D": 256, "P": 27}
+    features, target, mask, *parameters = sample("cpu", dtype, scale, **dims)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append(with_gradients(scale, (14, 14), (features, target, mask), parameters))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradients_scale_with_that_of_the_loss(device, scale):
+    features, target, mask, *parameters = sample(device, torch.float16, scale, **DEFAULT)
+    leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+    loss = ours(scale, GRID)(features, target, mask, *parameters)
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    scaled = torch.autograd.grad(loss * 1024, leaves)
+    for a, b in zip(plain[1:], scaled[1:], strict=True):
+        torch.testing.assert_close(a * 1024, b)
+
+
+def test_autocast_leaves_the_gradient_of_features_alone(device):
+    features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
+    loss = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)
+    with torch.autocast(device.type, torch.bfloat16):
+        (inside,) = torch.autograd.grad(loss, features, retain_graph=True)
+    (outside,) = torch.autograd.grad(loss, features)
+    assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_keeps_no_predictions(device, scale):
+    """What forward keeps for backward is no larger than gradients of features, layers and a scalar."""
+    dims = {"B": 4, "rows": 14, "columns": 14, "D": 32, "P": 27}
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **dims)
+    kept = {}
+    features.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.data_ptr(), x), lambda x: x):
+        ours(scale, (14, 14))(features, target, mask, *(p.requires_grad_() for p in parameters))
+    inputs = {x.data_ptr() for x in (features, target, mask, *parameters)}
+    extra = sum(x.nbytes for pointer, x in kept.items() if pointer not in inputs)
+    assert extra <= features.nbytes + 3 * sum(p.nbytes for p in parameters) + 4096
+
+
+def test_without_gradients_none_are_made(device):
+    features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
+    want = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)
+    with torch.no_grad():
+        got = ours(4, GRID)(features, target, mask, *parameters)
+    assert not got.requires_grad
+    assert torch.equal(got, want)
+
+
+def test_gradients_of_gradients_are_refused(device):
+    features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
+    loss = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)
+    with pytest.raises(RuntimeError, match=r"^match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference"):
+        torch.autograd.grad(loss, features, create_graph=True)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(device, scale, dtype):
+    features, target, mask, *parameters = sample(device, dtype, scale, **DEFAULT)
+    layers = [None if p is None else p.requires_grad_() for p in named(scale, parameters)]
+    denominator = torch.tensor(5.0, device=device)
+    arguments = (features.requires_grad_(), layers, target, mask, scale, *GRID, "l2", denominator, dtype)
+    torch.library.opcheck(torch.ops.bimkern.match_loss, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+def test_compiles_without_graph_break(device, scale, dynamic):
+    torch.compiler.reset()  # all cases share one function, and its recompilations are limited
+    compiled = torch.compile(ours(scale, GRID), fullgraph=True, dynamic=dynamic)
+    for B in (3, 5):
+        features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT | {"B": B})
+        leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+        got, want = (f(features, target, mask, *parameters) for f in (compiled, ours(scale, GRID)))
+        torch.testing.assert_close(got, want)
+        for a, b in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+            torch.testing.assert_close(a, b)

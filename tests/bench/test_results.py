@@ -41,6 +41,8 @@ ROW = Row(
     ceiling_value=20.0,
     extra_bytes=64,
     items_per_s=None,
+    gflop_per_item=None,
+    live_bytes=None,
 )
 RIVAL = replace(ROW, provider="torch", backend="", ratio=2.0, median_us=24.7, share=0.25)
 LATER = {"date": "2026-01-02T00:00:00+00:00", "commit": "def"}

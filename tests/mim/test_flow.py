@@ -37,7 +37,9 @@ def build(recipe, dtype=torch.float64, **changes):
 
 def micro_batches(model, *sizes):
     generator = torch.Generator().manual_seed(5)
-    images = torch.randint(0, 256, (sum(sizes), 3, *[model.method.encoder.image_size] * 2), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (sum(sizes), 3, *[model.method.encoder.image_size] * 2), dtype=torch.uint8, generator=generator
+    )
     ids = torch.arange(sum(sizes))
     parts = zip(images.split(sizes), ids.split(sizes), strict=True)
     return [MicroBatch(part, model.views(part, part_ids, SEED)) for part, part_ids in parts]

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: every recipe of a base model")
-    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images of a step; --list tells how many")
+    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images of a step")
     parser.add_argument("--list", action="store_true", help="name the entries and stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, and stop")
     return parser

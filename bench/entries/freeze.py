@@ -1,54 +1,45 @@
 """A step of a recipe whose layers freeze, at every number of frozen units; `python -m bench freeze RECIPE...`.
 
 All numbers are timed in turns, so that what the schedule saves in seconds can be held to what it saves in operations.
-Without frozen units the step is that of the same run without a freezing schedule. The learning rate is zero.
+Without frozen units the step is that of the same run without a freezing schedule.
 """
 
-from collections.abc import Iterable
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from bench.entries.step import Ours, random_images
 from bench.entry import Case, Entry, Measure, Run, register
-from bench.flops import FORMULA, freeze_shares, step_flops
-from bench.refcheck import WrongResult, relative_error
+from bench.flops import freeze_shares, step_flops
+from bench.refcheck import WrongResult
 from bench.results import Row
+from bench.training import SAME_MASK, Defaults, Ours, config_of, hold, random_images, recipe_entry
 from bimkern.mim.schedule import FreezeOut
 from bimkern.recipes import RECIPES
 
 NAME = "freeze"
 RECIPES_THAT_FREEZE = tuple(name for name, r in RECIPES.items() if isinstance(r.config.schedule, FreezeOut))
-_RECIPES, _QUICK_RECIPES = ("vitfreeze_vit_base",), ("vitfreeze_vit_test",)
-_BATCH, _QUICK_BATCH = {"cpu": 8, "cuda": 256}, 4
-_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of matrix products
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # of losses
+_DEFAULTS = Defaults(
+    recipes=("vitfreeze_vit_base",),
+    quick_recipes=("vitfreeze_vit_test",),
+    batch={"cpu": 8, "cuda": 256},
+)
 
 
 def freeze_entry(recipes: tuple[str, ...], batch_size: int | None) -> Entry:
     """Make the entry for some recipes; without any, for a base model, and a tiny one for a quick look."""
-
-    def cases(device: torch.device, quick: bool) -> Iterable[Case]:
-        batch = batch_size or (_QUICK_BATCH if quick else _BATCH[device.type])
-        for recipe in recipes or (_QUICK_RECIPES if quick else _RECIPES):
-            dims = {"recipe": recipe, "B": batch}
-            yield Case(device=device, dims=dims, dtype=_DTYPE[device.type], pass_name="step")
-
-    options = ["--batch-size", str(batch_size)] if batch_size else []
-    return Entry(
-        name=NAME,
+    return recipe_entry(
+        NAME,
+        _DEFAULTS,
+        recipes,
+        batch_size,
         summary="A training step at every number of frozen units, and what a freezing schedule saves.",
-        cases=cases,
         measure=measure,
-        notes=FORMULA,
         closing=lambda measured: "\n\n".join(savings(case, rows) for case, rows in measured),
-        arguments=(*recipes, *options),
     )
 
 
 def measure(case: Case) -> Measure:
-    config = RECIPES[case.dims["recipe"]].config
+    config = config_of(case)
     method, B = config.method, case.dims["B"]
     ours = Ours(config, case, random_images(config, case))
     stages = {_name(units): units for units in freeze_shares(config.schedule, method.encoder.depth)}
@@ -59,10 +50,7 @@ def measure(case: Case) -> Measure:
         dropped = sum(ours.model.is_frozen(stage, stages[provider]) for stage in range(len(expected)))
         if got.isnan().tolist() != [stage < dropped for stage in range(len(expected))]:
             raise WrongResult(f"{provider}: losses {got.tolist()}, expected {dropped} of NaN")
-        error = relative_error(got[dropped:], expected[dropped:])
-        if not error <= _TOLERANCE[case.dtype]:
-            allowed = f"{_TOLERANCE[case.dtype]:.0e}"
-            raise WrongResult(f"{provider}: losses {got.tolist()}, expected {expected.tolist()} within {allowed}")
+        hold(provider, got[dropped:], expected[dropped:], SAME_MASK[case.dtype])
 
     return Measure(
         ours=runs.pop(unfrozen),
@@ -79,7 +67,7 @@ def measure(case: Case) -> Measure:
 
 def savings(case: Case, rows: list[Row]) -> str:
     """Lay out every number of frozen units, and what the schedule saves over a run."""
-    config = RECIPES[case.dims["recipe"]].config
+    config = config_of(case)
     method = config.method
     shares = freeze_shares(config.schedule, method.encoder.depth)
     operations = {units: step_flops(method, units) / step_flops(method) for units in shares}

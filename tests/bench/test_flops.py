@@ -8,9 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.entries.step import Ours, random_images
 from bench.entry import Case
 from bench.flops import freeze_shares, run_flops, step_flops
+from bench.training import Ours, random_images
 from bimkern.nn import match_head
 from bimkern.ops import masked_loss
 from bimkern.ops.match import match_predict

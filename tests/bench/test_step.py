@@ -7,9 +7,10 @@ import torch
 
 from bench.eager.form import find_form
 from bench.eager.loop import usual_loop
-from bench.entries.step import BASE_RECIPES, Ours, measure
+from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
 from bench.refcheck import WrongResult
+from bench.training import Ours
 from bimkern.mim.masking import RandomDrop
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig

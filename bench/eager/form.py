@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bimkern.mim.flow import Local
+from bimkern.mim.flow import EndToEnd, Local
 from bimkern.mim.masking import RandomDrop
 from bimkern.mim.model import Method
 from bimkern.mim.targets import PixelTarget
@@ -23,15 +23,21 @@ class Form:
 
 
 def find_form(method: Method) -> Form | None:
-    """Return the usual form of a method, or None where none is written for one of its pieces."""
-    masker, decoder, target = method.masker, method.heads[0], method.targets[0]
-    if not isinstance(masker, RandomDrop) or not isinstance(target, PixelTarget):
+    """Return the usual form of a method, or None where none is written for one of its pieces or their options."""
+    masker, head, target = method.masker, method.heads[0], method.targets[0]
+    if not (isinstance(masker, RandomDrop) and isinstance(head, DecoderConfig) and isinstance(target, PixelTarget)):
         return None
-    if not isinstance(decoder, DecoderConfig) or decoder.match_scale is not None or not decoder.positions:
-        return None
-    if masker != RandomDrop(ratios=masker.ratios) or target != PixelTarget(normalize=target.normalize):
-        return None
-    if len({*method.heads}) > 1 or len({*method.targets}) > 1:
+    decoder = DecoderConfig(width=head.width, depth=head.depth, num_heads=head.num_heads, mlp_ratio=head.mlp_ratio)
+    local = isinstance(method.flow, Local)
+    plain = Method(
+        encoder=method.encoder,
+        taps=method.taps,
+        masker=RandomDrop(ratios=masker.ratios),
+        heads=(decoder,) * len(method.heads),
+        targets=(PixelTarget(normalize=target.normalize),) * len(method.targets),
+        flow=Local() if local else EndToEnd(),
+    )
+    if method != plain:
         return None
     return Form(
         encoder=method.encoder,
@@ -39,5 +45,5 @@ def find_form(method: Method) -> Form | None:
         taps=method.taps,
         kept=masker.entering(method.encoder.grid, len(method.taps)),
         normalize=target.normalize,
-        local=isinstance(method.flow, Local),
+        local=local,
     )

@@ -90,18 +90,19 @@ def test_without_a_usual_form_a_step_is_held_to_the_definition_of_its_losses(nam
         made.check("ours", losses, 1.01 * made.reference())
 
 
-OTHER_PIECES = {
-    "masker": RandomDrop(ratios=(0.75,), loss_mask="first"),
-    "targets": (PixelTarget(normalize=True, kind="l1"),),
-    "heads": (DecoderConfig(width=32, depth=1, num_heads=2, match_scale=1.0),),
-}
+OTHER_PIECES = [
+    {"masker": RandomDrop(ratios=(0.75,), loss_mask="first")},
+    {"targets": (PixelTarget(normalize=True, kind="l1"),)},
+    {"heads": (DecoderConfig(width=32, depth=1, num_heads=2, match_scale=1.0),)},
+    {"heads": (DecoderConfig(width=32, depth=1, num_heads=2, positions=False),)},
+]
 
 
-@pytest.mark.parametrize("piece", OTHER_PIECES)
-def test_a_usual_form_is_of_every_piece(piece):
+@pytest.mark.parametrize("pieces", OTHER_PIECES, ids=str)
+def test_a_usual_form_is_of_every_piece(pieces):
     method = RECIPES["bim_vit_test"].config.method
     assert find_form(method) is not None
-    assert find_form(replace(method, **{piece: OTHER_PIECES[piece]})) is None
+    assert find_form(replace(method, **pieces)) is None
 
 
 def test_a_usual_form_has_one_decoder_and_one_target():

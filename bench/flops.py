@@ -1,8 +1,4 @@
-"""Operations of the matrix products of a training step, counted for the tokens that are visible.
-
-Letters: N patches, K visible ones, T tokens of a stage, D width of the encoder, d of a decoder, P values predicted a
-cell.
-"""
+"""Operations of the matrix products of a training step, and of a whole run whose schedule freezes units."""
 
 from collections import Counter
 
@@ -15,12 +11,13 @@ from bimkern.models.heads import LinearConfig
 from bimkern.models.vit import ViT
 
 FORMULA = """\
-operations of an image (a multiply-add is two), N patches, T tokens that enter a stage: cls and the patches it is given
-  transformer block  2 T (4 D^2 + 2 D H) + 4 T^2 D, with H the hidden width of its MLP
-  embedding          2 K D V, of the K visible patches and their V values, also where all N pass the encoder
+operations of an image, a multiply-add being two: of N patches K are visible, T tokens (with cls) enter a stage; D width
+of the encoder, d of a decoder, H the hidden one of an MLP; V values of a patch, P predicted of a cell
+  transformer block  2 T (4 D^2 + 2 D H) + 4 T^2 D
+  embedding          2 K D V, also where all N patches pass the encoder
   decoder            2 T D d for the entry of the tokens that it is shown, its blocks of width d at N + 1 tokens
-  its prediction     2 N d P; read at a scale s, layers as they are written, hidden patches alone:
-                     2 s d P each, after 4 d^2 at s = 2 and 8 d^2 at s = 4; at s = 1/2 of all cells, N d P / 2
+  its prediction     2 N d P; read at a scale s, of hidden patches alone and layer by layer: 2 s d P each, after 4 d^2
+                     at s = 2 and 8 d^2 at s = 4; at s = 1/2 of all cells, N d P / 2 together
   linear head        2 N D P
   a step             3 times the forward pass; the embedding, whose input has no gradient, twice;
                      frozen blocks and a frozen embedding once, the heads of frozen blocks never"""
@@ -30,13 +27,14 @@ _PREFIX = ViT.num_prefix
 
 
 def block_flops(tokens: int, width: int, hidden: int) -> int:
+    """Count the forward pass of a transformer block."""
     products = 2 * tokens * (4 * width**2 + 2 * width * hidden)
     attention = 4 * tokens**2 * width
     return products + attention
 
 
 def prediction_flops(head: HeadConfig, width: int, out_length: int, view: StageView) -> int:
-    """Count what makes predictions [M, P] of features [N, width]."""
+    """Count what makes predictions of a head's features, which are `width` wide."""
     num_tokens = view.hidden.shape[1]
     if isinstance(head, LinearConfig) or head.match_scale is None:
         return 2 * num_tokens * width * out_length

@@ -28,7 +28,7 @@ format:
 	$(PYTHON) -m ruff format .
 	clang-format -i $(CXX_FILES)
 
-# ARGS="gather_tokens --device cuda", ARGS="step bim_vit_base"; without: everything, on the CPU.
+# ARGS="gather_tokens --device cuda", ARGS="step --all --quick"; without: everything, on the CPU.
 bench:
 	$(PYTHON) -m bench $(ARGS)
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from bench import cli, malloc, report, results
-from bench.entry import Entry
+from bench.entry import Entry, Measured
 from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
 
@@ -39,12 +39,15 @@ def _run(options: cli.Options) -> int:
         cold = _cold_medians(options, entry, failures) if options.cold else {}
         if entry.notes:
             print(f"\n{entry.notes}", flush=True)
+        measured: Measured = []
         for case in entry.cases(options.device, options.quick):
             with failures.said(f"{entry.name} {case.key}"):
-                measured = rows(bench, entry, case, cold.get(case.key, {}))
-                print(report.case(measured), flush=True)
+                measured.append((case, rows(bench, entry, case, cold.get(case.key, {}))))
+                print(report.case(measured[-1][1]), flush=True)
                 if options.out is not None:
-                    results.append(options.out, measured)
+                    results.append(options.out, measured[-1][1])
+        if entry.closing and measured:
+            print(f"\n{entry.closing(measured)}", flush=True)
     if options.out is not None:
         print(f"\nrows added to {options.out}")
     return failures.count

@@ -1,19 +1,19 @@
 """The options of `python -m bench`, and which entries they select."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from bench.entries import step
+from bench.entries import freeze, step
 from bench.entry import Entry, discover
 from bench.results import FOLDER
 from bimkern.recipes import RECIPES
 
-_USAGE = "python -m bench [NAME...] [options]   or   python -m bench step [RECIPE...] [options]"
+_USAGE = "python -m bench [NAME...] [options]   or   python -m bench step|freeze [RECIPE...] [options]"
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with their rivals (plain torch, torch.compile,
 the usual form of other programs), and append the figures to bench/results/<device>.csv. Without a NAME: everything.
@@ -71,17 +71,15 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry of --list; after step: recipes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry of --list; after step or freeze: recipes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one small shape, few rounds, nothing saved")
     parser.add_argument("--rounds", type=_positive, help="turns of every provider; default: what fits into 2 s")
     parser.add_argument("--no-cold", action="store_true", help="skip the second pass, with cold malloc, on a CPU")
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
-    parser.add_argument("--all", action="store_true", help="step: every recipe")
-    parser.add_argument(
-        "--batch-size", type=_positive, help="step: images of a step; default: 16 on a CPU, 256 on a GPU"
-    )
+    parser.add_argument("--all", action="store_true", help="step: every recipe of a base model")
+    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images of a step")
     parser.add_argument("--list", action="store_true", help="name the entries and stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, and stop")
     return parser
@@ -104,15 +102,24 @@ def _device(name: str) -> torch.device:
 
 def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     known = discover()
-    if given.names[:1] == [step.NAME]:
-        unknown = [name for name in given.names[1:] if name not in RECIPES]
-        if unknown:
-            raise UsageError(f"no recipe is named {unknown[0]!r}; choose from {', '.join(RECIPES)}")
-        recipes = tuple(RECIPES) if given.all else tuple(given.names[1:])
-        return [step.step_entry(recipes, given.batch_size)]
-    if given.all or given.batch_size:
-        raise UsageError("--all and --batch-size belong to `python -m bench step`")
+    first, *recipes = given.names or [None]
+    if given.all and first != step.NAME:
+        raise UsageError("--all belongs to `python -m bench step`")
+    if first == step.NAME:
+        _check_recipes("is named", recipes, RECIPES)
+        return [step.step_entry(step.BASE_RECIPES if given.all else tuple(recipes), given.batch_size)]
+    if first == freeze.NAME:
+        _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
+        return [freeze.freeze_entry(tuple(recipes), given.batch_size)]
+    if given.batch_size:
+        raise UsageError("--batch-size belongs to `python -m bench step` and `python -m bench freeze`")
     unknown = [name for name in given.names if name not in known]
     if unknown:
         raise UsageError(f"no entry is named {unknown[0]!r}; choose from {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(given.names or known)]
+
+
+def _check_recipes(kind: str, names: Collection[str], known: Collection[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"no recipe {kind} {unknown[0]!r}; choose from {', '.join(known)}")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import refcheck
+from bench.results import Row
 from bench.shapes import Shapes
 
 FLOATS = ("float32", "bfloat16")
@@ -63,12 +64,20 @@ class Measure:
     leaves: Sequence[Tensor] = ()  # what a backward pass differentiates
     bytes: int = 0  # that must be read and written at least, once
     matrix_flops: int = 0  # of matrix products
+    other_flops: Mapping[str, int] = field(default_factory=dict)  # provider -> matrix_flops of one that has others
+    parameters: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)  # provider -> what its step trains
     items: int = 0  # images, for images/s
     before: Mapping[str, Run] = field(default_factory=dict)  # provider -> what it does, untimed, ahead of every turn
 
     @property
     def providers(self) -> dict[str, Run]:
         return {self.label: self.ours, **self.rivals}
+
+    def flops(self, provider: str) -> int:
+        return self.other_flops.get(provider, self.matrix_flops)
+
+
+Measured = list[tuple[Case, list[Row]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,7 @@ class Entry:
     cases: Callable[[torch.device, bool], Iterable[Case]]
     measure: Callable[[Case], Measure]
     notes: str = ""  # printed before its cases
+    closing: Callable[[Measured], str] | None = None  # what to print behind its cases, of all that were measured
     arguments: Sequence[str] = ()  # what follows its name on a command line that selects the same cases
 
 

@@ -42,7 +42,11 @@ def _figures(row: Row) -> str:
         figures.append(f"{row.share:.1%} of {row.ceiling}")
     if row.items_per_s is not None:
         figures.append(f"{row.items_per_s:.4g} images/s")
-    figures.append(f"+{_size(row.extra_bytes)}")
+    if row.gflop_per_item is not None:
+        figures.append(f"{row.gflop_per_item:.4g} GFLOP/image")
+    figures.append(f"+{size_text(row.extra_bytes)}")
+    if row.live_bytes is not None:
+        figures.append(f"live {size_text(row.live_bytes)}")
     return "  ".join(figures)
 
 
@@ -51,6 +55,6 @@ def time_text(microseconds: float) -> str:
     return f"{microseconds / (scale or 1):.3g} {unit}"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     scale, unit = next((scale, unit) for scale, unit in _SIZES if count >= scale)
     return f"{count / (scale or 1):.4g} {unit}"

@@ -50,6 +50,8 @@ class Row:
     ceiling_value: float | None  # GB/s of the copy, TFLOP/s of the product, in the same run
     extra_bytes: int
     items_per_s: float | None
+    gflop_per_item: float | None  # of matrix products, as they are counted
+    live_bytes: int | None  # activations of a training step and their gradients, at most at once
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ from bench.refcheck import WrongResult
 from bench.results import Row, provenance
 from bench.timing import Ceilings, Clock, Times, clock_for, measure, summarize
 from bimkern.ops import backends
+from bimkern.train.memory import LiveBytes
 
 _BUDGET, _QUICK_BUDGET = 2.0, 0.02  # seconds a case
 
@@ -70,7 +71,6 @@ def rows(bench: Bench, entry: Entry, case: Case, cold: Medians) -> list[Row]:
     times = {name: summarize(values) for name, values in seconds.items()}
     first = times[measure_.label].median
     served = backends().get(entry.name, {}).get(bench.device.type)
-    ceiling, ideal, value = _ceiling(bench, case, measure_)
     common = provenance(bench.device)
     return [
         Row(
@@ -83,18 +83,28 @@ def rows(bench: Bench, entry: Entry, case: Case, cold: Medians) -> list[Row]:
             rounds=len(seconds[name]),
             cold_median_us=cold[name] * 1e6 if name in cold else None,
             ratio=time.median / first,
-            share=ideal / time.median if ideal else None,
-            ceiling=ceiling,
-            ceiling_value=value,
             extra_bytes=extra[name],
-            **_rates(measure_, time),
+            live_bytes=_live_bytes(measure_, name),
+            **_rates(measure_, name, time),
+            **_ceiling(bench, case, measure_, name, time),
             **common,
         )
         for name, time in times.items()
     ]
 
 
-def _rates(measure_: Measure, time: Times) -> dict[str, Any]:
+def _live_bytes(measure_: Measure, provider: str) -> int | None:
+    """Count what lives at once in a step; the check has run one, so that the optimizer's state exists."""
+    if provider not in measure_.parameters:
+        return None
+    with LiveBytes(measure_.parameters[provider]) as counter:
+        measure_.providers[provider]()
+    return counter.peak
+
+
+def _rates(measure_: Measure, provider: str, time: Times) -> dict[str, Any]:
+    flops, items = measure_.flops(provider), measure_.items
+
     def per_second(amount: int, unit: float) -> float | None:
         return amount / unit / time.median if amount else None
 
@@ -103,20 +113,21 @@ def _rates(measure_: Measure, time: Times) -> dict[str, Any]:
         "p20_us": time.p20 * 1e6,
         "p80_us": time.p80 * 1e6,
         "gb_per_s": per_second(measure_.bytes, 1e9),
-        "tflop_per_s": per_second(measure_.matrix_flops, 1e12),
-        "items_per_s": per_second(measure_.items, 1),
+        "tflop_per_s": per_second(flops, 1e12),
+        "items_per_s": per_second(items, 1),
+        "gflop_per_item": flops / items / 1e9 if flops and items else None,
     }
 
 
-def _ceiling(bench: Bench, case: Case, measure_: Measure) -> tuple[str, float, float | None]:
-    """Return which ceiling binds, the seconds at that ceiling, and its height in GB/s or TFLOP/s."""
+def _ceiling(bench: Bench, case: Case, measure_: Measure, provider: str, time: Times) -> dict[str, Any]:
+    """Tell which ceiling binds, its height in GB/s or TFLOP/s, and what share of it is reached."""
     choices: list[tuple[float, str, float]] = []
     if measure_.bytes:
         choices.append((measure_.bytes / bench.ceilings.copy, "copy", bench.ceilings.copy / 1e9))
-    if measure_.matrix_flops:
+    if flops := measure_.flops(provider):
         product = bench.ceilings.matrix(case.dtype)
-        choices.append((measure_.matrix_flops / product, "matrix", product / 1e12))
+        choices.append((flops / product, "matrix", product / 1e12))
     if not choices:
-        return "", 0.0, None
+        return {"share": None, "ceiling": "", "ceiling_value": None}
     ideal, name, height = max(choices)
-    return name, ideal, height
+    return {"share": ideal / time.median, "ceiling": name, "ceiling_value": height}

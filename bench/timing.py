@@ -112,7 +112,7 @@ class Ceilings:
         self._device, self._clock = device, clock
         large = device.type == "cuda"
         self._copy_bytes = 2**22 if quick else 2**30 if large else 2**28
-        self._side = 256 if quick else 8192 if large else 2048
+        self._side = 1024 if quick else 8192 if large else 2048  # less leaves cores idle
         self._matrix: dict[str, float] = {}
         self._copy: float | None = None
 

@@ -9,11 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from bench.eager.form import Form
 from bench.eager.network import Network
-from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.masking import RandomDrop
-from bimkern.mim.model import Method
-from bimkern.mim.targets import PixelTarget
 from bimkern.train.optimizers import AdamWConfig
 
 
@@ -66,7 +63,7 @@ class LocalLoop(Loop):
 
     def groups(self) -> Iterable[Iterable[nn.Parameter]]:
         encoder, first = self.network.encoder, 0
-        for tap, head in zip(self.network.method.taps, self.network.heads, strict=True):
+        for tap, head in zip(self.network.form.taps, self.network.heads, strict=True):
             embedding = [] if first else [encoder.cls_token, *encoder.patch_embed.parameters()]
             yield [*embedding, *encoder.blocks[first : tap + 1].parameters(), *head.parameters()]
             first = tap + 1
@@ -96,17 +93,7 @@ def _update(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-_LOOPS: dict[type, type[Loop]] = {EndToEnd: EndToEndLoop, Local: LocalLoop}
-
-
-def usual_loop(method: Method, config: AdamWConfig, dtype: torch.dtype, device: torch.device) -> Loop:
-    """Build the usual network and step of a method; the learning rate is zero.
-
-    Raises:
-        ValueError: the method has a piece of which this folder holds no usual form.
-    """
-    known = type(method.flow) in _LOOPS and type(method.target(0)) is PixelTarget
-    if not known or method.masker != RandomDrop(ratios=method.masker.ratios):
-        pieces = ", ".join(type(piece).__name__ for piece in (method.masker, method.target(0), method.flow))
-        raise ValueError(f"no usual form is written for {pieces} with these options")
-    return _LOOPS[type(method.flow)](Network(method).to(device), config, dtype)
+def usual_loop(form: Form, config: AdamWConfig, dtype: torch.dtype, device: torch.device) -> Loop:
+    """Build the usual network and step of a method; the learning rate is zero."""
+    loop = LocalLoop if form.local else EndToEndLoop
+    return loop(Network(form).to(device), config, dtype)

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, Method
+from bench.eager.form import Form
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
+from bimkern.models.heads import DecoderConfig
 from bimkern.models.pos_embed import sincos_table
+from bimkern.models.vit import ViTConfig
 
 _EPS = 1e-6
 
@@ -64,9 +67,8 @@ def _positions(width: int, grid: tuple[int, int]) -> Tensor:
 class Encoder(nn.Module):
     pos_embed: Tensor
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        config = method.encoder
         self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("pos_embed", _positions(config.width, config.grid), persistent=False)
@@ -85,16 +87,17 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     pos_embed: Tensor
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, encoder: ViTConfig, config: DecoderConfig) -> None:
         super().__init__()
-        encoder, head = method.encoder, method.head(0)
         self.in_norm = nn.LayerNorm(encoder.width, eps=_EPS)
-        self.embed = nn.Linear(encoder.width, head.width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, head.width))
-        self.register_buffer("pos_embed", _positions(head.width, encoder.grid), persistent=False)
-        self.blocks = nn.ModuleList(Block(head.width, head.num_heads, head.mlp_ratio) for _ in range(head.depth))
-        self.norm = nn.LayerNorm(head.width, eps=_EPS)
-        self.pred = nn.Linear(head.width, encoder.channels * encoder.patch**2)
+        self.embed = nn.Linear(encoder.width, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.register_buffer("pos_embed", _positions(config.width, encoder.grid), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=_EPS)
+        self.pred = nn.Linear(config.width, encoder.channels * encoder.patch**2)
 
     def forward(self, x: Tensor, ids_restore: Tensor) -> Tensor:
         x = self.embed(self.in_norm(x))
@@ -111,12 +114,11 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, form: Form) -> None:
         super().__init__()
-        self.method = method
-        self.encoder = Encoder(method)
-        self.heads = nn.ModuleList(Decoder(method) for _ in method.taps)
-        self.kept = method.masker.entering(method.encoder.grid, len(method.taps))
+        self.form = form
+        self.encoder = Encoder(form.encoder)
+        self.heads = nn.ModuleList(Decoder(form.encoder, form.decoder) for _ in form.taps)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, -1, 1, 1), persistent=False)
 
@@ -128,25 +130,25 @@ class Network(nn.Module):
 
     def stage(self, stage: int, x: Tensor, ids_shuffle: Tensor) -> Tensor:
         """Run a stage; the first takes images, the others drop the end of what they are given."""
-        first = self.method.taps[stage - 1] + 1 if stage else 0
-        kept = self.kept[stage]
+        first = self.form.taps[stage - 1] + 1 if stage else 0
+        kept = self.form.kept[stage]
         x = self.encoder.embed(x, ids_shuffle[:, :kept]) if stage == 0 else x[:, : 1 + kept]
-        for block in self.encoder.blocks[first : self.method.taps[stage] + 1]:
+        for block in self.encoder.blocks[first : self.form.taps[stage] + 1]:
             x = block(x)
         return x
 
     def patchify(self, images: Tensor) -> Tensor:
         B, C, H, W = images.shape
-        p = self.method.encoder.patch
+        p = self.form.encoder.patch
         x = images.reshape(B, C, H // p, p, W // p, p)
         return torch.einsum("nchpwq->nhwpqc", x).reshape(B, (H // p) * (W // p), p * p * C)
 
     def loss(self, stage: int, x: Tensor, images: Tensor, ids_restore: Tensor) -> Tensor:
         mask = torch.ones(ids_restore.shape, device=x.device)
-        mask[:, : self.kept[stage]] = 0
+        mask[:, : self.form.kept[stage]] = 0
         mask = torch.gather(mask, 1, ids_restore)
         target = self.patchify(images)
-        if self.method.target(0).normalize:
+        if self.form.normalize:
             mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
             target = (target - mean) / (var + _EPS) ** 0.5
         error = ((self.heads[stage](x, ids_restore) - target) ** 2).mean(dim=-1)  # [B, N]

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 REFUSED = {
     "gather_token": "no entry is named 'gather_token'; choose from embed_visible, ",
     "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
-    "gather_tokens --all": "--all and --batch-size belong to `python -m bench step`",
+    "freeze mae_vit_base": "no recipe that freezes layers is named 'mae_vit_base'; choose from vitfreeze_vit_base, ",
+    "gather_tokens --all": "--all belongs to `python -m bench step`",
+    "freeze --all": "--all belongs to `python -m bench step`",
+    "gather_tokens --batch-size 3": "--batch-size belongs to `python -m bench step` and `python -m bench freeze`",
     "--device tpu": "--device must be cpu, cuda or cuda:N, got 'tpu'",
     "--device cpu:0": "--device must be cpu, cuda or cuda:N, got 'cpu:0'",
     "--device cuda:99": "--device cuda:99: torch sees ",
@@ -42,7 +45,7 @@ def test_list_names_every_entry(capsys):
     assert main(["--list"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == sorted(names)
-    assert {"gather_tokens", "restore_tokens", "random_keep", "step", "loaders"} <= set(names)
+    assert {"gather_tokens", "restore_tokens", "random_keep", "step", "freeze", "loaders"} <= set(names)
 
 
 def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
@@ -53,7 +56,15 @@ def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["gather_tokens --quick", "step demo --batch-size 3 --rounds 2", "step --all", "loaders"]
+    "arguments",
+    [
+        "gather_tokens --quick",
+        "step demo --batch-size 3 --rounds 2",
+        "step --all",
+        "freeze vitfreeze_vit_test --batch-size 2",
+        "freeze",
+        "loaders",
+    ],
 )
 def test_the_cold_pass_selects_the_same_cases(arguments):
     def keys(options):

@@ -1,19 +1,19 @@
-"""The usual training loop computes what ours computes, and the operations of a step are counted right."""
+"""The usual training loop computes what ours computes; where none is written, that is known."""
 
 from dataclasses import replace
-from math import prod
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from bench.eager.form import find_form
 from bench.eager.loop import usual_loop
-from bench.entries.step import Ours, measure
+from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
-from bench.flops import step_flops
 from bench.refcheck import WrongResult
+from bench.training import Ours
 from bimkern.mim.masking import RandomDrop
+from bimkern.mim.targets import PixelTarget
+from bimkern.models.heads import DecoderConfig
 from bimkern.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def pair(recipe, dtype="float32", **changes):
     side = config.method.encoder.image_size
     images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
     ours = Ours(config, case, images)
-    usual = usual_loop(config.method, config.optim, case.torch_dtype, CPU)
+    usual = usual_loop(find_form(config.method), config.optim, case.torch_dtype, CPU)
     usual.network.load_state_dict(ours.model.state_dict())
     return ours, usual, images
 
@@ -68,19 +68,6 @@ def test_nothing_moves_at_learning_rate_zero():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test"])
-def test_operations_are_those_that_torch_counts(recipe):
-    # Nothing hidden: our embedding is then that of the visible patches.
-    ours, _, _ = pair(recipe, masker=RandomDrop(ratios=(0.0,)))
-    # The counter does not look into an op, so it is told of the one product that is in ours.
-    known = {
-        torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight)
-    }
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
-        ours.step(slices=1)
-    assert counter.get_total_flops() == 4 * step_flops(ours.model.method)
-
-
 def test_another_loss_is_refused():
     case = Case(device=CPU, dims={"recipe": "mae_vit_test", "B": 4}, dtype="float32", pass_name="step")
     made = measure(case)
@@ -93,8 +80,39 @@ def test_another_loss_is_refused():
         made.check("eager", 1.1 * losses, losses)
 
 
-def test_a_method_without_a_usual_form_is_refused():
-    config = RECIPES["bim_vit_test_growing"].config
-    method = replace(config.method, masker=replace(config.method.masker, loss_mask="first"))
-    with pytest.raises(ValueError, match="no usual form is written for RandomDrop, PixelTarget, Local"):
-        usual_loop(method, config.optim, torch.float32, CPU)
+@pytest.mark.parametrize("name", ["simmim_vit_test", "localmim_vit_test", "fastmim_vit_test", "bim_fastmim_vit_test"])
+def test_without_a_usual_form_a_step_is_held_to_the_definition_of_its_losses(name):
+    made = measure(Case(device=CPU, dims={"recipe": name, "B": 4}, dtype="float32", pass_name="step"))
+    assert "eager" not in made.rivals
+    losses = made.ours()
+    made.check("ours", losses, made.reference())
+    with pytest.raises(WrongResult, match="ours: losses"):
+        made.check("ours", losses, 1.01 * made.reference())
+
+
+OTHER_PIECES = [
+    {"masker": RandomDrop(ratios=(0.75,), loss_mask="first")},
+    {"targets": (PixelTarget(normalize=True, kind="l1"),)},
+    {"heads": (DecoderConfig(width=32, depth=1, num_heads=2, match_scale=1.0),)},
+    {"heads": (DecoderConfig(width=32, depth=1, num_heads=2, positions=False),)},
+]
+
+
+@pytest.mark.parametrize("pieces", OTHER_PIECES, ids=str)
+def test_a_usual_form_is_of_every_piece(pieces):
+    method = RECIPES["bim_vit_test"].config.method
+    assert find_form(method) is not None
+    assert find_form(replace(method, **pieces)) is None
+
+
+def test_a_usual_form_has_one_decoder_and_one_target():
+    method = RECIPES["bim_vit_test"].config.method
+    for piece, changed in (("heads", {"width": 16}), ("targets", {"normalize": False})):
+        (one,) = getattr(method, piece)
+        assert find_form(replace(method, **{piece: (one,) * 4})) is not None
+        assert find_form(replace(method, **{piece: (one, one, one, replace(one, **changed))})) is None
+
+
+def test_every_base_recipe_is_in_the_table_and_none_for_tests():
+    assert {"mae_vit_base", "bim_vit_base", "fastmim_vit_base", "vitfreeze_vit_base"} < set(BASE_RECIPES)
+    assert {RECIPES[name].config.method.encoder.width for name in BASE_RECIPES} == {768}

@@ -1,0 +1,124 @@
+"""Training steps of recipes, for the entries that time them: ours on a batch, and entries with a case for every recipe.
+
+Images are random uint8, so that no loader is measured. The learning rate is zero: the arithmetic is the same, and since
+no weight moves, losses can be compared at any step.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.entry import Case, Entry, Measure, Measured
+from bench.flops import FORMULA
+from bench.refcheck import WrongResult, relative_error
+from bimkern.mim.flow import MicroBatch
+from bimkern.mim.masking import StageView
+from bimkern.mim.model import MIM
+from bimkern.models.layers import set_compute_dtype
+from bimkern.recipes import RECIPES
+from bimkern.train.config import Config
+from bimkern.train.optim import GroupOptimizer
+
+_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of matrix products
+SAME_MASK = {"float32": 1e-4, "bfloat16": 1e-2}  # relative error of losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What an entry measures where the command line does not say."""
+
+    recipes: tuple[str, ...]
+    quick_recipes: tuple[str, ...]
+    batch: Mapping[str, int]  # by type of device
+    quick_batch: int = 4
+
+
+def recipe_entry(
+    name: str,
+    defaults: Defaults,
+    recipes: tuple[str, ...],
+    batch_size: int | None,
+    *,
+    summary: str,
+    measure: Callable[[Case], Measure],
+    closing: Callable[[Measured], str],
+) -> Entry:
+    """Make an entry with a case for every recipe."""
+
+    def cases(device: torch.device, quick: bool) -> Iterable[Case]:
+        batch = batch_size or (defaults.quick_batch if quick else defaults.batch[device.type])
+        for recipe in recipes or (defaults.quick_recipes if quick else defaults.recipes):
+            dims = {"recipe": recipe, "B": batch}
+            yield Case(device=device, dims=dims, dtype=_DTYPE[device.type], pass_name="step")
+
+    return Entry(
+        name=name,
+        summary=summary,
+        cases=cases,
+        measure=measure,
+        notes=FORMULA,
+        closing=closing,
+        arguments=(*recipes, *(["--batch-size", str(batch_size)] if batch_size else [])),
+    )
+
+
+def config_of(case: Case) -> Config:
+    return RECIPES[case.dims["recipe"]].config
+
+
+def random_images(config: Config, case: Case) -> Tensor:
+    """Return uint8 images [B, C, H, W] of the size that a recipe trains on."""
+    encoder = config.method.encoder
+    shape = (case.dims["B"], encoder.channels, encoder.image_size, encoder.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
+
+
+def hold(provider: str, got: Tensor, expected: Tensor, allowed: float) -> None:
+    """Hold losses [S] to the true ones.
+
+    Raises:
+        WrongResult: they are off by more than is allowed.
+    """
+    error = relative_error(got, expected)
+    if not error <= allowed:
+        raise WrongResult(f"{provider}: losses {got.tolist()}, expected {expected.tolist()} within {allowed:.0e}")
+
+
+class Ours:
+    """A recipe's network, optimizers and flow on one batch."""
+
+    def __init__(self, config: Config, case: Case, images: Tensor) -> None:
+        self.model = MIM(config.method).to(case.device)
+        set_compute_dtype(self.model, case.torch_dtype)
+        self._flow, self._images = config.method.flow, images
+        self._ids = torch.arange(len(images), device=case.device)
+        units = self.model.units() if config.schedule.per_unit else None
+        self._updates = [
+            GroupOptimizer(name, group, config.optim, device=case.device, fp16=False, units=units)
+            for name, group in self._flow.partition(self.model).items()
+        ]
+
+    def step(self, slices: int, frozen_units: int = 0) -> Tensor:
+        batch = MicroBatch(self._images, self._views())
+        return self._flow.step(self.model, [batch], self._updates, slices=slices, frozen_units=frozen_units)
+
+    def losses(self) -> Tensor:
+        """Return the losses of the stages [S] as they are defined: a pass forward, every head on the whole batch."""
+        tokens, losses = self._images, []
+        with torch.no_grad():
+            for stage, view in enumerate(self._views()):
+                tokens = self.model.encode(stage, tokens, view)
+                target = self.model.targets([stage], self._images).get(stage)
+                total = view.hidden.sum()
+                loss = self.model.loss(stage, tokens, images=self._images, view=view, target=target, denominator=total)
+                losses.append(loss)
+        return torch.stack(losses)
+
+    def noise(self) -> Tensor:
+        """Return noise [B, N] whose order hides the patches that step() hides: those of later stages come first."""
+        return torch.stack([view.hidden for view in self._views()]).sum(dim=0)
+
+    def _views(self) -> list[StageView]:
+        return self.model.views(self._images, self._ids, seed=0)

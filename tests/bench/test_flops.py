@@ -1,0 +1,109 @@
+"""The operations that are counted for a step are those that torch counts while it runs."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.entry import Case
+from bench.flops import freeze_shares, run_flops, step_flops
+from bench.training import Ours, random_images
+from bimkern.nn import match_head
+from bimkern.ops import masked_loss
+from bimkern.ops.match import match_predict
+from bimkern.recipes import RECIPES
+
+B = 3
+SMALL = [name for name in RECIPES if "_vit_test" in name] + ["demo"]
+FREEZING = ["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"]
+# The counter does not look into an op, so it is told of the one product that is in ours.
+KNOWN = {torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight)}
+
+
+def hidden_alone(features, layers, target, mask, scale, *, kind, grid, denominator, dtype):
+    """match_loss that decodes no visible patch, where cells belong to one patch alone."""
+    whole = {"grid": grid, "dtype": dtype}
+    if scale < 1:
+        pred = match_predict(features, layers, scale, **whole)
+        squares = mask.unflatten(1, (grid[0] // 2, 2, grid[1] // 2, 2))
+        return masked_loss(pred, target, squares.mean(dim=(2, 4)).flatten(1), kind, denominator=denominator)
+    side, num_hidden = int(scale), int(mask[0].sum())
+    hidden = mask.argsort(dim=1, descending=True)[:, :num_hidden]
+    rows = torch.arange(len(mask))[:, None]
+    # A grid of one column: the cells of a patch are then neighbours.
+    pred = match_predict(features[rows, hidden], layers, scale, grid=(num_hidden, 1), dtype=dtype)
+    cells = target.unflatten(1, (grid[0], side, grid[1], side)).transpose(2, 3).flatten(1, 2)  # [B, N, side, side, P]
+    wanted = cells[rows, hidden].flatten(1, 3)
+    return masked_loss(pred, wanted, torch.ones_like(wanted[..., 0]), kind, denominator=denominator)
+
+
+def build(recipe, **changes):
+    config = RECIPES[recipe].config
+    config = replace(config, method=replace(config.method, **changes))
+    case = Case(device=torch.device("cpu"), dims={"B": B}, dtype="float32", pass_name="step")
+    return Ours(config, case, random_images(config, case))
+
+
+def counted(ours, frozen_units=0):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=KNOWN) as counter:
+        ours.step(slices=1, frozen_units=frozen_units)
+    return counter.get_total_flops()
+
+
+@pytest.fixture
+def decoded_alone(monkeypatch):
+    monkeypatch.setattr(match_head, "match_loss", hidden_alone)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_every_recipe(recipe, decoded_alone):
+    ours = build(recipe)
+    assert counted(ours) == B * step_flops(ours.model.method)
+
+
+@pytest.mark.parametrize("recipe", FREEZING)
+@pytest.mark.parametrize("frozen_units", range(9))
+def test_every_number_of_frozen_units(recipe, frozen_units, decoded_alone):
+    ours = build(recipe)
+    assert counted(ours, frozen_units) == B * step_flops(ours.model.method, frozen_units)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("bim_vit_test_growing", {"decoder_sees": "after_drop"}),
+        ("localmim_vit_test_isolated_growing", {"loss_mask": "first"}),
+        ("maskfeat_vit_test", {"exact": False}),
+    ],
+)
+def test_options_of_maskers(recipe, options, decoded_alone):
+    masker = replace(RECIPES[recipe].config.method.masker, **options)
+    ours = build(recipe, masker=masker)
+    assert counted(ours) == B * step_flops(ours.model.method) != B * step_flops(RECIPES[recipe].config.method)
+
+
+@pytest.mark.parametrize("recipe", ["localmim_vit_test", "localmim_vit_test_pixels"])
+def test_visible_patches_need_no_decoding(recipe, monkeypatch):
+    ours = build(recipe)
+    before = ours.step(slices=1)
+    monkeypatch.setattr(match_head, "match_loss", hidden_alone)
+    torch.testing.assert_close(ours.step(slices=1), before)
+
+
+def test_a_schedule_without_freezing_saves_nothing():
+    config = RECIPES["localmim_vit_base"].config
+    assert freeze_shares(config.schedule, 12) == {0: 1.0}
+    assert run_flops(config.method, config.schedule) == step_flops(config.method)
+
+
+def test_freezing_saves_more_than_15_percent_of_localmim():
+    config = RECIPES["vitfreeze_vit_base"].config
+    shares = freeze_shares(config.schedule, 12)
+    assert list(shares) == list(range(13))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares[0] == pytest.approx(0.1 + 0.9 * 0.8**3, abs=1e-4)
+    saved = 1 - run_flops(config.method, config.schedule) / step_flops(RECIPES["localmim_vit_base"].config.method)
+    assert 0.15 < saved < 0.16

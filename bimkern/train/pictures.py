@@ -1,10 +1,11 @@
-"""The pictures of a run: reconstructions of every block, curves, memory over time.
+"""The pictures of a run: what every stage predicts, curves, memory over time.
 
 Whatever draws takes numbers on the host alone, so that it may run in the background.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,69 +13,106 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import Statistics, paste_visible, reconstruct
+from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, stage_name
 
-_HONEST = "raw pixel predictions: no statistics of the truth are used"
-_NORMALISED = (
-    "de-normalised with brightness and contrast of the average visible patch;\n"
-    "* with those of the hidden truth, which leaks"
-)
+_DPI = 120
+_GAP = 0.05  # around a picture, of its side
+_HEAD = 0.9  # inches, for titles and note
 
-Columns = list[tuple[str, Tensor]]  # title, [B, C, H, W] in [0, 1]
+
+@dataclass(frozen=True)
+class Column:
+    """Pictures that are still to be drawn, one an image."""
+
+    title: str
+    draw: Callable[[int, int], Tensor]  # from the row and S: [C, S, S] in [0, 1], on the host
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Original, masked, and the reconstruction of every block; the note says whose statistics de-normalise them."""
+    """Original, masked, and what every stage predicts; the note says whose statistics were used."""
 
-    columns: Columns
+    columns: list[Column]
+    num_rows: int
+    size: int  # S of a picture, in pixels
     note: str
 
 
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
-    """Reconstruct images [B, C, H, W] uint8; where a target needs statistics, with both choices of them."""
-    columns: Columns = [("original", images / 255), *_predictions(model, images, draw_ids, seed, "visible")]
-    if model.method.target(0).normalize:
-        columns += [(f"{name}*", pixels) for name, pixels in _predictions(model, images, draw_ids, seed, "truth")[1::2]]
-    note = _NORMALISED if model.method.target(0).normalize else _HONEST
-    return Reconstructions([(name, pixels.cpu()) for name, pixels in columns], note)
+    """Predict what is hidden of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
+    results = reconstruct(model, images, draw_ids, seed)
+    columns, before = [_photographs("original", images / 255)], None
+    for stage, result in enumerate(results):
+        if before is None or not torch.equal(before, result.view.hidden):
+            columns.append(_photographs(_count(result.view.hidden), masked(model, images, result.view)))
+        before = result.view.hidden
+        columns += _stage_columns(stage_name(model.method, stage), result)
+    size = max(result.reader.size(result.truth) for result in results)
+    note = "\n".join(dict.fromkeys(result.reader.note for result in results))
+    return Reconstructions(columns, len(images), size, note)
+
+
+def _photographs(title: str, pixels: Tensor) -> Column:
+    host = pixels.cpu()
+    return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], size))
+
+
+def _count(hidden: Tensor) -> str:
+    counts = hidden.sum(1).int().unique().tolist()
+    return f"{'-'.join(map(str, counts[:1] + counts[1:][-1:]))} of {hidden.shape[1]} hidden"
+
+
+def _stage_columns(name: str, result: StageReconstruction) -> list[Column]:
+    """Return what a stage is to predict, where that is no photograph, and what it does, with each choice of statistics."""
+    reader, known = result.reader, (result.hidden == 0).float().cpu()
+
+    def column(title: str, places: Tensor, known: Tensor) -> Column:
+        host = places.float().cpu()
+        return Column(title, lambda row, size: reader.draw(host[row], known[row], size))
+
+    title = reader.target_name(result.truth)
+    columns = [] if title is None else [column(title, result.truth, torch.zeros_like(known))]
+    for statistics, mark in zip(reader.statistics, ("", "*"), strict=False):
+        columns.append(column(f"{name}{mark}", result.pasted(statistics), known))
+    return columns
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
     """Draw reconstructions, one image a row."""
-    rows = len(shown.columns[0][1])
-    figure = Figure(figsize=(1.3 * len(shown.columns), 1.3 * rows + 0.7), layout="constrained")
-    for row, axes in enumerate(figure.subplots(rows, len(shown.columns), squeeze=False)):
-        for axis, (name, pixels) in zip(axes, shown.columns, strict=True):
-            axis.imshow(pixels[row].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(name, fontsize=8)
-    figure.suptitle(f"{title}\n{shown.note}", fontsize=9)
+    gap = max(1, round(_GAP * shown.size))
+    rows = [
+        torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
+        for row in range(shown.num_rows)
+    ]
+    mosaic = torch.cat(rows, dim=1)  # one picture: axes for each would take seconds to lay out
+    width, height = mosaic.shape[2] / _DPI, mosaic.shape[1] / _DPI
+    figure = Figure(figsize=(width, height + _HEAD))
+    axes = figure.add_axes((0, 0, 1, height / (height + _HEAD)))
+    axes.imshow(mosaic.permute(1, 2, 0).mul(255).byte().numpy(), interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    pitch = shown.size + 2 * gap
+    for i, column in enumerate(shown.columns):
+        axes.text((i + 0.5) * pitch, -gap, column.title, fontsize=8, horizontalalignment="center")
+    figure.suptitle(f"{title}\n{shown.note}", fontsize=9, y=1 - 0.08 / (height + _HEAD), verticalalignment="top")
     _write(figure, path)
 
 
-def _predictions(model: MIM, images: Tensor, draw_ids: Tensor, seed: int, statistics: Statistics) -> Columns:
-    """Return two columns a block: what it sees, and what it makes of it."""
-    columns: Columns = []
-    for k, result in enumerate(reconstruct(model, images, draw_ids, seed, statistics)):
-        grey = replace(result, vectors=torch.zeros_like(result.vectors))
-        hidden, patches = int(result.hidden[0].sum()), result.hidden.shape[1]
-        columns.append((f"{hidden} of {patches} hidden", paste_visible(model, images, grey)))
-        columns.append((f"block {k + 1}", paste_visible(model, images, result)))
-    return columns
+def _framed(picture: Tensor, gap: int) -> Tensor:
+    return pad(picture.expand(3, -1, -1), (gap, gap, gap, gap), value=1.0)
 
 
-def draw_curves(path: Path, records: list[dict[str, Any]]) -> None:
-    """Draw the loss of every block and the learning rate over steps."""
+def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:
+    """Draw the loss of every stage, as long as it learns, and the learning rate over steps."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     steps = [record["step"] for record in records]
-    for k, curve in enumerate(zip(*(record["loss_per_block"] for record in records), strict=True)):
+    curves = zip(*(record["loss_per_block"] for record in records), strict=True)
+    for name, curve in zip(names, curves, strict=True):
         losses = [math.nan if loss is None else loss for loss in curve]
-        top.plot(steps, losses, label=f"block {k + 1}", linewidth=1)
+        top.plot(steps, losses, label=name, linewidth=1)
     top.set(ylabel="loss", yscale="log")
     top.legend()
     bottom.plot(steps, [record["lr"] for record in records], color="black", linewidth=1)
@@ -102,7 +140,7 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
 def _write(figure: Figure, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
     try:
-        figure.savefig(scratch, dpi=120, format="png")
+        figure.savefig(scratch, dpi=_DPI, format="png")
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

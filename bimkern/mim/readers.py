@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from bimkern.mim.hog_picture import draw_hog
 from bimkern.mim.masking import Grid
@@ -20,7 +20,7 @@ from bimkern.ops import pixel_targets
 
 Statistics = Literal["visible", "truth"]
 
-_DIMMED = 0.35
+_EXPONENT = 0.75  # of drawn values: brightens histograms that are spread over many bins, as predictions are
 _STROKE = 6  # pixels of a drawn cell, at least
 _PANEL = 160  # pixels of a picture, at least
 
@@ -62,8 +62,8 @@ class Reader(Protocol):
     def size(self, truth: Tensor) -> int:
         """Return S of the smallest picture that shows every place of a map [B, Q, h, w]."""
 
-    def draw(self, places: Tensor, dimmed: Tensor, size: int) -> Tensor:
-        """Draw a map of one image [Q, h, w], on the host: [C, S, S] in [0, 1]; dimmed [1, h, w] marks what is known."""
+    def draw(self, places: Tensor, size: int) -> Tensor:
+        """Draw a map of one image [Q, h, w], on the host: [C, S, S] in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class PixelReader:
     def size(self, truth: Tensor) -> int:
         return _at_least(_PANEL, truth.shape[-1])
 
-    def draw(self, places: Tensor, dimmed: Tensor, size: int) -> Tensor:
+    def draw(self, places: Tensor, size: int) -> Tensor:
         return adaptive_avg_pool2d((places * self.std + self.mean).clamp(0, 1), size)
 
 
@@ -148,7 +148,8 @@ class HogReader:
     normalize: Callable[[Tensor], Tensor]
     guess: ClassVar[str] = "the mean visible histogram"
     note: ClassVar[str] = (
-        "oriented gradients (HOG): no statistics are needed; in predictions, visible cells are the target's, dimmed"
+        "histograms of oriented gradients: no statistics of the truth are used; predicted ones are drawn at length 1, "
+        "as the target's are"
     )
     caveat: ClassVar[str] = ""
     statistics: ClassVar[tuple[Statistics, ...]] = ("visible",)
@@ -175,10 +176,11 @@ class HogReader:
     def size(self, truth: Tensor) -> int:
         return _at_least(max(_PANEL, _STROKE * truth.shape[-1]), truth.shape[-1])
 
-    def draw(self, places: Tensor, dimmed: Tensor, size: int) -> Tensor:
-        grid = (places.shape[1], places.shape[2])
-        picture = draw_hog(places.flatten(1).T, grid, self.target.bins, side=size // grid[1])
-        return adaptive_avg_pool2d(picture, size) * adaptive_avg_pool2d(1 - (1 - _DIMMED) * dimmed, size)
+    def draw(self, places: Tensor, size: int) -> Tensor:
+        grid, bins = (places.shape[1], places.shape[2]), self.target.bins
+        histograms = normalize(places.clamp(min=0).unflatten(0, (-1, bins)), dim=1)  # [C, bins, h, w]
+        vectors = histograms.pow(_EXPONENT).flatten(2).flatten(0, 1).T
+        return adaptive_avg_pool2d(draw_hog(vectors, grid, bins, side=size // grid[1]), size)
 
 
 _READERS: dict[type, Any] = {PixelTarget: PixelReader, HogTarget: HogReader}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, st
 
 _DPI = 120
 _GAP = 0.05  # around a picture, of its side
-_HEAD = 0.9  # inches, for titles and note
+_LINE = 0.17  # inches, of the title and the note
+_LETTERS = 13  # an inch
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,17 @@ def _count(hidden: Tensor) -> str:
 
 
 def _stage_columns(name: str, result: StageReconstruction) -> list[Column]:
-    """Return what a stage is to predict, where that is no photograph, and what it does, with each choice of statistics."""
-    reader, known = result.reader, (result.hidden == 0).float().cpu()
+    """Return the target of a stage, where that is no photograph, and its prediction with each choice of statistics."""
+    reader = result.reader
 
-    def column(title: str, places: Tensor, known: Tensor) -> Column:
+    def column(title: str, places: Tensor) -> Column:
         host = places.float().cpu()
-        return Column(title, lambda row, size: reader.draw(host[row], known[row], size))
+        return Column(title, lambda row, size: reader.draw(host[row], size))
 
     title = reader.target_name(result.truth)
-    columns = [] if title is None else [column(title, result.truth, torch.zeros_like(known))]
+    columns = [] if title is None else [column(title, result.truth)]
     for statistics, mark in zip(reader.statistics, ("", "*"), strict=False):
-        columns.append(column(f"{name}{mark}", result.pasted(statistics), known))
+        columns.append(column(f"{name}{mark}", result.pasted(statistics)))
     return columns
 
 
@@ -89,14 +91,16 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
     ]
     mosaic = torch.cat(rows, dim=1)  # one picture: axes for each would take seconds to lay out
     width, height = mosaic.shape[2] / _DPI, mosaic.shape[1] / _DPI
-    figure = Figure(figsize=(width, height + _HEAD))
-    axes = figure.add_axes((0, 0, 1, height / (height + _HEAD)))
+    lines = [title, *(part for line in shown.note.splitlines() for part in wrap(line, int(_LETTERS * width)))]
+    head = _LINE * (len(lines) + 2)
+    figure = Figure(figsize=(width, height + head))
+    axes = figure.add_axes((0, 0, 1, height / (height + head)))
     axes.imshow(mosaic.permute(1, 2, 0).mul(255).byte().numpy(), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     pitch = shown.size + 2 * gap
     for i, column in enumerate(shown.columns):
         axes.text((i + 0.5) * pitch, -gap, column.title, fontsize=8, horizontalalignment="center")
-    figure.suptitle(f"{title}\n{shown.note}", fontsize=9, y=1 - 0.08 / (height + _HEAD), verticalalignment="top")
+    figure.suptitle("\n".join(lines), fontsize=9, y=1 - _LINE / 2 / (height + head), verticalalignment="top")
     _write(figure, path)
 
 

@@ -103,9 +103,9 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="run has no checkpoint yet"):
         read_trained(folder.path)
     saved = json.loads((folder.path / "config.json").read_text())
-    saved["method"]["flow"]["kind"] = "Sideways"
+    saved["method"]["flow"]["type"] = "Sideways"
     (folder.path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ConfigError, match=r"config\.json cannot be understood \(.*unknown kind 'Sideways'"):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be understood \(.*unknown type 'Sideways'"):
         read_trained(folder.path)
 
 

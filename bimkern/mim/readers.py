@@ -148,8 +148,8 @@ class HogReader:
     normalize: Callable[[Tensor], Tensor]
     guess: ClassVar[str] = "the mean visible histogram"
     note: ClassVar[str] = (
-        "histograms of oriented gradients: no statistics of the truth are used; predicted ones are drawn at length 1, "
-        "as the target's are"
+        "histograms of oriented gradients, where patches are visible the target's: "
+        "no statistics of the truth are used; all are drawn at length 1"
     )
     caveat: ClassVar[str] = ""
     statistics: ClassVar[tuple[Statistics, ...]] = ("visible",)

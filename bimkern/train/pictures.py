@@ -4,7 +4,8 @@ Whatever draws takes numbers on the host alone, so that it may run in the backgr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from bimkern.mim.model import MIM
+from bimkern.mim.readers import Reader
 from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, stage_name
 
-_DPI = 120
 _GAP = 0.05  # around a picture, of its side
-_LINE = 0.17  # inches, of the title and the note
-_LETTERS = 13  # an inch
+_LINE = 0.12  # a line of text, likewise
+_COMPRESSION = 3  # of zlib's 9: half the time of its default
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Reconstructions:
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
     """Predict what is hidden of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
     results = reconstruct(model, images, draw_ids, seed)
-    columns, before = [_photographs("original", images / 255)], None
+    columns = [_photographs("original", images / 255)]
+    before: StageReconstruction | None = None
     for stage, result in enumerate(results):
-        if before is None or not torch.equal(before, result.view.hidden):
+        if before is None or not torch.equal(before.view.hidden, result.view.hidden):
             columns.append(_photographs(_count(result.view.hidden), masked(model, images, result.view)))
-        before = result.view.hidden
-        columns += _stage_columns(stage_name(model.method, stage), result)
+        if before is None or not torch.equal(before.truth, result.truth):
+            columns += _targets(result)
+        columns += _predictions(stage_name(model.method, stage), result)
+        before = result
     size = max(result.reader.size(result.truth) for result in results)
     note = "\n".join(dict.fromkeys(result.reader.note for result in results))
     return Reconstructions(columns, len(images), size, note)
@@ -67,19 +72,22 @@ def _count(hidden: Tensor) -> str:
     return f"{'-'.join(map(str, counts[:1] + counts[1:][-1:]))} of {hidden.shape[1]} hidden"
 
 
-def _stage_columns(name: str, result: StageReconstruction) -> list[Column]:
-    """Return the target of a stage, where that is no photograph, and its prediction with each choice of statistics."""
-    reader = result.reader
+def _targets(result: StageReconstruction) -> list[Column]:
+    title = result.reader.target_name(result.truth)
+    return [] if title is None else [_drawn(title, result.reader, result.truth)]
 
-    def column(title: str, places: Tensor) -> Column:
-        host = places.float().cpu()
-        return Column(title, lambda row, size: reader.draw(host[row], size))
 
-    title = reader.target_name(result.truth)
-    columns = [] if title is None else [column(title, result.truth)]
-    for statistics, mark in zip(reader.statistics, ("", "*"), strict=False):
-        columns.append(column(f"{name}{mark}", result.pasted(statistics)))
-    return columns
+def _predictions(name: str, result: StageReconstruction) -> list[Column]:
+    """Return what a stage predicts, with each choice of statistics."""
+    return [
+        _drawn(f"{name}{mark}", result.reader, result.pasted(statistics))
+        for statistics, mark in zip(result.reader.statistics, ("", "*"), strict=False)
+    ]
+
+
+def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
+    host = places.float().cpu()
+    return Column(title, lambda row, size: reader.draw(host[row], size))
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
@@ -89,19 +97,23 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
         torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
         for row in range(shown.num_rows)
     ]
-    mosaic = torch.cat(rows, dim=1)  # one picture: axes for each would take seconds to lay out
-    width, height = mosaic.shape[2] / _DPI, mosaic.shape[1] / _DPI
-    lines = [title, *(part for line in shown.note.splitlines() for part in wrap(line, int(_LETTERS * width)))]
-    head = _LINE * (len(lines) + 2)
-    figure = Figure(figsize=(width, height + head))
-    axes = figure.add_axes((0, 0, 1, height / (height + head)))
-    axes.imshow(mosaic.permute(1, 2, 0).mul(255).byte().numpy(), interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
-    pitch = shown.size + 2 * gap
+    mosaic = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
+    line = round(_LINE * shown.size)
+    font = ImageFont.load_default(size=line / 1.5)
+    letters = int(mosaic.shape[1] / font.getlength("n"))
+    texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
+    head = (len(texts) + 2) * line
+    # Not a figure with axes: that would take many times as long, beside the training.
+    picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
+    picture.paste(Image.fromarray(mosaic), (0, head))
+    pen = ImageDraw.Draw(picture)
+    for i, text in enumerate(texts):
+        pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
     for i, column in enumerate(shown.columns):
-        axes.text((i + 0.5) * pitch, -gap, column.title, fontsize=8, horizontalalignment="center")
-    figure.suptitle("\n".join(lines), fontsize=9, y=1 - _LINE / 2 / (height + head), verticalalignment="top")
-    _write(figure, path)
+        middle = (i + 0.5) * picture.width / len(shown.columns)
+        pen.text((middle, head - line / 4), column.title, fill="black", font=font, anchor="ms")
+    with _whole(path) as scratch:
+        picture.save(scratch, format="png", compress_level=_COMPRESSION)
 
 
 def _framed(picture: Tensor, gap: int) -> Tensor:
@@ -142,9 +154,16 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
+    with _whole(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes path at the end: no reader sees half a picture."""
     scratch = path.with_name(f".{path.name}")
     try:
-        figure.savefig(scratch, dpi=_DPI, format="png")
+        yield scratch
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -109,6 +109,27 @@ def test_what_is_no_run_is_refused(tmp_path):
         read_trained(folder.path)
 
 
+@pytest.mark.parametrize("write", [write_mae_program, write_hf])
+@pytest.mark.parametrize(
+    ("recipe", "depth", "found"),
+    [
+        ("simmim_vit_test", 4, "masker TokenReplace"),
+        ("fastmim_vit_test", 4, "masker BlockPixels"),
+        ("localmim_vit_test_pixels", 2, "a decoder with match_scale=4.0 and positions=True"),
+        ("bim_hog_vit_test", 3, "target HogTarget"),
+    ],
+)
+def test_the_layouts_of_mae_refuse_what_is_not_maes(tmp_path, write, recipe, depth, found):
+    config = RECIPES[recipe].config
+    message = (
+        r"formats mae and hf hold MAE's pieces alone \(RandomDrop, a decoder with positions, pixels of every patch\); "
+        f"{recipe} has {found} after block {depth}; --format timm takes its encoder"
+    )
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out", Trained(config, 20, MIM(config.method).state_dict()), depth)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, write):
     (tmp_path / "file").write_text("")

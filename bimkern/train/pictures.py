@@ -68,8 +68,8 @@ def _photographs(title: str, pixels: Tensor) -> Column:
 
 
 def _count(hidden: Tensor) -> str:
-    counts = hidden.sum(1).int().unique().tolist()
-    return f"{'-'.join(map(str, counts[:1] + counts[1:][-1:]))} of {hidden.shape[1]} hidden"
+    least, most = (int(count) for count in hidden.sum(1).aminmax())
+    return f"{least if least == most else f'{least}-{most}'} of {hidden.shape[1]} hidden"
 
 
 def _targets(result: StageReconstruction) -> list[Column]:
@@ -91,7 +91,7 @@ def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
-    """Draw reconstructions, one image a row."""
+    """Draw reconstructions, one image a row; not as a figure with axes, which would take many times as long."""
     gap = max(1, round(_GAP * shown.size))
     rows = [
         torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
@@ -103,7 +103,6 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
     letters = int(mosaic.shape[1] / font.getlength("n"))
     texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
     head = (len(texts) + 2) * line
-    # Not a figure with axes: that would take many times as long, beside the training.
     picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
     picture.paste(Image.fromarray(mosaic), (0, head))
     pen = ImageDraw.Draw(picture)

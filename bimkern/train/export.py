@@ -134,14 +134,13 @@ def _mae_pieces(trained: Trained, depth: int) -> tuple[RandomDrop, DecoderConfig
     masker, head, target = method.masker, method.head(stage), method.target(stage)
     if not isinstance(masker, RandomDrop):
         found = f"masker {type(masker).__name__}"
-    elif not isinstance(head, DecoderConfig):
-        found = f"head {type(head).__name__}"
-    elif head.match_scale is not None or not head.positions:
-        found = f"a decoder with match_scale={head.match_scale} and positions={head.positions}"
     elif not isinstance(target, PixelTarget):
         found = f"target {type(target).__name__}"
     else:
-        return masker, head, target
+        assert isinstance(head, DecoderConfig)  # no other restores what was dropped
+        if head.match_scale is None and head.positions:
+            return masker, head, target
+        found = f"a decoder with match_scale={head.match_scale} and positions={head.positions}"
     raise ConfigError(
         f"formats mae and hf hold MAE's pieces alone (RandomDrop, a decoder with positions, pixels of every patch); "
         f"{trained.config.recipe} has {found} after block {depth}; --format timm takes its encoder"

@@ -1,6 +1,7 @@
 """What a run leaves for other programs, and what is read back from a run folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,10 +118,14 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("fastmim_vit_test", 4, "masker BlockPixels"),
         ("localmim_vit_test_pixels", 2, "a decoder with match_scale=4.0 and positions=True"),
         ("bim_hog_vit_test", 3, "target HogTarget"),
+        ("mae_vit_test", 4, "a decoder with match_scale=None and positions=False"),
     ],
 )
 def test_the_layouts_of_mae_refuse_what_is_not_maes(tmp_path, write, recipe, depth, found):
     config = RECIPES[recipe].config
+    if recipe == "mae_vit_test":
+        head = replace(config.method.head(0), positions=False)
+        config = replace(config, method=replace(config.method, heads=(head,)))
     message = (
         r"formats mae and hf hold MAE's pieces alone \(RandomDrop, a decoder with positions, pixels of every patch\); "
         f"{recipe} has {found} after block {depth}; --format timm takes its encoder"

@@ -9,7 +9,7 @@ from bimkern.mim.masking import RandomDrop
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruct import hidden_at, hidden_errors, masked, reconstruct, stage_name
 from bimkern.mim.targets import PixelTarget, unpatchify
-from bimkern.ops import pixel_targets
+from bimkern.ops import masked_loss, pixel_targets, scale_mask
 from bimkern.recipes import RECIPES
 
 IDS = torch.arange(5)
@@ -66,10 +66,10 @@ def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
 def test_the_error_is_that_of_the_loss(recipe):
     """Where the target is in the units of the truth: raw pixels and histograms."""
     model = build(recipe)
-    tokens = images = photos(model)
+    images, patch = photos(model), model.method.encoder.patch
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
-        tokens = model.encode(stage, tokens, result.view)
-        loss = model.loss(stage, tokens, images, result.view, result.view.hidden.sum())
+        target = model.method.target(stage).vectors(images, patch, result.scale, model.normalize)
+        loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, result.scale))
         torch.testing.assert_close(result.error(result.predicted()), loss)
 
 

@@ -26,6 +26,7 @@ Formats:
   timm  safetensors file for timm's VisionTransformer: the encoder with its last norm, no classifier
   mae   file of the MAE program (facebookresearch/mae): encoder and decoder under "model"
   hf    folder for from_pretrained of transformers' ViTMAEForPreTraining: encoder and decoder
+  mae and hf take methods made of MAE's pieces; timm takes all
 
 Examples:
   {_PROGRAM} runs/demo

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 
 import torch
 
@@ -18,7 +19,7 @@ from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
 from bimkern.models import attention
 from bimkern.ops import BackendError
-from bimkern.recipes import RECIPES, Recipe
+from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
 from bimkern.train import network, optimizers
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
@@ -32,10 +33,6 @@ from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
 _FEW_STEPS = 100
-_NORMALISED_NOTE = (
-    "(The target is normalised per patch: brightness and contrast are those of the average visible patch,\n"
-    "so a good model may still lose to the guess. The loss says how well it learns.)\n"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,11 +88,18 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
 
 
 def _help(recipe: Recipe) -> str:
-    width = max(map(len, RECIPES))
-    recipes = "\n".join(f"  {name:{width}}  {known.summary}" for name, known in RECIPES.items())
+    width = max(len(known.name) for members in FAMILIES.values() for known in members)
+    lines = []  # all indented, or the parser would join them
+    for family, members in FAMILIES.items():
+        lines += [f"  {family}:", *(f"    {known.name:{width}}  {known.summary}" for known in members)]
+    small = fill(
+        ", ".join(known.name for known in SMALL_RECIPES), 100, initial_indent=4 * " ", subsequent_indent=4 * " "
+    )
     return (
         "Pre-train a vision transformer by masked image modelling.\n\n"
-        f"Recipes (default {_DEFAULT_RECIPE}; the defaults below are those of {recipe.name}):\n{recipes}\n\n"
+        f"Recipes (default {_DEFAULT_RECIPE}; the options' defaults below are those of {recipe.name}):\n"
+        + "\n".join(lines)
+        + f"\n  The same on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
@@ -169,21 +173,28 @@ def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str
 
 
 def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
-    errors = "  ".join(f"{error:.3f}" for error in outcome.errors)
-    colours = "  ".join(f"{error:.3f}" for error in outcome.baselines)
     judged = "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
-    return (
-        f"\nError on hidden patches, {judged}, per block:  {errors}\n"
-        f"Guessing the mean visible colour would give:  {colours}\n"
-        f"{_NORMALISED_NOTE if config.method.target(0).normalize else ''}\n"
-        f"Wrote {folder.path}/\n"
-        "  pictures/reconstruction.png  what each block sees and what it makes of it\n"
-        "  pictures/curves.png, memory.png\n"
-        "  metrics.jsonl, tensorboard/  every logged number\n"
-        "  checkpoints/                 the last two and the best (state.json names it)\n"
-        "  exported/                    the encoder after each block, for timm\n\n"
-        f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
-        f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256"
+    width = max(len(stage.name) for stage in outcome)
+    caveats = dict.fromkeys(stage.caveat for stage in outcome if stage.caveat)
+    if config.schedule.per_unit:
+        caveats["What was frozen before the end is judged as it was left."] = None
+    return "\n".join(
+        [
+            f"\nMean squared error on what is hidden, {judged}:",
+            *(
+                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.guess} would give {stage.guess_error:#.3g}"
+                for stage in outcome
+            ),
+            *(f"({caveat})" for caveat in caveats),
+            f"\nWrote {folder.path}/\n"
+            "  pictures/reconstruction.png  what is hidden from each stage and what it predicts\n"
+            "  pictures/curves.png, memory.png\n"
+            "  metrics.jsonl, tensorboard/  every logged number\n"
+            "  checkpoints/                 the last two and the best (state.json names it)\n"
+            "  exported/                    the encoder up to each head, for timm\n\n"
+            f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
+            f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256",
+        ]
     )
 
 

@@ -18,10 +18,7 @@ def test_the_demo_learns(tmp_path, monkeypatch, capsys):
         assert sum(curve[-5:]) / 5 < 0.45 * first
 
     printed = capsys.readouterr().out
-    errors, baselines = (
-        [float(number) for number in re.search(rf"{words}:  (.*)", printed)[1].split()]
-        for words in ("kept out of training, per block", "mean visible colour would give")
-    )
-    assert len(errors) == len(baselines) == 4
-    for error, baseline in zip(errors, baselines, strict=True):
-        assert error < 0.8 * baseline
+    found = re.findall(r"after block (\d)  (\S+); the mean visible colour would give (\S+)", printed)
+    assert [block for block, _, _ in found] == ["1", "2", "3", "4"]
+    for _, error, guess in found:
+        assert float(error) < 0.8 * float(guess)

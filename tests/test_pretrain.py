@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bimkern.pretrain import main
+from bimkern.recipes import FAMILIES, RECIPES
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
@@ -37,7 +38,10 @@ def printed(capsys, *arguments):
 def test_help_lists_recipes_examples_and_exactly_these_options(capsys):
     code, output = printed(capsys, "--help")
     assert code == 0
-    assert "bim_vit_large_growing" in output.out
+    for name in RECIPES:
+        assert re.search(rf"^ +.*\b{name}\b", output.out, flags=re.MULTILINE), name
+    for family in FAMILIES:
+        assert re.search(rf"^  {family}:$", output.out, flags=re.MULTILINE), family
     assert "Examples:" in output.out
     found = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", output.out, flags=re.MULTILINE)
     assert tuple(found) == OPTIONS

@@ -12,20 +12,18 @@ from bimkern.recipes.simmim import SIMMIM_RECIPES
 from bimkern.recipes.small import SMALL_RECIPES
 from bimkern.recipes.vitfreeze import VITFREEZE_RECIPES
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        *DEMO_RECIPES,
-        *BIM_RECIPES,
-        *LOCALMIM_RECIPES,
-        *FASTMIM_RECIPES,
-        *VITFREEZE_RECIPES,
-        *MAE_RECIPES,
-        *SIMMIM_RECIPES,
-        *MASKFEAT_RECIPES,
-        *COMBINED_RECIPES,
-        *SMALL_RECIPES,
-    )
+FAMILIES: dict[str, tuple[Recipe, ...]] = {  # as --help lists them
+    "For a first look": DEMO_RECIPES,
+    "BIM: blocks that learn alone": BIM_RECIPES,
+    "LocalMIM: targets at four scales": LOCALMIM_RECIPES,
+    "ViTFreeze: LocalMIM whose first layers stop learning first": VITFREEZE_RECIPES,
+    "FastMIM: small images, gradients for pixels": FASTMIM_RECIPES,
+    "Baselines, and BIM over them": (*MAE_RECIPES, *SIMMIM_RECIPES, *MASKFEAT_RECIPES),
+    "Combinations that no paper has": COMBINED_RECIPES,
 }
 
-__all__ = ["RECIPES", "Recipe"]
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for members in (*FAMILIES.values(), SMALL_RECIPES) for recipe in members
+}
+
+__all__ = ["FAMILIES", "RECIPES", "SMALL_RECIPES", "Recipe"]

@@ -16,8 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bimkern.mim.masking import RandomDrop
 from bimkern.mim.model import Method
+from bimkern.mim.targets import PixelTarget
 from bimkern.models import layouts
+from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.checkpoint import CheckpointError
@@ -92,7 +95,12 @@ def write_timm(path: Path, trained: Trained, depth: int) -> None:
 
 
 def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
-    """Write what the published MAE program loads: a file of torch.save with encoder and decoder under "model"."""
+    """Write what the published MAE program loads: a file of torch.save with encoder and decoder under "model".
+
+    Raises:
+        ConfigError: the method is not MAE's at this depth, or the file cannot be written.
+    """
+    _mae_pieces(trained, depth)
     weights = layouts.to_mae_program(trained.cut(depth), trained.config.method.encoder.grid)
     content = io.BytesIO()  # written to a full disk, torch.save speaks of an internal check instead
     torch.save({"model": weights, "metadata": trained.metadata(depth)}, content)
@@ -101,18 +109,42 @@ def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
 
 
 def write_hf(path: Path, trained: Trained, depth: int) -> None:
-    """Write a folder that ViTMAEForPreTraining.from_pretrained of transformers takes: encoder and decoder."""
+    """Write a folder that ViTMAEForPreTraining.from_pretrained of transformers takes: encoder and decoder.
+
+    Raises:
+        ConfigError: the method is not MAE's at this depth, or the folder cannot be written.
+    """
     method = trained.config.method
-    ratios = method.masker.ratios
-    config = layouts.hf_config(
-        trained.encoder(depth),
-        method.head(0),
-        mask_ratio=ratios[min(depths(method).index(depth), len(ratios) - 1)],
-        normalize=method.target(0).normalize,
-    )
+    masker, head, target = _mae_pieces(trained, depth)
+    ratio = masker.ratios[min(depths(method).index(depth), len(masker.ratios) - 1)]
+    config = layouts.hf_config(trained.encoder(depth), head, mask_ratio=ratio, normalize=target.normalize)
     _save(path / "model.safetensors", layouts.to_hf(trained.cut(depth), method.encoder.grid), trained.metadata(depth))
     with _whole(path / "config.json") as scratch:
         scratch.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _mae_pieces(trained: Trained, depth: int) -> tuple[RandomDrop, DecoderConfig, PixelTarget]:
+    """Return what is MAE's of a method: what hides, what decodes and what is predicted after depth blocks.
+
+    Raises:
+        ConfigError: a piece is another, which the layouts of MAE have no words for.
+    """
+    method = trained.config.method
+    stage = depths(method).index(depth)
+    masker, head, target = method.masker, method.head(stage), method.target(stage)
+    if not isinstance(masker, RandomDrop):
+        found = f"masker {type(masker).__name__}"
+    elif not isinstance(target, PixelTarget):
+        found = f"target {type(target).__name__}"
+    else:
+        assert isinstance(head, DecoderConfig)  # no other restores what was dropped
+        if head.match_scale is None and head.positions:
+            return masker, head, target
+        found = f"a decoder with match_scale={head.match_scale} and positions={head.positions}"
+    raise ConfigError(
+        f"formats mae and hf hold MAE's pieces alone (RandomDrop, a decoder with positions, pixels of every patch); "
+        f"{trained.config.recipe} has {found} after block {depth}; --format timm takes its encoder"
+    )
 
 
 def _save(path: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run is judged by and shown on: images that are put aside, and how its blocks reconstruct them."""
+"""What a run is judged by and shown on: images that are put aside, and what its stages predict of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import hidden_errors
+from bimkern.mim.readers import reader_of
+from bimkern.mim.reconstruct import hidden_errors, stage_name
 from bimkern.train import pictures
 from bimkern.train.outage import Outage
 
@@ -17,11 +18,17 @@ _DRAWN_IMAGES = 6
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How well every stage reconstructs images that were put aside, against the mean visible colour."""
+class StageOutcome:
+    """How well a stage predicts what is hidden of images that were put aside, against a plain guess."""
 
-    errors: list[float]
-    baselines: list[float]
+    name: str
+    error: float
+    guess: str  # in words
+    guess_error: float
+    caveat: str  # what the error does not measure, or nothing
+
+
+Outcome = list[StageOutcome]
 
 
 class Judge:
@@ -33,19 +40,24 @@ class Judge:
         self._folder, self._outage = folder, Outage(f"{folder}")
 
     def outcome(self, model: MIM) -> Outcome:
-        errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
-        return Outcome(errors.tolist(), baselines.tolist())
+        errors, guesses = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
+        outcome = []
+        for stage, (error, guess_error) in enumerate(zip(errors.tolist(), guesses.tolist(), strict=True)):
+            reader, name = reader_of(model, stage), stage_name(model.method, stage)
+            outcome.append(StageOutcome(name, error, reader.guess, guess_error, reader.caveat))
+        return outcome
 
     def sketch(self, model: MIM, records: list[dict[str, Any]], title: str) -> Callable[[], None]:
         """Predict what the pictures show, with the weights as they are; return what draws it, in any thread."""
         drawn = slice(0, _DRAWN_IMAGES)
+        names = [stage_name(model.method, stage) for stage in range(model.num_stages)]
         shown = pictures.predict(model, self._images[drawn], self._draw_ids[drawn], self._seed)
 
         def draw() -> None:
             with self._outage.tolerated():
                 pictures.draw_reconstructions(self._folder / "reconstruction.png", shown, title)
                 if records:
-                    pictures.draw_curves(self._folder / "curves.png", records)
+                    pictures.draw_curves(self._folder / "curves.png", records, names)
                     pictures.draw_memory(self._folder / "memory.png", records)
 
         return draw

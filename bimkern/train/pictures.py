@@ -1,92 +1,133 @@
-"""The pictures of a run: reconstructions of every block, curves, memory over time.
+"""The pictures of a run: what every stage predicts, curves, memory over time.
 
 Whatever draws takes numbers on the host alone, so that it may run in the background.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import Statistics, paste_visible, reconstruct
+from bimkern.mim.readers import Reader
+from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, stage_name
 
-_HONEST = "raw pixel predictions: no statistics of the truth are used"
-_NORMALISED = (
-    "de-normalised with brightness and contrast of the average visible patch;\n"
-    "* with those of the hidden truth, which leaks"
-)
+_GAP = 0.05  # around a picture, of its side
+_LINE = 0.12  # a line of text, likewise
+_COMPRESSION = 3  # of zlib's 9: half the time of its default
 
-Columns = list[tuple[str, Tensor]]  # title, [B, C, H, W] in [0, 1]
+
+@dataclass(frozen=True)
+class Column:
+    """Pictures that are still to be drawn, one an image."""
+
+    title: str
+    draw: Callable[[int, int], Tensor]  # from the row and S: [C, S, S] in [0, 1], on the host
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Original, masked, and the reconstruction of every block; the note says whose statistics de-normalise them."""
+    """Original, masked, and what every stage predicts; the note says whose statistics were used."""
 
-    columns: Columns
+    columns: list[Column]
+    num_rows: int
+    size: int  # S of a picture, in pixels
     note: str
 
 
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
-    """Reconstruct images [B, C, H, W] uint8; where a target needs statistics, with both choices of them."""
-    columns: Columns = [("original", images / 255), *_predictions(model, images, draw_ids, seed, "visible")]
-    if model.method.target(0).normalize:
-        columns += [(f"{name}*", pixels) for name, pixels in _predictions(model, images, draw_ids, seed, "truth")[1::2]]
-    note = _NORMALISED if model.method.target(0).normalize else _HONEST
-    return Reconstructions([(name, pixels.cpu()) for name, pixels in columns], note)
+    """Predict what is hidden of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
+    results = reconstruct(model, images, draw_ids, seed)
+    columns = [_photographs("original", images / 255)]
+    before: StageReconstruction | None = None
+    for stage, result in enumerate(results):
+        if before is None or not torch.equal(before.view.hidden, result.view.hidden):
+            columns.append(_photographs(_count(result.view.hidden), masked(model, images, result.view)))
+        if before is None or not torch.equal(before.truth, result.truth):
+            columns += _targets(result)
+        columns += _predictions(stage_name(model.method, stage), result)
+        before = result
+    size = max(result.reader.size(result.truth) for result in results)
+    note = "\n".join(dict.fromkeys(result.reader.note for result in results))
+    return Reconstructions(columns, len(images), size, note)
+
+
+def _photographs(title: str, pixels: Tensor) -> Column:
+    host = pixels.cpu()
+    return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], size))
+
+
+def _count(hidden: Tensor) -> str:
+    least, most = (int(count) for count in hidden.sum(1).aminmax())
+    return f"{least if least == most else f'{least}-{most}'} of {hidden.shape[1]} hidden"
+
+
+def _targets(result: StageReconstruction) -> list[Column]:
+    title = result.reader.target_name(result.truth)
+    return [] if title is None else [_drawn(title, result.reader, result.truth)]
+
+
+def _predictions(name: str, result: StageReconstruction) -> list[Column]:
+    """Return what a stage predicts, with each choice of statistics."""
+    return [
+        _drawn(f"{name}{mark}", result.reader, result.pasted(statistics))
+        for statistics, mark in zip(result.reader.statistics, ("", "*"), strict=False)
+    ]
+
+
+def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
+    host = places.float().cpu()
+    return Column(title, lambda row, size: reader.draw(host[row], size))
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
-    """Draw reconstructions, one image a row."""
-    names, columns = zip(*shown.columns, strict=True)
-    figure = Figure(figsize=(1.3 * len(columns), 1.3 * len(columns[0]) + 0.7), layout="constrained")
-    axes = figure.subplots()  # one for all: laying out one for each image takes seconds
-    mosaic = _mosaic(torch.stack(columns, dim=1))
-    axes.imshow(mosaic.numpy(), interpolation="nearest", aspect="equal")
-    pitch = mosaic.shape[1] / len(columns)
-    axes.set_xticks([(i + 0.5) * pitch for i in range(len(columns))], names, fontsize=8)
-    axes.set_yticks([])
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.suptitle(f"{title}\n{shown.note}", fontsize=9)
-    _write(figure, path)
+    """Draw reconstructions, one image a row; not as a figure with axes, which would take many times as long."""
+    gap = max(1, round(_GAP * shown.size))
+    rows = [
+        torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
+        for row in range(shown.num_rows)
+    ]
+    mosaic = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
+    line = round(_LINE * shown.size)
+    font = ImageFont.load_default(size=line / 1.5)
+    letters = int(mosaic.shape[1] / font.getlength("n"))
+    texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
+    head = (len(texts) + 2) * line
+    picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
+    picture.paste(Image.fromarray(mosaic), (0, head))
+    pen = ImageDraw.Draw(picture)
+    for i, text in enumerate(texts):
+        pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
+    for i, column in enumerate(shown.columns):
+        middle = (i + 0.5) * picture.width / len(shown.columns)
+        pen.text((middle, head - line / 4), column.title, fill="black", font=font, anchor="ms")
+    with _whole(path) as scratch:
+        picture.save(scratch, format="png", compress_level=_COMPRESSION)
 
 
-def _mosaic(images: Tensor) -> Tensor:
-    """Lay images [rows, columns, C, H, W] out as one, with white between them."""
-    rows, columns, channels, height, width = images.shape
-    gap = max(1, width // 20)
-    framed = functional.pad(images, (gap, gap, gap, gap), value=1.0).permute(0, 3, 1, 4, 2)
-    return framed.reshape(rows * (height + 2 * gap), columns * (width + 2 * gap), channels)
+def _framed(picture: Tensor, gap: int) -> Tensor:
+    return pad(picture.expand(3, -1, -1), (gap, gap, gap, gap), value=1.0)
 
 
-def _predictions(model: MIM, images: Tensor, draw_ids: Tensor, seed: int, statistics: Statistics) -> Columns:
-    """Return two columns a block: what it sees, and what it makes of it."""
-    columns: Columns = []
-    for k, result in enumerate(reconstruct(model, images, draw_ids, seed, statistics)):
-        grey = replace(result, vectors=torch.zeros_like(result.vectors))
-        hidden, patches = int(result.hidden[0].sum()), result.hidden.shape[1]
-        columns.append((f"{hidden} of {patches} hidden", paste_visible(model, images, grey)))
-        columns.append((f"block {k + 1}", paste_visible(model, images, result)))
-    return columns
-
-
-def draw_curves(path: Path, records: list[dict[str, Any]]) -> None:
-    """Draw the loss of every block and the learning rate over steps."""
+def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:
+    """Draw the loss of every stage, as long as it learns, and the learning rate over steps."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     steps = [record["step"] for record in records]
-    for k, curve in enumerate(zip(*(record["loss_per_block"] for record in records), strict=True)):
+    curves = zip(*(record["loss_per_block"] for record in records), strict=True)
+    for name, curve in zip(names, curves, strict=True):
         losses = [math.nan if loss is None else loss for loss in curve]
-        top.plot(steps, losses, label=f"block {k + 1}", linewidth=1)
+        top.plot(steps, losses, label=name, linewidth=1)
     top.set(ylabel="loss", yscale="log")
     top.legend()
     bottom.plot(steps, [record["lr"] for record in records], color="black", linewidth=1)
@@ -112,9 +153,16 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
+    with _whole(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes path at the end: no reader sees half a picture."""
     scratch = path.with_name(f".{path.name}")
     try:
-        figure.savefig(scratch, dpi=120, format="png")
+        yield scratch
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -2,25 +2,33 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from bimkern.mim.masking import RandomDrop
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import hidden_errors, paste_visible, reconstruct
+from bimkern.mim.reconstruct import hidden_at, hidden_errors, masked, reconstruct, stage_name
 from bimkern.mim.targets import PixelTarget, unpatchify
-from bimkern.ops import pixel_targets
+from bimkern.ops import masked_loss, pixel_targets, scale_mask
 from bimkern.recipes import RECIPES
 
 IDS = torch.arange(5)
+EVERY_KIND = ("mae_vit_test", "localmim_vit_test", "localmim_vit_test_pixels", "bim_hog_vit_test", "fastmim_vit_test")
+every_kind = pytest.mark.parametrize("recipe", EVERY_KIND)
 
 
-def build(*, normalize):
+def build(recipe="bim_vit_test_growing", **changes):
     torch.manual_seed(0)
-    method = RECIPES["bim_vit_test_growing"].config.method
-    return MIM(replace(method, targets=(PixelTarget(normalize=normalize),)))
+    return MIM(replace(RECIPES[recipe].config.method, **changes))
 
 
-def photos():
-    return torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+def photos(model):
+    size = model.method.encoder.image_size
+    return torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
+
+
+def hidden_pixels(view, images):
+    return hidden_at(view, tuple(images.shape[2:])).expand_as(images).bool()
 
 
 def test_unpatchify_undoes_raw_targets():
@@ -28,39 +36,104 @@ def test_unpatchify_undoes_raw_targets():
     assert torch.equal(unpatchify(pixel_targets(images, 8, normalize=False), 8, (2, 3)), images)
 
 
-def test_pasting_the_truth_gives_the_original():
-    model, images = build(normalize=False), photos()
-    truth = pixel_targets(model.normalize(images), 8, normalize=False)
-    for result in reconstruct(model, images, IDS, seed=0):
-        pasted = paste_visible(model, images, replace(result, vectors=truth))
-        torch.testing.assert_close(pasted, images / 255, rtol=0, atol=1e-6)
+@every_kind
+def test_visible_places_are_the_truth_and_hidden_ones_the_prediction(recipe):
+    model = build(recipe)
+    for result in reconstruct(model, photos(model), IDS, seed=0):
+        hidden = (result.hidden > 0).expand_as(result.truth)
+        assert hidden.any()
+        assert not hidden.all() or result.scale < 1  # a coarse cell is rarely visible as a whole
+        assert torch.equal(result.pasted()[~hidden], result.truth[~hidden])
+        assert torch.equal(result.pasted()[hidden], result.predicted()[hidden])
+        assert not torch.isclose(result.pasted()[hidden], result.truth[hidden], atol=1e-6).all()
 
 
-def test_visible_patches_are_shown_as_they_are_and_hidden_ones_as_predicted():
-    model, images = build(normalize=False), photos()
-    result = reconstruct(model, images, IDS, seed=0)[1]
-    shown = pixel_targets(paste_visible(model, images, result), 8, normalize=False)
-    original = pixel_targets(images / 255, 8, normalize=False)
-    hidden = result.hidden.bool()
-    torch.testing.assert_close(shown[~hidden], original[~hidden], rtol=0, atol=1e-6)
-    assert not torch.isclose(shown[hidden], original[hidden], atol=1e-3).all()
+@every_kind
+def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
+    """With statistics of the truth, where the target is normalised: without them brightness and contrast are lost."""
+    model = build(recipe)
+    images, encoder = photos(model), model.method.encoder
+    for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
+        target, scale = model.method.target(stage), model.method.head(stage).scale
+        perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.normalize))
+        statistics = perfect.reader.statistics[-1]
+        assert statistics == ("truth" if isinstance(target, PixelTarget) else "visible")
+        torch.testing.assert_close(perfect.predicted(statistics), perfect.truth, rtol=1e-4, atol=1e-4)
+        assert perfect.error(perfect.predicted(statistics)) < 1e-8 < perfect.error(result.predicted())
 
 
-def test_honest_statistics_do_not_depend_on_hidden_pixels():
-    model, images = build(normalize=True), photos()
+@pytest.mark.parametrize("recipe", ["demo", "localmim_vit_test", "bim_hog_vit_test", "fastmim_vit_test"])
+def test_the_error_is_that_of_the_loss(recipe):
+    """Where the target is in the units of the truth: raw pixels and histograms."""
+    model = build(recipe)
+    images, patch = photos(model), model.method.encoder.patch
+    for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
+        target = model.method.target(stage).vectors(images, patch, result.scale, model.normalize)
+        loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, result.scale))
+        torch.testing.assert_close(result.error(result.predicted()), loss)
+
+
+@pytest.mark.parametrize("recipe", ["bim_vit_test_growing", "localmim_vit_test_pixels"])
+def test_honest_statistics_do_not_depend_on_hidden_pixels(recipe):
+    """Not even in cells that are partly hidden, which a coarse grid has."""
+    model = build(recipe)
+    images = photos(model)
+    for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
+        altered = torch.where(hidden_pixels(result.view, images), 255 - images, images)
+        again = replace(reconstruct(model, altered, IDS, seed=0)[stage], vectors=result.vectors)
+        assert torch.equal(result.predicted(), again.predicted())
+        assert not torch.equal(result.predicted("truth"), again.predicted("truth"))
+
+
+def test_statistics_are_those_of_the_average_visible_patch():
+    model = build()
+    images = photos(model)
     result = reconstruct(model, images, IDS, seed=0)[0]
-    hidden = unpatchify(result.hidden.unsqueeze(-1).expand(-1, -1, 8 * 8 * 3), 8, (4, 4)).bool()
-    altered = torch.where(hidden, 255 - images, images)
-    again = reconstruct(model, altered, IDS, seed=0)
-    assert torch.equal(result.vectors, again[0].vectors)
-    leaking = [reconstruct(model, pixels, IDS, 0, "truth")[0].vectors for pixels in (images, altered)]
-    assert not torch.equal(*leaking)
+    patches = pixel_targets(model.normalize(images), 8, normalize=False)
+    visible = ~result.view.hidden.bool()
+    std = torch.stack([p[v].std(dim=1).mean() for p, v in zip(patches, visible, strict=True)])
+    mean = torch.stack([p[v].mean() for p, v in zip(patches, visible, strict=True)])
+    vectors = result.vectors * std[:, None, None] + mean[:, None, None]
+    torch.testing.assert_close(result.predicted(), unpatchify(vectors, 8, (4, 4)))
 
 
-def test_hidden_errors_measure_hidden_patches_only():
-    """A flat image is guessed exactly by its mean visible colour, and missed by an untrained model."""
-    model = build(normalize=False)
-    errors, baselines = hidden_errors(model, torch.full((5, 3, 32, 32), 200, dtype=torch.uint8), IDS, seed=0)
-    assert errors.shape == baselines.shape == (4,)
-    assert (baselines < 1e-10).all()
+@pytest.mark.parametrize("recipe", ["bim_vit_test_growing", "localmim_vit_test_pixels"])
+def test_a_flat_image_is_guessed_exactly_by_its_mean_visible_colour(recipe):
+    """And missed by an untrained model, whose target has no place for the colour."""
+    model = build(recipe, targets=(PixelTarget(normalize=False),))
+    errors, guesses = hidden_errors(model, torch.full_like(photos(model), 200), IDS, seed=0)
+    assert errors.shape == guesses.shape == (4,)
+    assert (guesses < 1e-10).all()
     assert (errors > 0.01).all()
+
+
+def test_repeated_edges_are_guessed_by_their_mean_visible_histogram():
+    model = build("localmim_vit_test")
+    waves = (127 + 120 * torch.sin(torch.arange(64) * torch.pi / 2)).byte().expand(5, 3, 64, 64)
+    errors, guesses = hidden_errors(model, waves, IDS, seed=0)
+    assert (guesses < 1e-2).all()
+    assert (errors > guesses).all()
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "fastmim_vit_test", "simmim_vit_test", "maskfeat_vit_test"])
+def test_what_is_hidden_is_grey_whatever_hides_it(recipe):
+    model = build(recipe)
+    images = photos(model)
+    (result,) = reconstruct(model, images, IDS, seed=0)
+    shown, hidden = masked(model, images, result.view), hidden_pixels(result.view, images)
+    assert torch.equal(shown[~hidden], (images / 255)[~hidden])
+    assert torch.equal(shown[hidden], model.mean.expand_as(images)[hidden])
+    assert hidden.sum() == result.view.hidden.sum() * 3 * model.method.encoder.patch**2
+
+
+def test_images_of_another_size_are_read_on_their_own_grid():
+    model = build("localmim_vit_test", masker=RandomDrop(ratios=(0.5,)))
+    results = reconstruct(model, torch.randint(0, 256, (5, 3, 96, 32), dtype=torch.uint8), IDS, seed=0)
+    assert [tuple(result.predicted().shape[1:]) for result in results] == [
+        *((27, 24, 8), (27, 12, 4), (27, 6, 2), (27, 3, 1)),
+    ]
+
+
+def test_stages_are_named_by_the_block_that_is_read():
+    method = RECIPES["localmim_vit_test"].config.method
+    assert [stage_name(method, stage) for stage in range(4)] == [f"after block {k}" for k in (2, 4, 6, 8)]

@@ -1,6 +1,7 @@
 """What a run leaves for other programs, and what is read back from a run folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,35 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="run has no checkpoint yet"):
         read_trained(folder.path)
     saved = json.loads((folder.path / "config.json").read_text())
-    saved["method"]["flow"]["kind"] = "Sideways"
+    saved["method"]["flow"]["type"] = "Sideways"
     (folder.path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ConfigError, match=r"config\.json cannot be understood \(.*unknown kind 'Sideways'"):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be understood \(.*unknown type 'Sideways'"):
         read_trained(folder.path)
+
+
+@pytest.mark.parametrize("write", [write_mae_program, write_hf])
+@pytest.mark.parametrize(
+    ("recipe", "depth", "found"),
+    [
+        ("simmim_vit_test", 4, "masker TokenReplace"),
+        ("fastmim_vit_test", 4, "masker BlockPixels"),
+        ("localmim_vit_test_pixels", 2, "a decoder with match_scale=4.0 and positions=True"),
+        ("bim_hog_vit_test", 3, "target HogTarget"),
+        ("mae_vit_test", 4, "a decoder with match_scale=None and positions=False"),
+    ],
+)
+def test_the_layouts_of_mae_refuse_what_is_not_maes(tmp_path, write, recipe, depth, found):
+    config = RECIPES[recipe].config
+    if recipe == "mae_vit_test":
+        head = replace(config.method.head(0), positions=False)
+        config = replace(config, method=replace(config.method, heads=(head,)))
+    message = (
+        r"formats mae and hf hold MAE's pieces alone \(RandomDrop, a decoder with positions, pixels of every patch\); "
+        f"{recipe} has {found} after block {depth}; --format timm takes its encoder"
+    )
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out", Trained(config, 20, MIM(config.method).state_dict()), depth)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])

@@ -233,11 +233,11 @@ def test_an_unusable_run_folder_is_refused(tmp_path):
 def test_config_json_names_every_piece_and_number():
     saved = to_json(RECIPES["bim_vit_base_growing"].config)
     assert saved["method"]["masker"] == {
-        "kind": "RandomDrop",
+        "type": "RandomDrop",
         "ratios": [0.65, 0.7, 0.8, 0.85],
         "decoder_sees": "before_drop",
         "loss_mask": "stage",
     }
-    assert saved["method"]["flow"] == {"kind": "Local"}
+    assert saved["method"]["flow"] == {"type": "Local"}
     assert json.loads(json.dumps(saved)) == saved
     assert differences(saved, saved) == []

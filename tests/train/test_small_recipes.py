@@ -1,0 +1,133 @@
+"""Every method runs to its end, is resumed bit for bit, and leaves encoders that timm takes."""
+
+import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from interop import import_or_skip
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from bimkern.mim.model import MIM
+from bimkern.pretrain import main
+from bimkern.recipes import SMALL_RECIPES
+from bimkern.train import checkpoint as checkpoints
+
+RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
+STEPS = 4
+NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items() if c.schedule.per_unit])
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Train a recipe in a folder on six photographs; return what is printed."""
+    photos = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(6):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((72, 72), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg")
+
+    def run(recipe, out):
+        options = ("--steps", STEPS, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+        arguments = [recipe, "--data", photos, "--out", out, "--device", "cpu", *options]
+        with redirect_stdout(StringIO()) as printed:
+            main([str(argument) for argument in arguments])
+        return printed.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """Return the folder of a recipe's finished run and what it printed; every run is made once."""
+    runs = {}
+
+    def folder(recipe):
+        if recipe not in runs:
+            out = tmp_path_factory.mktemp(recipe) / "run"
+            runs[recipe] = out, train(recipe, out)
+        return runs[recipe]
+
+    return folder
+
+
+def records(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
+
+
+@every_recipe
+def test_it_runs_to_its_end(finished, recipe):
+    out, printed = finished(recipe)
+    config, logged = RECIPES[recipe], records(out)
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    for record in logged:
+        assert len(record["loss_per_block"]) == len(config.method.taps)
+        learning = [loss for loss in record["loss_per_block"] if loss is not None]
+        assert record["loss"] == pytest.approx(sum(learning) / len(learning))
+        assert config.schedule.per_unit or len(learning) == len(config.method.taps)
+    for tap in config.method.taps:
+        assert f"\n  after block {tap + 1}  " in printed
+    for name in ("reconstruction", "curves", "memory"):
+        with Image.open(out / "pictures" / f"{name}.png") as picture:
+            assert picture.width > 300
+            assert len(picture.convert("RGB").getcolors(2**24)) > 10
+
+
+@freezing
+def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
+    out, printed = finished(recipe)
+    assert "(What was frozen before the end is judged as it was left.)" in printed
+    assert "loss frozen" in printed
+    assert [record["loss_per_block"][0] is None for record in records(out)] == [False, False, False, True]
+    (file,) = (out / "tensorboard").iterdir()
+    tags = [(event.step, value.tag) for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    assert (3, "loss_per_block/1") in tags
+    assert (4, "loss_per_block/1") not in tags
+    assert (4, "loss_per_block/4") in tags
+
+
+@every_recipe
+def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
+    timm = import_or_skip("timm")
+    out, _ = finished(recipe)
+    method = RECIPES[recipe].method
+    encoder = method.encoder
+    model = MIM(method)
+    model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
+    images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
+    tokens = model.encoder.embed(model.normalize(images), torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1))
+    sizes = {"img_size": encoder.image_size, "patch_size": encoder.patch, "embed_dim": encoder.width}
+    names = []
+    for stage, tap in enumerate(method.taps):
+        for block in model.stage_blocks(stage):
+            tokens = model.encoder.blocks[block](tokens)
+        names.append(f"backbone-depth{tap + 1:02d}.safetensors")
+        options = sizes | {"depth": tap + 1, "num_heads": encoder.num_heads, "num_classes": 0}
+        theirs = timm.create_model("vit_base_patch16_224", **options).eval()
+        theirs.load_state_dict(load_file(out / "exported" / names[-1]))
+        features = theirs.forward_features(model.normalize(images))
+        torch.testing.assert_close(features, model.heads[stage].in_norm(tokens), rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in (out / "exported").iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels", "vitfreeze_vit_test_isolated"],
+)
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
+    whole, _ = finished(recipe)
+    shutil.copytree(whole, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{STEPS:08d}")
+    assert f"at step 2 of {STEPS}" in train(recipe, tmp_path / "resumed")
+    assert records(tmp_path / "resumed") == records(whole)
+    ours, theirs = (checkpoints.load_latest(run / "checkpoints").model for run in (whole, tmp_path / "resumed"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -185,6 +185,18 @@ def test_keeps_no_predictions(device, scale):
     assert extra <= features.nbytes + 3 * sum(p.nbytes for p in parameters) + 4096
 
 
+def test_the_last_backward_needs_no_second_gradient():
+    features, target, mask, *parameters = sample("cpu", torch.float32, 4, **DEFAULT)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        loss = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)
+    (first,) = torch.autograd.grad(loss, features, retain_graph=True)
+    (last,) = torch.autograd.grad(loss, features)
+    assert torch.equal(first, last)
+    assert first.data_ptr() not in kept
+    assert last.data_ptr() in kept
+
+
 def test_without_gradients_none_are_made(device):
     features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
     want = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bimkern.ops import backends
 
-WITHOUT_KERNEL = ("masked_loss", "match_loss", "match_predict", "pixel_targets")  # plain torch on every device
+WITHOUT_KERNEL = ("masked_loss", "match_loss", "match_predict", "pixel_targets")  # plain torch on a GPU
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """The shapes that are measured: what the published networks do to a batch.
 
 Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0), p pixels
-a side of a patch.
+a side of a patch, L values of a target.
 """
 
 from dataclasses import dataclass
@@ -51,6 +51,10 @@ KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), quick={"N": 16
 # The mask of 14 x 14 patches at the other scales of LocalMIM: Wang et al. 2023, section 4.1.
 _SCALES = tuple({"N": 196, "K": 49, "scale": scale} for scale in (4, 2, 0.5))
 SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=256)
+
+# LocalMIM's decoders, 256 wide, HOG of 9 bins and of 18: Wang et al. 2023, section 4.1.
+_HEADS = tuple(_patches(256) | {"L": L, "scale": scale} for L, scale in ((27, 4), (54, 4), (27, 2), (54, 2), (27, 1)))
+MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}), quick=_QUICK | {"L": 3, "scale": 4})
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}), quick={"H": 64})

@@ -9,6 +9,7 @@ Shapes: B images, N = rows x columns cells, n hidden ones, D width, E and F widt
 before the last product (E at x4, else D), P values predicted, S those of a 2x2 square (x1: of a cell) with padding.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -151,7 +152,8 @@ def _total(
     last = weight.to(dtype)  # [C, S]
     first = None if up is None else up.to(dtype).contiguous()  # [D, 4*E]
     E = 0 if first is None else first.shape[1] // 4
-    grad_features = buffer(*features.shape) if with_grads and len(ids) else zeros(*features.shape, dtype=dtype)
+    make = buffer if len(ids) else functools.partial(zeros, dtype=dtype)  # chunks write zeros too, where there are any
+    grad_features = make(*features.shape) if with_grads else buffer(0)
     grad_last, grad_first = zeros(*last.shape, dtype=wide), zeros(D, 4 * E, dtype=wide)
     error_sums, norm_sums = zeros(1 + S), zeros(3, E)
     gathered, pred = buffer(chunk, D, dtype=features.dtype), buffer(4 * chunk if E else chunk, S)
@@ -229,6 +231,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.factor = (1 if absolute else 2), target.shape[2]  # the derivative's, and that of the mean over P
 
 
+def _is_last_use(saved: Tensor) -> bool:
+    """Tell whether what was saved may be overwritten: not under retain_graph, nor while a compiler traces."""
+    return type(saved) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
@@ -241,7 +248,12 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
     grad_features, *rest = ctx.saved_tensors
     grads = [grad.to(parameters) * scale.to(parameters) for grad in rest]
     first = grads[:4] if ctx.has_up else [None] * 4
-    return grad_features.to(features) * scale, *first, *grads[4:], *[None] * 9
+    grad_features = grad_features.to(features)
+    if _is_last_use(grad_features):
+        grad_features *= scale
+    else:
+        grad_features = grad_features * scale
+    return grad_features, *first, *grads[4:], *[None] * 9
 
 
 torch.library.register_autograd("bimkern::match_total", _backward, setup_context=_save, lib=_backend.schemas)

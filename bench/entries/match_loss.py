@@ -1,0 +1,131 @@
+"""match_loss against the convolutions of MIM programs, and against the same for hidden tokens alone.
+
+Shapes: B images, N = side x side tokens, D width, E and F widths after the deconvolutions, L values of a prediction.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import inputs, shapes
+from bench.entry import Case, Measure, entry
+from bench.refcheck import equal_up_to_rounding
+from bimkern.nn import MatchHead
+from bimkern.ops import keep_to_mask, match_loss
+from bimkern.ops.match import match_loss_reference
+
+
+class Matching:
+    """One head and its inputs: features and parameters in float32, products in the dtype of the case."""
+
+    def __init__(self, case: Case) -> None:
+        B, N, D, L, self.scale = (case.dims[letter] for letter in ("B", "N", "D", "L", "scale"))
+        self.dtype, self.side = case.torch_dtype, math.isqrt(N)
+        self.layers = MatchHead(D, L, self.scale).to(case.device).layers
+        self.features = torch.randn(B, N, D, device=case.device, requires_grad=True)
+        self.target = torch.randn(B, int(N * self.scale**2), L, device=case.device)
+        self.mask = keep_to_mask(inputs.keep(case), N)  # [B, N]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.features, *(p for p in self.layers if p is not None)]
+
+    def cast(self, *parameters: Tensor | None) -> list[Any]:
+        return [None if p is None else p.to(self.dtype) for p in parameters]
+
+    def ours(self) -> Tensor:
+        return match_loss(self.features, self.layers, self.target, self.mask, self.scale, dtype=self.dtype)
+
+    def reference(self) -> Tensor:
+        grid, denominator = (self.side, self.side), self.mask.sum() * self.scale**2
+        arguments = self.features, self.layers, self.target, self.mask
+        return match_loss_reference(*arguments, self.scale, *grid, "l2", denominator, self.dtype)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        norm = self.layers.norm_weight, self.layers.norm_bias
+        return F.gelu(F.layer_norm(x.float(), x.shape[-1:], *norm, 1e-6)).to(self.dtype)
+
+    def convolutions(self) -> Tensor:
+        """The usual form: every token is predicted, and visible ones are weighted with zero."""
+        pred, pred_bias, up1, up1_bias, up2, up2_bias = self.cast(*self.layers[:4], *self.layers[6:])
+        x = self.features.to(self.dtype).mT.unflatten(2, (self.side, self.side))  # [B, D, side, side]
+        mask = self.mask.unflatten(1, (self.side, self.side))
+        if self.scale < 1:
+            x, mask = F.avg_pool2d(x, 2), F.avg_pool2d(mask.unsqueeze(1), 2).squeeze(1)
+        else:
+            mask = mask.repeat_interleave(self.scale, 1).repeat_interleave(self.scale, 2)
+        if self.scale > 1:
+            x = F.conv_transpose2d(x, up1, up1_bias, stride=2)
+        if self.scale == 4:
+            x = self.normalised(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = F.conv_transpose2d(x, up2, up2_bias, stride=2)
+        predictions = F.conv2d(x, pred, pred_bias).flatten(2).mT.float()
+        return ((predictions - self.target).square().mean(-1) * mask.flatten(1)).sum() / mask.sum()
+
+    def hidden(self) -> Tensor:
+        """The best form in plain torch: rows of hidden tokens, the prediction folded into the last deconvolution."""
+        pred, pred_bias, up1, up1_bias, up2, up2_bias = self.cast(*self.layers[:4], *self.layers[6:])
+        side, pred = self.side, pred.flatten(1)
+        features, mask, target = self.features, self.mask, self.target
+        if self.scale < 1:
+            features = F.avg_pool2d(features.mT.unflatten(2, (side, side)), 2).flatten(2).mT
+            side, mask = side // 2, F.avg_pool2d(mask.unflatten(1, (side, side)).unsqueeze(1), 2).flatten(1)
+        places = mask.nonzero(as_tuple=True)
+        x = features[places].to(self.dtype)  # [n, D]
+        if self.scale == 4:
+            x = x @ up1.permute(0, 2, 3, 1).flatten(1)  # [n, 4*E]
+            x = self.normalised(x.unflatten(1, (4, -1)) + up1_bias)  # [n, 4, E]
+        up, up_bias = (up2, up2_bias) if self.scale == 4 else (up1, up1_bias)
+        if up is None:
+            x = x @ pred.T
+        else:
+            x = x @ (up.permute(0, 2, 3, 1) @ pred.T).flatten(1)  # [n, (4,) 4*L]
+            x = x.unflatten(-1, (4, -1))
+            pred_bias = pred_bias + pred @ up_bias
+        error = (x + pred_bias).float() - self.cells(target, side)[places].view(x.shape)
+        return (error.square().flatten(1).mean(1) * mask[places]).sum() / mask.sum()
+
+    def cells(self, target: Tensor, side: int) -> Tensor:
+        """View a target [B, M, L] cell by cell, in the order in which deconvolutions make values: [B, N, ...]."""
+        if self.scale <= 1:
+            return target
+        halves = (2, 2) if self.scale == 4 else (2,)
+        order = (0, 1, 4, 2, 5, 3, 6, 7) if self.scale == 4 else (0, 1, 3, 2, 4, 5)
+        return target.unflatten(1, (side, *halves, side, *halves)).permute(order).flatten(1, 2)
+
+
+@entry("match_loss", shapes=shapes.MATCH)
+def measure(case: Case) -> Measure:
+    """Predict hidden cells at another scale and take their loss; what forward makes is not written to memory."""
+    B, N, K, D, L = (case.dims[letter] for letter in "BNKDL")
+    scale = case.dims["scale"]
+    matching = Matching(case)
+    compiled = case.compiled(matching.convolutions)
+
+    def rounded(output: Any) -> list[Tensor]:
+        """Everything is float32 but the products, so their dtype says how exact a result can be."""
+        return [x.to(case.torch_dtype) for x in (output if isinstance(output, tuple) else (output,))]
+
+    def check(provider: str, got: Any, expected: Any) -> None:
+        equal_up_to_rounding(provider, rounded(got), rounded(expected))
+
+    cells = B * (N - K) if scale >= 1 else B * N // 4
+    before = 2 * D * D if scale == 4 else 0  # products of a cell in the first deconvolution, to 4 rows of D / 2
+    last = {4: 8 * D * L, 2: 4 * D * L}.get(scale, D * L)
+    passes = 1 if case.pass_name == "fwd" else 3  # a product's backward is two
+    target = cells * int(max(1, scale)) ** 2 * L
+    # Hidden rows and their target in; back: gradients of all tokens out.
+    one_way = 4 * (B * (N - K) * D + target)
+    return Measure(
+        ours=matching.ours,
+        rivals={"conv": matching.convolutions, "hidden": matching.hidden, "compile": compiled},
+        reference=matching.reference,
+        check=check,
+        leaves=matching.leaves,
+        bytes=one_way if case.pass_name == "fwd" else one_way + 4 * B * N * D,
+        matrix_flops=passes * 2 * cells * (before + last),
+        items=B,
+    )

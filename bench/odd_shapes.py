@@ -18,6 +18,7 @@ from bimkern.ops import (
     hog,
     keep_to_mask,
     masked_loss,
+    masked_pixel_loss,
     pixel_targets,
     random_keep,
     restore_tokens,
@@ -117,9 +118,29 @@ def _masked_loss(make: Inputs) -> Tensor:
     return masked_loss(make.floats(B, N, D), target, keep_to_mask(make.keep(), N))
 
 
+def _masked_loss_strided(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    return masked_loss(make.strided(B, N, D), make.strided(B, N, D).detach(), keep_to_mask(make.keep(), N), "l1")
+
+
+def _masked_pixel_loss(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    images = torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device)
+    return masked_pixel_loss(make.floats(B, N, 48), images, keep_to_mask(make.keep(), N), patch=4)
+
+
+def _masked_pixel_loss_all(make: Inputs) -> Tensor:
+    """With every option, odd patches and strides."""
+    B, N, _, _ = make.dims
+    images = make.strided(3 * B, 7, 7 * N).detach().unflatten(0, (B, 3))
+    mean, std = make.parameter(3).detach(), make.parameter(3).detach().abs() + 0.2
+    options: Any = {"patch": 7, "mean": mean, "std": std, "denominator": 3.0}
+    return masked_pixel_loss(make.strided(B, N, 147), images, keep_to_mask(make.keep(), N), "l1", **options)
+
+
 def _pixel_targets(make: Inputs) -> Tensor:
     B, N, _, _ = make.dims
-    return pixel_targets(make.floats(B, 3, 4, 4 * N).detach(), patch=4)
+    return pixel_targets(make.floats(B, 3, 4, 4 * N), patch=4)
 
 
 def _scale_mask(make: Inputs) -> Tensor:
@@ -134,7 +155,8 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "gather_tokens": (_gather_tokens, _gather_tokens_strided),
     "hog": (_hog,),
     "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),
-    "masked_loss": (_masked_loss,),
+    "masked_loss": (_masked_loss, _masked_loss_strided),
+    "masked_pixel_loss": (_masked_pixel_loss, _masked_pixel_loss_all),
     "pixel_targets": (_pixel_targets,),
     "random_keep": (_random_keep,),
     "restore_tokens": (_restore_tokens, _restore_tokens_strided),

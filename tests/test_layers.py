@@ -12,12 +12,13 @@ NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in 
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
-ENGINE = {"mim", "models", "ops", "optional"}
+ENGINE = {"mim", "models", "nn", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
-    "models": {"ops", "optional"},
-    "mim": {"models", "ops"},
+    "nn": {"ops"},
+    "models": {"nn", "ops", "optional"},
+    "mim": {"models", "nn", "ops"},
     "arena": set(),
     "data": {"ops"},
     "train": {"data", "arena", *ENGINE},
@@ -90,6 +91,14 @@ def test_dali_is_imported_in_one_place(path):
         return
     modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.startswith("nvidia.dali")]
     assert not modules, "DALI is imported in data/dali.py alone"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_triton_is_imported_in_one_place(path):
+    if name_of(path).startswith("bimkern/ops/_triton/"):
+        return
+    modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "triton"]
+    assert not modules, "triton is imported in ops/_triton alone"
 
 
 @pytest.mark.parametrize("path", [p for p in PYTHON if part_of(p) not in ("recipes", "dropin", *COMMANDS)], ids=name_of)

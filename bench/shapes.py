@@ -67,6 +67,4 @@ LOSS = Shapes(
 )
 
 # Pixels of patches of 16, and of the 32 of a Swin's last stage.
-PIXEL_LOSS = Shapes(
-    images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}), quick={"N": 16, "K": 4, "p": 4}
-)
+PIXEL_LOSS = Shapes(images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}), quick={"N": 16, "K": 4, "p": 4})

@@ -1,4 +1,4 @@
-"""`python -m bench.triton_kernels`: compile every Triton kernel for every architecture; registers, shared memory, spills.
+"""`python -m bench.triton_kernels`: compile Triton kernels for every architecture; registers, shared memory, spills.
 
 Needs triton, no GPU. Kernels are compiled with the arguments that the ops give them, on shapes of the recipes.
 """
@@ -111,9 +111,7 @@ def _compiled(launch: Launch, arch: int) -> Kernel:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(compiled.asm["ptx"])
         command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}", str(ptx)]
-        done = subprocess.run(
-            [*command, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*command, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True, check=True)
     (kernel,) = parse(done.stderr, f"bimkern/ops/_triton/{launch.kernel.__module__.rpartition('.')[2]}.py")
     return replace(kernel, name=f"{launch.kernel.__name__}[{launch.label}]", arch=arch, shared=compiled.metadata.shared)
 

@@ -73,7 +73,9 @@ def assert_equals(ours, torchs, pred, *rest):
 def test_masked_loss(size, kind):
     B, N, P = size
     weight = weights(B, N)
-    assert_equals(masked_loss, masked_loss_reference, torch.randn(B, N, P), torch.randn(B, N, P), weight, weight.sum(), kind)
+    assert_equals(
+        masked_loss, masked_loss_reference, torch.randn(B, N, P), torch.randn(B, N, P), weight, weight.sum(), kind
+    )
 
 
 @pytest.mark.parametrize("target", DTYPES, ids=str)

@@ -46,7 +46,9 @@ def read_patch(
     channel = index % channels
     y = index // channels // patch
     x = index // channels % patch
-    pixels = corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
+    pixels = (
+        corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
+    )
     values = tl.load(pixels, mask=inside, other=0).to(WIDE)
     if HAS_MEAN:
         values -= FULL * tl.load(mean + channel)

@@ -39,6 +39,7 @@ gpu-check:
 # Without a GPU: registers, shared memory and spills of every kernel on every architecture.
 gpu-dry:
 	$(PYTHON) -m bench.kernels
+	$(PYTHON) -m bench.triton_kernels
 
 clean:
 	rm -rf build dist *.egg-info bimkern/_native.so

@@ -22,6 +22,7 @@ from bimkern.ops import (
     masked_loss,
     match_loss,
     match_predict,
+    masked_pixel_loss,
     pixel_targets,
     random_keep,
     restore_tokens,
@@ -121,6 +122,26 @@ def _masked_loss(make: Inputs) -> Tensor:
     return masked_loss(make.floats(B, N, D), target, keep_to_mask(make.keep(), N))
 
 
+def _masked_loss_strided(make: Inputs) -> Tensor:
+    B, N, _, D = make.dims
+    return masked_loss(make.strided(B, N, D), make.strided(B, N, D).detach(), keep_to_mask(make.keep(), N), "l1")
+
+
+def _masked_pixel_loss(make: Inputs) -> Tensor:
+    B, N, _, _ = make.dims
+    images = torch.randint(0, 256, (B, 3, 4, 4 * N), dtype=torch.uint8, device=make.device)
+    return masked_pixel_loss(make.floats(B, N, 48), images, keep_to_mask(make.keep(), N), patch=4)
+
+
+def _masked_pixel_loss_all(make: Inputs) -> Tensor:
+    """With every option, odd patches and strides."""
+    B, N, _, _ = make.dims
+    images = make.strided(3 * B, 7, 7 * N).detach().unflatten(0, (B, 3))
+    mean, std = make.parameter(3).detach(), make.parameter(3).detach().abs() + 0.2
+    options: Any = {"patch": 7, "mean": mean, "std": std, "denominator": 3.0}
+    return masked_pixel_loss(make.strided(B, N, 147), images, keep_to_mask(make.keep(), N), "l1", **options)
+
+
 def _match_layers(make: Inputs, scale: float) -> MatchLayers:
     """Widths that no deconvolution halves."""
     D = make.dims[3]
@@ -151,7 +172,7 @@ def _match_predict(make: Inputs) -> Tensor:
 
 def _pixel_targets(make: Inputs) -> Tensor:
     B, N, _, _ = make.dims
-    return pixel_targets(make.floats(B, 3, 4, 4 * N).detach(), patch=4)
+    return pixel_targets(make.floats(B, 3, 4, 4 * N), patch=4)
 
 
 def _scale_mask(make: Inputs) -> Tensor:
@@ -166,7 +187,8 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "gather_tokens": (_gather_tokens, _gather_tokens_strided),
     "hog": (_hog,),
     "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),
-    "masked_loss": (_masked_loss,),
+    "masked_loss": (_masked_loss, _masked_loss_strided),
+    "masked_pixel_loss": (_masked_pixel_loss, _masked_pixel_loss_all),
     "match_loss": tuple(functools.partial(_match_loss, scale=scale) for scale in (4, 2, 1, 0.5)),
     "match_predict": (_match_predict,),
     "pixel_targets": (_pixel_targets,),

@@ -58,3 +58,17 @@ MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}), quick=
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}), quick={"H": 64})
+
+# Predictions of ViT-B/16's pixels, of HOG at 9 bins a patch and at LocalMIM's finest scale of 18: Wang et al. 2022
+# (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), section 4.1.
+LOSS = Shapes(
+    images=(
+        {"N": 196, "K": 49, "P": 768},
+        {"N": 196, "K": 49, "P": 108},
+        {"N": 3136, "K": 784, "P": 54},
+    ),
+    quick={"N": 16, "K": 4, "P": 48},
+)
+
+# Pixels of patches of 16, and of the 32 of a Swin's last stage.
+PIXEL_LOSS = Shapes(images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}), quick={"N": 16, "K": 4, "p": 4})

@@ -93,6 +93,14 @@ def test_dali_is_imported_in_one_place(path):
     assert not modules, "DALI is imported in data/dali.py alone"
 
 
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_triton_is_imported_in_one_place(path):
+    if name_of(path).startswith("bimkern/ops/_triton/"):
+        return
+    modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "triton"]
+    assert not modules, "triton is imported in ops/_triton alone"
+
+
 @pytest.mark.parametrize("path", [p for p in PYTHON if part_of(p) not in ("recipes", "dropin", *COMMANDS)], ids=name_of)
 def test_nothing_below_the_recipes_names_a_method(path):
     tree = ast.parse(path.read_text())

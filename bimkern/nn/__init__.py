@@ -1,5 +1,7 @@
-"""The ops as modules, for use in any network."""
+"""The ops as modules, for networks and training loops of others."""
 
+from bimkern.nn.hog import HOG
+from bimkern.nn.masked_loss import MaskedLoss
 from bimkern.nn.match_head import MatchHead
 
-__all__ = ["MatchHead"]
+__all__ = ["HOG", "MaskedLoss", "MatchHead"]

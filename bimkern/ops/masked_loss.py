@@ -132,9 +132,7 @@ def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wants_grad, wants_pred, *_ = ctx.needs_input_grad
     grad_grad = grad_pred = None
     if wants_grad:
-        slopes = torch.ops.bimkern.masked_loss_bwd(
-            torch.ones_like(grad), pred, target, weight, denominator, ctx.kind
-        )
+        slopes = torch.ops.bimkern.masked_loss_bwd(torch.ones_like(grad), pred, target, weight, denominator, ctx.kind)
         grad_grad = dot(cotangent, slopes, grad.dtype)
     if wants_pred:
         grad_pred = curvature(grad, cotangent, weight, denominator, ctx.kind)

@@ -99,9 +99,7 @@ def check_images(
     return dims["B"], (dims["H"] // patch) * (dims["W"] // patch), length
 
 
-def as_statistics(
-    mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
+def as_statistics(mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """Return mean and std as the kernels take them; constants, as the target is."""
     first, second = (None if values is None else values.detach().to(dtype).contiguous() for values in (mean, std))
     return first, second

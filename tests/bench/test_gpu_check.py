@@ -69,16 +69,12 @@ def test_every_entry_but_loaders_has_a_part_of_its_own_and_steps_come_before_the
 def test_an_op_off_its_kernel_is_a_failure(monkeypatch, capsys):
     monkeypatch.delenv("BIMKERN_BACKEND", raising=False)
     table = backends()
-    assert {op for op, served in table.items() if served["cuda"].reason == "no kernel yet"} == set(
-        native.WITHOUT_KERNEL
-    )
     missing = Choice("reference", "not built with CUDA", fallback=True)
     served = {op: {"cuda": Choice("native", "has a kernel for cuda")} for op in table} | {"hog": {"cuda": missing}}
-    for op in native.WITHOUT_KERNEL:
-        served[op] = {"cuda": table[op]["cuda"]}
+    served["masked_loss"] = {"cuda": Choice("triton", "has a kernel for cuda")}
     monkeypatch.setattr(native, "backends", lambda: served)
     assert native.main([]) == 1
-    assert capsys.readouterr().out == "hog: reference on cuda, expected native: not built with CUDA\n"
+    assert capsys.readouterr().out == "hog: reference on cuda, expected a kernel: not built with CUDA\n"
     del served["hog"]
     assert native.main([]) == 0
 
@@ -106,7 +102,8 @@ def test_the_summary_shows_what_was_measured(tmp_path):
 def test_every_op_is_called_on_odd_shapes(device):
     assert set(odd_shapes.CALLS) == set(backends()), "a new op is to be entered in bench/odd_shapes.py"
     ways = sum(len(calls) for calls in odd_shapes.CALLS.values())
-    assert ways == len(odd_shapes.CALLS) + 6, "embed_visible, gather_tokens, restore_tokens: two ways; match_loss: four"
+    twice = "embed_visible, gather_tokens, masked_loss, masked_pixel_loss, restore_tokens: two ways; match_loss: four"
+    assert ways == len(odd_shapes.CALLS) + 8, twice
     assert odd_shapes.call_all(device) == ways * len(odd_shapes.SHAPES) * 3
 
 

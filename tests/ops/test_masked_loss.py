@@ -159,7 +159,9 @@ def test_reads_any_strides(device):
         assert all(torch.equal(x, y) for x, y in zip(with_grad(masked_loss, a, b, strided), want, strict=True))
     row = target[:1, :1]
     want = with_grad(masked_loss, pred, row.expand_as(pred).contiguous(), weight)
-    assert all(torch.equal(x, y) for x, y in zip(with_grad(masked_loss, pred, row.expand_as(pred), weight), want, strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(with_grad(masked_loss, pred, row.expand_as(pred), weight), want, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +211,11 @@ def test_makes_nothing_of_the_size_of_pred_but_its_gradient(device, dtype):
             ValueError,
             "pred must hold at least one value a token, got [4, 9, 0]",
         ),
-        ({"pred": torch.zeros(4, 9, 6).int()}, TypeError, "pred must be float32, float16, bfloat16 or float64, got int32"),
+        (
+            {"pred": torch.zeros(4, 9, 6).int()},
+            TypeError,
+            "pred must be float32, float16, bfloat16 or float64, got int32",
+        ),
         (
             {"target": torch.zeros(4, 9, 6).byte()},
             TypeError,

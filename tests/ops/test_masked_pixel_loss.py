@@ -192,7 +192,11 @@ def test_compiles_whole(device):
         ),
         ({"mean": torch.zeros(1)}, ValueError, "mean must be [C=3], got [1]"),
         ({"std": torch.zeros(3).double()}, TypeError, "std must be float32, got float64"),
-        ({"pred": torch.zeros(2, 4, 48).int()}, TypeError, "pred must be float32, float16, bfloat16 or float64, got int32"),
+        (
+            {"pred": torch.zeros(2, 4, 48).int()},
+            TypeError,
+            "pred must be float32, float16, bfloat16 or float64, got int32",
+        ),
         ({"weight": torch.zeros(2, 4).half()}, TypeError, "weight must be float32 or float64, got float16"),
         ({"images": torch.zeros(2, 3, 8, 8).double()}, TypeError, "weight must be float64, got float32"),
         ({"images": torch.zeros(2, 3, 8, 8, device="meta")}, ValueError, "images must be on cpu like pred, got meta"),

@@ -1,0 +1,157 @@
+"""masked_loss and its gradient; bound by memory.
+
+Parallel over tiles of rows. Rows of weight zero are masked out of every load. A tile leaves one partial sum, and one
+program adds these in a fixed order: the same bits in every run.
+
+Shapes: B images, N tokens, P values a token.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bimkern.ops._triton.launch import launch, power_of_2, with_contiguous_rows
+
+_TILE = 1024  # values
+_MAX_COLUMNS = 256
+_SUM_BLOCK = 4096
+WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+@triton.jit
+def loss_tiles(
+    pred,
+    target,
+    weight,
+    partial,
+    num_rows,
+    tokens,
+    length,
+    pred_image_stride,
+    pred_token_stride,
+    target_image_stride,
+    target_token_stride,
+    weight_image_stride,
+    weight_token_stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    L2: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
+    token = (rows % tokens).to(tl.int64)
+    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride, mask=rows < num_rows, other=0)
+    counts = w != 0
+    pred_rows = pred + image * pred_image_stride + token * pred_token_stride
+    target_rows = target + image * target_image_stride + token * target_token_stride
+    errors = tl.zeros([ROWS], WIDE)
+    for start in range(0, length, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        inside = counts[:, None] & (columns < length)[None, :]
+        p = tl.load(pred_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
+        t = tl.load(target_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
+        difference = p - t
+        errors += tl.sum(difference * difference if L2 else tl.abs(difference), axis=1)
+    tl.store(partial + tl.program_id(0), tl.sum(w * (errors / length), axis=0))
+
+
+@triton.jit
+def add_partials(partial, denominator, loss, count, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        total += tl.load(partial + places, mask=places < count, other=0).to(tl.float64)
+    d = tl.load(denominator)
+    quotient = tl.sum(total, axis=0) / tl.where(d == 0, 1, d).to(tl.float64)
+    tl.store(loss, tl.where(d == 0, 0, quotient))
+
+
+@triton.jit
+def slope_tiles(
+    grad,
+    pred,
+    target,
+    weight,
+    denominator,
+    grad_pred,
+    num_rows,
+    tokens,
+    length,
+    pred_image_stride,
+    pred_token_stride,
+    target_image_stride,
+    target_token_stride,
+    weight_image_stride,
+    weight_token_stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    L2: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
+    token = (rows % tokens).to(tl.int64)
+    exists = rows < num_rows
+    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride, mask=exists, other=0)
+    d = tl.load(denominator)
+    w = tl.where(d == 0, 0, w)
+    counts = w != 0
+    factor = w * (tl.load(grad) / (tl.where(d == 0, 1, d) * length))
+    pred_rows = pred + image * pred_image_stride + token * pred_token_stride
+    target_rows = target + image * target_image_stride + token * target_token_stride
+    out_rows = grad_pred + rows.to(tl.int64) * length
+    for start in range(0, length, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        inside = counts[:, None] & (columns < length)[None, :]
+        p = tl.load(pred_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
+        t = tl.load(target_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
+        difference = p - t
+        if L2:
+            slope = 2 * difference
+        else:
+            slope = (difference > 0).to(WIDE) - (difference < 0).to(WIDE)
+        values = (factor[:, None] * slope).to(grad_pred.dtype.element_ty)
+        tl.store(out_rows[:, None] + columns[None, :], values, mask=exists[:, None] & (columns < length)[None, :])
+
+
+def _tile(length: int) -> tuple[int, int]:
+    columns = power_of_2(length, _MAX_COLUMNS)
+    return _TILE // columns, columns
+
+
+def masked_loss(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+    pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
+    ROWS, COLUMNS = _tile(pred.shape[2])
+    programs = triton.cdiv(weight.numel(), ROWS)
+    partial = weight.new_empty(programs)
+    if programs:
+        strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
+        sizes = weight.numel(), pred.shape[1], pred.shape[2]
+        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        launch(loss_tiles, programs, pred, target, weight, partial, *sizes, *strides, num_warps=4, **constants)
+    return sum_of(partial, denominator)
+
+
+def sum_of(partial: Tensor, denominator: Tensor) -> Tensor:
+    """Add partial sums [*] and divide; zero where the denominator is."""
+    loss = partial.new_empty(())
+    launch(add_partials, 1, partial, denominator, loss, partial.numel(), num_warps=8, BLOCK=_SUM_BLOCK)
+    return loss
+
+
+def masked_loss_bwd(
+    grad: Tensor, pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str
+) -> Tensor:
+    pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
+    grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
+    ROWS, COLUMNS = _tile(pred.shape[2])
+    programs = triton.cdiv(weight.numel(), ROWS)
+    if programs:
+        strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
+        sizes = weight.numel(), pred.shape[1], pred.shape[2]
+        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        tensors = grad, pred, target, weight, denominator, grad_pred
+        launch(slope_tiles, programs, *tensors, *sizes, *strides, num_warps=4, **constants)
+    return grad_pred

@@ -1,0 +1,86 @@
+"""What the kernels that read patches share: one patch as a target vector, in the registers of one program.
+
+Letters: C channels, p patch size, P = p*p*C values of a patch, channel fastest.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def read_patch(
+    images,
+    mean,
+    std,
+    row,
+    count,
+    channels,
+    patch,
+    grid_rows,
+    grid_columns,
+    image_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    BLOCK: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
+    HAS_STD: tl.constexpr,
+    FULL: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the values of a patch, [BLOCK], and which of them there are: count is P, or 0 to read nothing."""
+    length = patch * patch * channels
+    place = row % (grid_rows * grid_columns)
+    corner = (
+        images
+        + (row // (grid_rows * grid_columns)).to(tl.int64) * image_stride
+        + (place // grid_columns * patch).to(tl.int64) * row_stride
+        + (place % grid_columns * patch).to(tl.int64) * column_stride
+    )
+    index = tl.arange(0, BLOCK)
+    inside = index < count
+    channel = index % channels
+    y = index // channels // patch
+    x = index // channels % patch
+    pixels = (
+        corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
+    )
+    values = tl.load(pixels, mask=inside, other=0).to(WIDE)
+    if HAS_MEAN:
+        values -= FULL * tl.load(mean + channel)
+    if HAS_STD:
+        values *= 1 / (FULL * tl.load(std + channel))
+    elif FULL != 1:
+        values *= 1 / tl.full([1], FULL, WIDE)
+    if NORMALIZE:
+        first = tl.sum(tl.where(index == 0, values, 0), axis=0)  # a constant patch is exactly zero
+        values -= first
+        values -= tl.sum(tl.where(inside, values, 0), axis=0) / length
+        variance = tl.sum(tl.where(inside, values * values, 0), axis=0) / (length - 1)
+        values *= 1 / tl.sqrt(variance + 1e-6)
+    return values, inside
+
+
+def patch_arguments(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int) -> tuple[tuple[Any, ...], ...]:
+    """Return the tensors and the numbers of read_patch."""
+    _, C, H, W = images.shape
+    # A kernel that has no mean or std reads none, but wants a pointer.
+    tensors = images, images if mean is None else mean, images if std is None else std
+    return tensors, (C, patch, H // patch, W // patch, *images.stride())
+
+
+def patch_constants(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int, normalize: bool) -> Any:
+    """Return the constants of read_patch, and the warps of its program."""
+    block = triton.next_power_of_2(images.shape[1] * patch * patch)
+    return {
+        "BLOCK": block,
+        "HAS_MEAN": mean is not None,
+        "HAS_STD": std is not None,
+        "FULL": 1 if images.is_floating_point() else 255,
+        "NORMALIZE": normalize,
+        "num_warps": max(1, min(block // 128, 32)),
+    }

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -25,19 +26,18 @@ class _FreeGradients:
             parameter.grad = None
 
 
-def live_activation_peak(config: Config) -> int:
+def live_activation_peak(config: Config, kind: Stretch) -> int:
     """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
 
-    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors. A GPU's attention
-    kernels may save a little more or less.
+    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
+    kind. A GPU's attention kernels may save a little more or less.
     """
-    run = config.run
+    run, side = config.run, kind.image_size
     with FakeTensorMode():
         model = MIM(config.method)
         set_compute_dtype(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
-        side = config.method.encoder.image_size
-        shape = (run.images_at_a_time, config.method.encoder.channels, side, side)
+        shape = (kind.micro_batch, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
         with LiveBytes(model.parameters()) as counter:
             batch = MicroBatch(images, model.views(images, ids, run.seed))

@@ -150,7 +150,7 @@ class MIM(nn.Module):
             scales = [self.method.head(stage).scale for stage in members]
             patch = self.method.encoder.patch
             vectors = hog_vectors(list(members.values()), images, patch, scales, self.normalize)
-            found |= dict(zip(members, vectors, strict=True))
+            found |= {stage: target.to(self.mean.dtype) for stage, target in zip(members, vectors, strict=True)}
         return found
 
     def predict(self, stage: int, tokens: Tensor, view: StageView) -> Tensor:
@@ -180,6 +180,6 @@ class MIM(nn.Module):
         config, wanted = self.method.head(stage), self.method.target(stage)
         features = head.features(view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
         if target is None:
-            target = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize)
+            target = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize).to(self.mean.dtype)
         cells = denominator * config.scale**2
         return head.pred.loss(features, target, view.hidden, view.grid, cells, wanted.kind)

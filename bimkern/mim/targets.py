@@ -109,7 +109,7 @@ def hog_vectors(
 ) -> list[Tensor]:
     """Compute targets that differ in their bias alone, each at its scale, from one pass over the images."""
     first, sides = targets[0], [target.side(patch, scale) for target, scale in zip(targets, scales, strict=True)]
-    pixels = images if first.bias is None else normalize(images)
+    pixels = images if first.bias is None else normalize(images).float()
     if first.resize_patch is not None:
         size = [side // patch * first.resize_patch for side in images.shape[2:]]
         pixels = interpolate(pixels.float(), size, mode="bilinear", antialias=True)

@@ -15,7 +15,7 @@ from bimkern.train.optim import GroupOptimizer
 from bimkern.train.optimizers import AdamWConfig
 
 SEED = 11
-METHODS = ("mae_vit_test", "bim_vit_test", "bim_vit_test_growing")
+METHODS = tuple(name for name, recipe in RECIPES.items() if "_vit_test" in name)
 
 
 class KeepGradients:
@@ -37,7 +37,7 @@ def build(recipe, dtype=torch.float64, **changes):
 
 def micro_batches(model, *sizes):
     generator = torch.Generator().manual_seed(5)
-    images = torch.randint(0, 256, (sum(sizes), 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (sum(sizes), 3, *[model.method.encoder.image_size] * 2), dtype=torch.uint8, generator=generator)
     ids = torch.arange(sum(sizes))
     parts = zip(images.split(sizes), ids.split(sizes), strict=True)
     return [MicroBatch(part, model.views(part, part_ids, SEED)) for part, part_ids in parts]
@@ -67,7 +67,8 @@ def plain_losses(model, batch, *, local):
     tokens, losses = batch.images, []
     for stage, view in enumerate(batch.views):
         tokens = model.encode(stage, tokens.detach() if local else tokens, view)
-        losses.append(model.loss(stage, tokens, batch.images, view, view.hidden.sum()))
+        target = model.targets([stage] if local else range(model.num_stages), batch.images).get(stage)
+        losses.append(model.loss(stage, tokens, batch.images, view, view.hidden.sum(), target))
     return losses
 
 

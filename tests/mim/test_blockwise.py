@@ -1,0 +1,66 @@
+"""Blockwise masks: how much they hide, and what they are made of."""
+
+import pytest
+import torch
+
+from bimkern.mim.blockwise import Blockwise
+
+GRID = (14, 14)
+IDS = torch.arange(200)
+
+
+def test_exact_masks_hide_the_same_number_in_every_image():
+    (view,) = Blockwise(ratio=0.4).views(IDS, GRID, 1, seed=0)
+    assert view.hidden.sum(1).unique().tolist() == [78]  # round(196 * 0.4), MaskFeat
+    assert view.keep.shape == (len(IDS), 196 - 78)
+    assert (view.hidden.gather(1, view.keep) == 0).all()
+
+
+def test_published_masks_stop_at_or_below_the_target():
+    (view,) = Blockwise(ratio=0.4, exact=False).views(IDS, GRID, 1, seed=0)
+    counts = view.hidden.sum(1)
+    assert counts.max() <= 78
+    assert counts.min() < 78  # which is why exact masks exist
+    assert counts.mean() > 70
+    assert view.keep.shape == (len(IDS), 196)
+
+
+def test_exact_masks_contain_the_published_ones():
+    (exact,), (published,) = (Blockwise(ratio=0.4, exact=exact).views(IDS, GRID, 1, seed=0) for exact in (True, False))
+    assert (exact.hidden >= published.hidden).all()
+
+
+def test_hidden_patches_lie_together():
+    """Nearly every hidden patch has a hidden neighbour; of a mask drawn patch by patch, 13 % have none."""
+    hidden = Blockwise(ratio=0.4).rectangles(IDS, GRID, seed=0).view(-1, *GRID)
+    padded = torch.nn.functional.pad(hidden, (1, 1, 1, 1))
+    neighbours = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+    assert (hidden & ~neighbours).sum() < 0.01 * hidden.sum()
+
+
+def test_no_place_is_preferred():
+    share = Blockwise(ratio=0.4).rectangles(torch.arange(2000), GRID, seed=0).float().mean(0).view(*GRID)
+    torch.testing.assert_close(share, share.flip(0), rtol=0, atol=5 * (0.4 * 0.6 / 2000) ** 0.5 * 2**0.5)
+    torch.testing.assert_close(share, share.flip(1), rtol=0, atol=5 * (0.4 * 0.6 / 2000) ** 0.5 * 2**0.5)
+
+
+def test_a_mask_depends_on_seed_and_sample_alone():
+    masker = Blockwise(ratio=0.4)
+    whole = masker.views(IDS, GRID, 1, seed=0)[0].hidden
+    assert torch.equal(whole[100:], masker.views(IDS[100:], GRID, 1, seed=0)[0].hidden)
+    assert not torch.equal(whole, masker.views(IDS, GRID, 1, seed=1)[0].hidden)
+    assert len(whole.unique(dim=0)) == len(whole)
+
+
+def test_small_and_oblong_grids():
+    (view,) = Blockwise(ratio=0.4).views(IDS, (4, 7), 1, seed=0)
+    assert view.hidden.sum(1).unique().tolist() == [11]
+
+
+def test_says_what_is_wrong():
+    with pytest.raises(ValueError, match=r"Blockwise: ratio must be in \[0, 1\), got 1"):
+        Blockwise(ratio=1)
+    with pytest.raises(ValueError, match=r"Blockwise: min_share must be in \[0, 1\), got -0.1"):
+        Blockwise(ratio=0.4, min_share=-0.1)
+    with pytest.raises(ValueError, match=r"Blockwise: aspect must be in \(0, 1\], got 0"):
+        Blockwise(ratio=0.4, aspect=0)

@@ -1,0 +1,133 @@
+"""FreezeOut against the published table, and what a frozen prefix costs: nothing."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bimkern.mim.flow import EndToEnd, Local, MicroBatch
+from bimkern.mim.model import MIM
+from bimkern.mim.schedule import FreezeOut
+from bimkern.recipes import RECIPES
+
+EPOCHS, WARMUP, DEPTH, PEAK = 100, 10, 12, 1.6e-3
+SCHEDULE = FreezeOut(warmup=WARMUP / EPOCHS)
+CODE = replace(SCHEDULE, warmup_to="common")
+
+RHO = (0.51200, 0.54467, 0.57870, 0.61413, 0.65096, 0.68925, 0.72900, 0.77025, 0.81304, 0.85737, 0.90330, 0.95083, 1)
+FREEZE_EPOCHS = (56.08, 59.02, 62.08, 65.27, 68.59, 72.03, 75.61, 79.32, 83.17, 87.16, 91.30, 95.57, 100)
+# Rates times 1000 of units 0, 2, 6 and 12 in the published program.
+RATES = {
+    5: (0.8, 0.8, 0.8, 0.8),
+    9.99: (1.5984, 1.5984, 1.5984, 1.5984),
+    10: (3.125, 2.7648, 2.19479, 1.6),
+    30: (1.88403, 1.8751, 1.72888, 1.41284),
+    50: (0.13233, 0.35121, 0.72676, 0.93892),
+    56: (0.00002, 0.09203, 0.44926, 0.77208),
+    60: (0, 0.0109, 0.29254, 0.66108),
+}
+
+
+def test_shares_of_the_run():
+    assert [SCHEDULE.share(unit, DEPTH) for unit in range(DEPTH + 1)] == pytest.approx(RHO, abs=5e-6)
+    linear = FreezeOut(warmup=0.1, t0=0.5, power=1)
+    assert [linear.share(unit, DEPTH) for unit in (0, 1, 6, 12)] == pytest.approx([0.5, 0.5417, 0.75, 1], abs=5e-5)
+
+
+@pytest.mark.parametrize(("epoch", "rates"), RATES.items())
+def test_rates_of_the_published_program(epoch, rates):
+    found = [1e3 * PEAK * CODE.factor(epoch / EPOCHS, unit, DEPTH) for unit in (0, 2, 6, 12)]
+    assert found == pytest.approx(rates, abs=5e-6)
+
+
+def test_every_unit_warms_up_to_its_own_rate():
+    """Without the published program's jump at the end of warm-up."""
+    for unit in (0, 6, 12):
+        before, after = (SCHEDULE.factor(0.1 + step, unit, DEPTH) for step in (-1e-9, 1e-9))
+        assert before == pytest.approx(after, rel=1e-6)
+    jump = [CODE.factor(0.1 + step, 0, DEPTH) for step in (-1e-9, 1e-9)]
+    assert jump[1] / jump[0] == pytest.approx(1.9531, abs=5e-5)
+
+
+def test_units_freeze_in_turn():
+    for unit, epoch in enumerate(FREEZE_EPOCHS[:-1]):
+        assert SCHEDULE.frozen_units((epoch - 0.02) / EPOCHS, DEPTH) == unit
+        assert SCHEDULE.frozen_units((epoch + 0.02) / EPOCHS, DEPTH) == unit + 1
+    assert SCHEDULE.frozen_units(1.0, DEPTH) == DEPTH  # the last block learns to the end
+
+
+def test_unscaled_and_global_rates():
+    unscaled, common = replace(SCHEDULE, rate="unscaled"), replace(SCHEDULE, rate="global", final=0.1)
+    assert unscaled.factor(0.3, 6, DEPTH) == pytest.approx(SCHEDULE.factor(0.3, 6, DEPTH) * SCHEDULE.share(6, DEPTH))
+    assert common.factor(0.55, 12, DEPTH) == common.factor(0.55, 3, DEPTH) == pytest.approx(0.55)
+    assert common.factor(0.7, 3, DEPTH) == 0  # frozen all the same
+    assert common.factor(0.1, 0, DEPTH) == 1
+
+
+def test_says_what_is_wrong():
+    with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\), a share of the run, got 10"):
+        FreezeOut(warmup=10)
+    with pytest.raises(ValueError, match=r"FreezeOut: t0 must be in \(0, 1\], got 0"):
+        FreezeOut(warmup=0.1, t0=0)
+    with pytest.raises(ValueError, match="FreezeOut: power must be at least 1, got 0"):
+        FreezeOut(warmup=0.1, power=0)
+
+
+class KeepGradients:
+    def __init__(self):
+        self.applied = 0
+
+    def scale(self, loss):
+        return loss
+
+    def apply(self):
+        self.applied += 1
+
+
+def step(flow, frozen_units):
+    """One step; returns the model, the losses, the updates and the bytes that autograd saved."""
+    torch.manual_seed(0)
+    model = MIM(replace(RECIPES["vitfreeze_vit_test"].config.method, flow=flow))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batch = MicroBatch(images, model.views(images, torch.arange(2), 0))
+    updates = [KeepGradients() for _ in flow.partition(model)]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
+        losses = flow.step(model, [batch], updates, frozen_units=frozen_units)
+    return model, losses, updates, sum(saved)
+
+
+FLOWS = [EndToEnd(), Local()]
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=str)
+@pytest.mark.parametrize("frozen_units", range(9))
+def test_exactly_the_units_that_learn_have_gradients(flow, frozen_units):
+    model, losses, updates, _ = step(flow, frozen_units)
+    units = model.units()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learning == {name for name in units if units[name] >= frozen_units}
+    frozen = [tap + 1 < frozen_units for tap in model.method.taps]
+    assert losses.isnan().tolist() == frozen
+    expected = [0 if stage else 1 for stage in frozen] if isinstance(flow, Local) else [1]
+    assert [update.applied for update in updates] == expected
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=str)
+def test_what_still_learns_has_the_gradients_that_it_would_have(flow):
+    whole, losses, *_ = step(flow, 0)
+    partly, partial_losses, *_ = step(flow, 4)
+    torch.testing.assert_close(losses[1:], partial_losses[1:])  # coarse histograms are summed in another order
+    for name, parameter in partly.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, whole.get_parameter(name).grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=str)
+def test_a_frozen_prefix_saves_nothing_for_backward(flow):
+    """Units 3, 5 and 7 are blocks alone; 2, 4 and 6 are read by a head that goes with them."""
+    saved = [step(flow, frozen_units)[3] for frozen_units in range(9)]
+    freed = [before - after for before, after in pairwise(saved)]
+    assert min(freed) > 0
+    assert freed[3] == freed[5] == freed[7] < min(freed[2], freed[4], freed[6])

@@ -1,0 +1,67 @@
+"""Maskers that hide square units and fill them in: counts, places, and views that every stage shares."""
+
+import pytest
+import torch
+
+from bimkern.mim.unit_masks import BlockPixels, TokenReplace
+
+IDS = torch.arange(5)
+
+
+def hidden_of(masker, grid, ids=IDS, seed=0):
+    view, *others = masker.views(ids, grid, 3, seed)
+    assert all(other is view for other in others)
+    assert view.decoded is None
+    assert view.within is None
+    return view.hidden.view(-1, *grid)
+
+
+@pytest.mark.parametrize(("grid", "units", "hidden"), [((12, 12), 36, 22), ((14, 14), 49, 30)])
+def test_token_replace_hides_the_published_number_of_units(grid, units, hidden):
+    """22 of 36 at 192 pixels, 30 of 49 at 224: a share that is not whole is raised."""
+    assert hidden_of(TokenReplace(ratio=0.6, unit=2), grid).sum((1, 2)).tolist() == [4 * hidden] * len(IDS)
+    assert TokenReplace(ratio=0.6, unit=2).num_visible(units) == units - hidden
+
+
+@pytest.mark.parametrize(("grid", "visible"), [((8, 8), 16), ((4, 4), 4)])
+def test_block_pixels_keep_the_published_number(grid, visible):
+    assert (hidden_of(BlockPixels(ratio=0.75), grid) == 0).sum((1, 2)).tolist() == [visible] * len(IDS)
+
+
+@pytest.mark.parametrize("unit", [2, 3])
+def test_units_are_hidden_whole(unit):
+    hidden = hidden_of(TokenReplace(ratio=0.5, unit=unit), (6, 12))
+    cells = hidden.unflatten(2, (-1, unit)).unflatten(1, (-1, unit)).transpose(2, 3).flatten(3)
+    assert torch.equal(cells.amin(-1), cells.amax(-1))
+    assert 0 < hidden.mean() < 1
+
+
+def test_keep_lists_the_visible_patches_in_order():
+    view = TokenReplace(ratio=0.6, unit=2).views(IDS, (14, 14), 1, seed=3)[0]
+    assert torch.equal(view.keep, view.keep.sort(dim=1).values)
+    assert torch.equal(view.hidden.scatter(1, view.keep, 1), torch.ones_like(view.hidden))
+    assert (view.hidden.gather(1, view.keep) == 0).all()
+
+
+def test_a_mask_depends_on_seed_and_sample_alone():
+    masker = BlockPixels(ratio=0.75)
+    whole = hidden_of(masker, (8, 8))
+    assert torch.equal(whole[3:], hidden_of(masker, (8, 8), IDS[3:]))
+    assert not torch.equal(whole, hidden_of(masker, (8, 8), seed=1))
+
+
+def test_all_tokens_enter_every_stage():
+    assert TokenReplace(ratio=0.6, unit=2).entering((14, 14), 4) == [196] * 4
+
+
+@pytest.mark.parametrize("masker", [TokenReplace, BlockPixels])
+def test_says_what_is_wrong(masker):
+    name = masker.__name__
+    with pytest.raises(ValueError, match=rf"{name}: ratio must be in \[0, 1\), got 1.0"):
+        masker(ratio=1.0)
+    with pytest.raises(ValueError, match=f"{name}: unit must be at least 1 patch, got 0"):
+        masker(ratio=0.5, unit=0)
+    with pytest.raises(ValueError, match=f"{name}: unit must divide the 14 x 15 patches, got 2"):
+        masker(ratio=0.5, unit=2).views(IDS, (14, 15), 1, 0)
+    with pytest.raises(ValueError, match=rf"{name}: ratio 0\.9 leaves none of 4 units visible"):
+        masker(ratio=0.9).entering((2, 2), 1)

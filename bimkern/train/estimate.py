@@ -39,7 +39,17 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         shape = (kind.micro_batch, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
+        _build_tables(model, images, ids, run.seed)
         with LiveBytes(model.parameters()) as counter:
             batch = MicroBatch(images, model.views(images, ids, run.seed))
             config.method.flow.step(model, [batch], updates, slices=run.slices)
     return counter.peak
+
+
+@torch.no_grad()
+def _build_tables(model: MIM, images: Tensor, ids: Tensor, seed: int) -> None:
+    """Have the model build what it keeps for images of a size, by passing some through."""
+    tokens = images
+    for stage, view in enumerate(model.views(images, ids, seed)):
+        tokens = model.encode(stage, tokens, view)
+        model.predict(stage, tokens, view)

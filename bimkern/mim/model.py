@@ -182,4 +182,4 @@ class MIM(nn.Module):
         if target is None:
             target = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize).to(self.mean.dtype)
         cells = denominator * config.scale**2
-        return head.pred.loss(features, target, view.hidden, view.grid, cells, wanted.loss)
+        return head.pred.loss(features, target, view.hidden, view.grid, cells, wanted.kind)

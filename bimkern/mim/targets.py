@@ -19,7 +19,7 @@ Normalize = Callable[[Tensor], Tensor]  # uint8 images to normalised ones
 class Target(Protocol):
     """What a recipe says of a target."""
 
-    loss: LossKind
+    kind: LossKind
 
     def length(self, channels: int, patch: int, scale: float) -> int:
         """Return P.
@@ -52,7 +52,7 @@ class PixelTarget:
     """
 
     normalize: bool = True
-    loss: LossKind = "l2"
+    kind: LossKind = "l2"
 
     def length(self, channels: int, patch: int, scale: float = 1.0) -> int:
         return channels * cell_side(patch, scale) ** 2
@@ -77,7 +77,7 @@ class HogTarget:
     window: int | None = None  # pixels, of a Gaussian that weighs them
     bias: tuple[float, float] | None = None  # added to every gradient
     resize_patch: int | None = None  # take them from the image resized so that a patch has this many pixels a side
-    loss: LossKind = "l2"
+    kind: LossKind = "l2"
 
     @property
     def family(self) -> "HogTarget":

@@ -34,7 +34,7 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
             taps=(encoder.depth - 1,),
             masker=TokenReplace(ratio=0.6, unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
             heads=(LinearConfig(),),  # section 3.3
-            targets=(PixelTarget(normalize=False, loss="l1"),),  # section 3.4
+            targets=(PixelTarget(normalize=False, kind="l1"),),  # section 3.4
             flow=EndToEnd(),
         ),
         augment=RandomResizedCrop(scale=(0.67, 1.0)),  # section 4.1

@@ -37,7 +37,7 @@ def changed(path, value):
     [
         ("kind", "Conf", "config: unknown kind 'Conf'; choose one of Config"),
         ("method.flow.kind", "Sideways", "config.method.flow: unknown kind 'Sideways'; choose one of EndToEnd, Local"),
-        ("method.heads", [3], r"config.method.heads\[0\]: unknown kind None; choose one of DecoderConfig, Linear"),
+        ("method.head", 3, "config.method.head: unknown kind None; choose one of DecoderConfig"),
         ("method.encoder.heads", 3, "config.method.encoder: .* unexpected keyword argument 'heads'"),
         ("method.encoder.width", ..., "config.method.encoder: .* argument: 'width'"),
         (

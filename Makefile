@@ -3,6 +3,9 @@ BUILD ?= build
 CMAKE_FLAGS ?=
 CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\.(h|cpp|cu)$$')
 
+# A kernel that spills registers ends a build; read when a build folder is first configured.
+export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
+
 .PHONY: build test lint format bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.

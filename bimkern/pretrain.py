@@ -16,11 +16,10 @@ from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
 from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
-from bimkern.mim.model import MIM
 from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import RECIPES, Recipe
-from bimkern.train import optimizers
+from bimkern.train import network, optimizers
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import checking, human_bytes
@@ -144,7 +143,7 @@ def _choose(run: RunConfig) -> tuple[Loader, str]:
 def _describe(config: Config, images: Listing, loader: str) -> str:
     run = config.run
     with torch.device("meta"):
-        model = MIM(config.method)
+        model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     table = config.timetable(len(images))
     peaks = {live_activation_peak(config, stretch): stretch for stretch in table.course.stretches}

@@ -13,7 +13,17 @@ from bimkern.pretrain import main
 
 OPTIONS = (
     *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
-    *("--optimizer", "--precision", "--attention", "--device", "--seed", "--loader", "--workers", "--max-bad-ratio"),
+    *(
+        "--teacher",
+        "--optimizer",
+        "--precision",
+        "--attention",
+        "--device",
+        "--seed",
+        "--loader",
+        "--workers",
+        "--max-bad-ratio",
+    ),
     *("--deterministic", "--compile", "--log-every", "--save-every", "--dry-run"),
 )
 

@@ -13,15 +13,16 @@ def read(path: Path) -> list[Record]:
     """Read all objects; a line that is none, such as one torn by a killed process, is left out."""
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    return [record for line in path.read_bytes().splitlines() if (record := parse(line)) is not None]
+
+
+def parse(line: bytes) -> Record | None:
+    """Return the object that a line holds; None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def append(path: Path, records: Iterable[Record]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.mim.masking import StageView
+from bimkern.mim.targets import StageTarget
 
 Scope = Callable[[str], AbstractContextManager[object]]
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -31,9 +32,9 @@ class Staged(Protocol):
     def stage_parameters(self, stage: int) -> Iterable[tuple[str, nn.Parameter]]: ...
     def is_frozen(self, stage: int, frozen_units: int) -> bool: ...
     def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_units: int = 0) -> Tensor: ...
-    def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, Tensor]: ...
+    def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]: ...
     def loss(
-        self, stage: int, tokens: Tensor, images: Tensor, view: StageView, denominator: Tensor, target: Tensor | None
+        self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
     ) -> Tensor: ...
 
 
@@ -91,7 +92,7 @@ class Local:
                     inputs[i] = tokens.detach()
                     if frozen:
                         continue
-                    target = model.targets([stage], batch.images).get(stage)
+                    target = model.targets([stage], batch.images)[stage]
                     part, grad = _decode(model, stage, tokens, batch, target, denominators[stage], update, slices)
                     tokens.backward(grad)
                     losses[stage] = part if i == 0 else losses[stage] + part
@@ -126,21 +127,21 @@ class EndToEnd:
         (update,) = updates
         denominators = _denominators(batches)
         losses = torch.full_like(denominators, math.nan)
-        active = [stage for stage in range(model.num_stages) if not model.is_frozen(stage, frozen_units)]
-        losses[active] = 0
+        first = sum(model.is_frozen(stage, frozen_units) for stage in range(model.num_stages))
+        losses[first:] = 0
         with scope("step"):
             for batch in batches:
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):
                     tokens = model.encode(stage, tokens, view, frozen_units)
                     taps.append(tokens)
-                targets = model.targets(active, batch.images)
-                for stage in active:
-                    args = (targets.pop(stage, None), denominators[stage], update, slices)
+                targets = model.targets(range(first, model.num_stages), batch.images)
+                for stage in range(first, model.num_stages):
+                    args = (targets.pop(stage), denominators[stage], update, slices)
                     part, grad = _decode(model, stage, taps[stage], batch, *args)
                     losses[stage] += part
                     grads.append(grad)
-                torch.autograd.backward(taps[active[0] :], grads)
+                torch.autograd.backward(taps[first:], grads)
             update.apply()
         return losses
 
@@ -156,7 +157,7 @@ def _decode(
     stage: int,
     tokens: Tensor,
     batch: MicroBatch,
-    target: Tensor | None,
+    target: StageTarget,
     denominator: Tensor,
     update: Update,
     slices: int,
@@ -168,8 +169,8 @@ def _decode(
     for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
         leaf = tokens[rows].detach().requires_grad_()
-        view, wanted = batch.views[stage].rows(rows), None if target is None else target[rows]
-        part = model.loss(stage, leaf, batch.images[rows], view, denominator, wanted)
+        view = batch.views[stage].rows(rows)
+        part = model.loss(stage, leaf, batch.images[rows], view, target.rows(rows), denominator)
         update.scale(part).backward()
         assert leaf.grad is not None
         grad[rows] = leaf.grad

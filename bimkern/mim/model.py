@@ -14,10 +14,13 @@ from bimkern.mim.blockwise import Blockwise
 from bimkern.mim.flow import EndToEnd, Local
 from bimkern.mim.hiding import HIDING
 from bimkern.mim.masking import RandomDrop, StageView
-from bimkern.mim.targets import HogTarget, PixelTarget, hog_vectors
+from bimkern.mim.targets import Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
 from bimkern.mim.unit_masks import BlockPixels, TokenReplace
 from bimkern.models.heads import DecoderConfig, LinearConfig
+from bimkern.models.layers import Linear
+from bimkern.models.teacher import Teacher, TeacherError
 from bimkern.models.vit import ViT, ViTConfig
+from bimkern.ops import masked_loss
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +39,7 @@ class Method:
     heads: tuple[HeadConfig, ...]  # one for every stage, or one for all
     targets: tuple[PixelTarget | HogTarget, ...]  # likewise
     flow: EndToEnd | Local
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         depth, num_stages = self.encoder.depth, len(self.taps)
@@ -46,6 +50,12 @@ class Method:
                 raise ValueError(f"Method: {name} must hold 1 or {num_stages} pieces, got {len(pieces)}")
         if self.masker.hiding == "drop" and any(isinstance(head, LinearConfig) for head in self.heads):
             raise ValueError("Method: a LinearConfig head cannot predict patches that never enter the encoder")
+        if self.distillation is not None:
+            if self.masker.hiding == "drop":
+                raise ValueError("Method: features of patches that never enter the encoder cannot be learnt")
+            if len(self.distillation.blocks) != num_stages:
+                got = len(self.distillation.blocks)
+                raise ValueError(f"Method: distillation must name {num_stages} blocks of the teacher, got {got}")
         self.masker.entering(self.encoder.grid, num_stages)
         for stage in range(num_stages):
             self.target(stage).length(self.encoder.channels, self.encoder.patch, self.head(stage).scale)
@@ -63,13 +73,17 @@ class MIM(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, teacher: Teacher | None = None) -> None:
+        """Build the network that a method describes; the teacher is needed where it distills."""
         super().__init__()
-        self.method = method
+        self.method, self.teacher = method, teacher
         config = method.encoder
         self.encoder = ViT(config)
         self.hiding = HIDING[method.masker.hiding](config)
         self.heads = nn.ModuleList(self._build_head(stage) for stage in range(len(method.taps)))
+        if method.distillation is not None:
+            width = _checked(teacher, method).config.width
+            self.projections = nn.ModuleList(Linear(config.width, width) for _ in method.taps)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, -1, 1, 1), persistent=False)
 
@@ -109,8 +123,9 @@ class MIM(nn.Module):
         units = {name: 0 for name, _ in self.named_parameters()}
         for i, block in enumerate(self.encoder.blocks):
             units |= {name: i + 1 for name, _ in block.named_parameters(prefix=f"encoder.blocks.{i}")}
-        for k, (head, tap) in enumerate(zip(self.heads, self.method.taps, strict=True)):
-            units |= {name: tap + 1 for name, _ in head.named_parameters(prefix=f"heads.{k}")}
+        for k, tap in enumerate(self.method.taps):
+            readers = (f"heads.{k}.", f"projections.{k}.")
+            units |= {name: tap + 1 for name in units if name.startswith(readers)}
         return units
 
     def stage_parameters(self, stage: int) -> Iterator[tuple[str, nn.Parameter]]:
@@ -138,33 +153,32 @@ class MIM(nn.Module):
                 tokens = self.encoder.blocks[block](tokens)
         return tokens
 
-    def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, Tensor]:
-        """Compute the targets of stages that cost less together, by stage, [B, M, P]; loss() computes the others."""
+    def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:
+        """Compute for some stages, by stage, what costs less together; the rest loss() reads from the images."""
         families: dict[HogTarget, dict[int, HogTarget]] = {}
         for stage in stages:
             target = self.method.target(stage)
             if isinstance(target, HogTarget):
                 families.setdefault(target.family, {})[stage] = target
-        found: dict[int, Tensor] = {}
+        vectors: dict[int, Tensor] = {}
         for members in families.values():
             scales = [self.method.head(stage).scale for stage in members]
             patch = self.method.encoder.patch
-            vectors = hog_vectors(list(members.values()), images, patch, scales, self.normalize)
-            found |= {stage: target.to(self.mean.dtype) for stage, target in zip(members, vectors, strict=True)}
-        return found
+            found = hog_vectors(list(members.values()), images, patch, scales, self.normalize)
+            vectors |= {stage: target.to(self.mean.dtype) for stage, target in zip(members, found, strict=True)}
+        features: dict[int, Tensor] = {}
+        if self.teacher is not None and self.method.distillation is not None:
+            blocks = [self.method.distillation.blocks[stage] for stage in stages]
+            found = self.teacher.features(images, blocks, self.mean.flatten(), self.std.flatten())
+            features = {stage: target.to(self.mean.dtype) for stage, target in zip(stages, found, strict=True)}
+        return {stage: StageTarget(vectors.get(stage), features.get(stage)) for stage in stages}
 
     def predict(self, stage: int, tokens: Tensor, view: StageView) -> Tensor:
         """Predict every cell from the tokens [B, R+T, D] of a stage: [B, M, P]."""
         return self.heads[stage](view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
 
     def loss(
-        self,
-        stage: int,
-        tokens: Tensor,
-        images: Tensor,
-        view: StageView,
-        denominator: Tensor,
-        target: Tensor | None = None,
+        self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
     ) -> Tensor:
         """Compute the error of a stage's predictions on hidden cells, summed by weight, over denominator.
 
@@ -173,13 +187,34 @@ class MIM(nn.Module):
             tokens: [B, R+T, D], what it put out.
             images: [B, C, H, W] uint8.
             view: what it saw.
+            target: as targets() computed it.
             denominator: the loss weights of all images of the step, summed over their patches.
-            target: [B, M, P], where targets() has computed it.
         """
         head: Any = self.heads[stage]  # a Head; ModuleList does not say
         config, wanted = self.method.head(stage), self.method.target(stage)
         features = head.features(view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
-        if target is None:
-            target = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize).to(self.mean.dtype)
+        vectors = target.vectors
+        if vectors is None:
+            vectors = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize).to(
+                self.mean.dtype
+            )
         cells = denominator * config.scale**2
-        return head.pred.loss(features, target, view.hidden, view.grid, cells, wanted.kind)
+        loss = head.pred.loss(features, vectors, view.hidden, view.grid, cells, wanted.kind)
+        if target.features is not None and self.method.distillation is not None:
+            projected = self.projections[stage](tokens[:, self.encoder.num_prefix :])
+            learnt = masked_loss(projected, target.features, view.hidden, "l1", denominator=denominator)
+            loss = loss + self.method.distillation.weight * learnt
+        return loss
+
+
+def _checked(teacher: Teacher | None, method: Method) -> Teacher:
+    """Make sure that there is a teacher whose patches are the student's, and that it has the blocks asked for."""
+    assert method.distillation is not None
+    if teacher is None:
+        raise TeacherError("this method learns from a teacher; name the file of a backbone")
+    patch, depth = method.encoder.patch, teacher.config.depth
+    if teacher.config.patch != patch:
+        raise TeacherError(f"the teacher's patches must be those of the student, {patch}, got {teacher.config.patch}")
+    if not all(0 <= block < depth for block in method.distillation.blocks):
+        raise TeacherError(f"the teacher must have the blocks {method.distillation.blocks}, it has {depth}")
+    return teacher

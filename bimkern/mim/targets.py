@@ -32,6 +32,30 @@ class Target(Protocol):
         """Compute [B, M, P] from uint8 images [B, C, H, W]."""
 
 
+@dataclass(frozen=True)
+class StageTarget:
+    """What a stage learns from in one batch."""
+
+    vectors: Tensor | None = None  # [B, M, P]; None where they are read from the images, slice by slice
+    features: Tensor | None = None  # [B, N, D'] of a teacher, if there is one
+
+    def rows(self, rows: slice) -> "StageTarget":
+        """Return that of a slice of the batch."""
+        return StageTarget(*(None if tensor is None else tensor[rows] for tensor in (self.vectors, self.features)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Every stage also learns to predict what a block of a teacher puts out for hidden patches, through a projection.
+
+    Source: Guo et al. 2022 (FastMIM), section 5.6: an L1 loss beside the first. It leaves open which blocks, which
+    tokens and at what weight; here the teacher sees the whole image, and its features have mean 0 and variance 1.
+    """
+
+    blocks: tuple[int, ...]  # of the teacher, 0-based, one for every stage
+    weight: float = 1.0
+
+
 def cell_side(patch: int, scale: float) -> int:
     """Return the side in pixels of a cell of the grid that a head predicts.
 

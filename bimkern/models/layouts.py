@@ -71,6 +71,15 @@ def to_timm(weights: Weights, grid: tuple[int, int]) -> dict[str, Tensor]:
     return _rename(weights, _TIMM) | {"pos_embed": _positions(weights["encoder.cls_token"], grid)}
 
 
+def from_timm(weights: Weights) -> dict[str, Tensor]:
+    """Name the weights of timm's VisionTransformer as our encoder does; its positions and last norm are left out."""
+    return {
+        name.replace("patch_embed.proj.", "patch_embed."): tensor
+        for name, tensor in weights.items()
+        if name.startswith(("patch_embed.", "blocks.", "cls_token"))
+    }
+
+
 def to_mae_program(weights: Weights, grid: tuple[int, int]) -> dict[str, Tensor]:
     """Name what cut() kept as the program that He et al. 2022 published does: encoder and decoder."""
     return _rename(weights, _MAE_PROGRAM) | {

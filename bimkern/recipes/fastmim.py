@@ -6,7 +6,7 @@ from dataclasses import replace
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
-from bimkern.mim.targets import HogTarget
+from bimkern.mim.targets import Distillation, HogTarget
 from bimkern.mim.unit_masks import BlockPixels
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
@@ -63,6 +63,13 @@ def progressive(config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES) -
 
 VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
+
+def distilled(name: str, config: Config, teacher_block: int) -> Config:
+    """Learn the features of a teacher as well: section 5.6, ViT-L for ViT-B, after fine-tuning it."""
+    distillation = Distillation(blocks=(teacher_block,))
+    return replace(config, recipe=name, method=replace(config.method, distillation=distillation))
+
+
 FASTMIM_RECIPES = (
     Recipe(summary="FastMIM, ViT-B/16 at 128 pixels, HOG", config=VIT_BASE_128),
     Recipe(
@@ -76,5 +83,9 @@ FASTMIM_RECIPES = (
     Recipe(
         summary="FastMIM, the first ten blocks of ViT-B/16",
         config=fastmim("fastmim_vit_base_depth10", VIT_BASE, SMALL_DECODER, depth=10),
+    ),
+    Recipe(
+        summary="FastMIM, ViT-B/16, that also learns from a ViT-L/16 (--teacher)",
+        config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_block=VIT_LARGE.depth - 1),
     ),
 )

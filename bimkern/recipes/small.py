@@ -7,7 +7,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, growing
-from bimkern.recipes.fastmim import SMALL_DECODER, fastmim, progressive
+from bimkern.recipes.fastmim import SMALL_DECODER, distilled, fastmim, progressive
 from bimkern.recipes.localmim import isolated, localmim, with_pixels
 from bimkern.recipes.mae import mae
 from bimkern.recipes.maskfeat import maskfeat
@@ -59,6 +59,7 @@ SMALL_RECIPES = (
     _small(vitfreeze("vitfreeze_vit_test", _localmim("localmim_vit_test"))),
     _small(vitfreeze("vitfreeze_vit_test_isolated", isolated(_localmim("localmim_vit_test")))),
     _small(_fastmim("fastmim_vit_test")),
+    _small(distilled("fastmim_vit_test_distilled", _fastmim("fastmim_vit_test"), teacher_block=3)),
     _small(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test")),
     _small(progressive(_fastmim("fastmim_vit_test"), "fastmim_p_vit_test", _SIZES)),
     _small(progressive(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test"), "bim_fastmim_p_vit_test", _SIZES)),

@@ -52,6 +52,8 @@ class RunConfig:
     """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    teacher: Path | None = None
+    """Exported backbone that a recipe with distillation learns from."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"
@@ -175,9 +177,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def to_json(value: Any) -> Any:
-    """Turn a config into JSON values; every dataclass says its kind."""
+    """Turn a config into JSON values; every dataclass says its type."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"kind": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        return {"type": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -187,7 +189,7 @@ def from_json(saved: Any) -> Config:
     """Read a config back from what to_json made of it.
 
     Raises:
-        ConfigError: a kind is none of those that may stand in its place, or a value is missing, unknown or refused.
+        ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
     """
     config: Config = _read(saved, Config, "config")
     return config
@@ -196,15 +198,15 @@ def from_json(saved: Any) -> Config:
 def _read(saved: Any, hint: Any, where: str) -> Any:
     """Turn a JSON value into what an annotation asks for."""
     choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    kinds: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
-    if kinds:
-        name = saved.get("kind") if isinstance(saved, dict) else None
-        if name not in kinds:
-            raise ConfigError(f"{where}: unknown kind {name!r}; choose one of {', '.join(kinds)}")
-        hints = get_type_hints(kinds[name])
-        values = {n: _read(v, hints.get(n), f"{where}.{n}") for n, v in saved.items() if n != "kind"}
+    types: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
+    if types:
+        name = saved.get("type") if isinstance(saved, dict) else None
+        if name not in types:
+            raise ConfigError(f"{where}: unknown type {name!r}; choose one of {', '.join(types)}")
+        hints = get_type_hints(types[name])
+        values = {n: _read(v, hints.get(n), f"{where}.{n}") for n, v in saved.items() if n != "type"}
         try:
-            return kinds[name](**values)
+            return types[name](**values)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: {error}") from error
     if isinstance(saved, list):

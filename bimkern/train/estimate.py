@@ -6,8 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
-from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
+from bimkern.train import network
 from bimkern.train.config import DTYPES, Config
 from bimkern.train.memory import LiveBytes
 
@@ -34,7 +34,7 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     """
     run, side = config.run, kind.image_size
     with FakeTensorMode():
-        model = MIM(config.method)
+        model = network.build(config)
         set_compute_dtype(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         shape = (kind.micro_batch, config.method.encoder.channels, side, side)

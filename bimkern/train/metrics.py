@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from bimkern.data import jsonl
 from bimkern.train.appended import AppendedFile
 from bimkern.train.history import History
 
@@ -21,10 +22,9 @@ FILE = "metrics.jsonl"
 
 def read(folder: Path) -> History:
     """Read the records of a run; a line torn by a killed process is left out."""
-    history, path = History(), folder / FILE
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        if (record := _record(line)) is not None:
-            history.add(record)
+    history = History()
+    for record in jsonl.read(folder / FILE):
+        history.add(record)
     return history
 
 
@@ -47,7 +47,7 @@ class Metrics:
         """Drop what was logged after a step, in place: that needs no room on the disk."""
 
         def stands(line: bytes) -> bool:
-            record = _record(line)
+            record = jsonl.parse(line)
             if record is None or record["step"] > after_step:
                 return False
             self.history.add(record)
@@ -91,14 +91,6 @@ def _framed(event: Any) -> bytes:
     frame = io.BytesIO()
     RecordWriter(frame).write(event.SerializeToString())
     return frame.getvalue()
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return record
 
 
 def _finite(value: Any) -> Any:

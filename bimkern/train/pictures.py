@@ -12,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional
 
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruct import Statistics, paste_visible, reconstruct
@@ -44,16 +45,27 @@ def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstr
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
     """Draw reconstructions, one image a row."""
-    rows = len(shown.columns[0][1])
-    figure = Figure(figsize=(1.3 * len(shown.columns), 1.3 * rows + 0.7), layout="constrained")
-    for row, axes in enumerate(figure.subplots(rows, len(shown.columns), squeeze=False)):
-        for axis, (name, pixels) in zip(axes, shown.columns, strict=True):
-            axis.imshow(pixels[row].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(name, fontsize=8)
+    names, columns = zip(*shown.columns, strict=True)
+    figure = Figure(figsize=(1.3 * len(columns), 1.3 * len(columns[0]) + 0.7), layout="constrained")
+    axes = figure.subplots()  # one for all: laying out one for each image takes seconds
+    mosaic = _mosaic(torch.stack(columns, dim=1))
+    axes.imshow(mosaic.numpy(), interpolation="nearest", aspect="equal")
+    pitch = mosaic.shape[1] / len(columns)
+    axes.set_xticks([(i + 0.5) * pitch for i in range(len(columns))], names, fontsize=8)
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     figure.suptitle(f"{title}\n{shown.note}", fontsize=9)
     _write(figure, path)
+
+
+def _mosaic(images: Tensor) -> Tensor:
+    """Lay images [rows, columns, C, H, W] out as one, with white between them."""
+    rows, columns, channels, height, width = images.shape
+    gap = max(1, width // 20)
+    framed = functional.pad(images, (gap, gap, gap, gap), value=1.0).permute(0, 3, 1, 4, 2)
+    return framed.reshape(rows * (height + 2 * gap), columns * (width + 2 * gap), channels)
 
 
 def _predictions(model: MIM, images: Tensor, draw_ids: Tensor, seed: int, statistics: Statistics) -> Columns:

@@ -16,12 +16,11 @@ from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
-from bimkern.mim.model import MIM
 from bimkern.models import attention
 from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
-from bimkern.train import metrics, optimizers
+from bimkern.train import metrics, network, optimizers
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
 from bimkern.train.clock import Clock, TimedLoader
 from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_json
@@ -53,7 +52,7 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = devices.claim(run.device)
         torch.manual_seed(run.seed)
-        self.model = MIM(config.method).to(self.device)
+        self.model = network.build(config).to(self.device)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))

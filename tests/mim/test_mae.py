@@ -7,6 +7,7 @@ from torch.nn.functional import gelu
 
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
+from bimkern.mim.targets import StageTarget
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
 
@@ -98,7 +99,7 @@ def test_mae_loss_and_gradients_equal_an_independent_computation():
     batch = MicroBatch(images, model.views(images, torch.arange(3), seed=8))
     (view,) = batch.views
 
-    loss = model.loss(0, model.encode(0, images, view), images, view, view.hidden.sum())
+    loss = model.loss(0, model.encode(0, images, view), images, view, StageTarget(), view.hidden.sum())
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     independent = mae_loss(images, view.keep, weights)
 

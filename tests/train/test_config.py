@@ -35,9 +35,13 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("kind", "Conf", "config: unknown kind 'Conf'; choose one of Config"),
-        ("method.flow.kind", "Sideways", "config.method.flow: unknown kind 'Sideways'; choose one of EndToEnd, Local"),
-        ("method.head", 3, "config.method.head: unknown kind None; choose one of DecoderConfig"),
+        ("type", "Conf", "config: unknown type 'Conf'; choose one of Config"),
+        ("method.flow.type", "Sideways", "config.method.flow: unknown type 'Sideways'; choose one of EndToEnd, Local"),
+        (
+            "method.heads",
+            [3],
+            r"config.method.heads\[0\]: unknown type None; choose one of DecoderConfig, LinearConfig",
+        ),
         ("method.encoder.heads", 3, "config.method.encoder: .* unexpected keyword argument 'heads'"),
         ("method.encoder.width", ..., "config.method.encoder: .* argument: 'width'"),
         (

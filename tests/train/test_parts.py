@@ -120,16 +120,18 @@ def test_held_bytes_of_the_process():
     assert 50 * 2**20 < peak
 
 
-def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_dropped(tmp_path):
+def test_metrics_are_cut_back_to_a_step_and_lines_that_are_no_records_are_dropped(tmp_path):
     log = metrics.Metrics(tmp_path, after_step=0)
     for step in (1, 2, 3):
         log.log({"step": step, "loss": math.nan, "loss_per_block": [0.4, math.inf], "nothing": None})
     log.close()
     with (tmp_path / metrics.FILE).open("a") as file:
-        file.write('{"step": 4, "lo')
-    metrics.Metrics(tmp_path, after_step=2).close()
+        file.write('[]\n{"step": 4, "lo')
+    for last in (3, 2):
+        metrics.Metrics(tmp_path, after_step=last).close()
+        lines = (tmp_path / metrics.FILE).read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, last + 1))
     value = pytest.approx(0.4)
-    assert [json.loads(line)["step"] for line in (tmp_path / metrics.FILE).read_text().splitlines()] == [1, 2]
     (kept, _) = metrics.read(tmp_path).records()
     assert kept == {
         "step": 1,
@@ -234,11 +236,11 @@ def test_an_unusable_run_folder_is_refused(tmp_path):
 def test_config_json_names_every_piece_and_number():
     saved = to_json(RECIPES["bim_vit_base_growing"].config)
     assert saved["method"]["masker"] == {
-        "kind": "RandomDrop",
+        "type": "RandomDrop",
         "ratios": [0.65, 0.7, 0.8, 0.85],
         "decoder_sees": "before_drop",
         "loss_mask": "stage",
     }
-    assert saved["method"]["flow"] == {"kind": "Local"}
+    assert saved["method"]["flow"] == {"type": "Local"}
     assert json.loads(json.dumps(saved)) == saved
     assert differences(saved, saved) == []

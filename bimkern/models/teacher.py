@@ -1,0 +1,100 @@
+"""A trained encoder whose features another one learns to predict.
+
+Shapes: B images, C channels, H W pixels, N patches, D width of the teacher.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bimkern.models import layouts
+from bimkern.models.vit import ViT, ViTConfig
+
+_NUMBERS = ("width", "depth", "num_heads", "patch", "image_size")
+
+
+class TeacherError(ValueError):
+    """A file holds no encoder that can teach; the message says why."""
+
+
+class Teacher:
+    """A Vision Transformer that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
+
+    def __init__(self, encoder: ViT, positions: Tensor) -> None:
+        """Take an encoder and its positions [N, D], at its own image size."""
+        self.encoder = encoder.eval().requires_grad_(False)
+        self._positions = positions
+
+    @property
+    def config(self) -> ViTConfig:
+        return self.encoder.config
+
+    @torch.no_grad()
+    def features(self, images: Tensor, blocks: Sequence[int], mean: Tensor, std: Tensor) -> list[Tensor]:
+        """Return what some blocks, 0-based, put out for every patch of whole images, each of mean 0 and variance 1.
+
+        Args:
+            images: [B, C, H, W] uint8, of any size that the patches divide: positions are interpolated.
+            blocks: of the teacher.
+            mean, std: [C], as for ViT.embed.
+
+        Returns:
+            [B, N, D] for each.
+        """
+        encoder = self.encoder.to(images.device)
+        grid = encoder.grid(images)
+        everything = torch.arange(grid[0] * grid[1], device=images.device).expand(len(images), -1)
+        pos = self._positions_on(grid).to(images.device)
+        tokens = encoder.patch_embed(images, everything, pos, prefix=encoder.cls_token[0], mean=mean, std=std)
+        found = {}
+        for i, block in enumerate(encoder.blocks[: max(blocks) + 1]):
+            tokens = block(tokens)
+            if i in blocks:
+                patches = tokens[:, encoder.num_prefix :]
+                found[i] = F.layer_norm(patches, patches.shape[-1:])
+        return [found[i] for i in blocks]
+
+    def _positions_on(self, grid: tuple[int, int]) -> Tensor:
+        own = self.config.grid
+        if grid == own:
+            return self._positions
+        table = self._positions.T.reshape(1, -1, *own)
+        return F.interpolate(table, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+
+
+def read_teacher_config(path: Path) -> ViTConfig:
+    """Read what encoder a backbone of `bimkern.export --format timm` says it holds.
+
+    Raises:
+        TeacherError: the file cannot be read, or does not say it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            numbers: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise TeacherError(f"it cannot be read ({error})") from error
+    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdigit()]
+    if missing:
+        raise TeacherError(f"it does not say its {', '.join(missing)}; python -m bimkern.export writes files that do")
+    return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+
+
+def load_teacher(path: Path) -> Teacher:
+    """Read a backbone that `bimkern.export --format timm` wrote.
+
+    Raises:
+        TeacherError: the file cannot be read, or is no such backbone.
+    """
+    encoder = ViT(read_teacher_config(path))
+    try:
+        weights = load_file(path)
+        encoder.load_state_dict(layouts.from_timm(weights))
+        positions = weights["pos_embed"][0, encoder.num_prefix :]
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise TeacherError(f"it is no such backbone ({' '.join(str(error).split())})") from error
+    return Teacher(encoder, positions)

@@ -1,0 +1,115 @@
+"""A teacher: read from an exported backbone, seen by the student, untouched by training."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bimkern.mim.flow import MicroBatch
+from bimkern.mim.model import MIM
+from bimkern.mim.targets import Distillation
+from bimkern.models.teacher import TeacherError, load_teacher
+from bimkern.recipes import RECIPES
+from bimkern.train.export import Trained, write_timm
+
+STUDENT = RECIPES["fastmim_vit_test_distilled"].config.method
+TEACHER = RECIPES["fastmim_vit_test"].config
+IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    return MIM(TEACHER.method)
+
+
+@pytest.fixture(scope="module")
+def path(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "backbone.safetensors"
+    write_timm(path, Trained(TEACHER, 7, trained.state_dict()), 4)
+    return path
+
+
+def features(teacher, model, images, blocks):
+    return teacher.features(images, blocks, model.mean.flatten(), model.std.flatten())
+
+
+def test_features_are_those_of_the_trained_encoder(trained, path):
+    first, last = features(load_teacher(path), trained, IMAGES, [0, 3])
+    everything = torch.arange(16).expand(2, -1)
+    tokens = trained.encoder.embed(IMAGES, everything, trained.mean.flatten(), trained.std.flatten())
+    for i, block in enumerate(trained.encoder.blocks):
+        tokens = block(tokens)
+        if i in (0, 3):
+            expected = torch.nn.functional.layer_norm(tokens[:, 1:], (32,))
+            torch.testing.assert_close(first if i == 0 else last, expected)
+
+
+def test_positions_are_interpolated_to_another_image_size(trained, path):
+    (found,) = features(load_teacher(path), trained, torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [3])
+    assert found.shape == (1, 36, 32)
+
+
+def step(model):
+    class Update:
+        def scale(self, loss):
+            return loss
+
+        def apply(self):
+            pass
+
+    batch = MicroBatch(IMAGES, model.views(IMAGES, torch.arange(2), 0))
+    return model.method.flow.step(model, [batch], [Update()])
+
+
+def test_the_student_learns_from_it_and_it_learns_nothing(path):
+    teacher = load_teacher(path)
+    torch.manual_seed(1)
+    model = MIM(STUDENT, teacher)
+    before = {name: tensor.clone() for name, tensor in teacher.encoder.state_dict().items()}
+    loss = step(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.encoder.state_dict().items())
+    assert model.projections[0].weight.grad.abs().sum() > 0
+    assert not any(name.startswith("teacher") for name in model.state_dict())
+    model.method = replace(STUDENT, distillation=None)
+    model.zero_grad()
+    assert step(model) < loss
+    assert model.projections[0].weight.grad is None
+
+
+def test_the_loss_is_an_l1_error_on_hidden_patches(path):
+    torch.manual_seed(1)
+    model = MIM(STUDENT, load_teacher(path))
+    (view,) = model.views(IMAGES, torch.arange(2), 0)
+    (whole,) = step(model)
+    with torch.no_grad():
+        tokens = model.encode(0, IMAGES, view)
+        (wanted,) = features(model.teacher, model, IMAGES, [3])
+        error = (model.projections[0](tokens[:, 1:]) - wanted).abs().mean(-1)
+    model.method = replace(STUDENT, distillation=None)
+    (alone,) = step(model)
+    torch.testing.assert_close(whole - alone, (error * view.hidden).sum() / view.hidden.sum())
+
+
+def test_says_what_is_wrong(path, tmp_path):
+    with pytest.raises(TeacherError, match="this method learns from a teacher"):
+        MIM(STUDENT)
+    with pytest.raises(TeacherError, match=re.escape("the teacher must have the blocks (4,), it has 4")):
+        MIM(replace(STUDENT, distillation=Distillation(blocks=(4,))), load_teacher(path))
+    with pytest.raises(TeacherError, match="patches must be those of the student, 8, got 16"):
+        MIM(
+            replace(STUDENT, encoder=replace(STUDENT.encoder, patch=8), targets=TEACHER.method.targets),
+            load_teacher(path),
+        )
+    with pytest.raises(ValueError, match="distillation must name 1 blocks of the teacher, got 2"):
+        replace(STUDENT, distillation=Distillation(blocks=(1, 2)))
+    with pytest.raises(ValueError, match="features of patches that never enter the encoder cannot be learnt"):
+        replace(RECIPES["mae_vit_test"].config.method, distillation=Distillation(blocks=(1,)))
+    with pytest.raises(TeacherError, match="it cannot be read"):
+        load_teacher(tmp_path / "nothing")
+    nameless = tmp_path / "nameless.safetensors"
+    save_file(load_file(path), nameless)
+    with pytest.raises(TeacherError, match="it does not say its width, depth, num_heads, patch, image_size"):
+        load_teacher(nameless)

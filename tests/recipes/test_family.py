@@ -1,0 +1,195 @@
+"""The numbers of the papers beside MAE and BIM, and what every method of the family promises."""
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bimkern.mim.flow import EndToEnd, Local, MicroBatch
+from bimkern.mim.model import MIM
+from bimkern.mim.schedule import FreezeOut
+from bimkern.mim.targets import HogTarget, PixelTarget
+from bimkern.recipes import RECIPES
+from bimkern.recipes.localmim import HOG_BIASES
+
+RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest rate at the end
+    "localmim_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 1e-6),
+    "localmim_vit_large": (1.5e-4, (0.9, 0.95), 4096, 40, 800, 1e-6),
+    "fastmim_vit_base": (1.5e-4, (0.9, 0.95), 2048, 10, 800, 0),
+    "simmim_vit_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 2e-5),
+    "maskfeat_vit_base": (2e-4, (0.9, 0.999), 2048, 30, 300, 1e-6),
+    "vitfreeze_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
+}
+
+
+@pytest.mark.parametrize(("name", "rule"), RULES.items())
+def test_optimisation_is_that_of_the_papers(name, rule):
+    config = RECIPES[name].config
+    base_lr, betas, batch, warmup, epochs, lowest = rule
+    run, schedule, depth = config.run, config.schedule, config.method.encoder.depth
+    assert (run.base_lr, run.batch_size, run.epochs) == (base_lr, batch, epochs)
+    assert (config.optim.betas, config.optim.weight_decay) == (betas, 0.05)
+    assert schedule.warmup * epochs == pytest.approx(warmup)
+    assert run.peak_lr * schedule.factor(1.0, depth, depth) == pytest.approx(lowest, abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "clip"), [("simmim_vit_base", 5.0), ("maskfeat_vit_base", 0.02)])
+def test_clipping(name, clip):
+    assert RECIPES[name].config.optim.clip == clip
+
+
+@pytest.mark.parametrize(
+    ("size", "taps"), [("small", (1, 3, 9, 11)), ("base", (1, 3, 9, 11)), ("large", (1, 3, 21, 23))]
+)
+def test_localmim_reads_four_taps_at_four_scales(size, taps):
+    method = RECIPES[f"localmim_vit_{size}"].config.method
+    assert method.taps == taps
+    assert [method.target(stage).side(16, method.head(stage).scale) for stage in range(4)] == [4, 8, 16, 32]
+    heads = [method.head(stage) for stage in range(4)]
+    assert {(head.width, head.depth, head.num_heads) for head in heads} == {(256, 1, 8)}
+
+
+def test_localmim_gives_the_published_shapes_and_a_head_for_every_tap():
+    method = RECIPES["localmim_vit_base"].config.method
+    with FakeTensorMode():
+        model = MIM(method)
+        images = torch.empty(2, 3, 224, 224, dtype=torch.uint8)
+        (view, *_) = model.views(images, torch.empty(2, dtype=torch.int64), 0)
+        tokens = torch.empty(2, 50, 768)
+        shapes = [tuple(model.predict(stage, tokens, view).shape) for stage in range(4)]
+    assert shapes == [(2, 3136, 27), (2, 784, 27), (2, 196, 27), (2, 49, 27)]
+
+
+def test_zero_predictors_score_one_ninth_a_scale():
+    """Every histogram that is not flat has length 1: 4/9 for LocalMIM, 1/9 for FastMIM and MaskFeat."""
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for name, expected in (("localmim_vit_test", 4 / 9), ("fastmim_vit_test", 1 / 9), ("maskfeat_vit_test", 1 / 9)):
+        config = RECIPES[name].config
+        model = MIM(config.method)
+        for head in model.heads:
+            last = head.pred if isinstance(head.pred, torch.nn.Linear) else head.pred.pred
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+        assert losses(model, images).sum() == pytest.approx(expected, rel=1e-4)
+
+
+def losses(model, images):
+    class Update:
+        def scale(self, loss):
+            return loss
+
+        def apply(self):
+            pass
+
+    batch = MicroBatch(images, model.views(images, torch.arange(len(images)), 0))
+    return model.method.flow.step(model, [batch], [Update() for _ in model.method.flow.partition(model)])
+
+
+def test_the_bias_of_gradients_is_a_number_of_the_config():
+    config = RECIPES["localmim_vit_test_biased"].config
+    assert [target.bias for target in config.method.targets] == list(HOG_BIASES)
+    assert all(abs(value) < 1 / 3 for pair in HOG_BIASES for value in pair)
+    assert all(target.bias is None for target in RECIPES["localmim_vit_large"].config.method.targets)
+
+
+def test_fastmim_at_128_pixels():
+    method = RECIPES["fastmim_vit_base"].config.method
+    assert method.encoder.image_size == 128
+    assert method.encoder.num_heads == 12  # its published program pre-trains with 6
+    assert method.target(0).length(3, 16) == 108
+    assert not method.head(0).positions
+    assert RECIPES["fastmim_vit_base_depth10"].config.method.taps == (9,)
+
+
+def test_the_decoder_of_fastmim_knows_no_place():
+    """Permuted tokens give permuted predictions."""
+    model = MIM(RECIPES["fastmim_vit_test"].config.method).double()
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float64
+    tokens, order = torch.randn(2, 17, 32, dtype=torch.float64), torch.randperm(16)
+    moved = torch.cat([tokens[:, :1], tokens[:, 1:][:, order]], dim=1)
+    torch.testing.assert_close(model.heads[0](moved, None, (4, 4)), model.heads[0](tokens, None, (4, 4))[:, order])
+
+
+def test_simmim_hides_30_of_49_units_and_predicts_raw_pixels():
+    method = RECIPES["simmim_vit_base"].config.method
+    (view,) = method.masker.views(torch.arange(2), (14, 14), 1, 0)
+    assert view.hidden.sum(1).tolist() == [120, 120]
+    assert method.target(0) == PixelTarget(normalize=False, kind="l1")
+
+
+def test_simmim_exempts_tokens_from_weight_decay():
+    config = RECIPES["simmim_vit_test"].config
+    model = MIM(config.method)
+    decayed = {name for name, p in model.named_parameters() if config.optim.decays(name, p)}
+    assert not decayed & {"encoder.cls_token", "hiding.mask_token"}
+    assert "encoder.patch_embed.weight" in decayed
+    fastmim = RECIPES["fastmim_vit_test"].config
+    assert fastmim.optim.decays(
+        "hiding.mask_token", MIM(fastmim.method).hiding.mask_token
+    )  # 4-D: decayed, as published
+
+
+def test_maskfeat_hides_78_patches_of_every_image():
+    method = RECIPES["maskfeat_vit_base"].config.method
+    (view,) = method.masker.views(torch.arange(5), (14, 14), 1, 0)
+    assert view.hidden.sum(1).tolist() == [78] * 5
+    assert method.target(0) == HogTarget(bins=9, cells=2)
+
+
+def test_vitfreeze_is_localmim_with_another_schedule():
+    frozen, plain = RECIPES["vitfreeze_vit_base"].config, RECIPES["localmim_vit_base"].config
+    assert frozen.method == plain.method
+    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3)
+    # Heads go with the blocks that feed them: epochs 62.1, 68.6 and 91.3.
+    model = MIM(RECIPES["vitfreeze_vit_test"].config.method)
+    ends = [10 + 90 * frozen.schedule.share(tap + 1, 12) for tap in frozen.method.taps]
+    assert ends == pytest.approx([62.08, 68.59, 91.30, 100], abs=0.005)
+    assert [model.is_frozen(stage, 3) for stage in range(4)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "flow"),
+    [
+        ("bim_hog_vit_base", Local),
+        ("bim_simmim_vit_base", Local),
+        ("bim_maskfeat_vit_base", Local),
+        ("bim_fastmim_vit_base", Local),
+        ("localmim_vit_base_isolated", Local),
+        ("localmim_vit_base_isolated_growing", Local),
+        ("vitfreeze_vit_base_isolated", Local),
+        ("localmim_vit_base", EndToEnd),
+    ],
+)
+def test_how_far_errors_travel(name, flow):
+    method = RECIPES[name].config.method
+    assert isinstance(method.flow, flow)
+    assert len(method.taps) == 4
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "_vit_test" in name and "distilled" not in name])
+def test_predictions_on_visible_patches_do_not_count(name):
+    """A target that differs on visible cells alone gives the same loss."""
+    torch.manual_seed(0)
+    model = MIM(RECIPES[name].config.method)
+    side = model.method.encoder.image_size
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    tokens = images
+    for stage, view in enumerate(model.views(images, torch.arange(2), 0)):
+        with torch.no_grad():
+            tokens = model.encode(stage, tokens, view)
+            target = model.targets([stage], images)[stage]
+            if target.vectors is None:
+                continue
+            scale = model.method.head(stage).scale
+            rows, columns = (math.prod((n, scale)) for n in view.grid)
+            hidden = torch.nn.functional.interpolate(
+                view.hidden.view(2, 1, *view.grid), (int(rows), int(columns)), mode="area"
+            ).flatten(1)
+            elsewhere = torch.where(hidden.unsqueeze(-1) > 0, target.vectors, 7.0)
+            args = (stage, tokens, images, view)
+            plain = model.loss(*args, target, view.hidden.sum())
+            changed = model.loss(*args, type(target)(elsewhere), view.hidden.sum())
+        assert plain == changed

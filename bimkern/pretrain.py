@@ -156,7 +156,7 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
         "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
         f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
         "steps": _steps(config, table),
-        "learning rate": f"{run.peak_lr(run.batch_size):.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
     }
     if config.phases:
         facts |= _phases(config, table, len(images))
@@ -174,7 +174,7 @@ def _phases(config: Config, table: Timetable, num_images: int) -> dict[str, str]
     return {
         f"phase {i + 1}": f"{length} steps of {stretch.batch_size} images of {stretch.image_size} px, "
         f"{stretch.micro_batch} at a time, from epoch {stretch.first_image / num_images:g}, "
-        f"learning rate {config.run.peak_lr(stretch.batch_size):.3e} at its peak"
+        f"learning rate {config.run.peak_lr_of(stretch.batch_size):.3e} at its peak"
         for i, (stretch, length) in enumerate(zip(table.course.stretches, table.lengths(), strict=True))
     }
 
@@ -185,7 +185,7 @@ def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
     return (
         f"{config.recipe}: {len(images)} images from {images.root}, steps: {_steps(config, table)}, "
-        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr(run.batch_size):.2e}{few}\n"
+        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}"
     )
 

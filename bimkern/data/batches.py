@@ -11,6 +11,7 @@ Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,9 @@ class Crops:
 
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
-        arrays = {name: value[i : i + 1] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        arrays: dict[str, Any] = {
+            name: value[i : i + 1] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
         return replace(self, **arrays)
 
 

@@ -101,7 +101,11 @@ class RunConfig:
     def images_at_a_time(self) -> int:
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
-    def peak_lr(self, batch_size: int) -> float:
+    @property
+    def peak_lr(self) -> float:
+        return self.peak_lr_of(self.batch_size)
+
+    def peak_lr_of(self, batch_size: int) -> float:
         return self.base_lr * batch_size / 256
 
 
@@ -198,6 +202,8 @@ def from_json(saved: Any) -> Config:
 def _read(saved: Any, hint: Any, where: str) -> Any:
     """Turn a JSON value into what an annotation asks for."""
     choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if saved is None and type(None) in choices:
+        return None
     types: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
     if types:
         name = saved.get("type") if isinstance(saved, dict) else None
@@ -216,7 +222,7 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
 
 
 # Of runs older than an option.
-_DEFAULTS = {"phases": []} | {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS: dict[str, Any] = {"phases": []} | {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

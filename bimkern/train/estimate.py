@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
+from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config import DTYPES, Config

@@ -188,7 +188,7 @@ class Trainer:
         """
         run, schedule, depth = self.config.run, self.config.schedule, self.config.method.encoder.depth
         progress = self.timetable.progress(index)
-        peak = run.peak_lr(self.course.at(index).batch_size)
+        peak = run.peak_lr_of(self.course.at(index).batch_size)
 
         def rate(unit: int) -> float:
             return peak * schedule.factor(progress, unit, depth)

@@ -17,8 +17,8 @@ from checked import checked_images
 from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, stream
 from bimkern.data.batches import MicroBatches
-from bimkern.data.dali import DaliLoader
 from bimkern.data.course import Course
+from bimkern.data.dali import DaliLoader
 from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader

@@ -176,7 +176,7 @@ def test_steps_come_from_epochs_or_are_given():
 
 
 def test_peak_learning_rate_follows_the_batch():
-    assert RunConfig(base_lr=1.5e-4).peak_lr(4096) == pytest.approx(2.4e-3)
+    assert RunConfig(base_lr=1.5e-4, batch_size=4096).peak_lr == pytest.approx(2.4e-3)
 
 
 @pytest.mark.parametrize(

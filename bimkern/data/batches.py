@@ -54,9 +54,7 @@ class Crops:
 
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
-        arrays: dict[str, Any] = {
-            name: value[i : i + 1] for name, value in vars(self).items() if isinstance(value, np.ndarray)
-        }
+        arrays: dict[str, Any] = {name: v[i : i + 1] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays)
 
 

@@ -7,6 +7,7 @@ from bimkern.ops import backends
 
 WITHOUT_KERNEL = ("match_loss", "match_predict")  # plain torch on a GPU
 
+
 def main(arguments: Sequence[str]) -> int:
     device = arguments[0] if arguments else "cuda"
     wrong = 0

@@ -25,6 +25,7 @@ from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
+from bimkern.train.phases import Timetable
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
@@ -148,25 +149,46 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
     with torch.device("meta"):
         model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
+    table = config.timetable(len(images))
+    peaks = {live_activation_peak(config, stretch): stretch for stretch in table.course.stretches}
+    largest = peaks[max(peaks)]
     facts = {
         "images": f"{len(images)} in {images.root}, not checked yet",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
-        "activations": f"{human_bytes(live_activation_peak(config))} live at most, with {run.images_at_a_time} images "
-        f"at a time, decoded in slices: {run.slices}",
-        "steps": f"{run.num_steps(len(images))} of {run.batch_size} images",
+        "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
+        f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
+        "steps": _steps(config, table),
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
     }
+    if config.phases:
+        facts |= _phases(config, table, len(images))
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
+
+
+def _steps(config: Config, table: Timetable) -> str:
+    """Say how many steps there are, of how many images, and of which sizes where these change."""
+    batches = ", then ".join(dict.fromkeys(str(stretch.batch_size) for stretch in table.course.stretches))
+    sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
+    return f"{table.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
+
+
+def _phases(config: Config, table: Timetable, num_images: int) -> dict[str, str]:
+    return {
+        f"phase {i + 1}": f"{length} steps of {stretch.batch_size} images of {stretch.image_size} px, "
+        f"{stretch.micro_batch} at a time, from epoch {stretch.first_image / num_images:g}, "
+        f"learning rate {config.run.peak_lr_of(stretch.batch_size):.3e} at its peak"
+        for i, (stretch, length) in enumerate(zip(table.course.stretches, table.lengths(), strict=True))
+    }
 
 
 def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str:
     run, images = config.run, run_images.images
-    steps = run.num_steps(len(images))
-    few = f"; {steps} steps are too few to learn much" if steps < _FEW_STEPS else ""
+    table = config.timetable(len(images))
+    few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
     return (
-        f"{config.recipe}: {len(images)} images from {images.root}, {steps} steps of {run.batch_size}, "
+        f"{config.recipe}: {len(images)} images from {images.root}, steps: {_steps(config, table)}, "
         f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}"
     )

@@ -19,6 +19,7 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
 from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.source import image_folder, read_image
@@ -73,9 +74,8 @@ def measure(case: Case) -> Measure:
     B = case.dims["B"]
     listing = image_folder(Path(folder.name))
     images = readable(listing, check(listing, workers=_WORKERS))
-    data = MicroBatches(
-        images=images, augment=RandomResizedCrop(), size=case.dims["to"], seed=0, batch_size=B, micro_batch=B
-    )
+    course = Course.alike(image_size=case.dims["to"], batch_size=B, micro_batch=B)
+    data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, course=course)
     names: list[LoaderName] = ["pil", "dali"]
     if reason := dali.unusable():
         print(f"loaders: without DALI, which cannot be used ({reason})", file=sys.stderr)

@@ -1,8 +1,8 @@
 """What to load: the micro-batches of a run, as sample ids, crop boxes and flips.
 
 The training data is one endless stream of epochs, cut into steps without a gap, so that nothing is dropped and any
-batch size fits any data set. A step's samples depend on (seed, step, batch size) alone: the state of the data is the
-step number. How pixels are made of this is a loader's business (loader.py).
+batch size fits any data set. A step's samples depend on (seed, step, course) alone: the state of the data is the step
+number. How pixels are made of this is a loader's business (loader.py).
 
 An image that has gone bad is replaced, draw by draw, by another one that depends on the draw alone: a run that is
 resumed while it is bad replaces it by the same.
@@ -10,13 +10,15 @@ resumed while it is bad replaces it by the same.
 Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, stream
+from bimkern.data.course import Course
 from bimkern.data.source import Images
 
 
@@ -48,10 +50,12 @@ class Crops:
     sizes: Int64  # [B, 2], width, height of the whole images
     boxes: Int64  # [B, 4], left, top, width, height
     flips: NDArray[np.bool_]  # [B]
+    size: int  # side of the crops in pixels
 
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
-        return Crops(**{name: value[i : i + 1] for name, value in vars(self).items()})
+        arrays: dict[str, Any] = {name: v[i : i + 1] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +64,16 @@ class MicroBatches:
 
     images: Images
     augment: RandomResizedCrop
-    size: int  # side of the crops in pixels
     seed: int
-    batch_size: int  # of a step
-    micro_batch: int
-
-    @property
-    def per_step(self) -> int:
-        return -(-self.batch_size // self.micro_batch)
+    course: Course
 
     def __getitem__(self, index: int) -> Crops:
-        step, part = divmod(index, self.per_step)
-        offset = part * self.micro_batch
-        count = min(self.micro_batch, self.batch_size - offset)
-        epochs, sample_ids = stream(step * self.batch_size + offset, count, len(self.images), self.seed)
+        stretch, step, part = self.course.place(index)
+        offset = part * stretch.micro_batch
+        count = min(stretch.micro_batch, stretch.batch_size - offset)
+        epochs, sample_ids = stream(stretch.image(step) + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         sizes = self.images.sizes[sample_ids]
         boxes = self.augment.boxes(draws, sizes, self.seed)
-        return Crops(sample_ids, draws, sizes, boxes, self.augment.flips(draws, self.seed))
+        return Crops(sample_ids, draws, sizes, boxes, self.augment.flips(draws, self.seed), stretch.image_size)

@@ -26,13 +26,14 @@ from torch import Tensor
 from bimkern.data import pil
 from bimkern.data.augment import Int64, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
+from bimkern.data.course import Course
 from bimkern.data.source import BadImage, Images
 from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
 _CUBIC_REACH = 2  # source pixels on either side, times the factor by which the filter shrinks
-_Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
+_Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def unusable(device: torch.device = _CPU) -> str | None:
@@ -112,7 +113,8 @@ class DaliLoader:
         with tempfile.TemporaryDirectory() as folder:
             Image.new("RGB", (8, 8)).save(Path(folder, "sound.jpg"))
             images = Images(Path(folder), ("sound.jpg",), np.array([[8, 8]]))
-            data = MicroBatches(images=images, augment=RandomResizedCrop(), size=8, seed=0, batch_size=1, micro_batch=1)
+            course = Course.alike(image_size=8, batch_size=1, micro_batch=1)
+            data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, course=course)
             return self._refusal(data, data[0]) is None
 
     def _refusal(self, data: MicroBatches, crops: Crops) -> str | None:
@@ -128,15 +130,15 @@ class DaliLoader:
     def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
         from nvidia.dali import Pipeline, fn, math, types
 
-        on_gpu = self.device.type == "cuda"
+        on_gpu, stretches = self.device.type == "cuda", data.course.stretches
         pipeline = Pipeline(
-            batch_size=min(data.micro_batch, data.batch_size),
+            batch_size=max(stretch.micro_batch for stretch in stretches),
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=max(_IN_FLIGHT, data.per_step + 1),
+            prefetch_queue_depth=max(_IN_FLIGHT, *(stretch.per_step + 1 for stretch in stretches)),
         )
         with pipeline:
-            path, corner, extent, roi_start, roi_end, flip = fn.external_source(source=source, num_outputs=6)
+            path, corner, extent, roi_start, roi_end, flip, side = fn.external_source(source=source, num_outputs=7)
             encoded = fn.io.file.read(path)
             # The decoder kills the process on a file whose header makes no sense or whose image does not hold the
             # window. So the header is read before, which is an error like any other, and the window is kept inside.
@@ -155,7 +157,7 @@ class DaliLoader:
             )
             resized = fn.resize(
                 decoded,
-                size=(data.size, data.size),
+                size=side,
                 roi_start=roi_start,
                 roi_end=roi_end,
                 interp_type=types.INTERP_CUBIC,
@@ -174,10 +176,11 @@ def _feed(data: MicroBatches, plan: Iterator[Crops], planned: deque[Crops]) -> I
         paths = [np.frombuffer(os.fsencode(data.images.path(int(i))), dtype=np.uint8) for i in crops.sample_ids]
         left, top, width, height = crops.boxes.T
         corner, extent = np.stack([top, left], axis=1), np.stack([height, width], axis=1)  # [B, 2]
-        window, window_extent = _widened(corner, extent, data.size, crops.sizes[:, ::-1])
+        window, window_extent = _widened(corner, extent, crops.size, crops.sizes[:, ::-1])
         start = corner - window
         regions = (start.astype(np.float32), (start + extent).astype(np.float32))
-        yield paths, window, window_extent, *regions, crops.flips.astype(np.int32)
+        sides = np.full_like(corner, crops.size, dtype=np.float32)  # [B, 2]
+        yield paths, window, window_extent, *regions, crops.flips.astype(np.int32), sides
 
 
 def _widened(corner: Int64, extent: Int64, size: int, image: Int64) -> tuple[Int64, Int64]:

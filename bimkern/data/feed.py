@@ -43,11 +43,11 @@ class Feed:
         Raises:
             FeedError: the loader keeps dying.
         """
-        per_step = self.data.per_step
-        micro_batches = self._micro_batches(first * per_step, last * per_step)
+        course = self.data.course
+        micro_batches = self._micro_batches(course.index(first), course.index(last))
         with closing(micro_batches):
-            for _ in range(first, last):
-                yield [next(micro_batches) for _ in range(per_step)]
+            for step in range(first, last):
+                yield [next(micro_batches) for _ in range(course.at(step).per_step)]
 
     def _micro_batches(self, index: int, end: int) -> Generator[Batch, None, None]:
         deaths = 0
@@ -59,7 +59,8 @@ class Feed:
             except BadImages as bad:
                 images = self.data.images
                 faults = {images.path(sample_id): reason for sample_id, reason in bad.faults.items()}
-                self._set_aside(faults, index // self.data.per_step)
+                _, step, _ = self.data.course.place(index)
+                self._set_aside(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))
             except (WorkerDied, OutOfResources) as death:

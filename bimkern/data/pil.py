@@ -43,8 +43,9 @@ class PilLoader:
 
     def _prefetch(self, data: MicroBatches) -> int:
         """Return the micro-batches that a worker holds ready: a whole step and one, if shared memory may hold them."""
-        batch_bytes = min(data.micro_batch, data.batch_size) * 3 * data.size**2
-        wanted = 1 + -(-data.per_step // self.workers)
+        stretches = data.course.stretches
+        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in stretches)
+        wanted = 1 + max(-(-s.per_step // self.workers) for s in stretches)
         return max(1, min(max(4, wanted), _PREFETCHED_BYTES // (self.workers * batch_bytes)))
 
 
@@ -79,6 +80,6 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
         raise BadImage("its size has changed since it was checked")
     left, top, width, height = crops.boxes[i].tolist()
     corners = (left, top, left + width, top + height)
-    resized = image.resize((data.size, data.size), Image.Resampling.BICUBIC, box=corners)
+    resized = image.resize((crops.size, crops.size), Image.Resampling.BICUBIC, box=corners)
     pixels = np.asarray(resized).transpose(2, 0, 1)
     return pixels[:, :, ::-1] if crops.flips[i] else pixels

@@ -7,7 +7,7 @@ from bimkern.mim.masking import RandomDrop
 from bimkern.mim.targets import HogTarget
 from bimkern.models.vit import VIT_BASE, ViTConfig
 from bimkern.recipes.bim import GROWING_MASK, bim, local
-from bimkern.recipes.fastmim import HOG, IMAGE_SIZE, SMALL_DECODER, fastmim
+from bimkern.recipes.fastmim import HOG, IMAGE_SIZE, VIT_BASE_128, progressive
 from bimkern.recipes.localmim import isolated, localmim
 from bimkern.recipes.recipe import Recipe
 from bimkern.recipes.vitfreeze import vitfreeze
@@ -36,7 +36,11 @@ COMBINED_RECIPES = (
     ),
     Recipe(
         summary="BIM over FastMIM, ViT-B/16 at 128 pixels, four local blocks",
-        config=local(fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER), "bim_fastmim_vit_base"),
+        config=local(VIT_BASE_128, "bim_fastmim_vit_base"),
+    ),
+    Recipe(
+        summary="BIM over FastMIM-P, ViT-B/16, four local blocks, images growing from 128 to 192 pixels",
+        config=progressive(local(VIT_BASE_128, "bim_fastmim_vit_base"), "bim_fastmim_p_vit_base"),
     ),
     Recipe(
         summary="LocalMIM, ViT-B/16, isolated gradients, growing mask",

@@ -1,5 +1,6 @@
 """FastMIM: Guo et al. 2022, "FastMIM: Expediting Masked Image Modeling Pre-training for Vision", arXiv 2212.06593."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bimkern.mim.flow import EndToEnd
@@ -12,9 +13,12 @@ from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config import Config
+from bimkern.train.phases import Phase
 
 _EPOCHS = 800  # table 1
 IMAGE_SIZE = 128  # section 3 and table 2
+IMAGE_SIZES = (128, 160, 192)  # FastMIM-P
+_PHASE_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
 HOG = HogTarget(bins=9, cells=2)  # section 3: cells of 8 pixels
 
 SMALL_DECODER = DecoderConfig(width=256, depth=1, num_heads=8, positions=False)  # appendix A, ViT-B
@@ -43,6 +47,20 @@ def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int
     )
 
 
+def progressive(config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES) -> Config:
+    """FastMIM-P: let the images of a run grow in three phases; micro-batches shrink as they do.
+
+    The batch stays: the paper does not say that it changes, and the published program, which can change it, has no
+    numbers.
+    """
+    phases = tuple(
+        Phase(share=epochs / sum(_PHASE_EPOCHS), image_size=size, micro_factor=(sizes[0] / size) ** 2)
+        for epochs, size in zip(_PHASE_EPOCHS, sizes, strict=True)
+    )
+    method = replace(config.method, encoder=replace(config.method.encoder, image_size=sizes[-1]))
+    return replace(config, recipe=name, method=method, phases=phases)
+
+
 VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
 
@@ -57,6 +75,10 @@ FASTMIM_RECIPES = (
     Recipe(
         summary="FastMIM, ViT-L/16 at 128 pixels, HOG",
         config=fastmim("fastmim_vit_large", VIT_LARGE, LARGE_DECODER),
+    ),
+    Recipe(
+        summary="FastMIM-P, ViT-L/16, images growing from 128 to 192 pixels",
+        config=progressive(fastmim("fastmim_vit_large", VIT_LARGE, LARGE_DECODER), "fastmim_p_vit_large"),
     ),
     Recipe(
         summary="FastMIM, the first ten blocks of ViT-B/16",

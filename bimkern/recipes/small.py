@@ -7,7 +7,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, growing
-from bimkern.recipes.fastmim import SMALL_DECODER, distilled, fastmim
+from bimkern.recipes.fastmim import SMALL_DECODER, distilled, fastmim, progressive
 from bimkern.recipes.localmim import isolated, localmim, with_pixels
 from bimkern.recipes.mae import mae
 from bimkern.recipes.maskfeat import maskfeat
@@ -19,6 +19,7 @@ from bimkern.train.config import Config, RunConfig
 _ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
 _LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch
 _LAYERED = replace(_LARGE_PATCHES, depth=8)  # for taps of two blocks each
+_SIZES = (32, 48, 64)  # of images that grow, in pixels
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
 
@@ -60,5 +61,7 @@ SMALL_RECIPES = (
     _small(_fastmim("fastmim_vit_test")),
     _small(distilled("fastmim_vit_test_distilled", _fastmim("fastmim_vit_test"), teacher_block=3)),
     _small(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test")),
+    _small(progressive(_fastmim("fastmim_vit_test"), "fastmim_p_vit_test", _SIZES)),
+    _small(progressive(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test"), "bim_fastmim_p_vit_test", _SIZES)),
     _small(bim_hog("bim_hog_vit_test", _LARGE_PATCHES)),
 )

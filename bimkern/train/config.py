@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.attention import AttentionName
 from bimkern.train.optimizers import AdamWConfig, OptimizerName
+from bimkern.train.phases import Phase, Timetable, timetable
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,11 +103,10 @@ class RunConfig:
 
     @property
     def peak_lr(self) -> float:
-        return self.base_lr * self.batch_size / 256
+        return self.peak_lr_of(self.batch_size)
 
-    def num_steps(self, num_images: int) -> int:
-        """Return the optimizer steps of the run; an incomplete last one is rounded."""
-        return self.steps or max(1, round(self.epochs * num_images / self.batch_size))
+    def peak_lr_of(self, batch_size: int) -> float:
+        return self.base_lr * batch_size / 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,48 @@ class Config:
     optim: AdamWConfig
     schedule: Cosine | FreezeOut
     run: RunConfig
+    phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            return
+        total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size
+        if not math.isclose(total, 1):
+            raise ValueError(f"Config: the shares of the phases must add up to 1, got {total:g}")
+        if (last := self.phases[-1].image_size) != size:
+            # It is what pictures show and what exported files are made for.
+            raise ValueError(f"Config: the last phase must have the encoder's image_size={size}, got {last}")
+        for phase in self.phases:
+            self.at_size(phase.image_size)
+        if self.run.steps is not None and self.run.steps < len(self.phases):
+            raise ConfigError(
+                f"--steps must be at least {len(self.phases)}, one for every phase of {self.recipe}, "
+                f"got {self.run.steps}"
+            )
+
+    def at_size(self, image_size: int) -> Method:
+        """Return the method for another image size.
+
+        Raises:
+            ValueError: such images cannot be cut into patches, or masked.
+        """
+        return replace(self.method, encoder=replace(self.method.encoder, image_size=image_size))
+
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Return the phases, one where nothing changes."""
+        return self.phases or (Phase(share=1.0, image_size=self.method.encoder.image_size),)
+
+    def timetable(self, num_images: int) -> Timetable:
+        """Return what the steps of the run are, over so many images; an incomplete last one is rounded."""
+        run = self.run
+        return timetable(
+            self.all_phases(),
+            num_images=num_images,
+            batch_size=run.batch_size,
+            micro_batch=run.images_at_a_time,
+            epochs=run.epochs,
+            steps=run.steps,
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -160,6 +202,8 @@ def from_json(saved: Any) -> Config:
 def _read(saved: Any, hint: Any, where: str) -> Any:
     """Turn a JSON value into what an annotation asks for."""
     choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if saved is None and type(None) in choices:
+        return None
     types: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
     if types:
         name = saved.get("type") if isinstance(saved, dict) else None
@@ -177,7 +221,8 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
     return Path(saved) if isinstance(saved, str) and Path in choices else saved
 
 
-_DEFAULTS = {f"run.{option.name}": option.default for option in fields(RunConfig)}  # of runs older than an option
+# Of runs older than an option.
+_DEFAULTS: dict[str, Any] = {"phases": []} | {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

@@ -17,8 +17,9 @@ def describe(record: dict[str, Any]) -> str:
     """Put a metrics record into one line."""
     losses = " ".join("frozen" if loss is None else f"{loss:.4f}" for loss in record["loss_per_block"])
     return (
-        f"epoch {record['epoch']:.2f}  loss {losses}  lr {record['lr']:.2e}  {record['images_per_s']:.0f} images/s  "
-        f"data wait {record['data_wait']:.0%}  peak {human_bytes(record['peak_bytes'])}"
+        f"epoch {record['epoch']:.2f}  {record['image_size']} px  loss {losses}  lr {record['lr']:.2e}  "
+        f"{record['images_per_s']:.0f} images/s  data wait {record['data_wait']:.0%}  "
+        f"peak {human_bytes(record['peak_bytes'])}"
     )
 
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
+from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config import DTYPES, Config
@@ -25,21 +27,30 @@ class _FreeGradients:
             parameter.grad = None
 
 
-def live_activation_peak(config: Config) -> int:
+def live_activation_peak(config: Config, kind: Stretch) -> int:
     """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
 
-    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors. A GPU's attention
-    kernels may save a little more or less.
+    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
+    kind. A GPU's attention kernels may save a little more or less.
     """
-    run = config.run
+    run, side = config.run, kind.image_size
     with FakeTensorMode():
         model = network.build(config)
         set_compute_dtype(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
-        side = config.method.encoder.image_size
-        shape = (run.images_at_a_time, config.method.encoder.channels, side, side)
+        shape = (kind.micro_batch, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
+        _build_tables(model, images, ids, run.seed)
         with LiveBytes(model.parameters()) as counter:
             batch = MicroBatch(images, model.views(images, ids, run.seed))
             config.method.flow.step(model, [batch], updates, slices=run.slices)
     return counter.peak
+
+
+@torch.no_grad()
+def _build_tables(model: MIM, images: Tensor, ids: Tensor, seed: int) -> None:
+    """Have the model build what it keeps for images of a size, by passing some through."""
+    tokens = images
+    for stage, view in enumerate(model.views(images, ids, seed)):
+        tokens = model.encode(stage, tokens, view)
+        model.predict(stage, tokens, view)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.course import Course
 from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
@@ -63,8 +64,9 @@ class Trainer:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self.images = images
-        self.total_steps = run.num_steps(len(images.images))
-        data = self._micro_batches(images.images, run.batch_size, run.images_at_a_time, run.seed)
+        self.timetable = config.timetable(len(images.images))
+        self.course, self.total_steps = self.timetable.course, self.timetable.num_steps
+        data = self._micro_batches(images.images, self.course, run.seed)
         self._edge = devices.StepEdge(self.device)
         self._loader = TimedLoader(loader, self._edge.pending)
         self._shortage = Shortage()
@@ -120,8 +122,12 @@ class Trainer:
         clock = Clock(self._loader, first)
         for done in range(first + 1, self.total_steps + 1):
             batch = self._next(supply, done - 1, log)
-            # The second step of a process is the first in which nothing but activations is born.
-            counter = LiveBytes(self.model.parameters()) if done == first + 2 and not run.compile else None
+            # The second step of a process, or of an image size, is the first in which only activations are born.
+            stretch = self.course.at(done - 1)
+            place = done - max(first, stretch.first_step)
+            if place == 1:
+                self._live_activation_bytes = None
+            counter = LiveBytes(self.model.parameters()) if place == 2 and not run.compile else None
             with counter or nullcontext():
                 losses, lr = self.step(done - 1, batch)
             self._edge.mark()
@@ -181,10 +187,11 @@ class Trainer:
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
         """
         run, schedule, depth = self.config.run, self.config.schedule, self.config.method.encoder.depth
-        progress = self._progress(index)
+        progress = self.timetable.progress(index)
+        peak = run.peak_lr_of(self.course.at(index).batch_size)
 
         def rate(unit: int) -> float:
-            return run.peak_lr * schedule.factor(progress, unit, depth)
+            return peak * schedule.factor(progress, unit, depth)
 
         for update in self.updates:
             update.set_rates(rate)
@@ -200,13 +207,10 @@ class Trainer:
         )
         return losses, rate(depth)
 
-    def _progress(self, index: int) -> float:
-        return (index + 0.5) / self.total_steps
-
     def _num_frozen(self, done: int) -> int:
         """Return how many stages, from the first on, did not learn in the last of `done` steps."""
         depth = self.config.method.encoder.depth
-        units = self.config.schedule.frozen_units(self._progress(done - 1), depth)
+        units = self.config.schedule.frozen_units(self.timetable.progress(done - 1), depth)
         return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
 
     def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
@@ -214,14 +218,16 @@ class Trainer:
         learning = losses[frozen:].tolist()  # waits for the device
         lap = clock.lap(done)
         held, peak = held_bytes(self.device)
+        seen, seen_before = (self.course.image(step) for step in (done, done - lap.steps))
         return {
             "step": done,
-            "epoch": done * self.config.run.batch_size / len(self.images.images),
+            "epoch": seen / len(self.images.images),
+            "image_size": self.course.at(done - 1).image_size,
             "loss": sum(learning) / len(learning),
             "loss_per_block": [None] * frozen + learning,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
-            "images_per_s": lap.steps * self.config.run.batch_size / lap.seconds,
+            "images_per_s": (seen - seen_before) / lap.seconds,
             "data_wait": lap.waited / lap.seconds,
             "images_set_aside": len(self.images.quarantine.files),
             "held_bytes": held,
@@ -298,19 +304,14 @@ class Trainer:
     def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to judge by: of another seed, for where they are also trained on."""
         count = min(NUM_IMAGES, 4 * len(images.judged))
-        data = self._micro_batches(images.judged, count, count, self.config.run.seed + 1)
+        size = self.config.method.encoder.image_size
+        course = Course.alike(image_size=size, batch_size=count, micro_batch=count)
+        data = self._micro_batches(images.judged, course, self.config.run.seed + 1)
         ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 
-    def _micro_batches(self, images: Images, batch_size: int, micro_batch: int, seed: int) -> MicroBatches:
-        return MicroBatches(
-            images=images,
-            augment=self.config.augment,
-            size=self.config.method.encoder.image_size,
-            seed=seed,
-            batch_size=batch_size,
-            micro_batch=micro_batch,
-        )
+    def _micro_batches(self, images: Images, course: Course, seed: int) -> MicroBatches:
+        return MicroBatches(images=images, augment=self.config.augment, seed=seed, course=course)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)

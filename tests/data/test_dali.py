@@ -13,6 +13,7 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
+from bimkern.data.course import Course
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
 from bimkern.data.source import read_image
 
@@ -51,8 +52,8 @@ def folder(tmp_path):
 def batches(folder, size, augment=CROP):
     """All images in one batch, cropped anew in every test run."""
     images = checked_images(folder)
-    options = {"size": size, "seed": torch.initial_seed(), "batch_size": len(images), "micro_batch": len(images)}
-    return MicroBatches(images=images, augment=augment, **options)
+    course = Course.alike(image_size=size, batch_size=len(images), micro_batch=len(images))
+    return MicroBatches(images=images, augment=augment, seed=torch.initial_seed(), course=course)
 
 
 def exact(image, box, size):
@@ -102,7 +103,7 @@ def away_from_edges(data):
     """Whether the filter sees nothing beyond the image, [B]."""
     crops = data[0]
     first, extent = crops.boxes[:, :2], crops.boxes[:, 2:]
-    reach = 2 * np.maximum(extent / data.size, 1) + 1
+    reach = 2 * np.maximum(extent / crops.size, 1) + 1
     return ((first >= reach) & (first + extent + reach <= crops.sizes)).all(axis=1)
 
 

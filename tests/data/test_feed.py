@@ -17,6 +17,7 @@ from checked import checked_images
 from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, stream
 from bimkern.data.batches import MicroBatches
+from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
 from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import choose_loader
@@ -43,8 +44,8 @@ def loader(request):
 
 
 def plan(folder, **changes):
-    options = {"size": 16, "seed": 3, "batch_size": 6, "micro_batch": 4} | changes
-    return MicroBatches(images=checked_images(folder), augment=RandomResizedCrop(), **options)
+    course = Course.alike(**{"image_size": 16, "batch_size": 6, "micro_batch": 4} | changes)
+    return MicroBatches(images=checked_images(folder), augment=RandomResizedCrop(), seed=3, course=course)
 
 
 def without(data, *sample_ids):

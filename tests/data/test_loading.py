@@ -11,6 +11,7 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
+from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
 from bimkern.data.feed import Feed
 from bimkern.data.loader import choose_loader
@@ -42,8 +43,8 @@ def loader(request):
 
 
 def batches(images, **changes):
-    options = {"size": 16, "seed": 3, "batch_size": 4, "micro_batch": 4} | changes
-    return MicroBatches(images=images, augment=RandomResizedCrop(), **options)
+    course = Course.alike(**{"image_size": 16, "batch_size": 4, "micro_batch": 4} | changes)
+    return MicroBatches(images=images, augment=RandomResizedCrop(), seed=3, course=course)
 
 
 def steps_of(loader, data, first, last):
@@ -150,7 +151,8 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
     images = checked_images(folder)
     for flip in (0.0, 1.0):
         crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip)
-        data = MicroBatches(images=images, augment=crop, size=16, seed=0, batch_size=5, micro_batch=5)
+        course = Course.alike(image_size=16, batch_size=5, micro_batch=5)
+        data = MicroBatches(images=images, augment=crop, seed=0, course=course)
         batch = pil.decode(data, 0)
         for pixels, draw in zip(batch.images, batch.draw_ids, strict=True):
             image = read_image(images.path(int(draw)))

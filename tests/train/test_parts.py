@@ -167,9 +167,12 @@ def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
 
 
 def test_steps_come_from_epochs_or_are_given():
-    assert RunConfig(epochs=3, batch_size=10).num_steps(101) == 30
-    assert RunConfig(epochs=0.01, batch_size=10).num_steps(5) == 1
-    assert RunConfig(epochs=3, steps=7).num_steps(101) == 7
+    def num_steps(num_images, **options):
+        return replace(RECIPES["mae_vit_test"].config, run=RunConfig(**options)).timetable(num_images).num_steps
+
+    assert num_steps(101, epochs=3, batch_size=10) == 30
+    assert num_steps(5, epochs=0.01, batch_size=10) == 1
+    assert num_steps(101, epochs=3, steps=7) == 7
 
 
 def test_peak_learning_rate_follows_the_batch():

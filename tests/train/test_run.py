@@ -63,8 +63,8 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, capsys):
     assert any(name.startswith("tensorboard/events") for name in names)
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
         assert record.keys() == {
-            *("step", "epoch", "loss", "loss_per_block", "lr", "skipped_updates", "images_per_s", "data_wait"),
-            *("images_set_aside", "held_bytes", "peak_bytes", "live_activation_bytes"),
+            *("step", "epoch", "image_size", "loss", "loss_per_block", "lr", "skipped_updates", "images_per_s"),
+            *("data_wait", "images_set_aside", "held_bytes", "peak_bytes", "live_activation_bytes"),
         }
         assert len(record["loss_per_block"]) == 4
         assert 0 <= record["data_wait"] <= 1
@@ -97,8 +97,10 @@ def test_a_dry_run_tells_the_live_activations_of_the_run(photos, tmp_path, recip
     capsys.readouterr()
     main([recipe, "--data", str(photos), "--dry-run", *options])
     config = RECIPES[recipe].config
-    assert live_activation_peak(replace(config, run=replace(config.run, slices=3))) == counted
-    assert f"activations    {human_bytes(counted)} live at most, with 8 images" in capsys.readouterr().out
+    config = replace(config, run=replace(config.run, slices=3))
+    assert live_activation_peak(config, config.timetable(11).course.at(0)) == counted
+    told = f"activations    {human_bytes(counted)} live at most, with 8 images of 32 px at a time"
+    assert told in capsys.readouterr().out
 
 
 def test_another_seed_is_another_run(photos, tmp_path):

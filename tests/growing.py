@@ -1,0 +1,44 @@
+"""Runs whose images change their size, on small files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from bimkern.mim.targets import PixelTarget
+from bimkern.pretrain import main
+from bimkern.recipes import RECIPES, Recipe
+
+NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
+
+
+def write_photos(folder, count=12):
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg")
+    return folder
+
+
+def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **options):
+    """Add a recipe like another one, with other phases, other options, that predicts pixels."""
+    config = RECIPES[base].config
+    method = replace(config.method, targets=(PixelTarget(normalize=False),))
+    run = replace(config.run, **options)
+    config = replace(config, recipe=name, method=method, run=run, phases=phases or config.phases)
+    monkeypatch.setitem(RECIPES, name, Recipe(summary="for a test", config=config))
+    return config
+
+
+def train(recipe, photos, out, *options):
+    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def repeatable(out):
+    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in records(out)]

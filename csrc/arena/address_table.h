@@ -15,6 +15,7 @@ struct LiveBlock {
   int32_t recorded = -1;  // index in the recording `session`; -1: not written down
   uint32_t plan = 0;
   uint32_t session = 0;
+  uint32_t visit = 0;  // of a scope, counted over the arena's life
   int32_t scope = -1;  // of the arena's list of names
   int32_t order = -1;  // of the allocation in its scope
 };

@@ -42,6 +42,7 @@ void Arena::open(const std::string& scope, Owner owner) {
     names_.push_back(scope);
   }
   order_ = 0;
+  ++visit_;
   if (recorder_.active()) {
     recorder_.open(scope);
   }
@@ -104,6 +105,7 @@ void* Arena::allocate(int64_t bytes, Owner owner) {
     block.session = recorder_.session();
   }
   block.scope = open_;
+  block.visit = visit_;
   block.order = order_++;
   table_.insert(block);
   guard_.born(block.address, bytes);
@@ -172,12 +174,12 @@ void Arena::release(const LiveBlock& block) {
   }
 }
 
-// What the open scope allocated and is still alive: all of it while there is no plan, else what should be dead.
+// What the open scope allocated on this visit and is still alive: all of it without a plan, else what should be dead.
 std::vector<Outlived> Arena::find_outlived() const {
   std::vector<Outlived> found;
   table_.for_each([&](const LiveBlock& block) {
     const bool planned = replay_ != nullptr && block.plan == replay_->id() && block.planned >= 0;
-    if (block.scope == open_ && !(planned && replay_->survives(block.planned))) {
+    if (block.visit == visit_ && !(planned && replay_->survives(block.planned))) {
       found.push_back({block.address, block.bytes, names_[static_cast<size_t>(open_)], block.order});
     }
   });

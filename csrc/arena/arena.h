@@ -83,6 +83,7 @@ class Arena {
   std::set<std::string> seen_;      // in this step
   int32_t open_ = -1;               // of names_
   int32_t order_ = 0;               // allocations of the open scope
+  uint32_t visit_ = 0;              // scopes opened so far
   bool stepping_ = false;           // a step has begun
   bool diverged_ = false;           // in this step
   bool aborted_ = false;            // in this step

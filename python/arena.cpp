@@ -77,15 +77,47 @@ std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> outlived(HostA
   return blocks;
 }
 
+const char* name_of(Fault fault) {
+  switch (fault) {
+    case Fault::kDoubleFree:
+      return "double_free";
+    case Fault::kForeignPointer:
+      return "foreign_pointer";
+    case Fault::kWrongOwner:
+      return "wrong_owner";
+    case Fault::kScope:
+      return "scope";
+    case Fault::kBadSize:
+      return "bad_size";
+    case Fault::kNoMemory:
+      return "no_memory";
+    case Fault::kOverrun:
+      return "overrun";
+    case Fault::kBadPlan:
+      return "bad_plan";
+  }
+  return "unknown";
+}
+
+// The Python class is there without this module, too.
+void translate(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const ArenaError& error) {
+    const py::object type = py::module_::import("bimkern.arena.errors").attr("ArenaError");
+    PyErr_SetObject(type.ptr(), py::make_tuple(error.what(), name_of(error.fault())).ptr());
+  }
+}
+
 }  // namespace
 }  // namespace bimkern
 
 PYBIND11_MODULE(_arena, module) {
   using namespace bimkern;
   module.attr("torch_version") = TORCH_VERSION;
-  module.attr("HOST_ALIGNMENT") = kHostAlignment;
-  module.attr("DEVICE_ALIGNMENT") = kDeviceAlignment;
-  py::register_exception<ArenaError>(module, "ArenaError", PyExc_RuntimeError);
+  module.attr("host_alignment") = kHostAlignment;
+  module.attr("device_alignment") = kDeviceAlignment;
+  py::register_local_exception_translator(&translate);
   module.def("make_plan", [](const TraceTuple& trace, int64_t alignment, int64_t padding) {
     return to_tuple(make_plan(from_tuple(trace), alignment, padding));
   });
@@ -94,6 +126,7 @@ PYBIND11_MODULE(_arena, module) {
       .def(py::init<bool>())
       .def("open", &HostArena::open)
       .def("close", &HostArena::close)
+      .def("has_plan", [](HostArena& host) { return host.arena().has_plan(); })
       .def("plan", [](HostArena& host) { return to_tuple(host.arena().plan()); })
       .def("adopt", [](HostArena& host, const PlanTuple& plan) { host.arena().adopt(from_tuple(plan)); })
       .def("statistics", &statistics)

@@ -39,7 +39,10 @@ class HostHook final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (current != nullptr && bytes > 0) {
+    if (bytes == 0) {
+      return torch_->allocate(bytes);
+    }
+    if (current != nullptr) {
       void* address = current->allocate(static_cast<int64_t>(bytes), this_thread());
       return {address, address, &release_block, c10::Device(c10::DeviceType::CPU)};
     }

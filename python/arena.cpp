@@ -7,6 +7,7 @@
 
 #include "arena/error.h"
 #include "host_hook.h"
+#include "rerun.h"
 
 namespace bimkern {
 namespace {
@@ -122,6 +123,9 @@ PYBIND11_MODULE(_arena, module) {
     return to_tuple(make_plan(from_tuple(trace), alignment, padding));
   });
   module.def("check_plan", [](const PlanTuple& plan) { check(from_tuple(plan)); });
+  py::class_<Rerun>(module, "Rerun")
+      .def(py::init([](const TraceTuple& trace) { return Rerun(from_tuple(trace)); }))
+      .def("step", &Rerun::step, py::arg("arena") = nullptr);
   py::class_<HostArena>(module, "HostArena")
       .def(py::init<bool>())
       .def("open", &HostArena::open)

@@ -82,7 +82,7 @@ inline std::vector<Event> random_step(int32_t num_scopes, int32_t allocations) {
         free_one(one_in(3) ? static_cast<size_t>(random_below(static_cast<int64_t>(live.size()))) : live.size() - 1);
       }
     }
-    const size_t survivors = live.empty() ? 0 : static_cast<size_t>(random_below(4));
+    const size_t survivors = live.empty() ? 0 : static_cast<size_t>(random_below(8));
     while (live.size() > survivors) {
       free_one(live.size() - 1);
     }

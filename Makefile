@@ -20,7 +20,7 @@ sanitize:
 	  cmake -S . -B $(BUILD)/sanitize-$$kind -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF -DBIMKERN_SANITIZE=$$kind \
 	    -DCMAKE_BUILD_TYPE=None && \
 	  cmake --build $(BUILD)/sanitize-$$kind --target arena_tests && \
-	  ctest --test-dir $(BUILD)/sanitize-$$kind -L arena --output-on-failure || exit 1; \
+	  ctest --test-dir $(BUILD)/sanitize-$$kind -L arena -j 2 --output-on-failure || exit 1; \
 	done
 
 # A million random operations on an arena, against an oracle.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bimkern.arena import Arena, ArenaError, ArenaUnavailable, Block, Plan, Scope, _native, draw, make_plan
+from bimkern.arena import Arena, ArenaError, ArenaUnavailable, Block, Plan, Scope, _native, draw, make_plan, unusable
 from bimkern.arena.picture import live_bytes
 
 # Scope "a" has two blocks that share a place, one that lives on into "b", and one that lives into the next step.
@@ -135,6 +135,8 @@ def test_a_plan_can_be_drawn(plan, tmp_path):
 
 
 def test_without_the_compiled_module_the_reason_is_given(monkeypatch):
+    assert unusable() is None
+
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -142,6 +144,7 @@ def test_without_the_compiled_module_the_reason_is_given(monkeypatch):
     _native.native.cache_clear()
     with pytest.raises(ArenaUnavailable, match="the arena was not built for this Python"):
         Arena()
+    assert unusable() == "the arena was not built for this Python (install with a C++ compiler)"
 
     def broken(name):
         raise ImportError("undefined symbol: c10", name="c10")

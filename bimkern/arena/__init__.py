@@ -1,5 +1,6 @@
 """Activation memory that is planned once and recycled after every scope."""
 
+from bimkern.arena._native import unusable
 from bimkern.arena.arena import Arena, Stats
 from bimkern.arena.errors import ArenaError, ArenaUnavailable
 from bimkern.arena.outlived import Outlived
@@ -17,4 +18,5 @@ __all__ = [
     "Stats",
     "draw",
     "make_plan",
+    "unusable",
 ]

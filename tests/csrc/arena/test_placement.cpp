@@ -49,7 +49,7 @@ int64_t brute_force(const std::vector<Item>& items) {
 void test_small_cases_against_brute_force() {
   int64_t cases = 0, optimal = 0;
   for (int count = 0; count <= 8; ++count) {
-    for (int repeat = 0; repeat < (count < 8 ? 10 : 2); ++repeat) {
+    for (int repeat = 0; repeat < (count < 7 ? 20 : count < 8 ? 4 : 1); ++repeat) {
       const std::vector<Item> items = random_items(count, 12);
       const Placement found = place(items);
       const int64_t lowest = brute_force(items);

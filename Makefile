@@ -6,7 +6,7 @@ CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\
 # A kernel that spills registers ends a build; read when a build folder is first configured.
 export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
 
-.PHONY: build test lint format bench gpu-check gpu-dry clean
+.PHONY: build test sanitize stress lint format bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
@@ -16,6 +16,21 @@ build:
 test: build
 	ctest --test-dir $(BUILD) --output-on-failure
 	$(PYTHON) -m pytest tests
+
+# The arena's native tests under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+sanitize:
+	for kind in address,undefined thread; do \
+	  cmake -S . -B $(BUILD)/sanitize-$$kind -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF -DBIMKERN_SANITIZE=$$kind \
+	    -DCMAKE_BUILD_TYPE=None && \
+	  cmake --build $(BUILD)/sanitize-$$kind --target arena_tests && \
+	  ctest --test-dir $(BUILD)/sanitize-$$kind -L arena -j 2 --output-on-failure || exit 1; \
+	done
+
+# A million random operations on an arena, against an oracle.
+stress:
+	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
+	cmake --build $(BUILD)/stress --target test_arena_random
+	$(BUILD)/stress/test_arena_random 1000000
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -42,4 +57,4 @@ gpu-dry:
 	$(PYTHON) -m bench.triton_kernels
 
 clean:
-	rm -rf build dist *.egg-info bimkern/_native.so
+	rm -rf build dist *.egg-info bimkern/_native.so bimkern/arena/_arena*.so

@@ -11,7 +11,7 @@ import numpy
 import torch
 
 import bimkern
-from bimkern import ops, optional
+from bimkern import arena, ops, optional
 from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops._native import library
@@ -67,6 +67,7 @@ def collect() -> dict[str, Any]:
             "simd": library.simd,
             "error": library.error,
         },
+        "arena": {"cpu": arena.unusable()},
         "ops": {
             op: {device: {"backend": c.backend, "reason": c.reason} for device, c in devices.items()}
             for op, devices in ops.backends().items()
@@ -91,6 +92,10 @@ def lines(info: dict[str, Any]) -> list[str]:
         f"{'cpu':12} {info['cpu']['machine']}, {info['cpu']['threads']} threads",
         *(f"{'cuda':12} {device}" for device in cuda["devices"] or [f"none: {cuda['reason']}"]),
         f"{'native':12} " + (f"missing: {native['error']}" if native["error"] else f"{native['path']} ({built})"),
+        *(
+            f"{'arena':12} " + (f"{device}: none: {reason}" if reason else f"{device}: usable")
+            for device, reason in info["arena"].items()
+        ),
         *(
             f"op {op:20} {device:5} {served['backend']}: {served['reason']}"
             for op, devices in info["ops"].items()

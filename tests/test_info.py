@@ -23,6 +23,7 @@ def run(*arguments, search_path="", **environment):
 def test_says_one_fact_a_line():
     report = run().splitlines()
     assert f"{'bimkern':12} {__version__}" in report
+    assert "arena        cpu: usable" in report
     for op in ops.backends():
         assert sum(line.startswith(f"op {op} ") for line in report) == len(("cpu", "cuda"))
     for name in info.OPTIONAL:

@@ -1,0 +1,22 @@
+"""Activation memory that is planned once and recycled after every scope."""
+
+from bimkern.arena._native import unusable
+from bimkern.arena.arena import Arena, Stats
+from bimkern.arena.errors import ArenaError, ArenaUnavailable
+from bimkern.arena.outlived import Outlived
+from bimkern.arena.picture import draw
+from bimkern.arena.plan import Block, Plan, Scope, make_plan
+
+__all__ = [
+    "Arena",
+    "ArenaError",
+    "ArenaUnavailable",
+    "Block",
+    "Outlived",
+    "Plan",
+    "Scope",
+    "Stats",
+    "draw",
+    "make_plan",
+    "unusable",
+]

@@ -1,0 +1,13 @@
+"""What an arena raises."""
+
+
+class ArenaError(RuntimeError):
+    """A misuse of an arena. `fault` names its kind: scope, wrong_owner, overrun, bad_plan, no_memory, ..."""
+
+    def __init__(self, text: str, fault: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+class ArenaUnavailable(RuntimeError):
+    """There is no arena here; the message is the reason."""

@@ -1,0 +1,86 @@
+"""Which tensor outlived its scope, and who holds it? For debug mode: it looks at every live Python object."""
+
+import gc
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outlived:
+    """A block that was alive when its scope closed, and should not have been."""
+
+    scope: str
+    order: int  # of the allocation in the scope, from 0
+    bytes: int
+    tensor: str  # type, shape and names of what holds it
+
+    def __str__(self) -> str:
+        return f"{self.bytes} bytes of scope {self.scope!r} (allocation {self.order}) outlived it: {self.tensor}"
+
+
+def describe(blocks: Iterable[tuple[int, int, str, int]]) -> list[Outlived]:
+    """Turn (address, bytes, scope, order) into something that can be read."""
+    blocks = list(blocks)
+    tensors = _tensors_at({address for address, *_ in blocks})
+    return [
+        Outlived(scope, order, size, tensors.get(address, "held outside of Python, as by an autograd graph"))
+        for address, size, scope, order in blocks
+    ]
+
+
+def _tensors_at(addresses: set[int]) -> dict[int, str]:
+    if not addresses:
+        return {}
+    found: dict[int, list[Tensor]] = {}
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), Tensor) and candidate.layout is torch.strided:
+            address = candidate.untyped_storage().data_ptr()
+            if address in addresses:
+                found.setdefault(address, []).append(candidate)
+    del candidate
+    return {address: "; ".join(_describe(tensor, found) for tensor in tensors) for address, tensors in found.items()}
+
+
+def _describe(tensor: Tensor, found: dict[int, list[Tensor]]) -> str:
+    own = [id(tensors) for tensors in found.values()]
+    names = {name for holder in gc.get_referrers(tensor) if id(holder) not in own for name in _names(holder, tensor)}
+    names |= {f"{name!r} in {frame.f_code.co_name}" for frame in _frames() for name in _locals(frame, tensor)}
+    text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return f"{text} held as {', '.join(sorted(names))}" if names else text
+
+
+def _names(holder: Any, tensor: Tensor) -> list[str]:
+    if isinstance(holder, dict):
+        return [repr(name) for name, value in holder.items() if value is tensor]
+    if isinstance(holder, (list, tuple)):
+        return [f"an item of a {type(holder).__name__}"]
+    return []
+
+
+def _frames() -> Iterator[FrameType]:
+    """Yield the frames of all threads but for those of this module."""
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_globals.get("__name__") != __name__:
+                yield frame
+            frame = frame.f_back
+
+
+def _locals(frame: FrameType, tensor: Tensor) -> list[str]:
+    """Return the variables of a function that are the tensor."""
+    in_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # elsewhere variables live in a dict, found as such
+    if not in_function or sys.gettrace() is not None:
+        return []
+    variables = frame.f_locals
+    names = [name for name, value in variables.items() if value is tensor]
+    if sys.version_info < (3, 13):
+        variables.clear()  # a copy that the frame keeps, and that would keep alive what the function deletes
+    return names

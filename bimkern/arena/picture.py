@@ -1,0 +1,61 @@
+"""A picture of a plan: every block as a rectangle, its life across and its place upwards."""
+
+from pathlib import Path
+
+from bimkern.arena.plan import Block, Plan
+
+_MIB = 2**20
+
+
+def draw(plan: Plan, path: Path) -> None:
+    """Write the picture as PNG; needs matplotlib."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots()
+    colours = [f"C{i % 10}" for i in range(len(plan.scopes))]
+    axes.add_collection(
+        PolyCollection(
+            [_corners(plan, block, at) for block, at in zip(plan.blocks, plan.offsets, strict=True)],
+            facecolors=[colours[block.scope] for block in plan.blocks],
+            edgecolors="white",
+            linewidths=0.2,
+        )
+    )
+    times, sums = live_bytes(plan)
+    axes.plot(times, [live / _MIB for live in sums], color="black", linewidth=0.8, drawstyle="steps-post", label="live")
+    axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=0.8, label="peak of the plan")
+    if plan.survivor_bytes:
+        axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
+    for scope, colour in zip(plan.scopes, colours, strict=True):
+        middle = (scope.begin + scope.end) / 2
+        axes.annotate(scope.name, (middle, 0), (0, 3), textcoords="offset points", ha="center", color=colour)
+    axes.set(
+        xlim=(0, plan.ticks),
+        ylim=(0, 1.05 * plan.peak / _MIB),
+        xlabel="allocations and frees of one step",
+        ylabel="MiB",
+        title=f"{len(plan.blocks)} blocks, {plan.peak / _MIB:.1f} MiB, {100 * plan.gap:.2f} % above the lower bound",
+    )
+    axes.legend(loc="upper right")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
+    """Return the ticks at which the sum of live bytes changes, and the sums, rounded as planned."""
+    changes = [(block.begin, plan.room(block)) for block in plan.blocks]
+    changes += [(block.end, -plan.room(block)) for block in plan.blocks if block.end is not None]
+    times, sums, live = [0], [0], 0
+    for time, change in sorted(changes):
+        live += change
+        times.append(time)
+        sums.append(live)
+    return times, sums
+
+
+def _corners(plan: Plan, block: Block, offset: int) -> list[tuple[float, float]]:
+    bottom = (offset + plan.scope_bytes * plan.survives(block)) / _MIB
+    top = bottom + (1 + (block.end is None)) * plan.room(block) / _MIB
+    begin, end = (0, plan.ticks) if block.end is None else (block.begin, block.end)
+    return [(begin, bottom), (end, bottom), (end, top), (begin, top)]

@@ -1,0 +1,29 @@
+// Writes down a trace while a step runs.
+#pragma once
+
+#include "arena/trace.h"
+
+namespace bimkern {
+
+class Recorder {
+ public:
+  void start();
+  void stop() { active_ = false; }
+  bool active() const { return active_; }
+  // Which recording this is: a block that an earlier one wrote down means nothing to this one.
+  uint32_t session() const { return session_; }
+
+  void open(const std::string& scope);
+  void close();
+  int32_t allocated(int64_t bytes);  // -> index of the block
+  void freed(int32_t index) { trace_.blocks[static_cast<size_t>(index)].end = trace_.ticks++; }
+
+  const Trace& trace() const { return trace_; }
+
+ private:
+  Trace trace_;
+  bool active_ = false;
+  uint32_t session_ = 0;
+};
+
+}  // namespace bimkern

@@ -1,0 +1,180 @@
+// Contract: replay.h.
+#include "arena/replay.h"
+
+#include <algorithm>
+
+#include "arena/error.h"
+
+namespace bimkern {
+namespace {
+
+char* reserve(Upstream& upstream, int64_t bytes) {
+  if (bytes == 0) {
+    return nullptr;
+  }
+  void* address = upstream.allocate(bytes);
+  BIMKERN_ARENA_CHECK(address != nullptr, Fault::kNoMemory, "no memory for a region of ", bytes, " bytes");
+  return static_cast<char*>(address);
+}
+
+}  // namespace
+
+Replay::Replay(Plan plan, Upstream& upstream, uint32_t id)
+    : plan_(std::move(plan)), upstream_(upstream), id_(id), predecessors_(predecessors(plan_)) {
+  scopes_ = reserve(upstream_, plan_.scope_bytes);
+  try {
+    survivors_ = reserve(upstream_, plan_.survivor_bytes);
+  } catch (...) {
+    if (scopes_ != nullptr) {
+      upstream_.deallocate(scopes_, plan_.scope_bytes);
+    }
+    throw;
+  }
+  make_slots();
+}
+
+void Replay::make_slots() {
+  const std::vector<Block>& blocks = plan_.trace.blocks;
+  const auto add = [&](size_t block, bool second) {
+    const bool survivor = bimkern::survives(plan_.trace, blocks[block]);
+    const int64_t taken = room(plan_, blocks[block]);
+    const int64_t offset = plan_.offsets[block] + (second ? taken : 0);
+    if (survivor) {
+      survivor_slots_.push_back(static_cast<int32_t>(slots_.size()));
+    }
+    slots_.push_back(
+        {(survivor ? survivors_ : scopes_) + offset, blocks[block].bytes, taken, offset + taken, -1, survivor, false});
+  };
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    add(i, false);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i].end == kForever) {
+      slots_[i].twin = static_cast<int32_t>(slots_.size());
+      add(i, true);
+    }
+  }
+  stragglers_.reserve(slots_.size());
+}
+
+Replay::~Replay() {
+  if (scopes_ != nullptr) {
+    upstream_.deallocate(scopes_, plan_.scope_bytes);
+  }
+  if (survivors_ != nullptr) {
+    upstream_.deallocate(survivors_, plan_.survivor_bytes);
+  }
+}
+
+bool Replay::owns(const void* address) const {
+  const char* byte = static_cast<const char*>(address);
+  return (scopes_ <= byte && byte < scopes_ + plan_.scope_bytes) ||
+         (survivors_ <= byte && byte < survivors_ + plan_.survivor_bytes);
+}
+
+bool Replay::enter(const std::string& name) {
+  const std::vector<ScopeSpan>& scopes = plan_.trace.scopes;
+  const auto found = std::find_if(scopes.begin(), scopes.end(), [&](const ScopeSpan& s) { return s.name == name; });
+  left_ = found == scopes.end();
+  scope_ = left_ ? -1 : static_cast<int32_t>(found - scopes.begin());
+  cursor_ = left_ ? 0 : found->first;
+  last_ = left_ ? 0 : found->last;
+  return !left_;
+}
+
+bool Replay::is_free(int32_t index) {
+  const Slot& slot = slots_[static_cast<size_t>(index)];
+  const auto overlaps = [&](int32_t other) {
+    const Slot& taken = slots_[static_cast<size_t>(other)];
+    return taken.live && taken.survivor == slot.survivor && taken.address < slot.address + slot.room &&
+           slot.address < taken.address + taken.room;
+  };
+  if (slot.live) {
+    return false;
+  }
+  if (slot.survivor) {
+    return std::none_of(survivor_slots_.begin(), survivor_slots_.end(), overlaps);
+  }
+  bool free = std::none_of(stragglers_.begin(), stragglers_.end(), overlaps);
+  const int32_t* edge = predecessors_.blocks.data() + predecessors_.first[static_cast<size_t>(index)];
+  const int32_t* end = predecessors_.blocks.data() + predecessors_.first[static_cast<size_t>(index) + 1];
+  for (; edge != end; ++edge) {
+    if (slots_[static_cast<size_t>(*edge)].live) {
+      add_stragglers(*edge, *edge + 1);
+      free = false;
+    }
+  }
+  return free;
+}
+
+Replay::Served Replay::next(int64_t bytes) {
+  if (left_) {
+    return {Answer::kLeft};
+  }
+  if (cursor_ == last_ || bytes > slots_[static_cast<size_t>(cursor_)].bytes) {
+    left_ = true;
+    return {Answer::kLeft};
+  }
+  int32_t index = cursor_++;
+  if (!is_free(index)) {
+    index = slots_[static_cast<size_t>(index)].twin;
+    if (index < 0) {
+      return {Answer::kLate};
+    }
+    if (!is_free(index)) {
+      return {Answer::kHeld};
+    }
+  }
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.live = true;
+  ++num_live_;
+  scope_live_ += !slot.survivor;
+  live_bytes_ += slot.room;
+  live_peak_ = std::max(live_peak_, live_bytes_);
+  reach_[slot.survivor] = std::max(reach_[slot.survivor], slot.reach);
+  return {bytes == slot.bytes ? Answer::kServed : Answer::kSmaller, index};
+}
+
+void Replay::freed(int32_t index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.live = false;
+  --num_live_;
+  scope_live_ -= !slot.survivor;
+  live_bytes_ -= slot.room;
+  if (!stragglers_.empty()) {
+    stragglers_.erase(std::remove(stragglers_.begin(), stragglers_.end(), index), stragglers_.end());
+  }
+}
+
+bool Replay::leave(int64_t& outlived) {
+  const bool whole = !left_ && cursor_ == last_;
+  if (scope_live_ > static_cast<int64_t>(stragglers_.size())) {
+    const ScopeSpan& scope = plan_.trace.scopes[static_cast<size_t>(scope_)];
+    const size_t before = stragglers_.size();
+    add_stragglers(scope.first, scope.last);
+    outlived += static_cast<int64_t>(stragglers_.size() - before);
+  }
+  left_ = true;
+  return whole;
+}
+
+void Replay::add_stragglers(int32_t first, int32_t last) {
+  for (int32_t block = first; block < last; ++block) {
+    const Slot& slot = slots_[static_cast<size_t>(block)];
+    if (slot.live && !slot.survivor && std::find(stragglers_.begin(), stragglers_.end(), block) == stragglers_.end()) {
+      stragglers_.push_back(block);
+    }
+  }
+}
+
+void Replay::reset_peaks() {
+  live_peak_ = live_bytes_;
+  reach_[0] = reach_[1] = 0;
+  for (const Slot& slot : slots_) {
+    if (slot.live) {
+      reach_[slot.survivor] = std::max(reach_[slot.survivor], slot.reach);
+    }
+  }
+}
+
+}  // namespace bimkern

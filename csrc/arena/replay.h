@@ -1,0 +1,84 @@
+// A plan in force: owns the two regions, and gives out their blocks as long as the work follows the plan.
+//
+// Memory is given out only when it is known to be free, whatever was freed too late, in another order or not at all. Of
+// the first region: a block is followed by others in the same memory, and the first of those to come finds it dead or
+// makes it a straggler; so does the end of a scope, and the point where the work leaves the plan. So a live block is
+// either a predecessor of what comes next in its memory, or a straggler; both are asked.
+#pragma once
+
+#include "arena/plan.h"
+#include "arena/upstream.h"
+
+namespace bimkern {
+
+class Replay {
+ public:
+  // Throws kNoMemory, or what the upstream throws.
+  Replay(Plan plan, Upstream& upstream, uint32_t id);
+  ~Replay();
+  Replay(const Replay&) = delete;
+  Replay& operator=(const Replay&) = delete;
+
+  const Plan& plan() const { return plan_; }
+  uint32_t id() const { return id_; }
+  int64_t num_live() const { return num_live_; }
+  void* address(int32_t slot) const { return slots_[static_cast<size_t>(slot)].address; }
+  bool survives(int32_t slot) const { return slots_[static_cast<size_t>(slot)].survivor; }
+  bool owns(const void* address) const;
+
+  // -> whether the plan knows the scope. From here on next() gives its blocks in turn, until it ends or leaves the
+  // plan.
+  bool enter(const std::string& scope);
+
+  enum class Answer { kServed, kSmaller, kHeld, kLate, kLeft };
+  struct Served {
+    Answer answer;
+    int32_t slot = -1;
+  };
+  // kServed: a slot, with as many bytes as planned; kSmaller: a slot that is larger than needed. The others get none.
+  // kHeld: of what lives into the next step, both slots are still in use. kLate: memory that should be free is not.
+  // kLeft: the work has left the plan for the rest of the scope, since the plan has no block here or a smaller one.
+  Served next(int64_t bytes);
+  void freed(int32_t slot);
+
+  // -> whether all of the plan's blocks were asked for. What should be dead now, and is not, becomes a straggler, and
+  // is added to `outlived` once.
+  bool leave(int64_t& outlived);
+
+  // What lives of the plan, rounded as planned: now, at most, and the highest end in both regions since the last reset.
+  void reset_peaks();
+  int64_t live_bytes() const { return live_bytes_; }
+  int64_t live_peak() const { return live_peak_; }
+  int64_t reach() const { return reach_[0] + reach_[1]; }
+
+ private:
+  struct Slot {
+    char* address;
+    int64_t bytes;  // as planned
+    int64_t room;
+    int64_t reach;  // its end, from the start of its region
+    int32_t twin;   // the second slot of what lives into the next step; -1: none
+    bool survivor;
+    bool live;
+  };
+
+  void make_slots();
+  bool is_free(int32_t slot);
+  void add_stragglers(int32_t first, int32_t last);
+
+  Plan plan_;
+  Upstream& upstream_;
+  uint32_t id_;
+  char* scopes_ = nullptr;     // the first region
+  char* survivors_ = nullptr;  // the second
+  std::vector<Slot> slots_;    // one for every block, then the twins
+  Predecessors predecessors_;
+  std::vector<int32_t> survivor_slots_;
+  std::vector<int32_t> stragglers_;
+  int32_t scope_ = -1, cursor_ = 0, last_ = 0;
+  bool left_ = false;
+  int64_t num_live_ = 0, scope_live_ = 0, live_bytes_ = 0, live_peak_ = 0;
+  int64_t reach_[2] = {0, 0};
+};
+
+}  // namespace bimkern

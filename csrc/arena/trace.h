@@ -1,0 +1,41 @@
+// What one step allocated on its owner thread: sizes, order, lifetimes, and the scope of each block.
+#pragma once
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/common.h"
+
+namespace bimkern {
+
+// The clock of a trace ticks once at every event: a scope opens or closes, a block is allocated or freed.
+constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
+
+struct Block {
+  int64_t bytes;  // as asked for
+  int64_t begin;  // tick of its allocation
+  int64_t end;    // tick of its free; kForever: it was alive when the step ended
+  int32_t scope;
+};
+
+struct ScopeSpan {
+  std::string name;
+  int64_t begin;
+  int64_t end;
+  int32_t first;  // its blocks are [first, last)
+  int32_t last;
+};
+
+struct Trace {
+  std::vector<ScopeSpan> scopes;  // one after the other, never nested
+  std::vector<Block> blocks;      // ordered by begin
+  int64_t ticks = 0;
+};
+
+// Block outputs, losses: what a later scope, or the step itself, still reads.
+inline bool survives(const Trace& trace, const Block& block) {
+  return block.end > trace.scopes[static_cast<size_t>(block.scope)].end;
+}
+
+}  // namespace bimkern

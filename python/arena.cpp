@@ -1,0 +1,138 @@
+// The Python module bimkern.arena._arena: the host arena, and plans as plain tuples. Contract: csrc/arena.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/headeronly/version.h>
+
+#include <tuple>
+
+#include "arena/error.h"
+#include "host_hook.h"
+#include "rerun.h"
+
+namespace bimkern {
+namespace {
+
+namespace py = pybind11;
+
+// A plan as Python sees it; -1 stands for the end of a block that was alive when its step ended.
+using ScopeTuple = std::tuple<std::string, int64_t, int64_t, int32_t, int32_t>;  // name, begin, end, first, last
+using BlockTuple = std::tuple<int32_t, int64_t, int64_t, int64_t>;               // scope, bytes, begin, end
+using TraceTuple = std::tuple<std::vector<ScopeTuple>, std::vector<BlockTuple>, int64_t>;  // ..., ticks
+// Trace, alignment, padding, offsets, bytes of the first region, of the second, bound.
+using PlanTuple = std::tuple<TraceTuple, int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, int64_t>;
+
+Trace from_tuple(const TraceTuple& tuple) {
+  const auto& [scopes, blocks, ticks] = tuple;
+  Trace trace;
+  trace.ticks = ticks;
+  for (const auto& [name, begin, end, first, last] : scopes) {
+    trace.scopes.push_back({name, begin, end, first, last});
+  }
+  for (const auto& [scope, bytes, begin, end] : blocks) {
+    trace.blocks.push_back({bytes, begin, end == -1 ? kForever : end, scope});
+  }
+  return trace;
+}
+
+TraceTuple to_tuple(const Trace& trace) {
+  std::vector<ScopeTuple> scopes;
+  std::vector<BlockTuple> blocks;
+  for (const ScopeSpan& scope : trace.scopes) {
+    scopes.emplace_back(scope.name, scope.begin, scope.end, scope.first, scope.last);
+  }
+  for (const Block& block : trace.blocks) {
+    blocks.emplace_back(block.scope, block.bytes, block.begin, block.end == kForever ? -1 : block.end);
+  }
+  return {std::move(scopes), std::move(blocks), trace.ticks};
+}
+
+Plan from_tuple(const PlanTuple& tuple) {
+  const auto& [trace, alignment, padding, offsets, scope_bytes, survivor_bytes, bound] = tuple;
+  return {from_tuple(trace), alignment, padding, offsets, scope_bytes, survivor_bytes, bound};
+}
+
+PlanTuple to_tuple(const Plan& plan) {
+  return {to_tuple(plan.trace), plan.alignment,      plan.padding, plan.offsets,
+          plan.scope_bytes,     plan.survivor_bytes, plan.bound};
+}
+
+py::dict statistics(HostArena& host) {
+  const Statistics s = host.arena().statistics();
+  using namespace py::literals;
+  return py::dict("steps"_a = s.steps, "diverged_steps"_a = s.diverged_steps, "plans"_a = s.plans,
+                  "refused_plans"_a = s.refused_plans, "planned"_a = s.planned, "smaller"_a = s.smaller,
+                  "held"_a = s.held, "late"_a = s.late, "unplanned"_a = s.unplanned, "outlived"_a = s.outlived,
+                  "overruns"_a = s.overruns, "upstream_calls"_a = s.upstream_calls,
+                  "upstream_calls_last_step"_a = s.upstream_calls_last_step, "live_blocks"_a = s.live_blocks,
+                  "planned_bytes"_a = s.planned_bytes, "fallback_bytes"_a = s.fallback_bytes,
+                  "planned_live_peak"_a = s.planned_live_peak, "planned_reach"_a = s.planned_reach,
+                  "fallback_peak"_a = s.fallback_peak, "reserved_bytes"_a = s.reserved_bytes,
+                  "elsewhere"_a = host.elsewhere().allocations, "elsewhere_bytes"_a = host.elsewhere().bytes);
+}
+
+std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> outlived(HostArena& host) {
+  std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> blocks;
+  for (const Outlived& block : host.arena().outlived()) {
+    blocks.emplace_back(reinterpret_cast<uintptr_t>(block.address), block.bytes, block.scope, block.order);
+  }
+  return blocks;
+}
+
+const char* name_of(Fault fault) {
+  switch (fault) {
+    case Fault::kDoubleFree:
+      return "double_free";
+    case Fault::kForeignPointer:
+      return "foreign_pointer";
+    case Fault::kWrongOwner:
+      return "wrong_owner";
+    case Fault::kScope:
+      return "scope";
+    case Fault::kBadSize:
+      return "bad_size";
+    case Fault::kNoMemory:
+      return "no_memory";
+    case Fault::kOverrun:
+      return "overrun";
+    case Fault::kBadPlan:
+      return "bad_plan";
+  }
+  return "unknown";
+}
+
+// The Python class is there without this module, too.
+void translate(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const ArenaError& error) {
+    const py::object type = py::module_::import("bimkern.arena.errors").attr("ArenaError");
+    PyErr_SetObject(type.ptr(), py::make_tuple(error.what(), name_of(error.fault())).ptr());
+  }
+}
+
+}  // namespace
+}  // namespace bimkern
+
+PYBIND11_MODULE(_arena, module) {
+  using namespace bimkern;
+  module.attr("torch_version") = TORCH_VERSION;
+  module.attr("host_alignment") = kHostAlignment;
+  module.attr("device_alignment") = kDeviceAlignment;
+  py::register_local_exception_translator(&translate);
+  module.def("make_plan", [](const TraceTuple& trace, int64_t alignment, int64_t padding) {
+    return to_tuple(make_plan(from_tuple(trace), alignment, padding));
+  });
+  module.def("check_plan", [](const PlanTuple& plan) { check(from_tuple(plan)); });
+  py::class_<Rerun>(module, "Rerun")
+      .def(py::init([](const TraceTuple& trace) { return Rerun(from_tuple(trace)); }))
+      .def("step", &Rerun::step, py::arg("arena") = nullptr);
+  py::class_<HostArena>(module, "HostArena")
+      .def(py::init<bool>())
+      .def("open", &HostArena::open)
+      .def("close", &HostArena::close)
+      .def("has_plan", [](HostArena& host) { return host.arena().has_plan(); })
+      .def("plan", [](HostArena& host) { return to_tuple(host.arena().plan()); })
+      .def("adopt", [](HostArena& host, const PlanTuple& plan) { host.arena().adopt(from_tuple(plan)); })
+      .def("statistics", &statistics)
+      .def("outlived", &outlived);
+}

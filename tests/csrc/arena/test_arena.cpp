@@ -1,0 +1,234 @@
+// The arena's life: a step that passes, one that is recorded, plans that are replayed, left and made anew.
+#include <algorithm>
+
+#include "random_work.h"
+
+using namespace bimkern;
+
+namespace {
+
+// Two scopes. The first puts out `output`, which dies in the second; `state` lives into the next step.
+class Step {
+ public:
+  explicit Step(Arena& arena) : arena_(arena) {}
+  ~Step() {
+    if (state_ != nullptr) {
+      arena_.free(state_);
+    }
+  }
+
+  // The addresses given out, in order. scale: of every size; with_head: whether the second scope runs.
+  std::vector<void*> run(int64_t scale = 1, bool with_head = true) {
+    std::vector<void*> given;
+    const auto allocate = [&](int64_t bytes) {
+      given.push_back(arena_.allocate(bytes * scale, kOwner));
+      return given.back();
+    };
+    arena_.open("block", kOwner);
+    void* a = allocate(1000);
+    void* output = allocate(300);
+    void* b = allocate(500);
+    arena_.free(a);
+    arena_.free(b);
+    arena_.close("block", kOwner);
+    if (with_head) {
+      arena_.open("head", kOwner);
+      void* c = allocate(2000);
+      arena_.free(output);
+      void* next = allocate(8);
+      if (state_ != nullptr) {
+        arena_.free(state_);
+      }
+      state_ = next;
+      arena_.free(c);
+      arena_.close("head", kOwner);
+    } else {
+      arena_.free(output);
+    }
+    return given;
+  }
+
+ private:
+  Arena& arena_;
+  void* state_ = nullptr;
+};
+
+// room() of the sizes above
+constexpr int64_t kScopePeak = 2048, kSurvivors = 320 + 2 * 64, kBound = 2048 + 320;
+
+void test_a_plan_is_in_force_from_the_third_step_on() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  Step step(arena);
+  step.run();
+  EXPECT(!arena.has_plan() && memory.calls() == 5);
+  step.run();
+  EXPECT(memory.calls() == 10);
+  const Plan plan = arena.plan();
+  EXPECT(plan.scope_bytes == kScopePeak && plan.survivor_bytes == kSurvivors && plan.bound == kBound);
+  step.run();
+  EXPECT(arena.has_plan() && memory.calls() == 12);  // the two regions
+  EXPECT(arena.plan().offsets == plan.offsets);
+  const std::vector<void*> fourth = step.run(), fifth = step.run();
+  EXPECT(memory.calls() == 12 && arena.statistics().upstream_calls == 12);
+  EXPECT(std::equal(fourth.begin(), fourth.end() - 1, fifth.begin()));
+  EXPECT(fourth.back() != fifth.back());  // the state: the old one was alive when the new one was born
+  EXPECT(step.run().back() == fourth.back());
+  const Statistics now = arena.statistics();
+  EXPECT(now.steps == 5 && now.plans == 1 && now.planned == 4 * 5 && now.unplanned == 2 * 5);
+  EXPECT(now.planned_reach == plan.peak() && now.planned_live_peak == kBound + 64);
+  EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak());
+}
+
+void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  Step step(arena);
+  for (int i = 0; i < 4; ++i) {
+    step.run(2);
+  }
+  const std::vector<void*> before = step.run(2);
+  const std::vector<void*> small = step.run(1);
+  EXPECT(std::equal(before.begin(), before.end() - 1, small.begin()));
+  EXPECT(step.run(2).front() == before.front());
+  step.run(2);
+  const Statistics now = arena.statistics();
+  EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 12);
+}
+
+void test_larger_work_is_served_by_the_upstream_and_planned_anew() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  Step step(arena);
+  for (int i = 0; i < 4; ++i) {
+    step.run();
+  }
+  EXPECT(memory.calls() == 12);
+  step.run(3);  // does not fit
+  EXPECT(memory.calls() == 17);
+  step.run(3);  // does not fit again: recorded
+  EXPECT(memory.calls() == 22);
+  step.run(3);  // planned
+  step.run(3);
+  const Statistics now = arena.statistics();
+  EXPECT(now.plans == 2 && now.diverged_steps == 2 && memory.calls() == 24);
+  EXPECT(arena.plan().scope_bytes == 6016 && now.reserved_bytes == arena.plan().peak());
+}
+
+void test_a_dropped_scope_needs_no_new_plan() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  Step step(arena);
+  for (int i = 0; i < 3; ++i) {
+    step.run();
+  }
+  const std::vector<void*> whole = step.run();
+  const std::vector<void*> part = step.run(1, false);
+  EXPECT(std::equal(part.begin(), part.end(), whole.begin()));
+  EXPECT(memory.calls() == 12 && arena.statistics().unplanned == 10);
+}
+
+void test_a_new_scope_is_served_by_the_upstream_and_planned() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  Step step(arena);
+  for (int i = 0; i < 4; ++i) {
+    step.run(1, false);
+  }
+  const int64_t calls = memory.calls();
+  step.run();
+  EXPECT(memory.calls() == calls + 2);
+  for (int i = 0; i < 4; ++i) {
+    step.run();
+  }
+  EXPECT(arena.statistics().plans == 2 && arena.statistics().upstream_calls_last_step == 0);
+}
+
+void test_what_outlives_its_scope_keeps_its_memory() {
+  FakeMemory memory;
+  Arena arena(memory, true);
+  std::vector<void*> leaked;
+  const auto run = [&](bool leak) {
+    arena.open("block", kOwner);
+    void* a = arena.allocate(1000, kOwner);
+    void* b = arena.allocate(500, kOwner);
+    arena.free(b);
+    if (leak) {
+      leaked.push_back(a);
+    } else {
+      arena.free(a);
+    }
+    arena.close("block", kOwner);
+    return a;
+  };
+  for (int i = 0; i < 4; ++i) {
+    run(false);
+  }
+  void* planned = run(true);
+  const std::vector<Outlived> found = arena.outlived();
+  EXPECT(found.size() == 1 && found[0].address == planned && found[0].bytes == 1000);
+  EXPECT(found[0].scope == "block" && found[0].order == 0);
+  EXPECT(arena.statistics().outlived == 1);
+  const int64_t calls = memory.calls();
+  EXPECT(run(false) != planned && memory.calls() == calls + 1 && arena.statistics().late == 1);
+  EXPECT(arena.outlived().empty());
+  arena.free(planned);
+  EXPECT(run(false) == planned);
+}
+
+// A trainer may keep ten losses before it looks at them: the slots are two, and no new plan would change that.
+void test_what_is_held_for_many_steps_needs_no_new_plan() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  std::vector<void*> losses;
+  for (int i = 0; i < 40; ++i) {
+    arena.open("block", kOwner);
+    losses.push_back(arena.allocate(4, kOwner));
+    arena.close("block", kOwner);
+    if (losses.size() == 10) {
+      std::for_each(losses.begin(), losses.end(), [&](void* loss) { arena.free(loss); });
+      losses.clear();
+    }
+  }
+  const Statistics now = arena.statistics();
+  EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.held > 0 && now.planned > 0);
+}
+
+void test_work_that_never_repeats_is_not_planned_again_and_again() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  for (int64_t i = 0; i < 1000; ++i) {
+    arena.open("block", kOwner);
+    arena.free(arena.allocate(64 * (i + 1), kOwner));
+    arena.close("block", kOwner);
+  }
+  EXPECT(arena.statistics().plans < 30);
+}
+
+void test_a_plan_can_be_taken_over() {
+  FakeMemory memory;
+  Arena first(memory, false), second(memory, false);
+  Step step(first), again(second);
+  step.run();
+  step.run();
+  second.adopt(first.plan());
+  EXPECT(second.has_plan() && second.plan().offsets == first.plan().offsets);
+  again.run();
+  again.run();
+  EXPECT(second.statistics().planned == 10 && second.statistics().unplanned == 0);
+}
+
+}  // namespace
+
+int main() {
+  test_a_plan_is_in_force_from_the_third_step_on();
+  test_a_smaller_batch_is_served_in_place_and_changes_nothing();
+  test_larger_work_is_served_by_the_upstream_and_planned_anew();
+  test_a_dropped_scope_needs_no_new_plan();
+  test_a_new_scope_is_served_by_the_upstream_and_planned();
+  test_what_outlives_its_scope_keeps_its_memory();
+  test_what_is_held_for_many_steps_needs_no_new_plan();
+  test_work_that_never_repeats_is_not_planned_again_and_again();
+  test_a_plan_can_be_taken_over();
+  return failures() > 0;
+}

@@ -1,0 +1,89 @@
+// Placements: never an overlap, never below the bound, and on small cases mostly as low as brute force.
+#include <algorithm>
+#include <numeric>
+
+#include "arena/search.h"
+#include "random_work.h"
+
+using namespace bimkern;
+
+namespace {
+
+std::vector<Item> random_items(int count, int64_t ticks) {
+  std::vector<Item> items;
+  for (int i = 0; i < count; ++i) {
+    const int64_t begin = random_below(ticks);
+    items.push_back({64 * (1 + random_below(12)), begin, begin + 1 + random_below(ticks - begin)});
+  }
+  return items;
+}
+
+bool valid(const std::vector<Item>& items, const Placement& placement) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (placement.offsets[i] < 0 || placement.offsets[i] + items[i].bytes > placement.height) {
+      return false;
+    }
+    for (size_t j = 0; j < i; ++j) {
+      const bool in_time = items[i].begin < items[j].end && items[j].begin < items[i].end;
+      const bool in_space = placement.offsets[i] < placement.offsets[j] + items[j].bytes &&
+                            placement.offsets[j] < placement.offsets[i] + items[i].bytes;
+      if (in_time && in_space) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// The optimum: sorted by offset, the items of a lowest placement can be put at the first gap one by one.
+int64_t brute_force(const std::vector<Item>& items) {
+  std::vector<int32_t> order(items.size());
+  std::iota(order.begin(), order.end(), 0);
+  int64_t lowest = kForever;
+  do {
+    lowest = std::min(lowest, place_in_order(items, order, Fit::kFirst).height);
+  } while (std::next_permutation(order.begin(), order.end()));
+  return lowest;
+}
+
+void test_small_cases_against_brute_force() {
+  int64_t cases = 0, optimal = 0;
+  for (int count = 0; count <= 8; ++count) {
+    for (int repeat = 0; repeat < (count < 7 ? 20 : count < 8 ? 4 : 1); ++repeat) {
+      const std::vector<Item> items = random_items(count, 12);
+      const Placement found = place(items);
+      const int64_t lowest = brute_force(items);
+      EXPECT(valid(items, found));
+      EXPECT(largest_live_sum(items) <= lowest && lowest <= found.height);
+      EXPECT(4 * found.height <= 5 * lowest);
+      ++cases;
+      optimal += found.height == lowest;
+    }
+  }
+  EXPECT(20 * optimal >= 19 * cases);
+}
+
+void test_every_form_is_valid() {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const std::vector<Item> items = random_items(200, 300);
+    std::vector<int32_t> order(items.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_bits());
+    for (const Fit fit : {Fit::kFirst, Fit::kBest}) {
+      EXPECT(valid(items, place_in_order(items, order, fit)));
+      EXPECT(valid(items, place_by_time(items, fit)));
+    }
+    const Placement found = place(items);
+    EXPECT(valid(items, found) && found.height >= largest_live_sum(items));
+    EXPECT(place(items).offsets == found.offsets);
+    EXPECT(place(items, place_by_time(items, Fit::kBest).height).height >= found.height);
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_small_cases_against_brute_force();
+  test_every_form_is_valid();
+  return failures() > 0;
+}

@@ -1,0 +1,51 @@
+// Placements of up to 10^5 blocks: how far above the bound, and how long they take.
+#include <array>
+#include <ctime>
+
+#include "arena/plan.h"
+#include "arena/search.h"
+#include "random_work.h"
+
+using namespace bimkern;
+
+namespace {
+
+// The lives of a step's blocks, in one region.
+std::vector<Item> items_of(const std::vector<Event>& step) {
+  std::vector<Item> items;
+  int64_t tick = 0;
+  for (const Event& event : step) {
+    ++tick;
+    if (event.kind == Event::kAllocate) {
+      items.push_back({room(event.bytes, kHostAlignment, 0), tick, kForever});
+    } else if (event.kind == Event::kFree) {
+      items[static_cast<size_t>(event.index)].end = tick;
+    }
+  }
+  return items;
+}
+
+// Of training-like steps, always the same ones: how much above the bound they may come on the whole, in percent.
+void test_large_cases_against_the_bound() {
+  random_bits().seed(7);
+  for (const auto& [count, repeats, percent] : {std::array{1'000, 5, 2}, {10'000, 5, 5}, {100'000, 1, 8}}) {
+    int64_t heights = 0, bounds = 0;
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+      const std::vector<Item> items = items_of(random_step(1, count));
+      const std::clock_t start = std::clock();
+      heights += place(items).height;
+      const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+      bounds += largest_live_sum(items);
+      std::fprintf(stderr, "%d blocks placed in %.3f s\n", count, seconds);
+    }
+    EXPECT(heights >= bounds);
+    EXPECT(100 * heights <= (100 + percent) * bounds);
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_large_cases_against_the_bound();
+  return failures() > 0;
+}

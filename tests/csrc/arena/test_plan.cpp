@@ -1,0 +1,138 @@
+// Plans: what check() refuses, predecessors, and the table of live blocks.
+#include <algorithm>
+
+#include "arena/address_table.h"
+#include "caught.h"
+#include "random_work.h"
+
+using namespace bimkern;
+
+namespace {
+
+// Scope "a" [0, 7) with a block [1, 3), one [2, 9) that survives, and one [4, 6); scope "b" [10, 13) with [11, 12).
+Trace small_trace() {
+  return {
+      {{"a", 0, 7, 0, 3}, {"b", 10, 13, 3, 4}}, {{100, 1, 3, 0}, {100, 2, 9, 0}, {100, 4, 6, 0}, {50, 11, 12, 1}}, 14};
+}
+
+template <typename F>
+void expect_refused(const F& change, const std::string& text) {
+  Plan plan = make_plan(small_trace(), 64, 0);
+  check(plan);
+  change(plan);
+  const Caught error = caught([&] { check(plan); });
+  EXPECT(error.fault == Fault::kBadPlan);
+  EXPECT(error.text == "arena: plan: " + text);
+}
+
+void test_bad_plans_are_refused() {
+  expect_refused([](Plan& p) { p.alignment = 0; }, "alignment must be positive and padding not negative, got 0 and 0");
+  expect_refused([](Plan& p) { p.offsets.pop_back(); }, "4 blocks need as many offsets, got 3");
+  expect_refused([](Plan& p) { p.trace.scopes[1].begin = 6; },
+                 "scope 'b' must follow the one before it and end inside the step, got [6, 13) of 14 ticks");
+  expect_refused([](Plan& p) { p.trace.scopes[1].name = "a"; }, "scope 'a' is there twice");
+  expect_refused([](Plan& p) { p.trace.scopes[0].last = 2; }, "scope 'b' must own the blocks from 2 on, got [3, 4)");
+  expect_refused([](Plan& p) { p.trace.scopes.pop_back(); }, "block 3 belongs to no scope");
+  for (const auto& change :
+       {+[](Block& b) { b.bytes = 0; }, +[](Block& b) { b.bytes = int64_t{1} << 60; }, +[](Block& b) { b.scope = 7; },
+        +[](Block& b) { b.begin = 2; }, +[](Block& b) { b.end = 4; }, +[](Block& b) { b.end = 99; }}) {
+    expect_refused([&](Plan& p) { change(p.trace.blocks[2]); },
+                   "block 2 must have bytes and a life that begins in its scope");
+  }
+  expect_refused([](Plan& p) { p.offsets[0] = 32; },
+                 "block 0 must lie aligned in a region of 128 bytes, got offset 32 for 128");
+  expect_refused([](Plan& p) { p.offsets[3] = 128; },
+                 "block 3 must lie aligned in a region of 128 bytes, got offset 128 for 64");
+  expect_refused([](Plan& p) { p.trace.blocks[0].end = 5; }, "blocks 2 and 0 live at the same time and overlap");
+  expect_refused([](Plan& p) { p.bound += 1; }, "the largest live sum is 256, got 257");
+}
+
+void test_a_bad_trace_is_not_planned() {
+  Trace trace = small_trace();
+  trace.blocks[0].scope = 5;
+  EXPECT(caught([&] { make_plan(trace, 64, 0); }).fault == Fault::kBadPlan);
+}
+
+// Predecessors against their meaning: the last block of the scope at each address before.
+void test_predecessors() {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    FakeMemory memory;
+    Trace trace;
+    {
+      Arena arena(memory, false);
+      const std::vector<Event> step = random_step(3, 60);
+      for (int i = 0; i < 2; ++i) {
+        std::vector<void*> given;
+        for (const Event& event : step) {
+          const std::string name = std::to_string(event.index);
+          event.kind == Event::kOpen       ? arena.open(name, kOwner)
+          : event.kind == Event::kClose    ? arena.close(name, kOwner)
+          : event.kind == Event::kAllocate ? given.push_back(arena.allocate(event.bytes, kOwner))
+                                           : arena.free(given[static_cast<size_t>(event.index)]);
+        }
+      }
+      trace = arena.plan().trace;
+    }
+    const Plan plan = make_plan(trace, 64, 0);
+    const Predecessors found = predecessors(plan);
+    for (size_t i = 0; i < trace.blocks.size(); ++i) {
+      std::set<int32_t> want;
+      const auto covers = [&](size_t j, int64_t piece) {
+        return trace.blocks[j].scope == trace.blocks[i].scope && !survives(trace, trace.blocks[j]) &&
+               plan.offsets[j] <= piece && piece < plan.offsets[j] + room(plan, trace.blocks[j]);
+      };
+      if (!survives(trace, trace.blocks[i])) {
+        // The owner changes at ends of blocks only.
+        std::set<int64_t> pieces = {plan.offsets[i]};
+        for (size_t j = 0; j < i; ++j) {
+          pieces.insert({plan.offsets[j], plan.offsets[j] + room(plan, trace.blocks[j])});
+        }
+        for (const int64_t piece : pieces) {
+          for (size_t j = i; covers(i, piece) && j-- > 0;) {
+            if (covers(j, piece)) {
+              want.insert(static_cast<int32_t>(j));
+              break;
+            }
+          }
+        }
+      }
+      const std::set<int32_t> got(found.blocks.begin() + found.first[i], found.blocks.begin() + found.first[i + 1]);
+      EXPECT(got == want);
+    }
+  }
+}
+
+void test_address_table() {
+  AddressTable table;
+  std::map<void*, int64_t> want;
+  for (int i = 0; i < 20'000; ++i) {
+    void* address = reinterpret_cast<void*>(64 * (1 + random_below(2000)));
+    LiveBlock* found = table.find(address);
+    EXPECT((found != nullptr) == (want.count(address) == 1));
+    if (found != nullptr) {
+      EXPECT(found->bytes == want[address]);
+      table.erase(found);
+      want.erase(address);
+    } else {
+      LiveBlock block;
+      block.address = address;
+      block.bytes = want[address] = random_bytes();
+      table.reserve_one();
+      table.insert(block);
+    }
+    EXPECT(table.size() == want.size());
+  }
+  int64_t count = 0;
+  table.for_each([&](const LiveBlock& block) { count += want.at(block.address) == block.bytes; });
+  EXPECT(count == static_cast<int64_t>(want.size()));
+}
+
+}  // namespace
+
+int main() {
+  test_bad_plans_are_refused();
+  test_a_bad_trace_is_not_planned();
+  test_predecessors();
+  test_address_table();
+  return failures() > 0;
+}

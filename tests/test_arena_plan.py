@@ -1,0 +1,160 @@
+"""Plans as data: made without an arena, saved, compared, refused, drawn, and taken over by another arena."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.arena import Arena, ArenaError, ArenaUnavailable, Block, Plan, Scope, _native, draw, make_plan, unusable
+from bimkern.arena.picture import live_bytes
+
+# Scope "a" has two blocks that share a place, one that lives on into "b", and one that lives into the next step.
+SCOPES = (Scope("a", 0, 8, 0, 4), Scope("b", 10, 13, 4, 5))
+BLOCKS = (Block(0, 100, 1, 3), Block(0, 90, 2, 9), Block(0, 120, 4, 5), Block(0, 4, 6, None), Block(1, 200, 11, 12))
+
+
+@pytest.fixture
+def plan():
+    return make_plan(SCOPES, BLOCKS, ticks=14, alignment=64)
+
+
+def recorded(debug=False):
+    arena = Arena(debug=debug)
+    for _ in range(2):
+        work(arena)
+    return arena.plan()
+
+
+def work(arena):
+    with arena.scope("work"):
+        return [torch.ones(size).data_ptr() for size in (1000, 2000)]
+
+
+def test_a_plan_is_made_from_any_trace(plan):
+    assert (plan.scopes, plan.blocks) == (SCOPES, BLOCKS)
+    assert plan.offsets[0] == plan.offsets[2] == plan.offsets[4] == 0
+    assert plan.scope_bytes == 256  # scope b
+    assert plan.survivor_bytes == 128 + 2 * 64  # the second survivor has two places
+    assert plan.bound == 64 + 256
+    assert plan.peak == 512
+    assert plan.gap == pytest.approx(0.6)
+    assert [plan.survives(block) for block in plan.blocks] == [False, True, False, True, False]
+
+
+def test_the_alignment_and_the_padding_round_up():
+    plan = make_plan(SCOPES, BLOCKS, ticks=14, alignment=512, padding=512)
+    assert [plan.room(block) for block in plan.blocks] == [1024] * 5
+    assert (plan.scope_bytes, plan.survivor_bytes) == (1024, 3 * 1024)
+
+
+def test_a_saved_plan_is_the_same_plan_and_the_same_text(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    for saved in (plan, recorded()):
+        saved.save(path)
+        assert Plan.load(path) == saved
+        assert Plan.load(path).to_json() == path.read_text() == saved.to_json()
+    assert json.loads(plan.to_json())["blocks"][3] == [0, 4, 6, None, plan.offsets[3]]
+
+
+def test_the_same_work_gives_the_same_plan():
+    assert recorded() == recorded()
+    assert recorded() != recorded(debug=True)  # room for canaries
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(format="another"), "Plan: expected a JSON object of format 'bimkern arena plan 1'"),
+        (lambda data: data.pop("ticks"), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data.update(more=1), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data["blocks"][0].pop(), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data["blocks"].append(7), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data.update(bound="large"), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data.update(bound=1), "arena: plan: the largest live sum is 320, got 1"),
+        (lambda data: data.update(bound=2**70), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data["blocks"][0].__setitem__(3, 5), "arena: plan: blocks 2 and 0 live at the same time"),
+        (lambda data: data["blocks"][1].__setitem__(4, 32), "arena: plan: block 1 must lie aligned in a region of 256"),
+        (lambda data: data["scopes"][1].__setitem__(0, "a"), "arena: plan: scope 'a' is there twice"),
+    ],
+)
+def test_a_bad_plan_is_refused(plan, change, message):
+    data = json.loads(plan.to_json())
+    change(data)
+    with pytest.raises(ValueError, match="^" + message.replace("[", r"\[")):
+        Plan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7"])
+def test_what_is_no_plan_is_refused(text):
+    with pytest.raises(ValueError, match=r"^Plan: (not JSON: |expected a JSON object)"):
+        Plan.from_json(text)
+
+
+def test_a_bad_trace_is_refused():
+    with pytest.raises(ValueError, match="arena: plan: block 0 must have bytes and a life that begins in its scope"):
+        make_plan(SCOPES[:1], [Block(0, 0, 1, 3)] * 4, ticks=14, alignment=64)
+    with pytest.raises(ValueError, match="arena: plan: block 0 belongs to no scope"):
+        make_plan([], BLOCKS, ticks=14, alignment=64)
+
+
+def test_an_arena_takes_a_plan_over(tmp_path):
+    recorded().save(tmp_path / "plan.json")
+    arena = Arena()
+    arena.adopt(Plan.load(tmp_path / "plan.json"))
+    first = work(arena)
+    assert work(arena) == first
+    stats = arena.stats()
+    assert (stats.planned, stats.unplanned, stats.diverged_steps) == (4, 0, 0)
+    assert stats.upstream_calls == 1  # the region
+
+
+def test_a_plan_for_another_arena_is_refused():
+    with pytest.raises(ArenaError, match="plan: this arena aligns to 64 bytes and pads by 64, the plan to 64 and by 0"):
+        Arena(debug=True).adopt(recorded())
+    device = make_plan(SCOPES, BLOCKS, ticks=14, alignment=512)
+    with pytest.raises(ArenaError, match="plan: this arena aligns to 64 bytes and pads by 0, the plan to 512 and by 0"):
+        Arena().adopt(device)
+
+
+def test_live_bytes_are_those_of_the_trace(plan):
+    times, sums = live_bytes(plan)
+    assert list(zip(times, sums, strict=True)) == [
+        *((0, 0), (1, 128), (2, 256), (3, 128), (4, 256), (5, 128), (6, 192), (9, 64), (11, 320), (12, 64)),
+    ]
+    assert max(sums) == plan.bound
+
+
+def test_a_plan_can_be_drawn(plan, tmp_path):
+    draw(plan, tmp_path / "memory.png")
+    with Image.open(tmp_path / "memory.png") as picture:
+        assert picture.format == "PNG"
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colours  # both scopes
+
+
+def test_without_the_compiled_module_the_reason_is_given(monkeypatch):
+    assert unusable() is None
+
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    _native.native.cache_clear()
+    with pytest.raises(ArenaUnavailable, match="the arena was not built for this Python"):
+        Arena()
+    assert unusable() == "the arena was not built for this Python (install with a C++ compiler)"
+
+    def broken(name):
+        raise ImportError("undefined symbol: c10", name="c10")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ArenaUnavailable, match="the arena cannot be loaded: undefined symbol: c10"):
+        Arena()
+
+
+def test_a_module_for_another_torch_is_refused():
+    _native.check_version(torch.__version__.partition("+")[0])
+    with pytest.raises(ArenaUnavailable, match=r"the arena was built for torch 1\.0\.0, this is "):
+        _native.check_version("1.0.0")

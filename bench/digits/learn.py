@@ -14,7 +14,7 @@ from bench.digits.images import Digits, Places
 from bimkern.data.augment import draw_ids, stream
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
-from bimkern.mim.schedule import Cosine
+from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.vit import ViT
 from bimkern.train.config import Config
@@ -41,14 +41,20 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
     ]
     for step in range(steps):
         progress = (step + 0.5) / steps
-        for update in updates:
-            update.set_rates(lambda unit, at=progress: rate * schedule.factor(at, unit, depth))  # type: ignore[misc]
+        _set_rates(updates, rate, schedule, progress, depth)
         epochs, ids = stream(step * BATCH, BATCH, len(images), seed)
         batch = images[ids]
         views = model.views(batch, torch.from_numpy(draw_ids(epochs, ids)), seed)
         frozen = schedule.frozen_units(progress, depth)
         method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_units=frozen)
     return model.encoder
+
+
+def _set_rates(
+    updates: list[GroupOptimizer], peak: float, schedule: Cosine | FreezeOut, progress: float, depth: int = 1
+) -> None:
+    for update in updates:
+        update.set_rates(lambda unit: peak * schedule.factor(progress, unit, depth))
 
 
 def cut(encoder: ViT, depth: int) -> ViT:
@@ -95,8 +101,7 @@ def finetune(
     model = Classifier(deepcopy(encoder), num_classes=10)
     update = GroupOptimizer("classifier", list(model.named_parameters()), _FINE_TUNING, device=CPU, fp16=False)
     for step in range(steps):
-        now = rate * _FINE_TUNING_SCHEDULE.factor((step + 0.5) / steps)
-        update.set_rates(lambda unit, now=now: now)  # type: ignore[misc]
+        _set_rates([update], rate, _FINE_TUNING_SCHEDULE, (step + 0.5) / steps)
         _, ids = stream(step * BATCH, BATCH, len(learnt), seed)
         batch = learnt[ids]
         update.scale(cross_entropy(model(digits.images[batch]), labels[batch])).backward()

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from bench.digits.entrants import DEPTHS, ENCODER, ENTRANTS, alone
 from bench.digits.table import METRICS, Key, Table, percent
 
-Verdict = Literal["shows", "is reversed", "does not show", "cannot be told", "not judged"]
+Verdict = Literal["shows", "is reversed", "cannot be told", "contradicted", "not contradicted", "not judged"]
 Relation = Literal["above", "level with"]
 _CONFIDENCE = 0.95
 
@@ -39,7 +39,7 @@ class Claim:
         difference = statistics.mean(first) - statistics.mean(second)
         told_apart = abs(difference) > half_width(first, second)
         if self.relation == "level with":
-            return "does not show" if told_apart else "shows"
+            return "contradicted" if told_apart else "not contradicted"
         if not told_apart:
             return "cannot be told"
         return "shows" if difference > 0 else "is reversed"
@@ -48,7 +48,7 @@ class Claim:
         """Say what was found, what the table has, and what follows."""
         first, second = (percent(values) or "none" for values in self._accuracies(table))
         pair = f"{_name(self.first)} {self.relation} {_name(self.second)}"
-        return f"{self.verdict(table):14}  {pair}, {METRICS[self.metric]}: {first} against {second}  [{self.source}]"
+        return f"{self.verdict(table):16}  {pair}, {METRICS[self.metric]}: {first} against {second}  [{self.source}]"
 
     def _accuracies(self, table: Table) -> tuple[list[float], list[float]]:
         """Return those of both methods, of all seeds; none where a run was cut short."""

@@ -120,16 +120,8 @@ def _pixels(plan: Plan) -> Row:
     parts = (digits.train, digits.held_out)
     return Row(
         method=PIXELS,
-        blocks=0,
-        seed=0,
-        rate=None,
-        finetune_rate=None,
         knn=probe.knn(digits.scans, digits, *parts),
         linear=probe.linear(digits.scans, digits, *parts),
-        finetuned=None,
-        steps=0,
-        finetune_steps=0,
-        batch=0,
         images=len(digits.train),
         held_out=len(digits.held_out),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.digits.entrants import ENTRANTS
+from bench.results import ResultsError
 
 METRICS = {"knn": "kNN", "linear": "linear", "finetuned": "fine-tuned"}
 PIXELS = "pixels"  # not a method: the 64 values of a scan, for comparison
@@ -21,16 +22,16 @@ class Row:
     """One encoder of one seed. Accuracies are on the held-out half."""
 
     method: str
-    blocks: int
-    seed: int
-    rate: float | None  # of pre-training, chosen on the validation part with the first seed
-    finetune_rate: float | None  # likewise
+    blocks: int = 0
+    seed: int = 0
+    rate: float | None = None  # of pre-training, chosen on the validation part with the first seed
+    finetune_rate: float | None = None  # likewise
     knn: float
     linear: float
-    finetuned: float | None
-    steps: int  # of pre-training
-    finetune_steps: int
-    batch: int
+    finetuned: float | None = None
+    steps: int = 0  # of pre-training
+    finetune_steps: int = 0
+    batch: int = 0
     images: int
     held_out: int
 
@@ -59,9 +60,17 @@ def _text(value: object) -> object:
 
 
 def read(path: Path) -> tuple[Table, list[dict[str, str]]]:
-    """Read a file of results: the accuracies, and the rows as they stand."""
+    """Read a file of results: the accuracies, and the rows as they stand.
+
+    Raises:
+        ResultsError: there is no such file, or it holds no rows.
+    """
+    if not path.exists():
+        raise ResultsError(f"{path}: no such file; `python -m bench.digits` writes one")
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+    if not rows:
+        raise ResultsError(f"{path}: holds no rows")
     table: Table = {}
     for row in rows:
         accuracies = table.setdefault((row["method"], int(row["blocks"])), {metric: [] for metric in METRICS})
@@ -73,7 +82,7 @@ def read(path: Path) -> tuple[Table, list[dict[str, str]]]:
 
 def heading(rows: list[dict[str, str]]) -> str:
     """Say in two lines what the rows of a file are."""
-    trained = next(row for row in rows if int(row["steps"]))
+    trained = max(rows, key=lambda row: int(row["steps"]))
     seeds = len({row["seed"] for row in rows})
     counts = "{steps} steps of {batch} images on {images}, fine-tuned for {finetune_steps}; {held_out} held out"
     where = "{device_name}, torch {torch}, commit {commit}, {date}"

@@ -39,7 +39,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The file of a quick run, and what it printed is left to capsys."""
+    """Run the command in its quick form and return the file that it wrote."""
     path = tmp_path_factory.mktemp("digits") / "digits.csv"
     assert main(["--quick", "--out", str(path)]) == 0
     return path
@@ -66,7 +66,10 @@ def test_what_is_kept_can_be_shown_again(quick, capsys):
 def test_nothing_to_show(tmp_path, capsys):
     missing = tmp_path / "none.csv"
     assert main(["--show", "--out", str(missing)]) == 2
-    assert capsys.readouterr().err == f"bench.digits: {missing}: no such file; without --show it is written\n"
+    assert capsys.readouterr().err == f"bench.digits: {missing}: no such file; `python -m bench.digits` writes one\n"
+    missing.write_text(",".join(COLUMNS) + "\n")
+    assert main(["--show", "--out", str(missing)]) == 2
+    assert capsys.readouterr().err == f"bench.digits: {missing}: holds no rows\n"
 
 
 def test_a_run_cut_short_is_shown_as_far_as_it_came(quick, tmp_path, capsys):
@@ -74,7 +77,10 @@ def test_a_run_cut_short_is_shown_as_far_as_it_came(quick, tmp_path, capsys):
     path = tmp_path / "short.csv"
     path.write_text("".join(line for line in lines if not line.startswith("MAE")))
     assert main(["--show", "--out", str(path)]) == 0
-    assert "BIM level with MAE, fine-tuned:" in capsys.readouterr().out
+    assert " against none  [BIM, ViT-B: 82.98 and 83.01]" in capsys.readouterr().out
+    path.write_text("".join(lines[:2]))
+    assert main(["--show", "--out", str(path)]) == 0
+    assert "pixels" in capsys.readouterr().out
 
 
 def test_a_wrong_number_of_seeds(capsys):
@@ -189,8 +195,8 @@ def test_rates_are_searched_for_once():
         ("above", [0.70, 0.71, 0.72], "is reversed"),
         ("above", [0.79, 0.81, 0.83], "cannot be told"),
         ("above", [0.90], "not judged"),
-        ("level with", [0.79, 0.81, 0.83], "shows"),
-        ("level with", [0.90, 0.91, 0.92], "does not show"),
+        ("level with", [0.79, 0.81, 0.83], "not contradicted"),
+        ("level with", [0.90, 0.91, 0.92], "contradicted"),
     ],
 )
 def test_verdicts_follow_the_table(relation, bim, verdict):
@@ -198,14 +204,14 @@ def test_verdicts_follow_the_table(relation, bim, verdict):
     claim = Claim(first=BIM, second=MAE, relation=relation, metric="finetuned", source="a paper")
     assert claim.verdict(table) == verdict
     text = f"BIM {relation} MAE, fine-tuned: {percent(bim)} against 80.3 ± 0.6  [a paper]"
-    assert claim.statement(table) == f"{verdict:14}  {text}"
+    assert claim.statement(table) == f"{verdict:16}  {text}"
 
 
 def test_statements_count_the_verdicts():
     level = [claim for claim in CLAIMS if claim.relation == "level with"]
     text = statements(made_up())
     assert f"{len(CLAIMS) - len(level)} cannot be told" in text
-    assert f"{len(level)} shows" in text
+    assert f"{len(level)} not contradicted" in text
     assert text.count("\n") == len(CLAIMS) + orderings.CRITERION.count("\n") + 1
 
 

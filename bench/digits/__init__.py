@@ -1,0 +1,1 @@
+"""Quality in small: every method on scikit-learn's digits; `python -m bench.digits`."""

@@ -1,0 +1,111 @@
+"""Pre-training by a method's own flow, and fine-tuning of what it leaves.
+
+Shapes: B images, N patches, D width.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench.digits.entrants import ENCODER
+from bench.digits.images import Digits, Places
+from bimkern.data.augment import draw_ids, stream
+from bimkern.mim.flow import MicroBatch
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
+from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.models.layers import LayerNorm, Linear
+from bimkern.models.vit import ViT
+from bimkern.train.config import Config
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
+
+CPU = torch.device("cpu")
+BATCH = 64  # images of a step, everywhere
+_FINE_TUNING = AdamWConfig(betas=(0.9, 0.999))  # He et al. 2022 (MAE), table 9; decay 0.05 as there
+_FINE_TUNING_SCHEDULE = Cosine(warmup=0.1)
+
+
+def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, seed: int) -> ViT:
+    """Train a method on images [B, C, H, W] uint8, as they are; return its encoder, untrained for None."""
+    torch.manual_seed(seed)
+    if config is None:
+        return ViT(ENCODER)
+    method, schedule, depth = config.method, config.schedule, config.method.encoder.depth
+    model = MIM(method)
+    units = model.units() if schedule.per_unit else None
+    updates = [
+        GroupOptimizer(name, group, config.optim, device=CPU, fp16=False, units=units)
+        for name, group in method.flow.partition(model).items()
+    ]
+    for step in range(steps):
+        progress = (step + 0.5) / steps
+        _set_rates(updates, rate, schedule, progress, depth)
+        epochs, ids = stream(step * BATCH, BATCH, len(images), seed)
+        batch = images[ids]
+        views = model.views(batch, torch.from_numpy(draw_ids(epochs, ids)), seed)
+        frozen = schedule.frozen_units(progress, depth)
+        method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_units=frozen)
+    return model.encoder
+
+
+def _set_rates(
+    updates: list[GroupOptimizer], peak: float, schedule: Cosine | FreezeOut, progress: float, depth: int = 1
+) -> None:
+    for update in updates:
+        update.set_rates(lambda unit: peak * schedule.factor(progress, unit, depth))
+
+
+def cut(encoder: ViT, depth: int) -> ViT:
+    """Copy an encoder's first depth blocks."""
+    encoder = deepcopy(encoder)
+    encoder.blocks = encoder.blocks[:depth]
+    return encoder
+
+
+def pooled(encoder: ViT, images: Tensor) -> Tensor:
+    """Average the patch tokens that an encoder puts out, with nothing hidden: [B, D]."""
+    rows, columns = encoder.grid(images)
+    everything = torch.arange(rows * columns).expand(len(images), -1)
+    tokens = encoder.embed(images, everything, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    return tokens[:, encoder.num_prefix :].mean(dim=1)
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean of its patch tokens, a fresh norm and a linear layer.
+
+    Source: He et al. 2022 (MAE), appendix A.1 "End-to-end fine-tuning"; the pooling as in its published program.
+    """
+
+    def __init__(self, encoder: ViT, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.norm = LayerNorm(encoder.config.width)
+        self.head = Linear(encoder.config.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(pooled(self.encoder, images)))
+
+
+def finetune(
+    encoder: ViT, digits: Digits, learnt: Places, judged: Places, *, rate: float, steps: int, seed: int
+) -> float:
+    """Train a classifier on an encoder, the encoder with it, and return its accuracy."""
+    torch.manual_seed(seed)
+    labels = torch.from_numpy(digits.labels)
+    model = Classifier(deepcopy(encoder), num_classes=10)
+    update = GroupOptimizer("classifier", list(model.named_parameters()), _FINE_TUNING, device=CPU, fp16=False)
+    for step in range(steps):
+        _set_rates([update], rate, _FINE_TUNING_SCHEDULE, (step + 0.5) / steps)
+        _, ids = stream(step * BATCH, BATCH, len(learnt), seed)
+        batch = learnt[ids]
+        update.scale(cross_entropy(model(digits.images[batch]), labels[batch])).backward()
+        update.apply()
+    with torch.no_grad():
+        found = model(digits.images[judged]).argmax(dim=1)
+    return (found == labels[judged]).double().mean().item()

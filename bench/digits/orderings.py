@@ -1,0 +1,119 @@
+"""What the papers found, held against a table: every statement follows from its numbers."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from scipy.stats import t as student
+
+from bench.digits.entrants import DEPTHS, ENCODER, ENTRANTS, alone
+from bench.digits.table import METRICS, Key, Table, percent
+
+Verdict = Literal["shows", "is reversed", "cannot be told", "contradicted", "not contradicted", "not judged"]
+Relation = Literal["above", "level with"]
+_CONFIDENCE = 0.95
+
+CRITERION = f"""\
+A difference counts where the {_CONFIDENCE:.0%} interval of its mean over seeds leaves out zero; it speaks of training
+anew on these images, not of other images. A single seed is not judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One method is better than another, or as good."""
+
+    first: Key
+    second: Key
+    relation: Relation
+    metric: str
+    source: str  # and its accuracies on ImageNet
+
+    def verdict(self, table: Table) -> Verdict:
+        first, second = self._accuracies(table)
+        if min(len(first), len(second)) < 2:
+            return "not judged"
+        difference = statistics.mean(first) - statistics.mean(second)
+        told_apart = abs(difference) > half_width(first, second)
+        if self.relation == "level with":
+            return "contradicted" if told_apart else "not contradicted"
+        if not told_apart:
+            return "cannot be told"
+        return "shows" if difference > 0 else "is reversed"
+
+    def statement(self, table: Table) -> str:
+        """Say what was found, what the table has, and what follows."""
+        first, second = (percent(values) or "none" for values in self._accuracies(table))
+        pair = f"{_name(self.first)} {self.relation} {_name(self.second)}"
+        return f"{self.verdict(table):16}  {pair}, {METRICS[self.metric]}: {first} against {second}  [{self.source}]"
+
+    def _accuracies(self, table: Table) -> tuple[list[float], list[float]]:
+        """Return those of both methods, of all seeds; none where a run was cut short."""
+        first, second = (table[key][self.metric] if key in table else [] for key in (self.first, self.second))
+        return first, second
+
+
+def half_width(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return half the interval of the difference of two means, by Welch's t; zero where no seed differs."""
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    if not sum(parts):
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    return float(student.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(sum(parts))
+
+
+def _name(key: Key) -> str:
+    method, blocks = key
+    return method if blocks == ENTRANTS[method].depths[-1] else f"{method}, first {blocks} blocks"
+
+
+_WHOLE = ENCODER.depth
+_SCRATCH, _MAE, _BIM = ("scratch", _WHOLE), ("MAE", _WHOLE), ("BIM", _WHOLE)
+_GROWING, _FASTMIM = ("BIM, growing mask", _WHOLE), ("FastMIM", _WHOLE)
+_LOCALMIM, _ISOLATED, _VITFREEZE = ("LocalMIM", _WHOLE), ("LocalMIM, isolated", _WHOLE), ("ViTFreeze", _WHOLE)
+
+# ImageNet accuracies of the BIM paper's table 3, ViT-B, behind each block: BIM, MAE truncated, MAE trained alone.
+_BIM_TABLE_3 = ((70.59, 65.88, 70.59), (79.06, 75.02, 79.04), (81.39, 79.46, 81.48), (82.98, 83.01, 83.01))
+
+
+def _claim(first: Key, relation: Relation, second: Key, source: str, metric: str = "finetuned") -> Claim:
+    return Claim(first=first, second=second, relation=relation, metric=metric, source=source)
+
+
+def _depth_claims() -> Iterator[Claim]:
+    for depth, (whole, truncated, independent) in zip(DEPTHS[:-1], _BIM_TABLE_3, strict=False):
+        bim = ("BIM", depth)
+        yield _claim(bim, "above", ("MAE", depth), f"BIM: {whole} and {truncated}")
+        yield _claim(bim, "level with", (alone(depth), depth), f"BIM: {whole} and {independent}")
+    for (shallow, low), (deep, high) in pairwise(zip(DEPTHS, _BIM_TABLE_3, strict=True)):
+        yield _claim(("BIM", deep), "above", ("BIM", shallow), f"BIM: {high[0]} and {low[0]}")
+
+
+CLAIMS = (
+    *(
+        _claim((name, _WHOLE), "above", _SCRATCH, "all papers; scratch has 82.3 in FastMIM")
+        for name, entrant in ENTRANTS.items()
+        if entrant.config is not None and _WHOLE in entrant.depths
+    ),
+    _claim(_BIM, "level with", _MAE, "BIM, ViT-B: 82.98 and 83.01"),
+    _claim(_MAE, "above", _BIM, "BIM, ViT-B: 66.25 and 66.08", metric="linear"),
+    _claim(_GROWING, "above", _BIM, "BIM, ViT-L: 84.75 and 84.58"),
+    _claim(_LOCALMIM, "above", _MAE, "LocalMIM: 84.0 and 83.6"),
+    _claim(_LOCALMIM, "above", _ISOLATED, "LocalMIM: 83.3 and 83.0"),
+    _claim(_FASTMIM, "above", _MAE, "FastMIM: 83.8 and 83.6"),
+    _claim(_LOCALMIM, "above", _VITFREEZE, "ViTFreeze: 83.2 and 82.5"),
+    *_depth_claims(),
+)
+
+
+def statements(table: Table) -> str:
+    """State for every claim whether the table shows it, and how many it does."""
+    counts = Counter(claim.verdict(table) for claim in CLAIMS)
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    lines = [claim.statement(table) for claim in CLAIMS]
+    return "\n".join([CRITERION, *lines, f"Of {len(CLAIMS)} findings of the papers: {summary}."])

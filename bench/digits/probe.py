@@ -1,0 +1,43 @@
+"""What frozen features tell of the classes: nearest neighbours and a linear model.
+
+Shapes: B images, D features.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bench.digits.images import Digits, Places
+from bench.digits.learn import pooled
+from bimkern.models.vit import ViT
+
+_NEIGHBOURS = 10
+_ITERATIONS = 2000  # of the linear model's solver, at most
+
+
+def features(encoder: ViT, digits: Digits) -> NDArray[np.float32]:
+    """Return the pooled patch tokens of all images, [B, D]."""
+    with torch.no_grad():
+        found: NDArray[np.float32] = pooled(encoder, digits.images).numpy()
+    return found
+
+
+def knn(values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
+    """Return the accuracy of the majority of the nearest neighbours among standardised features [B, D]."""
+    return _accuracy(KNeighborsClassifier(_NEIGHBOURS), values, digits, learnt, judged)
+
+
+def linear(values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
+    """Return the accuracy of logistic regression on standardised features [B, D]."""
+    return _accuracy(LogisticRegression(max_iter=_ITERATIONS), values, digits, learnt, judged)
+
+
+def _accuracy(model: Any, values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
+    fitted = make_pipeline(StandardScaler(), model).fit(values[learnt], digits.labels[learnt])
+    return float(fitted.score(values[judged], digits.labels[judged]))

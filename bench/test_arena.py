@@ -30,7 +30,7 @@ def recorded(recipe: str) -> Plan:
     updates = [GroupOptimizer(*group, config.optim, device=CPU, fp16=False) for group in flow.partition(model).items()]
     images = torch.randint(0, 256, (BATCH, encoder.channels, *2 * [encoder.image_size]), dtype=torch.uint8)
     for step in range(2):
-        batch = MicroBatch(images, model.views(torch.arange(BATCH), seed=step))
+        batch = MicroBatch(images, model.views(images, torch.arange(BATCH), seed=step))
         flow.step(model, [batch], updates, slices=SLICES, scope=arena.scope)
     return arena.plan()
 

@@ -110,7 +110,7 @@ class Ours:
         with torch.no_grad():
             for stage, view in enumerate(self._views()):
                 tokens = self.model.encode(stage, tokens, view)
-                target = self.model.targets([stage], self._images).get(stage)
+                target = self.model.targets([stage], self._images)[stage]
                 total = view.hidden.sum()
                 loss = self.model.loss(stage, tokens, images=self._images, view=view, target=target, denominator=total)
                 losses.append(loss)

@@ -14,9 +14,9 @@ from bimkern.mim.blockwise import Blockwise
 from bimkern.mim.flow import EndToEnd, Local
 from bimkern.mim.hiding import HIDING
 from bimkern.mim.masking import RandomDrop, StageView
-from bimkern.mim.targets import Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
+from bimkern.mim.targets import Colors, Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
 from bimkern.mim.unit_masks import BlockPixels, TokenReplace
-from bimkern.models.heads import DecoderConfig, LinearConfig
+from bimkern.models.heads import DecoderConfig, LinearConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
 from bimkern.models.vit import ViT, ViTConfig
@@ -84,8 +84,8 @@ class MIM(nn.Module):
         if method.distillation is not None:
             width = _checked(teacher, method).config.width
             self.projections = nn.ModuleList(Linear(config.width, width) for _ in method.taps)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
 
     def _build_head(self, stage: int) -> nn.Module:
         method, config = self.method, self.method.encoder
@@ -101,9 +101,10 @@ class MIM(nn.Module):
     def num_stages(self) -> int:
         return len(self.method.taps)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Bring uint8 images [B, C, H, W] to zero mean and unit variance, in the dtype of the parameters."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+    @property
+    def colors(self) -> Colors:
+        """What images are normalised by, in the dtype of the parameters."""
+        return Colors(self.mean, self.std)
 
     def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
         """Draw what every stage sees of images [B, C, H, W], of whom draw_ids [B], int64, name sample and epoch."""
@@ -145,7 +146,7 @@ class MIM(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and (stage > 0 or frozen_units == 0)):
             if stage == 0:
-                tokens = self.hiding(self.encoder, inputs, view, self.mean.flatten(), self.std.flatten())
+                tokens = self.hiding(self.encoder, inputs, view, self.mean, self.std)
             else:
                 tokens = view.enter(inputs, self.encoder.num_prefix)
         for block in self.stage_blocks(stage):
@@ -164,12 +165,12 @@ class MIM(nn.Module):
         for members in families.values():
             scales = [self.method.head(stage).scale for stage in members]
             patch = self.method.encoder.patch
-            found = hog_vectors(list(members.values()), images, patch, scales, self.normalize)
+            found = hog_vectors(list(members.values()), images, patch, scales, self.colors)
             vectors |= {stage: target.to(self.mean.dtype) for stage, target in zip(members, found, strict=True)}
         features: dict[int, Tensor] = {}
         if self.teacher is not None and self.method.distillation is not None:
             blocks = [self.method.distillation.blocks[stage] for stage in stages]
-            found = self.teacher.features(images, blocks, self.mean.flatten(), self.std.flatten())
+            found = self.teacher.features(images, blocks, self.mean, self.std)
             features = {stage: target.to(self.mean.dtype) for stage, target in zip(stages, found, strict=True)}
         return {stage: StageTarget(vectors.get(stage), features.get(stage)) for stage in stages}
 
@@ -193,13 +194,14 @@ class MIM(nn.Module):
         head: Any = self.heads[stage]  # a Head; ModuleList does not say
         config, wanted = self.method.head(stage), self.method.target(stage)
         features = head.features(view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
-        vectors = target.vectors
-        if vectors is None:
-            vectors = wanted.vectors(images, self.method.encoder.patch, config.scale, self.normalize).to(
-                self.mean.dtype
-            )
-        cells = denominator * config.scale**2
-        loss = head.pred.loss(features, vectors, view.hidden, view.grid, cells, wanted.kind)
+        patch, cells = self.method.encoder.patch, denominator * config.scale**2
+        if isinstance(wanted, PixelTarget) and isinstance(head.pred, Prediction):
+            loss = wanted.loss(head.pred(features), images, view.hidden, patch, self.colors, cells)
+        else:
+            vectors = target.vectors
+            if vectors is None:
+                vectors = wanted.vectors(images, patch, config.scale, self.colors)
+            loss = head.pred.loss(features, vectors, view.hidden, view.grid, cells, wanted.kind)
         if target.features is not None and self.method.distillation is not None:
             projected = self.projections[stage](tokens[:, self.encoder.num_prefix :])
             learnt = masked_loss(projected, target.features, view.hidden, "l1", denominator=denominator)

@@ -5,7 +5,6 @@ A map has one place for what is seen in one piece: a pixel with its colours, or 
 Shapes: B images, C channels, H W pixels, M predicted cells, P values a cell, h w places, Q values a place, S pixels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -15,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from bimkern.mim.hog_picture import draw_hog
 from bimkern.mim.masking import Grid
 from bimkern.mim.model import MIM
-from bimkern.mim.targets import HogTarget, PixelTarget, cell_side, unpatchify
+from bimkern.mim.targets import Colors, HogTarget, PixelTarget, cell_side, unpatchify
 from bimkern.ops import pixel_targets
 
 Statistics = Literal["visible", "truth"]
@@ -76,15 +75,13 @@ class PixelReader:
 
     target: PixelTarget
     side: int  # of a cell
-    normalize: Callable[[Tensor], Tensor]
-    mean: Tensor  # [C, 1, 1] of the colours, on the host
-    std: Tensor
+    colors: Colors
     guess: ClassVar[str] = "the mean visible colour"
 
     @classmethod
     def of(cls, model: MIM, stage: int, target: PixelTarget) -> "PixelReader":
         side = cell_side(model.method.encoder.patch, model.method.head(stage).scale)
-        return cls(target, side, model.normalize, model.mean[0].cpu(), model.std[0].cpu())
+        return cls(target, side, model.colors)
 
     @property
     def note(self) -> str:
@@ -109,7 +106,7 @@ class PixelReader:
         return ("visible", "truth") if self.target.normalize else ("visible",)
 
     def truth(self, images: Tensor) -> Tensor:
-        return self.normalize(images)
+        return self.colors.normalize(images)
 
     def read(self, vectors: Tensor, grid: Grid, truth: Tensor, shown: Tensor, statistics: Statistics) -> Tensor:
         if self.target.normalize:
@@ -135,7 +132,7 @@ class PixelReader:
         return _at_least(_PANEL, truth.shape[-1])
 
     def draw(self, places: Tensor, size: int) -> Tensor:
-        return adaptive_avg_pool2d((places * self.std + self.mean).clamp(0, 1), size)
+        return adaptive_avg_pool2d(self.colors.restore(places), size)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class HogReader:
     target: HogTarget
     patch: int
     scale: float
-    normalize: Callable[[Tensor], Tensor]
+    colors: Colors
     guess: ClassVar[str] = "the mean visible histogram"
     note: ClassVar[str] = (
         "histograms of oriented gradients, where patches are visible the target's: "
@@ -156,11 +153,11 @@ class HogReader:
 
     @classmethod
     def of(cls, model: MIM, stage: int, target: HogTarget) -> "HogReader":
-        return cls(target, model.method.encoder.patch, model.method.head(stage).scale, model.normalize)
+        return cls(target, model.method.encoder.patch, model.method.head(stage).scale, model.colors)
 
     def truth(self, images: Tensor) -> Tensor:
         grid = tuple(int(side // self.patch * self.scale) for side in images.shape[2:])
-        vectors = self.target.vectors(images, self.patch, self.scale, self.normalize)
+        vectors = self.target.vectors(images, self.patch, self.scale, self.colors)
         return self._lay_out(vectors, (grid[0], grid[1]))
 
     def read(self, vectors: Tensor, grid: Grid, truth: Tensor, shown: Tensor, statistics: Statistics) -> Tensor:

@@ -75,7 +75,7 @@ def hidden_errors(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> tu
 def masked(model: MIM, images: Tensor, view: StageView) -> Tensor:
     """Lay grey over the hidden patches of uint8 images, whatever the encoder takes in their place: [B, C, H, W]."""
     hidden = hidden_at(view, (images.shape[2], images.shape[3]))
-    return torch.where(hidden > 0, model.mean, images / 255)
+    return torch.where(hidden > 0, model.mean.view(-1, 1, 1), images / 255)
 
 
 def hidden_at(view: StageView, grid: tuple[int, int]) -> Tensor:

@@ -3,17 +3,33 @@
 Shapes: B images, C channels, H W pixels, N patches, M = N * scale**2 cells, P values a cell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bimkern.ops import hog, pixel_targets
+from bimkern.ops import hog, masked_pixel_loss, pixel_targets
 
 LossKind = Literal["l2", "l1"]
-Normalize = Callable[[Tensor], Tensor]  # uint8 images to normalised ones
+
+
+@dataclass(frozen=True)
+class Colors:
+    """Mean and standard deviation of the channels of pixels in [0, 1], by which images are normalised."""
+
+    mean: Tensor  # [C]
+    std: Tensor  # [C]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring uint8 images [B, C, H, W] to zero mean and unit variance, in the dtype of the statistics."""
+        return (images.to(self.mean.dtype) / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    def restore(self, pixels: Tensor) -> Tensor:
+        """Bring normalised pixels [..., C, H, W] back to [0, 1], wherever they are."""
+        mean, std = (values.to(pixels).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels * std + mean).clamp(0, 1)
 
 
 class Target(Protocol):
@@ -28,7 +44,7 @@ class Target(Protocol):
             ValueError: patches of this size have no such cells.
         """
 
-    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
+    def vectors(self, images: Tensor, patch: int, scale: float, colors: Colors) -> Tensor:
         """Compute [B, M, P] from uint8 images [B, C, H, W]."""
 
 
@@ -81,8 +97,25 @@ class PixelTarget:
     def length(self, channels: int, patch: int, scale: float = 1.0) -> int:
         return channels * cell_side(patch, scale) ** 2
 
-    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
-        return pixel_targets(normalize(images), cell_side(patch, scale), self.normalize)
+    def vectors(self, images: Tensor, patch: int, scale: float, colors: Colors) -> Tensor:
+        side = cell_side(patch, scale)
+        return pixel_targets(images, side, self.normalize, mean=colors.mean, std=colors.std)
+
+    def loss(
+        self, pred: Tensor, images: Tensor, weight: Tensor, patch: int, colors: Colors, denominator: Tensor
+    ) -> Tensor:
+        """Average the error of predicted patches [B, N, P] by weight [B, N], without making the vectors."""
+        return masked_pixel_loss(
+            pred,
+            images,
+            weight,
+            self.kind,
+            patch=patch,
+            normalize=self.normalize,
+            mean=colors.mean,
+            std=colors.std,
+            denominator=denominator,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +157,16 @@ class HogTarget:
             )
         return int(side)
 
-    def vectors(self, images: Tensor, patch: int, scale: float, normalize: Normalize) -> Tensor:
-        return hog_vectors([self], images, patch, [scale], normalize)[0]
+    def vectors(self, images: Tensor, patch: int, scale: float, colors: Colors) -> Tensor:
+        return hog_vectors([self], images, patch, [scale], colors)[0]
 
 
 def hog_vectors(
-    targets: Sequence[HogTarget], images: Tensor, patch: int, scales: Sequence[float], normalize: Normalize
+    targets: Sequence[HogTarget], images: Tensor, patch: int, scales: Sequence[float], colors: Colors
 ) -> list[Tensor]:
     """Compute targets that differ in their bias alone, each at its scale, from one pass over the images."""
     first, sides = targets[0], [target.side(patch, scale) for target, scale in zip(targets, scales, strict=True)]
-    pixels = images if first.bias is None else normalize(images).float()
+    pixels = images if first.bias is None else colors.normalize(images).float()
     if first.resize_patch is not None:
         size = [side // patch * first.resize_patch for side in images.shape[2:]]
         pixels = interpolate(pixels.float(), size, mode="bilinear", antialias=True)

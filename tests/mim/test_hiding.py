@@ -36,7 +36,7 @@ def sample(model, size=64):
 
 
 def entered(model, images, view):
-    return model.hiding(model.encoder, images, view, model.mean.flatten(), model.std.flatten())
+    return model.hiding(model.encoder, images, view, model.mean, model.std)
 
 
 def assert_tokens(tokens, model, images, patches):
@@ -57,7 +57,7 @@ MASKERS = [
 def test_a_token_takes_the_place_of_hidden_embeddings(masker, size):
     model = build(masker)
     images, view = sample(model, size)
-    patches = embedded(model, model.normalize(images))
+    patches = embedded(model, model.colors.normalize(images))
     patches = torch.where(view.hidden.unsqueeze(-1) > 0, model.hiding.mask_token, patches)
     assert_tokens(entered(model, images, view), model, images, patches)
 
@@ -68,7 +68,7 @@ def test_painting_is_painting_the_image(unit, size):
     model = build(BlockPixels(ratio=0.75, unit=unit))
     images, view = sample(model, size)
     hidden = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    painted = model.normalize(images) * (1 - hidden) + hidden * model.hiding.mask_token
+    painted = model.colors.normalize(images) * (1 - hidden) + hidden * model.hiding.mask_token
     assert_tokens(entered(model, images, view), model, images, embedded(model, painted))
 
 
@@ -83,7 +83,7 @@ def test_gradients_reach_the_token_and_the_embedding(masker):
         f"encoder.patch_embed.{name}" for name in ("weight", "bias")
     }
     model.zero_grad()
-    pixels = model.normalize(images)
+    pixels = model.colors.normalize(images)
     hidden = view.hidden.unsqueeze(-1)
     if masker.hiding == "paint":
         mask = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)

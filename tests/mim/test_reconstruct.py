@@ -55,7 +55,7 @@ def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
     images, encoder = photos(model), model.method.encoder
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
         target, scale = model.method.target(stage), model.method.head(stage).scale
-        perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.normalize))
+        perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.colors.normalize))
         statistics = perfect.reader.statistics[-1]
         assert statistics == ("truth" if isinstance(target, PixelTarget) else "visible")
         torch.testing.assert_close(perfect.predicted(statistics), perfect.truth, rtol=1e-4, atol=1e-4)
@@ -68,7 +68,7 @@ def test_the_error_is_that_of_the_loss(recipe):
     model = build(recipe)
     images, patch = photos(model), model.method.encoder.patch
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
-        target = model.method.target(stage).vectors(images, patch, result.scale, model.normalize)
+        target = model.method.target(stage).vectors(images, patch, result.scale, model.colors.normalize)
         loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, result.scale))
         torch.testing.assert_close(result.error(result.predicted()), loss)
 
@@ -89,7 +89,7 @@ def test_statistics_are_those_of_the_average_visible_patch():
     model = build()
     images = photos(model)
     result = reconstruct(model, images, IDS, seed=0)[0]
-    patches = pixel_targets(model.normalize(images), 8, normalize=False)
+    patches = pixel_targets(model.colors.normalize(images), 8, normalize=False)
     visible = ~result.view.hidden.bool()
     std = torch.stack([p[v].std(dim=1).mean() for p, v in zip(patches, visible, strict=True)])
     mean = torch.stack([p[v].mean() for p, v in zip(patches, visible, strict=True)])
@@ -122,7 +122,7 @@ def test_what_is_hidden_is_grey_whatever_hides_it(recipe):
     (result,) = reconstruct(model, images, IDS, seed=0)
     shown, hidden = masked(model, images, result.view), hidden_pixels(result.view, images)
     assert torch.equal(shown[~hidden], (images / 255)[~hidden])
-    assert torch.equal(shown[hidden], model.mean.expand_as(images)[hidden])
+    assert torch.equal(shown[hidden], model.mean.view(-1, 1, 1).expand_as(images)[hidden])
     assert hidden.sum() == result.view.hidden.sum() * 3 * model.method.encoder.patch**2
 
 

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from bimkern.mim.targets import HogTarget, PixelTarget, cell_side, hog_vectors, unpatchify
+from bimkern.mim.targets import Colors, HogTarget, PixelTarget, cell_side, hog_vectors, unpatchify
 from bimkern.ops import hog
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def normalize(images):
-    return images.float() / 255
+COLORS = Colors(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4]))
 
 
 @pytest.mark.parametrize(("scale", "cell"), [(4, 4), (2, 8), (1, 16), (0.5, 32)])
@@ -18,8 +17,8 @@ def test_cells_follow_patch_and_scale(scale, cell):
     """56, 28, 14 and 7 cells a side at 224 pixels."""
     assert cell_side(16, scale) == cell
     assert HogTarget().side(16, scale) == cell
-    assert torch.equal(HogTarget().vectors(IMAGES, 16, scale, normalize), hog(IMAGES, cell))
-    assert PixelTarget().vectors(IMAGES, 16, scale, normalize).shape == (2, 64 * 96 // cell**2, 3 * cell**2)
+    assert torch.equal(HogTarget().vectors(IMAGES, 16, scale, COLORS), hog(IMAGES, cell))
+    assert PixelTarget().vectors(IMAGES, 16, scale, COLORS).shape == (2, 64 * 96 // cell**2, 3 * cell**2)
     assert HogTarget(bins=18).length(3, 16, scale) == 54
     assert PixelTarget().length(3, 16, scale) == 3 * cell**2
 
@@ -28,23 +27,23 @@ def test_several_cells_make_one_vector():
     """MaskFeat and FastMIM: 2 x 2 cells of 8 pixels in a patch of 16, 108 values."""
     target = HogTarget(cells=2)
     assert target.length(3, 16) == 108
-    assert torch.equal(target.vectors(IMAGES, 16, 1.0, normalize), hog(IMAGES, 8, patch=16))
+    assert torch.equal(target.vectors(IMAGES, 16, 1.0, COLORS), hog(IMAGES, 8, patch=16))
 
 
 def test_a_family_is_computed_in_one_pass():
     targets, scales = [HogTarget()] * 4, [4, 2, 1, 0.5]
-    together = hog_vectors(targets, IMAGES, 16, scales, normalize)
+    together = hog_vectors(targets, IMAGES, 16, scales, COLORS)
     for target, scale, vectors in zip(targets, scales, together, strict=True):
-        alone = target.vectors(IMAGES, 16, scale, normalize)
+        alone = target.vectors(IMAGES, 16, scale, COLORS)
         torch.testing.assert_close(vectors, alone, rtol=1e-5, atol=1e-6)  # coarse sums in another order
 
 
 def test_a_bias_is_of_its_own_scale_and_needs_normalised_pixels():
     targets = [HogTarget(bias=(0.1, -0.2)), HogTarget(bias=(0.3, 0.0))]
     assert targets[0].family == targets[1].family != HogTarget().family
-    fine, coarse = hog_vectors(targets, IMAGES, 16, [2, 1], normalize)
-    assert torch.equal(fine, hog(normalize(IMAGES), 8, bias=(0.1, -0.2)))
-    assert torch.equal(coarse, hog(normalize(IMAGES), 16, bias=(0.3, 0.0)))
+    fine, coarse = hog_vectors(targets, IMAGES, 16, [2, 1], COLORS)
+    assert torch.equal(fine, hog(COLORS.normalize(IMAGES), 8, bias=(0.1, -0.2)))
+    assert torch.equal(coarse, hog(COLORS.normalize(IMAGES), 16, bias=(0.3, 0.0)))
 
 
 def test_a_patch_without_whole_cells_takes_them_from_a_resized_image():
@@ -52,9 +51,9 @@ def test_a_patch_without_whole_cells_takes_them_from_a_resized_image():
         HogTarget().length(3, 14, 4)
     target = HogTarget(resize_patch=16)
     images = IMAGES[:, :, :56, :70]
-    assert target.vectors(images, 14, 4, normalize).shape == (2, 16 * 20, 27)
+    assert target.vectors(images, 14, 4, COLORS).shape == (2, 16 * 20, 27)
     flat = torch.full_like(images, 9)
-    assert not target.vectors(flat, 14, 1, normalize).any()
+    assert not target.vectors(flat, 14, 1, COLORS).any()
 
 
 def test_says_what_is_wrong():
@@ -67,5 +66,5 @@ def test_says_what_is_wrong():
 
 
 def test_unpatchify_is_the_inverse_of_raw_pixel_targets():
-    vectors = PixelTarget(normalize=False).vectors(IMAGES, 16, 1.0, normalize)
-    assert torch.equal(unpatchify(vectors, 16, (4, 6)), normalize(IMAGES))
+    vectors = PixelTarget(normalize=False).vectors(IMAGES, 16, 1.0, COLORS)
+    torch.testing.assert_close(unpatchify(vectors, 16, (4, 6)), COLORS.normalize(IMAGES))

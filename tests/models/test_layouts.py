@@ -42,7 +42,7 @@ def sample(model, num_keep, batch=3):
 
 def encode(model, images, keep, depth):
     """The kept tokens after `depth` blocks, as its head takes them: [B, 1+K, D]."""
-    tokens = model.encoder.embed(model.normalize(images), keep)
+    tokens = model.encoder.embed(model.colors.normalize(images), keep)
     for block in model.encoder.blocks[:depth]:
         tokens = block(tokens)
     return tokens
@@ -67,7 +67,7 @@ def test_timm_computes_the_same_features(tmp_path, recipe, depth):
     in_double(model)
     images, everything = sample(model, math.prod(model.method.encoder.grid))
     ours = head_of(model, depth).in_norm(encode(model, images, everything, depth))
-    torch.testing.assert_close(theirs.double().eval().forward_features(model.normalize(images)), ours)
+    torch.testing.assert_close(theirs.double().eval().forward_features(model.colors.normalize(images)), ours)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, dept
     in_double(model)
     N, stage = math.prod(model.method.encoder.grid), model.method.taps.index(depth - 1)
     images, keep = sample(model, model.method.masker.entering(model.method.encoder.grid, model.num_stages)[stage])
-    pixels = model.normalize(images)
+    pixels = model.colors.normalize(images)
     tokens = encode(model, images, keep, depth)
     prediction = head_of(model, depth)(tokens, keep, model.method.encoder.grid)
     hidden = keep_to_mask(keep, N).double()

@@ -33,13 +33,13 @@ def path(trained, tmp_path_factory):
 
 
 def features(teacher, model, images, blocks):
-    return teacher.features(images, blocks, model.mean.flatten(), model.std.flatten())
+    return teacher.features(images, blocks, model.mean, model.std)
 
 
 def test_features_are_those_of_the_trained_encoder(trained, path):
     first, last = features(load_teacher(path), trained, IMAGES, [0, 3])
     everything = torch.arange(16).expand(2, -1)
-    tokens = trained.encoder.embed(IMAGES, everything, trained.mean.flatten(), trained.std.flatten())
+    tokens = trained.encoder.embed(IMAGES, everything, trained.mean, trained.std)
     for i, block in enumerate(trained.encoder.blocks):
         tokens = block(tokens)
         if i in (0, 3):

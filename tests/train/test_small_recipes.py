@@ -104,7 +104,9 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     model = MIM(method)
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
     images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
-    tokens = model.encoder.embed(model.normalize(images), torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1))
+    tokens = model.encoder.embed(
+        model.colors.normalize(images), torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
+    )
     sizes = {"img_size": encoder.image_size, "patch_size": encoder.patch, "embed_dim": encoder.width}
     names = []
     for stage, tap in enumerate(method.taps):
@@ -114,7 +116,7 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
         options = sizes | {"depth": tap + 1, "num_heads": encoder.num_heads, "num_classes": 0}
         theirs = timm.create_model("vit_base_patch16_224", **options).eval()
         theirs.load_state_dict(load_file(out / "exported" / names[-1]))
-        features = theirs.forward_features(model.normalize(images))
+        features = theirs.forward_features(model.colors.normalize(images))
         torch.testing.assert_close(features, model.heads[stage].in_norm(tokens), rtol=1e-3, atol=1e-4)
     assert sorted(path.name for path in (out / "exported").iterdir()) == names
 

@@ -55,7 +55,7 @@ def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
     images, encoder = photos(model), model.method.encoder
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
         target, scale = model.method.target(stage), model.method.head(stage).scale
-        perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.colors.normalize))
+        perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.colors))
         statistics = perfect.reader.statistics[-1]
         assert statistics == ("truth" if isinstance(target, PixelTarget) else "visible")
         torch.testing.assert_close(perfect.predicted(statistics), perfect.truth, rtol=1e-4, atol=1e-4)
@@ -68,7 +68,7 @@ def test_the_error_is_that_of_the_loss(recipe):
     model = build(recipe)
     images, patch = photos(model), model.method.encoder.patch
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
-        target = model.method.target(stage).vectors(images, patch, result.scale, model.colors.normalize)
+        target = model.method.target(stage).vectors(images, patch, result.scale, model.colors)
         loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, result.scale))
         torch.testing.assert_close(result.error(result.predicted()), loss)
 

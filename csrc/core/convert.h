@@ -13,7 +13,7 @@
 
 namespace bimkern {
 
-constexpr int kConverted = 64;
+constexpr int kConverted = 32;
 
 template <Simd kSimd, typename T>
 BIMKERN_INLINE inline void widen(SimdTag<kSimd>, const T* from, float* to) {

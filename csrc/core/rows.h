@@ -71,21 +71,24 @@ BIMKERN_INLINE inline void accumulate_and_copy_row(Set set, const T* row, int64_
   }
 }
 
-// Calls packet(d) for packets [d, d + kConverted) that cover a row, the last of which may overlap the one before, or
+// What short rows are covered by, and tails.
+constexpr int kPacket = 32;
+
+// Calls packet(d) for packets [d, d + kPacket) that cover a row, the last of which may overlap the one before, or
 // single(d) where the row is too short for one. What is written must not be what is read.
 template <typename Packet, typename Single>
 BIMKERN_INLINE inline void cover_row(int64_t width, const Packet& packet, const Single& single) {
-  if (width < kConverted) {
+  if (width < kPacket) {
     for (int64_t d = 0; d < width; ++d) {
       single(d);
     }
     return;
   }
-  for (int64_t d = 0; d + kConverted <= width; d += kConverted) {
+  for (int64_t d = 0; d + kPacket <= width; d += kPacket) {
     packet(d);
   }
-  if (width % kConverted != 0) {
-    packet(width - kConverted);
+  if (width % kPacket != 0) {
+    packet(width - kPacket);
   }
 }
 
@@ -104,9 +107,9 @@ BIMKERN_INLINE inline T store_as(A value) {
 template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
   if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-    widen(set, from, to);
+    widen<kPacket>(set, from, to);
   } else {
-    for (int i = 0; i < kConverted; ++i) {
+    for (int i = 0; i < kPacket; ++i) {
       to[i] = load_as<A>(from[i]);
     }
   }
@@ -126,9 +129,9 @@ BIMKERN_INLINE inline const A* as_packet(Set set, const T* from, A* scratch) {
 template <typename Set, typename A, typename T>
 BIMKERN_INLINE inline void store_packet(Set set, const A* from, T* to) {
   if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-    narrow(set, from, to);
+    narrow<kPacket>(set, from, to);
   } else {
-    for (int i = 0; i < kConverted; ++i) {
+    for (int i = 0; i < kPacket; ++i) {
       to[i] = store_as<T>(from[i]);
     }
   }
@@ -151,7 +154,7 @@ BIMKERN_INLINE inline void widen_row(Set set, const T* row, int64_t width, A* ou
 }
 
 // Lanes of a sum that is the same on every instruction set: which lane an element goes to depends on the count alone.
-constexpr int kLanes = kConverted;
+constexpr int kLanes = kPacket;
 
 // The sum of count values: packet(i, values) gives those of [i, i + kLanes), single(i) one. Both are BIMKERN_INLINE,
 // and capture by value, or their pointers are read again and again.

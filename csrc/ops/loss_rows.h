@@ -136,9 +136,9 @@ BIMKERN_INLINE inline void row_slopes(Set set, LossKind kind, const T* pred, con
                                       T* out) {
   const auto write = [=](const auto slope) BIMKERN_INLINE {
     const auto packet = [=](int64_t j) BIMKERN_INLINE {
-      A slopes[kConverted];
+      A slopes[kPacket];
       const A* wide = as_packet(set, pred + j, slopes);
-      for (int k = 0; k < kConverted; ++k) {
+      for (int k = 0; k < kPacket; ++k) {
         slopes[k] = slope(wide[k] - target[j + k]);
       }
       store_packet(set, slopes, out + j);

@@ -97,8 +97,8 @@ class PatchReader {
     const A* values = planes_.data();
     const A first = values[0];
     const A mean =
-        lane_sum<A>(length, [&](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
-    const A squares = lane_sum<A>(length, [&](int64_t i) BIMKERN_INLINE {
+        lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
+    const A squares = lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE {
       const A centred = (values[i] - first) - mean;
       return centred * centred;
     });
@@ -110,7 +110,7 @@ class PatchReader {
   BIMKERN_INLINE void interleave(Statistics by, A* __restrict out) const {
     const int64_t channels = patches_.channels;
     const A* __restrict planes = planes_.data();
-    const auto standard = [&](int64_t i) BIMKERN_INLINE { return ((planes[i] - by.first) - by.mean) * by.scale; };
+    const auto standard = [=](int64_t i) BIMKERN_INLINE { return ((planes[i] - by.first) - by.mean) * by.scale; };
     if (channels == 3) {
       for (int64_t i = 0; i < area_; ++i) {
         out[3 * i] = standard(i);

@@ -43,7 +43,7 @@ class Training:
         batches = []
         for i, size in enumerate(sizes or (4, 4)):
             images = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-            batches.append(MicroBatch(images, self.model.views(torch.arange(size) + 10 * i, self.done)))
+            batches.append(MicroBatch(images, self.model.views(images, torch.arange(size) + 10 * i, self.done)))
         self.done += 1
         keywords = {"scope": self.scope} if self.scope else {}
         return self.flow.step(self.model, batches, self.updates, slices=slices, **keywords).tolist()

@@ -13,13 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import SMALL_RECIPES
 from bimkern.train import checkpoint as checkpoints
+from bimkern.train import network
+from bimkern.train.config import from_json
 
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4
+TEACHER = "fastmim_vit_test"
 NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
@@ -28,15 +30,26 @@ freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items(
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Train a recipe in a folder on six photographs; return what is printed."""
+    """Train a recipe in a folder on six photographs; return what is printed. Its teacher, if any, is trained first."""
     photos = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for i in range(6):
         coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         coarse.resize((72, 72), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg")
 
+    teachers = []
+
+    def teacher():
+        if not teachers:
+            out = tmp_path_factory.mktemp("teacher") / "run"
+            run(TEACHER, out)
+            teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}.safetensors")
+        return teachers[0]
+
     def run(recipe, out):
         options = ("--steps", STEPS, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+        if RECIPES[recipe].method.distillation is not None:
+            options += ("--teacher", teacher())
         arguments = [recipe, "--data", photos, "--out", out, "--device", "cpu", *options]
         with redirect_stdout(StringIO()) as printed:
             main([str(argument) for argument in arguments])
@@ -99,14 +112,14 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
 def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     timm = import_or_skip("timm")
     out, _ = finished(recipe)
-    method = RECIPES[recipe].method
+    config = from_json(json.loads((out / "config.json").read_text()))
+    method = config.method
     encoder = method.encoder
-    model = MIM(method)
+    model = network.build(config)
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
     images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
-    tokens = model.encoder.embed(
-        model.colors.normalize(images), torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
-    )
+    everything = torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
+    tokens = model.encoder.embed(model.colors.normalize(images), everything)
     sizes = {"img_size": encoder.image_size, "patch_size": encoder.patch, "embed_dim": encoder.width}
     names = []
     for stage, tap in enumerate(method.taps):

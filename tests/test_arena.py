@@ -220,7 +220,7 @@ def test_a_scope_that_is_left_by_an_exception(arena):
     for _ in range(3):
         training.step()
     assert torch.equal(kept[0], torch.ones(FLOATS))
-    assert arena.stats().plans == 1
+    assert arena.stats().plans <= 2  # one more where others need the memory that is kept
     assert arena.stats().upstream_calls_last_step == 0
 
 

@@ -58,7 +58,14 @@ class Method:
                 raise ValueError(f"Method: distillation must name {num_stages} blocks of the teacher, got {got}")
         self.masker.entering(self.encoder.grid, num_stages)
         for stage in range(num_stages):
-            self.target(stage).length(self.encoder.channels, self.encoder.patch, self.head(stage).scale)
+            scale = self.head(stage).scale
+            self.target(stage).length(self.encoder.channels, self.encoder.patch, scale)
+            if any(patches * scale % 1 for patches in self.encoder.grid):
+                rows, columns = self.encoder.grid
+                raise ValueError(
+                    f"Method: image_size={self.encoder.image_size} with patch={self.encoder.patch} makes {rows} x "
+                    f"{columns} patches, which head {stage} cannot predict at scale {scale}"
+                )
 
     def head(self, stage: int) -> HeadConfig:
         return self.heads[stage if len(self.heads) > 1 else 0]

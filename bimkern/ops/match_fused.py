@@ -101,7 +101,7 @@ def _loss(
         total = torch.ops.bimkern.match_total(
             *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, with_grads
         )[0]
-    return total / torch.where(denominator > 0, denominator, 1.0)
+    return total / torch.where(denominator == 0, torch.inf, denominator)
 
 
 _backend.schemas.impl("match_loss", _loss, "CompositeImplicitAutograd")

@@ -1,4 +1,5 @@
-// 16-bit rows to float32 and back, kCount elements at a time, a multiple of 16, on every instruction set of simd.h.
+// Bytes and 16-bit rows to float32, and the latter back, kCount elements at a time, a multiple of 16, on every
+// instruction set of simd.h.
 //
 // Same bits as to_float, to_float16 and to_bfloat16 of dtype.h, but for what a NaN carries in its mantissa. The
 // compiler vectorises widening bfloat16 well by itself; for the other three it needs to be told.
@@ -18,7 +19,7 @@ constexpr int kConverted = 64;
 template <int kCount = kConverted, Simd kSimd, typename T>
 BIMKERN_INLINE inline void widen(SimdTag<kSimd>, const T* from, float* to) {
   for (int i = 0; i < kCount; ++i) {
-    to[i] = to_float(from[i]);
+    to[i] = Arithmetic<T>::load(from[i]);
   }
 }
 
@@ -45,6 +46,22 @@ BIMKERN_AVX512 inline void widen(SimdTag<Simd::kAvx512>, const float16* from, fl
   for (int i = 0; i < kCount; i += 16) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
     _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(kAll, halves));
+  }
+}
+
+template <int kCount = kConverted>
+BIMKERN_AVX2 inline void widen(SimdTag<Simd::kAvx2>, const uint8_t* from, float* to) {
+  for (int i = 0; i < kCount; i += 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+  }
+}
+
+template <int kCount = kConverted>
+BIMKERN_AVX512 inline void widen(SimdTag<Simd::kAvx512>, const uint8_t* from, float* to) {
+  for (int i = 0; i < kCount; i += 16) {
+    const __m512i words = _mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    _mm512_storeu_ps(to + i, _mm512_maskz_cvtepi32_ps(kAll, words));
   }
 }
 

@@ -14,7 +14,7 @@ from bench.digits.images import Digits, Places
 from bimkern.data.augment import draw_ids, stream
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
-from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.mim.schedule import Cosine, Schedule
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.vit import ViT
 from bimkern.train.config import Config
@@ -51,7 +51,7 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
 
 
 def _set_rates(
-    updates: list[GroupOptimizer], peak: float, schedule: Cosine | FreezeOut, progress: float, depth: int = 1
+    updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1
 ) -> None:
     for update in updates:
         update.set_rates(lambda unit: peak * schedule.factor(progress, unit, depth))

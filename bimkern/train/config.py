@@ -12,7 +12,7 @@ import torch
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
-from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.mim.schedule import Schedule
 from bimkern.models.attention import AttentionName
 from bimkern.train.optimizers import AdamWConfig, OptimizerName
 from bimkern.train.phases import Phase, Timetable, timetable
@@ -117,7 +117,7 @@ class Config:
     method: Method
     augment: RandomResizedCrop
     optim: AdamWConfig
-    schedule: Cosine | FreezeOut
+    schedule: Schedule
     run: RunConfig
     phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
 

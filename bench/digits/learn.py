@@ -50,11 +50,9 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
     return model.encoder
 
 
-def _set_rates(
-    updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1
-) -> None:
+def _set_rates(updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1) -> None:
     for update in updates:
-        update.set_rates(lambda unit: peak * schedule.factor(progress, unit, depth))
+        update.set_rates(lambda unit: peak * schedule.factor(progress, unit.number, depth, head=unit.head))
 
 
 def cut(encoder: ViT, depth: int) -> ViT:

@@ -16,6 +16,7 @@ from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
+from bimkern.mim.schedule import Unit
 from bimkern.models import attention
 from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
@@ -190,8 +191,8 @@ class Trainer:
         progress = self.timetable.progress(index)
         peak = run.peak_lr_of(self.course.at(index).batch_size)
 
-        def rate(unit: int) -> float:
-            return peak * schedule.factor(progress, unit, depth)
+        def rate(unit: Unit) -> float:
+            return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
 
         for update in self.updates:
             update.set_rates(rate)
@@ -205,7 +206,7 @@ class Trainer:
             slices=run.slices,
             frozen_units=schedule.frozen_units(progress, depth),
         )
-        return losses, rate(depth)
+        return losses, rate(Unit(depth))
 
     def _num_frozen(self, done: int) -> int:
         """Return how many stages, from the first on, did not learn in the last of `done` steps."""

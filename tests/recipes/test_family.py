@@ -148,7 +148,7 @@ def test_maskfeat_hides_78_patches_of_every_image():
 def test_vitfreeze_is_localmim_with_another_schedule():
     frozen, plain = RECIPES["vitfreeze_vit_base"].config, RECIPES["localmim_vit_base"].config
     assert frozen.method == plain.method
-    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3)
+    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3, heads="global", final=1e-6 / 1.6e-3)
     # Heads go with the blocks that feed them: epochs 62.1, 68.6 and 91.3.
     model = MIM(RECIPES["vitfreeze_vit_test"].config.method)
     ends = [10 + 90 * frozen.schedule.share(tap + 1, 12) for tap in frozen.method.taps]

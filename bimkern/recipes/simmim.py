@@ -37,7 +37,8 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
             targets=(PixelTarget(normalize=False, kind="l1"),),  # section 3.4
             flow=EndToEnd(),
         ),
-        augment=RandomResizedCrop(scale=(0.67, 1.0)),  # section 4.1
+        # section 4.1; bilinear, which is torchvision's default, in the published program
+        augment=RandomResizedCrop(scale=(0.67, 1.0), interpolation="bilinear"),
         optim=AdamWConfig(
             betas=(0.9, 0.999),  # section 4.1
             weight_decay=0.05,  # section 4.1

@@ -222,7 +222,8 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
 
 
 # Of runs older than an option.
-_DEFAULTS: dict[str, Any] = {"phases": []} | {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

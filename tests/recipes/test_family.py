@@ -40,6 +40,12 @@ def test_simmim_divides_its_rate_by_ten_at_epoch_700():
     assert rates == pytest.approx([2e-4, 4e-4, 4e-4, 4e-5, 4e-5])  # 1e-4 for 512 images, 2048 of them
 
 
+def test_simmim_alone_resizes_bilinearly():
+    found = {name: recipe.config.augment.interpolation for name, recipe in RECIPES.items()}
+    assert {name for name, filter in found.items() if filter == "bilinear"} == {n for n in RECIPES if "simmim" in n}
+    assert set(found.values()) == {"bilinear", "bicubic"}
+
+
 @pytest.mark.parametrize(("name", "clip"), [("simmim_vit_base", 5.0), ("maskfeat_vit_base", 0.02)])
 def test_clipping(name, clip):
     assert RECIPES[name].config.optim.clip == clip

@@ -136,7 +136,9 @@ class Trainer:
                 self._live_activation_bytes = counter.peak
             if done == first + 1:
                 self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
-            self._interval_losses.append(losses[self._num_frozen(done) :].mean())
+            if done > 1 and self._conditions(done) != self._conditions(done - 1):
+                self._interval_losses.clear()
+            self._interval_losses.append(losses[self._num_frozen(done) :].sum())
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
@@ -214,6 +216,10 @@ class Trainer:
         units = self.config.schedule.frozen_units(self.timetable.progress(done - 1), depth)
         return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
 
+    def _conditions(self, done: int) -> dict[str, int]:
+        """Return what the loss of the last of `done` steps depends on beside the weights."""
+        return {"frozen_stages": self._num_frozen(done), "image_size": self.course.at(done - 1).image_size}
+
     def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
         frozen = self._num_frozen(done)
         learning = losses[frozen:].tolist()  # waits for the device
@@ -224,7 +230,7 @@ class Trainer:
             "step": done,
             "epoch": seen / len(self.images.images),
             "image_size": self.course.at(done - 1).image_size,
-            "loss": sum(learning) / len(learning),
+            "loss": sum(learning),
             "loss_per_block": [None] * frozen + learning,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
@@ -289,6 +295,7 @@ class Trainer:
         self._saver.save(
             Checkpoint(done, *self._tensors(), state),
             loss,
+            conditions=self._conditions(done),
             first=log.sync,
             then=self._sketch(done, log.history),
             required=required,

@@ -85,7 +85,7 @@ def test_it_runs_to_its_end(finished, recipe):
     for record in logged:
         assert len(record["loss_per_block"]) == len(config.method.taps)
         learning = [loss for loss in record["loss_per_block"] if loss is not None]
-        assert record["loss"] == pytest.approx(sum(learning) / len(learning))
+        assert record["loss"] == pytest.approx(sum(learning))
         assert config.schedule.per_unit or len(learning) == len(config.method.taps)
     for tap in config.method.taps:
         assert f"\n  after block {tap + 1}  " in printed
@@ -106,6 +106,16 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     assert (3, "loss_per_block/1") in tags
     assert (4, "loss_per_block/1") not in tags
     assert (4, "loss_per_block/4") in tags
+
+
+@freezing
+def test_the_best_checkpoint_is_sought_anew_when_stages_freeze(finished, recipe):
+    """The loss, a sum, falls by their share. Step 3 is not averaged with the last, which has three stages less."""
+    out, _ = finished(recipe)
+    before, after = (checkpoints.load(path).state["best"] for path in sorted((out / "checkpoints").glob("step-*")))
+    loss = [record["loss"] for record in records(out)]
+    assert before == {"step": 2, "loss": pytest.approx((loss[0] + loss[1]) / 2), "frozen_stages": 0, "image_size": 64}
+    assert after == {"step": 4, "loss": pytest.approx(loss[3]), "frozen_stages": 3, "image_size": 64}
 
 
 @every_recipe

@@ -46,8 +46,8 @@ def train(tmp_path_factory):
             teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}.safetensors")
         return teachers[0]
 
-    def run(recipe, out):
-        options = ("--steps", STEPS, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+    def run(recipe, out, steps=STEPS):
+        options = ("--steps", steps, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
         if RECIPES[recipe].method.distillation is not None:
             options += ("--teacher", teacher())
         arguments = [recipe, "--data", photos, "--out", out, "--device", "cpu", *options]
@@ -146,7 +146,10 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels", "vitfreeze_vit_test_isolated"],
+    [
+        *("bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels"),
+        *("vitfreeze_vit_test", "vitfreeze_vit_test_isolated"),
+    ],
 )
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
     whole, _ = finished(recipe)
@@ -156,3 +159,23 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, rec
     assert records(tmp_path / "resumed") == records(whole)
     ours, theirs = (checkpoints.load_latest(run / "checkpoints").model for run in (whole, tmp_path / "resumed"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@freezing
+def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
+    """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five blocks stand still."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(recipe, whole, steps=8)
+    assert [record["loss_per_block"].count(None) for record in records(whole)] == [0, 0, 0, 0, 0, 1, 2, 3]
+    frozen = checkpoints.load(whole / "checkpoints" / "step-00000006")
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000008")
+    assert "at step 6 of 8" in train(recipe, resumed, steps=8)
+    assert records(resumed) == records(whole)
+    ours, theirs = (checkpoints.load_latest(run / "checkpoints") for run in (whole, resumed))
+    for before, after in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    units = network.build(RECIPES[recipe]).units()
+    stopped = {name for name in units if torch.equal(frozen.model[name], theirs.model[name])}
+    assert stopped == {name for name, unit in units.items() if unit.number <= 5}

@@ -29,6 +29,7 @@ class Teacher:
         """Take an encoder and its positions [N, D], at its own image size."""
         self.encoder = encoder.eval().requires_grad_(False)
         self._positions = positions
+        self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
     @property
     def config(self) -> ViTConfig:
@@ -46,10 +47,12 @@ class Teacher:
         Returns:
             [B, N, D] for each.
         """
-        encoder = self.encoder.to(images.device)
+        encoder = self.encoder
+        if encoder.cls_token.device != images.device:
+            encoder.to(images.device)
         grid = encoder.grid(images)
         everything = torch.arange(grid[0] * grid[1], device=images.device).expand(len(images), -1)
-        pos = self._positions_on(grid).to(images.device)
+        pos = self._positions_on(grid, images.device)
         tokens = encoder.patch_embed(images, everything, pos, prefix=encoder.cls_token[0], mean=mean, std=std)
         found = {}
         for i, block in enumerate(encoder.blocks[: max(blocks) + 1]):
@@ -59,12 +62,15 @@ class Teacher:
                 found[i] = F.layer_norm(patches, patches.shape[-1:])
         return [found[i] for i in blocks]
 
-    def _positions_on(self, grid: tuple[int, int]) -> Tensor:
-        own = self.config.grid
-        if grid == own:
-            return self._positions
-        table = self._positions.T.reshape(1, -1, *own)
-        return F.interpolate(table, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+    def _positions_on(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Return the positions of a grid, [N, D], each table built once."""
+        if (grid, device) not in self._tables:
+            table = self._positions
+            if grid != self.config.grid:
+                own = table.T.reshape(1, -1, *self.config.grid)
+                table = F.interpolate(own, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+            self._tables[grid, device] = table.to(device)
+        return self._tables[grid, device]
 
 
 def read_teacher_config(path: Path) -> ViTConfig:

@@ -18,7 +18,7 @@ from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import Unit
 from bimkern.models import attention
-from bimkern.models.layers import Block, set_attention, set_compute_dtype
+from bimkern.models.layers import Block
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
 from bimkern.train import metrics, network, optimizers
@@ -55,8 +55,8 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(self.device)
         dtype = DTYPES[run.precision]
-        set_compute_dtype(self.model, dtype)
-        set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))
+        mix = attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic)
+        network.compute_with(self.model, dtype, mix)
         options: dict[str, Any] = {"device": self.device, "fp16": run.precision == "fp16"}
         options["make"] = optimizers.choose(run.optimizer, self.device)
         options["units"] = self.model.units() if config.schedule.per_unit else None

@@ -52,6 +52,21 @@ def test_positions_are_interpolated_to_another_image_size(trained, path):
     assert found.shape == (1, 36, 32)
 
 
+def test_positions_of_a_grid_are_interpolated_once(trained, path, monkeypatch):
+    teacher, calls, plain = load_teacher(path), [], torch.nn.functional.interpolate
+
+    def interpolate(*args, **options):
+        calls.append(args)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    found = {}
+    for side in (64, 96, 128, 96, 64, 128):
+        (now,) = features(teacher, trained, torch.zeros(1, 3, side, side, dtype=torch.uint8), [3])
+        assert torch.equal(found.setdefault(side, now), now)
+    assert [tuple(grid) for _, grid in calls] == [(6, 6), (8, 8)]  # 4 x 4 is its own
+
+
 def step(model):
     class Update:
         def scale(self, loss):

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, N patches, D width of the teacher.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,9 @@ class TeacherError(ValueError):
 class Teacher:
     """A Vision Transformer that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
 
-    def __init__(self, encoder: ViT, positions: Tensor) -> None:
-        """Take an encoder and its positions [N, D], at its own image size."""
+    def __init__(self, encoder: ViT, positions: Tensor, sha256: str = "") -> None:
+        """Take an encoder, its positions [N, D] at its own image size, and the SHA-256 of the file it comes from."""
+        self.sha256 = sha256
         self.encoder = encoder.eval().requires_grad_(False)
         self._positions = positions
         self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
@@ -84,10 +86,13 @@ def read_teacher_config(path: Path) -> ViTConfig:
             numbers: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"it cannot be read ({error})") from error
-    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdigit()]
+    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdecimal()]
     if missing:
         raise TeacherError(f"it does not say its {', '.join(missing)}; python -m bimkern.export writes files that do")
-    return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+    try:
+        return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+    except ValueError as error:
+        raise TeacherError(f"what it says of itself is wrong ({error})") from error
 
 
 def load_teacher(path: Path) -> Teacher:
@@ -98,9 +103,15 @@ def load_teacher(path: Path) -> Teacher:
     """
     encoder = ViT(read_teacher_config(path))
     try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         weights = load_file(path)
         encoder.load_state_dict(layouts.from_timm(weights))
-        positions = weights["pos_embed"][0, encoder.num_prefix :]
+        positions = weights["pos_embed"]
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise TeacherError(f"it is no such backbone ({' '.join(str(error).split())})") from error
-    return Teacher(encoder, positions)
+    rows, columns = encoder.config.grid
+    shape = [1, encoder.num_prefix + rows * columns, encoder.config.width]
+    if list(positions.shape) != shape:
+        raise TeacherError(f"it is no such backbone (pos_embed must be {shape}, got {list(positions.shape)})")
+    return Teacher(encoder, positions[0, encoder.num_prefix :], sha256)

@@ -25,6 +25,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 _FREE = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
     *("compile", "attention", "log_every", "save_every", "dry_run"),
+    "teacher",  # its path; a checkpoint knows its content
 )
 
 
@@ -53,7 +54,7 @@ class RunConfig:
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
-    """Exported backbone that a recipe with distillation learns from."""
+    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same file, anywhere."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"

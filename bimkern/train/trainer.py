@@ -64,6 +64,7 @@ class Trainer:
             GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
         ]
+        self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
         self.images = images
         self.timetable = config.timetable(len(images.images))
         self.course, self.total_steps = self.timetable.course, self.timetable.num_steps
@@ -254,6 +255,11 @@ class Trainer:
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
                 f"choose another --out"
             )
+        if saved.state.get("teacher") != self._teacher:
+            raise ConfigError(
+                f"{what} was trained with another teacher than --teacher {self.config.run.teacher} holds now; "
+                f"choose another --out"
+            )
         try:
             self._take_over(saved)
         except (KeyError, RuntimeError) as error:
@@ -291,6 +297,7 @@ class Trainer:
             "skipped": {update.name: int(update.skipped) for update in self.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
+            "teacher": self._teacher,
         }
         self._saver.save(
             Checkpoint(done, *self._tensors(), state),

@@ -1,10 +1,13 @@
-"""Runs that learn from a teacher: how it computes, and what it means for their memory."""
+"""Runs that learn from a teacher: how it computes, what it means for memory, and which one it is."""
 
+import hashlib
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from growing import records, write_photos
+from growing import records, repeatable, write_photos
+from safetensors.torch import load_file, save_file
 
 from bimkern.mim.model import MIM
 from bimkern.models.attention import sdpa
@@ -12,6 +15,7 @@ from bimkern.models.layers import Attention, Linear, PatchEmbed
 from bimkern.models.teacher import Teacher
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
+from bimkern.train import checkpoint as checkpoints
 from bimkern.train import network
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.export import Trained, write_timm
@@ -92,3 +96,39 @@ def test_a_dry_run_counts_the_teacher_as_the_run_does(photos, teacher, tmp_path,
     counted = records(tmp_path / "run")[-1]["live_activation_bytes"]
     config = config_with(teacher, precision=precision)
     assert live_activation_peak(config, config.timetable(8).course.at(0)) == counted
+
+
+def test_a_run_goes_on_with_its_teacher_wherever_that_lies(photos, teacher, tmp_path):
+    whole, resumed, moved = tmp_path / "whole", tmp_path / "resumed", tmp_path / "moved.safetensors"
+    train(photos, whole, teacher, "--steps", "4", "--save-every", "2")
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000004")
+    shutil.copy(teacher, moved)
+    train(photos, resumed, moved, "--steps", "4", "--save-every", "2")
+    assert repeatable(resumed) == repeatable(whole)
+    ours, theirs = (checkpoints.load_latest(run / "checkpoints") for run in (whole, resumed))
+    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
+    assert ours.state["teacher"] == theirs.state["teacher"] == hashlib.sha256(moved.read_bytes()).hexdigest()
+
+
+def test_another_teacher_at_the_same_path_is_refused(photos, tmp_path, capsys):
+    path, out = tmp_path / "backbone.safetensors", tmp_path / "run"
+    train(photos, out, write_teacher(path), "--steps", "2")
+    logged = (out / "metrics.jsonl").read_bytes()
+    write_teacher(path, seed=1)
+    with pytest.raises(SystemExit) as stopped:
+        train(photos, out, path, "--steps", "2")
+    assert stopped.value.code == 2
+    wanted = f"was trained with another teacher than --teacher {path} holds now; choose another --out"
+    assert wanted in capsys.readouterr().err
+    assert (out / "metrics.jsonl").read_bytes() == logged
+
+
+def test_a_teacher_that_makes_no_sense_is_one_line(photos, teacher, tmp_path, capsys):
+    path = tmp_path / "wrong.safetensors"
+    numbers = {"width": "32", "depth": "4", "num_heads": "2", "patch": "0", "image_size": "64"}
+    save_file(load_file(teacher), path, metadata=numbers)
+    with pytest.raises(SystemExit) as stopped:
+        train(photos, tmp_path / "run", path, "--steps", "2")
+    assert stopped.value.code == 2
+    assert f"--teacher {path}: what it says of itself is wrong" in capsys.readouterr().err

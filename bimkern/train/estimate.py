@@ -7,7 +7,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
-from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config import DTYPES, Config
 from bimkern.train.memory import LiveBytes
@@ -36,7 +35,7 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     run, side = config.run, kind.image_size
     with FakeTensorMode():
         model = network.build(config)
-        set_compute_dtype(model, DTYPES[run.precision])
+        network.compute_with(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         shape = (kind.micro_batch, config.method.encoder.channels, side, side)
         images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
@@ -49,8 +48,9 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
 
 @torch.no_grad()
 def _build_tables(model: MIM, images: Tensor, ids: Tensor, seed: int) -> None:
-    """Have the model build what it keeps for images of a size, by passing some through."""
+    """Have the model, and its teacher, build what they keep for images of a size, by passing some through."""
     tokens = images
     for stage, view in enumerate(model.views(images, ids, seed)):
         tokens = model.encode(stage, tokens, view)
         model.predict(stage, tokens, view)
+    model.targets(range(model.num_stages), images)

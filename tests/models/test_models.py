@@ -113,5 +113,7 @@ def test_configs_say_what_is_wrong():
         ViTConfig(width=64, depth=1, num_heads=1, image_size=225)
     with pytest.raises(ValueError, match="ViTConfig: width must be a multiple of num_heads=3, got 64"):
         ViTConfig(width=64, depth=1, num_heads=3)
+    with pytest.raises(ValueError, match="ViTConfig: patch must be at least 1, got 0"):
+        ViTConfig(width=64, depth=1, num_heads=2, patch=0)
     with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of num_heads=7, got 512"):
         DecoderConfig(num_heads=7)

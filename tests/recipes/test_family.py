@@ -19,7 +19,7 @@ RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest ra
     "localmim_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 1e-6),
     "localmim_vit_large": (1.5e-4, (0.9, 0.95), 4096, 40, 800, 1e-6),
     "fastmim_vit_base": (1.5e-4, (0.9, 0.95), 2048, 10, 800, 0),
-    "simmim_vit_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 2e-5),
+    "simmim_vit_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 4e-5),
     "maskfeat_vit_base": (2e-4, (0.9, 0.999), 2048, 30, 300, 1e-6),
     "vitfreeze_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
 }
@@ -34,6 +34,18 @@ def test_optimisation_is_that_of_the_papers(name, rule):
     assert (config.optim.betas, config.optim.weight_decay) == (betas, 0.05)
     assert schedule.warmup * epochs == pytest.approx(warmup)
     assert run.peak_lr * schedule.factor(1.0, depth, depth) == pytest.approx(lowest, abs=1e-12)
+
+
+def test_simmim_divides_its_rate_by_ten_at_epoch_700():
+    config = RECIPES["simmim_vit_base"].config
+    rates = [config.run.peak_lr * config.schedule.factor(epoch / 800) for epoch in (5, 10, 699.99, 700, 800)]
+    assert rates == pytest.approx([2e-4, 4e-4, 4e-4, 4e-5, 4e-5])  # 1e-4 for 512 images, 2048 of them
+
+
+def test_simmim_alone_resizes_bilinearly():
+    found = {name: recipe.config.augment.interpolation for name, recipe in RECIPES.items()}
+    assert {name for name, filter in found.items() if filter == "bilinear"} == {n for n in RECIPES if "simmim" in n}
+    assert set(found.values()) == {"bilinear", "bicubic"}
 
 
 @pytest.mark.parametrize(("name", "clip"), [("simmim_vit_base", 5.0), ("maskfeat_vit_base", 0.02)])
@@ -161,7 +173,7 @@ def test_maskfeat_hides_78_patches_of_every_image():
 def test_vitfreeze_is_localmim_with_another_schedule():
     frozen, plain = RECIPES["vitfreeze_vit_base"].config, RECIPES["localmim_vit_base"].config
     assert frozen.method == plain.method
-    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3)
+    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3, heads="global", final=1e-6 / 1.6e-3)
     # Heads go with the blocks that feed them: epochs 62.1, 68.6 and 91.3.
     model = MIM(RECIPES["vitfreeze_vit_test"].config.method)
     ends = [10 + 90 * frozen.schedule.share(tap + 1, 12) for tap in frozen.method.taps]

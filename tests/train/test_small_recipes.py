@@ -46,8 +46,8 @@ def train(tmp_path_factory):
             teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}.safetensors")
         return teachers[0]
 
-    def run(recipe, out):
-        options = ("--steps", STEPS, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+    def run(recipe, out, steps=STEPS):
+        options = ("--steps", steps, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
         if RECIPES[recipe].method.distillation is not None:
             options += ("--teacher", teacher())
         arguments = [recipe, "--data", photos, "--out", out, "--device", "cpu", *options]
@@ -85,7 +85,7 @@ def test_it_runs_to_its_end(finished, recipe):
     for record in logged:
         assert len(record["loss_per_block"]) == len(config.method.taps)
         learning = [loss for loss in record["loss_per_block"] if loss is not None]
-        assert record["loss"] == pytest.approx(sum(learning) / len(learning))
+        assert record["loss"] == pytest.approx(sum(learning))
         assert config.schedule.per_unit or len(learning) == len(config.method.taps)
     for tap in config.method.taps:
         assert f"\n  after block {tap + 1}  " in printed
@@ -106,6 +106,16 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     assert (3, "loss_per_block/1") in tags
     assert (4, "loss_per_block/1") not in tags
     assert (4, "loss_per_block/4") in tags
+
+
+@freezing
+def test_the_best_checkpoint_is_sought_anew_when_stages_freeze(finished, recipe):
+    """The loss, a sum, falls by their share. Step 3 is not averaged with the last, which has three stages less."""
+    out, _ = finished(recipe)
+    before, after = (checkpoints.load(path).state["best"] for path in sorted((out / "checkpoints").glob("step-*")))
+    loss = [record["loss"] for record in records(out)]
+    assert before == {"step": 2, "loss": pytest.approx((loss[0] + loss[1]) / 2), "frozen_stages": 0, "image_size": 64}
+    assert after == {"step": 4, "loss": pytest.approx(loss[3]), "frozen_stages": 3, "image_size": 64}
 
 
 @every_recipe
@@ -136,7 +146,10 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels", "vitfreeze_vit_test_isolated"],
+    [
+        *("bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels"),
+        *("vitfreeze_vit_test", "vitfreeze_vit_test_isolated"),
+    ],
 )
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
     whole, _ = finished(recipe)
@@ -146,3 +159,23 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, rec
     assert records(tmp_path / "resumed") == records(whole)
     ours, theirs = (checkpoints.load_latest(run / "checkpoints").model for run in (whole, tmp_path / "resumed"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@freezing
+def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
+    """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five blocks stand still."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(recipe, whole, steps=8)
+    assert [record["loss_per_block"].count(None) for record in records(whole)] == [0, 0, 0, 0, 0, 1, 2, 3]
+    frozen = checkpoints.load(whole / "checkpoints" / "step-00000006")
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000008")
+    assert "at step 6 of 8" in train(recipe, resumed, steps=8)
+    assert records(resumed) == records(whole)
+    ours, theirs = (checkpoints.load_latest(run / "checkpoints") for run in (whole, resumed))
+    for before, after in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    units = network.build(RECIPES[recipe]).units()
+    stopped = {name for name in units if torch.equal(frozen.model[name], theirs.model[name])}
+    assert stopped == {name for name, unit in units.items() if unit.number <= 5}

@@ -20,7 +20,7 @@ from bimkern.models import attention
 from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
-from bimkern.train import metrics, network, optimizers
+from bimkern.train import metrics, network, optimizers, step_memory
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
 from bimkern.train.clock import Clock, TimedLoader
 from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_json
@@ -76,6 +76,7 @@ class Trainer:
         self._saver = Saver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path)
         self._live_activation_bytes: int | None = None
+        self._memory = step_memory.choose(run.arena, self.device, compiled=run.compile)
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""
@@ -198,12 +199,14 @@ class Trainer:
         batches = []
         for images, ids in map(self._on_device, batch):
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
+        frozen_units = schedule.frozen_units(progress, depth)
         losses = self.config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
-            frozen_units=schedule.frozen_units(progress, depth),
+            frozen_units=frozen_units,
+            scope=self._memory.scope((self.course.at(index), frozen_units)),
         )
         return losses, rate(depth)
 
@@ -233,6 +236,7 @@ class Trainer:
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
+            **self._memory.record(),
         }
 
     def _resume(self) -> int:
@@ -299,7 +303,8 @@ class Trainer:
 
     def _sketch(self, done: int, history: History) -> Callable[[], None]:
         """Predict what the pictures of a step show; return what draws them."""
-        return self._judge.sketch(self.model, history.records(), f"{self.config.recipe}, step {done}")
+        title, plan = f"{self.config.recipe}, step {done}", self._memory.plan()
+        return self._judge.sketch(self.model, history.records(), title, plan)
 
     def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to judge by: of another seed, for where they are also trained on."""

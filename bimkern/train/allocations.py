@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bimkern.arena import Block, Plan, Scope, make_plan
 from bimkern.train.memory import LiveBytes
@@ -78,7 +78,7 @@ class Allocations(LiveBytes):
             self._ends[block] = self._tick()
             self._live -= self._begins[block][1]
 
-    def _forget_grad(self, parameter: nn.Parameter) -> None:
+    def _forget_grad(self, parameter: Tensor) -> None:
         super()._forget_grad(parameter)
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()

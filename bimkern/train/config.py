@@ -76,7 +76,7 @@ class RunConfig:
     compile: bool = False
     """Compile every transformer block with torch.compile."""
     arena: ArenaName = "auto"
-    """Memory of a step: planned once and the same in every step (plan), or torch's allocator (off). auto plans on a CPU."""
+    """Memory of a step: planned once, then the same at every step (plan), or torch's (off). auto plans on a CPU."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100

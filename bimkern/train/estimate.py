@@ -1,10 +1,12 @@
 """What a step needs before it is run: counted on fake tensors, which have shapes but neither memory nor arithmetic."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bimkern.arena import Plan
 from bimkern.data.course import Stretch
@@ -35,12 +37,20 @@ class _FreeGradients:
             parameter.grad = None
 
 
+class _NoValues(TorchDispatchMode):
+    """Answer 0 to whoever asks a fake tensor for its value, as torch does where it draws truncated normal weights."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
 
-    Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. What
-    libraries allocate for themselves, the process, its loader and copies for saving come on top.
+    Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. On top
+    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries, and
+    match_loss's, which are those of 1024 cells whatever the batch is.
     """
 
     weights: int  # with buffers, and a teacher's
@@ -126,7 +136,8 @@ def _trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
     run, side, channels = config.run, kind.image_size, config.method.encoder.channels
     sizes = [min(kind.micro_batch, kind.batch_size - i * kind.micro_batch) for i in range(kind.per_step)]
     with FakeTensorMode():
-        model = network.build(config)
+        with _NoValues():
+            model = network.build(config)
         set_compute_dtype(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         given = [

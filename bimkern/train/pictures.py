@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -139,9 +138,9 @@ def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> 
 
 
 def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = None) -> None:
-    """Draw the bytes held over steps, their peak, the live activation peak where it was counted, and one step's plan."""
+    """Draw the bytes held over steps, their peak, the live activations where they were counted, and a step's plan."""
     figure = Figure(figsize=(8, 3 if plan is None else 6), layout="constrained")
-    axis, *below = np.atleast_1d(figure.subplots(1 if plan is None else 2))
+    axis, *below = figure.subplots(1 if plan is None else 2, squeeze=False)[:, 0]
     steps = [record["step"] for record in records]
     for name, label in (("held_bytes", "held"), ("peak_bytes", "peak so far")):
         axis.plot(steps, [record[name] / 2**20 for record in records], label=label, linewidth=1)

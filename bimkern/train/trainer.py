@@ -27,6 +27,7 @@ from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_j
 from bimkern.train.console import Reporter
 from bimkern.train.divergence import PATIENCE, Diverged, Divergence
 from bimkern.train.export import Trained, write_backbones
+from bimkern.train.fit import OutOfMemory, is_shortage
 from bimkern.train.history import History
 from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
 from bimkern.train.memory import LiveBytes, held_bytes
@@ -130,7 +131,7 @@ class Trainer:
                 self._live_activation_bytes = None
             counter = LiveBytes(self.model.parameters()) if place == 2 and not run.compile else None
             with counter or nullcontext():
-                losses, lr = self.step(done - 1, batch)
+                losses, lr = self._step_or_shortage(done - 1, batch)
             self._edge.mark()
             if counter is not None:
                 self._live_activation_bytes = counter.peak
@@ -181,6 +182,20 @@ class Trainer:
             raise Stopped(f"{what}; {error}", exit_code=exit_code) from error
         if done < self.total_steps:
             raise Stopped(what, exit_code=exit_code)
+
+    def _step_or_shortage(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
+        """Run a step; without memory for it some of its updates may have been made, so that nobody can go on here.
+
+        Raises:
+            OutOfMemory: there was not enough memory.
+        """
+        try:
+            return self.step(index, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+        at_a_time = self.course.at(index).micro_batch
+        raise OutOfMemory(f"step {index + 1}: not enough memory for {at_a_time} images at a time")
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the last block's learning rate.

@@ -16,7 +16,8 @@ from bimkern.train.estimate import least_bytes
 Cost = Callable[[Config], int]  # bytes that a run needs at most
 
 _CGROUP = Path("/sys/fs/cgroup")
-_TEXTS = ("can't allocate memory", "std::bad_alloc")  # of torch on a CPU, which has no type for it
+# Of torch on a CPU, which has no type for it; and of allocations in our own kernels, whose reason torch does not tell.
+_TEXTS = ("can't allocate memory", "std::bad_alloc", '"aten::new_empty"', '"aten::contiguous"')
 _MOST_IMAGES = 2**20
 _MOST_SLICES = 32  # so many already cost a fifth of the time
 

@@ -1,6 +1,7 @@
 """Runs that do not fit into memory: refused before the first step, or cut into smaller micro-batches."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,23 +19,24 @@ from bimkern.train.fit import check_that_it_fits, fewest, halved, is_shortage, l
 
 CPU = torch.device("cpu")
 
-# From its first step on the process may get so many MB more of addresses.
+# In every step the process may get so many MB more of addresses than it has at the start of the first.
 LIMITED = """
 import resource, sys
 from pathlib import Path
-import torch
 from bimkern.pretrain import main
 from bimkern.train.trainer import Trainer
 
-torch.ones(10**6).sum()  # starts torch's threads
-step = Trainer.step
+step, limits = Trainer.step, []
 
 def limited(self, index, batch):
-    Trainer.step = step
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + int(sys.argv[1]) * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return self.step(index, batch)
+    if not limits:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits.append(pages * resource.getpagesize() + int(sys.argv[1]) * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
+    try:
+        return step(self, index, batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, 2 * (resource.RLIM_INFINITY,))
 
 Trainer.step = limited
 main(sys.argv[2:])
@@ -55,7 +57,8 @@ def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays
     options = ["--data", str(photos), "--workers", "0", "--batch-size", "2048", "--steps", "2", "--log-every", "1"]
     main([recipe, *options, "--micro-batch", "256", "--out", str(tmp_path / "plain")])
     limited = [sys.executable, "-c", LIMITED, "160", recipe, *options, "--out", str(tmp_path / "limited")]
-    done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # more threads want addresses too
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step 1: not enough memory for 2048 images at a time; going on with --micro-batch 1024" in done.stderr
     (plain, other) = (
@@ -94,7 +97,7 @@ def test_a_refusal_says_what_fits(monkeypatch):
 
 def test_nothing_fits_into_nothing(monkeypatch):
     monkeypatch.setattr(fit, "memory_there_is", lambda device: 1000)
-    with pytest.raises(ConfigError, match="there is 1000 B. Nothing fits; choose a smaller recipe"):
+    with pytest.raises(ConfigError, match=r"there is 1000 B\. Nothing fits; choose a smaller recipe"):
         check_that_it_fits(RECIPES["mae_vit_test"].config, CPU)
 
 

@@ -14,11 +14,17 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+LIBRARY, ARENA = "bimkern._native", "bimkern.arena._arena"
+
+
 class CMakeBuild(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", os.sep) + ".so"  # torch loads it: no Python ABI in the name
+        # torch loads the library: no Python ABI in the name
+        return fullname.replace(".", os.sep) + ".so" if fullname == LIBRARY else super().get_ext_filename(fullname)
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name == ARENA:
+            return  # it comes with the library
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         cuda = os.environ.get("BIMKERN_CUDA", "AUTO")
         # --fresh: what an earlier build remembers lies in an isolated environment that is gone.
@@ -32,7 +38,8 @@ class CMakeBuild(build_ext):
 
 
 native = os.environ.get("BIMKERN_NATIVE", "1") != "0"
+extensions = [Extension(LIBRARY, sources=[]), Extension(ARENA, sources=[], optional=True)]  # optional: needs Python.h
 setup(
-    ext_modules=[Extension("bimkern._native", sources=[])] if native else [],
+    ext_modules=extensions if native else [],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -4,6 +4,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from bench import cli, malloc, report, results
 from bench.entry import Entry, Measured
 from bench.failures import Failures
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: cli.Options) -> int:
     """Measure every case and return how many failures there were."""
+    torch.backends.cudnn.allow_tf32 = False  # where the dtype is float32, convolutions of rivals are, too
     failures = Failures()
     bench = Bench(device=options.device, quick=options.quick, rounds=options.rounds)
     print(report.heading(results.provenance(options.device)), flush=True)

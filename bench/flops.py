@@ -6,7 +6,7 @@ import torch
 
 from bimkern.mim.masking import StageView
 from bimkern.mim.model import HeadConfig, Method
-from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.mim.schedule import Schedule
 from bimkern.models.heads import LinearConfig
 from bimkern.models.vit import ViT
 
@@ -75,13 +75,13 @@ def step_flops(method: Method, frozen_units: int = 0) -> int:
     return total
 
 
-def freeze_shares(schedule: Cosine | FreezeOut, depth: int) -> dict[int, float]:
+def freeze_shares(schedule: Schedule, depth: int) -> dict[int, float]:
     """Return for what share of a run how many units are frozen, in the order in which it comes to that."""
     counts = Counter(schedule.frozen_units((i + 0.5) / _STEPS, depth) for i in range(_STEPS))
     return {units: count / _STEPS for units, count in counts.items()}
 
 
-def run_flops(method: Method, schedule: Cosine | FreezeOut) -> float:
+def run_flops(method: Method, schedule: Schedule) -> float:
     """Count the operations of one image in one training step, averaged over a run."""
     shares = freeze_shares(schedule, method.encoder.depth)
     return sum(share * step_flops(method, units) for units, share in shares.items())

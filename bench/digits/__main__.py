@@ -26,6 +26,7 @@ third of the training half; an MAE of fewer blocks takes those of the whole one.
 alone. Nothing is augmented. Features are patch tokens averaged, with nothing hidden. The halves are those of every
 seed.
 """
+_RATES = (("pre-training", "rate", Plan.rates), ("fine-tuning", "finetune_rate", Plan.finetune_rates))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,7 +76,11 @@ def _measure(plan: Plan, processes: int, out: Path) -> None:
 def _report(out: Path) -> None:
     accuracies, rows = table.read(out)
     title = table.heading(rows)
-    print(f"{title}\n\n{_TERMS}\n{table.lay_out(accuracies)}\n\n{orderings.statements(accuracies)}")
+    print(f"{title}\n\n{_TERMS}\n{table.lay_out(accuracies)}\n")
+    for kind, column, tried in _RATES:
+        if found := table.at_the_edge(rows, column, tried):
+            print(f"At an edge of the rates of {kind} tried, so that others may be better: {'; '.join(found)}.")
+    print(f"\n{orderings.statements(accuracies)}")
     picture = out.with_suffix(".png")
     draw(accuracies, picture, title)
     print(f"\n{out} and {picture}")

@@ -14,7 +14,7 @@ from bench.digits.images import Digits, Places
 from bimkern.data.augment import draw_ids, stream
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
-from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.mim.schedule import Cosine, Schedule
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.vit import ViT
 from bimkern.train.config import Config
@@ -50,11 +50,9 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
     return model.encoder
 
 
-def _set_rates(
-    updates: list[GroupOptimizer], peak: float, schedule: Cosine | FreezeOut, progress: float, depth: int = 1
-) -> None:
+def _set_rates(updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1) -> None:
     for update in updates:
-        update.set_rates(lambda unit: peak * schedule.factor(progress, unit, depth))
+        update.set_rates(lambda unit: peak * schedule.factor(progress, unit.number, depth, head=unit.head))
 
 
 def cut(encoder: ViT, depth: int) -> ViT:

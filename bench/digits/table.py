@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,12 @@ class Keeper:
 
 def _text(value: object) -> object:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def at_the_edge(rows: Iterable[Mapping[str, str]], column: str, tried: Sequence[float]) -> list[str]:
+    """List the methods whose rate in a column of the file is the lowest or the highest of those that were tried."""
+    edges = {f"{rate:.6g}" for rate in (min(tried), max(tried))}
+    return list(dict.fromkeys(row["method"] for row in rows if row[column] in edges))
 
 
 def read(path: Path) -> tuple[Table, list[dict[str, str]]]:

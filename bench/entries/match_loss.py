@@ -3,38 +3,25 @@
 Shapes: B images, N = side x side tokens, D width, E and F widths after the deconvolutions, L values of a prediction.
 """
 
-import math
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench import inputs, shapes
+from bench.entries.match_predict import Predicting
 from bench.entry import Case, Measure, entry
-from bench.refcheck import equal_up_to_rounding
-from bimkern.nn import MatchHead
 from bimkern.ops import keep_to_mask, match_loss
 from bimkern.ops.match import match_loss_reference
 
 
-class Matching:
-    """One head and its inputs: features and parameters in float32, products in the dtype of the case."""
+class Matching(Predicting):
+    """One head and its inputs."""
 
     def __init__(self, case: Case) -> None:
-        B, N, D, L, self.scale = (case.dims[letter] for letter in ("B", "N", "D", "L", "scale"))
-        self.dtype, self.side = case.torch_dtype, math.isqrt(N)
-        self.layers = MatchHead(D, L, self.scale).to(case.device).layers
-        self.features = torch.randn(B, N, D, device=case.device, requires_grad=True)
+        super().__init__(case)
+        B, N, L = (case.dims[letter] for letter in "BNL")
         self.target = torch.randn(B, int(N * self.scale**2), L, device=case.device)
         self.mask = keep_to_mask(inputs.keep(case), N)  # [B, N]
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [self.features, *(p for p in self.layers if p is not None)]
-
-    def cast(self, *parameters: Tensor | None) -> list[Any]:
-        return [None if p is None else p.to(self.dtype) for p in parameters]
 
     def ours(self) -> Tensor:
         return match_loss(self.features, self.layers, self.target, self.mask, self.scale, dtype=self.dtype)
@@ -44,25 +31,14 @@ class Matching:
         arguments = self.features, self.layers, self.target, self.mask
         return match_loss_reference(*arguments, self.scale, *grid, "l2", denominator, self.dtype)
 
-    def normalised(self, x: Tensor) -> Tensor:
-        norm = self.layers.norm_weight, self.layers.norm_bias
-        return F.gelu(F.layer_norm(x.float(), x.shape[-1:], *norm, 1e-6)).to(self.dtype)
-
     def convolutions(self) -> Tensor:
         """The usual form: every token is predicted, and visible ones are weighted with zero."""
-        pred, pred_bias, up1, up1_bias, up2, up2_bias = self.cast(*self.layers[:4], *self.layers[6:])
-        x = self.features.to(self.dtype).mT.unflatten(2, (self.side, self.side))  # [B, D, side, side]
         mask = self.mask.unflatten(1, (self.side, self.side))
         if self.scale < 1:
-            x, mask = F.avg_pool2d(x, 2), F.avg_pool2d(mask.unsqueeze(1), 2).squeeze(1)
+            mask = F.avg_pool2d(mask.unsqueeze(1), 2).squeeze(1)
         else:
             mask = mask.repeat_interleave(self.scale, 1).repeat_interleave(self.scale, 2)
-        if self.scale > 1:
-            x = F.conv_transpose2d(x, up1, up1_bias, stride=2)
-        if self.scale == 4:
-            x = self.normalised(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            x = F.conv_transpose2d(x, up2, up2_bias, stride=2)
-        predictions = F.conv2d(x, pred, pred_bias).flatten(2).mT.float()
+        predictions = super().convolutions().float()
         return ((predictions - self.target).square().mean(-1) * mask.flatten(1)).sum() / mask.sum()
 
     def hidden(self) -> Tensor:
@@ -105,16 +81,7 @@ def measure(case: Case) -> Measure:
     matching = Matching(case)
     compiled = case.compiled(matching.convolutions)
 
-    def rounded(output: Any) -> list[Tensor]:
-        """Everything is float32 but the products, so their dtype says how exact a result can be."""
-        return [x.to(case.torch_dtype) for x in (output if isinstance(output, tuple) else (output,))]
-
-    def check(provider: str, got: Any, expected: Any) -> None:
-        equal_up_to_rounding(provider, rounded(got), rounded(expected))
-
     cells = B * (N - K) if scale >= 1 else B * N // 4
-    before = 2 * D * D if scale == 4 else 0  # products of a cell in the first deconvolution, to 4 rows of D / 2
-    last = {4: 8 * D * L, 2: 4 * D * L}.get(scale, D * L)
     passes = 1 if case.pass_name == "fwd" else 3  # a product's backward is two
     target = cells * int(max(1, scale)) ** 2 * L
     # Hidden rows and their target in; back: gradients of all tokens out.
@@ -123,9 +90,9 @@ def measure(case: Case) -> Measure:
         ours=matching.ours,
         rivals={"conv": matching.convolutions, "hidden": matching.hidden, "compile": compiled},
         reference=matching.reference,
-        check=check,
+        check=matching.check,
         leaves=matching.leaves,
         bytes=one_way if case.pass_name == "fwd" else one_way + 4 * B * N * D,
-        matrix_flops=passes * 2 * cells * (before + last),
+        matrix_flops=passes * 2 * cells * matching.products,
         items=B,
     )

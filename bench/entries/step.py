@@ -17,7 +17,8 @@ from bench.training import SAME_MASK, Defaults, Ours, config_of, hold, random_im
 from bimkern.recipes import RECIPES
 
 NAME = "step"
-BASE_RECIPES = tuple(name for name in RECIPES if "_vit_base" in name)
+# Without those that learn from a teacher, which is a file of the user's.
+BASE_RECIPES = tuple(n for n, r in RECIPES.items() if "_vit_base" in n and r.config.method.distillation is None)
 _DEFAULTS = Defaults(
     recipes=("mae_vit_base", "bim_vit_base"),
     quick_recipes=("mae_vit_test", "bim_vit_test"),

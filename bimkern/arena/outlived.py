@@ -41,11 +41,18 @@ def _tensors_at(addresses: set[int]) -> dict[int, str]:
     found: dict[int, list[Tensor]] = {}
     for candidate in gc.get_objects():
         if issubclass(type(candidate), Tensor) and candidate.layout is torch.strided:
-            address = candidate.untyped_storage().data_ptr()
+            address = _address(candidate)
             if address in addresses:
                 found.setdefault(address, []).append(candidate)
     del candidate
     return {address: "; ".join(_describe(tensor, found) for tensor in tensors) for address, tensors in found.items()}
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # it holds no values, as that of FakeTensorMode
+        return 0
 
 
 def _describe(tensor: Tensor, found: dict[int, list[Tensor]]) -> str:

@@ -7,6 +7,7 @@ Shapes: B samples.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from bimkern.ops.philox import WORD, philox4x32
 
 Int64 = NDArray[np.int64]
+Interpolation = Literal["bicubic", "bilinear"]
 
 # The second counter word tells draws apart; masks use stream 0 (ops/random_keep.py).
 _CROP, _FLIP, _ORDER, _REPLACEMENT = 1, 2, 3, 4
@@ -70,12 +72,16 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
     flip: float = 0.5  # probability
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"RandomResizedCrop: scale must rise within (0, 1], got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"RandomResizedCrop: ratio must rise above 0, got {self.ratio}")
+        if self.interpolation not in get_args(Interpolation):
+            choices = " or ".join(get_args(Interpolation))
+            raise ValueError(f"RandomResizedCrop: interpolation must be {choices}, got {self.interpolation!r}")
 
     def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
         """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).

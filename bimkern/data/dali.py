@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from bimkern.data import pil
-from bimkern.data.augment import Int64, RandomResizedCrop
+from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.course import Course
 from bimkern.data.source import BadImage, Images
@@ -32,7 +32,8 @@ from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
-_CUBIC_REACH = 2  # source pixels on either side, times the factor by which the filter shrinks
+# In source pixels on either side, times the factor by which the filter shrinks.
+_REACH: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 1}
 _Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -130,6 +131,7 @@ class DaliLoader:
     def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
         from nvidia.dali import Pipeline, fn, math, types
 
+        filters: dict[Interpolation, Any] = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
         on_gpu, stretches = self.device.type == "cuda", data.course.stretches
         pipeline = Pipeline(
             batch_size=max(stretch.micro_batch for stretch in stretches),
@@ -160,7 +162,7 @@ class DaliLoader:
                 size=side,
                 roi_start=roi_start,
                 roi_end=roi_end,
-                interp_type=types.INTERP_CUBIC,
+                interp_type=filters[data.augment.interpolation],
                 antialias=True,
             )
             pixels = fn.crop_mirror_normalize(resized, mirror=flip, dtype=types.UINT8, output_layout="CHW")
@@ -176,18 +178,20 @@ def _feed(data: MicroBatches, plan: Iterator[Crops], planned: deque[Crops]) -> I
         paths = [np.frombuffer(os.fsencode(data.images.path(int(i))), dtype=np.uint8) for i in crops.sample_ids]
         left, top, width, height = crops.boxes.T
         corner, extent = np.stack([top, left], axis=1), np.stack([height, width], axis=1)  # [B, 2]
-        window, window_extent = _widened(corner, extent, crops.size, crops.sizes[:, ::-1])
+        window, window_extent = _widened(
+            corner, extent, crops.size, crops.sizes[:, ::-1], reach=_REACH[data.augment.interpolation]
+        )
         start = corner - window
         regions = (start.astype(np.float32), (start + extent).astype(np.float32))
         sides = np.full_like(corner, crops.size, dtype=np.float32)  # [B, 2]
         yield paths, window, window_extent, *regions, crops.flips.astype(np.int32), sides
 
 
-def _widened(corner: Int64, extent: Int64, size: int, image: Int64) -> tuple[Int64, Int64]:
+def _widened(corner: Int64, extent: Int64, size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
     """Widen boxes by what the filter sees around them in their images; return corners and extents, [B, 2]."""
-    reach = np.ceil(_CUBIC_REACH * np.maximum(extent / size, 1)).astype(np.int64) + 1
-    first = np.maximum(corner - reach, 0)
-    return first, np.minimum(corner + extent + reach, image) - first
+    margin = np.ceil(reach * np.maximum(extent / size, 1)).astype(np.int64) + 1
+    first = np.maximum(corner - margin, 0)
+    return first, np.minimum(corner + extent + margin, image) - first
 
 
 def _take(pixels: Any) -> Tensor:

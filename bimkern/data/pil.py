@@ -7,11 +7,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bimkern.data.augment import Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.source import BadImage, OutOfResources, read_image
 from bimkern.data.workers import ahead
 
 _PREFETCHED_BYTES = 1 << 30  # of all workers together
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,6 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
         raise BadImage("its size has changed since it was checked")
     left, top, width, height = crops.boxes[i].tolist()
     corners = (left, top, left + width, top + height)
-    resized = image.resize((crops.size, crops.size), Image.Resampling.BICUBIC, box=corners)
+    resized = image.resize((crops.size, crops.size), _FILTERS[data.augment.interpolation], box=corners)
     pixels = np.asarray(resized).transpose(2, 0, 1)
     return pixels[:, :, ::-1] if crops.flips[i] else pixels

@@ -14,6 +14,7 @@ from bimkern.mim.blockwise import Blockwise
 from bimkern.mim.flow import EndToEnd, Local
 from bimkern.mim.hiding import HIDING
 from bimkern.mim.masking import RandomDrop, StageView
+from bimkern.mim.schedule import Unit
 from bimkern.mim.targets import Colors, Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
 from bimkern.mim.unit_masks import BlockPixels, TokenReplace
 from bimkern.models.heads import DecoderConfig, LinearConfig, Prediction
@@ -58,7 +59,14 @@ class Method:
                 raise ValueError(f"Method: distillation must name {num_stages} blocks of the teacher, got {got}")
         self.masker.entering(self.encoder.grid, num_stages)
         for stage in range(num_stages):
-            self.target(stage).length(self.encoder.channels, self.encoder.patch, self.head(stage).scale)
+            scale = self.head(stage).scale
+            self.target(stage).length(self.encoder.channels, self.encoder.patch, scale)
+            if any(patches * scale % 1 for patches in self.encoder.grid):
+                rows, columns = self.encoder.grid
+                raise ValueError(
+                    f"Method: image_size={self.encoder.image_size} with patch={self.encoder.patch} makes {rows} x "
+                    f"{columns} patches, which head {stage} cannot predict at scale {scale}"
+                )
 
     def head(self, stage: int) -> HeadConfig:
         return self.heads[stage if len(self.heads) > 1 else 0]
@@ -115,25 +123,25 @@ class MIM(nn.Module):
         """Return the numbers of a stage's blocks, 0-based."""
         return range(self.method.taps[stage - 1] + 1 if stage else 0, self.method.taps[stage] + 1)
 
-    def units(self) -> dict[str, int]:
+    def units(self) -> dict[str, Unit]:
         """Number the units that a schedule may treat one by one, for every parameter by name.
 
-        Unit 0 is the embedding with the cls token, unit i block i, counted from 1; a head belongs to the block that it
-        reads.
+        Unit 0 is the embedding with the cls token, unit i block i, counted from 1; a head has the number of the block
+        that it reads.
         """
-        units = {name: 0 for name, _ in self.named_parameters()}
+        units = {name: Unit(0) for name, _ in self.named_parameters()}
         for i, block in enumerate(self.encoder.blocks):
-            units |= {name: i + 1 for name, _ in block.named_parameters(prefix=f"encoder.blocks.{i}")}
+            units |= {name: Unit(i + 1) for name, _ in block.named_parameters(prefix=f"encoder.blocks.{i}")}
         for k, tap in enumerate(self.method.taps):
             readers = (f"heads.{k}.", f"projections.{k}.")
-            units |= {name: tap + 1 for name in units if name.startswith(readers)}
+            units |= {name: Unit(tap + 1, head=True) for name in units if name.startswith(readers)}
         return units
 
     def stage_parameters(self, stage: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the named parameters that stage trains: its blocks, its head, and the embedding for stage 0."""
         units = self.units()
         mine = {1 + block for block in self.stage_blocks(stage)} | ({0} if stage == 0 else set())
-        return ((name, p) for name, p in self.named_parameters() if units[name] in mine)
+        return ((name, p) for name, p in self.named_parameters() if units[name].number in mine)
 
     def is_frozen(self, stage: int, frozen_units: int) -> bool:
         """Tell whether nothing of a stage learns any more: its last block, with its head, is among the frozen units."""

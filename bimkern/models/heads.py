@@ -38,7 +38,13 @@ class Prediction(Linear):
         return super().forward(features)
 
     def loss(
-        self, features: Tensor, target: Tensor, mask: Tensor, grid: Grid, denominator: Tensor, kind: str = "l2"
+        self,
+        features: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        grid: Grid | None = None,
+        denominator: Tensor | float | None = None,
+        kind: str = "l2",
     ) -> Tensor:
         """Average the error over the hidden cells: masked_loss."""
         return masked_loss(self(features), target, mask, kind, denominator=denominator)

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, N patches, D width of the teacher.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,10 +26,12 @@ class TeacherError(ValueError):
 class Teacher:
     """A Vision Transformer that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
 
-    def __init__(self, encoder: ViT, positions: Tensor) -> None:
-        """Take an encoder and its positions [N, D], at its own image size."""
+    def __init__(self, encoder: ViT, positions: Tensor, sha256: str = "") -> None:
+        """Take an encoder, its positions [N, D] at its own image size, and the SHA-256 of the file it comes from."""
+        self.sha256 = sha256
         self.encoder = encoder.eval().requires_grad_(False)
         self._positions = positions
+        self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
     @property
     def config(self) -> ViTConfig:
@@ -46,10 +49,12 @@ class Teacher:
         Returns:
             [B, N, D] for each.
         """
-        encoder = self.encoder.to(images.device)
+        encoder = self.encoder
+        if encoder.cls_token.device != images.device:
+            encoder.to(images.device)
         grid = encoder.grid(images)
         everything = torch.arange(grid[0] * grid[1], device=images.device).expand(len(images), -1)
-        pos = self._positions_on(grid).to(images.device)
+        pos = self._positions_on(grid, images.device)
         tokens = encoder.patch_embed(images, everything, pos, prefix=encoder.cls_token[0], mean=mean, std=std)
         found = {}
         for i, block in enumerate(encoder.blocks[: max(blocks) + 1]):
@@ -59,12 +64,15 @@ class Teacher:
                 found[i] = F.layer_norm(patches, patches.shape[-1:])
         return [found[i] for i in blocks]
 
-    def _positions_on(self, grid: tuple[int, int]) -> Tensor:
-        own = self.config.grid
-        if grid == own:
-            return self._positions
-        table = self._positions.T.reshape(1, -1, *own)
-        return F.interpolate(table, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+    def _positions_on(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Return the positions of a grid, [N, D], each table built once."""
+        if (grid, device) not in self._tables:
+            table = self._positions
+            if grid != self.config.grid:
+                own = table.T.reshape(1, -1, *self.config.grid)
+                table = F.interpolate(own, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+            self._tables[grid, device] = table.to(device)
+        return self._tables[grid, device]
 
 
 def read_teacher_config(path: Path) -> ViTConfig:
@@ -78,10 +86,13 @@ def read_teacher_config(path: Path) -> ViTConfig:
             numbers: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"it cannot be read ({error})") from error
-    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdigit()]
+    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdecimal()]
     if missing:
         raise TeacherError(f"it does not say its {', '.join(missing)}; python -m bimkern.export writes files that do")
-    return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+    try:
+        return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+    except ValueError as error:
+        raise TeacherError(f"what it says of itself is wrong ({error})") from error
 
 
 def load_teacher(path: Path) -> Teacher:
@@ -92,9 +103,15 @@ def load_teacher(path: Path) -> Teacher:
     """
     encoder = ViT(read_teacher_config(path))
     try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         weights = load_file(path)
         encoder.load_state_dict(layouts.from_timm(weights))
-        positions = weights["pos_embed"][0, encoder.num_prefix :]
+        positions = weights["pos_embed"]
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise TeacherError(f"it is no such backbone ({' '.join(str(error).split())})") from error
-    return Teacher(encoder, positions)
+    rows, columns = encoder.config.grid
+    shape = [1, encoder.num_prefix + rows * columns, encoder.config.width]
+    if list(positions.shape) != shape:
+        raise TeacherError(f"it is no such backbone (pos_embed must be {shape}, got {list(positions.shape)})")
+    return Teacher(encoder, positions[0, encoder.num_prefix :], sha256)

@@ -28,6 +28,9 @@ class ViTConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "num_heads", "patch", "image_size", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ViTConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.image_size % self.patch:
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % self.num_heads:

@@ -61,7 +61,7 @@ class MatchHead(nn.Module):
         target: Tensor,
         mask: Tensor,
         grid: tuple[int, int] | None = None,
-        denominator: Tensor | None = None,
+        denominator: Tensor | float | None = None,
         kind: str = "l2",
     ) -> Tensor:
         """Average the error over the hidden cells: match_loss."""

@@ -88,8 +88,11 @@ def check_constants(op: str, **tensors: Tensor) -> None:
             raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
 
 
-def as_denominator(op: str, denominator: Tensor | float | None, weight: Tensor) -> Tensor:
-    """Return the denominator as a scalar tensor, dtype and device of weight, without waiting for the device."""
+def as_denominator(op: str, denominator: Tensor | float | None, weight: Tensor, *, like: str = "pred") -> Tensor:
+    """Return the denominator as a scalar tensor, dtype and device of weight, without waiting for the device.
+
+    like: the argument whose device it must be on, in messages.
+    """
     if denominator is None:
         # float64 adds float32 weights without rounding, so their order does not matter.
         return weight.sum(dtype=torch.float64).to(weight.dtype)
@@ -100,7 +103,7 @@ def as_denominator(op: str, denominator: Tensor | float | None, weight: Tensor) 
     if denominator.ndim != 0:
         raise ValueError(f"{op}: denominator must be a scalar, got shape {list(denominator.shape)}")
     check.dtypes(op, denominator=(denominator, check.FLOATS))
-    check.same_device(op, pred=weight, denominator=denominator)
+    check.same_device(op, **{like: weight, "denominator": denominator})
     check_constants(op, denominator=denominator)
     return denominator.to(weight.dtype)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
-from bimkern.ops.masked_loss import KINDS, masked_loss_reference
+from bimkern.ops.masked_loss import as_denominator, check_constants, check_kind, masked_loss_reference
 from bimkern.ops.match_fused import NORM_EPS
 from bimkern.ops.scale_mask import scale_mask_reference
 
@@ -143,7 +143,7 @@ def match_loss(
     *,
     kind: str = "l2",
     grid: tuple[int, int] | None = None,
-    denominator: Tensor | None = None,
+    denominator: Tensor | float | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Average the error of match_predict over the cells that count: sum(weight * mean_P error) / denominator.
@@ -156,15 +156,17 @@ def match_loss(
             gradient, and must not require one.
         mask: [B, N], dtype of target, 1 where hidden. Gets no gradient, and must not require one.
         kind: "l2" (squared error) or "l1" (absolute error).
-        denominator: scalar tensor; by default the sum of all weights. Slices, micro-batches and ranks pass that of the
-            whole batch, so that their losses and gradients add up to those of the whole.
+        denominator: scalar tensor on the device of features, or a number; by default the sum of all weights. Slices,
+            micro-batches and ranks pass that of the whole batch, so that their losses and gradients add up to those of
+            the whole.
 
     Returns:
-        Scalar, dtype of target. Differentiable in features and layers. Zero, with zero gradients, where no cell counts.
+        Scalar, dtype of target. Differentiable in features and layers. Zero, with zero gradients, where the denominator
+        is zero.
 
     Raises:
-        ValueError: the scale, the grid, a shape, a device, the kind, the denominator, a missing parameter, or a target
-            or mask that requires a gradient; the message names it.
+        ValueError: the scale, the grid, a shape, a device, the kind, the denominator, a missing parameter, or something
+            else than features and layers requires a gradient; the message names it.
         TypeError: a dtype is off.
 
     Same as: match_loss_reference.
@@ -176,21 +178,18 @@ def match_loss(
     rows, columns = _grid(op, dims["N"], scale, grid)
     known = dims | {"M": int(dims["N"] * scale**2)}
     check.shapes(op, known, target=(target, "B M P"), mask=(mask, "B N"))
+    if dims["P"] == 0:
+        raise ValueError(f"{op}: target must hold at least one value a cell, got {list(target.shape)}")
     wide = torch.promote_types(dtype, torch.float32)
     check.dtypes(op, target=(target, wide), mask=(mask, wide))
     check.same_device(op, features=features, target=target, mask=mask)
-    for name, values in (("target", target), ("mask", mask)):
-        if values.requires_grad:
-            raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
-    if kind not in KINDS:
-        raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    check_constants(op, target=target, mask=mask)
+    check_kind(op, kind)
+    divisor = as_denominator(op, denominator, mask, like="features")
     if denominator is None:
-        denominator = mask.sum() * scale**2
-    elif not isinstance(denominator, Tensor) or denominator.ndim != 0:
-        got = f"shape {list(denominator.shape)}" if isinstance(denominator, Tensor) else repr(denominator)
-        raise ValueError(f"{op}: denominator must be a scalar tensor, got {got}")
+        divisor = divisor * scale**2
     return _backend.call(
-        op, match_loss_reference, features, layers, target, mask, float(scale), rows, columns, kind, denominator, dtype
+        op, match_loss_reference, features, layers, target, mask, float(scale), rows, columns, kind, divisor, dtype
     )
 
 

@@ -22,6 +22,9 @@ NORM_EPS = 1e-6
 CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
 LANES = 16  # the product's columns are a multiple of this: faster, and the same bits from any number of threads
 
+# Whether the backward pass under way keeps its graph: private in torch, so it may be missing.
+_KEEPS_GRAPH = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+
 _backend.schemas.define(
     "match_loss(Tensor features, Tensor?[] layers, Tensor target, Tensor mask, float scale, int rows, int columns,"
     " str kind, Tensor denominator, ScalarType dtype) -> Tensor"
@@ -101,7 +104,7 @@ def _loss(
         total = torch.ops.bimkern.match_total(
             *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, with_grads
         )[0]
-    return total / torch.where(denominator > 0, denominator, 1.0)
+    return total / torch.where(denominator == 0, torch.inf, denominator)
 
 
 _backend.schemas.impl("match_loss", _loss, "CompositeImplicitAutograd")
@@ -233,7 +236,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _is_last_use(saved: Tensor) -> bool:
     """Tell whether what was saved may be overwritten: not under retain_graph, nor while a compiler traces."""
-    return type(saved) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    return _KEEPS_GRAPH is not None and type(saved) is Tensor and not _KEEPS_GRAPH()
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

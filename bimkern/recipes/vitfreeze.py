@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bimkern.mim.schedule import FreezeOut
+from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.vit import VIT_BASE
 from bimkern.recipes.localmim import localmim
 from bimkern.recipes.recipe import Recipe
@@ -10,8 +10,11 @@ from bimkern.train.config import Config
 
 
 def vitfreeze(name: str, base: Config) -> Config:
-    """Freeze the units of a run layer by layer; warm-up stays, every other rate is the unit's own."""
-    schedule = FreezeOut(warmup=base.schedule.warmup, t0=0.8, power=3)  # section 4 and table 1: cubic, 0.8, scaled
+    """Freeze the units of a run layer by layer: each has its own rate, while heads keep that of the run."""
+    cosine = base.schedule
+    assert isinstance(cosine, Cosine)
+    # section 4 and table 1: cubic, 0.8, scaled
+    schedule = FreezeOut(warmup=cosine.warmup, t0=0.8, power=3, heads="global", final=cosine.final)
     return replace(base, recipe=name, schedule=schedule)
 
 

@@ -12,7 +12,7 @@ import torch
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
-from bimkern.mim.schedule import Cosine, FreezeOut
+from bimkern.mim.schedule import Schedule
 from bimkern.models.attention import AttentionName
 from bimkern.train.optimizers import AdamWConfig, OptimizerName
 from bimkern.train.phases import Phase, Timetable, timetable
@@ -26,6 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 _FREE = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
     *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
+    "teacher",  # its path; a checkpoint knows its content
 )
 
 
@@ -54,7 +55,7 @@ class RunConfig:
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
-    """Exported backbone that a recipe with distillation learns from."""
+    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same file, anywhere."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"
@@ -120,7 +121,7 @@ class Config:
     method: Method
     augment: RandomResizedCrop
     optim: AdamWConfig
-    schedule: Cosine | FreezeOut
+    schedule: Schedule
     run: RunConfig
     phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
 
@@ -225,7 +226,8 @@ def _read(saved: Any, hint: Any, where: str) -> Any:
 
 
 # Of runs older than an option.
-_DEFAULTS: dict[str, Any] = {"phases": []} | {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

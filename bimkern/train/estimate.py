@@ -12,7 +12,6 @@ from bimkern.arena import Plan
 from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
-from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.allocations import Allocations
 from bimkern.train.config import DTYPES, Config
@@ -138,7 +137,7 @@ def _trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
     with FakeTensorMode():
         with _NoValues():
             model = network.build(config)
-        set_compute_dtype(model, DTYPES[run.precision])
+        network.compute_with(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         given = [
             (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
@@ -170,8 +169,9 @@ def _shortened(kind: Stretch, count: int) -> Stretch:
 
 @torch.no_grad()
 def _build_tables(model: MIM, images: Tensor, ids: Tensor, seed: int) -> None:
-    """Have the model build what it keeps for images of a size, by passing some through."""
+    """Have the model, and its teacher, build what they keep for images of a size, by passing some through."""
     tokens = images
     for stage, view in enumerate(model.views(images, ids, seed)):
         tokens = model.encode(stage, tokens, view)
         model.predict(stage, tokens, view)
+    model.targets(range(model.num_stages), images)

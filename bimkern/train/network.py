@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 from bimkern.mim.model import MIM
+from bimkern.models.attention import Mix, sdpa
+from bimkern.models.layers import set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher, read_teacher_config
 from bimkern.models.vit import ViT
 from bimkern.train.config import Config, ConfigError
@@ -24,6 +26,14 @@ def build(config: Config) -> MIM:
         return MIM(config.method, None if path is None else _teacher(path))
     except TeacherError as error:
         raise ConfigError(f"--teacher {path}: {error}") from error
+
+
+def compute_with(model: MIM, dtype: torch.dtype, mix: Mix = sdpa) -> None:
+    """Have a network, and its teacher, multiply matrices in a dtype and mix tokens by an attention."""
+    parts = [model] if model.teacher is None else [model, model.teacher.encoder]
+    for part in parts:
+        set_compute_dtype(part, dtype)
+        set_attention(part, mix)
 
 
 def _teacher(path: Path) -> Teacher:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bimkern.mim.schedule import Unit
 from bimkern.train.optimizers import AdamWConfig, MakeOptimizer, adamw
 
 
@@ -28,15 +29,15 @@ class GroupOptimizer:
         device: torch.device,
         fp16: bool,
         make: MakeOptimizer = adamw,
-        units: Mapping[str, int] | None = None,
+        units: Mapping[str, Unit] | None = None,
     ) -> None:
         """Take the named parameters; those of different units, where given, may learn at different rates."""
         self.name = name
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        groups: dict[tuple[Unit, bool], dict[str, Any]] = {}
         for full_name, parameter in parameters:
-            unit, decays = (units or {}).get(full_name, 0), config.decays(full_name, parameter)
+            unit, decays = (units or {}).get(full_name, Unit(0)), config.decays(full_name, parameter)
             weight_decay = config.weight_decay if decays else 0.0
             fresh = {"params": [], "weight_decay": weight_decay, "unit": unit}
             groups.setdefault((unit, decays), fresh)["params"].append(parameter)
@@ -45,8 +46,8 @@ class GroupOptimizer:
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
 
-    def set_rates(self, rate: Callable[[int], float]) -> None:
-        """Set the learning rate of every unit."""
+    def set_rates(self, rate: Callable[[Unit], float]) -> None:
+        """Set the learning rate of every unit and its heads."""
         groups = self._optimizer.inner.param_groups
         for group in groups:
             group["lr"] = rate(group["unit"])

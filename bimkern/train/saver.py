@@ -7,11 +7,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Saver:
 
     def __init__(self, folder: Path, *, every: int) -> None:
         """Save into a folder, every so many steps (which only the warning of a failed save mentions)."""
-        self.best: dict[str, Any] | None = None  # step and loss of the best checkpoint that was written
+        self.best: dict[str, Any] | None = None  # step, loss and conditions of the best checkpoint written
         self.saved_step = 0  # of the newest
         self._folder, self._every = folder, every
         self._memory = HostMemory()
@@ -65,6 +65,7 @@ class Saver:
         checkpoint: Checkpoint,
         loss: float,
         *,
+        conditions: Mapping[str, int] = MappingProxyType({}),
         first: Callable[[], object],
         then: Callable[[], object] = lambda: None,
         required: bool,
@@ -74,6 +75,7 @@ class Saver:
         Args:
             checkpoint: its tensors may change as soon as this returns; `best` is added to its state.
             loss: the lowest so far makes the checkpoint the best one, and NaN never does.
+            conditions: what the loss depends on beside the weights; under others than before, the best is sought anew.
             first: called in the background before anything is written.
             then: called in the background after that.
             required: wait until it is written, and try again. Any other that cannot be written is a warning.
@@ -83,8 +85,9 @@ class Saver:
         """
         self.wait()
         best = self.best
-        if math.isfinite(loss) and (best is None or loss < best["loss"]):
-            best = {"step": checkpoint.step, "loss": loss}
+        comparable = best is not None and best == best | dict(conditions)
+        if math.isfinite(loss) and (best is None or not comparable or loss < best["loss"]):
+            best = {"step": checkpoint.step, "loss": loss} | dict(conditions)
         best_step = best["step"] if best else checkpoint.step
         checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
         tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]

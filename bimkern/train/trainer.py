@@ -16,8 +16,9 @@ from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, SourceError
 from bimkern.mim.flow import MicroBatch
+from bimkern.mim.schedule import Unit
 from bimkern.models import attention
-from bimkern.models.layers import Block, set_attention, set_compute_dtype
+from bimkern.models.layers import Block
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
 from bimkern.train import metrics, network, optimizers, step_memory
@@ -55,8 +56,8 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(self.device)
         dtype = DTYPES[run.precision]
-        set_compute_dtype(self.model, dtype)
-        set_attention(self.model, attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic))
+        mix = attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic)
+        network.compute_with(self.model, dtype, mix)
         options: dict[str, Any] = {"device": self.device, "fp16": run.precision == "fp16"}
         options["make"] = optimizers.choose(run.optimizer, self.device)
         options["units"] = self.model.units() if config.schedule.per_unit else None
@@ -64,6 +65,7 @@ class Trainer:
             GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
         ]
+        self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
         self.images = images
         self.timetable = config.timetable(len(images.images))
         self.course, self.total_steps = self.timetable.course, self.timetable.num_steps
@@ -137,7 +139,9 @@ class Trainer:
                 self._live_activation_bytes = counter.peak
             if done == first + 1:
                 self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
-            self._interval_losses.append(losses[self._num_frozen(done) :].mean())
+            if done > 1 and self._conditions(done) != self._conditions(done - 1):
+                self._interval_losses.clear()
+            self._interval_losses.append(losses[self._num_frozen(done) :].sum())
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
@@ -206,8 +210,8 @@ class Trainer:
         progress = self.timetable.progress(index)
         peak = run.peak_lr_of(self.course.at(index).batch_size)
 
-        def rate(unit: int) -> float:
-            return peak * schedule.factor(progress, unit, depth)
+        def rate(unit: Unit) -> float:
+            return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
 
         for update in self.updates:
             update.set_rates(rate)
@@ -223,13 +227,17 @@ class Trainer:
             frozen_units=frozen_units,
             scope=self._memory.scope((self.course.at(index), frozen_units)),
         )
-        return losses, rate(depth)
+        return losses, rate(Unit(depth))
 
     def _num_frozen(self, done: int) -> int:
         """Return how many stages, from the first on, did not learn in the last of `done` steps."""
         depth = self.config.method.encoder.depth
         units = self.config.schedule.frozen_units(self.timetable.progress(done - 1), depth)
         return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
+
+    def _conditions(self, done: int) -> dict[str, int]:
+        """Return what the loss of the last of `done` steps depends on beside the weights."""
+        return {"frozen_stages": self._num_frozen(done), "image_size": self.course.at(done - 1).image_size}
 
     def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
         frozen = self._num_frozen(done)
@@ -241,7 +249,7 @@ class Trainer:
             "step": done,
             "epoch": seen / len(self.images.images),
             "image_size": self.course.at(done - 1).image_size,
-            "loss": sum(learning) / len(learning),
+            "loss": sum(learning),
             "loss_per_block": [None] * frozen + learning,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
@@ -264,6 +272,11 @@ class Trainer:
         if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
+                f"choose another --out"
+            )
+        if saved.state.get("teacher") != self._teacher:
+            raise ConfigError(
+                f"{what} was trained with another teacher than --teacher {self.config.run.teacher} holds now; "
                 f"choose another --out"
             )
         try:
@@ -303,10 +316,12 @@ class Trainer:
             "skipped": {update.name: int(update.skipped) for update in self.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
+            "teacher": self._teacher,
         }
         self._saver.save(
             Checkpoint(done, *self._tensors(), state),
             loss,
+            conditions=self._conditions(done),
             first=log.sync,
             then=self._sketch(done, log.history),
             required=required,

@@ -1,4 +1,5 @@
-// 16-bit rows to float32 and back, kConverted elements at a time, on every instruction set of simd.h.
+// Bytes and 16-bit rows to float32, and the latter back, kCount elements at a time, a multiple of 16, on every
+// instruction set of simd.h.
 //
 // Same bits as to_float, to_float16 and to_bfloat16 of dtype.h, but for what a NaN carries in its mantissa. The
 // compiler vectorises widening bfloat16 well by itself; for the other three it needs to be told.
@@ -15,16 +16,16 @@ namespace bimkern {
 
 constexpr int kConverted = 64;
 
-template <Simd kSimd, typename T>
+template <int kCount = kConverted, Simd kSimd, typename T>
 BIMKERN_INLINE inline void widen(SimdTag<kSimd>, const T* from, float* to) {
-  for (int i = 0; i < kConverted; ++i) {
-    to[i] = to_float(from[i]);
+  for (int i = 0; i < kCount; ++i) {
+    to[i] = Arithmetic<T>::load(from[i]);
   }
 }
 
-template <Simd kSimd, typename T>
+template <int kCount = kConverted, Simd kSimd, typename T>
 BIMKERN_INLINE inline void narrow(SimdTag<kSimd>, const float* from, T* to) {
-  for (int i = 0; i < kConverted; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     to[i] = Arithmetic<T>::store(from[i]);
   }
 }
@@ -33,28 +34,48 @@ BIMKERN_INLINE inline void narrow(SimdTag<kSimd>, const float* from, T* to) {
 // GCC 12 warns of an uninitialised source in the unmasked forms of some AVX-512 intrinsics.
 constexpr __mmask16 kAll = 0xffff;
 
+template <int kCount = kConverted>
 BIMKERN_AVX2 inline void widen(SimdTag<Simd::kAvx2>, const float16* from, float* to) {
-  for (int i = 0; i < kConverted; i += 8) {
+  for (int i = 0; i < kCount; i += 8) {
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   }
 }
 
+template <int kCount = kConverted>
 BIMKERN_AVX512 inline void widen(SimdTag<Simd::kAvx512>, const float16* from, float* to) {
-  for (int i = 0; i < kConverted; i += 16) {
+  for (int i = 0; i < kCount; i += 16) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
     _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(kAll, halves));
   }
 }
 
+template <int kCount = kConverted>
+BIMKERN_AVX2 inline void widen(SimdTag<Simd::kAvx2>, const uint8_t* from, float* to) {
+  for (int i = 0; i < kCount; i += 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+  }
+}
+
+template <int kCount = kConverted>
+BIMKERN_AVX512 inline void widen(SimdTag<Simd::kAvx512>, const uint8_t* from, float* to) {
+  for (int i = 0; i < kCount; i += 16) {
+    const __m512i words = _mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    _mm512_storeu_ps(to + i, _mm512_maskz_cvtepi32_ps(kAll, words));
+  }
+}
+
+template <int kCount = kConverted>
 BIMKERN_AVX2 inline void narrow(SimdTag<Simd::kAvx2>, const float* from, float16* to) {
-  for (int i = 0; i < kConverted; i += 8) {
+  for (int i = 0; i < kCount; i += 8) {
     const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
   }
 }
 
+template <int kCount = kConverted>
 BIMKERN_AVX512 inline void narrow(SimdTag<Simd::kAvx512>, const float* from, float16* to) {
-  for (int i = 0; i < kConverted; i += 16) {
+  for (int i = 0; i < kCount; i += 16) {
     const __m256i halves = _mm512_maskz_cvtps_ph(kAll, _mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), halves);
   }
@@ -71,16 +92,18 @@ BIMKERN_AVX2 inline __m256i bfloat16_words(const float* from) {
   return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
 }
 
+template <int kCount = kConverted>
 BIMKERN_AVX2 inline void narrow(SimdTag<Simd::kAvx2>, const float* from, bfloat16* to) {
-  for (int i = 0; i < kConverted; i += 16) {
+  for (int i = 0; i < kCount; i += 16) {
     const __m256i packed = _mm256_packus_epi32(bfloat16_words(from + i), bfloat16_words(from + i + 8));
     const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xd8);  // packing goes by 128-bit lanes
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), ordered);
   }
 }
 
+template <int kCount = kConverted>
 BIMKERN_AVX512 inline void narrow(SimdTag<Simd::kAvx512>, const float* from, bfloat16* to) {
-  for (int i = 0; i < kConverted; i += 16) {
+  for (int i = 0; i < kCount; i += 16) {
     const __m512 x = _mm512_loadu_ps(from + i);
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_maskz_srli_epi32(kAll, bits, 16), _mm512_set1_epi32(1));

@@ -85,58 +85,133 @@ BIMKERN_INLINE inline void accumulate_and_copy_row(Set set, const T* row, int64_
   }
 }
 
+// What short rows are covered by, and tails.
+constexpr int kPacket = 32;
+
+// Calls packet(d) for packets [d, d + kPacket) that cover a row, the last of which may overlap the one before, or
+// single(d) where the row is too short for one. What is written must not be what is read.
+template <typename Packet, typename Single>
+BIMKERN_INLINE inline void cover_row(int64_t width, const Packet& packet, const Single& single) {
+  if (width < kPacket) {
+    for (int64_t d = 0; d < width; ++d) {
+      single(d);
+    }
+    return;
+  }
+  for (int64_t d = 0; d + kPacket <= width; d += kPacket) {
+    packet(d);
+  }
+  if (width % kPacket != 0) {
+    packet(width - kPacket);
+  }
+}
+
+// A value of any type as A, and back.
+template <typename A, typename T>
+BIMKERN_INLINE inline A load_as(T value) {
+  return static_cast<A>(Arithmetic<T>::load(value));
+}
+
+template <typename T, typename A>
+BIMKERN_INLINE inline T store_as(A value) {
+  return Arithmetic<T>::store(static_cast<typename Arithmetic<T>::type>(value));
+}
+
+// A packet of any type as A, and back.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
+  if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
+    widen<kPacket>(set, from, to);
+  } else {
+    for (int i = 0; i < kPacket; ++i) {
+      to[i] = load_as<A>(from[i]);
+    }
+  }
+}
+
+// The packet itself, or scratch, into which it is loaded: a copy of what has its type already is not optimised away.
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline const A* as_packet(Set set, const T* from, A* scratch) {
+  if constexpr (std::is_same_v<T, A>) {
+    return from;
+  } else {
+    load_packet(set, from, scratch);
+    return scratch;
+  }
+}
+
+template <typename Set, typename A, typename T>
+BIMKERN_INLINE inline void store_packet(Set set, const A* from, T* to) {
+  if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
+    narrow<kPacket>(set, from, to);
+  } else {
+    for (int i = 0; i < kPacket; ++i) {
+      to[i] = store_as<T>(from[i]);
+    }
+  }
+}
+
 // out = sum, rounded to T.
 template <typename Set, typename T>
 BIMKERN_INLINE inline void store_row(Set set, const typename Arithmetic<T>::type* sum, int64_t width, T* out) {
-  const int64_t packets = converted_part<T>(width);
-  if constexpr (kIsNarrow<T>) {
-    for (int64_t d = 0; d < packets; d += kConverted) {
-      narrow(set, sum + d, out + d);
-    }
-  }
-  for (int64_t d = packets; d < width; ++d) {
-    out[d] = Arithmetic<T>::store(sum[d]);
-  }
+  cover_row(
+      width, [=](int64_t d) BIMKERN_INLINE { store_packet(set, sum + d, out + d); },
+      [=](int64_t d) BIMKERN_INLINE { out[d] = Arithmetic<T>::store(sum[d]); });
 }
 
 // out = row, in the type of out.
 template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline void widen_row(Set set, const T* row, int64_t width, A* out) {
-  int64_t packets = 0;
-  if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-    packets = converted_part<T>(width);
-    for (int64_t d = 0; d < packets; d += kConverted) {
-      widen(set, row + d, out + d);
-    }
-  }
-  for (int64_t d = packets; d < width; ++d) {
-    out[d] = static_cast<A>(Arithmetic<T>::load(row[d]));
-  }
+  cover_row(
+      width, [=](int64_t d) BIMKERN_INLINE { load_packet(set, row + d, out + d); },
+      [=](int64_t d) BIMKERN_INLINE { out[d] = load_as<A>(row[d]); });
 }
 
-// Lanes of a sum that is the same on every instruction set: element i goes to lane i % kLanes, lanes are added as a
-// tree.
-constexpr int kLanes = 32;
+// Lanes of a sum that is the same on every instruction set: which lane an element goes to depends on the count alone.
+constexpr int kLanes = kPacket;
 
-// The sum of f(i) over [0, count); f is BIMKERN_INLINE.
-template <typename A, typename F>
-BIMKERN_INLINE inline A lane_sum(int64_t count, const F& f) {
+// The sum of count values: packet(i, values) gives those of [i, i + kLanes), single(i) one. Both are BIMKERN_INLINE,
+// and capture by value, or their pointers are read again and again.
+template <typename A, typename Packet, typename Single>
+BIMKERN_INLINE inline A lane_sum(int64_t count, const Packet packet, const Single single) {
   A lanes[kLanes] = {};
+  A values[kLanes];
   const int64_t whole = count / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
+    packet(i, values);
     for (int j = 0; j < kLanes; ++j) {
-      lanes[j] += f(i + j);
+      lanes[j] += values[j];
     }
   }
-  for (int64_t i = whole; i < count; ++i) {
-    lanes[i - whole] += f(i);
+  if (whole == 0) {
+    for (int64_t i = 0; i < count; ++i) {
+      lanes[i] = single(i);
+    }
+  } else if (whole < count) {  // the last kLanes once more, but for those that were added: whole vectors again
+    const int seen = static_cast<int>(whole + kLanes - count);
+    packet(count - kLanes, values);
+    for (int j = 0; j < kLanes; ++j) {
+      lanes[j] += j < seen ? A{0} : values[j];
+    }
   }
+#pragma GCC unroll 5
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int j = 0; j < half; ++j) {
       lanes[j] += lanes[j + half];
     }
   }
   return lanes[0];
+}
+
+// The same of f(i), of which the compiler makes packets.
+template <typename A, typename F>
+BIMKERN_INLINE inline A lane_sum(int64_t count, const F f) {
+  const auto packet = [=](int64_t i, A* values) BIMKERN_INLINE {
+    for (int j = 0; j < kLanes; ++j) {
+      values[j] = f(i + j);
+    }
+  };
+  return lane_sum<A>(count, packet, f);
 }
 
 }  // namespace bimkern

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
-#include <vector>
 
 #include "core/parallel.h"
 #include "core/rows.h"
@@ -32,6 +32,7 @@ struct LossRows {
   const void* denominator;  // scalar; zero makes loss and gradients zero
 
   int64_t count() const { return images * tokens; }
+  int64_t pred_bytes() const { return pred_dtype == DType::kFloat64 ? 8 : pred_dtype == DType::kFloat32 ? 4 : 2; }
 };
 
 // Where the loss goes.
@@ -46,6 +47,12 @@ struct LossGrad {
   void* grad_pred;        // [B, N, P], dense, of the type of pred
 };
 
+// Where row i of [B, N, ...] starts; most often without a division, which takes as long as a short row.
+inline int64_t row_offset(int64_t i, int64_t tokens, int64_t image_stride, int64_t token_stride) {
+  return image_stride == tokens * token_stride ? i * token_stride
+                                               : i / tokens * image_stride + i % tokens * token_stride;
+}
+
 // Weights and where rows are. A: what is computed in.
 template <typename A>
 class WeightedRows {
@@ -53,8 +60,8 @@ class WeightedRows {
   explicit WeightedRows(const LossRows& rows) : rows_(rows) {}
 
   A weight(int64_t i) const {
-    return static_cast<const A*>(
-        rows_.weight)[i / rows_.tokens * rows_.weight_image_stride + i % rows_.tokens * rows_.weight_token_stride];
+    const int64_t at = row_offset(i, rows_.tokens, rows_.weight_image_stride, rows_.weight_token_stride);
+    return static_cast<const A*>(rows_.weight)[at];
   }
 
   // The first row from i on that counts; end if there is none before it.
@@ -71,146 +78,80 @@ class WeightedRows {
   const LossRows& rows_;
 };
 
-// Rows of any type, read as A one at a time. The type is chosen by the row: by the kernel, it would be compiled for
-// each pair of types of predictions and targets.
-template <typename A>
-class WideRows {
+// Rows of any type. The type is chosen by the row: by the kernel, it would be compiled for each pair of types of
+// predictions and targets.
+class AnyRows {
  public:
-  WideRows(DType dtype, const void* rows, int64_t tokens, int64_t length, int64_t image_stride, int64_t token_stride)
-      : dtype_(dtype),
-        rows_(rows),
-        tokens_(tokens),
-        length_(length),
-        image_stride_(image_stride),
-        token_stride_(token_stride),
-        scratch_(length) {}
+  AnyRows(DType dtype, const void* rows, int64_t tokens, int64_t image_stride, int64_t token_stride)
+      : dtype_(dtype), rows_(rows), tokens_(tokens), image_stride_(image_stride), token_stride_(token_stride) {}
 
-  void prefetch(int64_t) const {}  // rows are long runs, which the machine foresees
-
-  // [P]: the row itself, or a copy that lasts until the next.
-  template <typename Set>
-  BIMKERN_INLINE const A* read(Set set, int64_t i) {
-    const int64_t offset = i / tokens_ * image_stride_ + i % tokens_ * token_stride_;
+  // Calls f with row i, [P].
+  template <typename F>
+  BIMKERN_INLINE void visit(int64_t i, const F& f) const {
+    const int64_t offset = row_offset(i, tokens_, image_stride_, token_stride_);
     switch (dtype_) {
       case DType::kFloat32:
-        return widened(set, static_cast<const float*>(rows_) + offset);
+        return f(static_cast<const float*>(rows_) + offset);
       case DType::kFloat16:
-        return widened(set, static_cast<const float16*>(rows_) + offset);
+        return f(static_cast<const float16*>(rows_) + offset);
       case DType::kBFloat16:
-        return widened(set, static_cast<const bfloat16*>(rows_) + offset);
+        return f(static_cast<const bfloat16*>(rows_) + offset);
       default:
-        return widened(set, static_cast<const double*>(rows_) + offset);
+        return f(static_cast<const double*>(rows_) + offset);
     }
   }
 
  private:
-  template <typename Set, typename T>
-  BIMKERN_INLINE const A* widened(Set set, const T* row) {
-    if constexpr (std::is_same_v<T, A>) {
-      return row;
-    } else {
-      widen_row(set, row, length_, scratch_.data());
-      return scratch_.data();
-    }
-  }
-
   DType dtype_;
   const void* rows_;
   int64_t tokens_;
-  int64_t length_;
   int64_t image_stride_;
   int64_t token_stride_;
-  std::vector<A> scratch_;
 };
 
-template <typename A>
-WideRows<A> pred_rows(const LossRows& rows) {
-  return WideRows<A>(rows.pred_dtype, rows.pred, rows.tokens, rows.length, rows.pred_image_stride,
-                     rows.pred_token_stride);
+inline AnyRows pred_rows(const LossRows& rows) {
+  return AnyRows(rows.pred_dtype, rows.pred, rows.tokens, rows.pred_image_stride, rows.pred_token_stride);
 }
 
-// Rows of any type, [B * N, P] without gaps, written from A one at a time.
-template <typename A>
-class NarrowRows {
- public:
-  NarrowRows(DType dtype, void* rows, int64_t length)
-      : dtype_(dtype),
-        bytes_(length * size_of(dtype)),
-        rows_(static_cast<char*>(rows)),
-        length_(length),
-        scratch_(length) {}
-
-  void write_zeros(int64_t i) const { std::memset(rows_ + i * bytes_, 0, bytes_); }
-
-  // Where row i can be computed, to be written by finish(i).
-  A* begin(int64_t i) { return is_same() ? reinterpret_cast<A*>(rows_ + i * bytes_) : scratch_.data(); }
-
-  template <typename Set>
-  BIMKERN_INLINE void finish(Set set, int64_t i) {
-    if (is_same()) {
-      return;
-    }
-    switch (dtype_) {
-      case DType::kFloat32:
-        return narrow(set, reinterpret_cast<float*>(rows_ + i * bytes_));
-      case DType::kFloat16:
-        return narrow(set, reinterpret_cast<float16*>(rows_ + i * bytes_));
-      case DType::kBFloat16:
-        return narrow(set, reinterpret_cast<bfloat16*>(rows_ + i * bytes_));
-      default:
-        return narrow(set, reinterpret_cast<double*>(rows_ + i * bytes_));
-    }
-  }
-
- private:
-  static int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-  bool is_same() const { return dtype_ == (std::is_same_v<A, double> ? DType::kFloat64 : DType::kFloat32); }
-
-  template <typename Set, typename T>
-  BIMKERN_INLINE void narrow(Set set, T* out) const {
-    if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-      store_row(set, scratch_.data(), length_, out);
-    } else {
-      for (int64_t j = 0; j < length_; ++j) {
-        out[j] = Arithmetic<T>::store(static_cast<typename Arithmetic<T>::type>(scratch_[j]));
-      }
-    }
-  }
-
-  DType dtype_;
-  int64_t bytes_;  // of a row
-  char* rows_;
-  int64_t length_;
-  std::vector<A> scratch_;
-};
-
 // Sum of the errors of a row.
-template <typename A>
-BIMKERN_INLINE inline A row_error(LossKind kind, const A* pred, const A* target, int64_t length) {
-  if (kind == LossKind::kL2) {
-    return lane_sum<A>(length, [&](int64_t j) BIMKERN_INLINE {
-      const A difference = pred[j] - target[j];
-      return difference * difference;
-    });
-  }
-  return lane_sum<A>(length, [&](int64_t j) BIMKERN_INLINE { return std::abs(pred[j] - target[j]); });
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline A row_error(Set set, LossKind kind, const T* pred, const A* target, int64_t length) {
+  const auto sum_of = [=](const auto error) BIMKERN_INLINE {
+    const auto packet = [=](int64_t j, A* errors) BIMKERN_INLINE {
+      const A* wide = as_packet(set, pred + j, errors);
+      for (int k = 0; k < kLanes; ++k) {
+        errors[k] = error(wide[k] - target[j + k]);
+      }
+    };
+    return lane_sum<A>(length, packet,
+                       [=](int64_t j) BIMKERN_INLINE { return error(load_as<A>(pred[j]) - target[j]); });
+  };
+  return kind == LossKind::kL2 ? sum_of([](A difference) BIMKERN_INLINE { return difference * difference; })
+                               : sum_of([](A difference) BIMKERN_INLINE { return std::abs(difference); });
 }
 
 // Its gradient, where that of the sum is factor.
-template <typename A>
-BIMKERN_INLINE inline void row_slopes(LossKind kind, const A* pred, const A* target, int64_t length, A factor, A* out) {
+template <typename Set, typename T, typename A>
+BIMKERN_INLINE inline void row_slopes(Set set, LossKind kind, const T* pred, const A* target, int64_t length, A factor,
+                                      T* out) {
+  const auto write = [=](const auto slope) BIMKERN_INLINE {
+    const auto packet = [=](int64_t j) BIMKERN_INLINE {
+      A slopes[kPacket];
+      const A* wide = as_packet(set, pred + j, slopes);
+      for (int k = 0; k < kPacket; ++k) {
+        slopes[k] = slope(wide[k] - target[j + k]);
+      }
+      store_packet(set, slopes, out + j);
+    };
+    cover_row(length, packet,
+              [=](int64_t j) BIMKERN_INLINE { out[j] = store_as<T>(slope(load_as<A>(pred[j]) - target[j])); });
+  };
   if (kind == LossKind::kL2) {
     const A twice = 2 * factor;
-    for (int64_t j = 0; j < length; ++j) {
-      out[j] = twice * (pred[j] - target[j]);
-    }
-    return;
+    return write([=](A difference) BIMKERN_INLINE { return twice * difference; });
   }
-  for (int64_t j = 0; j < length; ++j) {
-    const A difference = pred[j] - target[j];
-    out[j] = factor * (static_cast<A>(difference > 0) - static_cast<A>(difference < 0));
-  }
+  write([=](A difference)
+            BIMKERN_INLINE { return factor * (static_cast<A>(difference > 0) - static_cast<A>(difference < 0)); });
 }
 
 // make_targets() gives a thread its source of target rows: prefetch(i), and read(set, i), which returns [P].
@@ -221,7 +162,7 @@ void sum_rows(const LossRows& args, const LossSum& sum, const MakeTargets& make_
   const int64_t length = args.length;
   auto* row_losses = static_cast<A*>(sum.row_losses);
   parallel(args.count(), grain_rows(length * static_cast<int64_t>(sizeof(A))), [&](int64_t begin, int64_t end) {
-    auto preds = pred_rows<A>(args);
+    const AnyRows preds = pred_rows(args);
     auto targets = make_targets();
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
@@ -232,15 +173,16 @@ void sum_rows(const LossRows& args, const LossSum& sum, const MakeTargets& make_
         }
         targets.prefetch(rows.next(std::min(i + 1, end - 1), end - 1));
         const A* target = targets.read(set, i);
-        const A error = row_error(args.kind, preds.read(set, i), target, length);
-        row_losses[i] = weight * (error / static_cast<A>(length));
+        preds.visit(i, [&](const auto* pred) BIMKERN_INLINE {
+          row_losses[i] = weight * (row_error(set, args.kind, pred, target, length) / static_cast<A>(length));
+        });
       }
     });
   });
   double total = 0;
   vectorised(simd, [&](auto) BIMKERN_INLINE {
     total =
-        lane_sum<double>(args.count(), [&](int64_t i) BIMKERN_INLINE { return static_cast<double>(row_losses[i]); });
+        lane_sum<double>(args.count(), [=](int64_t i) BIMKERN_INLINE { return static_cast<double>(row_losses[i]); });
   });
   const A denominator = rows.denominator();
   *static_cast<A*>(sum.loss) = denominator == 0 ? A{0} : static_cast<A>(total / static_cast<double>(denominator));
@@ -252,22 +194,25 @@ void differentiate_rows(const LossRows& args, const LossGrad& grad, const MakeTa
   const WeightedRows<A> rows(args);
   const int64_t length = args.length;
   const A denominator = rows.denominator();
+  const int64_t row_bytes = length * args.pred_bytes();
   const A share = *static_cast<const A*>(grad.grad_loss) / (denominator * static_cast<A>(length));
   parallel(args.count(), grain_rows(length * static_cast<int64_t>(sizeof(A))), [&](int64_t begin, int64_t end) {
-    auto preds = pred_rows<A>(args);
+    const AnyRows preds = pred_rows(args);
     auto targets = make_targets();
-    NarrowRows<A> slopes(args.pred_dtype, grad.grad_pred, length);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const A weight = rows.weight(i);
         if (weight == 0 || denominator == 0) {
-          slopes.write_zeros(i);
+          std::memset(static_cast<char*>(grad.grad_pred) + i * row_bytes, 0, row_bytes);
           continue;
         }
         targets.prefetch(rows.next(std::min(i + 1, end - 1), end - 1));
         const A* target = targets.read(set, i);
-        row_slopes(args.kind, preds.read(set, i), target, length, weight * share, slopes.begin(i));
-        slopes.finish(set, i);
+        preds.visit(i, [&](const auto* pred) BIMKERN_INLINE {
+          using T = std::remove_const_t<std::remove_pointer_t<decltype(pred)>>;
+          T* out = static_cast<T*>(grad.grad_pred) + i * length;
+          row_slopes(set, args.kind, pred, target, length, weight * share, out);
+        });
       }
     });
   });

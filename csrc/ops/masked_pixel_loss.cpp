@@ -12,7 +12,7 @@ class PixelRows {
  public:
   explicit PixelRows(const Patches& patches) : reader_(patches), row_(patches.length()) {}
 
-  void prefetch(int64_t i) const { reader_.prefetch(i); }
+  BIMKERN_INLINE void prefetch(int64_t i) const { reader_.prefetch(i); }
 
   template <typename Set>
   BIMKERN_INLINE const A* read(Set set, int64_t i) {

@@ -16,35 +16,17 @@
 namespace bimkern {
 namespace {
 
-constexpr int64_t kLanes = 16;
-constexpr int64_t kSummed =
-    8;  // rows, or cells, that are summed in the type of the arithmetic; on from there in float64
+// Rows, or cells, that are summed in the type of the arithmetic; on from there in float64.
+constexpr int64_t kSummed = 8;
 
-// kLanes numbers side by side, anywhere in memory.
-template <typename A>
-struct Lanes {
-  typedef A type __attribute__((vector_size(kLanes * sizeof(A)), aligned(alignof(A)), may_alias));
-};
-
-// The sum of a[d] * b[d].
 template <typename A>
 BIMKERN_INLINE inline A dot(const A* a, const A* b, int64_t width) {
-  using Vector = typename Lanes<A>::type;
-  Vector lanes = {};
-  int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) {
-    lanes += *reinterpret_cast<const Vector*>(a + d) * *reinterpret_cast<const Vector*>(b + d);
-  }
-  A sums[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) {
-    sums[i] = lanes[i] + (d + i < width ? a[d + i] * b[d + i] : 0);
-  }
-  for (int64_t size = kLanes / 2; size > 0; size /= 2) {
-    for (int64_t i = 0; i < size; ++i) {
-      sums[i] += sums[i + size];
-    }
-  }
-  return sums[0];
+  return lane_sum<A>(width, [=](int64_t d) BIMKERN_INLINE { return a[d] * b[d]; });
+}
+
+template <typename A>
+BIMKERN_INLINE inline A mean_of(const A* row, int64_t width) {
+  return lane_sum<A>(width, [=](int64_t d) BIMKERN_INLINE { return row[d]; }) / static_cast<A>(width);
 }
 
 int64_t num_cells(const MatchCells& cells) { return cells.images * cells.rows * cells.columns; }
@@ -106,14 +88,13 @@ BIMKERN_INLINE inline void activate_row(const A* __restrict weight, const A* __r
   }
 }
 
-// ones: a row of 1.
 template <typename Set, typename T, typename A>
-BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, const A* ones, A* row) {
+BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, A* row) {
   const int64_t width = args.width;
   auto* stats = static_cast<A*>(args.stats) + 2 * i;
   load_row(set, static_cast<const T*>(args.x) + i * width, width, row);
   add_to_row(static_cast<const A*>(args.x_bias), width, row);
-  const A mean = dot(row, ones, width) / static_cast<A>(width);
+  const A mean = mean_of(row, width);
   for (int64_t d = 0; d < width; ++d) {
     row[d] -= mean;
   }
@@ -150,8 +131,7 @@ BIMKERN_INLINE inline void norm_bwd_row(const A* __restrict row, A mean, A along
 
 // Adds to a block's sums [3, E]; row, grad: scratch.
 template <typename Set, typename T, typename A>
-BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i, const A* ones, A* row, A* grad,
-                                   A* sums) {
+BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i, A* row, A* grad, A* sums) {
   const int64_t width = args.width;
   const auto* slope = static_cast<const A*>(args.slope) + i * width;
   const auto* stats = static_cast<const A*>(args.stats) + 2 * i;
@@ -160,7 +140,7 @@ BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i,
   add_to_row(static_cast<const A*>(args.x_bias), width, row);
   load_row(set, grad_row, width, grad);
   affine_bwd_row(static_cast<const A*>(args.weight), slope, stats[0], stats[1], width, row, grad, sums, sums + width);
-  const A mean = dot(grad, ones, width) / static_cast<A>(width);
+  const A mean = mean_of(grad, width);
   const A along = dot(grad, row, width) / static_cast<A>(width);
   norm_bwd_row(row, mean, along, stats[1], width, grad, sums + 2 * width);
   store_row(set, grad, width, grad_row);
@@ -188,10 +168,10 @@ template <typename T>
 void norm(const MatchNorm& args, const Parallel& parallel, Simd simd) {
   using A = typename Arithmetic<T>::type;
   parallel(match_blocks(args.rows), 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> row(args.width), ones(args.width, A(1));
+    std::vector<A> row(args.width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin * kMatchBlock; i < std::min(args.rows, end * kMatchBlock); ++i) {
-        norm_row<decltype(set), T>(set, args, i, ones.data(), row.data());
+        norm_row<decltype(set), T>(set, args, i, row.data());
       }
     });
   });
@@ -202,14 +182,14 @@ void norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
   using A = typename Arithmetic<T>::type;
   const int64_t blocks = match_blocks(args.rows), width = args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> ones(width, A(1)), row(width), grad(width), sums(3 * width);
+    std::vector<A> row(width), grad(width), sums(3 * width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t block = begin; block < end; ++block) {
         double* total = args.scratch + block * 3 * width;
         std::fill_n(total, 3 * width, 0.0);
         const int64_t last = std::min(args.rows, (block + 1) * kMatchBlock);
         for (int64_t i = block * kMatchBlock; i < last; ++i) {
-          bwd_row<decltype(set), T>(set, args, i, ones.data(), row.data(), grad.data(), sums.data());
+          bwd_row<decltype(set), T>(set, args, i, row.data(), grad.data(), sums.data());
           if ((i + 1) % kSummed == 0 || i + 1 == last) {
             move_sums(3 * width, sums.data(), total);
           }
@@ -281,8 +261,8 @@ BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t
       }
     }
     std::fill(row + d, row + args.width, A(0));
-    loss += args.kind == MatchKind::kL2 ? squared_row(weight, args.width, row, columns)
-                                        : absolute_row(weight, args.width, row, columns, sign);
+    loss += args.kind == LossKind::kL2 ? squared_row(weight, args.width, row, columns)
+                                       : absolute_row(weight, args.width, row, columns, sign);
     store_row(set, row, args.width, pred);
   }
   return loss;

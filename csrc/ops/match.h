@@ -10,6 +10,7 @@
 #include "core/dtype.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "ops/loss_rows.h"
 
 namespace bimkern {
 
@@ -72,11 +73,9 @@ struct MatchNormBwd {
   double* scratch;     // [match_blocks(rows), 3, E]
 };
 
-enum class MatchKind : int32_t { kL2, kL1 };
-
 struct MatchError {
   DType dtype;  // of pred; the rest has the type of its arithmetic
-  MatchKind kind;
+  LossKind kind;
   MatchCells cells;
   int64_t side;        // 4, 2 or 1: cells of the target a side of one
   int64_t length;      // P

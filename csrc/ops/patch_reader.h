@@ -2,7 +2,9 @@
 // called inside of vectorised().
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "core/rows.h"
@@ -11,44 +13,124 @@
 
 namespace bimkern {
 
+struct ByteSums {
+  double values;
+  double squares;
+};
+
+// Exact, so the same in any order.
+template <Simd kSimd>
+BIMKERN_INLINE inline ByteSums byte_sums(SimdTag<kSimd>, const uint8_t* bytes, int64_t count) {
+  int64_t values = 0, squares = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    values += bytes[i];
+    squares += bytes[i] * bytes[i];
+  }
+  return {static_cast<double>(values), static_cast<double>(squares)};
+}
+
+#if BIMKERN_X86
+// The compiler would widen every byte to a word of four.
+BIMKERN_AVX2 inline ByteSums byte_sums_avx2(const uint8_t* bytes, int64_t count) {
+  constexpr int64_t kBlock = 1 << 17;  // the squares of as many bytes still fit the lanes
+  const __m256i zero = _mm256_setzero_si256();
+  const int64_t whole = count / 32 * 32;
+  ByteSums sums = byte_sums(SimdTag<Simd::kBaseline>{}, bytes + whole, count - whole);
+  for (int64_t begin = 0; begin < whole; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, whole);
+    __m256i values = zero, squares = zero;
+    for (int64_t i = begin; i < end; i += 32) {
+      const __m256i packet = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i));
+      const __m256i low = _mm256_unpacklo_epi8(packet, zero), high = _mm256_unpackhi_epi8(packet, zero);
+      values = _mm256_add_epi64(values, _mm256_sad_epu8(packet, zero));
+      squares = _mm256_add_epi32(squares, _mm256_add_epi32(_mm256_madd_epi16(low, low), _mm256_madd_epi16(high, high)));
+    }
+    // From words to pairs of words, which add up without overflow.
+    squares = _mm256_add_epi64(_mm256_srli_epi64(squares, 32), _mm256_blend_epi32(squares, zero, 0xaa));
+    const __m256i both =
+        _mm256_add_epi64(_mm256_unpacklo_epi64(values, squares), _mm256_unpackhi_epi64(values, squares));
+    const __m128i total = _mm_add_epi64(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    sums.values += static_cast<double>(_mm_cvtsi128_si64(total));
+    sums.squares += static_cast<double>(_mm_extract_epi64(total, 1));
+  }
+  return sums;
+}
+
+BIMKERN_AVX2 inline ByteSums byte_sums(SimdTag<Simd::kAvx2>, const uint8_t* bytes, int64_t count) {
+  return byte_sums_avx2(bytes, count);
+}
+
+BIMKERN_AVX512 inline ByteSums byte_sums(SimdTag<Simd::kAvx512>, const uint8_t* bytes, int64_t count) {
+  return byte_sums_avx2(bytes, count);
+}
+#endif
+
 template <typename A>
 class PatchReader {
  public:
   explicit PatchReader(const Patches& patches)
       : patches_(patches),
         area_(patches.patch * patches.patch),
-        pixels_(area_ * sizeof(double)),
-        planes_(patches.length()) {}
+        planes_(patches.length() * sizeof(double)),
+        pixels_(patches.length() * sizeof(double)),
+        offsets_(patches.channels * kTile),
+        scales_(patches.channels * kTile),
+        means_(patches.channels) {
+    for (int64_t i = 0; i < patches.channels * kTile; ++i) {
+      const Affine<A> affine = affine_of(i % patches.channels);
+      offsets_[i] = affine.offset;
+      scales_[i] = affine.scale;
+    }
+  }
 
   // Asks for the pixels of a patch.
-  void prefetch(int64_t index) const {
-    dispatch_pixels(patches_.dtype, [&](auto pixel) { prefetch_as<decltype(pixel)>(index); });
+  BIMKERN_INLINE void prefetch(int64_t index) const {
+    switch (patches_.dtype) {
+      case DType::kUInt8:
+        return prefetch_as<uint8_t>(index);
+      case DType::kFloat64:
+        return prefetch_as<double>(index);
+      case DType::kFloat32:
+        return prefetch_as<float>(index);
+      default:
+        return prefetch_as<float16>(index);
+    }
   }
 
   // The vector of a patch, [P]. The type of the pixels is chosen by the patch, or callers would be compiled for each.
   template <typename Set>
-  BIMKERN_INLINE void read(Set, int64_t index, A* out) {
+  BIMKERN_INLINE void read(Set set, int64_t index, A* out) {
     switch (patches_.dtype) {
       case DType::kUInt8:
-        cut<uint8_t>(index);
-        break;
+        return read_as<uint8_t>(set, index, out);
       case DType::kFloat32:
-        cut<float>(index);
-        break;
+        return read_as<float>(set, index, out);
       case DType::kFloat16:
-        cut<float16>(index);
-        break;
+        return read_as<float16>(set, index, out);
       case DType::kBFloat16:
-        cut<bfloat16>(index);
-        break;
+        return read_as<bfloat16>(set, index, out);
       case DType::kFloat64:
-        cut<double>(index);
-        break;
+        return read_as<double>(set, index, out);
     }
-    interleave(patches_.normalize ? statistics() : Statistics{0, 0, 1}, out);
   }
 
  private:
+  static constexpr int64_t kTile = 16;  // pixels, so that the channels of a tile fill whole vectors
+
+  // What a patch is standardised by: ((value - first) - mean) * scale.
+  struct Statistics {
+    A first;  // so that a constant patch is exactly zero, whatever its mean rounds to
+    A mean;   // of value - first
+    A scale;
+  };
+
+  Affine<A> affine_of(int64_t channel) const {
+    const auto* mean = static_cast<const A*>(patches_.mean);
+    const auto* std = static_cast<const A*>(patches_.std);
+    return patches_.dtype == DType::kUInt8 ? normalisation<uint8_t>(mean, std, channel)
+                                           : normalisation<A>(mean, std, channel);
+  }
+
   template <typename From>
   const From* corner_of(int64_t index) const {
     const int64_t per_image = patches_.rows * patches_.columns;
@@ -59,7 +141,7 @@ class PatchReader {
   }
 
   template <typename From>
-  void prefetch_as(int64_t index) const {
+  BIMKERN_INLINE void prefetch_as(int64_t index) const {
     const From* corner = corner_of<From>(index);
     for (int64_t c = 0; c < patches_.channels; ++c) {
       prefetch_pixels(corner + c * patches_.channel_stride, patches_.patch, patches_.row_stride,
@@ -67,69 +149,140 @@ class PatchReader {
     }
   }
 
-  // Channel by channel, laid out in one run: the image rows of a patch are too short to fill vectors.
-  template <typename From>
-  BIMKERN_INLINE void cut(int64_t index) {
-    const From* corner = corner_of<From>(index);
-    const auto* mean = static_cast<const A*>(patches_.mean);
-    const auto* std = static_cast<const A*>(patches_.std);
-    From* __restrict pixels = reinterpret_cast<From*>(pixels_.data());
-    for (int64_t c = 0; c < patches_.channels; ++c) {
-      cut_pixels(corner + c * patches_.channel_stride, patches_.patch, patches_.row_stride, patches_.column_stride,
-                 pixels);
-      const Affine<A> affine = normalisation<From>(mean, std, c);
-      A* __restrict to = planes_.data() + c * area_;
-      for (int64_t i = 0; i < area_; ++i) {
-        to[i] = normalised(pixels[i], affine);
+  template <typename From, typename Set>
+  BIMKERN_INLINE void read_as(Set set, int64_t index, A* out) {
+    const From* planes = cut<From>(index);
+    const From* pixels = interleave(planes);
+    if constexpr (std::is_same_v<From, uint8_t>) {
+      standardise(set, pixels, patches_.normalize ? byte_statistics(set, planes) : Statistics{0, 0, 1}, out);
+    } else {
+      standardise(set, pixels, Statistics{0, 0, 1}, out);
+      if (patches_.normalize) {
+        restandardise(statistics(out), out);
       }
     }
   }
 
-  // What a patch is standardised by: ((value - first) - mean) * scale.
-  struct Statistics {
-    A first;  // so that a constant patch is exactly zero, whatever its mean rounds to
-    A mean;   // of value - first
-    A scale;
-  };
+  // [C, p*p]: the image rows of a patch are too short to fill vectors.
+  template <typename From>
+  BIMKERN_INLINE const From* cut(int64_t index) {
+    const From* corner = corner_of<From>(index);
+    From* planes = reinterpret_cast<From*>(planes_.data());
+    for (int64_t c = 0; c < patches_.channels; ++c) {
+      cut_pixels(corner + c * patches_.channel_stride, patches_.patch, patches_.row_stride, patches_.column_stride,
+                 planes + c * area_);
+    }
+    return planes;
+  }
 
-  BIMKERN_INLINE Statistics statistics() const {
+  // From [C, p*p] to [p*p, C], before values are widened: a vector holds four times as many bytes as floats.
+  template <typename From>
+  BIMKERN_INLINE const From* interleave(const From* __restrict planes) {
+    const int64_t channels = patches_.channels, area = area_;
+    From* __restrict pixels = reinterpret_cast<From*>(pixels_.data());
+    if (channels == 3) {
+      for (int64_t i = 0; i < area; ++i) {
+        pixels[3 * i] = planes[i];
+        pixels[3 * i + 1] = planes[area + i];
+        pixels[3 * i + 2] = planes[2 * area + i];
+      }
+      return pixels;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < area; ++i) {
+        pixels[i * channels + c] = planes[c * area + i];
+      }
+    }
+    return pixels;
+  }
+
+  // Normalised, then standardised.
+  template <typename Set, typename From>
+  BIMKERN_INLINE void standardise(Set set, const From* __restrict pixels, Statistics by, A* __restrict out) const {
+    const A* __restrict offsets = offsets_.data();
+    const A* __restrict scales = scales_.data();
+    const auto standard = [=](A pixel, int64_t k) BIMKERN_INLINE {
+      return (((pixel - offsets[k]) * scales[k] - by.first) - by.mean) * by.scale;
+    };
+    const int64_t length = patches_.length(), tile = patches_.channels * kTile;
+    int64_t done = 0;
+    if (patches_.channels == 3) {
+      constexpr int64_t kThree = 3 * kTile;
+      for (; done + kThree <= length; done += kThree) {
+        A raw[kThree];
+        if constexpr (std::is_same_v<A, float> && sizeof(From) < sizeof(A)) {
+          widen<kThree>(set, pixels + done, raw);
+        } else {
+          for (int64_t k = 0; k < kThree; ++k) {
+            raw[k] = load_as<A>(pixels[done + k]);
+          }
+        }
+        for (int64_t k = 0; k < kThree; ++k) {
+          out[done + k] = standard(raw[k], k);
+        }
+      }
+    }
+    for (int64_t at = done; at < length; at += tile) {
+      const int64_t count = std::min(tile, length - at);
+      for (int64_t k = 0; k < count; ++k) {
+        out[at + k] = standard(load_as<A>(pixels[at + k]), k);
+      }
+    }
+  }
+
+  BIMKERN_INLINE void restandardise(Statistics by, A* out) const {
     const int64_t length = patches_.length();
-    const A* values = planes_.data();
+    for (int64_t i = 0; i < length; ++i) {
+      out[i] = ((out[i] - by.first) - by.mean) * by.scale;
+    }
+  }
+
+  BIMKERN_INLINE Statistics statistics(const A* values) const {
+    const int64_t length = patches_.length();
     const A first = values[0];
     const A mean =
-        lane_sum<A>(length, [&](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
-    const A squares = lane_sum<A>(length, [&](int64_t i) BIMKERN_INLINE {
+        lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
+    const A squares = lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE {
       const A centred = (values[i] - first) - mean;
       return centred * centred;
     });
-    const double variance = static_cast<double>(squares) / static_cast<double>(length - 1);
-    return {first, mean, static_cast<A>(1 / std::sqrt(variance + kPatchEps))};
+    return {first, mean, scale_of(static_cast<double>(squares))};
   }
 
-  // Standardised, and from [C, p*p] to [p*p, C].
-  BIMKERN_INLINE void interleave(Statistics by, A* __restrict out) const {
+  // The same of bytes, [C, p*p], whose sums are exact: they tell a channel's mean and spread, and no value is needed.
+  template <typename Set>
+  BIMKERN_INLINE Statistics byte_statistics(Set set, const uint8_t* planes) {
     const int64_t channels = patches_.channels;
-    const A* __restrict planes = planes_.data();
-    const auto standard = [&](int64_t i) BIMKERN_INLINE { return ((planes[i] - by.first) - by.mean) * by.scale; };
-    if (channels == 3) {
-      for (int64_t i = 0; i < area_; ++i) {
-        out[3 * i] = standard(i);
-        out[3 * i + 1] = standard(area_ + i);
-        out[3 * i + 2] = standard(2 * area_ + i);
-      }
-      return;
-    }
+    const double count = static_cast<double>(area_), share = 1 / count;
+    const A first = normalised(planes[0], Affine<A>{offsets_[0], scales_[0]});
+    double total = 0, squares = 0;
     for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t i = 0; i < area_; ++i) {
-        out[i * channels + c] = standard(c * area_ + i);
-      }
+      const uint8_t own = planes[c * area_];  // pixels less this one sum to exactly zero where a channel is constant
+      const ByteSums sums = byte_sums(set, planes + c * area_, area_);
+      const double scale = static_cast<double>(scales_[c]);
+      const double apart = static_cast<double>(normalised(own, Affine<A>{offsets_[c], scales_[c]}) - first);
+      means_[c] = apart + scale * ((sums.values - count * own) * share);
+      total += means_[c];
+      squares += scale * scale * ((count * sums.squares - sums.values * sums.values) * share);
     }
+    const double mean = total / static_cast<double>(channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      squares += count * (means_[c] - mean) * (means_[c] - mean);
+    }
+    return {first, static_cast<A>(mean), scale_of(squares)};
+  }
+
+  A scale_of(double squares) const {
+    return static_cast<A>(1 / std::sqrt(squares / static_cast<double>(patches_.length() - 1) + kPatchEps));
   }
 
   const Patches& patches_;
   int64_t area_;
-  std::vector<char> pixels_;  // of one channel, [p*p] of any type
-  std::vector<A> planes_;     // [C, p*p]
+  std::vector<char> planes_;  // [C, p*p] of any type
+  std::vector<char> pixels_;  // [p*p, C] of any type
+  std::vector<A> offsets_;    // of the elements of a tile
+  std::vector<A> scales_;
+  std::vector<double> means_;  // [C], of value - first
 };
 
 }  // namespace bimkern

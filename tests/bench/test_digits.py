@@ -12,7 +12,7 @@ from bench.digits.entrants import DEPTHS, ENCODER, ENTRANTS, alone
 from bench.digits.images import load
 from bench.digits.learn import cut, finetune, pooled, pretrain
 from bench.digits.orderings import CLAIMS, Claim, half_width, statements
-from bench.digits.table import COLUMNS, METRICS, PIXELS, lay_out, percent, read
+from bench.digits.table import COLUMNS, METRICS, PIXELS, at_the_edge, lay_out, percent, read
 from bimkern.mim.flow import EndToEnd, Local
 from bimkern.mim.masking import RandomDrop
 from bimkern.mim.schedule import Cosine, FreezeOut
@@ -30,6 +30,14 @@ def made_up(**accuracies):
     for name, values in accuracies.items():
         table[name, WHOLE] = dict.fromkeys(METRICS, values)
     return table
+
+
+def test_rates_at_an_edge_are_named():
+    rows = [
+        {"method": name, "rate": rate} for name, rate in (("a", "0.002"), ("b", "0.001"), ("a", "0.002"), ("c", ""))
+    ]
+    assert at_the_edge(rows, "rate", (5e-4, 1e-3, 2e-3)) == ["a"]
+    assert at_the_edge(rows, "rate", (1e-3, 2e-3)) == ["a", "b"]
 
 
 @pytest.fixture(scope="module")

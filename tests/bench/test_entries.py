@@ -30,6 +30,10 @@ def test_every_provider_passes_its_check_and_the_work_is_counted(entry, case):
         assert "compile" in measure.rivals
 
 
+def test_every_op_has_an_entry():
+    assert set(backends()) <= set(ENTRIES)
+
+
 @pytest.mark.parametrize("reason", [None, "not installed"])
 def test_a_loader_settles_only_where_another_has_turns(reason, monkeypatch, capsys):
     monkeypatch.setattr(loaders.dali, "unusable", lambda: reason)

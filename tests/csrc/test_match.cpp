@@ -99,7 +99,7 @@ void test_norm(int64_t rows, int64_t width) {
   });
 }
 
-void test_error(int64_t side, MatchKind kind) {
+void test_error(int64_t side, LossKind kind) {
   constexpr int64_t kRows = 3, kColumns = 4, kLength = 5, kHidden = 9;
   const int64_t squares = side == 4 ? 4 : 1, cells_a_row = side == 1 ? 1 : 4, width = 32;
   const std::vector<int64_t> ids = random_ids({1, 0, 2 * kRows * kColumns, kHidden, 1});
@@ -119,7 +119,7 @@ void test_error(int64_t side, MatchKind kind) {
     const int64_t x = cell % kColumns * side + q % 2 * half + place % 2;
     const int64_t at = (image * kRows * side + y) * kColumns * side + x;
     const double error = static_cast<double>(pred[i]) + bias[d] - target[at * kLength + d % kLength];
-    const bool squared = kind == MatchKind::kL2;
+    const bool squared = kind == LossKind::kL2;
     want[i] = weight[id] * (squared ? error : (error > 0) - (error < 0));
     sums[0] += want[i] * error;
     sums[1 + d] += want[i];
@@ -170,8 +170,8 @@ int main() {
   }
   test_norm(0, 16);
   for (const int64_t side : {1, 2, 4}) {
-    test_error(side, MatchKind::kL2);
-    test_error(side, MatchKind::kL1);
+    test_error(side, LossKind::kL2);
+    test_error(side, LossKind::kL1);
   }
   test_errors();
   return failures() > 0;

@@ -86,7 +86,8 @@ int main() {
                            {1, 1, 2, 2, 7, false},
                            {2, 5, 1, 2, 4, false},
                            {0, 3, 2, 2, 4, false},
-                           {1, 2, 5, 3, 1, true}}) {
+                           {1, 2, 5, 3, 1, true},
+                           {1, 1, 1, 1, 509, false}}) {  // more bytes than a lane of sums holds
     for (const bool normalize : {true, false}) {
       test_case(grid, normalize, true);
       test_case(grid, normalize, false);

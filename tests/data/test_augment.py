@@ -83,3 +83,6 @@ def test_says_what_is_wrong():
         RandomResizedCrop(scale=(0.5, 0.2))
     with pytest.raises(ValueError, match=r"RandomResizedCrop: ratio must rise above 0, got \(0, 1\)"):
         RandomResizedCrop(ratio=(0, 1))
+    message = "RandomResizedCrop: interpolation must be bicubic or bilinear, got 'nearest'"
+    with pytest.raises(ValueError, match=message):
+        RandomResizedCrop(interpolation="nearest")

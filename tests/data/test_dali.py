@@ -19,6 +19,8 @@ from bimkern.data.source import read_image
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+each_filter = pytest.mark.parametrize("interpolation", FILTERS)
 SIZES = [(1, 1), (1, 7), (5, 1), (2, 3), (3, 2), (37, 53), (97, 41), (150, 200)]
 FORMATS = {"jpg": {"quality": 90}, "png": {}, "webp": {"quality": 90}, "progressive.jpg": {"progressive": True}}
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK")
@@ -56,40 +58,42 @@ def batches(folder, size, augment=CROP):
     return MicroBatches(images=images, augment=augment, seed=torch.initial_seed(), course=course)
 
 
-def exact(image, box, size):
+def exact(image, box, size, interpolation="bicubic"):
     """Resize a box in floating point, the edge of the image replicated as DALI does."""
     left, top, width, height = box.tolist()
     margin = 2 * max(width, height, size) // size + 4
     pixels = np.pad(np.asarray(image, dtype=np.float32), [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     corners = (left + margin, top + margin, left + width + margin, top + height + margin)
     channels = [
-        np.asarray(Image.fromarray(pixels[..., c]).resize((size, size), Image.Resampling.BICUBIC, corners))
+        np.asarray(Image.fromarray(pixels[..., c]).resize((size, size), FILTERS[interpolation], corners))
         for c in range(3)
     ]
     return np.stack(channels).clip(0, 255)
 
 
+@each_filter
 @pytest.mark.parametrize("size", [7, 16, 64])
-def test_dali_gives_the_exact_result_rounded(folder, size):
+def test_dali_gives_the_exact_result_rounded(folder, size, interpolation):
     pytest.importorskip("nvidia.dali")
-    data = batches(folder, size)
+    data = batches(folder, size, RandomResizedCrop(interpolation=interpolation))
     (batch,) = DaliLoader(threads=2, device=CPU).batches(data, 0, 1)
     crops = data[0]
     assert np.array_equal(batch.draw_ids, crops.draw_ids)
     for pixels, sample_id, box, flip in zip(batch.images, crops.sample_ids, crops.boxes, crops.flips, strict=True):
-        expected = exact(read_image(data.images.path(sample_id)), box, size)
+        expected = exact(read_image(data.images.path(sample_id)), box, size, interpolation)
         difference = np.abs(pixels.numpy() - (expected[..., ::-1] if flip else expected)).max()
         assert difference < 1, f"{data.images.files[sample_id]}, box {box}: {difference} levels"
 
 
+@each_filter
 @pytest.mark.parametrize("size", [16, 64])
-def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size):
+def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size, interpolation):
     """Within 2 levels: PIL rounds and clips between its two passes, and drops what lies beyond the image's edge."""
     pytest.importorskip("nvidia.dali")
     for i, suffix in enumerate(("jpg", "png", "webp") * 10):
         muted = picture(300, 200).point(lambda level: 64 + level // 2)  # a cubic filter overshoots by less
         muted.save(tmp_path / f"{i}.{suffix}")
-    data = batches(tmp_path, size, RandomResizedCrop(scale=(0.1, 0.3)))
+    data = batches(tmp_path, size, RandomResizedCrop(scale=(0.1, 0.3), interpolation=interpolation))
     (ours,) = DaliLoader(threads=2, device=CPU).batches(data, 0, 1)
     theirs = pil.decode(data, 0)
     assert torch.equal(ours.draw_ids, theirs.draw_ids)

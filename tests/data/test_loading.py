@@ -147,10 +147,14 @@ def test_all_bad_images_of_a_micro_batch_are_told_at_once(folder, loader, worker
     assert raised.value.faults == {2: "not a JPEG, PNG, WEBP image", 4: "No such file or directory"}
 
 
-def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
+@pytest.mark.parametrize(
+    ("interpolation", "resampling"),
+    [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)],
+)
+def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder, interpolation, resampling):
     images = checked_images(folder)
     for flip in (0.0, 1.0):
-        crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip)
+        crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip, interpolation=interpolation)
         course = Course.alike(image_size=16, batch_size=5, micro_batch=5)
         data = MicroBatches(images=images, augment=crop, seed=0, course=course)
         batch = pil.decode(data, 0)
@@ -158,7 +162,7 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder):
             image = read_image(images.path(int(draw)))
             width = image.width
             left = (width - 40) // 2
-            expected = image.resize((16, 16), Image.Resampling.BICUBIC, (left, 0, left + 40, 30))
+            expected = image.resize((16, 16), resampling, (left, 0, left + 40, 30))
             expected = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1)
             assert torch.equal(pixels, expected.flip(-1) if flip else expected)
 

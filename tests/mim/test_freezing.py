@@ -8,8 +8,10 @@ import torch
 
 from bimkern.mim.flow import EndToEnd, Local, MicroBatch
 from bimkern.mim.model import MIM
-from bimkern.mim.schedule import FreezeOut
+from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.recipes import RECIPES
+from bimkern.train.optim import GroupOptimizer
+from bimkern.train.optimizers import AdamWConfig
 
 EPOCHS, WARMUP, DEPTH, PEAK = 100, 10, 12, 1.6e-3
 SCHEDULE = FreezeOut(warmup=WARMUP / EPOCHS)
@@ -65,6 +67,48 @@ def test_unscaled_and_global_rates():
     assert common.factor(0.1, 0, DEPTH) == 1
 
 
+def test_heads_keep_the_common_rate_until_the_block_that_they_read_is_frozen():
+    """As the paper says; LocalMIM's cosine ends at 1e-6."""
+    schedule, cosine = replace(SCHEDULE, final=1e-6 / PEAK), Cosine(warmup=0.1, final=1e-6 / PEAK)
+    for tap in (2, 4, 10, 12):
+        for progress in (0.05, 0.1, 0.3, 0.62, 0.68, 0.91, 1.0):
+            frozen = schedule.frozen_units(progress, DEPTH) > tap
+            expected = 0 if frozen else cosine.factor(progress)
+            assert schedule.factor(progress, tap, DEPTH, head=True) == pytest.approx(expected)
+    assert schedule.factor(0.3, 2, DEPTH) > 1.1 * schedule.factor(0.3, 2, DEPTH, head=True)
+    assert PEAK * schedule.factor(1.0, 12, DEPTH, head=True) == pytest.approx(1e-6)
+    assert schedule.factor(1.0, 12, DEPTH) == 0
+
+
+def test_heads_take_the_rate_of_what_they_read_as_in_the_published_program():
+    schedule = replace(CODE, heads="unit", final=0.1)
+    for tap in (2, 4, 10, 12):
+        for epoch in (5, 30, 62, 63, 100):
+            own = schedule.factor(epoch / EPOCHS, tap, DEPTH)
+            assert schedule.factor(epoch / EPOCHS, tap, DEPTH, head=True) == own
+    assert 1e3 * PEAK * schedule.factor(0.3, 2, DEPTH, head=True) == pytest.approx(1.8751, abs=5e-6)
+
+
+@pytest.mark.parametrize("heads", ["global", "unit"])
+def test_the_optimizer_gives_every_head_its_rate(heads):
+    model = MIM(RECIPES["vitfreeze_vit_test"].config.method)  # 8 blocks, read behind the 2nd, 4th, 6th and 8th
+    schedule = replace(SCHEDULE, heads=heads)
+    ((name, parameters),) = EndToEnd().partition(model).items()
+    options = {"device": torch.device("cpu"), "fp16": False, "units": model.units()}
+    update = GroupOptimizer(name, parameters, AdamWConfig(), **options)
+    progress = 0.1 + 0.9 * (SCHEDULE.share(2, 8) + SCHEDULE.share(3, 8)) / 2  # units 0, 1 and 2 are frozen
+    update.set_rates(lambda unit: schedule.factor(progress, unit.number, 8, head=unit.head))
+    names = {parameter: name for name, parameter in parameters}
+    found = {names[p]: group["lr"] for group in update._optimizer.inner.param_groups for p in group["params"]}
+    assert len(found) == len(names)
+    own = [schedule.factor(progress, unit, 8) for unit in range(9)]
+    for stage, tap in enumerate(model.method.taps):
+        head = {rate for name, rate in found.items() if name.startswith(f"heads.{stage}.")}
+        assert head == {0.0 if stage == 0 else own[tap + 1] if heads == "unit" else Cosine(warmup=0.1).factor(progress)}
+        block = {rate for name, rate in found.items() if name.startswith(f"encoder.blocks.{tap}.")}
+        assert block == {own[tap + 1]}
+
+
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\), a share of the run, got 10"):
         FreezeOut(warmup=10)
@@ -107,7 +151,7 @@ def test_exactly_the_units_that_learn_have_gradients(flow, frozen_units):
     model, losses, updates, _ = step(flow, frozen_units)
     units = model.units()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert learning == {name for name in units if units[name] >= frozen_units}
+    assert learning == {name for name in units if units[name].number >= frozen_units}
     frozen = [tap + 1 < frozen_units for tap in model.method.taps]
     assert losses.isnan().tolist() == frozen
     expected = [0 if stage else 1 for stage in frozen] if isinstance(flow, Local) else [1]

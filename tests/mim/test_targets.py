@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
+from bimkern.mim.flow import MicroBatch
+from bimkern.mim.model import MIM
 from bimkern.mim.targets import Colors, HogTarget, PixelTarget, cell_side, hog_vectors, unpatchify
 from bimkern.ops import hog
+from bimkern.recipes import RECIPES
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +58,35 @@ def test_a_patch_without_whole_cells_takes_them_from_a_resized_image():
     assert target.vectors(images, 14, 4, COLORS).shape == (2, 16 * 20, 27)
     flat = torch.full_like(images, 9)
     assert not target.vectors(flat, 14, 1, COLORS).any()
+
+
+@pytest.mark.parametrize("name", ["fastmim_vit_test", "maskfeat_vit_test", "localmim_vit_test"])
+def test_a_step_builds_no_layer(monkeypatch, name):
+    """The published program of FastMIM builds its HOG layer anew in every step, and moves it to the device."""
+    model, plain, built = MIM(RECIPES[name].config.method), nn.Module.__init__, []
+
+    def build(self, *args, **options):
+        built.append(type(self))
+        plain(self, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "__init__", build)
+    images = IMAGES[:, :, :64, :64]
+    updates = [Ignore() for _ in model.method.flow.partition(model)]
+    batch = MicroBatch(images, model.views(images, torch.arange(2), seed=0))
+    assert model.method.flow.step(model, [batch], updates).isfinite().all()
+    assert built == []
+    nn.Identity()
+    assert built == [nn.Identity]
+
+
+class Ignore:
+    """An update that learns nothing."""
+
+    def scale(self, loss):
+        return loss
+
+    def apply(self):
+        pass
 
 
 def test_says_what_is_wrong():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bimkern.models.heads import DecoderConfig, MAEDecoder
+from bimkern.models.heads import DecoderConfig, MAEDecoder, Prediction
 from bimkern.models.layers import Block, LayerNorm, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
@@ -71,6 +71,14 @@ def test_decoder_predicts_every_patch_and_drops_the_prefix():
     assert decoder(torch.randn(3, 7, 32), keep, (4, 5)).shape == (3, 20, 12)
 
 
+@pytest.mark.parametrize("denominator", [None, 7.0, torch.tensor(7.0)], ids=repr)
+def test_the_loss_of_a_prediction_is_masked_loss(denominator):
+    layer, features, mask = Prediction(8, 3), torch.randn(2, 4, 8), torch.ones(2, 4)
+    want = layer(features).square().sum() / 3 / (8 if denominator is None else 7)
+    got = layer.loss(features, torch.zeros(2, 4, 3), mask, denominator=denominator)
+    torch.testing.assert_close(got, want)
+
+
 def test_a_decoder_may_have_no_block():
     decoder = MAEDecoder(DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, num_prefix=1)
     assert decoder(torch.randn(3, 3, 32), torch.arange(2).expand(3, -1), (4, 4)).shape == (3, 16, 12)
@@ -105,5 +113,7 @@ def test_configs_say_what_is_wrong():
         ViTConfig(width=64, depth=1, num_heads=1, image_size=225)
     with pytest.raises(ValueError, match="ViTConfig: width must be a multiple of num_heads=3, got 64"):
         ViTConfig(width=64, depth=1, num_heads=3)
+    with pytest.raises(ValueError, match="ViTConfig: patch must be at least 1, got 0"):
+        ViTConfig(width=64, depth=1, num_heads=2, patch=0)
     with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of num_heads=7, got 512"):
         DecoderConfig(num_heads=7)

@@ -52,6 +52,21 @@ def test_positions_are_interpolated_to_another_image_size(trained, path):
     assert found.shape == (1, 36, 32)
 
 
+def test_positions_of_a_grid_are_interpolated_once(trained, path, monkeypatch):
+    teacher, calls, plain = load_teacher(path), [], torch.nn.functional.interpolate
+
+    def interpolate(*args, **options):
+        calls.append(args)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    found = {}
+    for side in (64, 96, 128, 96, 64, 128):
+        (now,) = features(teacher, trained, torch.zeros(1, 3, side, side, dtype=torch.uint8), [3])
+        assert torch.equal(found.setdefault(side, now), now)
+    assert [tuple(grid) for _, grid in calls] == [(6, 6), (8, 8)]  # 4 x 4 is its own
+
+
 def step(model):
     class Update:
         def scale(self, loss):
@@ -113,3 +128,20 @@ def test_says_what_is_wrong(path, tmp_path):
     save_file(load_file(path), nameless)
     with pytest.raises(TeacherError, match="it does not say its width, depth, num_heads, patch, image_size"):
         load_teacher(nameless)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("patch", "0", r"what it says of itself is wrong \(ViTConfig: patch must be at least 1, got 0\)"),
+        ("num_heads", "5", r"what it says of itself is wrong \(ViTConfig: width must be a multiple of num_heads=5"),
+        ("depth", "²", "it does not say its depth"),
+        ("image_size", "32", r"it is no such backbone \(pos_embed must be \[1, 5, 32\], got \[1, 17, 32\]\)"),
+        ("width", "64", "it is no such backbone .*size mismatch"),
+    ],
+)
+def test_a_header_that_is_wrong_is_an_error_of_the_teacher(path, tmp_path, name, value, message):
+    numbers = {"width": "32", "depth": "4", "num_heads": "2", "patch": "16", "image_size": "64"}
+    save_file(load_file(path), tmp_path / "wrong.safetensors", metadata=numbers | {name: value})
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(tmp_path / "wrong.safetensors")

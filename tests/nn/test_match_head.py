@@ -65,7 +65,7 @@ def test_is_the_ops(device, scale, dtype):
     options = {"grid": GRID, "dtype": dtype}
     want = match_predict(features, head.layers, scale, **options)
     assert torch.equal(head(features, GRID), want)
-    for denominator in (None, torch.tensor(7.0, device=device)):
+    for denominator in (None, 7.0, torch.tensor(7.0, device=device)):
         want = match_loss(features, head.layers, target, mask, scale, denominator=denominator, **options)
         assert torch.equal(head.loss(features, target, mask, GRID, denominator), want)
 

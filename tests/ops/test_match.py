@@ -122,6 +122,37 @@ def test_nothing_hidden_gives_zero_and_zero_gradients(device, scale):
     assert not any(grad.any() for grad in torch.autograd.grad(loss, leaves))
 
 
+@pytest.mark.parametrize("denominator", [7.0, 7, torch.tensor(7.0), torch.tensor(7.0, dtype=torch.float64)], ids=repr)
+def test_takes_a_number_or_a_scalar_tensor(device, denominator):
+    features, target, mask, *parameters = sample(device, torch.float32, 2, **DEFAULT)
+    given = denominator.to(device) if isinstance(denominator, torch.Tensor) else denominator
+    got = ours(2, GRID, denominator=given)(features, target, mask, *parameters)
+    want = ours(2, GRID)(features, target, mask, *parameters)
+    torch.testing.assert_close(got * 7, want * mask.sum() * 4)
+    assert got.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_denominator_of_zero_gives_zero_and_zero_gradients(device, scale):
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT)
+    leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+    loss = ours(scale, GRID, denominator=torch.tensor(0.0, device=device))(features, target, mask, *parameters)
+    assert loss == 0
+    assert not any(grad.any() for grad in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_sign_of_a_denominator_is_that_of_the_loss(device, scale):
+    """A number below zero is refused, but a tensor cannot be read without waiting for its device."""
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT)
+    plus, minus = (
+        ours(scale, GRID, denominator=torch.tensor(value, device=device))(features, target, mask, *parameters)
+        for value in (2.0, -2.0)
+    )
+    assert minus == -plus
+    assert plus > 0
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_half_features_get_half_gradients_from_a_float32_loss(device, scale):
     features, target, mask, *parameters = sample(device, torch.bfloat16, scale, **DEFAULT)

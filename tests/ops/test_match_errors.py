@@ -70,8 +70,21 @@ def test_says_what_is_wrong(op, odd, message):
         ({"mask": torch.zeros(2, 64)}, r"mask must be \[B=2, N=16\], got \[2, 64\]"),
         ({"mask": torch.zeros(2, 16, device="meta")}, "mask must be on cpu like features, got meta"),
         ({"kind": "huber"}, "kind must be one of l2, l1, got 'huber'"),
-        ({"denominator": torch.ones(2)}, r"denominator must be a scalar tensor, got shape \[2\]"),
-        ({"denominator": 2.0}, "denominator must be a scalar tensor, got 2.0"),
+        (
+            {
+                "layers": layers(pred_weight=torch.zeros(0, 4, 1, 1), pred_bias=torch.zeros(0)),
+                "target": torch.zeros(2, 64, 0),
+            },
+            r"target must hold at least one value a cell, got \[2, 64, 0\]",
+        ),
+        ({"denominator": -1.0}, "denominator must be at least 0, got -1.0"),
+        ({"denominator": float("nan")}, "denominator must be at least 0, got nan"),
+        ({"denominator": torch.ones(2)}, r"denominator must be a scalar, got shape \[2\]"),
+        ({"denominator": torch.ones((), device="meta")}, "denominator must be on cpu like features, got meta"),
+        (
+            {"denominator": torch.ones((), requires_grad=True)},
+            "denominator must not require a gradient, got requires_grad=True",
+        ),
         (
             {"target": torch.zeros(2, 64, 3, requires_grad=True)},
             "target must not require a gradient, got requires_grad=True",
@@ -96,6 +109,10 @@ def test_the_loss_says_what_is_wrong(odd, message):
         ({"dtype": torch.int8}, "dtype must be float32, float16, bfloat16 or float64, got torch.int8"),
         ({"target": torch.zeros(2, 64, 3).half()}, "target must be float32, got float16"),
         ({"mask": torch.zeros(2, 16).bool()}, "mask must be float32, got bool"),
+        (
+            {"denominator": torch.tensor(4)},
+            "denominator must be float32, float16, bfloat16 or float64, got int64",
+        ),
         ({"dtype": torch.float64}, "target must be float64, got float32"),
     ],
 )

@@ -197,6 +197,19 @@ def test_the_last_backward_needs_no_second_gradient():
     assert last.data_ptr() in kept
 
 
+def test_a_torch_that_does_not_tell_the_last_backward_keeps_what_was_saved(monkeypatch):
+    features, target, mask, *parameters = sample("cpu", torch.float32, 4, **DEFAULT)
+    inputs = (features.requires_grad_(), target, mask, *parameters)
+    (want,) = torch.autograd.grad(ours(4, GRID)(*inputs), features)
+    monkeypatch.setattr(match_fused, "_KEEPS_GRAPH", None)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        loss = ours(4, GRID)(*inputs)
+    (got,) = torch.autograd.grad(loss, features)
+    assert torch.equal(got, want)
+    assert got.data_ptr() not in kept
+
+
 def test_without_gradients_none_are_made(device):
     features, target, mask, *parameters = sample(device, torch.float32, 4, **DEFAULT)
     want = ours(4, GRID)(features.requires_grad_(), target, mask, *parameters)

@@ -85,6 +85,14 @@ def test_a_constant_patch_is_exactly_zero(device, value):
     assert not pixel_targets(torch.full((1, 3, 16, 16), value, device=device), 16).any()
 
 
+@pytest.mark.parametrize("p", [14, 16])
+def test_a_constant_patch_of_bytes_is_exactly_zero(device, p):
+    images = torch.full((1, 3, p, p), 77, dtype=torch.uint8, device=device)
+    same = torch.full((3,), 0.3, device=device)
+    assert not pixel_targets(images, p).any()
+    assert not pixel_targets(images, p, mean=same, std=same).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_images_give_float32_targets(device, dtype):
     images = torch.randn(1, 3, 8, 8, device=device).to(dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bimkern.recipes import RECIPES
-from bimkern.train.config import ConfigError, from_json, to_json
+from bimkern.train.config import ConfigError, differences, from_json, to_json
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -58,3 +58,10 @@ def test_what_cannot_be_read_is_named(path, value, message):
 
 def test_an_option_that_an_older_run_did_not_know_takes_its_default():
     assert from_json(changed("run.compile", ...)).run.compile is False
+
+
+def test_crops_of_older_runs_were_bicubic():
+    older, config = changed("augment.interpolation", ...), RECIPES["mae_vit_test"].config
+    assert differences(older, to_json(config)) == []
+    bilinear = replace(config, augment=replace(config.augment, interpolation="bilinear"))
+    assert differences(older, to_json(bilinear)) == ["augment.interpolation: bicubic before, bilinear now"]

@@ -120,6 +120,18 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     assert saver.best == {"step": 2, "loss": 0.5}
 
 
+def test_the_best_is_sought_anew_under_other_conditions(tmp_path):
+    found = []
+    with Saver(tmp_path, every=1) as saver:
+        saver.best = {"step": 1, "loss": 0.1}  # of a program that knew no conditions
+        for step, loss, size in ((2, 0.5, 32), (3, 0.6, 32), (4, 0.4, 32), (5, 0.9, 64), (6, float("nan"), 96)):
+            conditions = {"frozen_stages": 0, "image_size": size}
+            saver.save(make("cpu", step), loss, conditions=conditions, first=nothing, required=True)
+            found.append(saver.best["step"])
+    assert found == [2, 2, 4, 5, 5]
+    assert saver.best == {"step": 5, "loss": 0.9, "frozen_stages": 0, "image_size": 64}
+
+
 def leave_while_saving(folder, gate, exception):
     """Leave the context with an exception while the save of step 2 is held back; the gate opens a little later."""
     with Saver(folder, every=1) as saver:

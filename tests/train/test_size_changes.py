@@ -112,6 +112,15 @@ def test_images_a_second_are_counted_across_a_change(photos, tmp_path, monkeypat
     assert crossing["images_per_s"] == pytest.approx((4 * 8 + 4 * 4) / laps[2].seconds)
 
 
+def test_the_best_checkpoint_is_sought_anew_at_every_size(photos, tmp_path, monkeypatch):
+    """Steps 1 to 10 have 32 pixels, 11 to 14 have 48, 15 and 16 have 64; saved is after every third and the last."""
+    register(monkeypatch, "growing", base="bim_fastmim_p_vit_test")
+    train("growing", photos, tmp_path / "run", "--steps", "16", "--save-every", "3")
+    best = checkpoints.load_latest(tmp_path / "run" / "checkpoints").state["best"]
+    loss, step = min((record["loss"], record["step"]) for record in records(tmp_path / "run")[14:])
+    assert best == {"step": step, "loss": pytest.approx(loss), "frozen_stages": 0, "image_size": 64}
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("saved_at", [9, 10, 11, 14])
 def test_a_run_goes_on_bit_for_bit_about_a_change(photos, tmp_path, monkeypatch, loader, saved_at):

@@ -13,13 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import SMALL_RECIPES
 from bimkern.train import checkpoint as checkpoints
+from bimkern.train import network
+from bimkern.train.config import from_json
 
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4
+TEACHER = "fastmim_vit_test"
 NOT_REPEATABLE = (
     *("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes", "planned_bytes", "plan_gap"),
     *("planned_peak_bytes", "unplanned_peak_bytes", "upstream_calls", "diverged_steps", "plans"),
@@ -31,15 +33,26 @@ freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items(
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Train a recipe in a folder on six photographs; return what is printed."""
+    """Train a recipe in a folder on six photographs; return what is printed. Its teacher, if any, is trained first."""
     photos = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for i in range(6):
         coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         coarse.resize((72, 72), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg")
 
-    def run(recipe, out):
-        options = ("--steps", STEPS, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+    teachers = []
+
+    def teacher():
+        if not teachers:
+            out = tmp_path_factory.mktemp("teacher") / "run"
+            run(TEACHER, out)
+            teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}.safetensors")
+        return teachers[0]
+
+    def run(recipe, out, steps=STEPS):
+        options = ("--steps", steps, "--batch-size", 4, "--save-every", 2, "--log-every", 1, "--workers", 0)
+        if RECIPES[recipe].method.distillation is not None:
+            options += ("--teacher", teacher())
         arguments = [recipe, "--data", photos, "--out", out, "--device", "cpu", *options]
         with redirect_stdout(StringIO()) as printed:
             main([str(argument) for argument in arguments])
@@ -75,7 +88,7 @@ def test_it_runs_to_its_end(finished, recipe):
     for record in logged:
         assert len(record["loss_per_block"]) == len(config.method.taps)
         learning = [loss for loss in record["loss_per_block"] if loss is not None]
-        assert record["loss"] == pytest.approx(sum(learning) / len(learning))
+        assert record["loss"] == pytest.approx(sum(learning))
         assert config.schedule.per_unit or len(learning) == len(config.method.taps)
     for tap in config.method.taps:
         assert f"\n  after block {tap + 1}  " in printed
@@ -98,18 +111,28 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     assert (4, "loss_per_block/4") in tags
 
 
+@freezing
+def test_the_best_checkpoint_is_sought_anew_when_stages_freeze(finished, recipe):
+    """The loss, a sum, falls by their share. Step 3 is not averaged with the last, which has three stages less."""
+    out, _ = finished(recipe)
+    before, after = (checkpoints.load(path).state["best"] for path in sorted((out / "checkpoints").glob("step-*")))
+    loss = [record["loss"] for record in records(out)]
+    assert before == {"step": 2, "loss": pytest.approx((loss[0] + loss[1]) / 2), "frozen_stages": 0, "image_size": 64}
+    assert after == {"step": 4, "loss": pytest.approx(loss[3]), "frozen_stages": 3, "image_size": 64}
+
+
 @every_recipe
 def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     timm = import_or_skip("timm")
     out, _ = finished(recipe)
-    method = RECIPES[recipe].method
+    config = from_json(json.loads((out / "config.json").read_text()))
+    method = config.method
     encoder = method.encoder
-    model = MIM(method)
+    model = network.build(config)
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
     images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
-    tokens = model.encoder.embed(
-        model.colors.normalize(images), torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
-    )
+    everything = torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
+    tokens = model.encoder.embed(model.colors.normalize(images), everything)
     sizes = {"img_size": encoder.image_size, "patch_size": encoder.patch, "embed_dim": encoder.width}
     names = []
     for stage, tap in enumerate(method.taps):
@@ -126,7 +149,10 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels", "vitfreeze_vit_test_isolated"],
+    [
+        *("bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels"),
+        *("vitfreeze_vit_test", "vitfreeze_vit_test_isolated"),
+    ],
 )
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
     whole, _ = finished(recipe)
@@ -136,3 +162,23 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, rec
     assert records(tmp_path / "resumed") == records(whole)
     ours, theirs = (checkpoints.load_latest(run / "checkpoints").model for run in (whole, tmp_path / "resumed"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@freezing
+def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
+    """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five blocks stand still."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(recipe, whole, steps=8)
+    assert [record["loss_per_block"].count(None) for record in records(whole)] == [0, 0, 0, 0, 0, 1, 2, 3]
+    frozen = checkpoints.load(whole / "checkpoints" / "step-00000006")
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000008")
+    assert "at step 6 of 8" in train(recipe, resumed, steps=8)
+    assert records(resumed) == records(whole)
+    ours, theirs = (checkpoints.load_latest(run / "checkpoints") for run in (whole, resumed))
+    for before, after in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    units = network.build(RECIPES[recipe]).units()
+    stopped = {name for name in units if torch.equal(frozen.model[name], theirs.model[name])}
+    assert stopped == {name for name, unit in units.items() if unit.number <= 5}

@@ -45,7 +45,7 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
             clip=5.0,  # of the published program
             undecayed=("cls_token", "mask_token"),  # likewise
         ),
-        # of the published program, 800 epochs
+        # of the published program, for 800 epochs; its 100 epochs have another peak and a cosine
         schedule=Step(warmup=10 / _EPOCHS, milestones=(700 / _EPOCHS,), gamma=0.1),
         run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=0.5e-4, slices=1),  # 1e-4 for 512 images
     )

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NoReturn, TypeVar
 
@@ -12,6 +12,7 @@ import tyro
 from bimkern.train.config import ConfigError
 
 Options = TypeVar("Options")
+Named = TypeVar("Named")
 
 
 def parse(
@@ -38,6 +39,18 @@ def parse(
             raise
         message = _first_sentence(errors.getvalue())
         raise ConfigError(message.removeprefix(f"Error parsing {kind.__name__}: ")) from None
+
+
+def take(arguments: list[str], known: Mapping[str, Named], what: str, default: str) -> Named:
+    """Take the name of something known off the front of the arguments; without a name, the default.
+
+    Raises:
+        ConfigError: nothing known has the name.
+    """
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+    return known[name]
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:

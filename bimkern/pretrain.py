@@ -1,5 +1,6 @@
 """`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
 
+import gc
 import json
 import logging
 import os
@@ -25,11 +26,14 @@ from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
+from bimkern.train.fit import OutOfMemory, check_that_it_fits, halved
 from bimkern.train.phases import Timetable
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
+
+logger = logging.getLogger("bimkern.train")
 
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
@@ -40,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
     try:
-        recipe = _take_recipe(arguments)
+        recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
         listings = _list_data(config.run.data)
         loader, why = _choose(config.run)
         if config.run.dry_run:
             print(_describe(config, listings[0], why))
             return
+        check_that_it_fits(config, resolve_device(config.run.device))
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
         root = listings[0].root
         if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with terminated_at_once():
             images = _check_data(config, listings, folder)
         print(_describe_briefly(config, images, why), flush=True)
-        outcome = Trainer(config, images, loader, folder).train()
+        config, outcome = _train(config, images, loader, folder)
     except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
     except (Diverged, Starved) as error:
@@ -71,11 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(_closing_words(config, folder, outcome))
 
 
-def _take_recipe(arguments: list[str]) -> Recipe:
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else _DEFAULT_RECIPE
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, Outcome]:
+    """Train; where memory runs out, anew from the last checkpoint with half as many images at a time."""
+    while True:
+        try:
+            return config, Trainer(config, images, loader, folder).train()
+        except OutOfMemory as shortage:
+            config = replace(config, run=halved(config.run))
+            logger.warning("%s; going on with --micro-batch %d, the batch stays", shortage, config.run.micro_batch)
+        gc.collect()  # the trainer and what its error held are gone only now
+        loader, _ = _choose(config.run)
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:

@@ -25,7 +25,7 @@ OPTIONS = (
         "--workers",
         "--max-bad-ratio",
     ),
-    *("--deterministic", "--compile", "--log-every", "--save-every", "--dry-run"),
+    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every", "--dry-run"),
 )
 
 

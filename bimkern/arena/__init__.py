@@ -4,7 +4,7 @@ from bimkern.arena._native import unusable
 from bimkern.arena.arena import Arena, Stats
 from bimkern.arena.errors import ArenaError, ArenaUnavailable
 from bimkern.arena.outlived import Outlived
-from bimkern.arena.picture import draw
+from bimkern.arena.picture import draw, draw_sawtooth
 from bimkern.arena.plan import Block, Plan, Scope, make_plan
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Scope",
     "Stats",
     "draw",
+    "draw_sawtooth",
     "make_plan",
     "unusable",
 ]

@@ -1,6 +1,7 @@
 """A picture of a plan: every block as a rectangle, its life across and its place upwards."""
 
 from pathlib import Path
+from typing import Any
 
 from bimkern.arena.plan import Block, Plan
 
@@ -40,6 +41,18 @@ def draw(plan: Plan, path: Path) -> None:
     )
     axes.legend(loc="upper right")
     figure.savefig(path, format="png", dpi=120)
+
+
+def draw_sawtooth(axes: Any, plan: Plan) -> None:
+    """Draw on matplotlib's axes what lives over one step, scope by scope."""
+    times, sums = live_bytes(plan)
+    for i, scope in enumerate(plan.scopes):
+        inside = [j for j, time in enumerate(times) if scope.begin <= time <= scope.end]
+        levels = [sums[j] / _MIB for j in inside]
+        axes.fill_between([times[j] for j in inside], levels, step="post", color=f"C{i % 10}", label=scope.name)
+    axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=1, label="peak of the plan")
+    axes.set(xlabel="allocations and frees of one step", ylabel="MiB", xlim=(0, plan.ticks), ylim=(0, None))
+    axes.legend(loc="upper right")
 
 
 def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:

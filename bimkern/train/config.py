@@ -18,13 +18,14 @@ from bimkern.train.optimizers import AdamWConfig, OptimizerName
 from bimkern.train.phases import Phase, Timetable, timetable
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ArenaName = Literal["auto", "off", "plan"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
 # rounding, as another kernel of the same attention does.
 _FREE = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "attention", "log_every", "save_every", "dry_run"),
+    *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
     "teacher",  # its path; a checkpoint knows its content
 )
 
@@ -75,6 +76,8 @@ class RunConfig:
     """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
     compile: bool = False
     """Compile every transformer block with torch.compile."""
+    arena: ArenaName = "auto"
+    """Memory of a step: planned once, then the same at every step (plan), or torch's (off). auto plans on a CPU."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100

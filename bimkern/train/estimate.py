@@ -1,15 +1,25 @@
 """What a step needs before it is run: counted on fake tensors, which have shapes but neither memory nor arithmetic."""
 
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bimkern.arena import Plan
 from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
 from bimkern.train import network
+from bimkern.train.allocations import Allocations
 from bimkern.train.config import DTYPES, Config
-from bimkern.train.memory import LiveBytes
+
+ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes: csrc/arena/upstream.h
+
+_STATES = 2  # of the optimizer for every parameter, as large as it; and one number
+_TRACED = 3  # micro-batches of a step at most: each of the others is like the one before
 
 
 class _FreeGradients:
@@ -26,24 +36,135 @@ class _FreeGradients:
             parameter.grad = None
 
 
+class _NoValues(TorchDispatchMode):
+    """Answer 0 to whoever asks a fake tensor for its value, as torch does where it draws truncated normal weights."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
+
+    Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. On top
+    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries, and
+    match_loss's, which are those of 1024 cells whatever the batch is.
+    """
+
+    weights: int  # with buffers, and a teacher's
+    gradients: int  # that are accumulated, at most
+    optimizer: int
+    inputs: int  # images of all micro-batches
+    activations: int  # with their gradients, at most
+    scopes: dict[str, int]  # activations inside each scope, at most
+    bound: int  # no order of the memory can do with less
+    peak: int  # as the arena plans it
+
+
+def step_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
+    """Count what steps of a kind need.
+
+    Of a step with many micro-batches few are counted, all of one size: each of the others needs as much again as the
+    last of these.
+
+    Raises:
+        ArenaUnavailable: nothing can be planned here.
+    """
+    if kind.per_step <= _TRACED:
+        return _need(config, kind, device)
+    fewer, few = (_need(config, _shortened(kind, count), device) for count in (_TRACED - 1, _TRACED))
+    more = kind.per_step - _TRACED
+
+    def grown(less: int, much: int) -> int:
+        return much + more * (much - less)
+
+    inputs = _images(config, kind)
+    spared = grown(fewer.inputs, few.inputs) - inputs  # where the last micro-batch is smaller
+    bound = grown(fewer.bound, few.bound) - spared
+    return replace(
+        few,
+        inputs=inputs,
+        activations=grown(fewer.activations, few.activations),
+        scopes={name: grown(fewer.scopes[name], size) for name, size in few.scopes.items()},
+        bound=bound,
+        peak=bound + few.peak - few.bound,
+    )
+
+
+def step_plan(config: Config, kind: Stretch, device: str = "cpu") -> Plan:
+    """Plan the memory of a step; of many micro-batches, that of a few."""
+    return _trace(config, _shortened(kind, _TRACED))[0].plan(ALIGNMENT[device])
+
+
 def live_activation_peak(config: Config, kind: Stretch) -> int:
     """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
 
     Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
     kind. A GPU's attention kernels may save a little more or less.
     """
-    run, side = config.run, kind.image_size
+    return _trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
+
+
+def least_bytes(config: Config, kind: Stretch) -> int:
+    """Count what a step cannot do without; of many micro-batches, what a few cannot do without."""
+    counted, model = _trace(config, _shortened(kind, _TRACED - 1))
+    weights, optimizer = _held(model)
+    return weights + optimizer + _images(config, kind) + counted.outside + counted.live_peak
+
+
+def _need(config: Config, kind: Stretch, device: str) -> Need:
+    counted, model = _trace(config, kind)
+    weights, optimizer = _held(model)
+    inputs, plan = _images(config, kind), counted.plan(ALIGNMENT[device])
+    always = weights + optimizer + inputs + counted.outside
+    return Need(
+        weights=weights,
+        gradients=counted.gradient_peak,
+        optimizer=optimizer,
+        inputs=inputs,
+        activations=counted.peak,
+        scopes=counted.activations,
+        bound=always + plan.bound,
+        peak=always + plan.peak,
+    )
+
+
+def _trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
+    """Run a step of some kind on fake tensors."""
+    run, side, channels = config.run, kind.image_size, config.method.encoder.channels
+    sizes = [min(kind.micro_batch, kind.batch_size - i * kind.micro_batch) for i in range(kind.per_step)]
     with FakeTensorMode():
-        model = network.build(config)
+        with _NoValues():
+            model = network.build(config)
         network.compute_with(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
-        shape = (kind.micro_batch, config.method.encoder.channels, side, side)
-        images, ids = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
-        _build_tables(model, images, ids, run.seed)
-        with LiveBytes(model.parameters()) as counter:
-            batch = MicroBatch(images, model.views(images, ids, run.seed))
-            config.method.flow.step(model, [batch], updates, slices=run.slices)
-    return counter.peak
+        given = [
+            (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
+            for size in sizes
+        ]
+        _build_tables(model, *given[0], run.seed)
+        with Allocations(model.parameters()) as counted:
+            batches = [MicroBatch(images, model.views(images, ids, run.seed)) for images, ids in given]
+            config.method.flow.step(model, batches, updates, slices=run.slices, scope=counted.scope)
+    return counted, model
+
+
+def _held(model: MIM) -> tuple[int, int]:
+    """Return the bytes of weights and of the optimizer's state."""
+    parameters = list(model.parameters())
+    modules: list[nn.Module] = [model] if model.teacher is None else [model, model.teacher.encoder]
+    weights = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
+    return weights, sum(_STATES * p.nbytes + torch.float32.itemsize for p in parameters)
+
+
+def _images(config: Config, kind: Stretch) -> int:
+    return kind.batch_size * (config.method.encoder.channels * kind.image_size**2 + torch.int64.itemsize)
+
+
+def _shortened(kind: Stretch, count: int) -> Stretch:
+    """Return a kind of step that has so many whole micro-batches, or its own where these are no more."""
+    return kind if kind.per_step <= count else replace(kind, batch_size=count * kind.micro_batch)
 
 
 @torch.no_grad()

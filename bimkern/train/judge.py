@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bimkern.arena import Plan
 from bimkern.mim.model import MIM
 from bimkern.mim.readers import reader_of
 from bimkern.mim.reconstruct import hidden_errors, stage_name
@@ -47,7 +48,9 @@ class Judge:
             outcome.append(StageOutcome(name, error, reader.guess, guess_error, reader.caveat))
         return outcome
 
-    def sketch(self, model: MIM, records: list[dict[str, Any]], title: str) -> Callable[[], None]:
+    def sketch(
+        self, model: MIM, records: list[dict[str, Any]], title: str, plan: Plan | None = None
+    ) -> Callable[[], None]:
         """Predict what the pictures show, with the weights as they are; return what draws it, in any thread."""
         drawn = slice(0, _DRAWN_IMAGES)
         names = [stage_name(model.method, stage) for stage in range(model.num_stages)]
@@ -58,6 +61,6 @@ class Judge:
                 pictures.draw_reconstructions(self._folder / "reconstruction.png", shown, title)
                 if records:
                     pictures.draw_curves(self._folder / "curves.png", records, names)
-                    pictures.draw_memory(self._folder / "memory.png", records)
+                    pictures.draw_memory(self._folder / "memory.png", records, plan)
 
         return draw

@@ -4,7 +4,7 @@ import resource
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
         self._hooks: list[Any] = []
         self._alive: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 
-    def __enter__(self) -> "LiveBytes":
+    def __enter__(self) -> Self:
         self._hooks = [p.register_post_accumulate_grad_hook(self._forget_grad) for p in self._parameters]
         return super().__enter__()
 

@@ -65,7 +65,7 @@ class GroupOptimizer:
             nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
         skip = (~norm.isfinite()).float()
         self.skipped += skip
-        self.skipped_in_a_row = (self.skipped_in_a_row + skip) * skip
+        self.skipped_in_a_row.add_(skip).mul_(skip)  # in place: nothing that a step allocates outlives it
         self._optimizer.step(skip)
         self._scaler.update()
         for parameter in self._names:

@@ -62,6 +62,7 @@ class _SkipsOnDevice:
     def step(self, skip: Tensor) -> None:
         self.inner.found_inf = skip  # type: ignore[attr-defined]
         self.inner.step()
+        del self.inner.found_inf  # type: ignore[attr-defined]
 
     def state(self) -> Iterator[tuple[Tensor, Quantities]]:
         yield from self.inner.state.items()

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
+from bimkern.arena import Plan, draw_sawtooth
 from bimkern.mim.model import MIM
 from bimkern.mim.readers import Reader
 from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, stage_name
@@ -136,10 +137,10 @@ def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> 
     _write(figure, path)
 
 
-def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
-    """Draw the bytes held over steps, their peak, and the live activation peak where it was counted."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axis = figure.subplots()
+def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = None) -> None:
+    """Draw the bytes held over steps, their peak, the live activations where they were counted, and a step's plan."""
+    figure = Figure(figsize=(8, 3 if plan is None else 6), layout="constrained")
+    axis, *below = figure.subplots(1 if plan is None else 2, squeeze=False)[:, 0]
     steps = [record["step"] for record in records]
     for name, label in (("held_bytes", "held"), ("peak_bytes", "peak so far")):
         axis.plot(steps, [record[name] / 2**20 for record in records], label=label, linewidth=1)
@@ -149,6 +150,8 @@ def draw_memory(path: Path, records: list[dict[str, Any]]) -> None:
     axis.set(xlabel="step", ylabel="MiB", ylim=(0, None))
     axis.legend()
     _grid(axis)
+    if plan is not None:
+        draw_sawtooth(below[0], plan)
     _write(figure, path)
 
 

@@ -21,13 +21,14 @@ from bimkern.models import attention
 from bimkern.models.layers import Block
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
-from bimkern.train import metrics, network, optimizers
+from bimkern.train import metrics, network, optimizers, step_memory
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
 from bimkern.train.clock import Clock, TimedLoader
 from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_json
 from bimkern.train.console import Reporter
 from bimkern.train.divergence import PATIENCE, Diverged, Divergence
 from bimkern.train.export import Trained, write_backbones
+from bimkern.train.fit import OutOfMemory, is_shortage
 from bimkern.train.history import History
 from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
 from bimkern.train.memory import LiveBytes, held_bytes
@@ -78,6 +79,7 @@ class Trainer:
         self._saver = Saver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path)
         self._live_activation_bytes: int | None = None
+        self._memory = step_memory.choose(run.arena, self.device, compiled=run.compile)
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""
@@ -131,7 +133,7 @@ class Trainer:
                 self._live_activation_bytes = None
             counter = LiveBytes(self.model.parameters()) if place == 2 and not run.compile else None
             with counter or nullcontext():
-                losses, lr = self.step(done - 1, batch)
+                losses, lr = self._step_or_shortage(done - 1, batch)
             self._edge.mark()
             if counter is not None:
                 self._live_activation_bytes = counter.peak
@@ -185,6 +187,20 @@ class Trainer:
         if done < self.total_steps:
             raise Stopped(what, exit_code=exit_code)
 
+    def _step_or_shortage(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
+        """Run a step; without memory for it some of its updates may have been made, so that nobody can go on here.
+
+        Raises:
+            OutOfMemory: there was not enough memory.
+        """
+        try:
+            return self.step(index, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+        at_a_time = self.course.at(index).micro_batch
+        raise OutOfMemory(f"step {index + 1}: not enough memory for {at_a_time} images at a time")
+
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run optimizer step `index` (from 0); return the stages' losses [S] and the last block's learning rate.
 
@@ -202,12 +218,14 @@ class Trainer:
         batches = []
         for images, ids in map(self._on_device, batch):
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
+        frozen_units = schedule.frozen_units(progress, depth)
         losses = self.config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
-            frozen_units=schedule.frozen_units(progress, depth),
+            frozen_units=frozen_units,
+            scope=self._memory.scope((self.course.at(index), frozen_units)),
         )
         return losses, rate(Unit(depth))
 
@@ -241,6 +259,7 @@ class Trainer:
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
+            **self._memory.record(),
         }
 
     def _resume(self) -> int:
@@ -314,7 +333,8 @@ class Trainer:
 
     def _sketch(self, done: int, history: History) -> Callable[[], None]:
         """Predict what the pictures of a step show; return what draws them."""
-        return self._judge.sketch(self.model, history.records(), f"{self.config.recipe}, step {done}")
+        title, plan = f"{self.config.recipe}, step {done}", self._memory.plan()
+        return self._judge.sketch(self.model, history.records(), title, plan)
 
     def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to judge by: of another seed, for where they are also trained on."""

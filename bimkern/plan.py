@@ -1,0 +1,142 @@
+"""`python -m bimkern.plan [RECIPE] [options]`: the memory of a run, before anything is trained."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from bimkern import command
+from bimkern.arena import ArenaUnavailable, Plan, draw
+from bimkern.recipes import RECIPES
+from bimkern.train.config import Config, ConfigError, Precision, RunConfig
+from bimkern.train.console import human_bytes
+from bimkern.train.estimate import Need, step_need, step_plan
+from bimkern.train.fit import Fits, kinds, search
+
+_PROGRAM = "python -m bimkern.plan"
+_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
+_DESCRIPTION = """\
+Tell the memory of a training step, counted on tensors without memory and planned as the arena does it. The device needs
+not be there. The process itself, what libraries allocate for themselves, loaders and copies for saving come on top.
+
+Examples:
+  python -m bimkern.plan bim_vit_large --batch-size 4096 --limit 80GiB
+  python -m bimkern.plan mae_vit_base --batch-size 64 --slices 8 --picture memory.png
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What to plan for; the options of a run mean the same there."""
+
+    batch_size: int
+    """Images of one optimizer step."""
+    micro_batch: int | None
+    """Images that go through the network at a time. Default: batch size."""
+    slices: int
+    """Parts in which a head decodes a micro-batch."""
+    precision: Precision
+    """Of matrix products."""
+    teacher: Path | None
+    """Exported backbone that a recipe with distillation learns from."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Whose alignment and kernels to plan for; those of a GPU are taken to be those of a CPU."""
+    limit: str | None = None
+    """Memory to fit into, like 24GiB: tells the largest batch, and what makes the wanted one fit."""
+    json: bool = False
+    """Print one JSON object, in bytes."""
+    picture: Path | None = None
+    """PNG to draw the memory of one step to: every block by its life and its place."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = command.take(arguments, {name: recipe.config for name, recipe in RECIPES.items()}, "recipe", "demo")
+        options = command.parse(
+            PlanOptions,
+            arguments,
+            usage=f"{_PROGRAM} [RECIPE]",
+            description=_DESCRIPTION,
+            default=_options_of(config.run),
+        )
+        limit = None if options.limit is None else _bytes(options.limit)
+        config = replace(config, run=_run(config.run, options))
+        need = _largest_need(config, options.device)
+        fits = None if limit is None else search(config, lambda c: _largest_need(c, options.device).peak, limit)
+        if options.picture is not None:
+            _draw(config, options.device, options.picture)
+    except (ConfigError, ArenaUnavailable) as error:
+        command.end(_PROGRAM, str(error), exit_code=2)
+    except OSError as error:
+        command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
+    print(_json(need, fits) if options.json else _text(config, need, limit, fits))
+
+
+def _options_of(run: RunConfig) -> PlanOptions:
+    return PlanOptions(
+        batch_size=run.batch_size,
+        micro_batch=run.micro_batch,
+        slices=run.slices,
+        precision=run.precision,
+        teacher=run.teacher,
+    )
+
+
+def _run(run: RunConfig, options: PlanOptions) -> RunConfig:
+    return replace(
+        run,
+        batch_size=options.batch_size,
+        micro_batch=options.micro_batch,
+        slices=options.slices,
+        precision=options.precision,
+        teacher=options.teacher,
+    )
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", text)
+    if found is None:
+        raise ConfigError(f"--limit must be a number of {', '.join(_UNITS)}, like 24GiB, got {text!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _largest_need(config: Config, device: str) -> Need:
+    return max((step_need(config, kind, device) for kind in kinds(config)), key=lambda need: need.peak)
+
+
+def _draw(config: Config, device: str, path: Path) -> None:
+    plans: list[Plan] = [step_plan(config, kind, device) for kind in kinds(config)]
+    draw(max(plans, key=lambda plan: plan.peak), path)
+
+
+def _json(need: Need, fits: Fits | None) -> str:
+    return json.dumps(asdict(need) | ({} if fits is None else {"fits": asdict(fits)}))
+
+
+def _text(config: Config, need: Need, limit: int | None, fits: Fits | None) -> str:
+    run = config.run
+    blocks = ", ".join(f"{name} {human_bytes(size)}" for name, size in need.scopes.items())
+    facts = {
+        "weights": human_bytes(need.weights),
+        "gradients": f"{human_bytes(need.gradients)} at most",
+        "optimizer": human_bytes(need.optimizer),
+        "inputs": f"{human_bytes(need.inputs)}, the images of a step",
+        "activations": f"{human_bytes(need.activations)} at most: {blocks}",
+        "peak": f"{human_bytes(need.peak)}; no order of the memory does with less than {human_bytes(need.bound)}",
+    }
+    if limit is not None:
+        fitting = f"the batch fits into {human_bytes(limit)}" if need.peak <= limit else f"above {human_bytes(limit)}"
+        facts["limit"] = f"{fitting}. {fits}"
+    head = (
+        f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "
+        f"decoded in slices: {run.slices}, {run.precision}"
+    )
+    return "\n".join([head, *(f"  {name:11}  {fact}" for name, fact in facts.items())])
+
+
+if __name__ == "__main__":
+    main()

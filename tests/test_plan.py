@@ -1,0 +1,89 @@
+"""`python -m bimkern.plan`: the memory of a run, told before it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from bimkern.plan import main
+
+
+def planned(capsys, *arguments):
+    main(list(arguments))
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    return stop.value.code, output
+
+
+def test_one_object_in_bytes(capsys):
+    need = json.loads(planned(capsys, "bim_vit_test", "--batch-size", "16", "--slices", "4", "--json"))
+    parts = ("weights", "gradients", "optimizer", "inputs", "activations", "peak")
+    assert set(parts) <= need.keys()
+    assert all(isinstance(need[part], int) and need[part] > 0 for part in parts)
+    assert need["weights"] + need["optimizer"] + need["inputs"] < need["peak"] < sum(need[part] for part in parts[:-1])
+    assert "fits" not in need
+
+
+def test_more_slices_and_smaller_micro_batches_need_less(capsys):
+    plain, sliced, cut = (
+        json.loads(planned(capsys, "bim_vit_test", "--batch-size", "64", "--json", *options))["peak"]
+        for options in ((), ("--slices", "8"), ("--micro-batch", "8"))
+    )
+    assert plain > sliced > cut
+
+
+def test_what_it_proposes_fits_and_no_more(capsys):
+    command = ("mae_vit_test", "--batch-size", "256", "--slices", "2", "--json")
+    limit = 14 * 2**20
+    fits = json.loads(planned(capsys, *command, "--limit", "14 MiB"))["fits"]
+    for option, value, beyond in (
+        ("--batch-size", fits["batch_size"], fits["batch_size"] + 1),
+        ("--micro-batch", fits["micro_batch"], fits["micro_batch"] + 1),
+        ("--slices", fits["slices"], fits["slices"] - 1),
+    ):
+        within, above = (
+            json.loads(planned(capsys, *command, option, str(number)))["peak"] for number in (value, beyond)
+        )
+        assert within <= limit < above, option
+
+
+def test_text_and_picture(capsys, tmp_path):
+    picture = tmp_path / "memory.png"
+    text = planned(capsys, "bim_vit_test", "--batch-size", "16", "--limit", "1GiB", "--picture", str(picture))
+    assert "bim_vit_test: steps of 16 images, 16 at a time, decoded in slices: 1, fp32" in text
+    assert "stage3" in text
+    assert "the batch fits into 1.00 GiB. What fits: --batch-size" in text
+    with Image.open(picture) as image:
+        assert image.width > 300
+
+
+def test_the_largest_image_size_counts(capsys):
+    need = json.loads(planned(capsys, "fastmim_p_vit_test", "--batch-size", "8", "--json"))
+    assert need["inputs"] == 8 * (3 * 64 * 64 + 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mae_vit_giant"], "unknown recipe 'mae_vit_giant'; choose one of demo, "),
+        (["mae_vit_test", "--limit", "24"], "--limit must be a number of B, KiB, MiB, GiB, TiB, like 24GiB, got '24'"),
+        (["mae_vit_test", "--slices", "0"], "--slices must be at least 1, got 0"),
+        (["fastmim_vit_test_distilled"], "name an exported backbone by --teacher"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+    code, output = refused(capsys, *arguments)
+    assert code == 2
+    assert message in output
+
+
+def test_a_picture_that_cannot_be_written(capsys, tmp_path):
+    code, output = refused(capsys, "mae_vit_test", "--picture", str(tmp_path / "none" / "memory.png"))
+    assert code == 1
+    assert "cannot be written" in output

@@ -1,0 +1,97 @@
+"""What a step needs, told beforehand, against what the arena of a run then plans and measures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bimkern.arena import Arena
+from bimkern.data.course import Stretch
+from bimkern.mim.flow import MicroBatch
+from bimkern.mim.model import MIM
+from bimkern.recipes import RECIPES, SMALL_RECIPES
+from bimkern.train import estimate
+from bimkern.train.estimate import least_bytes, step_need, step_plan
+from bimkern.train.optim import GroupOptimizer
+
+# Not those that need a teacher, nor those with match_loss: its workspace counts beside a tiny network.
+RECIPES_COUNTED = [
+    recipe.name
+    for recipe in SMALL_RECIPES
+    if recipe.config.method.distillation is None and len(recipe.config.method.heads) == 1
+]
+
+
+def kind(recipe, batch, micro):
+    size = RECIPES[recipe].config.method.encoder.image_size
+    return Stretch(image_size=size, batch_size=batch, micro_batch=micro)
+
+
+def config(recipe, **options):
+    given = RECIPES[recipe].config
+    return replace(given, run=replace(given.run, **options))
+
+
+def measured_plan(given, batch, micro):
+    """Plan the second of two real steps."""
+    torch.manual_seed(0)
+    model, arena, flow = MIM(given.method), Arena(), given.method.flow
+    cpu = torch.device("cpu")
+    updates = [GroupOptimizer(*group, given.optim, device=cpu, fp16=False) for group in flow.partition(model).items()]
+    size = given.method.encoder.image_size
+    for step in range(3):
+        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).split(micro)
+        ids = (torch.arange(batch) + batch * step).split(micro)
+        batches = [MicroBatch(part, model.views(part, draws, 0)) for part, draws in zip(images, ids, strict=True)]
+        flow.step(model, batches, updates, slices=given.run.slices, scope=arena.scope if step else Arena().scope)
+    return arena.plan()
+
+
+@pytest.mark.parametrize("recipe", RECIPES_COUNTED)
+def test_it_is_close_to_what_a_real_step_needs(recipe):
+    given = config(recipe, slices=2)
+    need, plan = step_need(given, kind(recipe, 64, 32)), measured_plan(given, 64, 32)
+    always = need.peak - step_plan(given, kind(recipe, 64, 32)).peak
+    assert need.peak == pytest.approx(always + plan.peak, rel=0.02)
+    assert need.bound == pytest.approx(always + plan.bound, rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", ["bim_vit_test_growing", "mae_vit_test"])
+def test_many_micro_batches_are_told_from_a_few(recipe, monkeypatch):
+    given, steps = config(recipe), kind(recipe, 60, 8)
+    told = step_need(given, steps)
+    monkeypatch.setattr(estimate, "_TRACED", steps.per_step)
+    counted = step_need(given, steps)
+    for part in ("weights", "gradients", "optimizer", "inputs"):
+        assert getattr(told, part) == getattr(counted, part), part
+    for part in ("activations", "bound", "peak"):
+        assert getattr(told, part) == pytest.approx(getattr(counted, part), rel=0.02), part
+
+
+def test_parts_of_a_step():
+    given = config("bim_vit_test")
+    need, model = step_need(given, kind("bim_vit_test", 8, 8)), MIM(given.method)
+    sizes = [sum(p.nbytes for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
+    buffers = sum(b.nbytes for b in model.buffers())
+    assert need.weights == sum(sizes) + buffers
+    assert need.gradients == max(sizes)
+    assert need.optimizer == 2 * sum(sizes) + 4 * len(list(model.parameters()))
+    assert need.inputs == 8 * (3 * 32 * 32 + 8)
+    assert need.activations == max(need.scopes.values())
+    assert list(need.scopes) == ["stage0", "stage1", "stage2", "stage3"]
+    assert need.bound <= need.peak <= 1.03 * need.bound
+    assert need.peak < need.weights + need.gradients + need.optimizer + need.inputs + need.activations
+
+
+def test_no_step_does_with_less_than_the_least():
+    for recipe in ("bim_vit_test", "mae_vit_test"):
+        for micro in (32, 16, 4):
+            least, need = (count(config(recipe), kind(recipe, 32, micro)) for count in (least_bytes, step_need))
+            assert least <= need.bound
+            assert least >= 0.8 * need.bound
+
+
+def test_a_gpu_aligns_to_more():
+    given, steps = config("mae_vit_test"), kind("mae_vit_test", 8, 8)
+    assert step_plan(given, steps, "cuda").alignment == 512
+    assert step_need(given, steps, "cuda").peak > step_need(given, steps).peak

@@ -136,7 +136,9 @@ def trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
                 counted.turn(i)
                 batches.append(MicroBatch(images, model.views(images, ids, run.seed)))
             counted.turn(None)
-            config.method.flow.step(model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope)
+            config.method.flow.step(
+                model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope
+            )
     return counted, model
 
 

@@ -24,8 +24,8 @@ _TRACED = 3  # micro-batches: the first, one like any other, and the last
 _OTHER = 1
 _SMALL = (5, 11)  # images; odd, so that both slices differ, and not 1, which needs no copy where others do
 COUNTED = (
-    f"steps of {_TRACED} micro-batches of {_SMALL[0]} and of {_SMALL[1]} images in at most 2 slices, on tensors without "
-    "memory; what other sizes need is extrapolated, image by image"
+    f"steps of {_TRACED} micro-batches of {_SMALL[0]} and of {_SMALL[1]} images in at most 2 slices, on tensors "
+    "without memory; what other sizes need is extrapolated, image by image"
 )
 
 
@@ -124,14 +124,12 @@ class _Small:
         whole, last = kind.micro_batch, kind.batch_size - (kind.per_step - 1) * kind.micro_batch
         images = [whole] * (min(kind.per_step, _TRACED) - 1) + [last]
         sizes = [_Sizes.of(number, min(config.run.slices, whole)) for number in images]
-        return [
-            growth.with_sizes(sizes[growth.life.batch or 0])
-            for growth in self._growths
-            if growth.life.batch is None or growth.life.batch < len(sizes)
-        ]
+        there = (g for g in self._growths if g.life.batch is None or g.life.batch < len(sizes))
+        lives = (growth.with_sizes(sizes[growth.life.batch or 0]) for growth in there)
+        return [life for life in lives if life.bytes]
 
     def _live(self, lives: Iterable[Life], more: int) -> list[int]:
-        """Sum the live bytes at every tick, with so many micro-batches more like the second: the most of all of them."""
+        """Sum the live bytes at every tick, and so many micro-batches more, like the second: the most of them."""
         ticks = self._counted.ticks
         first, final = [0] * (ticks + 1), [0] * (ticks + 1)  # the turn of the second one is that of all of its like
         for life in lives:

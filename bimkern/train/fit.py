@@ -17,7 +17,7 @@ from bimkern.train.scaling import Scaling
 Cost = Callable[[Config], int]  # bytes that a run needs at most
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Of torch on a CPU, which has no type for it. In our own kernels they are told since torch 2.13: before, a shortage there
+# Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
 # ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
 _MOST_IMAGES = 2**20

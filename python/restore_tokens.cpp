@@ -61,8 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_bwd_op(const Tensor& grad, con
   Tensor grad_visible = make_empty(grad, {grad.size(0), num_prefix + keep.size(1), width});
   Tensor grad_mask_token = make_empty(grad, {width});
   Tensor grad_pos = make_empty(grad, {with_pos ? num_tokens : 0, width});
-  Tensor hidden_sums =
-      make_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
+  Tensor hidden_sums = make_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
   RestoreTokensBwd args{};
   args.dtype = dtype_of(op, grad);
   args.size = sizes(grad, keep, num_tokens, num_prefix);

@@ -22,8 +22,8 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config import Config
-from bimkern.train.estimate import step_need
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.scaling import Scaling
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
 SIZES = ("base", "large", "huge")
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 def planned(config: Config, batch: int) -> dict[str, Any]:
     kind = Stretch(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
-    need = step_need(config, kind)
+    need = Scaling().need(config, kind)
     always = need.weights + need.optimizer + need.inputs
     peak, bound = need.peak - always, need.bound - always
     return {"activations": need.activations, "planned": peak, "bound": bound, "gap": round(peak / bound - 1, 5)}

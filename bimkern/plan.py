@@ -13,8 +13,9 @@ from bimkern.arena import ArenaUnavailable, Plan, draw
 from bimkern.recipes import RECIPES
 from bimkern.train.config import Config, ConfigError, Precision, RunConfig
 from bimkern.train.console import human_bytes
-from bimkern.train.estimate import Need, step_need, step_plan
+from bimkern.train.estimate import Need, step_plan
 from bimkern.train.fit import Fits, kinds, search
+from bimkern.train.scaling import COUNTED, Scaling
 
 _PROGRAM = "python -m bimkern.plan"
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         limit = None if options.limit is None else _bytes(options.limit)
         config = replace(config, run=_run(config.run, options))
-        need = _largest_need(config, options.device)
-        fits = None if limit is None else search(config, lambda c: _largest_need(c, options.device).peak, limit)
+        scaling = Scaling(options.device)
+        need = _largest_need(config, scaling)
+        fits = None if limit is None else search(config, lambda c: _largest_need(c, scaling).peak, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     except (ConfigError, ArenaUnavailable) as error:
@@ -104,8 +106,8 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _largest_need(config: Config, device: str) -> Need:
-    return max((step_need(config, kind, device) for kind in kinds(config)), key=lambda need: need.peak)
+def _largest_need(config: Config, scaling: Scaling) -> Need:
+    return max((scaling.need(config, kind) for kind in kinds(config)), key=lambda need: need.peak)
 
 
 def _draw(config: Config, device: str, path: Path) -> None:
@@ -131,6 +133,7 @@ def _text(config: Config, need: Need, limit: int | None, fits: Fits | None) -> s
     if limit is not None:
         fitting = f"the batch fits into {human_bytes(limit)}" if need.peak <= limit else f"above {human_bytes(limit)}"
         facts["limit"] = f"{fitting}. {fits}"
+    facts["counted"] = COUNTED
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "
         f"decoded in slices: {run.slices}, {run.precision}"

@@ -7,15 +7,41 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <stdexcept>
+#include <string>
+
 #include "core/dtype.h"
 #include "core/parallel.h"
 
 // Lives in libtorch_cuda.so; weak, so that the library also loads beside a torch without CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
+// Why the last call into torch failed on this thread; since torch 2.13, so weak as well.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace bimkern {
 
 using torch::stable::Tensor;
+
+// The stable ABI says that an allocation failed, and not why: this adds torch's own words, where torch tells them.
+template <typename Allocate>
+Tensor with_reason(const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::exception& error) {
+    if (torch_exception_get_what_without_backtrace == nullptr) throw;
+    throw std::runtime_error(std::string(torch_exception_get_what_without_backtrace()) + "\n" + error.what());
+  }
+}
+
+template <typename... Args>
+Tensor make_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape, Args... args) {
+  return with_reason([&] { return torch::stable::new_empty(like, shape, args...); });
+}
+
+inline Tensor make_contiguous(const Tensor& tensor) {
+  return with_reason([&] { return torch::stable::contiguous(tensor); });
+}
 
 inline DType dtype_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -56,7 +82,7 @@ class CudaScope {
 // The kernels take any strides but for the last dimension.
 inline Tensor with_contiguous_rows(const Tensor& tensor) {
   const bool has_rows = tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
-  return has_rows ? tensor : torch::stable::contiguous(tensor);
+  return has_rows ? tensor : make_contiguous(tensor);
 }
 
 }  // namespace bimkern

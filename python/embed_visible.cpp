@@ -40,7 +40,7 @@ Tensor visible_patches_op(const Tensor& images, const Tensor& keep, const std::o
                   ": images must be [B, C, H, W] with H and W multiples of patch=", patch);
   check_keep_shape(keep, images);
   const int64_t width = images.size(1) * patch * patch;
-  Tensor out = torch::stable::new_empty(images, {images.size(0), keep.size(1), width}, dtype);
+  Tensor out = make_empty(images, {images.size(0), keep.size(1), width}, dtype);
   VisiblePatches args{};
   args.image_dtype = dtype_of_pixels(images);
   args.dtype = dtype_of(kOp, out);
@@ -57,12 +57,12 @@ Tensor visible_patches_op(const Tensor& images, const Tensor& keep, const std::o
   std::optional<Tensor> means, stds;
   if (mean) {
     check_statistics("mean", *mean, images, normal);
-    means = torch::stable::contiguous(*mean);
+    means = make_contiguous(*mean);
     args.mean = means->const_data_ptr();
   }
   if (std) {
     check_statistics("std", *std, images, normal);
-    stds = torch::stable::contiguous(*std);
+    stds = make_contiguous(*std);
     args.std = stds->const_data_ptr();
   }
   args.out = out.mutable_data_ptr();
@@ -84,14 +84,14 @@ Tensor add_embeddings_op(const Tensor& product, const Tensor& bias, const Tensor
   STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == product.size(2) && same_device(bias, product), kOp,
                   ": bias must be [D], on the device of the product");
   const ScalarType dtype = bias.scalar_type();
-  Tensor out = torch::stable::new_empty(product, {product.size(0), num_prefix + keep.size(1), product.size(2)}, dtype);
+  Tensor out = make_empty(product, {product.size(0), num_prefix + keep.size(1), product.size(2)}, dtype);
   AddEmbeddings args{};
   args.product_dtype = dtype_of(kOp, product);
   args.dtype = dtype_of(kOp, out);
   args.size = TokenSizes{product.size(0), num_prefix, pos ? pos->size(0) : 0, keep.size(1), product.size(2)};
   args.keep = keep_of(keep);
   args.product = product.const_data_ptr();
-  const Tensor shift = torch::stable::contiguous(bias);
+  const Tensor shift = make_contiguous(bias);
   args.bias = shift.const_data_ptr();
   std::optional<Tensor> pos_rows, prefix_rows;
   if (pos) {

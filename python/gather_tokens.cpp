@@ -12,7 +12,7 @@ Tensor gather_tokens_op(const Tensor& tokens, const Tensor& keep, const std::opt
   const int64_t num_tokens = tokens.size(1) - num_prefix;
   check_sizes(op, tokens, keep, num_tokens, num_prefix);
   const Tensor rows = with_contiguous_rows(tokens);
-  Tensor out = torch::stable::new_empty(tokens, {tokens.size(0), num_prefix + keep.size(1), tokens.size(2)});
+  Tensor out = make_empty(tokens, {tokens.size(0), num_prefix + keep.size(1), tokens.size(2)});
   GatherTokens args{};
   args.dtype = dtype_of(op, tokens);
   args.size = sizes(tokens, keep, num_tokens, num_prefix);
@@ -60,7 +60,7 @@ Tensor gather_tokens_bwd_op(const Tensor& grad, const Tensor& keep, int64_t num_
   const char* op = "gather_tokens_bwd";
   check_bwd(op, grad, keep, num_tokens, num_prefix);
   const Tensor rows = with_contiguous_rows(grad);
-  Tensor result = torch::stable::new_empty(grad, {grad.size(0), num_prefix + num_tokens, grad.size(2)});
+  Tensor result = make_empty(grad, {grad.size(0), num_prefix + num_tokens, grad.size(2)});
   const GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
@@ -75,7 +75,7 @@ Tensor gather_tokens_bwd_pos_op(const Tensor& grad, const Tensor& keep, int64_t 
   const char* op = "gather_tokens_bwd_pos";
   check_bwd(op, grad, keep, num_tokens, num_prefix);
   const Tensor rows = with_contiguous_rows(grad);
-  Tensor result = torch::stable::new_empty(grad, {num_tokens, grad.size(2)});
+  Tensor result = make_empty(grad, {num_tokens, grad.size(2)});
   const GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);

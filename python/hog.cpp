@@ -73,8 +73,7 @@ std::vector<Tensor> hog_op(const Tensor& images, const std::vector<int64_t> cell
   for (const int64_t cell : cells) {
     const int64_t side = patch == 0 ? cell : patch;
     const int64_t length = args.channels * bins * (side / cell) * (side / cell);
-    outs.push_back(
-        torch::stable::new_empty(images, {args.images, args.height / side * (args.width / side), length}, dtype));
+    outs.push_back(make_empty(images, {args.images, args.height / side * (args.width / side), length}, dtype));
   }
   for (int32_t i = 0; i < args.num_levels; ++i) {
     const size_t at = order[i];

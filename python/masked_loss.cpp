@@ -33,7 +33,7 @@ Tensor masked_loss_bwd_op(const Tensor& grad, const Tensor& pred, const Tensor& 
   const Tensor targets = with_contiguous_rows(target);
   const LossRows rows = loss_rows(op, pred_rows, weight, denominator, kind);
   check_loss_scalar(op, "grad", grad, weight);
-  Tensor grad_pred = torch::stable::new_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
+  Tensor grad_pred = make_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
   masked_loss_bwd(rows, target_rows(op, targets, pred), LossGrad{grad.const_data_ptr(), grad_pred.mutable_data_ptr()},
                   torch_pool(), simd_in_use());
   return grad_pred;

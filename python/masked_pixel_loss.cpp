@@ -36,7 +36,7 @@ Tensor masked_pixel_loss_bwd_op(const Tensor& grad, const Tensor& pred, const Te
   const Patches patches = patches_of(op, images, mean, std, patch, normalize, weight.scalar_type());
   check_patches(op, patches, rows);
   check_loss_scalar(op, "grad", grad, weight);
-  Tensor grad_pred = torch::stable::new_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
+  Tensor grad_pred = make_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
   masked_pixel_loss_bwd(rows, patches, LossGrad{grad.const_data_ptr(), grad_pred.mutable_data_ptr()}, torch_pool(),
                         simd_in_use());
   return grad_pred;

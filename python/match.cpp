@@ -102,7 +102,7 @@ void match_norm_bwd_op(const Tensor& x, const Tensor& x_bias, const Tensor& weig
   check_buffer(op, "x_bias", x_bias, wide, {width});
   check_buffer(op, "weight", weight, wide, {width});
   check_buffer(op, "sums", sums, ScalarType::Double, {3, width});
-  Tensor scratch = torch::stable::new_empty(sums, {match_blocks(rows), 3, width});
+  Tensor scratch = make_empty(sums, {match_blocks(rows), 3, width});
   MatchNormBwd args{};
   args.dtype = dtype_of(op, x);
   args.rows = rows;
@@ -138,7 +138,7 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
   check_buffer(op, "bias", bias, wide, {width});
   check_buffer(op, "sums", sums, ScalarType::Double, {1 + width});
   const Tensor values = with_contiguous_rows(target);
-  Tensor scratch = torch::stable::new_empty(sums, {match_blocks(ids.size(0)), 1 + width});
+  Tensor scratch = make_empty(sums, {match_blocks(ids.size(0)), 1 + width});
   MatchError args{};
   args.dtype = dtype_of(op, pred);
   args.kind = absolute ? LossKind::kL1 : LossKind::kL2;

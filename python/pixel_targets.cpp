@@ -15,8 +15,7 @@ Tensor pixel_targets_op(const Tensor& images, const std::optional<Tensor>& mean,
   args.patches = patches_of(op, images, mean, std, patch, normalize, dtype);
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": dtype must be float32 or float64");
   const Patches& patches = args.patches;
-  Tensor out =
-      torch::stable::new_empty(images, {patches.images, patches.rows * patches.columns, patches.length()}, dtype);
+  Tensor out = make_empty(images, {patches.images, patches.rows * patches.columns, patches.length()}, dtype);
   args.dtype = dtype_of(op, out);
   args.out = out.mutable_data_ptr();
   pixel_targets(args, torch_pool(), simd_in_use());

@@ -40,7 +40,7 @@ void run(const Tensor& sample_ids, const RandomKeep& args) {
 
 Tensor random_keep_op(const Tensor& sample_ids, int64_t num_tokens, int64_t num_keep, int64_t seed) {
   RandomKeep args = args_of(sample_ids, num_tokens, num_tokens, num_keep, seed);
-  Tensor keep = torch::stable::new_empty(sample_ids, {args.images, num_keep});
+  Tensor keep = make_empty(sample_ids, {args.images, num_keep});
   args.keep = keep.mutable_data_ptr<int64_t>();
   run(sample_ids, args);
   return keep;
@@ -55,8 +55,8 @@ std::tuple<Tensor, Tensor> random_keep_parent_op(const Tensor& sample_ids, int64
   RandomKeep args = args_of(sample_ids, num_tokens, parent.size(1), num_keep, seed);
   STD_TORCH_CHECK(parent.size(0) == args.images && same_device(parent, sample_ids), op,
                   ": parent must have the images and the device of sample_ids");
-  Tensor keep = torch::stable::new_empty(sample_ids, {args.images, num_keep});
-  Tensor within = torch::stable::new_empty(sample_ids, {args.images, num_keep});
+  Tensor keep = make_empty(sample_ids, {args.images, num_keep});
+  Tensor within = make_empty(sample_ids, {args.images, num_keep});
   args.parent = keep_of(parent);
   args.keep = keep.mutable_data_ptr<int64_t>();
   args.within = within.mutable_data_ptr<int64_t>();

@@ -24,7 +24,7 @@ Tensor restore_tokens_op(const Tensor& visible, const Tensor& keep, const Tensor
                   ": mask_token must have the dtype and device of the rows");
   const Tensor rows = with_contiguous_rows(visible);
   const Tensor mask_row = with_contiguous_rows(mask_token);
-  Tensor out = torch::stable::new_empty(visible, {visible.size(0), num_prefix + num_tokens, visible.size(2)});
+  Tensor out = make_empty(visible, {visible.size(0), num_prefix + num_tokens, visible.size(2)});
   RestoreTokens args{};
   args.dtype = dtype_of(op, visible);
   args.size = sizes(visible, keep, num_tokens, num_prefix);
@@ -58,11 +58,10 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_bwd_op(const Tensor& grad, con
   const int64_t width = grad.size(2);
   const Tensor rows = with_contiguous_rows(grad);
   const bool is_double = grad.scalar_type() == ScalarType::Double;
-  Tensor grad_visible = torch::stable::new_empty(grad, {grad.size(0), num_prefix + keep.size(1), width});
-  Tensor grad_mask_token = torch::stable::new_empty(grad, {width});
-  Tensor grad_pos = torch::stable::new_empty(grad, {with_pos ? num_tokens : 0, width});
-  Tensor hidden_sums =
-      torch::stable::new_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
+  Tensor grad_visible = make_empty(grad, {grad.size(0), num_prefix + keep.size(1), width});
+  Tensor grad_mask_token = make_empty(grad, {width});
+  Tensor grad_pos = make_empty(grad, {with_pos ? num_tokens : 0, width});
+  Tensor hidden_sums = make_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
   RestoreTokensBwd args{};
   args.dtype = dtype_of(op, grad);
   args.size = sizes(grad, keep, num_tokens, num_prefix);

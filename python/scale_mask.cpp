@@ -24,7 +24,7 @@ Tensor scale_mask_op(const Tensor& mask, int64_t rows, int64_t columns, int64_t 
   STD_TORCH_CHECK(out_rows < kMaxSide && out_columns < kMaxSide, op,
                   ": the result must have less than 2**30 rows and columns, got ", out_rows, " and ", out_columns);
   const Tensor values = with_contiguous_rows(mask);
-  Tensor out = torch::stable::new_empty(mask, {mask.size(0), out_rows * out_columns});
+  Tensor out = make_empty(mask, {mask.size(0), out_rows * out_columns});
   ScaleMask args{};
   args.dtype = dtype_of(op, mask);
   args.images = mask.size(0);

@@ -3,12 +3,25 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bimkern.arena import Block, Plan, Scope, make_plan
 from bimkern.train.memory import LiveBytes
+
+
+@dataclass(slots=True)
+class Life:
+    """A storage of a step; times are ticks."""
+
+    scope: int | None  # that it is born in
+    batch: int | None  # the micro-batch that it is born for
+    bytes: int
+    begin: int
+    end: int | None = None  # none in this step
+    accumulated: int | None = None  # since when it is the gradient of a parameter
 
 
 class Allocations(LiveBytes):
@@ -24,29 +37,36 @@ class Allocations(LiveBytes):
         self.gradient_peak = 0
         self._live = 0
         self.activations: dict[str, int] = {}  # that live at most inside each scope
+        self._batch: int | None = None
+        self.turns: list[tuple[int, int | None]] = []  # ticks at which another micro-batch has its turn
+        self.lives: list[Life] = []
+        self.scopes: list[Scope] = []  # their blocks are the lives of a scope, in order
+        self.ticks = 0
         self._gradients: dict[int, int] = {}  # bytes of those that are accumulated, by storage
         self._tracked: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
         self._scope: str | None = None
-        self._ticks = 0
-        self._scopes: list[Scope] = []
-        self._begins: list[tuple[int, int, int]] = []  # scope, bytes, tick
-        self._ends: dict[int, int] = {}
+        self._inside = 0  # lives that are born in a scope
+        self._alive_as: dict[int, Life] = {}  # by storage
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Record what is born until the scope is left."""
-        begin, first = self._tick(), len(self._begins)
+        begin, first = self._tick(), self._inside
         self._scope, self.activations[name] = name, self.now
         try:
             yield
         finally:
             self._scope = None
-            self._scopes.append(Scope(name, begin, self._tick(), first, len(self._begins)))
+            self.scopes.append(Scope(name, begin, self._tick(), first, self._inside))
+
+    def turn(self, batch: int | None) -> None:
+        """Take what is born from now on for that of a micro-batch."""
+        self._batch = batch
+        self.turns.append((self._tick(), batch))
 
     def plan(self, alignment: int) -> Plan:
         """Place what was recorded."""
-        blocks = [Block(*begin, self._ends.get(i)) for i, begin in enumerate(self._begins)]
-        return make_plan(self._scopes, blocks, ticks=self._ticks, alignment=alignment)
+        return plan_of(self.scopes, self.lives, self.ticks, alignment)
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
@@ -61,30 +81,42 @@ class Allocations(LiveBytes):
             self.activations[self._scope] = max(self.activations[self._scope], self.now)
         if key in self._tracked or not size:
             return
-        block = None
-        if self._scope is None:
-            self.outside += size
-        else:
-            block = len(self._begins)
-            self._begins.append((len(self._scopes), size, self._tick()))
+        inside = self._scope is not None
+        life = Life(len(self.scopes) if inside else None, self._batch, size, self._tick())
+        self.lives.append(life)
+        self._alive_as[key] = life
+        if inside:
+            self._inside += 1
             self._live += size
             self.live_peak = max(self.live_peak, self._live)
-        self._tracked[key] = weakref.finalize(storage, self._freed, key, block)
+        else:
+            self.outside += size
+        self._tracked[key] = weakref.finalize(storage, self._freed, key)
 
-    def _freed(self, key: int, block: int | None) -> None:
+    def _freed(self, key: int) -> None:
         del self._tracked[key]
         self._gradients.pop(key, None)
-        if block is not None:
-            self._ends[block] = self._tick()
-            self._live -= self._begins[block][1]
+        life = self._alive_as.pop(key)
+        life.end = self._tick()
+        if life.scope is not None:
+            self._live -= life.bytes
 
     def _forget_grad(self, parameter: Tensor) -> None:
         super()._forget_grad(parameter)
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         self._gradients[storage._cdata] = storage.nbytes()
+        life = self._alive_as.get(storage._cdata)
+        if life is not None and life.accumulated is None:
+            life.accumulated = self._tick()
         self.gradient_peak = max(self.gradient_peak, sum(self._gradients.values()))
 
     def _tick(self) -> int:
-        self._ticks += 1
-        return self._ticks - 1
+        self.ticks += 1
+        return self.ticks - 1
+
+
+def plan_of(scopes: Iterable[Scope], lives: Iterable[Life], ticks: int, alignment: int) -> Plan:
+    """Place what is born inside scopes."""
+    blocks = [Block(life.scope, life.bytes, life.begin, life.end) for life in lives if life.scope is not None]
+    return make_plan(scopes, blocks, ticks=ticks, alignment=alignment)

@@ -1,5 +1,6 @@
 """What a step needs before it is run: counted on fake tensors, which have shapes but neither memory nor arithmetic."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from bimkern.train.config import DTYPES, Config
 ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes: csrc/arena/upstream.h
 
 _STATES = 2  # of the optimizer for every parameter, as large as it; and one number
-_TRACED = 3  # micro-batches of a step at most: each of the others is like the one before
+_DRAWN = 3  # micro-batches of a plan at most: each of the others is like the one before
 
 
 class _FreeGradients:
@@ -43,6 +44,20 @@ class _NoValues(TorchDispatchMode):
         return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
+class _InTurns(list[MicroBatch]):
+    """Micro-batches that tell whose turn it is."""
+
+    def __init__(self, batches: list[MicroBatch], turn: Callable[[int | None], None]) -> None:
+        super().__init__(batches)
+        self._turn = turn
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for i, batch in enumerate(super().__iter__()):
+            self._turn(i)
+            yield batch
+        self._turn(None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Need:
     """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
@@ -62,39 +77,9 @@ class Need:
     peak: int  # as the arena plans it
 
 
-def step_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
-    """Count what steps of a kind need.
-
-    Of a step with many micro-batches few are counted, all of one size: each of the others needs as much again as the
-    last of these.
-
-    Raises:
-        ArenaUnavailable: nothing can be planned here.
-    """
-    if kind.per_step <= _TRACED:
-        return _need(config, kind, device)
-    fewer, few = (_need(config, _shortened(kind, count), device) for count in (_TRACED - 1, _TRACED))
-    more = kind.per_step - _TRACED
-
-    def grown(less: int, much: int) -> int:
-        return much + more * (much - less)
-
-    inputs = _images(config, kind)
-    spared = grown(fewer.inputs, few.inputs) - inputs  # where the last micro-batch is smaller
-    bound = grown(fewer.bound, few.bound) - spared
-    return replace(
-        few,
-        inputs=inputs,
-        activations=grown(fewer.activations, few.activations),
-        scopes={name: grown(fewer.scopes[name], size) for name, size in few.scopes.items()},
-        bound=bound,
-        peak=bound + few.peak - few.bound,
-    )
-
-
 def step_plan(config: Config, kind: Stretch, device: str = "cpu") -> Plan:
     """Plan the memory of a step; of many micro-batches, that of a few."""
-    return _trace(config, _shortened(kind, _TRACED))[0].plan(ALIGNMENT[device])
+    return trace(config, _shortened(kind, _DRAWN))[0].plan(ALIGNMENT[device])
 
 
 def live_activation_peak(config: Config, kind: Stretch) -> int:
@@ -103,20 +88,21 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
     kind. A GPU's attention kernels may save a little more or less.
     """
-    return _trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
+    return trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
 
 
 def least_bytes(config: Config, kind: Stretch) -> int:
     """Count what a step cannot do without; of many micro-batches, what a few cannot do without."""
-    counted, model = _trace(config, _shortened(kind, _TRACED - 1))
-    weights, optimizer = _held(model)
-    return weights + optimizer + _images(config, kind) + counted.outside + counted.live_peak
+    counted, model = trace(config, _shortened(kind, _DRAWN - 1))
+    weights, optimizer = held(model)
+    return weights + optimizer + image_bytes(config, kind) + counted.outside + counted.live_peak
 
 
-def _need(config: Config, kind: Stretch, device: str) -> Need:
-    counted, model = _trace(config, kind)
-    weights, optimizer = _held(model)
-    inputs, plan = _images(config, kind), counted.plan(ALIGNMENT[device])
+def exact_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
+    """Count what steps of a kind need, all of their micro-batches and slices: minutes, where they are many."""
+    counted, model = trace(config, kind)
+    weights, optimizer = held(model)
+    inputs, plan = image_bytes(config, kind), counted.plan(ALIGNMENT[device])
     always = weights + optimizer + inputs + counted.outside
     return Need(
         weights=weights,
@@ -130,7 +116,7 @@ def _need(config: Config, kind: Stretch, device: str) -> Need:
     )
 
 
-def _trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
+def trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
     """Run a step of some kind on fake tensors."""
     run, side, channels = config.run, kind.image_size, config.method.encoder.channels
     sizes = [min(kind.micro_batch, kind.batch_size - i * kind.micro_batch) for i in range(kind.per_step)]
@@ -145,12 +131,18 @@ def _trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
         ]
         _build_tables(model, *given[0], run.seed)
         with Allocations(model.parameters()) as counted:
-            batches = [MicroBatch(images, model.views(images, ids, run.seed)) for images, ids in given]
-            config.method.flow.step(model, batches, updates, slices=run.slices, scope=counted.scope)
+            batches = []
+            for i, (images, ids) in enumerate(given):
+                counted.turn(i)
+                batches.append(MicroBatch(images, model.views(images, ids, run.seed)))
+            counted.turn(None)
+            config.method.flow.step(
+                model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope
+            )
     return counted, model
 
 
-def _held(model: MIM) -> tuple[int, int]:
+def held(model: MIM) -> tuple[int, int]:
     """Return the bytes of weights and of the optimizer's state."""
     parameters = list(model.parameters())
     modules: list[nn.Module] = [model] if model.teacher is None else [model, model.teacher.encoder]
@@ -158,7 +150,7 @@ def _held(model: MIM) -> tuple[int, int]:
     return weights, sum(_STATES * p.nbytes + torch.float32.itemsize for p in parameters)
 
 
-def _images(config: Config, kind: Stretch) -> int:
+def image_bytes(config: Config, kind: Stretch) -> int:
     return kind.batch_size * (config.method.encoder.channels * kind.image_size**2 + torch.int64.itemsize)
 
 

@@ -12,13 +12,16 @@ from bimkern.data.course import Stretch
 from bimkern.train.config import Config, ConfigError, RunConfig
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import least_bytes
+from bimkern.train.scaling import Scaling
 
 Cost = Callable[[Config], int]  # bytes that a run needs at most
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Of torch on a CPU, which has no type for it; and of allocations in our own kernels, whose reason torch does not tell.
-_TEXTS = ("can't allocate memory", "std::bad_alloc", '"aten::new_empty"', '"aten::contiguous"')
+# Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
+# ends the run like any other error.
+_TEXTS = ("can't allocate memory", "std::bad_alloc")
 _MOST_IMAGES = 2**20
+_FEW_SLICES = 4  # are counted as they are
 _MOST_SLICES = 32  # so many already cost a fifth of the time
 
 
@@ -71,13 +74,14 @@ def check_that_it_fits(config: Config, device: torch.device) -> None:
     Raises:
         ConfigError: one does, in whatever order it is used; the message says what would fit.
     """
+    run, scaling = config.run, Scaling()
 
     def least(config: Config) -> int:
-        return max(least_bytes(config, kind) for kind in kinds(config))
+        return max(scaling.least(config, kind) for kind in kinds(config))
 
-    there, needed = memory_there_is(device), least(config)
+    there = memory_there_is(device)
+    needed = least(config) if run.slices > _FEW_SLICES else max(least_bytes(config, kind) for kind in kinds(config))
     if needed > there:
-        run = config.run
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "
             f"{run.images_at_a_time} at a time, decoded in slices: {run.slices}; there is {human_bytes(there)}. "
@@ -125,7 +129,7 @@ def search(config: Config, cost: Cost, limit: int) -> Fits:
 def fewest(cost: Callable[[int], int], limit: int, start: int, most: int) -> int | None:
     """Return the smallest number above start whose cost is within the limit; None if `most` is not.
 
-    The cost must not rise. Small numbers are tried first, since more slices take longer to count.
+    The cost must not rise.
     """
     low, high = start, min(2 * start, most)
     while low < high and cost(high) > limit:

@@ -10,9 +10,9 @@ from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
-from bimkern.train import estimate
-from bimkern.train.estimate import least_bytes, step_need, step_plan
+from bimkern.train.estimate import exact_need, least_bytes, step_plan
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.scaling import Scaling
 
 # Not those that need a teacher, nor those with match_loss: its workspace counts beside a tiny network.
 RECIPES_COUNTED = [
@@ -50,27 +50,28 @@ def measured_plan(given, batch, micro):
 @pytest.mark.parametrize("recipe", RECIPES_COUNTED)
 def test_it_is_close_to_what_a_real_step_needs(recipe):
     given = config(recipe, slices=2)
-    need, plan = step_need(given, kind(recipe, 64, 32)), measured_plan(given, 64, 32)
+    need, plan = exact_need(given, kind(recipe, 64, 32)), measured_plan(given, 64, 32)
     always = need.peak - step_plan(given, kind(recipe, 64, 32)).peak
     assert need.peak == pytest.approx(always + plan.peak, rel=0.02)
     assert need.bound == pytest.approx(always + plan.bound, rel=0.02)
 
 
-@pytest.mark.parametrize("recipe", ["bim_vit_test_growing", "mae_vit_test"])
-def test_many_micro_batches_are_told_from_a_few(recipe, monkeypatch):
-    given, steps = config(recipe), kind(recipe, 60, 8)
-    told = step_need(given, steps)
-    monkeypatch.setattr(estimate, "_TRACED", steps.per_step)
-    counted = step_need(given, steps)
+@pytest.mark.parametrize("recipe", ["bim_vit_test", "mae_vit_test", "localmim_vit_test"])
+@pytest.mark.parametrize(("batch", "micro", "slices"), [(32, 32, 1), (32, 32, 2), (45, 16, 5), (9, 2, 1)])
+def test_what_small_steps_tell_is_what_an_exact_count_finds(recipe, batch, micro, slices):
+    given, steps = config(recipe, slices=slices), kind(recipe, batch, micro)
+    told, counted = Scaling().need(given, steps), exact_need(given, steps)
     for part in ("weights", "gradients", "optimizer", "inputs"):
         assert getattr(told, part) == getattr(counted, part), part
-    for part in ("activations", "bound", "peak"):
-        assert getattr(told, part) == pytest.approx(getattr(counted, part), rel=0.02), part
+    assert told.scopes.keys() == counted.scopes.keys()
+    for part in ("activations", "bound"):  # some scalars are as many as the micro-batches
+        assert abs(getattr(told, part) - getattr(counted, part)) <= 256, part
+    assert told.peak == pytest.approx(counted.peak, rel=0.01)
 
 
 def test_parts_of_a_step():
     given = config("bim_vit_test")
-    need, model = step_need(given, kind("bim_vit_test", 8, 8)), MIM(given.method)
+    need, model = Scaling().need(given, kind("bim_vit_test", 8, 8)), MIM(given.method)
     sizes = [sum(p.nbytes for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     buffers = sum(b.nbytes for b in model.buffers())
     assert need.weights == sum(sizes) + buffers
@@ -85,8 +86,9 @@ def test_parts_of_a_step():
 
 def test_no_step_does_with_less_than_the_least():
     for recipe in ("bim_vit_test", "mae_vit_test"):
+        scaling = Scaling()
         for micro in (32, 16, 4):
-            least, need = (count(config(recipe), kind(recipe, 32, micro)) for count in (least_bytes, step_need))
+            least, need = (count(config(recipe), kind(recipe, 32, micro)) for count in (least_bytes, scaling.need))
             assert least <= need.bound
             assert least >= 0.8 * need.bound
 
@@ -94,4 +96,4 @@ def test_no_step_does_with_less_than_the_least():
 def test_a_gpu_aligns_to_more():
     given, steps = config("mae_vit_test"), kind("mae_vit_test", 8, 8)
     assert step_plan(given, steps, "cuda").alignment == 512
-    assert step_need(given, steps, "cuda").peak > step_need(given, steps).peak
+    assert Scaling("cuda").need(given, steps).peak > Scaling().need(given, steps).peak

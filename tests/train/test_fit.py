@@ -1,5 +1,6 @@
 """Runs that do not fit into memory: refused before the first step, or cut into smaller micro-batches."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -131,6 +132,33 @@ def test_a_shortage_is_told_from_other_errors():
     assert is_shortage(MemoryError())
     assert is_shortage(torch.OutOfMemoryError())
     assert not is_shortage(RuntimeError("shapes do not fit"))
+    assert not is_shortage(RuntimeError('torch_call_dispatcher( "aten::new_empty", ...) API call failed at ops.h'))
+
+
+SHORT_IN_A_KERNEL = """
+import resource, torch
+from pathlib import Path
+from bimkern.ops import gather_tokens
+from bimkern.train.fit import is_shortage
+
+tokens, keep, pos = torch.zeros(64, 196, 1024), torch.arange(196).repeat(64, 1), torch.zeros(196, 1024)
+gather_tokens(tokens[:1], keep[:1], pos)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20, resource.RLIM_INFINITY))
+try:
+    gather_tokens(tokens, keep, pos)
+except RuntimeError as error:
+    print("aten::new_empty" in str(error), is_shortage(error))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(torch._C.__file__), "torch_exception_get_what_without_backtrace"),
+    reason="this torch does not tell a kernel why an allocation failed",
+)
+def test_a_shortage_in_a_kernel_says_so():
+    done = subprocess.run([sys.executable, "-c", SHORT_IN_A_KERNEL], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 def test_half_as_many_images_at_a_time():

@@ -10,7 +10,11 @@ from bimkern.mim.targets import PixelTarget
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
 
-NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes")
+MEMORY = (  # where steps are planned
+    *("planned_bytes", "plan_gap", "planned_peak_bytes", "unplanned_peak_bytes"),
+    *("upstream_calls", "diverged_steps", "plans"),
+)
+NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes", *MEMORY)
 
 
 def write_photos(folder, count=12):

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from growing import MEMORY, NOT_REPEATABLE
 from PIL import Image
 
 from bimkern.data.dali import unusable
@@ -22,11 +23,6 @@ from bimkern.train.console import human_bytes
 from bimkern.train.estimate import live_activation_peak
 
 needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}")
-MEMORY = (
-    *("planned_bytes", "plan_gap", "planned_peak_bytes", "unplanned_peak_bytes", "upstream_calls", "diverged_steps"),
-    "plans",
-)
-NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes", *MEMORY)
 
 
 @pytest.fixture(scope="module")

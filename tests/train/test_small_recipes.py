@@ -8,6 +8,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from growing import NOT_REPEATABLE
 from interop import import_or_skip
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,10 +23,6 @@ from bimkern.train.config import from_json
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4
 TEACHER = "fastmim_vit_test"
-NOT_REPEATABLE = (
-    *("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes", "planned_bytes", "plan_gap"),
-    *("planned_peak_bytes", "unplanned_peak_bytes", "upstream_calls", "diverged_steps", "plans"),
-)
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items() if c.schedule.per_unit])

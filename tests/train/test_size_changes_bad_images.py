@@ -58,20 +58,25 @@ def test_bad_files_are_set_aside_and_the_rest_is_trained_on(photos, tmp_path, lo
 def test_a_file_that_vanishes_about_a_change_is_set_aside_until_it_is_back(photos, tmp_path, monkeypatch, loader, step):
     train("growing", photos, tmp_path / "plain", "--loader", loader)
     shutil.copy(photos / "07.jpg", tmp_path / "away.jpg")
-    with monkeypatch.context() as patch:
-        vanishes_in(patch, step, photos / "07.jpg")
-        train("growing", photos, tmp_path / "run", "--loader", loader)
-    (record,) = quarantined(tmp_path / "run")
+    for attempt in range(3):  # on a busy machine a loader may have read all images before the file vanishes
+        run = tmp_path / f"run {attempt}"
+        shutil.copy(tmp_path / "away.jpg", photos / "07.jpg")
+        with monkeypatch.context() as patch:
+            vanishes_in(patch, step, photos / "07.jpg")
+            train("growing", photos, run, "--loader", loader)
+        if (run / "quarantine.jsonl").exists():
+            break
+    (record,) = quarantined(run)
     assert record["file"] == "07.jpg"
     assert step <= record["step"] < 16
-    assert [size for _, size, _ in losses(tmp_path / "run")] == [32] * 10 + [48] * 4 + [64] * 2
-    assert losses(tmp_path / "run") != losses(tmp_path / "plain")
+    assert [size for _, size, _ in losses(run)] == [32] * 10 + [48] * 4 + [64] * 2
+    assert losses(run) != losses(tmp_path / "plain")
     # Back again, the run goes on from the change as if the file had never been away.
     shutil.move(tmp_path / "away.jpg", photos / "07.jpg")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000016")
-    train("growing", photos, tmp_path / "run", "--loader", loader)
-    assert quarantined(tmp_path / "run") == []
-    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    shutil.rmtree(run / "checkpoints" / "step-00000016")
+    train("growing", photos, run, "--loader", loader)
+    assert quarantined(run) == []
+    assert losses(run) == losses(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("how", ["gone", "with other content", "new"])

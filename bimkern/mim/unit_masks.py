@@ -4,6 +4,7 @@ Shapes: B images, U units, N patches, K visible patches.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from bimkern.ops import keep_to_mask, random_keep
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Units:
+class _Units(ABC):
     """A random share of square units of unit x unit patches is hidden, the same ones from every stage."""
 
     ratio: float
@@ -28,8 +29,9 @@ class _Units:
         if self.unit < 1:
             raise ValueError(f"{name}: unit must be at least 1 patch, got {self.unit}")
 
+    @abstractmethod
     def num_visible(self, num_units: int) -> int:
-        raise NotImplementedError
+        """Return how many of so many units are not hidden."""
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
         rows, columns = self._units(grid)

@@ -69,6 +69,16 @@ def add_partials(partial, denominator, loss, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def slope_of(difference, L2: tl.constexpr, WIDE: tl.constexpr):
+    """Return the derivative of the squared error, or else of the absolute one, which is 0 at 0."""
+    if L2:
+        slope = 2 * difference
+    else:
+        slope = (difference > 0).to(WIDE) - (difference < 0).to(WIDE)
+    return slope
+
+
+@triton.jit
 def slope_tiles(
     grad,
     pred,
@@ -108,11 +118,7 @@ def slope_tiles(
         p = tl.load(pred_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
         t = tl.load(target_rows[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
         difference = p - t
-        if L2:
-            slope = 2 * difference
-        else:
-            slope = (difference > 0).to(WIDE) - (difference < 0).to(WIDE)
-        values = (factor[:, None] * slope).to(grad_pred.dtype.element_ty)
+        values = (factor[:, None] * slope_of(difference, L2, WIDE)).to(grad_pred.dtype.element_ty)
         tl.store(out_rows[:, None] + columns[None, :], values, mask=exists[:, None] & (columns < length)[None, :])
 
 

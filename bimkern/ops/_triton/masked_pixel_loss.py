@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bimkern.ops._triton.launch import launch, with_contiguous_rows
-from bimkern.ops._triton.masked_loss import WIDE, sum_of
+from bimkern.ops._triton.masked_loss import WIDE, slope_of, sum_of
 from bimkern.ops._triton.pixels import patch_arguments, patch_constants, read_patch
 
 
@@ -106,13 +106,8 @@ def slope_patches(
     index = tl.arange(0, BLOCK)
     p_row = pred + image * pred_image_stride + token * pred_token_stride
     p = tl.load(p_row + index, mask=inside, other=0).to(WIDE)
-    difference = p - t
-    if L2:
-        slope = 2 * difference
-    else:
-        slope = (difference > 0).to(WIDE) - (difference < 0).to(WIDE)
     factor = w * (tl.load(grad) / (tl.where(d == 0, 1, d) * length))
-    values = tl.where(inside, factor * slope, 0)
+    values = tl.where(inside, factor * slope_of(p - t, L2, WIDE), 0)
     tl.store(grad_pred + row.to(tl.int64) * length + index, values.to(grad_pred.dtype.element_ty), mask=index < length)
 
 

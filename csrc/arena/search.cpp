@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <random>
 
 namespace bimkern {
 namespace {
@@ -69,10 +70,15 @@ class Search {
     return height;
   }
 
-  // What ended up on top was placed too late: it goes first in the next round.
+  // What ended up on top was placed too late: it goes first in the next round. Two that change places now and then end
+  // the circles in which this alone would run.
   void improve(Order order) {
+    std::minstd_rand bits;
     for (int round = 0; round < kMostRounds && may_go_on(); ++round) {
       attempt(order, round % 2 == 0 ? Fit::kFirst : Fit::kBest);
+      if (round % 4 == 3) {
+        std::swap(order[bits() % order.size()], order[bits() % order.size()]);
+      }
       std::stable_partition(order.begin(), order.end(), [&](int32_t index) {
         const size_t i = static_cast<size_t>(index);
         return last_.offsets[i] + items_[i].bytes == last_.height;

@@ -21,7 +21,7 @@ from bimkern.data.source import Listing, SourceError, image_folder
 from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
-from bimkern.train import network, optimizers
+from bimkern.train import network, optimizers, step_memory
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
 from bimkern.train.console import checking, human_bytes
@@ -149,6 +149,7 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
 def _choose(run: RunConfig) -> tuple[Loader, str]:
     """Make sure that what the options name can be used here; return the loader and a line about it."""
     device = resolve_device(run.device)
+    step_memory.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
     attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
     optimizers.choose(run.optimizer, device)
     return choose_loader(run.loader, device, run.workers)

@@ -1,4 +1,5 @@
-// The Python module bimkern.arena._arena: the host arena, and plans as plain tuples. Contract: csrc/arena.
+// The Python module bimkern.arena._arena: the arenas of host and device, and plans as plain tuples. Contract:
+// csrc/arena.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
@@ -6,6 +7,7 @@
 #include <tuple>
 
 #include "arena/error.h"
+#include "device_hook.h"
 #include "host_hook.h"
 #include "rerun.h"
 
@@ -56,23 +58,26 @@ PlanTuple to_tuple(const Plan& plan) {
           plan.scope_bytes,     plan.survivor_bytes, plan.bound};
 }
 
-py::dict statistics(HostArena& host) {
-  const Statistics s = host.arena().statistics();
+template <typename AnyArena>
+py::dict statistics(AnyArena& any) {
+  const Statistics s = any.arena().statistics();
+  const Elsewhere elsewhere = any.elsewhere();
   using namespace py::literals;
   return py::dict("steps"_a = s.steps, "diverged_steps"_a = s.diverged_steps, "plans"_a = s.plans,
                   "refused_plans"_a = s.refused_plans, "planned"_a = s.planned, "smaller"_a = s.smaller,
                   "held"_a = s.held, "late"_a = s.late, "unplanned"_a = s.unplanned, "outlived"_a = s.outlived,
-                  "overruns"_a = s.overruns, "upstream_calls"_a = s.upstream_calls,
+                  "overruns"_a = s.overruns, "strayed"_a = s.strayed, "upstream_calls"_a = s.upstream_calls,
                   "upstream_calls_last_step"_a = s.upstream_calls_last_step, "live_blocks"_a = s.live_blocks,
                   "planned_bytes"_a = s.planned_bytes, "fallback_bytes"_a = s.fallback_bytes,
                   "planned_live_peak"_a = s.planned_live_peak, "planned_reach"_a = s.planned_reach,
                   "fallback_peak"_a = s.fallback_peak, "reserved_bytes"_a = s.reserved_bytes,
-                  "elsewhere"_a = host.elsewhere().allocations, "elsewhere_bytes"_a = host.elsewhere().bytes);
+                  "elsewhere"_a = elsewhere.allocations, "elsewhere_bytes"_a = elsewhere.bytes);
 }
 
-std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> outlived(HostArena& host) {
+template <typename AnyArena>
+std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> outlived(AnyArena& any) {
   std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> blocks;
-  for (const Outlived& block : host.arena().outlived()) {
+  for (const Outlived& block : any.arena().outlived()) {
     blocks.emplace_back(reinterpret_cast<uintptr_t>(block.address), block.bytes, block.scope, block.order);
   }
   return blocks;
@@ -94,6 +99,8 @@ const char* name_of(Fault fault) {
       return "no_memory";
     case Fault::kOverrun:
       return "overrun";
+    case Fault::kHandOff:
+      return "hand_off";
     case Fault::kBadPlan:
       return "bad_plan";
   }
@@ -110,6 +117,19 @@ void translate(std::exception_ptr thrown) {
   }
 }
 
+template <typename AnyArena, typename... Arguments>
+void bind_arena(py::module_& module, const char* name) {
+  py::class_<AnyArena>(module, name)
+      .def(py::init<Arguments...>())
+      .def("open", &AnyArena::open)
+      .def("close", &AnyArena::close)
+      .def("has_plan", [](AnyArena& any) { return any.arena().has_plan(); })
+      .def("plan", [](AnyArena& any) { return to_tuple(any.arena().plan()); })
+      .def("adopt", [](AnyArena& any, const PlanTuple& plan) { any.arena().adopt(from_tuple(plan)); })
+      .def("statistics", &statistics<AnyArena>)
+      .def("outlived", &outlived<AnyArena>);
+}
+
 }  // namespace
 }  // namespace bimkern
 
@@ -118,6 +138,7 @@ PYBIND11_MODULE(_arena, module) {
   module.attr("torch_version") = TORCH_VERSION;
   module.attr("host_alignment") = kHostAlignment;
   module.attr("device_alignment") = kDeviceAlignment;
+  module.attr("with_cuda") = static_cast<bool>(BIMKERN_HAS_CUDA);
   py::register_local_exception_translator(&translate);
   module.def("make_plan", [](const TraceTuple& trace, int64_t alignment, int64_t padding) {
     return to_tuple(make_plan(from_tuple(trace), alignment, padding));
@@ -126,13 +147,12 @@ PYBIND11_MODULE(_arena, module) {
   py::class_<Rerun>(module, "Rerun")
       .def(py::init([](const TraceTuple& trace) { return Rerun(from_tuple(trace)); }))
       .def("step", &Rerun::step, py::arg("arena") = nullptr);
-  py::class_<HostArena>(module, "HostArena")
-      .def(py::init<bool>())
-      .def("open", &HostArena::open)
-      .def("close", &HostArena::close)
-      .def("has_plan", [](HostArena& host) { return host.arena().has_plan(); })
-      .def("plan", [](HostArena& host) { return to_tuple(host.arena().plan()); })
-      .def("adopt", [](HostArena& host, const PlanTuple& plan) { host.arena().adopt(from_tuple(plan)); })
-      .def("statistics", &statistics)
-      .def("outlived", &outlived);
+  bind_arena<HostArena, bool>(module, "HostArena");
+  bind_arena<DeviceArena, int, bool>(module, "DeviceArena");
+  // A GPU's memory before it is torch's: throws where it cannot be had.
+  module.def("claim_device", [](int index) { device_memory(index); });
+  module.def("device_bytes", [](int index) {
+    const Device& memory = device_memory(index);
+    return std::make_pair(memory.live_bytes(), memory.peak_bytes());
+  });
 }

@@ -7,8 +7,6 @@
 #include <mutex>
 #include <thread>
 
-#include "arena/error.h"
-
 namespace bimkern {
 
 struct HostArena::Shared {
@@ -151,7 +149,7 @@ void HostArena::close(const std::string& scope, bool aborted) {
   try {
     shared_->arena.close(scope, this_thread(), aborted);
   } catch (const ArenaError& error) {
-    if (error.fault() == Fault::kOverrun) {  // the scope did close
+    if (told_after_closing(error.fault())) {
       leave();
     }
     throw;

@@ -21,12 +21,6 @@ class TorchMemory : public HostMemory {
   c10::Allocator& allocator_;
 };
 
-// Allocations of threads without an open scope, while an arena somewhere had one.
-struct Elsewhere {
-  int64_t allocations = 0;
-  int64_t bytes = 0;
-};
-
 // An arena over torch's allocator, and its part in the hook. Its memory lives until the last of its tensors is freed.
 class HostArena {
  public:

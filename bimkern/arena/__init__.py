@@ -1,7 +1,7 @@
 """Activation memory that is planned once and recycled after every scope."""
 
-from bimkern.arena._native import unusable
 from bimkern.arena.arena import Arena, Stats
+from bimkern.arena.device import held_bytes, install, unusable
 from bimkern.arena.errors import ArenaError, ArenaUnavailable
 from bimkern.arena.outlived import Outlived
 from bimkern.arena.picture import draw, draw_sawtooth
@@ -18,6 +18,8 @@ __all__ = [
     "Stats",
     "draw",
     "draw_sawtooth",
+    "held_bytes",
+    "install",
     "make_plan",
     "unusable",
 ]

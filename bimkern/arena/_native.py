@@ -26,15 +26,6 @@ def native() -> Any:
     return module
 
 
-def unusable() -> str | None:
-    """Say why there is no arena here; None if there is."""
-    try:
-        native()
-    except ArenaUnavailable as error:
-        return str(error)
-    return None
-
-
 def check_version(built_for: str) -> None:
     """Refuse a module that hooks another torch's allocator: that is a C++ class, and its layout may have changed."""
     if built_for != torch.__version__.partition("+")[0]:

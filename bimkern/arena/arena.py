@@ -2,8 +2,13 @@
 
 A step of training is a row of scopes, and ends when the name of one comes again. The first step passes, since it is
 unlike the others (optimizer state is born); the second is recorded; from the third on its plan is replayed: allocations
-on the thread that opens the scopes take a place that was known before. What does not fit the plan is served by torch's
-own allocator and counted; when two steps in a row do not fit, the second is recorded and planned anew.
+of their owner take a place that was known before. What does not fit the plan is served by torch's own allocator, on a
+GPU by the driver's stream-ordered pool, and counted; when two steps in a row do not fit, the second is recorded and
+planned anew.
+
+The owner is who opens the scopes: on the CPU a thread; on a GPU a stream, whatever threads feed it, as the one that
+autograd runs backward on. A tensor that another stream uses needs `record_stream`, as with torch's own allocator: the
+owner then waits for that stream before it has the memory again. The part of this for GPUs never ran on one yet.
 """
 
 import logging
@@ -13,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bimkern.arena import device as gpu
 from bimkern.arena._native import native
 from bimkern.arena.outlived import Outlived, describe
 from bimkern.arena.plan import Plan, from_native, to_native
@@ -34,12 +40,13 @@ class Stats:
     held: int  # allocations of what lives into the next step, not served since earlier ones are still held
     late: int  # other allocations not served since their memory was still in use
     unplanned: int  # allocations of scopes without a plan, or after the work left it
-    elsewhere: int  # allocations of other threads while a scope was open
+    elsewhere: int  # allocations of other threads, or on other streams, while a scope was open
     elsewhere_bytes: int
     outlived: int  # blocks that lived on after their scope, against the plan
     overruns: int  # debug mode: writes behind the end of a block
+    strayed: int  # debug mode: blocks let go on a stream that record_stream was not called for
 
-    upstream_calls: int  # allocations from torch's allocator, regions included
+    upstream_calls: int  # allocations from torch's allocator or the driver's pool, regions included
     upstream_calls_last_step: int  # of these, in the last step that has ended
 
     live_blocks: int  # now
@@ -53,34 +60,41 @@ class Stats:
 
 
 class Arena:
-    """Memory for what a training step allocates inside its scopes, on the thread that opens them.
+    """Memory for what a training step allocates inside its scopes, on the thread or the stream that opens them.
 
     Tensors may outlive their scope, and the arena: their memory stays until they are freed.
 
     Args:
-        device: the CPU.
-        debug: poison freed and fresh memory with NaN, look for writes behind the end of a block, and log what outlived
-            its scope with the name of the tensor. Slow.
+        device: the CPU, or a GPU. The first arena on a GPU replaces torch's CUDA allocator for the whole process: make
+            it before anything else touches a GPU. torch's statistics of memory are gone then (`held_bytes` are ours).
+        debug: poison freed and fresh memory with NaN, look for writes behind the end of a block and for streams that
+            use one without `record_stream`, and log what outlived its scope with the name of the tensor. Slow.
 
     Raises:
-        ArenaUnavailable: the compiled part is missing, or was built for another torch.
+        ArenaUnavailable: the compiled part is missing, or was built for another torch or without CUDA; there is no
+            GPU; or torch's own allocator has served a GPU already.
         ValueError: there is no arena for this device.
     """
 
     def __init__(self, device: torch.device | str = "cpu", *, debug: bool = False) -> None:
         self.device = torch.device(device)
-        if self.device.type != "cpu":
-            raise ValueError(f"Arena: device must be cpu, got {self.device}")
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"Arena: device must be cpu or cuda, got {self.device}")
         self.debug = debug
-        self._native = native().HostArena(debug)
+        if self.device.type == "cpu":
+            self._native = native().HostArena(debug)
+        else:
+            self._native = native().DeviceArena(gpu.install(self.device), debug)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Serve the allocations of this thread until the scope is left; scopes follow each other and never nest.
+        """Serve the allocations of this thread, on a GPU those on its current stream, until the scope is left.
+
+        Scopes follow each other and never nest.
 
         Raises:
-            ArenaError: another scope is open, or another thread opened the first one; in debug mode also when leaving,
-                if something wrote behind the end of a block.
+            ArenaError: another scope is open, or another thread or stream opened the first one; in debug mode also when
+                leaving, if something wrote behind the end of a block or used it on a stream that was not recorded.
         """
         self._native.open(name)
         try:

@@ -18,7 +18,7 @@ from bimkern.train.optimizers import AdamWConfig, OptimizerName
 from bimkern.train.phases import Phase, Timetable, timetable
 
 Precision = Literal["fp32", "bf16", "fp16"]
-ArenaName = Literal["auto", "off", "plan"]
+ArenaName = Literal["auto", "off", "pool", "plan"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
@@ -77,7 +77,7 @@ class RunConfig:
     compile: bool = False
     """Compile every transformer block with torch.compile."""
     arena: ArenaName = "auto"
-    """Memory of a step: planned once, then the same at every step (plan), or torch's (off). auto plans on a CPU."""
+    """Memory of a step: torch's (off), in a pool of its own (pool, GPU) or planned (plan). auto: plan; on a GPU pool."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100

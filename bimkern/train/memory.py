@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bimkern import arena
+
 
 class LiveBytes(TorchDispatchMode):
     """Count the bytes of tensors that are born inside the context and still alive.
@@ -71,6 +73,7 @@ class LiveBytes(TorchDispatchMode):
 def held_bytes(device: torch.device) -> tuple[int, int]:
     """Return the bytes held now and at most so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        own = arena.held_bytes(device)  # torch counts nothing beside another allocator
+        return own or (torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -39,6 +39,9 @@ class AddressTable {
   }
 
   LiveBlock* find(const void* address) {
+    return const_cast<LiveBlock*>(static_cast<const AddressTable*>(this)->find(address));
+  }
+  const LiveBlock* find(const void* address) const {
     for (size_t i = home(address); slots_[i].address != nullptr; i = next(i)) {
       if (slots_[i].address == address) {
         return &slots_[i];

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "arena/error.h"
-
 namespace bimkern {
 
 using Lock = std::lock_guard<std::mutex>;
@@ -68,10 +66,10 @@ void Arena::close(const std::string& scope, Owner owner, bool aborted) {
   }
   aborted_ = aborted_ || aborted;
   open_ = -1;
-  if (!overrun_.empty()) {
-    std::string text;
-    text.swap(overrun_);
-    throw ArenaError(Fault::kOverrun, text);
+  if (misuse_) {
+    const ArenaError misuse = *misuse_;
+    misuse_.reset();
+    throw misuse;
   }
 }
 
@@ -119,11 +117,15 @@ void* Arena::allocate_upstream(int64_t bytes) {
   return address;
 }
 
-void Arena::free(void* address) {
+void Arena::free(void* address, bool strayed) {
   const Lock lock(mutex_);
   LiveBlock* block = table_.find(address);
   if (block == nullptr) {
-    throw_unknown(address);
+    throw_not_live(address, in_a_region(address));
+  }
+  if (strayed) {
+    ++statistics_.strayed;
+    misuse_ = ArenaError(Fault::kHandOff, message(describe(*block), " was let go on a stream that was not recorded"));
   }
   release(*block);
   table_.erase(block);
@@ -140,19 +142,36 @@ bool Arena::try_free(void* address) {
   return true;
 }
 
-void Arena::throw_unknown(const void* address) const {
-  const bool ours = (replay_ != nullptr && replay_->owns(address)) ||
-                    std::any_of(retired_.begin(), retired_.end(), [&](const auto& r) { return r->owns(address); });
-  BIMKERN_ARENA_CHECK(!ours, Fault::kDoubleFree, "free of ", address, ", which is in the arena and not live");
+bool Arena::is_live(const void* address) const {
+  const Lock lock(mutex_);
+  return table_.find(address) != nullptr;
+}
+
+bool Arena::owns(const void* address) const {
+  const Lock lock(mutex_);
+  return in_a_region(address);
+}
+
+bool Arena::in_a_region(const void* address) const {
+  return (replay_ != nullptr && replay_->owns(address)) ||
+         std::any_of(retired_.begin(), retired_.end(), [&](const auto& r) { return r->owns(address); });
+}
+
+void throw_not_live(const void* address, bool owned) {
+  BIMKERN_ARENA_CHECK(!owned, Fault::kDoubleFree, "free of ", address, ", which is in the arena and not live");
   throw ArenaError(Fault::kForeignPointer, message("free of ", address, ", which the arena did not give out"));
+}
+
+std::string Arena::describe(const LiveBlock& block) const {
+  return message("a block of ", block.bytes, " bytes, allocation ", block.order, " of scope '",
+                 names_[static_cast<size_t>(block.scope)], "'");
 }
 
 // Everything but the table's entry.
 void Arena::release(const LiveBlock& block) {
   if (!guard_.died(block.address, block.bytes)) {
     ++statistics_.overruns;
-    overrun_ = message("something wrote behind a block of ", block.bytes, " bytes, allocation ", block.order,
-                       " of scope '", names_[static_cast<size_t>(block.scope)], "'");
+    misuse_ = ArenaError(Fault::kOverrun, message("something wrote behind ", describe(block)));
   }
   if (recorder_.active() && block.recorded >= 0 && block.session == recorder_.session()) {
     recorder_.freed(block.recorded);

@@ -10,9 +10,11 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "arena/address_table.h"
+#include "arena/error.h"
 #include "arena/guard.h"
 #include "arena/recorder.h"
 #include "arena/replay.h"
@@ -30,6 +32,9 @@ struct Outlived {
   int32_t order;  // of its allocation in the scope
 };
 
+// Says of what is not live whether it is free, or was never the arena's.
+[[noreturn]] void throw_not_live(const void* address, bool owned);
+
 class Arena {
  public:
   Arena(Upstream& upstream, bool debug) : upstream_(upstream), guard_(upstream, debug) {}
@@ -38,14 +43,18 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   void open(const std::string& scope, Owner owner);
-  // `aborted`: the scope was left by an exception. In debug mode throws kOverrun, after closing, for dead canaries.
+  // `aborted`: the scope was left by an exception. In debug mode throws, after closing, kOverrun for dead canaries and
+  // kHandOff for strayed blocks.
   void close(const std::string& scope, Owner owner, bool aborted = false);
 
   // Inside a scope. bytes > 0.
   void* allocate(int64_t bytes, Owner owner);
-  void free(void* address);
+  // `strayed`: by a stream that nobody had recorded as a user of the block, which debug mode tells.
+  void free(void* address, bool strayed = false);
   // The same, for a caller that has other memory too: false, and nothing happens, where the address is not live here.
   bool try_free(void* address);
+  bool is_live(const void* address) const;
+  bool owns(const void* address) const;  // in a region, live or not
 
   // Puts an own plan in force, from the next step on; throws kBadPlan, kNoMemory.
   void adopt(Plan plan);
@@ -64,7 +73,8 @@ class Arena {
   void put_in_force(Plan plan);
   void replan();
   void release(const LiveBlock& block);
-  [[noreturn]] void throw_unknown(const void* address) const;
+  std::string describe(const LiveBlock& block) const;
+  bool in_a_region(const void* address) const;
   void* allocate_upstream(int64_t bytes);
   std::vector<Outlived> find_outlived() const;
 
@@ -93,7 +103,7 @@ class Arena {
   uint32_t plan_id_ = 0;
 
   std::vector<Outlived> outlived_;
-  std::string overrun_;
+  std::optional<ArenaError> misuse_;  // told when the scope closes
   Statistics statistics_;
   int64_t calls_at_step_ = 0;
   int64_t fallback_peak_ = 0;

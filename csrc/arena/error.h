@@ -13,8 +13,12 @@ enum class Fault {
   kBadSize,         // an allocation of no bytes
   kNoMemory,        // the upstream had none
   kOverrun,         // debug mode: something wrote behind its block
+  kHandOff,         // debug mode: a block was let go on a stream that was not recorded as its user
   kBadPlan,         // a plan whose blocks could overlap, or that was made for another arena
 };
+
+// What debug mode finds is told when a scope closes, and the scope is closed then.
+inline bool told_after_closing(Fault fault) { return fault == Fault::kOverrun || fault == Fault::kHandOff; }
 
 class ArenaError : public Error {
  public:

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "arena/arena.h"
-#include "arena/error.h"
 
 namespace bimkern {
 namespace {

@@ -1,0 +1,81 @@
+"""Where an arena can be had; and a GPU's memory as the arena's: torch's CUDA allocator is replaced, before it is used.
+
+An allocator that torch is given sees every tensor only if it replaces torch's own, which it does for the whole process;
+one that stands behind a torch.cuda.MemPool is asked for whole segments. Replaced, torch has no statistics of memory:
+`held_bytes` are ours. The part for GPUs never ran on one yet.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+
+from bimkern.arena._native import native
+from bimkern.arena.errors import ArenaUnavailable
+
+_ALLOCATE, _FREE, _RECORD_STREAM = (f"bimkern_arena_{name}" for name in ("alloc", "free", "record_stream"))
+
+_installed: list[Any] = []  # torch's handle of our allocator, for as long as there are tensors
+
+
+def unusable(device_type: str = "cpu") -> str | None:
+    """Say why there is no arena here for "cpu" or "cuda"; None if there is."""
+    try:
+        _find(device_type)
+    except ArenaUnavailable as error:
+        return str(error)
+    return None
+
+
+def install(device: torch.device) -> int:
+    """Make the arena's allocator that of all GPUs, unless it is, and return the index of this one.
+
+    Raises:
+        ArenaUnavailable: there is none to be had here, or torch's own has already been used.
+    """
+    module = _find("cuda")
+    if not _installed:
+        _installed.append(_replace(module, device.index or 0))
+    return _index(device)
+
+
+def held_bytes(device: torch.device) -> tuple[int, int] | None:
+    """Return the bytes that a GPU's tensors and plans hold, now and at most; None where torch's own allocator counts."""
+    return native().device_bytes(_index(device)) if _installed else None
+
+
+def _find(device_type: str) -> Any:
+    module = native()
+    if device_type == "cuda":
+        if torch.version.cuda is None:
+            raise ArenaUnavailable("torch was built without CUDA")
+        if not module.with_cuda:
+            raise ArenaUnavailable("the arena was built without CUDA (install where nvcc is on the PATH)")
+        if not torch.cuda.is_available():
+            raise ArenaUnavailable("torch sees no CUDA device")
+    return module
+
+
+def _replace(module: Any, index: int) -> Any:
+    if torch.cuda.is_initialized():
+        raise ArenaUnavailable(
+            "torch's own allocator is in use already: make the first arena on a GPU before anything else touches one"
+        )
+    try:
+        module.claim_device(index)  # what it lacks is to be known while there still is the other allocator
+    except RuntimeError as error:
+        raise ArenaUnavailable(str(error).removeprefix("arena: ")) from error
+    library = ctypes.CDLL(module.__file__)
+    allocator = torch.cuda.memory.CUDAPluggableAllocator(module.__file__, _ALLOCATE, _FREE)
+    try:
+        # Without it a block would be given out again while another stream still reads it.
+        record_stream = ctypes.cast(library[_RECORD_STREAM], ctypes.c_void_p).value
+        allocator.allocator().set_record_stream_fn(record_stream)
+        torch.cuda.memory.change_current_allocator(allocator)
+    except (AttributeError, RuntimeError) as error:
+        raise ArenaUnavailable(f"torch {torch.__version__} takes no other allocator: {error}") from error
+    return allocator
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -1,0 +1,84 @@
+// The memory of one device, as torch's allocator functions ask for it: inside a scope, on the stream that owns it, from
+// an arena; everything else from the driver's stream-ordered pool.
+//
+// A block belongs to the stream that it was allocated on. Another stream that uses it is recorded. When the block is
+// freed, its owner waits for an event behind all that these streams were given so far, and only then has it back: what
+// the owner is given from then on may write to it at once, no matter when the host or the device get there. So an arena
+// is stream-ordered memory like any other, and gives out the same addresses at every step.
+//
+// Threads do not matter: a backward pass runs on a thread of its own and on the stream of its forward pass. All calls
+// are safe from any thread at any time.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "arena/arena.h"
+#include "arena/stream_memory.h"
+
+namespace bimkern {
+
+class Device {
+ public:
+  explicit Device(Driver& driver) : pool_(driver) {}
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  // nullptr for 0 bytes. Throws kNoMemory.
+  void* allocate(int64_t bytes, Stream stream);
+  // `on`: the stream that the caller works on, or the block's own. It is waited for like a recorded one; debug mode
+  // calls it a misuse when it is neither (kHandOff, thrown when the scope closes). Nothing for nullptr. Throws
+  // kDoubleFree, kForeignPointer.
+  void free(void* address, Stream on);
+  // The stream uses the block, which must not be its owner's again before. False where the address is not live here.
+  bool record(void* address, Stream stream);
+
+  int64_t live_bytes() const;  // of the driver's pool: plans, fallbacks and all that is outside of scopes
+  int64_t peak_bytes() const;  // so far
+
+  // An arena of the device: the first stream that opens a scope owns it. It is let go with close_arena(), and stays
+  // until the last of its blocks is freed.
+  class StreamArena;
+  StreamArena& make_arena(bool debug);
+  void close_arena(StreamArena& arena);
+  void open(StreamArena& arena, const std::string& scope, Stream stream);
+  void close(StreamArena& arena, const std::string& scope, Stream stream, bool aborted);
+  Elsewhere elsewhere(const StreamArena& arena) const;
+
+ private:
+  struct PoolBlock {
+    int64_t bytes;
+    Stream stream;
+  };
+
+  StreamArena* arena_of(const void* address) const;
+  bool wait_for_users(void* address, Stream owner, Stream on);
+  void forget_if_done(const StreamArena& arena);
+
+  mutable std::mutex mutex_;
+  CountedPool pool_;
+  std::unordered_map<void*, PoolBlock> blocks_;           // that are live and no arena's
+  std::unordered_map<void*, std::vector<Stream>> users_;  // of live blocks, where there are any
+  std::vector<std::unique_ptr<StreamArena>> arenas_;      // also closed ones, while blocks live in them
+  std::vector<StreamArena*> open_;                        // with an open scope
+};
+
+class Device::StreamArena {
+ public:
+  StreamArena(CountedPool& pool, bool debug) : memory_(pool), arena_(memory_, debug), debug_(debug) {}
+
+  Arena& arena() { return arena_; }
+
+ private:
+  friend class Device;
+  StreamMemory memory_;
+  Arena arena_;
+  bool debug_;
+  bool owned_ = false;
+  bool closed_ = false;  // nobody opens scopes any more
+  Elsewhere elsewhere_;
+};
+
+}  // namespace bimkern

@@ -1,0 +1,59 @@
+// A driver's pool, counted, and as the upstream of an arena that one stream owns. Not thread-safe: the device's lock
+// holds for all of it.
+#pragma once
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "arena/driver.h"
+#include "arena/upstream.h"
+
+namespace bimkern {
+
+class CountedPool {
+ public:
+  explicit CountedPool(Driver& driver) : driver_(driver) {}
+
+  void* allocate(int64_t bytes, Stream stream) {
+    void* address = driver_.allocate(bytes, stream);
+    if (address != nullptr) {
+      live_bytes_ += bytes;
+      peak_bytes_ = std::max(peak_bytes_, live_bytes_);
+    }
+    return address;
+  }
+  void free(void* address, int64_t bytes, Stream stream) {
+    driver_.free(address, bytes, stream);
+    live_bytes_ -= bytes;
+  }
+
+  Driver& driver() const { return driver_; }
+  int64_t live_bytes() const { return live_bytes_; }
+  int64_t peak_bytes() const { return peak_bytes_; }  // so far
+
+ private:
+  Driver& driver_;
+  int64_t live_bytes_ = 0, peak_bytes_ = 0;
+};
+
+// The driver promises a smaller alignment than plans have: every block begins up to kDeviceAlignment late in its own.
+class StreamMemory : public Upstream {
+ public:
+  explicit StreamMemory(CountedPool& pool) : pool_(pool) {}
+
+  Stream stream() const { return stream_; }
+  void belongs_to(Stream stream) { stream_ = stream; }  // before the first call of the others
+
+  void* allocate(int64_t bytes) override;
+  void deallocate(void* address, int64_t bytes) override;
+  int64_t alignment() const override { return kDeviceAlignment; }
+  void fill(void* address, unsigned char value, int64_t bytes) override;
+  bool holds(const void* address, unsigned char value, int64_t bytes) const override;
+
+ private:
+  CountedPool& pool_;
+  Stream stream_ = 0;
+  std::unordered_map<void*, void*> began_;  // where the driver's block of an address began
+};
+
+}  // namespace bimkern

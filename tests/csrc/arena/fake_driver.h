@@ -1,0 +1,92 @@
+// A device without memory: its streams are vector clocks, so that it knows which work is done before which, whatever
+// the host does. It fails the test when memory is taken from work that is not known to be done.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "../expect.h"
+#include "arena/driver.h"
+#include "arena/upstream.h"
+
+namespace bimkern {
+
+class FakeDriver : public Driver {
+ public:
+  void* allocate(int64_t bytes, Stream stream) override {
+    // Of two neighbours in this memory one is aligned to kDriverAlignment alone.
+    void* address = memory_.allocate(bytes);
+    touch(address, bytes, stream);
+    return address;
+  }
+  void free(void* address, int64_t bytes, Stream stream) override {
+    expect_done(address, bytes, stream);
+    touch(address, bytes, stream);
+    works_.pop_back();  // nobody gets this memory again
+    memory_.deallocate(address, bytes);
+  }
+  Event record(Stream stream) override {
+    events_.push_back(clocks_[stream]);
+    return events_.size() - 1;
+  }
+  void wait(Stream stream, Event event) override {
+    ++num_waits_;
+    for (const auto& [other, tick] : events_[event]) {
+      int64_t& known = clocks_[stream][other];
+      known = std::max(known, tick);
+    }
+  }
+  void fill(void* address, unsigned char, int64_t bytes, Stream stream) override {
+    expect_done(address, bytes, stream);
+    touch(address, bytes, stream);
+  }
+  bool holds(const void*, unsigned char, int64_t, Stream) override { return !overrun_; }
+
+  // A kernel on the stream reads or writes the memory.
+  void touch(void* address, int64_t bytes, Stream stream) {
+    const int64_t begin = reinterpret_cast<int64_t>(address);
+    forget(begin, begin + bytes, stream);
+    works_.push_back({begin, begin + bytes, stream, ++clocks_[stream][stream]});
+  }
+  // All work on the memory is done before whatever the stream is given now.
+  void expect_done(void* address, int64_t bytes, Stream stream) {
+    const int64_t begin = reinterpret_cast<int64_t>(address), end = begin + bytes;
+    for (const Work& work : works_) {
+      EXPECT(work.end <= begin || end <= work.begin || clocks_[stream][work.stream] >= work.tick);
+    }
+  }
+
+  FakeMemory& memory() { return memory_; }
+  int64_t num_waits() const { return num_waits_; }
+  void overrun(bool on) { overrun_ = on; }
+
+ private:
+  using Clock = std::map<Stream, int64_t>;
+  struct Work {
+    int64_t begin, end;
+    Stream stream;
+    int64_t tick;
+  };
+
+  // What the new work covers and comes after need not be asked for any more.
+  void forget(int64_t begin, int64_t end, Stream stream) {
+    size_t kept = 0;
+    for (const Work& work : works_) {
+      const bool covered = begin <= work.begin && work.end <= end && clocks_[stream][work.stream] >= work.tick;
+      if (!covered) {
+        works_[kept++] = work;
+      }
+    }
+    works_.resize(kept);
+  }
+
+  FakeMemory memory_{kDriverAlignment};
+  std::map<Stream, Clock> clocks_;
+  std::vector<Clock> events_;
+  std::vector<Work> works_;
+  int64_t num_waits_ = 0;
+  bool overrun_ = false;
+};
+
+}  // namespace bimkern

@@ -1,0 +1,264 @@
+// Streams: whose memory is whose, when a block is its owner's again, and every misuse.
+#include <thread>
+
+#include "caught.h"
+#include "fake_driver.h"
+#include "random_work.h"
+
+#include "arena/device.h"
+
+using namespace bimkern;
+
+namespace {
+
+constexpr Stream kOther = 2;
+
+// A step on the owner's stream whose first block another stream may use, too.
+struct Step {
+  FakeDriver driver;
+  Device device{driver};
+  Device::StreamArena* arena;
+
+  explicit Step(bool debug = false) : arena(&device.make_arena(debug)) {}
+
+  void* born(int64_t bytes, Stream stream) {
+    void* address = device.allocate(bytes, stream);
+    driver.expect_done(address, bytes, stream);
+    driver.touch(address, bytes, stream);
+    return address;
+  }
+
+  void used_by(Stream stream, void* address, int64_t bytes) {
+    driver.wait(stream, driver.record(kOwner));
+    driver.touch(address, bytes, stream);
+  }
+
+  // -> the addresses of both blocks
+  std::vector<void*> run(Stream user = kOwner) {
+    device.open(*arena, "block", kOwner);
+    void* a = born(100, kOwner);
+    if (user != kOwner) {
+      used_by(user, a, 100);
+      EXPECT(device.record(a, user));
+    }
+    device.free(a, kOwner);
+    void* b = born(200, kOwner);
+    device.free(b, kOwner);
+    device.close(*arena, "block", kOwner, false);
+    return {a, b};
+  }
+
+  void expect_usable() {
+    for (int i = 0; i < 6; ++i) {
+      run();
+    }
+    const int64_t planned = arena->arena().statistics().planned;
+    run();
+    EXPECT(arena->arena().statistics().planned == planned + 2 && arena->arena().statistics().live_blocks == 0);
+  }
+};
+
+void test_a_block_comes_back_behind_an_event_of_its_user() {
+  Step step;
+  std::vector<void*> addresses;
+  for (int i = 0; i < 6; ++i) {
+    const int64_t calls = step.driver.memory().calls(), waits = step.driver.num_waits();
+    const std::vector<void*> now = step.run(kOther);
+    if (i > 3) {
+      EXPECT(now == addresses && now[0] == now[1]);  // the second block of a step is where the first was
+      EXPECT(step.driver.memory().calls() == calls);
+      EXPECT(step.driver.num_waits() == waits + 2);  // the user's for the owner, and the owner's for the user
+    }
+    addresses = now;
+  }
+  EXPECT(step.arena->arena().statistics().plans == 1 && step.arena->arena().statistics().diverged_steps == 0);
+}
+
+void test_a_stream_waits_for_others_alone() {
+  Step step;
+  step.expect_usable();
+  EXPECT(step.driver.num_waits() == 0);
+  step.device.open(*step.arena, "block", kOwner);
+  void* a = step.born(100, kOwner);
+  EXPECT(step.device.record(a, kOwner));
+  step.device.free(a, kOwner);
+  step.device.close(*step.arena, "block", kOwner, false);
+  EXPECT(step.driver.num_waits() == 0);
+}
+
+void test_a_stream_that_is_recorded_twice_is_waited_for_once() {
+  Step step;
+  step.device.open(*step.arena, "block", kOwner);
+  void* a = step.born(100, kOwner);
+  EXPECT(step.device.record(a, kOther));
+  EXPECT(step.device.record(a, kOther));
+  step.device.free(a, kOther);
+  step.device.close(*step.arena, "block", kOwner, false);
+  EXPECT(step.driver.num_waits() == 1);
+}
+
+void test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool() {
+  Step step;
+  step.expect_usable();
+  const Statistics before = step.arena->arena().statistics();
+  void* outside = step.born(1000, kOwner);
+  step.device.open(*step.arena, "block", kOwner);
+  void* other = step.born(2000, kOther);
+  step.device.close(*step.arena, "block", kOwner, false);
+  const Statistics after = step.arena->arena().statistics();
+  EXPECT(after.planned == before.planned && after.unplanned == before.unplanned && after.live_blocks == 0);
+  EXPECT(step.device.elsewhere(*step.arena).allocations == 1);
+  EXPECT(step.device.elsewhere(*step.arena).bytes == 2000);
+  const int64_t live = step.device.live_bytes();
+  EXPECT(live == step.driver.memory().live_bytes() && live > 3000);
+  step.used_by(kOther, outside, 1000);
+  EXPECT(step.device.record(outside, kOther));
+  step.device.free(outside, kOwner);  // the driver would tell, had its pool not waited for the other stream
+  step.device.free(other, kOther);
+  EXPECT(step.device.live_bytes() == live - 3000 && step.device.peak_bytes() >= live);
+}
+
+void test_threads_do_not_matter() {
+  Step step;
+  for (int i = 0; i < 6; ++i) {
+    step.device.open(*step.arena, "block", kOwner);
+    void* kept = nullptr;
+    std::thread([&] {
+      step.device.free(step.born(100, kOwner), kOwner);
+      kept = step.born(200, kOwner);
+    }).join();
+    step.device.free(kept, kOwner);
+    step.device.close(*step.arena, "block", kOwner, false);
+  }
+  const Statistics now = step.arena->arena().statistics();
+  EXPECT(now.plans == 1 && now.upstream_calls_last_step == 0 && now.planned > 0);
+}
+
+void test_blocks_outlive_a_closed_arena() {
+  Step step;
+  step.expect_usable();
+  step.device.open(*step.arena, "block", kOwner);
+  void* kept = step.born(100, kOwner);
+  step.device.close_arena(*step.arena);
+  EXPECT(step.device.live_bytes() > 0);
+  void* outside = step.born(100, kOwner);  // the scope is gone with its arena
+  step.device.free(outside, kOwner);
+  step.device.free(kept, kOwner);
+  EXPECT(step.device.live_bytes() == 0 && step.driver.memory().live_bytes() == 0);
+  EXPECT(step.driver.memory().mistakes() == 0);
+}
+
+void test_no_bytes() {
+  Step step;
+  EXPECT(step.device.allocate(0, kOwner) == nullptr);
+  step.device.free(nullptr, kOwner);
+  EXPECT(step.driver.memory().calls() == 0);
+}
+
+void test_no_memory() {
+  Step step;
+  step.driver.memory().fail_at_call(1);
+  const Caught error = caught([&] { step.device.allocate(100, kOwner); });
+  EXPECT(error.fault == Fault::kNoMemory && error.text == "arena: no memory for 100 bytes");
+  step.driver.memory().fail_at_call(2);
+  EXPECT(caught([&] { step.run(); }).fault == Fault::kNoMemory);
+  step.device.close(*step.arena, "block", kOwner, true);
+  step.expect_usable();
+}
+
+void test_frees_of_what_is_not_live() {
+  Step step;
+  step.expect_usable();
+  step.device.open(*step.arena, "block", kOwner);
+  void* a = step.born(100, kOwner);
+  step.device.free(a, kOwner);
+  Caught error = caught([&] { step.device.free(a, kOwner); });
+  EXPECT(error.fault == Fault::kDoubleFree);
+  EXPECT(error.text == message("arena: free of ", a, ", which is in the arena and not live"));
+  step.device.close(*step.arena, "block", kOwner, false);
+  int other = 0;
+  error = caught([&] { step.device.free(&other, kOwner); });
+  EXPECT(error.fault == Fault::kForeignPointer);
+  EXPECT(error.text == message("arena: free of ", static_cast<void*>(&other), ", which the arena did not give out"));
+  step.expect_usable();
+}
+
+void test_a_record_of_what_is_not_live() {
+  Step step;
+  int other = 0;
+  EXPECT(!step.device.record(&other, kOther));
+  void* dead = step.run()[0];
+  EXPECT(!step.device.record(dead, kOther));
+  EXPECT(!step.device.record(nullptr, kOther));
+  step.expect_usable();
+  EXPECT(step.driver.num_waits() == 0);
+}
+
+void test_scopes_of_another_stream() {
+  Step step;
+  step.run();
+  Caught error = caught([&] { step.device.open(*step.arena, "block", kOther); });
+  EXPECT(error.fault == Fault::kWrongOwner);
+  EXPECT(error.text == "arena: open must come from the thread or stream that opened the first scope");
+  step.device.open(*step.arena, "block", kOwner);
+  Device::StreamArena& second = step.device.make_arena(false);
+  error = caught([&] { step.device.open(second, "work", kOwner); });
+  EXPECT(error.fault == Fault::kScope);
+  EXPECT(error.text == "arena: scope 'work' cannot open: this stream is in a scope of another arena");
+  step.device.open(second, "work", kOther);  // on a stream of its own it can
+  step.device.free(step.born(100, kOther), kOther);
+  step.device.close(second, "work", kOther, false);
+  EXPECT(second.arena().statistics().unplanned == 1);
+  step.device.close(*step.arena, "block", kOwner, false);
+  step.expect_usable();
+}
+
+// The memory is right in both modes; debug mode says who forgot to say that the stream used the block.
+void test_a_block_that_strays() {
+  for (const bool debug : {false, true}) {
+    Step step(debug);
+    step.expect_usable();
+    step.device.open(*step.arena, "block", kOwner);
+    void* a = step.born(100, kOwner);
+    step.used_by(kOther, a, 100);
+    step.device.free(a, kOther);
+    step.device.free(step.born(200, kOwner), kOwner);
+    const Caught error = caught([&] { step.device.close(*step.arena, "block", kOwner, false); });
+    if (debug) {
+      EXPECT(error.fault == Fault::kHandOff);
+      EXPECT(error.text ==
+             "arena: a block of 100 bytes, allocation 0 of scope 'block' was let go on a stream that was not recorded");
+    }
+    EXPECT(error.fault.has_value() == debug);
+    EXPECT(step.arena->arena().statistics().strayed == debug);
+    step.expect_usable();
+  }
+}
+
+void test_an_overrun_is_told_when_the_scope_has_closed() {
+  Step step(true);
+  step.expect_usable();
+  step.driver.overrun(true);
+  EXPECT(caught([&] { step.run(); }).fault == Fault::kOverrun);
+  step.driver.overrun(false);
+  step.expect_usable();
+}
+
+}  // namespace
+
+int main() {
+  test_a_block_comes_back_behind_an_event_of_its_user();
+  test_a_stream_waits_for_others_alone();
+  test_a_stream_that_is_recorded_twice_is_waited_for_once();
+  test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool();
+  test_threads_do_not_matter();
+  test_blocks_outlive_a_closed_arena();
+  test_no_bytes();
+  test_no_memory();
+  test_frees_of_what_is_not_live();
+  test_a_record_of_what_is_not_live();
+  test_scopes_of_another_stream();
+  test_a_block_that_strays();
+  test_an_overrun_is_told_when_the_scope_has_closed();
+  return failures() > 0;
+}

@@ -25,6 +25,18 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def arena_device(request):
+    """Where an arena can be: on a GPU only in a process that leaves it all memory there, as one of its tests does."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        if os.environ.get("BIMKERN_TEST_GPU_ARENA") != "1":
+            pytest.skip("wants a process of its own: see tests/test_arena.py")
+        return torch.device("cuda", 0)
+    return torch.device("cpu")
+
+
 @pytest.fixture(autouse=True)
 def deterministic():
     """Deterministic algorithms; torch then also fills every torch.empty with NaN."""

@@ -1,6 +1,8 @@
 """The arena under torch: the promises, on plain tensors and on whole training steps.
 
-Scopes are entered by hand where a test needs to know every allocation.
+Scopes are entered by hand where a test needs to know every allocation. A process that has an arena on a GPU has no
+other allocator there, so that these tests want one of their own: BIMKERN_TEST_GPU_ARENA=1 python -m pytest
+tests/test_arena.py tests/test_arena_streams.py -k cuda.
 """
 
 import ctypes
@@ -25,13 +27,14 @@ FLOATS = 1000  # of a small tensor
 class Training:
     """Steps of a recipe, with the data_ptr of what they put out."""
 
-    def __init__(self, recipe, arena=None):
+    def __init__(self, recipe, device, arena=None):
         torch.manual_seed(0)
-        self.model = MIM(RECIPES[recipe].config.method)
+        self.device = device
+        self.model = MIM(RECIPES[recipe].config.method).to(device)
         self.flow = self.model.method.flow
         self.scope = arena.scope if arena else None
         self.updates = [
-            GroupOptimizer(name, parameters, AdamWConfig(), device=torch.device("cpu"), fp16=False)
+            GroupOptimizer(name, parameters, AdamWConfig(), device=device, fp16=False)
             for name, parameters in self.flow.partition(self.model).items()
         ]
         for update in self.updates:
@@ -42,16 +45,17 @@ class Training:
         generator = torch.Generator().manual_seed(self.done)
         batches = []
         for i, size in enumerate(sizes or (4, 4)):
-            images = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-            batches.append(MicroBatch(images, self.model.views(images, torch.arange(size) + 10 * i, self.done)))
+            images = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator).to(self.device)
+            ids = torch.arange(size, device=self.device) + 10 * i
+            batches.append(MicroBatch(images, self.model.views(images, ids, self.done)))
         self.done += 1
         keywords = {"scope": self.scope} if self.scope else {}
         return self.flow.step(self.model, batches, self.updates, slices=slices, **keywords).tolist()
 
 
 @pytest.fixture
-def arena():
-    return Arena()
+def arena(arena_device):
+    return Arena(arena_device)
 
 
 @contextmanager
@@ -59,7 +63,7 @@ def planned(arena):
     """Three rounds of the same scope, so that the fourth, the caller's, is replayed."""
     for _ in range(3):
         with arena.scope("work"):
-            a = torch.ones(FLOATS)
+            a = torch.ones(FLOATS, device=arena.device)
             b = a + 1
             del a, b
     with arena.scope("work"):
@@ -68,7 +72,7 @@ def planned(arena):
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test", "bim_vit_test_growing"])
 def test_training_is_the_same_and_allocates_nothing_in_steady_state(recipe, arena):
-    plain, training = Training(recipe), Training(recipe, arena)
+    plain, training = Training(recipe, arena.device), Training(recipe, arena.device, arena)
     for _ in range(5):
         assert training.step() == plain.step()
     plan, before = arena.plan(), arena.stats()
@@ -90,7 +94,7 @@ def test_training_is_the_same_and_allocates_nothing_in_steady_state(recipe, aren
 
 
 def test_blocks_have_the_same_addresses_at_every_step(arena):
-    training = Training("bim_vit_test", arena)
+    training = Training("bim_vit_test", arena.device, arena)
     seen = []
     encode = training.model.encode
 
@@ -109,7 +113,7 @@ def test_blocks_have_the_same_addresses_at_every_step(arena):
 
 
 def test_a_smaller_last_batch_changes_nothing(arena):
-    plain, training = Training("bim_vit_test"), Training("bim_vit_test", arena)
+    plain, training = (Training("bim_vit_test", arena.device, given) for given in (None, arena))
     for sizes in [(4, 4)] * 5 + [(4, 3)] + [(4, 4)] * 3 + [(4, 1)] + [(4, 4)] * 3:
         assert training.step(*sizes) == plain.step(*sizes)
     stats = arena.stats()
@@ -120,7 +124,7 @@ def test_a_smaller_last_batch_changes_nothing(arena):
 
 
 def test_other_work_is_served_by_the_fallback_and_planned_anew(arena):
-    plain, training = Training("bim_vit_test"), Training("bim_vit_test", arena)
+    plain, training = (Training("bim_vit_test", arena.device, given) for given in (None, arena))
     for sizes in [(2, 2)] * 4 + [(8, 8)] * 5:
         assert training.step(*sizes) == plain.step(*sizes)
     stats = arena.stats()
@@ -135,7 +139,7 @@ def test_a_dropped_head_needs_no_new_plan(arena):
     def step(stages):
         for stage in range(stages):
             with arena.scope(f"stage{stage}"):
-                torch.ones(FLOATS + stage).sum().item()
+                torch.ones(FLOATS + stage, device=arena.device).sum().item()
 
     for stages in (3, 3, 3, 3, 2, 2, 2):
         step(stages)
@@ -145,23 +149,23 @@ def test_a_dropped_head_needs_no_new_plan(arena):
     assert stats.upstream_calls_last_step == 0
 
 
-def test_tensors_that_outlive_their_scope_and_the_arena_keep_their_bytes():
-    arena = Arena()
+def test_tensors_that_outlive_their_scope_and_the_arena_keep_their_bytes(arena_device):
+    arena = Arena(arena_device)
     kept = []
     for i in range(8):
         with arena.scope("work"):
-            kept.append(torch.full((FLOATS,), float(i)))
-            torch.full((FLOATS,), -1.0).sum().item()
+            kept.append(torch.full((FLOATS,), float(i), device=arena_device))
+            torch.full((FLOATS,), -1.0, device=arena_device).sum().item()
     del arena
     gc.collect()
     for i, tensor in enumerate(kept):
-        assert torch.equal(tensor, torch.full((FLOATS,), float(i)))
+        assert torch.equal(tensor.cpu(), torch.full((FLOATS,), float(i)))
 
 
 def test_tensors_may_be_freed_by_any_thread(arena):
     for _ in range(6):
         with arena.scope("work"):
-            box = [torch.ones(FLOATS)]
+            box = [torch.ones(FLOATS, device=arena.device)]
             thread = threading.Thread(target=box.clear)
             thread.start()
             thread.join()
@@ -169,7 +173,9 @@ def test_tensors_may_be_freed_by_any_thread(arena):
     assert arena.stats().plans == 1
 
 
-def test_other_threads_are_served_by_torch_and_counted(arena):
+def test_other_threads_are_served_by_torch_and_counted():
+    arena = Arena()
+
     def work(results):
         results.append(torch.ones(FLOATS))
 
@@ -189,7 +195,7 @@ def test_nothing_is_served_outside_of_scopes(arena):
     with planned(arena):
         pass
     before = arena.stats()
-    outside = torch.ones(FLOATS)
+    outside = torch.ones(FLOATS, device=arena.device)
     assert arena.stats() == before
     del outside
 
@@ -197,29 +203,29 @@ def test_nothing_is_served_outside_of_scopes(arena):
 def test_an_empty_tensor_is_nobodys(arena):
     with planned(arena):
         before = arena.stats().planned
-        assert torch.empty(0).numel() == 0
+        assert torch.empty(0, device=arena.device).numel() == 0
         assert arena.stats().planned == before
 
 
 def test_a_tensor_of_the_arena_can_grow(arena):
     with planned(arena):
-        tensor = torch.ones(FLOATS)
+        tensor = torch.ones(FLOATS, device=arena.device)
         tensor.resize_(3 * FLOATS)
-        assert torch.equal(tensor[:FLOATS], torch.ones(FLOATS))
+        assert torch.equal(tensor[:FLOATS].cpu(), torch.ones(FLOATS))
     tensor.resize_(5 * FLOATS)
-    assert torch.equal(tensor[:FLOATS], torch.ones(FLOATS))
+    assert torch.equal(tensor[:FLOATS].cpu(), torch.ones(FLOATS))
 
 
 def test_a_scope_that_is_left_by_an_exception(arena):
-    training = Training("bim_vit_test", arena)
+    training = Training("bim_vit_test", arena.device, arena)
     for _ in range(4):
         training.step()
     kept = []
     with pytest.raises(RuntimeError, match="shape"), arena.scope("stage0"):
-        kept.append(torch.ones(FLOATS)) or kept[0].view(3, 5)
+        kept.append(torch.ones(FLOATS, device=arena.device)) or kept[0].view(3, 5)
     for _ in range(4):
         training.step()
-    assert torch.equal(kept[0], torch.ones(FLOATS))
+    assert torch.equal(kept[0].cpu(), torch.ones(FLOATS))
     assert arena.stats().plans <= 2  # one more where others need the memory that is kept
     assert arena.stats().upstream_calls_last_step == 0
 
@@ -229,15 +235,16 @@ def test_scopes_do_not_nest(arena):
         with pytest.raises(ArenaError, match="scope 'b' cannot open inside of 'a': scopes follow each other") as error:
             arena.scope("b").__enter__()
         assert error.value.fault == "scope"
-        with pytest.raises(ArenaError, match="scope 'c' cannot open: this thread is in a scope of another arena"):
-            Arena().scope("c").__enter__()
+        expected = r"scope 'c' cannot open: this (thread|stream) is in a scope of another arena"
+        with pytest.raises(ArenaError, match=expected):
+            Arena(arena.device).scope("c").__enter__()
     with planned(arena):
         pass
     assert arena.stats().planned > 0
 
 
-def test_scopes_belong_to_one_thread(arena):
-    caught = []
+def test_scopes_belong_to_one_thread():
+    arena, caught = Arena(), []
 
     def work():
         try:
@@ -260,7 +267,7 @@ def test_there_is_no_plan_before_a_step_was_recorded(arena):
 
 
 def test_a_device_without_an_arena_is_refused():
-    with pytest.raises(ValueError, match="Arena: device must be cpu, got meta"):
+    with pytest.raises(ValueError, match="Arena: device must be cpu or cuda, got meta"):
         Arena("meta")
 
 
@@ -274,11 +281,11 @@ def test_debug_mode_poisons_what_is_freed():
         assert torch.ones(FLOATS).data_ptr() != address  # the next one of the plan
 
 
-def test_debug_mode_names_what_outlived_its_scope(caplog):
-    arena = Arena(debug=True)
+def test_debug_mode_names_what_outlived_its_scope(arena_device, caplog):
+    arena = Arena(arena_device, debug=True)
     cache = {}
     with caplog.at_level(logging.WARNING, logger="bimkern.arena"), planned(arena):
-        forgotten = cache["mask"] = torch.ones(FLOATS)
+        forgotten = cache["mask"] = torch.ones(FLOATS, device=arena_device)
     (block,) = arena.outlived()
     assert (block.scope, block.order, block.bytes) == ("work", 0, 4 * FLOATS)
     function = "test_debug_mode_names_what_outlived_its_scope"

@@ -73,7 +73,9 @@ def library(tmp_path_factory):
     files = [str(ROOT / "python/device_hook.cpp"), str(ROOT / "tests/csrc/arena/test_device_hook.cpp"), *core]
     flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'python'}"]
     torchs = [f"-isystem{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10"]
-    done = subprocess.run(["c++", *flags, *files, *torchs, "-o", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["c++", *flags, *files, *torchs, "-o", str(path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -172,7 +174,9 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: played.initialized)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda.memory, "CUDAPluggableAllocator", Allocator)
-    monkeypatch.setattr(torch.cuda.memory, "change_current_allocator", lambda given: setattr(played, "allocator", given))
+    monkeypatch.setattr(
+        torch.cuda.memory, "change_current_allocator", lambda given: setattr(played, "allocator", given)
+    )
     return played
 
 
@@ -223,7 +227,7 @@ def test_a_gpu_without_a_pool_keeps_torchs_allocator(machine):
         raise RuntimeError(f"arena: GPU {index} has no stream-ordered pool")
 
     machine.module.claim_device = claim
-    with pytest.raises(ArenaUnavailable, match="^GPU 0 has no stream-ordered pool"):
+    with pytest.raises(ArenaUnavailable, match=r"^GPU 0 has no stream-ordered pool"):
         install(CUDA)
     assert machine.allocator is None
 

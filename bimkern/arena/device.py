@@ -40,7 +40,7 @@ def install(device: torch.device) -> int:
 
 
 def held_bytes(device: torch.device) -> tuple[int, int] | None:
-    """Return the bytes that a GPU's tensors and plans hold, now and at most; None where torch's own allocator counts."""
+    """Return the bytes that tensors and plans hold on a GPU, now and at most; None if torch's own allocator counts."""
     return native().device_bytes(_index(device)) if _installed else None
 
 

@@ -1,13 +1,16 @@
 """Runs whose memory is planned: they compute the same, and their steps get the same places again."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bimkern import pretrain
 from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
 from bimkern.train import step_memory
 from bimkern.train.config import ConfigError
 from bimkern.train.step_memory import PlannedMemory, TorchMemory
@@ -55,6 +58,7 @@ def test_a_planned_run_computes_the_same_and_allocates_nothing_new(train, recipe
         assert 0 <= record["plan_gap"] <= 0.03
         assert (record["plans"], record["diverged_steps"]) == (1, 0)
         assert (record["upstream_calls"], record["unplanned_peak_bytes"]) == (0, 0)
+        assert (record["reserved_bytes"], record["allocated_bytes"]) == (record["planned_bytes"], 0)
 
 
 def test_every_image_size_gets_a_plan(train):
@@ -104,24 +108,33 @@ def test_memory_does_not_drift(train):
 def test_auto_plans_on_a_cpu_unless_it_compiles():
     assert isinstance(step_memory.choose("auto", CPU, compiled=False), PlannedMemory)
     assert isinstance(step_memory.choose("auto", CPU, compiled=True), TorchMemory)
-    assert isinstance(step_memory.choose("auto", torch.device("cuda"), compiled=False), TorchMemory)
     assert isinstance(step_memory.choose("off", CPU, compiled=False), TorchMemory)
 
 
-@pytest.mark.parametrize(
-    ("device", "compiled", "message"),
-    [
-        ("cuda", False, "--arena plan: it plans the memory of a CPU so far, not of cuda"),
-        ("cpu", True, "--arena plan: what --compile makes allocates memory differently while it is still compiling"),
-    ],
-)
-def test_a_plan_that_cannot_be_had_is_refused(device, compiled, message):
-    with pytest.raises(ConfigError, match=message):
-        step_memory.choose("plan", torch.device(device), compiled=compiled)
+def test_a_plan_of_what_is_compiled_is_refused():
+    expected = "--arena plan: what --compile makes allocates memory differently while it is still compiling"
+    with pytest.raises(ConfigError, match=expected):
+        step_memory.choose("plan", CPU, compiled=True)
 
 
 def test_without_the_compiled_arena_a_run_goes_on_or_says_why(monkeypatch):
-    monkeypatch.setattr(step_memory, "unusable", lambda: "the arena was not built")
+    monkeypatch.setattr(step_memory, "unusable", lambda device_type: "the arena was not built")
     assert isinstance(step_memory.choose("auto", CPU, compiled=False), TorchMemory)
     with pytest.raises(ConfigError, match="--arena plan: the arena was not built"):
         step_memory.choose("plan", CPU, compiled=False)
+
+
+def test_a_cpu_has_no_pools(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["mae_vit_test", "--device", "cpu", "--arena", "pool", "--dry-run"])
+    assert stop.value.code == 2
+    assert "--arena pool: torch's allocator on a CPU has no pools; use plan or off" in capsys.readouterr().err
+
+
+def test_a_run_prepares_its_memory_before_it_asks_a_gpu_for_anything(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pretrain.step_memory, "prepare", lambda name, device, *, compiled: asked.append(name))
+    stop = SimpleNamespace(choose=lambda *args, **options: asked.append("attention"))
+    monkeypatch.setattr(pretrain, "attention", stop)
+    pretrain._choose(RECIPES["mae_vit_test"].config.run)
+    assert asked == ["auto", "attention"]

@@ -26,11 +26,12 @@ sanitize:
 	  ctest --test-dir $(BUILD)/sanitize-$$kind -L arena -j 2 --output-on-failure || exit 1; \
 	done
 
-# A million random operations on an arena, against an oracle.
+# A million random operations on an arena, and on one of several streams, against oracles.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
-	cmake --build $(BUILD)/stress --target test_arena_random
+	cmake --build $(BUILD)/stress --target test_arena_random test_device_random
 	$(BUILD)/stress/test_arena_random 1000000
+	$(BUILD)/stress/test_device_random 1000000
 
 lint:
 	$(PYTHON) -m ruff check .

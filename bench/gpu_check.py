@@ -39,6 +39,10 @@ _WITHOUT_GPU_CASES = (
 )
 
 
+_GPU_ARENA = {"BIMKERN_TEST_GPU_ARENA": "1"}
+_REFUSAL = "Device not supported"  # compute-sanitizer's
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One command and its own limit in seconds.
@@ -74,6 +78,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
     flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHITECTURES={arch}"
+    arena = [python, "-m", "pytest", "tests/test_arena.py", "tests/test_arena_streams.py", "-k", "cuda", "-rs"]
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),
@@ -81,8 +86,22 @@ def parts(folder: Path, arch: str) -> list[Part]:
         Part(name="info", command=[python, "-m", "bimkern.info"], limit=60),
         Part(name="native-tests", command=["ctest", "--test-dir", build, "--output-on-failure"], limit=60),
         Part(name="tests", command=[python, "-m", "pytest", "tests", *left_out, "-k", "cuda", "-rs"], limit=120),
+        # A process of its own, where the arena has replaced torch's allocator.
+        Part(name="arena-tests", command=arena, limit=90, environment=_GPU_ARENA),
         _sanitizer("memcheck", "--report-api-errors", "no"),  # torch asks for what a driver may lack, and copes
         _sanitizer("racecheck"),
+        # Whatever kernel touches the driver's pool before it may, or what it has given back.
+        Part(
+            name="arena-memcheck",
+            command=[
+                *_watched("memcheck", "--report-api-errors", "no", "--track-stream-ordered-races", "all"),
+                *(python, "-m", "pytest", "tests/test_arena_streams.py", "-k", "cuda", "-rs"),
+            ],
+            limit=90,
+            environment=_GPU_ARENA,
+            may_be_absent=True,
+            refusal=_REFUSAL,
+        ),
         *(_entry(name, save) for name in _FIRST_ENTRIES),
         Part(
             name="steps",
@@ -90,6 +109,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
             limit=150,
         ),
         *(_entry(name, save) for name in entries),
+        Part(name="arena-replay", command=[python, "-m", "bench.device_replay"], limit=90),
     ]
 
 
@@ -103,16 +123,17 @@ def _sanitizer(tool: str, *options: str) -> Part:
     return Part(
         name=tool,
         # Kernels of torch and cuBLAS run as they are: only ours, by their namespace, are watched.
-        command=[
-            *("compute-sanitizer", "--tool", tool, "--kernel-name", "kns=bimkern", *options),
-            *("--error-exitcode", "1", *watched),
-        ],
+        command=[*_watched(tool, "--kernel-name", "kns=bimkern", *options), *watched],
         limit=90,
         # With torch's cache an access beyond a tensor would still fall into memory that is allocated.
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         may_be_absent=True,
-        refusal="Device not supported",
+        refusal=_REFUSAL,
     )
+
+
+def _watched(tool: str, *options: str) -> list[str]:
+    return ["compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "1"]
 
 
 def run(part: Part, log: Path, limit: float) -> Outcome:

@@ -1,7 +1,8 @@
 """The allocations of a training step, replayed by the arena and given out by malloc: `pytest bench/test_arena.py`.
 
 Both go through torch's allocator interface, an allocation and its free together. Recorded on a small batch: the number
-of allocations is that of any batch. `extra_info` has nanoseconds for each, and how far the plan is above the bound.
+of allocations is that of any batch. `extra_info` has nanoseconds for each, and how far the plan is above the bound. On
+a GPU (bench/device_replay.py) every provider has a process, and what counts is in `extra_info` alone.
 """
 
 from typing import Any
@@ -9,30 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from bimkern.arena import Arena, Plan, make_plan
+from bench.device_replay import PROVIDERS, measure, recorded
+from bimkern.arena import Plan, make_plan
 from bimkern.arena._native import native
 from bimkern.arena.plan import to_native
-from bimkern.mim.flow import MicroBatch
-from bimkern.mim.model import MIM
-from bimkern.recipes import RECIPES
-from bimkern.train.optim import GroupOptimizer
 
-BATCH, SLICES = 2, 2
 WARM_UP, ROUNDS = 5, 50
-CPU = torch.device("cpu")
-
-
-def recorded(recipe: str) -> Plan:
-    """Return the plan of a recipe's second step."""
-    config = RECIPES[recipe].config
-    flow, encoder = config.method.flow, config.method.encoder
-    model, arena = MIM(config.method), Arena()
-    updates = [GroupOptimizer(*group, config.optim, device=CPU, fp16=False) for group in flow.partition(model).items()]
-    images = torch.randint(0, 256, (BATCH, encoder.channels, *2 * [encoder.image_size]), dtype=torch.uint8)
-    for step in range(2):
-        batch = MicroBatch(images, model.views(images, torch.arange(BATCH), seed=step))
-        flow.step(model, [batch], updates, slices=SLICES, scope=arena.scope)
-    return arena.plan()
 
 
 @pytest.fixture(scope="module", params=["mae_vit_test", "bim_vit_test", "mae_vit_base", "bim_vit_base"])
@@ -62,3 +45,11 @@ def test_planning(benchmark: Any, case: tuple[str, Plan]) -> None:
     benchmark.extra_info["blocks"] = len(plan.blocks)
     keywords = {"ticks": plan.ticks, "alignment": plan.alignment}
     assert benchmark.pedantic(make_plan, (plan.scopes, plan.blocks), keywords, rounds=5) == plan
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_allocations_on_cuda(benchmark: Any, case: tuple[str, Plan], provider: str) -> None:
+    recipe, plan = case
+    benchmark.group = f"processes that replay a step of {recipe} on a GPU"
+    benchmark.extra_info |= benchmark.pedantic(measure, (provider, plan), rounds=1)

@@ -66,6 +66,17 @@ def test_every_entry_but_loaders_has_a_part_of_its_own_and_steps_come_before_the
     assert names.index("steps") < names.index("bench-keep_to_mask")
 
 
+def test_an_arena_has_a_process_of_its_own_and_is_watched(tmp_path):
+    chosen = {part.name: part for part in parts(tmp_path, "90")}
+    own, watched = chosen["arena-tests"], chosen["arena-memcheck"]
+    assert own.environment == watched.environment == {"BIMKERN_TEST_GPU_ARENA": "1"}
+    assert not own.may_be_absent
+    assert watched.command[0] == "compute-sanitizer"
+    files = [word for word in (*own.command, *watched.command) if word.startswith("tests/")]
+    assert set(files) == {"tests/test_arena.py", "tests/test_arena_streams.py"}
+    assert all((ROOT / file).exists() for file in files)
+
+
 def test_an_op_off_its_kernel_is_a_failure(monkeypatch, capsys):
     monkeypatch.delenv("BIMKERN_BACKEND", raising=False)
     table = backends()

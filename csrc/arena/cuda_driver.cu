@@ -45,21 +45,19 @@ class CudaDriver final : public Driver {
     int pools = 0;
     check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device));
     BIMKERN_CHECK(pools != 0, "arena: GPU ", device, " has no stream-ordered pool");
-    cudaMemPool_t pool = nullptr;
-    check("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool, device));
+    check("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool_, device));
     uint64_t everything = UINT64_MAX;  // else every synchronisation gives memory back, and the next step gets it anew
-    check("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything));
+    check("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &everything));
   }
 
   void* allocate(int64_t bytes, Stream stream) override {
     const Current current(device_);
-    void* address = nullptr;
-    const cudaError_t status = cudaMallocAsync(&address, static_cast<size_t>(bytes), handle(stream));
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // forgets it: the next launch would be blamed
-      return nullptr;
+    void* address = try_to_allocate(bytes, stream);
+    if (address == nullptr) {  // what the pool keeps may lie in pieces that are too small, or be still in use
+      check("cudaDeviceSynchronize", cudaDeviceSynchronize());
+      check("cudaMemPoolTrimTo", cudaMemPoolTrimTo(pool_, 0));
+      address = try_to_allocate(bytes, stream);
     }
-    check("cudaMallocAsync", status);
     return address;
   }
 
@@ -98,7 +96,19 @@ class CudaDriver final : public Driver {
   }
 
  private:
+  static void* try_to_allocate(int64_t bytes, Stream stream) {
+    void* address = nullptr;
+    const cudaError_t status = cudaMallocAsync(&address, static_cast<size_t>(bytes), handle(stream));
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // forgets it: the next launch would be blamed
+      return nullptr;
+    }
+    check("cudaMallocAsync", status);
+    return address;
+  }
+
   int device_;
+  cudaMemPool_t pool_ = nullptr;
 };
 
 }  // namespace

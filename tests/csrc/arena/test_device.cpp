@@ -134,6 +134,35 @@ void test_threads_do_not_matter() {
   EXPECT(now.plans == 1 && now.upstream_calls_last_step == 0 && now.planned > 0);
 }
 
+// A loader's, while steps run: the sanitizers watch.
+void test_threads_at_once() {
+  Step step;
+  std::vector<std::thread> threads;
+  for (Stream stream = 2; stream < 5; ++stream) {
+    threads.emplace_back([&step, stream] {
+      for (int64_t i = 1; i < 300; ++i) {
+        void* block = step.device.allocate(i, stream);
+        EXPECT(step.device.record(block, kOwner));
+        step.device.free(block, stream);
+      }
+    });
+  }
+  for (int i = 0; i < 100; ++i) {
+    step.device.open(*step.arena, "block", kOwner);
+    void* lent = step.device.allocate(100, kOwner);
+    EXPECT(step.device.record(lent, kOther));
+    step.device.free(lent, kOwner);
+    step.device.close(*step.arena, "block", kOwner, false);
+    EXPECT(step.device.live_bytes() <= step.device.peak_bytes());
+    EXPECT(step.device.elsewhere(*step.arena).allocations < 3 * 300);
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  const Statistics now = step.arena->arena().statistics();
+  EXPECT(now.plans == 1 && now.live_blocks == 0 && now.upstream_calls_last_step == 0);
+}
+
 void test_blocks_outlive_a_closed_arena() {
   Step step;
   step.expect_usable();
@@ -252,6 +281,7 @@ int main() {
   test_a_stream_that_is_recorded_twice_is_waited_for_once();
   test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool();
   test_threads_do_not_matter();
+  test_threads_at_once();
   test_blocks_outlive_a_closed_arena();
   test_no_bytes();
   test_no_memory();

@@ -1,55 +1,30 @@
-"""`python -m bench.device_replay [RECIPE...]`: the allocations of a training step on a GPU, by torch's allocators and the arena.
+"""The allocations of a step on a GPU, by torch's allocators and the arena: a process for each, which steps when told.
 
-The step is recorded on the CPU with a small batch and replayed at the size of a large one. Every provider has a process
-of its own, since an allocator is chosen before a GPU is first used: torch's caching allocator as it is, with expandable
-segments, and with a pool for the steps; and a plan. A line for each: nanoseconds for an allocation with its free, of
-which Python's own part is the same for all, and bytes that the GPU has less in the end. It never ran on one yet.
+An allocator is chosen before a GPU is first used: torch's caching allocator as it is, with expandable segments, and
+with a pool for the steps; and a plan. A process reads the plan, then a line for every step, and answers each with JSON.
+It never ran on a GPU yet.
 """
 
-import argparse
 import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bimkern.arena import Arena, Plan
-from bimkern.mim.flow import MicroBatch, Scope
-from bimkern.mim.model import MIM
-from bimkern.recipes import RECIPES
+from bimkern.arena import Plan
+from bimkern.mim.flow import Scope
 from bimkern.train import step_memory
 from bimkern.train.config import ArenaName
-from bimkern.train.optim import GroupOptimizer
 
-PROVIDERS: dict[str, ArenaName] = {"caching": "off", "expandable": "off", "pool": "pool", "plan": "plan"}
+PROVIDERS: dict[str, ArenaName] = {"plan": "plan", "caching": "off", "expandable": "off", "pool": "pool"}
 _SETTINGS = {"expandable": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
-_RECIPES = ["bim_vit_base"]
-_BATCH, _SLICES = 2, 2
-_LARGER = 32  # times the recorded bytes
-_WARM_UP, _ROUNDS = 8, 50
-_CPU = torch.device("cpu")
-
-
-def recorded(recipe: str) -> Plan:
-    """Return the plan of a recipe's second step."""
-    config = RECIPES[recipe].config
-    flow, encoder = config.method.flow, config.method.encoder
-    model, arena = MIM(config.method), Arena()
-    updates = [GroupOptimizer(*group, config.optim, device=_CPU, fp16=False) for group in flow.partition(model).items()]
-    images = torch.randint(0, 256, (_BATCH, encoder.channels, *2 * [encoder.image_size]), dtype=torch.uint8)
-    for step in range(2):
-        batch = MicroBatch(images, model.views(images, torch.arange(_BATCH), seed=step))
-        flow.step(model, [batch], updates, slices=_SLICES, scope=arena.scope)
-    return arena.plan()
+_LARGER = 8  # times the recorded bytes
 
 
 class Replay:
@@ -82,66 +57,58 @@ class Replay:
                 inside.__exit__(None, None, None)
 
 
-def measure(provider: str, plan: Plan) -> dict[str, float]:
-    """Replay a plan on a GPU in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        plan.save(path)
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.device_replay", "--provider", provider, "--plan", str(path)],
+class Worker:
+    """A process that replays a plan with one provider, until nobody needs it."""
+
+    def __init__(self, provider: str, plan: Plan, device: torch.device) -> None:
+        self.provider = provider
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.device_replay", provider, str(device)],
             env=os.environ | _SETTINGS.get(provider, {}),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            check=False,
         )
-    if done.returncode != 0:
-        raise RuntimeError(f"bench.device_replay: {provider} failed: {done.stderr}")
-    measured: dict[str, float] = json.loads(done.stdout)
-    return measured
+        weakref.finalize(self, self._process.kill)
+        self._tell(json.dumps(plan.to_json()))
+
+    def step(self) -> dict[str, Any]:
+        """Replay a step; return the memory's record and the bytes that the GPU has less since the first one.
+
+        Raises:
+            RuntimeError: the process has ended; its own words are on stderr.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the bench's clock gives a GPU a lead, in which the step would be hidden
+        self._tell("")
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"bench.device_replay: {self.provider} ended with exit code {self._process.wait()}")
+        told: dict[str, Any] = json.loads(answer)
+        return told
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the next answer will be missing
 
 
-def _measure_here(provider: str, plan: Plan) -> dict[str, float]:
-    device = torch.device("cuda", 0)
+def main(provider: str, device_name: str) -> None:
+    device = torch.device(device_name)
     memory = step_memory.choose(PROVIDERS[provider], device, compiled=False)  # before the GPU is touched
-    torch.cuda.set_device(device)
-    free_before, _ = torch.cuda.mem_get_info(device)
+    plan = Plan.from_json(json.loads(sys.stdin.readline()))
+    on_gpu = device.type == "cuda"
+    free_before = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
     replay = Replay(plan, functools.partial(torch.empty, dtype=torch.uint8, device=device), _LARGER)
-    times = []
-    for _ in range(_WARM_UP + _ROUNDS):
-        scope = memory.scope(provider)
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        replay.step(scope)
-        times.append((time.perf_counter() - start) / len(plan.blocks))
-    low, median, high = (1e9 * statistics.quantiles(times[_WARM_UP:], n=10)[decile] for decile in (1, 4, 7))
-    torch.cuda.synchronize(device)
-    free_after, _ = torch.cuda.mem_get_info(device)
-    return {"ns": median, "ns_p20": low, "ns_p80": high, "taken_bytes": free_before - free_after}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.device_replay", description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=_RECIPES)
-    parser.add_argument("--provider", choices=PROVIDERS, help="measure one of them in this process")
-    parser.add_argument("--plan", type=Path, help="of which step")
-    given: Any = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("bench.device_replay: torch sees no CUDA device", file=sys.stderr)
-        return 2
-    if given.provider:
-        print(json.dumps(_measure_here(given.provider, Plan.load(given.plan))))
-        return 0
-    for recipe in given.recipes:
-        plan = recorded(recipe)
-        for provider in PROVIDERS:
-            found = measure(provider, plan)
-            print(
-                f"{recipe} {provider:10} {found['ns']:.0f} ns ({found['ns_p20']:.0f}..{found['ns_p80']:.0f}) an "
-                f"allocation, {found['taken_bytes'] / 2**20:.1f} MiB taken, plan {_LARGER * plan.peak / 2**20:.1f} MiB",
-                flush=True,
-            )
-    return 0
+    for _ in sys.stdin:
+        replay.step(memory.scope(provider))
+        taken = free_before - torch.cuda.mem_get_info(device)[0] if on_gpu else 0
+        print(json.dumps({"taken_bytes": taken, "record": memory.record()}), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*sys.argv[1:])

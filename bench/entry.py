@@ -66,7 +66,7 @@ class Measure:
     matrix_flops: int = 0  # of matrix products
     other_flops: Mapping[str, int] = field(default_factory=dict)  # provider -> matrix_flops of one that has others
     parameters: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)  # provider -> what its step trains
-    items: int = 0  # images, for images/s
+    items: int = 0  # images, or what report.ITEMS says of the pass; for items/s
     before: Mapping[str, Run] = field(default_factory=dict)  # provider -> what it does, untimed, ahead of every turn
 
     @property

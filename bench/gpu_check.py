@@ -109,7 +109,6 @@ def parts(folder: Path, arch: str) -> list[Part]:
             limit=150,
         ),
         *(_entry(name, save) for name in entries),
-        Part(name="arena-replay", command=[python, "-m", "bench.device_replay"], limit=90),
     ]
 
 

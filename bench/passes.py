@@ -34,6 +34,7 @@ PASSES: dict[str, Callable[[Run, Sequence[Tensor], Tensor | None], Run]] = {
     "fwd+bwd": forward_backward,
     "step": as_it_is,  # brings its own backward
     "load": as_it_is,
+    "replay": as_it_is,
 }
 
 

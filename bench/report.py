@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from bench.entry import Entry
 from bench.results import Row
 
+ITEMS = {"replay": "allocations"}  # what is counted in a pass; else images
+_LEGEND = "median time (p20, p80)  2.00x: twice that of the first line  +: peak of memory beside inputs"
 _UNITS = ((1e6, "s"), (1e3, "ms"), (0, "us"))
 _SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (0, "B"))
 
@@ -15,7 +17,8 @@ def listing(entries: Sequence[Entry]) -> str:
 
 
 def heading(provenance: Mapping[str, object]) -> str:
-    return "{device_name} ({device}, {threads} host threads), torch {torch}, commit {commit}".format_map(provenance)
+    machine = "{device_name} ({device}, {threads} host threads), torch {torch}, commit {commit}"
+    return f"{machine}\n{_LEGEND}".format_map(provenance)
 
 
 def case(rows: Sequence[Row]) -> str:
@@ -41,7 +44,7 @@ def _figures(row: Row) -> str:
     if row.share is not None:
         figures.append(f"{row.share:.1%} of {row.ceiling}")
     if row.items_per_s is not None:
-        figures.append(f"{row.items_per_s:.4g} images/s")
+        figures.append(f"{row.items_per_s:.4g} {ITEMS.get(row.pass_, 'images')}/s")
     if row.gflop_per_item is not None:
         figures.append(f"{row.gflop_per_item:.4g} GFLOP/image")
     figures.append(f"+{size_text(row.extra_bytes)}")

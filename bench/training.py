@@ -5,6 +5,7 @@ no weight moves, losses can be compared at any step.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, Scope
 from bimkern.mim.masking import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -100,9 +101,11 @@ class Ours:
             for name, group in self._flow.partition(self.model).items()
         ]
 
-    def step(self, slices: int, frozen_units: int = 0) -> Tensor:
+    def step(self, slices: int, frozen_units: int = 0, scope: Scope = nullcontext) -> Tensor:
         batch = MicroBatch(self._images, self._views())
-        return self._flow.step(self.model, [batch], self._updates, slices=slices, frozen_units=frozen_units)
+        return self._flow.step(
+            self.model, [batch], self._updates, slices=slices, frozen_units=frozen_units, scope=scope
+        )
 
     def losses(self) -> Tensor:
         """Return the losses of the stages [S] as they are defined: a pass forward, every head on the whole batch."""

@@ -91,6 +91,8 @@ def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder)
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     """Parse options into a RunConfig whose defaults are the recipe's."""
     usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
+    if {"--epochs", "--steps"} <= {argument.partition("=")[0] for argument in arguments}:
+        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
     try:
         return command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
     except ConfigError as error:
@@ -198,10 +200,11 @@ def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str
     run, images = config.run, run_images.images
     table = config.timetable(len(images))
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
+    teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     return (
         f"{config.recipe}: {len(images)} images from {images.root}, steps: {_steps(config, table)}, "
         f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
-        f"loader: {loader}"
+        f"loader: {loader}{teacher}"
     )
 
 

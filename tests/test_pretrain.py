@@ -62,6 +62,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--precision", "int8"], "invalid choice 'int8' for argument '--precision'. Expected one of ('fp32', 'bf16'"),
         (["--stepz", "3"], "Unrecognized options: --stepz, 3"),
         (["--steps", "many"], "Error parsing --steps: no type matching {None}|INT could be instantiated from ['many']"),
+        (["--steps", "3", "--epochs=2"], "--epochs and --steps both say how long the run is; give one of them"),
         (["--dry-run", "mae_vit_base"], "Unrecognized options: mae_vit_base; the recipe comes first"),
         (["--out", "cache/bimkern/demo-v1/train/run"], "its pictures would be trained on"),
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),

@@ -66,8 +66,8 @@ class Reporter:
     """Show the progress of a run."""
 
     def __init__(self, *, done: int, total: int) -> None:
-        self._first, self._total = done, total
-        self._start = time.monotonic()
+        self._total = total
+        self._first: tuple[int, float] | None = None  # the first finished step, and when: from there on steps are alike
         self._last_line = -_PLAIN_LINES_EVERY
         self._bar: _BarOverRecord | None = None
         if sys.stdout.isatty():
@@ -85,10 +85,11 @@ class Reporter:
                 self._bar.record = describe(record)
             return
         now = time.monotonic()
+        first, start = self._first = self._first or (done, now)
         if record is not None and (now - self._last_line >= _PLAIN_LINES_EVERY or done == self._total):
             self._last_line = now
-            left = (now - self._start) / max(1, done - self._first) * (self._total - done)
-            print(f"step {done}/{self._total}  {describe(record)}  {left:.0f} s left", flush=True)
+            left = f"  {(now - start) / (done - first) * (self._total - done):.0f} s left" if done > first else ""
+            print(f"step {done}/{self._total}  {describe(record)}{left}", flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -1,6 +1,5 @@
 """The training loop: it runs any method, and knows none."""
 
-import math
 import signal
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -31,6 +30,7 @@ from bimkern.train.export import Trained, write_backbones
 from bimkern.train.fit import OutOfMemory, is_shortage
 from bimkern.train.history import History
 from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
+from bimkern.train.mean import RunningMean
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.run_folder import RunFolder
@@ -75,7 +75,7 @@ class Trainer:
         self._shortage = Shortage()
         self.feed = Feed(self._loader, data, images.quarantine.add)
         self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
-        self._interval_losses: list[Tensor] = []
+        self._interval_loss = RunningMean()
         self._saver = Saver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path)
         self._live_activation_bytes: int | None = None
@@ -140,8 +140,8 @@ class Trainer:
             if done == first + 1:
                 self._saver.reserve(*self._tensors())  # the optimizer's exist from now on
             if done > 1 and self._conditions(done) != self._conditions(done - 1):
-                self._interval_losses.clear()
-            self._interval_losses.append(losses[self._num_frozen(done) :].sum())
+                self._interval_loss.clear()
+            self._interval_loss.add(losses[self._num_frozen(done) :].sum())
             last = done == self.total_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
@@ -303,14 +303,13 @@ class Trainer:
         self._saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         self._divergence.returned(done, step, dumped)
-        self._interval_losses.clear()
+        self._interval_loss.clear()
         log.cut_back(step)
         return step
 
     def _save(self, done: int, log: metrics.Metrics, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, go on without, unless it is required."""
-        losses, self._interval_losses = self._interval_losses, []
-        loss = torch.stack(losses).mean().item() if losses else math.nan
+        loss = self._interval_loss.take()
         state = {
             "scalers": [update.scaler_state() for update in self.updates],
             "skipped": {update.name: int(update.skipped) for update in self.updates},

@@ -1,12 +1,16 @@
 """The replay that is timed on a GPU, with an allocator that only counts."""
 
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import device_replay
-from bench.device_replay import Replay
+from bench.device_replay import Replay, Worker
+from bench.entries import arena
+from bench.refcheck import WrongResult
 from bimkern.arena import Block, Scope, make_plan
 
 SCOPES = [Scope("a", 0, 6, 0, 3), Scope("b", 7, 10, 3, 4)]
@@ -49,7 +53,40 @@ def test_a_step_is_replayed_event_by_event():
     assert counting.log == ["a", 1000, -1000, 2000, 3000, -3000, "", "b", -2000, 4000, -4000, ""]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
-    assert device_replay.main([]) == 2
-    assert capsys.readouterr().err == "bench.device_replay: torch sees no CUDA device\n"
+@pytest.mark.parametrize("provider", ["plan", "caching"])
+def test_a_process_steps_when_it_is_told(provider):
+    worker = Worker(provider, make_plan(SCOPES, BLOCKS, ticks=11, alignment=64), torch.device("cpu"))
+    for _ in range(7):  # two pass, the arena's first and its recorded one, one gets its regions
+        told = worker.step()
+    assert told["taken_bytes"] == 0  # of a GPU
+    record = told["record"]
+    assert record["plans"] == (1 if provider == "plan" else None)
+    assert record["upstream_calls"] == (0 if provider == "plan" else None)
+    larger = [replace(block, bytes=8 * block.bytes) for block in BLOCKS]
+    peak = make_plan(SCOPES, larger, ticks=11, alignment=64).peak
+    assert record["planned_bytes"] == (peak if provider == "plan" else None)
+
+
+def test_a_process_that_has_ended_is_an_error(capfd):
+    worker = Worker("pool", make_plan(SCOPES, BLOCKS, ticks=11, alignment=64), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"bench\.device_replay: pool ended with exit code 1"):
+        worker.step()
+    assert "--arena pool: torch's allocator on a CPU has no pools" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"plans": 2}, {"diverged_steps": 1}, {"upstream_calls": 3}])
+def test_steps_that_leave_their_plan_are_not_timed(wrong, monkeypatch):
+    record = {"plans": 1, "diverged_steps": 0, "upstream_calls": 0}
+
+    def start(provider, plan, device):
+        told = {"taken_bytes": 0, "record": record | wrong if provider == "plan" else dict.fromkeys(record)}
+        return SimpleNamespace(provider=provider, step=lambda: told)
+
+    monkeypatch.setattr(device_replay, "Worker", start)
+    case = next(iter(arena.cases(torch.device("cuda"), True)))
+    measure = arena.measure(case)
+    assert list(measure.providers) == ["plan", "caching", "expandable", "pool"]
+    for provider, run in measure.rivals.items():
+        measure.check(provider, run(), None)
+    with pytest.raises(WrongResult, match="plan: the steps left their plan"):
+        measure.check("plan", measure.ours(), None)

@@ -55,7 +55,9 @@ def config_with(teacher, **options):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_teacher_computes_in_the_precision_of_the_run(photos, teacher, tmp_path, monkeypatch, precision, dtype):
+def test_the_teacher_computes_in_the_precision_of_the_run(
+    photos, teacher, tmp_path, monkeypatch, capsys, precision, dtype
+):
     plain, dtypes = Teacher.features, []
 
     def features(self, *args):
@@ -69,6 +71,7 @@ def test_the_teacher_computes_in_the_precision_of_the_run(photos, teacher, tmp_p
     train(photos, tmp_path / "run", teacher, "--steps", "1", "--precision", precision)
     assert len(dtypes) >= 1 + 4 * 4
     assert set(dtypes) == {dtype}
+    assert f"also learns the features of {teacher}" in capsys.readouterr().out
 
 
 def test_the_teacher_mixes_tokens_by_the_attention_of_the_run(teacher):

@@ -65,14 +65,14 @@ def launches() -> list[Launch]:
 
 def _rows(dtype: torch.dtype, length: int) -> tuple[Any, ...]:
     pred, target = (torch.empty(2, 49, length, dtype=kind, device="meta") for kind in (dtype, torch.float32))
-    return pred, target, torch.empty(2, 49, device="meta"), torch.empty((), device="meta"), "l2"
+    return pred, target, torch.empty(2, 49, device="meta"), torch.empty((), device="meta"), False
 
 
 def _patches(dtype: torch.dtype, patch: int) -> tuple[Any, ...]:
     images = torch.empty(2, 3, 4 * patch, 4 * patch, dtype=torch.uint8, device="meta")
     pred, weight = torch.empty(2, 16, 3 * patch**2, dtype=dtype, device="meta"), torch.empty(2, 16, device="meta")
     mean = torch.empty(3, device="meta")
-    return pred, images, weight, torch.empty((), device="meta"), mean, mean, patch, True, "l2"
+    return pred, images, weight, torch.empty((), device="meta"), mean, mean, patch, True, False
 
 
 def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:

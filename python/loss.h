@@ -18,18 +18,17 @@ inline void check_loss_scalar(const char* op, const char* name, const Tensor& sc
 
 // pred has contiguous rows.
 inline LossRows loss_rows(const char* op, const Tensor& pred, const Tensor& weight, const Tensor& denominator,
-                          const std::string& kind) {
+                          bool absolute) {
   STD_TORCH_CHECK(pred.dim() == 3 && weight.dim() == 2 && weight.size(0) == pred.size(0) &&
                       weight.size(1) == pred.size(1) && weight.is_cpu(),
                   op, ": pred must be [B, N, P] and weight [B, N]");
-  STD_TORCH_CHECK(kind == "l2" || kind == "l1", op, ": kind must be l2 or l1");
   LossRows rows{};
   rows.pred_dtype = dtype_of(op, pred);
   rows.dtype = dtype_of(op, weight);
   STD_TORCH_CHECK(rows.dtype == DType::kFloat32 || rows.dtype == DType::kFloat64, op,
                   ": weight must be float32 or float64");
   check_loss_scalar(op, "denominator", denominator, weight);
-  rows.kind = kind == "l2" ? LossKind::kL2 : LossKind::kL1;
+  rows.kind = absolute ? LossKind::kL1 : LossKind::kL2;
   rows.images = pred.size(0);
   rows.tokens = pred.size(1);
   rows.length = pred.size(2);

@@ -16,22 +16,22 @@ TargetRows target_rows(const char* op, const Tensor& target, const Tensor& pred)
 }
 
 Tensor masked_loss_op(const Tensor& pred, const Tensor& target, const Tensor& weight, const Tensor& denominator,
-                      const std::string kind) {
+                      bool absolute) {
   const char* op = "masked_loss";
   const Tensor pred_rows = with_contiguous_rows(pred);
   const Tensor targets = with_contiguous_rows(target);
-  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, kind);
+  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, absolute);
   NewLoss result(weight);
   masked_loss(rows, target_rows(op, targets, pred), result.sum(), torch_pool(), simd_in_use());
   return result.loss;
 }
 
 Tensor masked_loss_bwd_op(const Tensor& grad, const Tensor& pred, const Tensor& target, const Tensor& weight,
-                          const Tensor& denominator, const std::string kind) {
+                          const Tensor& denominator, bool absolute) {
   const char* op = "masked_loss_bwd";
   const Tensor pred_rows = with_contiguous_rows(pred);
   const Tensor targets = with_contiguous_rows(target);
-  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, kind);
+  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, absolute);
   check_loss_scalar(op, "grad", grad, weight);
   Tensor grad_pred = make_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
   masked_loss_bwd(rows, target_rows(op, targets, pred), LossGrad{grad.const_data_ptr(), grad_pred.mutable_data_ptr()},

@@ -15,10 +15,10 @@ void check_patches(const char* op, const Patches& patches, const LossRows& rows)
 
 Tensor masked_pixel_loss_op(const Tensor& pred, const Tensor& images, const Tensor& weight, const Tensor& denominator,
                             const std::optional<Tensor>& mean, const std::optional<Tensor>& std, int64_t patch,
-                            bool normalize, const std::string kind) {
+                            bool normalize, bool absolute) {
   const char* op = "masked_pixel_loss";
   const Tensor pred_rows = with_contiguous_rows(pred);
-  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, kind);
+  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, absolute);
   const Patches patches = patches_of(op, images, mean, std, patch, normalize, weight.scalar_type());
   check_patches(op, patches, rows);
   NewLoss result(weight);
@@ -28,11 +28,10 @@ Tensor masked_pixel_loss_op(const Tensor& pred, const Tensor& images, const Tens
 
 Tensor masked_pixel_loss_bwd_op(const Tensor& grad, const Tensor& pred, const Tensor& images, const Tensor& weight,
                                 const Tensor& denominator, const std::optional<Tensor>& mean,
-                                const std::optional<Tensor>& std, int64_t patch, bool normalize,
-                                const std::string kind) {
+                                const std::optional<Tensor>& std, int64_t patch, bool normalize, bool absolute) {
   const char* op = "masked_pixel_loss_bwd";
   const Tensor pred_rows = with_contiguous_rows(pred);
-  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, kind);
+  const LossRows rows = loss_rows(op, pred_rows, weight, denominator, absolute);
   const Patches patches = patches_of(op, images, mean, std, patch, normalize, weight.scalar_type());
   check_patches(op, patches, rows);
   check_loss_scalar(op, "grad", grad, weight);

@@ -53,9 +53,9 @@ def measure(case: Case) -> Measure:
         rivals={
             "usual": lambda: usual(pred, images, weight, mean, std, p),
             "select first": lambda: select_first(pred, images, mask, mean, std, p),
-            "compile": lambda: compiled(pred, images, weight, total, mean, std, p, True, "l2"),
+            "compile": lambda: compiled(pred, images, weight, total, mean, std, p, True, False),
         },
-        reference=lambda: masked_pixel_loss_reference(pred, images, weight, total, mean, std, p, True, "l2"),
+        reference=lambda: masked_pixel_loss_reference(pred, images, weight, total, mean, std, p, True, False),
         leaves=[pred],
         bytes=hidden if case.pass_name == "fwd" else 2 * hidden + B * N * length * case.itemsize,
     )

@@ -11,23 +11,21 @@ from torch import Tensor
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
 
-_backend.schemas.define(
-    "masked_loss(Tensor pred, Tensor target, Tensor weight, Tensor denominator, str kind) -> Tensor"
-)
-_backend.schemas.define(
-    "masked_loss_bwd(Tensor grad, Tensor pred, Tensor target, Tensor weight, Tensor denominator, str kind) -> Tensor"
-)
+# No `str kind`: torch's stable interface never frees the strings that it hands to a kernel.
+_ARGUMENTS = "Tensor pred, Tensor target, Tensor weight, Tensor denominator, bool absolute"
+_backend.schemas.define(f"masked_loss({_ARGUMENTS}) -> Tensor")
+_backend.schemas.define(f"masked_loss_bwd(Tensor grad, {_ARGUMENTS}) -> Tensor")
 _backend.declare("masked_loss", kernels={"cpu": "native", "cuda": "triton"})
 _backend.run_by_triton("masked_loss", "masked_loss_bwd", module="masked_loss")
 
 KINDS = ("l2", "l1")
 
 
-def masked_loss_reference(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+def masked_loss_reference(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     """He et al. 2022 (MAE), section 3: the mean error of a token's values, over the hidden tokens."""
     counts = (weight != 0).unsqueeze(-1)  # where not, nothing is read: neither NaN nor infinity may come through
     error = torch.where(counts, pred.to(weight.dtype) - target.to(weight.dtype), 0)
-    per_token = (error.square() if kind == "l2" else error.abs()).mean(dim=-1)  # [B, N]
+    per_token = (error.abs() if absolute else error.square()).mean(dim=-1)  # [B, N]
     # Nothing counts: 0, not 0/0, and with zero gradients.
     return (per_token * weight).sum() / torch.where(denominator == 0, torch.inf, denominator)
 
@@ -74,7 +72,7 @@ def masked_loss(
     check_constants(op, target=target, weight=weight)
     check_kind(op, kind)
     divisor = as_denominator(op, denominator, weight)
-    return _backend.call(op, masked_loss_reference, pred, target, weight, divisor, kind)
+    return _backend.call(op, masked_loss_reference, pred, target, weight, divisor, kind == "l1")
 
 
 def check_kind(op: str, kind: str) -> None:
@@ -109,22 +107,22 @@ def as_denominator(op: str, denominator: Tensor | float | None, weight: Tensor, 
 
 
 @torch.library.register_fake("bimkern::masked_loss", lib=_backend.schemas)
-def _(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+def _(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     return weight.new_empty(())
 
 
 @torch.library.register_fake("bimkern::masked_loss_bwd", lib=_backend.schemas)
-def _(grad: Tensor, pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+def _(grad: Tensor, pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     return pred.new_empty(pred.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kind = inputs
+    *tensors, ctx.absolute = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.bimkern.masked_loss_bwd(grad, *ctx.saved_tensors, ctx.kind), None, None, None, None
+    return torch.ops.bimkern.masked_loss_bwd(grad, *ctx.saved_tensors, ctx.absolute), None, None, None, None
 
 
 torch.library.register_autograd("bimkern::masked_loss", _backward, setup_context=_save, lib=_backend.schemas)
@@ -135,10 +133,11 @@ def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wants_grad, wants_pred, *_ = ctx.needs_input_grad
     grad_grad = grad_pred = None
     if wants_grad:
-        slopes = torch.ops.bimkern.masked_loss_bwd(torch.ones_like(grad), pred, target, weight, denominator, ctx.kind)
+        ones = torch.ones_like(grad)
+        slopes = torch.ops.bimkern.masked_loss_bwd(ones, pred, target, weight, denominator, ctx.absolute)
         grad_grad = dot(cotangent, slopes, grad.dtype)
     if wants_pred:
-        grad_pred = curvature(grad, cotangent, weight, denominator, ctx.kind)
+        grad_pred = curvature(grad, cotangent, weight, denominator, ctx.absolute)
     return grad_grad, grad_pred, None, None, None, None
 
 
@@ -146,12 +145,12 @@ def dot(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return (a.to(dtype) * b.to(dtype)).sum()
 
 
-def curvature(grad: Tensor, cotangent: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+def curvature(grad: Tensor, cotangent: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     """Apply the second derivative in pred: constant for l2, whose gradient from a target of zero it is; zero for l1."""
     zeros = torch.zeros_like(cotangent)
-    if kind == "l1":
+    if absolute:
         return zeros
-    return torch.ops.bimkern.masked_loss_bwd(grad, cotangent, zeros, weight, denominator, kind)
+    return torch.ops.bimkern.masked_loss_bwd(grad, cotangent, zeros, weight, denominator, absolute)
 
 
 torch.library.register_autograd("bimkern::masked_loss_bwd", _backward_bwd, setup_context=_save, lib=_backend.schemas)

@@ -15,7 +15,7 @@ from bimkern.ops.pixel_targets import as_statistics, check_images, pixel_targets
 
 _ARGUMENTS = (
     "Tensor pred, Tensor images, Tensor weight, Tensor denominator, Tensor? mean, Tensor? std, int patch,"
-    " bool normalize, str kind"
+    " bool normalize, bool absolute"
 )
 _backend.schemas.define(f"masked_pixel_loss({_ARGUMENTS}) -> Tensor")
 _backend.schemas.define(f"masked_pixel_loss_bwd(Tensor grad, {_ARGUMENTS}) -> Tensor")
@@ -32,11 +32,11 @@ def masked_pixel_loss_reference(
     std: Tensor | None,
     patch: int,
     normalize: bool,
-    kind: str,
+    absolute: bool,
 ) -> Tensor:
     """He et al. 2022 (MAE), section 3: target, then error."""
     target = pixel_targets_reference(images, mean, std, patch, normalize, weight.dtype)
-    return masked_loss_reference(pred, target, weight, denominator, kind)
+    return masked_loss_reference(pred, target, weight, denominator, absolute)
 
 
 def masked_pixel_loss(
@@ -92,7 +92,7 @@ def masked_pixel_loss(
     check_kind(op, kind)
     divisor = as_denominator(op, denominator, weight)
     statistics = as_statistics(mean, std, weight.dtype)
-    args = pred, images.detach(), weight, divisor, *statistics, patch, normalize, kind
+    args = pred, images.detach(), weight, divisor, *statistics, patch, normalize, kind == "l1"
     return _backend.call(op, masked_pixel_loss_reference, *args)
 
 
@@ -107,12 +107,12 @@ def _(grad: Tensor, pred: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.patch, ctx.normalize, ctx.kind = inputs
+    *tensors, ctx.patch, ctx.normalize, ctx.absolute = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    options = ctx.patch, ctx.normalize, ctx.kind
+    options = ctx.patch, ctx.normalize, ctx.absolute
     return torch.ops.bimkern.masked_pixel_loss_bwd(grad, *ctx.saved_tensors, *options), *[None] * 8
 
 
@@ -125,11 +125,11 @@ def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wants_grad, wants_pred, *_ = ctx.needs_input_grad
     grad_grad = grad_pred = None
     if wants_grad:
-        options = ctx.patch, ctx.normalize, ctx.kind
+        options = ctx.patch, ctx.normalize, ctx.absolute
         slopes = torch.ops.bimkern.masked_pixel_loss_bwd(torch.ones_like(grad), *tensors, *options)
         grad_grad = dot(cotangent, slopes, grad.dtype)
     if wants_pred:
-        grad_pred = curvature(grad, cotangent, weight, denominator, ctx.kind)
+        grad_pred = curvature(grad, cotangent, weight, denominator, ctx.absolute)
     return grad_grad, grad_pred, *[None] * 8
 
 

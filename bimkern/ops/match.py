@@ -96,7 +96,7 @@ def match_loss_reference(
     pred = match_predict_reference(features, layers, scale, rows, columns, dtype)
     average, repeat = (2, 1) if scale < 1 else (1, int(scale))
     weight = scale_mask_reference(mask, rows, columns, average, repeat)
-    return masked_loss_reference(pred, target, weight, denominator, kind)
+    return masked_loss_reference(pred, target, weight, denominator, kind == "l1")
 
 
 def match_predict(

@@ -36,7 +36,7 @@ def ours(pred, images, weight, mean, std, patch, normalize=True, kind="l2"):
 
 
 def torchs(pred, images, weight, mean, std, patch, normalize=True, kind="l2"):
-    return masked_pixel_loss_reference(pred, images, weight, weight.sum(), mean, std, patch, normalize, kind)
+    return masked_pixel_loss_reference(pred, images, weight, weight.sum(), mean, std, patch, normalize, kind == "l1")
 
 
 def with_grad(fn, pred, *rest):
@@ -157,7 +157,7 @@ def test_images_are_constants(device):
 @pytest.mark.parametrize("images", [torch.uint8, torch.float32], ids=str)
 def test_opcheck(device, images):
     pred, images, weight, mean, std, patch = sample(device, images=images, **DEFAULT)
-    args = (pred.requires_grad_(), images, weight, weight.sum(), mean, std, patch, True, "l2")
+    args = (pred.requires_grad_(), images, weight, weight.sum(), mean, std, patch, True, False)
     torch.library.opcheck(torch.ops.bimkern.masked_pixel_loss, args)
     grad = torch.tensor(2.0, device=device, requires_grad=True)
     torch.library.opcheck(torch.ops.bimkern.masked_pixel_loss_bwd, (grad, *args))
@@ -232,8 +232,8 @@ def test_says_what_is_wrong(change, error, message):
 )
 def test_the_bare_ops_read_nothing_out_of_bounds(change, message):
     arguments = {"pred": torch.zeros(2, 4, 48), "images": torch.zeros(2, 3, 8, 8), "weight": torch.zeros(2, 4)}
-    arguments |= {"denominator": torch.ones(()), "mean": None, "std": None, "patch": 4, "normalize": True, "kind": "l2"}
-    arguments |= change
+    arguments |= {"denominator": torch.ones(()), "mean": None, "std": None, "patch": 4, "normalize": True}
+    arguments |= {"absolute": False} | change
     grad = arguments.pop("grad", torch.ones(()))
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bimkern.masked_pixel_loss_bwd(grad, **arguments)

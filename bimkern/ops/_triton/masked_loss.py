@@ -127,7 +127,7 @@ def _tile(length: int) -> tuple[int, int]:
     return _TILE // columns, columns
 
 
-def masked_loss(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str) -> Tensor:
+def masked_loss(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
     ROWS, COLUMNS = _tile(pred.shape[2])
     programs = triton.cdiv(weight.numel(), ROWS)
@@ -135,7 +135,7 @@ def masked_loss(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tenso
     if programs:
         strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
         sizes = weight.numel(), pred.shape[1], pred.shape[2]
-        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": not absolute, "WIDE": WIDE[weight.dtype]}
         launch(loss_tiles, programs, pred, target, weight, partial, *sizes, *strides, num_warps=4, **constants)
     return sum_of(partial, denominator)
 
@@ -148,7 +148,7 @@ def sum_of(partial: Tensor, denominator: Tensor) -> Tensor:
 
 
 def masked_loss_bwd(
-    grad: Tensor, pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, kind: str
+    grad: Tensor, pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool
 ) -> Tensor:
     pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
     grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
@@ -157,7 +157,7 @@ def masked_loss_bwd(
     if programs:
         strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
         sizes = weight.numel(), pred.shape[1], pred.shape[2]
-        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": not absolute, "WIDE": WIDE[weight.dtype]}
         tensors = grad, pred, target, weight, denominator, grad_pred
         launch(slope_tiles, programs, *tensors, *sizes, *strides, num_warps=4, **constants)
     return grad_pred

@@ -120,7 +120,7 @@ def masked_pixel_loss(
     std: Tensor | None,
     patch: int,
     normalize: bool,
-    kind: str,
+    absolute: bool,
 ) -> Tensor:
     pred = with_contiguous_rows(pred)
     partial = weight.new_empty(weight.numel())
@@ -128,7 +128,7 @@ def masked_pixel_loss(
         strides = *pred.stride()[:2], *weight.stride()
         tensors, numbers = patch_arguments(images, mean, std, patch)
         constants = patch_constants(images, mean, std, patch, normalize)
-        constants |= {"L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        constants |= {"L2": not absolute, "WIDE": WIDE[weight.dtype]}
         launch(loss_patches, weight.numel(), pred, weight, partial, *strides, *tensors, *numbers, **constants)
     return sum_of(partial, denominator)
 
@@ -143,7 +143,7 @@ def masked_pixel_loss_bwd(
     std: Tensor | None,
     patch: int,
     normalize: bool,
-    kind: str,
+    absolute: bool,
 ) -> Tensor:
     pred = with_contiguous_rows(pred)
     grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
@@ -151,7 +151,7 @@ def masked_pixel_loss_bwd(
         strides = *pred.stride()[:2], *weight.stride()
         tensors, numbers = patch_arguments(images, mean, std, patch)
         constants = patch_constants(images, mean, std, patch, normalize)
-        constants |= {"L2": kind == "l2", "WIDE": WIDE[weight.dtype]}
+        constants |= {"L2": not absolute, "WIDE": WIDE[weight.dtype]}
         rows = grad, pred, weight, denominator, grad_pred
         launch(slope_patches, weight.numel(), *rows, *strides, *tensors, *numbers, **constants)
     return grad_pred

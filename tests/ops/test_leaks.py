@@ -1,0 +1,46 @@
+"""Calling an op again and again leaves nothing behind on the heap."""
+
+import ctypes
+import gc
+
+import pytest
+import torch
+
+from bench.odd_shapes import CALLS, Inputs
+
+WARM_UP, TIMES = 50, 300
+SMALLEST_STRING = 32  # bytes that malloc spends on the least
+FEW = 100  # for caches of the interpreter, whatever the number of calls
+
+
+class Mallinfo(ctypes.Structure):
+    """struct mallinfo2 of glibc: `uordblks` are the bytes in use, of all threads."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+
+
+def bytes_in_use():
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("needs glibc 2.33")
+    mallinfo.restype = Mallinfo
+    gc.collect()
+    return mallinfo().uordblks
+
+
+@pytest.mark.parametrize(("op", "way"), [(op, way) for op, ways in CALLS.items() for way in range(len(ways))])
+def test_nothing_is_left(op, way):
+    inputs = Inputs((2, 13, 4, 20), torch.float32, torch.device("cpu"))
+
+    def call(times):
+        for _ in range(times):
+            output = CALLS[op][way](inputs)
+            if output.requires_grad:
+                output.backward(torch.ones_like(output))
+
+    call(WARM_UP)
+    before = bytes_in_use()
+    call(TIMES)
+    left = bytes_in_use() - before
+    assert left < TIMES * SMALLEST_STRING / 4 + FEW, f"{left / TIMES:.1f} bytes a call"

@@ -5,9 +5,9 @@
 
 namespace bimkern {
 
-// Comparisons of two items that a search may make, a few tenths of a second. It counts them and reads no clock, so that
+// Comparisons of two items that a search may make, less than half a second. It counts them and reads no clock, so that
 // the same items always get the same placement.
-constexpr int64_t kSearchWork = 100'000'000;
+constexpr int64_t kSearchWork = 500'000'000;
 
 // By time, and in several orders that are improved until the height is `enough`, the bound is reached, or the work is
 // used up. 10^5 items take less than a second.

@@ -28,7 +28,7 @@ std::vector<Item> items_of(const std::vector<Event>& step) {
 // Of training-like steps, always the same ones: how much above the bound they may come on the whole, in percent.
 void test_large_cases_against_the_bound() {
   random_bits().seed(7);
-  for (const auto& [count, repeats, percent] : {std::array{1'000, 5, 2}, {10'000, 5, 5}, {100'000, 1, 8}}) {
+  for (const auto& [count, repeats, percent] : {std::array{1'000, 5, 1}, {10'000, 5, 3}, {100'000, 1, 8}}) {
     int64_t heights = 0, bounds = 0;
     for (int repeat = 0; repeat < repeats; ++repeat) {
       const std::vector<Item> items = items_of(random_step(1, count));
@@ -36,7 +36,8 @@ void test_large_cases_against_the_bound() {
       heights += place(items).height;
       const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
       bounds += largest_live_sum(items);
-      std::fprintf(stderr, "%d blocks placed in %.3f s\n", count, seconds);
+      std::fprintf(stderr, "%d blocks placed in %.3f s, %.2f %% above the bound\n", count, seconds,
+                   100.0 * static_cast<double>(heights) / static_cast<double>(bounds) - 100);
     }
     EXPECT(heights >= bounds);
     EXPECT(100 * heights <= (100 + percent) * bounds);

@@ -92,10 +92,12 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     """Parse options into a RunConfig whose defaults are the recipe's."""
     usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
     try:
-        return command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
+        options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
+    command.check_parts(arguments, options)
+    return options
 
 
 def _help(recipe: Recipe) -> str:

@@ -91,13 +91,6 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     return trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
 
 
-def least_bytes(config: Config, kind: Stretch) -> int:
-    """Count what a step cannot do without; of many micro-batches, what a few cannot do without."""
-    counted, model = trace(config, _shortened(kind, _DRAWN - 1))
-    weights, optimizer = held(model)
-    return weights + optimizer + image_bytes(config, kind) + counted.outside + counted.live_peak
-
-
 def exact_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
     """Count what steps of a kind need, all of their micro-batches and slices: minutes, where they are many."""
     counted, model = trace(config, kind)

@@ -10,7 +10,7 @@ from bimkern.data.course import Stretch
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
-from bimkern.train.estimate import exact_need, least_bytes, step_plan
+from bimkern.train.estimate import exact_need, step_plan
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.scaling import Scaling
 
@@ -84,13 +84,13 @@ def test_parts_of_a_step():
     assert need.peak < need.weights + need.gradients + need.optimizer + need.inputs + need.activations
 
 
-def test_no_step_does_with_less_than_the_least():
-    for recipe in ("bim_vit_test", "mae_vit_test"):
-        scaling = Scaling()
-        for micro in (32, 16, 4):
-            least, need = (count(config(recipe), kind(recipe, 32, micro)) for count in (least_bytes, scaling.need))
-            assert least <= need.bound
-            assert least >= 0.8 * need.bound
+def test_the_least_is_the_bound_of_a_need():
+    scaling = Scaling()
+    for slices, micro in ((1, 32), (1, 5), (4, 16), (4, 4)):
+        given, steps = config("bim_vit_test", slices=slices), kind("bim_vit_test", 32, micro)
+        need = scaling.need(given, steps)
+        assert scaling.least(given, steps) == need.bound
+        assert scaling.always(given, steps) == need.weights + need.optimizer < need.bound
 
 
 def test_a_gpu_aligns_to_more():

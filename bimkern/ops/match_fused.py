@@ -140,7 +140,7 @@ def _(mask: Tensor, ids: Tensor) -> int:
     return 0
 
 
-def match_total(
+def _total(
     features: Tensor,
     up: Tensor | None,
     up_bias: Tensor | None,
@@ -224,7 +224,7 @@ def match_total(
     return total, grad_features, *grads, grad_last.total, error_sums[1:].to(wide)
 
 
-_backend.schemas.impl("match_total", match_total, "CPU")
+_backend.compose("match_total", _total, "CPU")
 
 
 @torch.library.register_fake("bimkern::match_total", lib=_backend.schemas)

@@ -2,10 +2,10 @@
 
     python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
-Without recipes: MAE and BIM in every size, LocalMIM likewise, and the ViT-B of the others; MEASURED are also run. All in fp32.
-`told` is what `python -m bimkern.plan` says before a step, `planned` and `bound` are what the step itself, counted on
-tensors without memory, needs: activations and gradients together. What is measured takes four real steps, of which the
-arena replays two. bench/results/arena.csv is written anew.
+Without recipes: MAE, BIM and LocalMIM in every size, and the ViT-B of other methods. All in fp32. `told` is what
+`python -m bimkern.plan` says before a step, `planned` and `bound` are what the step itself, counted on tensors without
+memory, needs: activations and gradients together. What is measured (by default a few, at the most slices) takes four
+real steps, of which the arena replays two. bench/results/arena.csv is written anew.
 """
 
 import argparse

@@ -182,7 +182,7 @@ def _total(
     E = 0 if first is None else first.shape[1] // 4
     make = buffer if len(ids) else functools.partial(zeros, dtype=dtype)  # chunks write zeros too, where there are any
     grad_features = make(*features.shape) if with_grads else buffer(0)
-    grad_last, grad_first = _Sum(*last.shape, features, dtype), _Sum(D, 4 * E, features, dtype)
+    grad_last, grad_first = _Sum(last.shape[0], S, features, dtype), _Sum(D, 4 * E, features, dtype)
     error_sums, norm_sums = zeros(1 + S), zeros(3, E)
     gathered, pred = buffer(CHUNK, D, dtype=features.dtype), buffer(4 * CHUNK if E else CHUNK, S)
     converted = gathered if dtype == features.dtype else buffer(CHUNK, D)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,7 +141,11 @@ def search(config: Config, needs: Needs, limit: int) -> Fits:
         return Fits(batch_size=None, slices=None, micro_batch=None)
 
     def cost_of(least_or_peak: Callable[[Config], int], option: str) -> Callable[[int], int]:
-        return lambda value: least_or_peak(replace(config, run=replace(run, **{option: value})))
+        def cost(value: int) -> int:
+            changed: dict[str, Any] = {option: value}
+            return least_or_peak(replace(config, run=replace(run, **changed)))
+
+        return cost
 
     def most(option: str, start: int, *, grow: bool) -> int | None:
         found = largest(cost_of(needs.least, option), limit, start, grow=grow)

@@ -65,8 +65,9 @@ class _Sizes:
 class Scaling:
     """Counts steps of a recipe once and tells from them what its other steps need.
 
-    Exact to some hundred bytes, but for two things: what the arena's plan loses to gaps is that of three micro-batches
-    where there are more, and of slices of one image some small copies are not counted, about a kilobyte.
+    Exact to some hundred bytes, but for two things. What the arena's plan loses to gaps is that of three micro-batches
+    where there are more. And slices or steps of a single image need no copy where others do, and one where others do
+    not: of tiny networks up to 4 KB are missing, of ViT-B nothing to 12 KB.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -112,13 +113,15 @@ class _Step:
         self._batch = _column(life.batch or 0 for life in lives)
         self._inside = _column(life.scope is not None for life in lives) == 1
         ends = [ticks if life.end is None else life.end for life in lives]
-        accumulated = [end if life.accumulated is None else life.accumulated for life, end in zip(lives, ends)]
         self._all = _Course(counted, lives, ends)
-        self._activations = _Course(counted, lives, [min(pair) for pair in zip(ends, accumulated)])
+        given = zip(lives, ends, strict=True)
+        until = [end if life.accumulated is None else min(end, life.accumulated) for life, end in given]
+        self._activations = _Course(counted, lives, until)
 
     def need(self, config: Config, kind: Stretch, alignment: int) -> Need:
         sizes, more = self._bytes(config, kind), max(kind.per_step - _TRACED, 0)
-        lives = [replace(life, bytes=size) for life, size in zip(self._counted.lives, sizes.tolist()) if size]
+        given = zip(self._counted.lives, sizes.tolist(), strict=True)
+        lives = [replace(life, bytes=size) for life, size in given if size]
         plan = plan_of(_scopes(self._counted.scopes, lives), lives, self._counted.ticks, alignment)
         live, bound = self._activations.live(sizes, more), self.least(config, kind, alignment)
         return Need(
@@ -168,9 +171,7 @@ class _Course:
         self._turn_ends = _column(
             min((turn for turn in turns if turn > lives[i].begin), default=counted.ticks) for i in left
         )
-        self._turn_begins = _column(
-            max(max(turn for turn in turns if turn <= ends[i]), lives[i].begin) for i in left
-        )
+        self._turn_begins = _column(max(max(turn for turn in turns if turn <= ends[i]), lives[i].begin) for i in left)
 
     def live(self, sizes: Numbers, more: int) -> Numbers:
         """Sum the live bytes at every tick, and so many micro-batches more, like the second: the most of them, [T]."""

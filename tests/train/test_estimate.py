@@ -16,6 +16,7 @@ from bimkern.train.estimate import exact_need, step_plan
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.scaling import Scaling
 
+
 def kind(recipe, batch, micro):
     size = RECIPES[recipe].config.method.encoder.image_size
     return Stretch(image_size=size, batch_size=batch, micro_batch=micro)

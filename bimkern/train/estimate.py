@@ -63,8 +63,7 @@ class Need:
     """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
 
     Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. On top
-    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries, and
-    match_loss's, which are those of 1024 cells whatever the batch is.
+    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries.
     """
 
     weights: int  # with buffers, and a teacher's

@@ -31,8 +31,8 @@ _OTHER = 1
 # such a size, so that what they divide grows with them, and what is smaller does not grow.
 _COUNTED = 1_000_006_717
 COUNTED = (
-    "one small or huge step, as is convenient, on tensors without memory; what other sizes need follows from it, "
-    "image by image"
+    f"one step of {_COUNTED} images at a time, on tensors without memory; what other sizes need is told from it, image "
+    "by image"
 )
 
 

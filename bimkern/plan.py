@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             default=_options_of(config.run),
         )
         command.check_parts(arguments, options)
-        if options.picture is not None and options.picture.suffix != ".png":
+        if options.picture is not None and options.picture.suffix.lower() != ".png":
             raise ConfigError(f"--picture is written as PNG and must end in .png, got {options.picture}")
         limit = None if options.limit is None else _bytes(options.limit)
         config = replace(config, run=_run(config.run, options))

@@ -40,7 +40,7 @@ MatchCells cells_of(const char* op, const Tensor& ids, int64_t images, int64_t r
   return MatchCells{ids.const_data_ptr<int64_t>(), ids.size(0), images, rows, columns};
 }
 
-int64_t match_hidden_op(const Tensor& mask, Tensor ids) {
+int64_t match_hidden_op(const Tensor& mask, bool every, Tensor ids) {
   const char* op = "match_hidden";
   STD_TORCH_CHECK(mask.dim() == 2, op, ": mask must be [B, N], got ", mask.dim(), " dimensions");
   check_buffer(op, "ids", ids, ScalarType::Long, {mask.size(0) * mask.size(1)});
@@ -52,6 +52,7 @@ int64_t match_hidden_op(const Tensor& mask, Tensor ids) {
   args.image_stride = mask.stride(0);
   args.cell_stride = mask.stride(1);
   args.ids = ids.mutable_data_ptr<int64_t>();
+  args.every = every;
   return match_hidden(args);
 }
 

@@ -37,9 +37,9 @@ _backend.schemas.define(
 _backend.schemas.define(
     "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
     " Tensor bias, Tensor target, Tensor mask, int rows, int columns, int side, bool absolute, float eps,"
-    " ScalarType dtype, bool with_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " ScalarType dtype, bool every, bool with_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_backend.schemas.define("match_hidden(Tensor mask, Tensor(a!) ids) -> int")
+_backend.schemas.define("match_hidden(Tensor mask, bool every, Tensor(a!) ids) -> int")
 _backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")
 _backend.schemas.define(
     "match_rows_bwd(Tensor grad_rows, Tensor cells, int begin, int end, Tensor(a!) grad_tokens) -> ()"
@@ -107,8 +107,9 @@ def _loss(
         learned = (features, up, up_bias, norm_weight, norm_bias, weight, bias)
         with_grads = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
         side, absolute = int(max(scale, 1)), kind == "l1"
+        # Of squares of tokens nearly all are hidden, and how many depends on luck: products of all have one shape.
         total = torch.ops.bimkern.match_total(
-            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, with_grads
+            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, scale < 1, with_grads
         )[0]
     return total / torch.where(denominator == 0, torch.inf, denominator)
 
@@ -135,7 +136,7 @@ class _Sum:
 
 
 @torch.library.register_fake("bimkern::match_hidden", lib=_backend.schemas)
-def _(mask: Tensor, ids: Tensor) -> int:
+def _(mask: Tensor, every: bool, ids: Tensor) -> int:
     """Find none: for who counts what match_total allocates, which is the same for any number."""
     return 0
 
@@ -156,9 +157,13 @@ def _total(
     absolute: bool,
     eps: float,
     dtype: torch.dtype,
+    every: bool,
     with_grads: bool,
 ) -> tuple[Tensor, ...]:
-    """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of."""
+    """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of.
+
+    Cells whose weight is zero are left out, or none, where every one is wanted.
+    """
     ops = torch.ops.bimkern
     wide = torch.promote_types(dtype, torch.float32)
     features, target = (x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous() for x in (features, target))
@@ -171,7 +176,7 @@ def _total(
         return features.new_zeros(shape, dtype=dtype)
 
     ids = buffer(mask.numel(), dtype=torch.int64)
-    ids = ids[: ops.match_hidden(mask, ids)]  # [n]
+    ids = ids[: ops.match_hidden(mask, every, ids)]  # [n]
     num_chunks = max(1, -(-len(ids) // CHUNK))
     chunk = -(-len(ids) // num_chunks)
 
@@ -244,6 +249,7 @@ def _(
     absolute: bool,
     eps: float,
     dtype: torch.dtype,
+    every: bool,
     with_grads: bool,
 ) -> tuple[Tensor, ...]:
     wide = torch.promote_types(dtype, torch.float32)
@@ -257,7 +263,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, ctx.with_grads = inputs
+    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, _, ctx.with_grads = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.has_up = up is not None
@@ -274,7 +280,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
     if torch.is_grad_enabled():
         raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
     if grad_total is None:
-        return (None,) * 16
+        return (None,) * 17
     assert ctx.with_grads
     features, parameters = ctx.dtypes
     times, length = ctx.factor
@@ -287,7 +293,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
         grad_features *= scale
     else:
         grad_features = grad_features * scale
-    return grad_features, *first, *grads[4:], *[None] * 9
+    return grad_features, *first, *grads[4:], *[None] * 10
 
 
 torch.library.register_autograd("bimkern::match_total", _backward, setup_context=_save, lib=_backend.schemas)

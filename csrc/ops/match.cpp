@@ -43,7 +43,7 @@ int64_t find_hidden(const MatchHidden& args) {
     const A* row = static_cast<const A*>(args.mask) + image * args.image_stride;
     for (int64_t cell = 0; cell < args.cells; ++cell) {
       args.ids[found] = image * args.cells + cell;  // stays if it is hidden
-      found += row[cell * args.cell_stride] != 0;
+      found += args.every || row[cell * args.cell_stride] != 0;
     }
   }
   return found;

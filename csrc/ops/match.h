@@ -31,6 +31,7 @@ struct MatchHidden {
   int64_t image_stride;
   int64_t cell_stride;
   int64_t* ids;  // [B * N]: those of cells whose mask is not zero come first, ascending; the rest is undefined
+  bool every;    // take all cells for hidden
 };
 
 struct MatchRows {

@@ -24,10 +24,13 @@ template <typename T>
 void test_hidden(DType dtype) {
   const std::vector<T> mask = {1, 0, T(0.25), -1, 0, 9, 0, 9, 0, 0, 0, -1, 0, 9, T(1e-30), 9};  // 2 rows of 4, 2 apart
   std::vector<int64_t> ids(8, -7);
-  const int64_t count = match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data()});
+  const int64_t count = match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), false});
   ids.resize(count);
   EXPECT((ids == std::vector<int64_t>{0, 1, 7}));
-  EXPECT(match_hidden({dtype, 0, 4, mask.data(), 8, 2, ids.data()}) == 0);
+  EXPECT(match_hidden({dtype, 0, 4, mask.data(), 8, 2, ids.data(), false}) == 0);
+  ids.assign(8, -7);
+  EXPECT(match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), true}) == 8);
+  EXPECT((ids == std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}));
 }
 
 void test_rows() {

@@ -37,7 +37,8 @@ _backend.schemas.define(
 _backend.schemas.define(
     "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
     " Tensor bias, Tensor target, Tensor mask, int rows, int columns, int side, bool absolute, float eps,"
-    " ScalarType dtype, bool every, bool with_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " ScalarType dtype, bool every, bool with_grads)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _backend.schemas.define("match_hidden(Tensor mask, bool every, Tensor(a!) ids) -> int")
 _backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")

@@ -74,7 +74,7 @@ def test_the_largest_image_size_counts_and_every_phase_is_told(capsys):
     assert sorted(peaks) == peaks
     assert peaks[-1] == need["peak"]
     text = planned(capsys, *command)
-    assert "all of this is for phase 3 of 3, 8 images of 64 px, 8 at a time; peaks: " in text
+    assert "all of this is for phase 3 of 3, 8 images of 64 px, " in text
     assert "with 8 images of 32 px, 8 at a time, " in text
 
 

@@ -1,14 +1,17 @@
-"""The memory of a step of recipes: planned beforehand, planned and measured in real steps, and against MAE.
+"""The memory of a step of recipes: predicted, planned, and against MAE's.
 
-    python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N] [--measure RECIPE...]
+    python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
-Without recipes: MAE and BIM on ViT-B, -L and -H. `planned` and `bound` are those of activations and gradients
-together, fp32. What is measured
-takes four real steps, of which the arena replays two. Rows are appended to bench/results/arena.csv.
+Without recipes: MAE, BIM and LocalMIM in every size, and the ViT-B of other methods. All in fp32. `told` is what
+`python -m bimkern.plan` says before a step, `planned` and `bound` are what the step itself, counted on tensors without
+memory, needs: activations and gradients together. What is measured (by default a few, at the most slices) takes four
+real steps, of which the arena replays two. bench/results/arena.csv is written anew.
 """
 
 import argparse
 import csv
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +25,41 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config import Config
+from bimkern.train.estimate import ALIGNMENT, trace
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.scaling import Scaling
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
-SIZES = ("base", "large", "huge")
+SIZES = ("test", "base", "large", "huge")
+OTHERS = ("localmim", "fastmim", "vitfreeze", "simmim", "maskfeat")
+NAMES = [f"{method}_vit_{size}" for size in SIZES for method in ("mae", "bim")]
+NAMES += ["localmim_vit_small", "localmim_vit_large", *(f"{method}_vit_base" for method in OTHERS)]
+MEASURED = ("mae_vit_test", "bim_vit_test", "bim_vit_base", "localmim_vit_base")
 PAPER = {"bim_vit_large": 0.59}  # of MAE's memory: Luo et al. 2023
 CPU = torch.device("cpu")
+FIELDS = (
+    *("recipe", "batch", "slices", "activations", "of_mae", "of_mae_sliced", "paper", "told", "planned", "off"),
+    *("bound", "gap", "plan_s", "real_plan", "measured", "torch", "git"),
+)
 
 
 def planned(config: Config, batch: int) -> dict[str, Any]:
     kind = Stretch(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
     need = Scaling().need(config, kind)
-    always = need.weights + need.optimizer + need.inputs
-    peak, bound = need.peak - always, need.bound - always
-    return {"activations": need.activations, "planned": peak, "bound": bound, "gap": round(peak / bound - 1, 5)}
+    counted, _ = trace(config, kind)
+    begin = time.perf_counter()
+    plan = counted.plan(ALIGNMENT["cpu"])
+    seconds = time.perf_counter() - begin
+    told = need.peak - need.bound + plan.bound  # without weights and the like
+    return {
+        "activations": counted.peak,
+        "told": told,
+        "planned": plan.peak,
+        "off": round(told / plan.peak - 1, 5),
+        "bound": plan.bound,
+        "gap": round(plan.gap, 5),
+        "plan_s": round(seconds, 3),
+    }
 
 
 def measured(config: Config, batch: int) -> dict[str, Any]:
@@ -52,33 +75,39 @@ def measured(config: Config, batch: int) -> dict[str, Any]:
     return {"real_plan": arena.plan().peak, "measured": arena.stats().planned_reach}
 
 
+def compared(rows: list[dict[str, Any]]) -> None:
+    """Add the ratios of BIM's live activations to those of MAE in the same size, unsliced and as sliced."""
+    live = {(row["recipe"], row["slices"]): row["activations"] for row in rows}
+    for row in rows:
+        mae = row["recipe"].replace("bim_", "mae_")
+        if mae != row["recipe"]:
+            for column, slices in (("of_mae", 1), ("of_mae_sliced", row["slices"])):
+                if (mae, slices) in live:
+                    row[column] = round(row["activations"] / live[mae, slices], 4)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.arena_table", description=__doc__)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--slices", type=int, nargs="*", default=[1, 8])
-    parser.add_argument("--measure", nargs="*", default=[])
+    parser.add_argument("--measure", nargs="*", default=MEASURED)
     given = parser.parse_args(argv)
-    names = given.recipes or [f"{method}_vit_{size}" for size in SIZES for method in ("mae", "bim")]
+    git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True, cwd=RESULTS.parent).strip()
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for name in given.recipes or NAMES:
         for slices in given.slices:
             config = RECIPES[name].config
             config = replace(config, run=replace(config.run, slices=slices, precision="fp32"))
             row = {"recipe": name, "batch": given.batch_size, "slices": slices} | planned(config, given.batch_size)
-            if name in given.measure:
+            if name in given.measure and slices == given.slices[-1]:
                 row |= measured(config, given.batch_size)
-            rows.append(row | {"paper": PAPER.get(name), "torch": torch.__version__})
+            rows.append(row | {"paper": PAPER.get(name), "torch": torch.__version__, "git": git})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    new = not RESULTS.exists()
-    fields = (
-        *("recipe", "batch", "slices", "activations", "planned", "bound", "gap", "real_plan", "measured", "paper"),
-        "torch",
-    )
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        if new:
-            writer.writeheader()
+    compared(rows)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
         writer.writerows(rows)
 
 

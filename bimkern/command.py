@@ -1,11 +1,12 @@
 """What every command does alike: options from a dataclass, and a mistake in one line."""
 
 import contextlib
+import difflib
 import io
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
@@ -13,6 +14,17 @@ from bimkern.train.config import ConfigError
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")
+
+
+class Parts(Protocol):
+    """Options that cut the images of a step."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def micro_batch(self) -> int | None: ...
+    @property
+    def slices(self) -> int: ...
 
 
 def parse(
@@ -49,8 +61,25 @@ def take(arguments: list[str], known: Mapping[str, Named], what: str, default: s
     """
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"choose one of {', '.join(known)}"
+        raise ConfigError(f"unknown {what} {name!r}; {hint}")
     return known[name]
+
+
+def check_parts(arguments: Sequence[str], options: Parts) -> None:
+    """Make sure that no part of a batch which the arguments name is larger than it; those of a recipe are cut to it.
+
+    Raises:
+        ConfigError: one is; the message names both options.
+    """
+    named = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    for name, value in (("micro_batch", options.micro_batch), ("slices", options.slices)):
+        if name in named and value is not None and value > options.batch_size:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
+                f"got {value}"
+            )
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:

@@ -6,16 +6,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bimkern import command
 from bimkern.arena import ArenaUnavailable, Plan, draw
+from bimkern.data.course import Stretch
 from bimkern.recipes import RECIPES
 from bimkern.train.config import Config, ConfigError, Precision, RunConfig
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import Need, step_plan
-from bimkern.train.fit import Fits, kinds, search
-from bimkern.train.scaling import COUNTED, Scaling
+from bimkern.train.fit import Fits, Needs, kinds, search
+from bimkern.train.scaling import COUNTED
 
 _PROGRAM = "python -m bimkern.plan"
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
@@ -53,6 +54,14 @@ class PlanOptions:
     """PNG to draw the memory of one step to: every block by its life and its place."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Steps of a run that are alike, and what they need."""
+
+    kind: Stretch
+    need: Need
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -64,18 +73,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             description=_DESCRIPTION,
             default=_options_of(config.run),
         )
+        command.check_parts(arguments, options)
+        if options.picture is not None and options.picture.suffix.lower() != ".png":
+            raise ConfigError(f"--picture is written as PNG and must end in .png, got {options.picture}")
         limit = None if options.limit is None else _bytes(options.limit)
         config = replace(config, run=_run(config.run, options))
-        scaling = Scaling(options.device)
-        need = _largest_need(config, scaling)
-        fits = None if limit is None else search(config, lambda c: _largest_need(c, scaling).peak, limit)
+        needs = Needs(options.device)
+        phases = [Phase(kind=kind, need=needs.need(config, kind)) for kind in kinds(config)]
+        fits = None if limit is None else search(config, needs, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     except (ConfigError, ArenaUnavailable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
-    print(_json(need, fits) if options.json else _text(config, need, limit, fits))
+    print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
 
 
 def _options_of(run: RunConfig) -> PlanOptions:
@@ -106,22 +118,35 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _largest_need(config: Config, scaling: Scaling) -> Need:
-    return max((scaling.need(config, kind) for kind in kinds(config)), key=lambda need: need.peak)
-
-
 def _draw(config: Config, device: str, path: Path) -> None:
     plans: list[Plan] = [step_plan(config, kind, device) for kind in kinds(config)]
     draw(max(plans, key=lambda plan: plan.peak), path)
 
 
-def _json(need: Need, fits: Fits | None) -> str:
-    return json.dumps(asdict(need) | ({} if fits is None else {"fits": asdict(fits)}))
+def _largest(phases: Sequence[Phase]) -> Phase:
+    return max(phases, key=lambda phase: phase.need.peak)
 
 
-def _text(config: Config, need: Need, limit: int | None, fits: Fits | None) -> str:
-    run = config.run
+def _json(phases: Sequence[Phase], fits: Fits | None) -> str:
+    largest = _largest(phases)
+    each = [
+        {
+            "image_size": phase.kind.image_size,
+            "batch_size": phase.kind.batch_size,
+            "micro_batch": phase.kind.micro_batch,
+            "peak": phase.need.peak,
+        }
+        for phase in phases
+    ]
+    found: dict[str, Any] = asdict(largest.need) | {"image_size": largest.kind.image_size, "phases": each}
+    return json.dumps(found | ({} if fits is None else {"fits": asdict(fits)}))
+
+
+def _text(config: Config, phases: Sequence[Phase], limit: int | None, fits: Fits | None) -> str:
+    run, largest = config.run, _largest(phases)
+    need = largest.need
     blocks = ", ".join(f"{name} {human_bytes(size)}" for name, size in need.scopes.items())
+    together = sum((need.weights, need.gradients, need.optimizer, need.inputs, need.activations))
     facts = {
         "weights": human_bytes(need.weights),
         "gradients": f"{human_bytes(need.gradients)} at most",
@@ -129,16 +154,35 @@ def _text(config: Config, need: Need, limit: int | None, fits: Fits | None) -> s
         "inputs": f"{human_bytes(need.inputs)}, the images of a step",
         "activations": f"{human_bytes(need.activations)} at most: {blocks}",
         "peak": f"{human_bytes(need.peak)}; no order of the memory does with less than {human_bytes(need.bound)}",
+        "parts": f"{human_bytes(together)} together: more than the peak where gradients are born as activations die, "
+        "less where masks and gaps count",
     }
+    if len(phases) > 1:
+        number = phases.index(largest) + 1
+        facts["phase"] = f"all of this is for phase {number} of {len(phases)}, {_phase(largest)}; peaks: " + (
+            ", ".join(f"{human_bytes(phase.need.peak)} with {_phase(phase)}" for phase in phases)
+        )
     if limit is not None:
-        fitting = f"the batch fits into {human_bytes(limit)}" if need.peak <= limit else f"above {human_bytes(limit)}"
-        facts["limit"] = f"{fitting}. {fits}"
+        facts["limit"] = f"{_verdict(need, limit)}. {fits}"
     facts["counted"] = COUNTED
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "
         f"decoded in slices: {run.slices}, {run.precision}"
     )
     return "\n".join([head, *(f"  {name:11}  {fact}" for name, fact in facts.items())])
+
+
+def _phase(phase: Phase) -> str:
+    kind = phase.kind
+    return f"{kind.batch_size} images of {kind.image_size} px, {kind.micro_batch} at a time"
+
+
+def _verdict(need: Need, limit: int) -> str:
+    if need.peak <= limit:
+        return f"the batch fits into {human_bytes(limit)}"
+    always = need.weights + need.optimizer
+    alone = f": weights and optimizer alone take {human_bytes(always)}" if always > limit else ""
+    return f"above {human_bytes(limit)}{alone}"
 
 
 if __name__ == "__main__":

@@ -94,10 +94,12 @@ def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     if {"--epochs", "--steps"} <= {argument.partition("=")[0] for argument in arguments}:
         raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
     try:
-        return command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
+        options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
+    command.check_parts(arguments, options)
+    return options
 
 
 def _help(recipe: Recipe) -> str:

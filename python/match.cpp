@@ -1,5 +1,5 @@
 // torch ops of the stages of match_loss, CPU alone. Schemas: bimkern/ops/match_fused.py, which is their only caller and
-// makes what they write into.
+// makes all that they need: nothing is allocated here, since how often these are called follows from masks.
 #include "ops/match.h"
 
 #include "bridge.h"
@@ -23,24 +23,51 @@ void check_buffer(const char* op, const char* name, const Tensor& tensor, Scalar
   STD_TORCH_CHECK(fits && tensor.scalar_type() == dtype, op, ": ", name, " has a wrong shape, layout or dtype");
 }
 
+// Of so many blocks of rows, or more.
+void check_scratch(const char* op, const Tensor& scratch, int64_t blocks, int64_t width) {
+  STD_TORCH_CHECK(scratch.dim() == 2 && scratch.is_contiguous() && scratch.scalar_type() == ScalarType::Double &&
+                      scratch.size(0) >= blocks && scratch.size(1) == width,
+                  op, ": scratch has a wrong shape, layout or dtype");
+}
+
+void check_rows(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, op, ": ", name, " must have contiguous rows");
+}
+
 MatchCells cells_of(const char* op, const Tensor& ids, int64_t images, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous(), op,
                   ": cells must be [n] int64, contiguous");
   return MatchCells{ids.const_data_ptr<int64_t>(), ids.size(0), images, rows, columns};
 }
 
+int64_t match_hidden_op(const Tensor& mask, bool every, Tensor ids) {
+  const char* op = "match_hidden";
+  STD_TORCH_CHECK(mask.dim() == 2, op, ": mask must be [B, N], got ", mask.dim(), " dimensions");
+  check_buffer(op, "ids", ids, ScalarType::Long, {mask.size(0) * mask.size(1)});
+  MatchHidden args{};
+  args.dtype = dtype_of(op, mask);
+  args.images = mask.size(0);
+  args.cells = mask.size(1);
+  args.mask = mask.const_data_ptr();
+  args.image_stride = mask.stride(0);
+  args.cell_stride = mask.stride(1);
+  args.ids = ids.mutable_data_ptr<int64_t>();
+  args.every = every;
+  return match_hidden(args);
+}
+
 void match_rows_op(const Tensor& tokens, const Tensor& ids, Tensor out) {
   const char* op = "match_rows";
   STD_TORCH_CHECK(tokens.dim() == 3, op, ": tokens must be [B, N, D], got ", tokens.dim(), " dimensions");
   check_buffer(op, "out", out, tokens.scalar_type(), {ids.size(0), tokens.size(2)});
-  const Tensor rows = with_contiguous_rows(tokens);
+  check_rows(op, "tokens", tokens);
   MatchRows args{};
   args.dtype = dtype_of(op, tokens);
   args.cells = cells_of(op, ids, tokens.size(0), 1, tokens.size(1));
   args.width = tokens.size(2);
-  args.tokens = rows.const_data_ptr();
-  args.image_stride = rows.stride(0);
-  args.token_stride = rows.stride(1);
+  args.tokens = tokens.const_data_ptr();
+  args.image_stride = tokens.stride(0);
+  args.token_stride = tokens.stride(1);
   args.out = out.mutable_data_ptr();
   match_rows(args, torch_pool());
 }
@@ -90,7 +117,7 @@ void match_norm_op(const Tensor& x, const Tensor& x_bias, const Tensor& weight, 
 }
 
 void match_norm_bwd_op(const Tensor& x, const Tensor& x_bias, const Tensor& weight, const Tensor& slope,
-                       const Tensor& stats, Tensor grad, Tensor sums) {
+                       const Tensor& stats, Tensor grad, Tensor sums, Tensor scratch) {
   const char* op = "match_norm_bwd";
   STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [rows, E], got ", x.dim(), " dimensions");
   const int64_t rows = x.size(0), width = x.size(1);
@@ -102,7 +129,7 @@ void match_norm_bwd_op(const Tensor& x, const Tensor& x_bias, const Tensor& weig
   check_buffer(op, "x_bias", x_bias, wide, {width});
   check_buffer(op, "weight", weight, wide, {width});
   check_buffer(op, "sums", sums, ScalarType::Double, {3, width});
-  Tensor scratch = make_empty(sums, {match_blocks(rows), 3, width});
+  check_scratch(op, scratch, match_blocks(rows), 3 * width);
   MatchNormBwd args{};
   args.dtype = dtype_of(op, x);
   args.rows = rows;
@@ -119,7 +146,7 @@ void match_norm_bwd_op(const Tensor& x, const Tensor& x_bias, const Tensor& weig
 }
 
 void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& target, const Tensor& bias, int64_t rows,
-                    int64_t columns, int64_t side, bool absolute, Tensor pred, Tensor sums) {
+                    int64_t columns, int64_t side, bool absolute, Tensor pred, Tensor sums, Tensor scratch) {
   const char* op = "match_error";
   STD_TORCH_CHECK(side == 1 || side == 2 || side == 4, op, ": side must be 1, 2 or 4, got ", side);
   STD_TORCH_CHECK(weight.dim() == 2 && rows >= 0 && columns >= 0 && weight.size(1) == rows * columns, op,
@@ -137,8 +164,8 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
   check_buffer(op, "pred", pred, pred.scalar_type(), {ids.size(0) * squares, width});
   check_buffer(op, "bias", bias, wide, {width});
   check_buffer(op, "sums", sums, ScalarType::Double, {1 + width});
-  const Tensor values = with_contiguous_rows(target);
-  Tensor scratch = make_empty(sums, {match_blocks(ids.size(0)), 1 + width});
+  check_rows(op, "target", target);
+  check_scratch(op, scratch, match_blocks(ids.size(0)), 1 + width);
   MatchError args{};
   args.dtype = dtype_of(op, pred);
   args.kind = absolute ? LossKind::kL1 : LossKind::kL2;
@@ -149,9 +176,9 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
   args.weight = weight.const_data_ptr();
   args.weight_image_stride = weight.stride(0);
   args.weight_cell_stride = weight.stride(1);
-  args.target = values.const_data_ptr();
-  args.target_image_stride = values.stride(0);
-  args.target_cell_stride = values.stride(1);
+  args.target = target.const_data_ptr();
+  args.target_image_stride = target.stride(0);
+  args.target_cell_stride = target.stride(1);
   args.bias = bias.const_data_ptr();
   args.pred = pred.mutable_data_ptr();
   args.sums = sums.mutable_data_ptr<double>();
@@ -163,6 +190,7 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
 }  // namespace bimkern
 
 STABLE_TORCH_LIBRARY_IMPL(bimkern, CPU, library) {
+  library.impl("match_hidden", TORCH_BOX(&bimkern::match_hidden_op));
   library.impl("match_rows", TORCH_BOX(&bimkern::match_rows_op));
   library.impl("match_rows_bwd", TORCH_BOX(&bimkern::match_rows_bwd_op));
   library.impl("match_norm", TORCH_BOX(&bimkern::match_norm_op));

@@ -1,14 +1,17 @@
-"""Runs whose images change their size, on small files."""
+"""Runs whose images change their size, on small files, and a teacher of larger ones."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image
 
+from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
+from bimkern.train.export import Trained, write_timm
 
 MEMORY = (  # where steps are planned
     *("planned_bytes", "plan_gap", "planned_peak_bytes", "unplanned_peak_bytes"),
@@ -24,6 +27,17 @@ def write_photos(folder, count=12):
         coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
         coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg")
     return folder
+
+
+def write_teacher(path, seed=0, image_size=128):
+    """Write an untrained encoder, by default of images twice as large as the student's."""
+    torch.manual_seed(seed)
+    config = RECIPES["fastmim_vit_test"].config
+    config = replace(
+        config, method=replace(config.method, encoder=replace(config.method.encoder, image_size=image_size))
+    )
+    write_timm(path, Trained(config, 1, MIM(config.method).state_dict()), 4)
+    return path
 
 
 def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **options):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from bimkern.plan import main
+from bimkern.train.console import human_bytes
 
 
 def planned(capsys, *arguments):
@@ -63,17 +64,48 @@ def test_text_and_picture(capsys, tmp_path):
         assert image.width > 300
 
 
-def test_the_largest_image_size_counts(capsys):
-    need = json.loads(planned(capsys, "fastmim_p_vit_test", "--batch-size", "8", "--json"))
+def test_the_largest_image_size_counts_and_every_phase_is_told(capsys):
+    command = ("fastmim_p_vit_test", "--batch-size", "8")
+    need = json.loads(planned(capsys, *command, "--json"))
     assert need["inputs"] == 8 * (3 * 64 * 64 + 8)
+    assert need["image_size"] == 64
+    assert [phase["image_size"] for phase in need["phases"]] == [32, 48, 64]
+    peaks = [phase["peak"] for phase in need["phases"]]
+    assert sorted(peaks) == peaks
+    assert peaks[-1] == need["peak"]
+    text = planned(capsys, *command)
+    assert "all of this is for phase 3 of 3, 8 images of 64 px, " in text
+    assert "with 8 images of 32 px, 8 at a time, " in text
+
+
+def test_parts_of_a_recipe_are_cut_to_the_batch(capsys):
+    assert "mae_vit_base: steps of 4 images, 4 at a time" in planned(capsys, "mae_vit_base", "--batch-size=4")
+
+
+def test_a_limit_below_weights_and_optimizer_says_so(capsys):
+    text = planned(capsys, "mae_vit_test", "--limit", "100KiB")
+    assert "above 100 KiB: weights and optimizer alone take " in text
+    assert "Nothing fits; choose a smaller recipe" in text
+
+
+def test_what_parts_are_together(capsys):
+    need = json.loads(planned(capsys, "mae_vit_test", "--json"))
+    together = sum(need[part] for part in ("weights", "gradients", "optimizer", "inputs", "activations"))
+    assert f"{human_bytes(together)} together: " in planned(capsys, "mae_vit_test")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mae_vit_giant"], "unknown recipe 'mae_vit_giant'; choose one of demo, "),
+        (["byol"], "unknown recipe 'byol'; choose one of demo, "),
+        (["mae_vit_bass"], "unknown recipe 'mae_vit_bass'; did you mean mae_vit_base, "),
         (["mae_vit_test", "--limit", "24"], "--limit must be a number of B, KiB, MiB, GiB, TiB, like 24GiB, got '24'"),
         (["mae_vit_test", "--slices", "0"], "--slices must be at least 1, got 0"),
+        (
+            ["mae_vit_test", "--batch-size", "8", "--micro-batch=9"],
+            "--micro-batch must be at most the images of a step, --batch-size 8, got 9",
+        ),
+        (["mae_vit_test", "--picture", "a.txt"], "--picture is written as PNG and must end in .png, got a.txt"),
         (["fastmim_vit_test_distilled"], "name an exported backbone by --teacher"),
     ],
 )

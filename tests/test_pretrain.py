@@ -55,7 +55,9 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bim_vit_giant"], "unknown recipe 'bim_vit_giant'; choose one of demo, bim_vit_base, "),
+        (["byol"], "unknown recipe 'byol'; choose one of demo, bim_vit_base, "),
+        (["bim_vit_larg"], "unknown recipe 'bim_vit_larg'; did you mean bim_vit_large, "),
+        (["bim_vit_test", "--batch-size", "30", "--slices", "64"], "--slices must be at most the images of a step, -"),
         (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["--data", "x" * 300], f"{'x' * 300} cannot be read (File name too long)"),
         (["--data", ""], "--data is empty or the current folder; name the folder of images"),

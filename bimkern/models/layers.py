@@ -25,7 +25,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute_dtype or self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return F.linear(x.to(dtype), self.weight.to(dtype), bias)
+        # Rows that lie apart are copied in any case, and then torch adds the bias in a pass of its own.
+        return F.linear(x.to(dtype).contiguous(), self.weight.to(dtype), bias)
 
 
 class PatchEmbed(nn.Conv2d):

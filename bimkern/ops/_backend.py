@@ -24,6 +24,10 @@ DEVICES = ("cpu", "cuda")
 # The one owner of the schemas; the native library adds its kernels to them when it loads.
 schemas = torch.library.Library("bimkern", "DEF")
 
+# The Python of those kernels that are made of operations, by their overload: who counts what an op allocates runs it in
+# place of the op, since what a kernel calls is not seen from outside.
+composed: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+
 _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
 _said: set[str] = set()  # ops whose fallback was logged
 
@@ -47,6 +51,13 @@ def declare(op: str, kernels: Mapping[str, str] | None = None) -> None:
         kernels: device type -> backend that has a kernel; none means that the reference serves every device.
     """
     _kernels[op] = dict(kernels or {})
+
+
+def compose(op: str, kernel: Callable[..., Any], *devices: str) -> None:
+    """Let a function that is made of operations serve an op on devices, in capitals."""
+    for device in devices:
+        schemas.impl(op, kernel, device)
+    composed[getattr(torch.ops.bimkern, op).default] = kernel
 
 
 def run_by_triton(*ops: str, module: str) -> None:

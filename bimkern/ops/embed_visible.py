@@ -159,8 +159,7 @@ def _forward(
     return torch.ops.bimkern.add_embeddings(product, bias, keep, pos, prefix)  # [B, R+K, D]
 
 
-for _device in ("CPU", "CUDA"):
-    _backend.schemas.impl("embed_visible", _forward, _device)
+_backend.compose("embed_visible", _forward, "CPU", "CUDA")
 
 
 @torch.library.register_fake("bimkern::embed_visible", lib=_backend.schemas)
@@ -189,6 +188,12 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     return images.new_empty(*keep.shape, images.shape[1] * patch * patch, dtype=dtype)
+
+
+@torch.library.register_fake("bimkern::add_embeddings", lib=_backend.schemas)
+def _(product: Tensor, bias: Tensor, keep: Tensor, pos: Tensor | None, prefix: Tensor | None) -> Tensor:
+    num_prefix = 0 if prefix is None else prefix.shape[0]
+    return bias.new_empty(product.shape[0], num_prefix + keep.shape[1], product.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

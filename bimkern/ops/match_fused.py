@@ -5,6 +5,9 @@ back, so that forward leaves finished gradients behind, which backward scales. P
 between them are kernels. The last deconvolution and the prediction have nothing between them: their weights are
 multiplied instead of the tokens.
 
+What is allocated follows from shapes alone, so that the memory of a step can be planned, and counted on tensors without
+values: buffers are those of CHUNK cells, whatever is hidden, and chunks allocate nothing.
+
 Shapes: B images, N = rows x columns cells, n hidden ones, D width, E and F widths after the deconvolutions, C width
 before the last product (E at x4, else D), P values predicted, S those of a 2x2 square (x1: of a cell) with padding.
 """
@@ -15,11 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.ops import _backend
 
 NORM_EPS = 1e-6
 CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
+BLOCK = 32  # rows summed at a time: kMatchBlock of csrc/ops/match.h
 LANES = 16  # the product's columns are a multiple of this: faster, and the same bits from any number of threads
 
 # Whether the backward pass under way keeps its graph: private in torch, so it may be missing.
@@ -32,8 +37,10 @@ _backend.schemas.define(
 _backend.schemas.define(
     "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
     " Tensor bias, Tensor target, Tensor mask, int rows, int columns, int side, bool absolute, float eps,"
-    " ScalarType dtype, bool with_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " ScalarType dtype, bool every, bool with_grads)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_backend.schemas.define("match_hidden(Tensor mask, bool every, Tensor(a!) ids) -> int")
 _backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")
 _backend.schemas.define(
     "match_rows_bwd(Tensor grad_rows, Tensor cells, int begin, int end, Tensor(a!) grad_tokens) -> ()"
@@ -44,11 +51,11 @@ _backend.schemas.define(
 )
 _backend.schemas.define(
     "match_norm_bwd(Tensor x, Tensor x_bias, Tensor weight, Tensor slope, Tensor stats, Tensor(a!) grad,"
-    " Tensor(b!) sums) -> ()"
+    " Tensor(b!) sums, Tensor(c!) scratch) -> ()"
 )
 _backend.schemas.define(
     "match_error(Tensor cells, Tensor weight, Tensor target, Tensor bias, int rows, int columns, int side,"
-    " bool absolute, Tensor(a!) pred, Tensor(b!) sums) -> ()"
+    " bool absolute, Tensor(a!) pred, Tensor(b!) sums, Tensor(c!) scratch) -> ()"
 )
 
 
@@ -101,8 +108,9 @@ def _loss(
         learned = (features, up, up_bias, norm_weight, norm_bias, weight, bias)
         with_grads = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
         side, absolute = int(max(scale, 1)), kind == "l1"
+        # Of squares of tokens nearly all are hidden, and how many depends on luck: products of all have one shape.
         total = torch.ops.bimkern.match_total(
-            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, with_grads
+            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, scale < 1, with_grads
         )[0]
     return total / torch.where(denominator == 0, torch.inf, denominator)
 
@@ -110,12 +118,28 @@ def _loss(
 _backend.schemas.impl("match_loss", _loss, "CompositeImplicitAutograd")
 
 
-def _add_product(sums: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """sums += rows^T @ columns, in the dtype of sums."""
-    if sums.dtype == rows.dtype:
-        torch.addmm(sums, rows.T, columns, out=sums)
-    else:
-        sums += rows.T @ columns
+class _Sum:
+    """A sum of products in a wider dtype than theirs, or in the same."""
+
+    def __init__(self, rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        self.total = like.new_zeros(rows, columns, dtype=wide)
+        widened = dtype != wide
+        self._product = like.new_empty(rows, columns, dtype=dtype) if widened else None
+        self._wide = like.new_empty(rows, columns, dtype=wide) if widened else None
+
+    def add(self, rows: Tensor, columns: Tensor) -> None:
+        """Add rows^T @ columns, and allocate nothing."""
+        if self._product is None or self._wide is None:
+            torch.addmm(self.total, rows.T, columns, out=self.total)
+        else:
+            self.total += self._wide.copy_(torch.mm(rows.T, columns, out=self._product))
+
+
+@torch.library.register_fake("bimkern::match_hidden", lib=_backend.schemas)
+def _(mask: Tensor, every: bool, ids: Tensor) -> int:
+    """Find none: for who counts what match_total allocates, which is the same for any number."""
+    return 0
 
 
 def _total(
@@ -134,21 +158,28 @@ def _total(
     absolute: bool,
     eps: float,
     dtype: torch.dtype,
+    every: bool,
     with_grads: bool,
 ) -> tuple[Tensor, ...]:
-    """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of."""
+    """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of.
+
+    Cells whose weight is zero are left out, or none, where every one is wanted.
+    """
     ops = torch.ops.bimkern
     wide = torch.promote_types(dtype, torch.float32)
+    features, target = (x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous() for x in (features, target))
     D, S = features.shape[2], weight.shape[1]
-    ids = mask.flatten().nonzero().flatten()  # [n]; a GPU is waited for here
-    num_chunks = max(1, -(-len(ids) // CHUNK))
-    chunk = -(-len(ids) // num_chunks)
 
     def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return features.new_empty(shape, dtype=dtype)
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return features.new_zeros(shape, dtype=dtype)
+
+    ids = buffer(mask.numel(), dtype=torch.int64)
+    ids = ids[: ops.match_hidden(mask, every, ids)]  # [n]
+    num_chunks = max(1, -(-len(ids) // CHUNK))
+    chunk = -(-len(ids) // num_chunks)
 
     around_norm = [None if p is None else p.to(wide).contiguous() for p in (up_bias, norm_weight, norm_bias)]
     bias = bias.to(wide)
@@ -157,43 +188,49 @@ def _total(
     E = 0 if first is None else first.shape[1] // 4
     make = buffer if len(ids) else functools.partial(zeros, dtype=dtype)  # chunks write zeros too, where there are any
     grad_features = make(*features.shape) if with_grads else buffer(0)
-    grad_last, grad_first = zeros(*last.shape, dtype=wide), zeros(D, 4 * E, dtype=wide)
+    grad_last, grad_first = _Sum(last.shape[0], S, features, dtype), _Sum(D, 4 * E, features, dtype)
     error_sums, norm_sums = zeros(1 + S), zeros(3, E)
-    gathered, pred = buffer(chunk, D, dtype=features.dtype), buffer(4 * chunk if E else chunk, S)
-    before_norm, active = buffer(chunk, 4 * E), buffer(4 * chunk, E)
-    slope, stats = buffer(4 * chunk, E, dtype=wide), buffer(4 * chunk, 2, dtype=wide)
+    gathered, pred = buffer(CHUNK, D, dtype=features.dtype), buffer(4 * CHUNK if E else CHUNK, S)
+    converted = gathered if dtype == features.dtype else buffer(CHUNK, D)
+    before_norm, active = buffer(CHUNK, 4 * E), buffer(4 * CHUNK, E)
+    slope, stats = buffer(4 * CHUNK, E, dtype=wide), buffer(4 * CHUNK, 2, dtype=wide)
+    blocks = -(-4 * CHUNK // BLOCK)
+    error_scratch, norm_scratch = (buffer(blocks, width, dtype=torch.float64) for width in (1 + S, 3 * E))
     for begin in range(0, len(ids), max(1, chunk)):
         end = min(begin + chunk, len(ids))
         n = end - begin
         cells = ids[begin:end]
         ops.match_rows(features, cells, gathered[:n])
-        x = reaching = gathered[:n].to(dtype)  # [n, D]
+        x = reaching = converted[:n]  # [n, D]
+        if converted is not gathered:
+            x.copy_(gathered[:n])
         if first is not None:
             torch.mm(x, first, out=before_norm[:n])
             squares, reaching = before_norm[:n].view(4 * n, E), active[: 4 * n]
             ops.match_norm(squares, *around_norm, eps, reaching, slope[: 4 * n], stats[: 4 * n])
         error = pred[: len(reaching)]
         torch.mm(reaching, last, out=error)
-        ops.match_error(cells, mask, target, bias, rows, columns, side, absolute, error, error_sums)
+        ops.match_error(cells, mask, target, bias, rows, columns, side, absolute, error, error_sums, error_scratch)
         if not with_grads:
             continue
-        _add_product(grad_last, reaching, error)
+        grad_last.add(reaching, error)
         torch.mm(error, last.T, out=reaching)
         if first is not None:
-            ops.match_norm_bwd(squares, *around_norm[:2], slope[: 4 * n], stats[: 4 * n], reaching, norm_sums)
+            of_norm = slope[: 4 * n], stats[: 4 * n], reaching, norm_sums, norm_scratch
+            ops.match_norm_bwd(squares, *around_norm[:2], *of_norm)
             grad_squares = reaching.view(n, 4 * E)
-            _add_product(grad_first, x, grad_squares)
+            grad_first.add(x, grad_squares)
             torch.mm(grad_squares, first.T, out=x)
         ops.match_rows_bwd(x, ids, begin, end, grad_features)
     total = (error_sums[0] / target.shape[2]).to(wide)
     if not with_grads:
         return total, *(features.new_empty(0) for _ in range(7))
     grad_norm_weight, grad_norm_bias, grad_up_bias = norm_sums.to(wide).unbind()
-    grads = grad_first, grad_up_bias.clone(), grad_norm_weight.clone(), grad_norm_bias.clone()
-    return total, grad_features, *grads, grad_last, error_sums[1:].to(wide)
+    grads = grad_first.total, grad_up_bias.clone(), grad_norm_weight.clone(), grad_norm_bias.clone()
+    return total, grad_features, *grads, grad_last.total, error_sums[1:].to(wide)
 
 
-_backend.schemas.impl("match_total", _total, "CPU")
+_backend.compose("match_total", _total, "CPU")
 
 
 @torch.library.register_fake("bimkern::match_total", lib=_backend.schemas)
@@ -213,6 +250,7 @@ def _(
     absolute: bool,
     eps: float,
     dtype: torch.dtype,
+    every: bool,
     with_grads: bool,
 ) -> tuple[Tensor, ...]:
     wide = torch.promote_types(dtype, torch.float32)
@@ -226,7 +264,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, ctx.with_grads = inputs
+    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, _, ctx.with_grads = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.has_up = up is not None
@@ -236,14 +274,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _is_last_use(saved: Tensor) -> bool:
     """Tell whether what was saved may be overwritten: not under retain_graph, nor while a compiler traces."""
-    return _KEEPS_GRAPH is not None and type(saved) is Tensor and not _KEEPS_GRAPH()
+    return _KEEPS_GRAPH is not None and type(saved) in (Tensor, FakeTensor) and not _KEEPS_GRAPH()
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
     if grad_total is None:
-        return (None,) * 16
+        return (None,) * 17
     assert ctx.with_grads
     features, parameters = ctx.dtypes
     times, length = ctx.factor
@@ -256,7 +294,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
         grad_features *= scale
     else:
         grad_features = grad_features * scale
-    return grad_features, *first, *grads[4:], *[None] * 9
+    return grad_features, *first, *grads[4:], *[None] * 10
 
 
 torch.library.register_autograd("bimkern::match_total", _backward, setup_context=_save, lib=_backend.schemas)

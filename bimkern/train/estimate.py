@@ -63,8 +63,7 @@ class Need:
     """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
 
     Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. On top
-    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries, and
-    match_loss's, which are those of 1024 cells whatever the batch is.
+    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries.
     """
 
     weights: int  # with buffers, and a teacher's
@@ -89,13 +88,6 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     kind. A GPU's attention kernels may save a little more or less.
     """
     return trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
-
-
-def least_bytes(config: Config, kind: Stretch) -> int:
-    """Count what a step cannot do without; of many micro-batches, what a few cannot do without."""
-    counted, model = trace(config, _shortened(kind, _DRAWN - 1))
-    weights, optimizer = held(model)
-    return weights + optimizer + image_bytes(config, kind) + counted.outside + counted.live_peak
 
 
 def exact_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:

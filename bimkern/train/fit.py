@@ -8,20 +8,18 @@ from typing import Any
 
 import torch
 
+from bimkern.arena import unusable
 from bimkern.data.course import Stretch
 from bimkern.train.config import Config, ConfigError, RunConfig
 from bimkern.train.console import human_bytes
-from bimkern.train.estimate import least_bytes
+from bimkern.train.estimate import Need
 from bimkern.train.scaling import Scaling
-
-Cost = Callable[[Config], int]  # bytes that a run needs at most
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
 # ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
 _MOST_IMAGES = 2**20
-_FEW_SLICES = 4  # are counted as they are
 _MOST_SLICES = 32  # so many already cost a fifth of the time
 
 
@@ -74,19 +72,41 @@ def check_that_it_fits(config: Config, device: torch.device) -> None:
     Raises:
         ConfigError: one does, in whatever order it is used; the message says what would fit.
     """
-    run, scaling = config.run, Scaling()
-
-    def least(config: Config) -> int:
-        return max(scaling.least(config, kind) for kind in kinds(config))
-
-    there = memory_there_is(device)
-    needed = least(config) if run.slices > _FEW_SLICES else max(least_bytes(config, kind) for kind in kinds(config))
+    run, needs, there = config.run, Needs(), memory_there_is(device)
+    needed = needs.least(config)
     if needed > there:
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "
             f"{run.images_at_a_time} at a time, decoded in slices: {run.slices}; there is {human_bytes(there)}. "
-            f"{search(config, least, there)}"
+            f"{search(config, needs, there)}"
         )
+
+
+class Needs:
+    """What runs of a recipe need, in the step that needs most."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._scaling = Scaling(device)
+
+    def need(self, config: Config, kind: Stretch) -> Need:
+        """Tell what steps of a kind need, as the arena plans them.
+
+        Raises:
+            ArenaUnavailable: nothing can be planned here.
+        """
+        return self._scaling.need(config, kind)
+
+    def peak(self, config: Config) -> int:
+        """Tell the peak of the plans, or the least of all orders of the memory where nothing can be planned."""
+        return self.least(config) if unusable() else max(self.need(config, kind).peak for kind in kinds(config))
+
+    def least(self, config: Config) -> int:
+        """Tell what no order of the memory can do without: quick, and at most a few percent below the peak."""
+        return max(self._scaling.least(config, kind) for kind in kinds(config))
+
+    def always(self, config: Config) -> int:
+        """Tell what weights and the optimizer's state take, whatever the steps are."""
+        return max(self._scaling.always(config, kind) for kind in kinds(config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,20 +130,36 @@ class Fits:
         return f"What fits: {', or '.join(found)}" if found else "Nothing fits; choose a smaller recipe"
 
 
-def search(config: Config, cost: Cost, limit: int) -> Fits:
-    """Find the largest batch that fits and, where the wanted one does not, the fewest slices or micro-batches."""
+def search(config: Config, needs: Needs, limit: int) -> Fits:
+    """Find the largest batch that fits and, where the wanted one does not, the fewest slices or micro-batches.
+
+    Candidates are found by the least that is needed, and what is returned fits by its plan.
+    """
     run = config.run
     at_a_time = run.images_at_a_time
+    if needs.always(config) > limit:
+        return Fits(batch_size=None, slices=None, micro_batch=None)
 
-    def with_options(**options: Any) -> int:
-        return cost(replace(config, run=replace(run, **options)))
+    def cost_of(least_or_peak: Callable[[Config], int], option: str) -> Callable[[int], int]:
+        def cost(value: int) -> int:
+            changed: dict[str, Any] = {option: value}
+            return least_or_peak(replace(config, run=replace(run, **changed)))
 
-    batch = largest(lambda size: with_options(batch_size=size), limit, run.batch_size)
+        return cost
+
+    def most(option: str, start: int, *, grow: bool) -> int | None:
+        found = largest(cost_of(needs.least, option), limit, start, grow=grow)
+        return found and largest(cost_of(needs.peak, option), limit, found, grow=False)
+
+    batch = most("batch_size", run.batch_size, grow=True)
     if batch is not None and batch >= run.batch_size:
         return Fits(batch_size=batch, slices=None, micro_batch=None)
-    slices = fewest(lambda number: with_options(slices=number), limit, run.slices, min(at_a_time, _MOST_SLICES))
-    micro = largest(lambda size: with_options(micro_batch=size), limit, at_a_time - 1, grow=False)
-    return Fits(batch_size=batch, slices=slices, micro_batch=micro)
+    most_slices = min(at_a_time, _MOST_SLICES)
+    slices = fewest(cost_of(needs.least, "slices"), limit, run.slices, most_slices)
+    if slices is not None:
+        peak = cost_of(needs.peak, "slices")
+        slices = next((number for number in range(slices, most_slices + 1) if peak(number) <= limit), None)
+    return Fits(batch_size=batch, slices=slices, micro_batch=most("micro_batch", at_a_time - 1, grow=False))
 
 
 def fewest(cost: Callable[[int], int], limit: int, start: int, most: int) -> int | None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bimkern import arena
+from bimkern.ops._backend import composed
 
 
 class LiveBytes(TorchDispatchMode):
@@ -19,7 +20,8 @@ class LiveBytes(TorchDispatchMode):
 
     What an operation only reads, changes in place or views is not born in it, so parameters, inputs and optimizer
     state that exist before are left out, and so are the gradients of `parameters`, once accumulated. What remains are
-    activations and their gradients. Every operation passes through Python: use it for one step, not for all.
+    activations, their gradients, and what our own kernels need for a while. Every operation passes through Python: use
+    it for one step, not for all.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -43,6 +45,15 @@ class LiveBytes(TorchDispatchMode):
         self._alive.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls on fake tensors
+            return func(*args)
+        kernel = composed.get(func)
+        if kernel is not None:
+            super().__enter__()
+            try:
+                return kernel(*args, **(kwargs or {}))
+            finally:
+                super().__exit__(None, None, None)
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):

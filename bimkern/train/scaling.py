@@ -1,11 +1,12 @@
-"""What steps of any size need, told from two small ones: memory is proportional to images, or the same for all.
+"""What steps of any size need, told from one that is counted: memory is proportional to images, or the same for all.
 
-Two steps of three micro-batches in two slices are counted. They differ in images, and so tell what each storage is
-proportional to: the images of its micro-batch, those of a slice, those of the last slice, or nothing. More slices are
-each like the second. More micro-batches are each like the second too, and what lives on after it (in BIM the outputs of
-a block) is there once for each of them.
+A step of one or three micro-batches, in one or two slices, is counted on tensors without memory, so that its images may
+be any number: one so large and prime that the bytes of a storage tell what they are proportional to, the images of its
+micro-batch, those of a slice, those of the last slice, or nothing. More slices are each like the second. More
+micro-batches are each like the second too, and what lives on after it (in BIM the outputs of a block) is there once for
+each of them.
 
-P micro-batches of a step.
+P micro-batches of a step, L storages that are born in it, T ticks.
 """
 
 from collections import Counter
@@ -13,19 +14,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
+
 from bimkern.arena import Scope
 from bimkern.data.course import Stretch
-from bimkern.mim.model import MIM
 from bimkern.train.allocations import Allocations, Life, plan_of
 from bimkern.train.config import Config
 from bimkern.train.estimate import ALIGNMENT, Need, held, image_bytes, trace
 
-_TRACED = 3  # micro-batches: the first, one like any other, and the last
+Numbers = npt.NDArray[np.int64]
+
+_TRACED = 3  # micro-batches, where there are several: the first, one like any other, and the last
 _OTHER = 1
-_SMALL = (5, 11)  # images; odd, so that both slices differ, and not 1, which needs no copy where others do
+# Images of a micro-batch. Prime, as half of it and one more is; half of it and one less is 6 * 83333893. No layer has
+# such a size, so that what they divide grows with them, and what is smaller does not grow.
+_COUNTED = 1_000_006_717
 COUNTED = (
-    f"steps of {_TRACED} micro-batches of {_SMALL[0]} and of {_SMALL[1]} images in at most 2 slices, on tensors "
-    "without memory; what other sizes need is extrapolated, image by image"
+    f"one step of {_COUNTED} images at a time, on tensors without memory; what other sizes need is told from it, image "
+    "by image"
 )
 
 
@@ -42,29 +49,30 @@ class _Sizes:
         rows = -(-images // slices)
         return cls(images, rows, min(images - rows, rows) if slices > 1 else rows)
 
+    def growth(self, size: int) -> tuple[int, int]:
+        """Tell what some bytes are proportional to, in the order of `counts`, and the bytes for each of it."""
+        if size < self.rest:
+            return 0, size
+        for which, number in enumerate(self.counts()[1:], 1):
+            if size % number == 0:
+                return which, size // number
+        raise AssertionError(f"{size} bytes are not proportional to any of {self}")
 
-@dataclass(frozen=True)
-class _Growth:
-    """A storage whose bytes follow one of the sizes of its micro-batch, or none."""
-
-    life: Life
-    size: str | None
-    bytes: int  # for each image of that size
-
-    def with_sizes(self, sizes: _Sizes) -> Life:
-        return replace(self.life, bytes=self.bytes * (1 if self.size is None else getattr(sizes, self.size)))
+    def counts(self) -> tuple[int, int, int, int]:
+        return 1, self.images, self.rows, self.rest
 
 
 class Scaling:
-    """Counts small steps of a recipe once and tells from them what its other steps need.
+    """Counts steps of a recipe once and tells from them what its other steps need.
 
-    Exact to some hundred bytes, but for two things: what the arena's plan loses to gaps is that of three micro-batches
-    where there are more, and slices of one image may need a little more or less than is told.
+    Exact to some hundred bytes, but for two things. What the arena's plan loses to gaps is that of three micro-batches
+    where there are more. And slices or steps of a single image need no copy where others do, and one where others do
+    not: of tiny networks up to 4 KB are missing, of ViT-B nothing to 12 KB.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self._alignment = ALIGNMENT[device]
-        self._known: dict[tuple[int, bool], _Small] = {}
+        self._known: dict[tuple[int, bool, int], _Step] = {}
 
     def need(self, config: Config, kind: Stretch) -> Need:
         """Tell what steps of a kind need; all configs given to one object differ in sizes alone.
@@ -72,89 +80,126 @@ class Scaling:
         Raises:
             ArenaUnavailable: nothing can be planned here.
         """
-        return self._small(config, kind).need(config, kind, self._alignment)
+        return self._step(config, kind).need(config, kind, self._alignment)
 
     def least(self, config: Config, kind: Stretch) -> int:
         """Tell what no order of the memory can do without: the bound of a need."""
-        return self._small(config, kind).least(config, kind, self._alignment)
+        return self._step(config, kind).least(config, kind, self._alignment)
 
-    def _small(self, config: Config, kind: Stretch) -> "_Small":
-        key = (kind.image_size, min(config.run.slices, kind.micro_batch) > 1)
+    def always(self, config: Config, kind: Stretch) -> int:
+        """Tell what weights and the optimizer's state take."""
+        return self._step(config, kind).always
+
+    def _step(self, config: Config, kind: Stretch) -> "_Step":
+        key = (kind.image_size, config.run.slices > 1, _TRACED if kind.per_step > 1 else 1)
         if key not in self._known:
-            self._known[key] = _Small(config, *key)
+            self._known[key] = _Step(config, *key)
         return self._known[key]
 
 
-class _Small:
-    def __init__(self, config: Config, image_size: int, sliced: bool) -> None:
+class _Step:
+    """A step that was counted, as columns of numbers, one for each storage."""
+
+    def __init__(self, config: Config, image_size: int, sliced: bool, micro_batches: int) -> None:
         slices = 2 if sliced else 1
-        (one, model), (two, _) = (_counted(config, image_size, images, slices) for images in _SMALL)
-        sizes = [_Sizes.of(images, slices) for images in _SMALL]
-        self._counted = one
-        self._growths = [_growth(a, b, *sizes) for a, b in zip(one.lives, two.lives, strict=True)]
+        kind = Stretch(image_size=image_size, batch_size=micro_batches * _COUNTED, micro_batch=_COUNTED)
+        counted, model = trace(replace(config, run=replace(config.run, slices=slices)), kind)
+        sizes = _Sizes.of(_COUNTED, slices)
+        self._counted = counted
         self._weights, self._optimizer = held(model)
+        self.always = self._weights + self._optimizer
+        lives, ticks = counted.lives, counted.ticks
+        self._which, self._each = _columns(sizes.growth(life.bytes) for life in lives)  # [L], [L]
+        self._batch = _column(life.batch or 0 for life in lives)
+        self._inside = _column(life.scope is not None for life in lives) == 1
+        ends = [ticks if life.end is None else life.end for life in lives]
+        self._all = _Course(counted, lives, ends)
+        given = zip(lives, ends, strict=True)
+        until = [end if life.accumulated is None else min(end, life.accumulated) for life, end in given]
+        self._activations = _Course(counted, lives, until)
 
     def need(self, config: Config, kind: Stretch, alignment: int) -> Need:
-        lives, more = self._lives(config, kind), max(kind.per_step - _TRACED, 0)
+        sizes, more = self._bytes(config, kind), max(kind.per_step - _TRACED, 0)
+        given = zip(self._counted.lives, sizes.tolist(), strict=True)
+        lives = [replace(life, bytes=size) for life, size in given if size]
         plan = plan_of(_scopes(self._counted.scopes, lives), lives, self._counted.ticks, alignment)
-        live = self._live((replace(life, end=_first(life.end, life.accumulated)) for life in lives), more)
-        bound = self.least(config, kind, alignment)
+        live, bound = self._activations.live(sizes, more), self.least(config, kind, alignment)
         return Need(
             weights=self._weights,
             gradients=self._counted.gradient_peak,
             optimizer=self._optimizer,
             inputs=image_bytes(config, kind),
-            activations=max(live),
-            scopes={scope.name: max(live[scope.begin : scope.end]) for scope in self._counted.scopes},
+            activations=int(live.max()),
+            scopes={scope.name: int(live[scope.begin : scope.end].max()) for scope in self._counted.scopes},
             bound=bound,
             peak=bound + plan.peak - plan.bound,
         )
 
     def least(self, config: Config, kind: Stretch, alignment: int) -> int:
-        lives, more = self._lives(config, kind), max(kind.per_step - _TRACED, 0)
-        outside = sum(life.bytes * (1 + more * (life.batch == _OTHER)) for life in lives if life.scope is None)
-        aligned = (
-            replace(life, bytes=-(-life.bytes // alignment) * alignment) for life in lives if life.scope is not None
-        )
-        always = self._weights + self._optimizer + image_bytes(config, kind) + outside
-        return always + max(self._live(aligned, more))
+        sizes, more = self._bytes(config, kind), max(kind.per_step - _TRACED, 0)
+        outside = (sizes * (1 + more * (self._batch == _OTHER)))[~self._inside].sum()
+        aligned = -(-sizes // alignment) * alignment * self._inside
+        return self.always + image_bytes(config, kind) + int(outside) + int(self._all.live(aligned, more).max())
 
-    def _lives(self, config: Config, kind: Stretch) -> list[Life]:
-        """Give the storages that were counted the bytes that they have in steps of a kind."""
+    def _bytes(self, config: Config, kind: Stretch) -> Numbers:
+        """Give the storages that were counted the bytes that they have in steps of a kind; 0 where there are none."""
         whole, last = kind.micro_batch, kind.batch_size - (kind.per_step - 1) * kind.micro_batch
         images = [whole] * (min(kind.per_step, _TRACED) - 1) + [last]
-        sizes = [_Sizes.of(number, min(config.run.slices, whole)) for number in images]
-        there = (g for g in self._growths if g.life.batch is None or g.life.batch < len(sizes))
-        lives = (growth.with_sizes(sizes[growth.life.batch or 0]) for growth in there)
-        return [life for life in lives if life.bytes]
-
-    def _live(self, lives: Iterable[Life], more: int) -> list[int]:
-        """Sum the live bytes at every tick, and so many micro-batches more, like the second: the most of them."""
-        ticks = self._counted.ticks
-        first, final = [0] * (ticks + 1), [0] * (ticks + 1)  # the turn of the second one is that of all of its like
-        for life in lives:
-            end = ticks if life.end is None else life.end
-            copies = [(life.begin, end, 1, first), (life.begin, end, 1, final)]
-            if more and life.batch == _OTHER and life.scope is None:
-                copies = [(life.begin, end, 1 + more, deltas) for deltas in (first, final)]
-            elif more and life.batch == _OTHER and end > self._counted.scopes[life.scope or 0].end:
-                copies.append((self._turn_end(life.begin), end, more, first))
-                copies.append((life.begin, max(self._turn_begin(end), life.begin), more, final))
-            for begin, stop, times, deltas in copies:
-                deltas[begin] += times * life.bytes
-                deltas[stop] -= times * life.bytes
-        return [max(pair) for pair in zip(accumulate(first), accumulate(final), strict=True)]
-
-    def _turn_begin(self, tick: int) -> int:
-        return max(begin for begin, _ in self._counted.turns if begin <= tick)
-
-    def _turn_end(self, tick: int) -> int:
-        return min((begin for begin, _ in self._counted.turns if begin > tick), default=self._counted.ticks)
+        counts = np.zeros((_TRACED, 4), np.int64)
+        for batch, number in enumerate(images):
+            counts[batch] = _Sizes.of(number, config.run.slices).counts()
+        result: Numbers = self._each * counts[self._batch, self._which]
+        return result
 
 
-def _counted(config: Config, image_size: int, images: int, slices: int) -> tuple[Allocations, MIM]:
-    kind = Stretch(image_size=image_size, batch_size=_TRACED * images, micro_batch=images)
-    return trace(replace(config, run=replace(config.run, slices=slices)), kind)
+class _Course:
+    """Begins and ends of storages; those of the second micro-batch stand for all of its like."""
+
+    def __init__(self, counted: Allocations, lives: list[Life], ends: list[int]) -> None:
+        """Note where the storages of other micro-batches are beside those of the second one.
+
+        What such a one leaves in its scope is there from the end of its turn, at the latest, to that of the next turn
+        in which it dies, at the earliest: both are counted, and the larger sum is what is needed.
+        """
+        self._ticks = counted.ticks
+        self._begins, self._ends = _column(life.begin for life in lives), _column(ends)
+        others = [i for i, life in enumerate(lives) if life.batch == _OTHER]
+        outside = [i for i in others if lives[i].scope is None]
+        left = [i for i in others if lives[i].scope is not None and ends[i] > counted.scopes[lives[i].scope or 0].end]
+        turns = [begin for begin, _ in counted.turns]
+        self._outside, self._left = _column(outside), _column(left)
+        self._turn_ends = _column(
+            min((turn for turn in turns if turn > lives[i].begin), default=counted.ticks) for i in left
+        )
+        self._turn_begins = _column(max(max(turn for turn in turns if turn <= ends[i]), lives[i].begin) for i in left)
+
+    def live(self, sizes: Numbers, more: int) -> Numbers:
+        """Sum the live bytes at every tick, and so many micro-batches more, like the second: the most of them, [T]."""
+        both = np.zeros(self._ticks + 1, np.int64)
+        _add(both, self._begins, self._ends, sizes)
+        if not more:
+            result: Numbers = both.cumsum()
+            return result
+        _add(both, self._begins[self._outside], self._ends[self._outside], more * sizes[self._outside])
+        first, final = both, both.copy()
+        left = more * sizes[self._left]
+        _add(first, self._turn_ends, self._ends[self._left], left)
+        _add(final, self._begins[self._left], self._turn_begins, left)
+        return np.maximum(first.cumsum(), final.cumsum())
+
+
+def _add(changes: Numbers, begins: Numbers, ends: Numbers, sizes: Numbers) -> None:
+    np.add.at(changes, begins, sizes)
+    np.subtract.at(changes, ends, sizes)
+
+
+def _column(numbers: Iterable[int]) -> Numbers:
+    return np.fromiter(numbers, np.int64)
+
+
+def _columns(pairs: Iterable[tuple[int, int]]) -> tuple[Numbers, Numbers]:
+    first, second = zip(*pairs, strict=True)
+    return _column(first), _column(second)
 
 
 def _scopes(scopes: Iterable[Scope], lives: Iterable[Life]) -> list[Scope]:
@@ -163,20 +208,3 @@ def _scopes(scopes: Iterable[Scope], lives: Iterable[Life]) -> list[Scope]:
     scopes = list(scopes)
     ends = list(accumulate(sizes[i] for i in range(len(scopes))))
     return [replace(s, first=end - sizes[i], last=end) for i, (s, end) in enumerate(zip(scopes, ends, strict=True))]
-
-
-def _growth(one: Life, two: Life, small: _Sizes, larger: _Sizes) -> _Growth:
-    """Tell what the bytes of a storage are proportional to."""
-    same = replace(two, bytes=one.bytes)
-    assert same == one, f"steps of {small.images} and {larger.images} images differ in more than sizes"
-    if one.bytes == two.bytes:
-        return _Growth(one, None, one.bytes)
-    for size in ("images", "rows", "rest"):
-        a, b = getattr(small, size), getattr(larger, size)
-        if one.bytes % a == 0 and one.bytes // a * b == two.bytes:
-            return _Growth(one, size, one.bytes // a)
-    raise AssertionError(f"{one.bytes} bytes of {small} and {two.bytes} of {larger} are not proportional to a size")
-
-
-def _first(*times: int | None) -> int | None:
-    return min((time for time in times if time is not None), default=None)

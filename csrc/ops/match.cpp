@@ -36,6 +36,19 @@ void check_cells(const char* op, const MatchCells& cells, int64_t begin, int64_t
   check_keep(op, Keep{cells.ids + begin, 0, 1}, TokenSizes{1, 0, num_cells(cells), end - begin, 0}, "cells");
 }
 
+template <typename A>
+int64_t find_hidden(const MatchHidden& args) {
+  int64_t found = 0;
+  for (int64_t image = 0; image < args.images; ++image) {
+    const A* row = static_cast<const A*>(args.mask) + image * args.image_stride;
+    for (int64_t cell = 0; cell < args.cells; ++cell) {
+      args.ids[found] = image * args.cells + cell;  // stays if it is hidden
+      found += args.every || row[cell * args.cell_stride] != 0;
+    }
+  }
+  return found;
+}
+
 template <typename T>
 void gather_rows(const MatchRows& args, const Parallel& parallel) {
   const int64_t tokens = args.cells.rows * args.cells.columns;
@@ -292,6 +305,12 @@ void error(const MatchError& args, const Parallel& parallel, Simd simd) {
 }
 
 }  // namespace
+
+int64_t match_hidden(const MatchHidden& args) {
+  int64_t found = 0;
+  dispatch_wide(args.dtype, [&](auto type) { found = find_hidden<decltype(type)>(args); });
+  return found;
+}
 
 void match_rows(const MatchRows& args, const Parallel& parallel) {
   check_cells("match_rows", args.cells, 0, args.cells.count);

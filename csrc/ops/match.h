@@ -23,6 +23,17 @@ struct MatchCells {
   int64_t columns;
 };
 
+struct MatchHidden {
+  DType dtype;  // float32 or float64
+  int64_t images;
+  int64_t cells;     // N
+  const void* mask;  // [B, N]
+  int64_t image_stride;
+  int64_t cell_stride;
+  int64_t* ids;  // [B * N]: those of cells whose mask is not zero come first, ascending; the rest is undefined
+  bool every;    // take all cells for hidden
+};
+
 struct MatchRows {
   DType dtype;  // of tokens and out
   MatchCells cells;
@@ -70,7 +81,7 @@ struct MatchNormBwd {
   const void* stats;   // [rows, 2]
   void* grad;          // [rows, E] of out; becomes that of x
   double* sums;        // [3, E] gradients of weight, bias and x_bias are added
-  double* scratch;     // [match_blocks(rows), 3, E]
+  double* scratch;     // [match_blocks(rows) at least, 3, E]
 };
 
 struct MatchError {
@@ -89,7 +100,7 @@ struct MatchError {
   const void* bias;  // [S]
   void* pred;        // [n, q, S] without bias; becomes weight * error, times the sign alone for kL1
   double* sums;      // [1 + S] the sum of weight * error^2 or |error|, and the columns of what pred becomes, are added
-  double* scratch;   // [match_blocks(n), 1 + S]
+  double* scratch;   // [match_blocks(n) at least, 1 + S]
 };
 
 // Rows of scratch: sums are made over blocks of fixed size, then over blocks, whatever the number of threads.
@@ -97,6 +108,7 @@ constexpr int64_t kMatchBlock = 32;
 inline int64_t match_blocks(int64_t rows) { return ceil_div(rows, kMatchBlock); }
 
 // CPU. The ids are checked first where they decide what is read or written; throws Error.
+int64_t match_hidden(const MatchHidden& args);  // how many are hidden
 void match_rows(const MatchRows& args, const Parallel& parallel);
 void match_rows_bwd(const MatchRowsBwd& args, const Parallel& parallel);
 void match_norm(const MatchNorm& args, const Parallel& parallel, Simd simd);

@@ -20,6 +20,19 @@ bool near(const std::vector<float>& got, const std::vector<double>& want, double
   return all;
 }
 
+template <typename T>
+void test_hidden(DType dtype) {
+  const std::vector<T> mask = {1, 0, T(0.25), -1, 0, 9, 0, 9, 0, 0, 0, -1, 0, 9, T(1e-30), 9};  // 2 rows of 4, 2 apart
+  std::vector<int64_t> ids(8, -7);
+  const int64_t count = match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), false});
+  ids.resize(count);
+  EXPECT((ids == std::vector<int64_t>{0, 1, 7}));
+  EXPECT(match_hidden({dtype, 0, 4, mask.data(), 8, 2, ids.data(), false}) == 0);
+  ids.assign(8, -7);
+  EXPECT(match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), true}) == 8);
+  EXPECT((ids == std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}));
+}
+
 void test_rows() {
   const TokenSizes size{1, 0, 3 * 20, 31, 5};
   const std::vector<int64_t> ids = random_ids(size);
@@ -164,6 +177,8 @@ void test_errors() {
 }  // namespace
 
 int main() {
+  test_hidden<float>(DType::kFloat32);
+  test_hidden<double>(DType::kFloat64);
   test_rows();
   for (const int64_t width : {1, 15, 16, 17, 128}) {
     test_norm(67, width);

@@ -5,6 +5,7 @@ import torch
 from matching import DEFAULT, SCALES, grads, named, ours, predictions, sample, torchs
 from tolerance import assert_no_worse_than_torch
 
+from bimkern.arena import Arena, unusable
 from bimkern.ops import match_fused
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -172,6 +173,38 @@ def test_autocast_leaves_the_gradient_of_features_alone(device):
         (inside,) = torch.autograd.grad(loss, features, retain_graph=True)
     (outside,) = torch.autograd.grad(loss, features)
     assert torch.equal(inside, outside)
+
+
+@pytest.mark.skipif(unusable() is not None, reason=f"no arena: {unusable()}")
+@pytest.mark.parametrize("features", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_allocations_follow_from_shapes_alone(scale, features):
+    """However many cells are hidden, in however many chunks: the plan of one step fits every other."""
+    arena, dims = Arena(), {"B": 8, "rows": 14, "columns": 14, "D": 32, "P": 27}
+    shares = (0.75, 0.5, 1, 0.1, 0.9, 0, 0.75)
+    for share in shares:
+        values, target, mask, *parameters = sample("cpu", features, scale, **dims, hidden=share)
+        mask[0] = 0
+        values = transposed(values).requires_grad_()
+        parameters = [p.requires_grad_() for p in parameters]
+        with arena.scope("step"):
+            ours(scale, (14, 14), torch.float32)(values, transposed(target), mask, *parameters).backward()
+    stats = arena.stats()
+    assert (stats.plans, stats.diverged_steps) == (1, 0)
+    assert stats.steps == len(shares) - 1
+
+
+@pytest.mark.skipif(unusable() is not None, reason=f"no arena: {unusable()}")
+@pytest.mark.parametrize("scale", SCALES)
+def test_masks_that_hide_as_many_cells_allocate_alike_in_bfloat16(scale):
+    """There products ask for workspaces that follow their rows; how many squares are hidden depends on luck."""
+    arena, dims = Arena(), {"B": 8, "rows": 14, "columns": 14, "D": 64, "P": 27}
+    for _ in range(8):
+        values, *constants = sample("cpu", torch.bfloat16, scale, **dims)
+        with arena.scope("step"):
+            ours(scale, (14, 14))(values.requires_grad_(), *constants).backward()
+    stats = arena.stats()
+    assert (stats.plans, stats.diverged_steps) == (1, 0)
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import records, repeatable, write_photos
+from growing import records, repeatable, write_photos, write_teacher
 from safetensors.torch import load_file, save_file
 
-from bimkern.mim.model import MIM
 from bimkern.models.attention import sdpa
 from bimkern.models.layers import Attention, Linear, PatchEmbed
 from bimkern.models.teacher import Teacher
@@ -18,20 +17,8 @@ from bimkern.recipes import RECIPES
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import network
 from bimkern.train.estimate import live_activation_peak
-from bimkern.train.export import Trained, write_timm
 
 STUDENT = "fastmim_vit_test_distilled"  # of 64 pixels
-
-
-def write_teacher(path, seed=0, image_size=128):
-    """Write an untrained encoder, by default of images twice as large as the student's."""
-    torch.manual_seed(seed)
-    config = RECIPES["fastmim_vit_test"].config
-    config = replace(
-        config, method=replace(config.method, encoder=replace(config.method.encoder, image_size=image_size))
-    )
-    write_timm(path, Trained(config, 1, MIM(config.method).state_dict()), 4)
-    return path
 
 
 @pytest.fixture(scope="module")

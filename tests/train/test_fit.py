@@ -82,7 +82,9 @@ def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refusal_says_what_fits(monkeypatch):
+@pytest.mark.parametrize("reason", [None, "there is no arena"])
+def test_a_refusal_says_what_fits(monkeypatch, reason):
+    monkeypatch.setattr(fit, "unusable", lambda: reason)
     config = RECIPES["bim_vit_test"].config
     config = replace(config, run=replace(config.run, batch_size=256))
     monkeypatch.setattr(fit, "memory_there_is", lambda device: 9 * 2**20)

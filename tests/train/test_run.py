@@ -173,9 +173,10 @@ def test_lost_pictures_are_drawn_again(photos, tmp_path):
 
 
 def test_odd_sizes_work(photos, tmp_path):
-    """One step, a batch beyond the data set, more slices than images, a micro-batch beyond the batch."""
-    train("bim_vit_test_growing", photos, tmp_path / "a", "--steps", "1", "--batch-size", "30", "--slices", "64")
-    train("mae_vit_test", photos, tmp_path / "b", "--steps", "2", "--batch-size", "1", "--micro-batch", "9")
+    """One step, a batch beyond the data set, more slices than images at a time, a batch of one."""
+    options = ("--batch-size", "30", "--micro-batch", "7", "--slices", "30")
+    train("bim_vit_test_growing", photos, tmp_path / "a", "--steps", "1", *options)
+    train("mae_vit_test", photos, tmp_path / "b", "--steps", "2", "--batch-size", "1")
     assert all(record["lr"] > 0 for record in records(tmp_path / "a") + records(tmp_path / "b"))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from bimkern.arena.plan import Block, Plan
 
 _MIB = 2**20
+_HEADROOM = 1.2  # for names and the legend
 
 
 def draw(plan: Plan, path: Path) -> None:
@@ -31,15 +32,16 @@ def draw(plan: Plan, path: Path) -> None:
         axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
     for scope, colour in zip(plan.scopes, colours, strict=True):
         middle = (scope.begin + scope.end) / 2
-        axes.annotate(scope.name, (middle, 0), (0, 3), textcoords="offset points", ha="center", color=colour)
+        above = (middle, plan.peak / _MIB)
+        axes.annotate(scope.name, above, (0, 4), textcoords="offset points", ha="center", color=colour)
     axes.set(
         xlim=(0, plan.ticks),
-        ylim=(0, 1.05 * plan.peak / _MIB),
+        ylim=(0, _HEADROOM * plan.peak / _MIB),
         xlabel="allocations and frees of one step",
         ylabel="MiB",
         title=f"{len(plan.blocks)} blocks, {plan.peak / _MIB:.1f} MiB, {100 * plan.gap:.2f} % above the lower bound",
     )
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", ncols=3)
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -51,8 +53,9 @@ def draw_sawtooth(axes: Any, plan: Plan) -> None:
         levels = [sums[j] / _MIB for j in inside]
         axes.fill_between([times[j] for j in inside], levels, step="post", color=f"C{i % 10}", label=scope.name)
     axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=1, label="peak of the plan")
-    axes.set(xlabel="allocations and frees of one step", ylabel="MiB", xlim=(0, plan.ticks), ylim=(0, None))
-    axes.legend(loc="upper right")
+    axes.set(xlabel="allocations and frees of one step", ylabel="MiB", xlim=(0, plan.ticks))
+    axes.set(ylim=(0, _HEADROOM * plan.peak / _MIB))
+    axes.legend(loc="upper right", ncols=5)
 
 
 def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:

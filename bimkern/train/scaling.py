@@ -30,10 +30,7 @@ _OTHER = 1
 # Images of a micro-batch. Prime, as half of it and one more is; half of it and one less is 6 * 83333893. No layer has
 # such a size, so that what they divide grows with them, and what is smaller does not grow.
 _COUNTED = 1_000_006_717
-COUNTED = (
-    f"one step of {_COUNTED} images at a time, on tensors without memory; what other sizes need is told from it, image "
-    "by image"
-)
+COUNTED = "one step on tensors without memory; what it needs at other sizes is told from it, image by image"
 
 
 @dataclass(frozen=True)

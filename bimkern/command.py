@@ -67,15 +67,20 @@ def take(arguments: list[str], known: Mapping[str, Named], what: str, default: s
     return known[name]
 
 
+def named(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the options that arguments set, as fields are spelt."""
+    return {a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")}
+
+
 def check_parts(arguments: Sequence[str], options: Parts) -> None:
     """Make sure that no part of a batch which the arguments name is larger than it; those of a recipe are cut to it.
 
     Raises:
         ConfigError: one is; the message names both options.
     """
-    named = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    given = named(arguments)
     for name, value in (("micro_batch", options.micro_batch), ("slices", options.slices)):
-        if name in named and value is not None and value > options.batch_size:
+        if name in given and value is not None and value > options.batch_size:
             raise ConfigError(
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
                 f"got {value}"

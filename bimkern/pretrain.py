@@ -91,15 +91,17 @@ def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder)
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     """Parse options into a RunConfig whose defaults are the recipe's."""
     usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
-    if {"--epochs", "--steps"} <= {argument.partition("=")[0] for argument in arguments}:
-        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
     try:
         options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
     command.check_parts(arguments, options)
-    return options
+    if "epochs" not in command.named(arguments) or options.steps is None:
+        return options
+    if "steps" in command.named(arguments):
+        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
+    return replace(options, steps=None)  # a recipe's, which the epochs replace
 
 
 def _help(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from bimkern.train.export import Trained, write_timm
 
 MEMORY = (  # where steps are planned
     *("planned_bytes", "plan_gap", "planned_peak_bytes", "unplanned_peak_bytes"),
-    *("upstream_calls", "diverged_steps", "plans"),
+    *("upstream_calls", "diverged_steps", "plans", "reserved_bytes", "allocated_bytes", "segments"),
 )
 NOT_REPEATABLE = ("images_per_s", "data_wait", "held_bytes", "peak_bytes", "live_activation_bytes", *MEMORY)
 

@@ -168,6 +168,12 @@ def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+def test_epochs_replace_the_steps_of_a_recipe(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    main(["bim_vit_test", "--dry-run", "--batch-size", "2", "--epochs", "2"])
+    assert re.search(r"^steps +13 of 2 images$", capsys.readouterr().out, flags=re.MULTILINE)
+
+
 def test_a_backend_that_is_not_there_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -22,7 +22,7 @@ class Plan:
     seeds: int = 3
     steps: int = 800  # of pre-training, each of BATCH images
     finetune_steps: int = 150
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # peaks, of which pre-training takes the best
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)  # peaks, of which pre-training takes the best
     finetune_rates: tuple[float, ...] = (7e-4, 1.5e-3, 3e-3)  # likewise
     images: int | None = None  # None: all
 

@@ -45,7 +45,7 @@ class RunConfig:
     epochs: float = 1.0
     """Passes over the images. The warm-up keeps its share of the run."""
     steps: int | None = None
-    """Optimizer steps, instead of epochs."""
+    """Optimizer steps, instead of epochs; --epochs alone replaces a recipe's steps."""
     batch_size: int = 256
     """Images of one optimizer step."""
     micro_batch: int | None = None

@@ -76,7 +76,9 @@ def _pool(features: Tensor, mask: Tensor, rows: int, columns: int, dtype: torch.
     squares = features.unflatten(1, (rows // 2, 2, columns // 2, 2)).to(torch.promote_types(dtype, torch.float32))
     first, second = squares[:, :, 0], squares[:, :, 1]  # sums of slices: torch's mean is 14 times as slow here
     mean = (first[:, :, :, 0] + first[:, :, :, 1] + second[:, :, :, 0] + second[:, :, :, 1]) * 0.25
-    return mean.flatten(1, 2).to(dtype), torch.ops.bimkern.scale_mask(mask, rows, columns, 2, 1)
+    mask = torch.ops.bimkern.scale_mask(mask, rows, columns, 2, 1)
+    # What does not count is not read: it may be NaN.
+    return mean.flatten(1, 2).to(dtype).masked_fill((mask == 0).unsqueeze(-1), 0), mask
 
 
 def _loss(

@@ -264,6 +264,10 @@ BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t
   double loss = 0;
   for (int64_t q = 0; q < squares * squares; ++q) {
     T* pred = static_cast<T*>(args.pred) + (i * squares * squares + q) * args.width;
+    if (weight == 0) {  // what does not count is not read: it may be NaN
+      std::fill(pred, pred + args.width, store_as<T>(A(0)));
+      continue;
+    }
     load_row(set, pred, args.width, row);
     const int64_t y = top + q / squares * square, x = left + q % squares * square;
     int64_t d = 0;

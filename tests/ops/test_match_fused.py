@@ -1,5 +1,7 @@
 """match_loss in chunks: no worse than the reference in any dtype, layout and size, and an op's other promises."""
 
+import math
+
 import pytest
 import torch
 from matching import DEFAULT, SCALES, grads, named, ours, predictions, sample, torchs
@@ -82,6 +84,23 @@ def test_nothing_little_or_everything_hidden(device, scale, hidden):
 def test_a_mask_may_hold_any_weights(device, scale):
     features, target, mask, *parameters = sample(device, torch.float64, scale, **DEFAULT, own=torch.float64)
     exactly(scale, DEFAULT, (features, target, mask * torch.rand_like(mask), *parameters))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_is_visible_is_not_read(device, scale, bad):
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT)
+    seen = torch.zeros(GRID, dtype=torch.bool, device=device)
+    seen[:2, :2] = True  # a whole square, so that it is seen at half the grid too
+    mask = mask.masked_fill(seen.flatten(), 0)
+    times = int(scale) if scale > 1 else 1
+    finer = seen.repeat_interleave(times, 0).repeat_interleave(times, 1) if scale >= 1 else seen[::2, ::2]
+    spoiled = features.clone(), target.clone(), mask
+    want = with_gradients(scale, GRID, spoiled, parameters)
+    spoiled[0][:, seen.flatten()] = bad
+    spoiled[1][:, finer.flatten()] = bad
+    found = with_gradients(scale, GRID, spoiled, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 @pytest.mark.parametrize("scale", SCALES)

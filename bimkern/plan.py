@@ -45,7 +45,7 @@ class PlanOptions:
     teacher: Path | None
     """Exported backbone that a recipe with distillation learns from."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Whose alignment and kernels to plan for; those of a GPU are taken to be those of a CPU."""
+    """Whose alignment to plan for. What a GPU's kernels and libraries need for a while is not known, and left out."""
     limit: str | None = None
     """Memory to fit into, like 24GiB: tells the largest batch, and what makes the wanted one fit."""
     json: bool = False
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             default=_options_of(config.run),
         )
         command.check_parts(arguments, options)
-        if options.picture is not None and options.picture.suffix.lower() != ".png":
-            raise ConfigError(f"--picture is written as PNG and must end in .png, got {options.picture}")
+        if options.picture is not None:
+            _check_picture(options.picture)
         limit = None if options.limit is None else _bytes(options.limit)
         config = replace(config, run=_run(config.run, options))
         needs = Needs(options.device)
@@ -88,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
     print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--picture is written as PNG and must end in .png, got {path}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--picture {path}: there is no folder {path.parent}")
 
 
 def _options_of(run: RunConfig) -> PlanOptions:

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from bimkern import plan
 from bimkern.plan import main
 from bimkern.train.console import human_bytes
 
@@ -115,7 +116,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert message in output
 
 
-def test_a_picture_that_cannot_be_written(capsys, tmp_path):
+def test_a_picture_without_a_folder_is_refused_before_anything_is_counted(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "Needs", None)
     code, output = refused(capsys, "mae_vit_test", "--picture", str(tmp_path / "none" / "memory.png"))
+    assert code == 2
+    assert f"there is no folder {tmp_path / 'none'}" in output
+
+
+def test_a_picture_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "memory.png").mkdir()
+    code, output = refused(capsys, "mae_vit_test", "--picture", str(tmp_path / "memory.png"))
     assert code == 1
     assert "cannot be written" in output

@@ -19,7 +19,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
 # ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
-_MOST_IMAGES = 2**20
+_MOST_IMAGES = 2**20  # a batch that is looked for
 _MOST_SLICES = 32  # so many already cost a fifth of the time
 
 
@@ -55,8 +55,10 @@ def memory_there_is(device: torch.device) -> int:
 def _cgroup_room() -> int:
     try:
         limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        return 2**63 if limit == "max" else int(limit) - int(used)
-    except (OSError, ValueError):
+        lines = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(lines["inactive_file"])  # of files, which the kernel gives up for whoever asks
+        return 2**63 if limit == "max" else max(int(limit) - int(used) + cached, 0)
+    except (OSError, ValueError, KeyError):
         return 2**63  # no cgroup, or one of another kind
 
 
@@ -72,7 +74,7 @@ def check_that_it_fits(config: Config, device: torch.device) -> None:
     Raises:
         ConfigError: one does, in whatever order it is used; the message says what would fit.
     """
-    run, needs, there = config.run, Needs(), memory_there_is(device)
+    run, needs, there = config.run, Needs(device.type), memory_there_is(device)
     needed = needs.least(config)
     if needed > there:
         raise ConfigError(

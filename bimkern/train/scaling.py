@@ -2,7 +2,7 @@
 
 A step of one or three micro-batches, in one or two slices, is counted on tensors without memory, so that its images may
 be any number: one so large and prime that the bytes of a storage tell what they are proportional to, the images of its
-micro-batch, those of a slice, those of the last slice, or nothing. More slices are each like the second. More
+micro-batch, those of the first slice, those of the second, or nothing. More slices are each like the second. More
 micro-batches are each like the second too, and what lives on after it (in BIM the outputs of a block) is there once for
 each of them.
 
@@ -27,28 +27,28 @@ Numbers = npt.NDArray[np.int64]
 
 _TRACED = 3  # micro-batches, where there are several: the first, one like any other, and the last
 _OTHER = 1
-# Images of a micro-batch. Prime, as half of it and one more is; half of it and one less is 6 * 83333893. No layer has
-# such a size, so that what they divide grows with them, and what is smaller does not grow.
-_COUNTED = 1_000_006_717
+# Images of a micro-batch. Prime, as its larger half is; the smaller one is 6 * 833334631. No layer has such a size, so
+# that what they divide grows with them, and what is smaller, below 5 GB, does not grow.
+_COUNTED = 10_000_015_573
 COUNTED = "one step on tensors without memory; what it needs at other sizes is told from it, image by image"
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Images of a micro-batch, of its slices, and of the last one, 0 if there is one slice where others have more."""
+    """Images of a micro-batch, and of its first two slices; of one slice alone, its images are those of both."""
 
     images: int
-    rows: int
-    rest: int
+    first: int
+    second: int
 
     @classmethod
     def of(cls, images: int, slices: int) -> "_Sizes":
-        rows = -(-images // slices)
-        return cls(images, rows, min(images - rows, rows) if slices > 1 else rows)
+        first = -(-images // slices)
+        return cls(images, first, min(images - first, first) if slices > 1 else first)
 
     def growth(self, size: int) -> tuple[int, int]:
         """Tell what some bytes are proportional to, in the order of `counts`, and the bytes for each of it."""
-        if size < self.rest:
+        if size < self.second:
             return 0, size
         for which, number in enumerate(self.counts()[1:], 1):
             if size % number == 0:
@@ -56,7 +56,7 @@ class _Sizes:
         raise AssertionError(f"{size} bytes are not proportional to any of {self}")
 
     def counts(self) -> tuple[int, int, int, int]:
-        return 1, self.images, self.rows, self.rest
+        return 1, self.images, self.first, self.second
 
 
 class Scaling:

@@ -168,3 +168,22 @@ def test_half_as_many_images_at_a_time():
     assert halved(RunConfig(batch_size=9, micro_batch=2)).batch_size == 9
     with pytest.raises(ConfigError, match="not enough memory to train on one image at a time"):
         halved(RunConfig(batch_size=9, micro_batch=1))
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"max": "1000", "current": "900", "stat": "anon 500\ninactive_file 300\n"}, 400),
+        ({"max": "1000", "current": "2000", "stat": "inactive_file 300\n"}, 0),
+        ({"max": "max", "current": "900", "stat": "inactive_file 0\n"}, None),
+        ({"max": "1000", "current": "900", "stat": "anon 500\n"}, None),
+        ({"max": "1000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_cgroup_leaves_what_its_cached_files_hold(monkeypatch, tmp_path, files, room):
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(fit, "_CGROUP", tmp_path)
+    there = memory_there_is(CPU)
+    assert there == room if room is not None else there > 2**20

@@ -77,6 +77,7 @@ class Arena:
     Raises:
         ArenaUnavailable: the compiled part is missing, or was built for another torch or without CUDA; there is no
             GPU; or torch's own allocator has served a GPU already.
+        ArenaError: on this GPU memory was freed that was not in use, and no scope has told so yet.
         ValueError: there is no arena for this device.
     """
 

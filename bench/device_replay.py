@@ -1,8 +1,8 @@
 """The allocations of a step on a GPU, by torch's allocators and the arena: a process for each, which steps when told.
 
 An allocator is chosen before a GPU is first used: torch's caching allocator as it is, with expandable segments, and
-with a pool for the steps; and a plan. A process reads the plan, then a line for every step, and answers each with JSON.
-It never ran on a GPU yet.
+with a pool for the steps; and a plan. A process reads the plan, then commands: a number of steps to replay, answered
+with one byte when the GPU has done them, or "told", answered with JSON. It never ran on a GPU yet.
 """
 
 import functools
@@ -25,6 +25,7 @@ from bimkern.train.config import ArenaName
 PROVIDERS: dict[str, ArenaName] = {"plan": "plan", "caching": "off", "expandable": "off", "pool": "pool"}
 _SETTINGS = {"expandable": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
 _LARGER = 8  # times the recorded bytes
+_TOLD = "told"
 
 
 class Replay:
@@ -72,21 +73,33 @@ class Worker:
         weakref.finalize(self, self._process.kill)
         self._tell(json.dumps(plan.to_json()))
 
-    def step(self) -> dict[str, Any]:
-        """Replay a step; return the memory's record and the bytes that the GPU has less since the first one.
+    def steps(self, number: int) -> None:
+        """Replay steps, and wait until the GPU has done them, and for nothing else.
 
         Raises:
             RuntimeError: the process has ended; its own words are on stderr.
         """
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the bench's clock gives a GPU a lead, in which the step would be hidden
-        self._tell("")
+            torch.cuda.synchronize()  # the bench's clock gives a GPU a lead, in which the steps would be hidden
+        self._tell(str(number))
+        self._answer()
+
+    def told(self) -> dict[str, Any]:
+        """Return the memory's record and the bytes that the GPU has less since the first step.
+
+        Raises:
+            RuntimeError: the process has ended; its own words are on stderr.
+        """
+        self._tell(_TOLD)
+        told: dict[str, Any] = json.loads(self._answer())
+        return told
+
+    def _answer(self) -> str:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"bench.device_replay: {self.provider} ended with exit code {self._process.wait()}")
-        told: dict[str, Any] = json.loads(answer)
-        return told
+        return answer
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -104,10 +117,16 @@ def main(provider: str, device_name: str) -> None:
     on_gpu = device.type == "cuda"
     free_before = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
     replay = Replay(plan, functools.partial(torch.empty, dtype=torch.uint8, device=device), _LARGER)
-    for _ in sys.stdin:
-        replay.step(memory.scope(provider))
-        taken = free_before - torch.cuda.mem_get_info(device)[0] if on_gpu else 0
-        print(json.dumps({"taken_bytes": taken, "record": memory.record()}), flush=True)
+    for command in sys.stdin:
+        if command.strip() == _TOLD:
+            taken = free_before - torch.cuda.mem_get_info(device)[0] if on_gpu else 0
+            print(json.dumps({"taken_bytes": taken, "record": memory.record()}), flush=True)
+            continue
+        for _ in range(int(command)):
+            replay.step(memory.scope(provider))
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        print(flush=True)
 
 
 if __name__ == "__main__":

@@ -86,10 +86,17 @@ BIMKERN_EXPORT void* bimkern_arena_alloc(ssize_t size, int device, void* stream)
 }
 
 // torch says on which stream the block was allocated; debug mode asks on which it is let go.
+// It frees in destructors, also while an error unwinds: nothing may be thrown.
 BIMKERN_EXPORT void bimkern_arena_free(void* address, ssize_t, int device, void* stream) {
-  const bimkern::Stream on =
-      bimkern::num_debugged > 0 ? bimkern::current_stream(device) : reinterpret_cast<bimkern::Stream>(stream);
-  bimkern::device_memory(device).free(address, on);
+  try {
+    const bimkern::Stream on =
+        bimkern::num_debugged > 0 ? bimkern::current_stream(device) : reinterpret_cast<bimkern::Stream>(stream);
+    bimkern::device_memory(device).free(address, on);
+  } catch (const bimkern::ArenaError& error) {
+    bimkern::device_memory(device).keep(error);
+  } catch (const std::exception& error) {
+    bimkern::report_once(error);
+  }
 }
 
 // What is nobody's is another program's memory that a tensor was made of: torch's own allocator leaves it alone, too.

@@ -12,7 +12,8 @@ namespace bimkern {
 // The memory of a GPU. Throws Error where it cannot be had.
 Device& device_memory(int index);
 
-// An arena on a GPU: its scopes are those of the stream that is torch's current one when they open.
+// An arena on a GPU: its scopes are those of the stream that is torch's current one when they open. A misuse that a
+// free finds is thrown by the next call of open(), close() or the constructor: torch frees in destructors.
 class DeviceArena {
  public:
   DeviceArena(int device, bool debug);

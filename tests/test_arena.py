@@ -306,3 +306,18 @@ def test_debug_mode_finds_a_write_behind_the_end():
         write_behind(torch.ones(FLOATS))
     with arena.scope("work"):
         pass
+
+
+def test_what_debug_mode_finds_does_not_replace_an_error():
+    arena = Arena(debug=True)
+
+    def fail():
+        write_behind(torch.ones(FLOATS))
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as error, planned(arena):
+        fail()
+    found = "arena: something wrote behind a block of 4000 bytes, allocation 0 of scope 'work'"
+    assert error.value.__notes__ == [found]
+    with arena.scope("work"):
+        pass

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)
 OWNER, OTHER = 8, 16  # streams
 MISUSED_HAND_OFF = 7  # Fault::kHandOff in csrc/arena/error.h
+MISUSED_FREES = {"double": 0, "foreign": 1}  # Fault::kDoubleFree, Fault::kForeignPointer
 STEPS = 6
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -38,6 +39,8 @@ class Hook:
         library.played_left.restype = library.played_planned.restype = library.played_waits.restype = ctypes.c_int64
         library.played_memory.argtypes = [ctypes.c_int64]
         library.played_stream.argtypes = [ctypes.c_void_p]
+        library.played_unwind.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        library.played_text.restype = ctypes.c_char_p
         self.played = library
         library.played_memory(2**30)
 
@@ -126,6 +129,50 @@ def test_debug_mode_asks_torch_on_which_stream_a_block_is_let_go(hook):
     assert hook.close(number) == MISUSED_HAND_OFF
     assert hook.waits() == [(OWNER, OTHER)]
     hook.step(number)
+
+
+@needs_compiler
+@pytest.mark.parametrize("misuse", MISUSED_FREES)
+def test_a_misused_free_is_told_when_the_scope_closes(hook, misuse):
+    number, (dead, _) = hook.step(-1)
+    for _ in range(STEPS):
+        _, (dead, _) = hook.step(number)
+    mine = ctypes.create_string_buffer(8)
+    hook.open(number)
+    address, text = {
+        "double": (dead, "which is in the arena and not live"),
+        "foreign": (ctypes.addressof(mine), "which the arena did not give out"),
+    }[misuse]
+    for _ in range(2):  # the first is told
+        assert hook.played.played_unwind(address, OWNER) == 1
+    assert hook.close(number) == MISUSED_FREES[misuse]
+    assert hook.played.played_text().decode() == f"arena: free of {address:#x}, {text}"
+    before = hook.played.played_planned(number)
+    for _ in range(STEPS):
+        hook.step(number)
+    assert hook.played.played_planned(number) > before
+
+
+@needs_compiler
+def test_a_device_that_has_failed_does_not_end_the_process(hook, capfd):
+    number, _ = hook.step(-1)
+    for _ in range(STEPS):
+        hook.step(number)
+    pooled = hook.allocate(3000, 0, OTHER)
+    hook.open(number)
+    lent = hook.allocate(1000, 0, OWNER)
+    hook.record_stream(lent, OTHER)
+    hook.played.played_broken(1)
+    for address, stream in ((lent, OWNER), (pooled, OTHER)):
+        assert hook.played.played_unwind(address, stream) == 1
+    assert hook.close(number) == -1
+    other = hook.step(-1)[0]
+    for _ in range(STEPS):
+        hook.step(other)
+    assert hook.played.played_planned(other) > 0
+    hook.played.played_delete(other)  # gives back its regions
+    told = "bimkern: memory of a GPU was not given back: arena: cudaEventRecord failed: played\n"
+    assert capfd.readouterr().err == told  # once
 
 
 @needs_compiler

@@ -2,9 +2,11 @@
 
 A step is recorded on a small batch: how many allocations it makes does not depend on the batch. All go through torch's
 allocator interface, an allocation and its free together, and write nothing, so that malloc is not charged for fresh
-pages. On a GPU (bench/device_replay.py) every allocator has a process; what Python takes is the same for all.
+pages. On a GPU (bench/device_replay.py) every allocator has a process, and a turn is several steps and the wait for the
+GPU: what Python takes is part of it and the same for all, and the two lines through a pipe are shared by the steps.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -26,6 +28,7 @@ _BATCH = 2  # images, decoded in as many slices
 _RECORDING = 2  # steps: one passes, one is recorded
 _SETTLING = _RECORDING + 2  # and one gets its regions, one needs nothing more
 _GPU_SETTLING = _SETTLING + 2  # two pass before the arena is made
+_GPU_STEPS = 10  # of a turn
 
 
 def cases(device: torch.device, quick: bool) -> Iterable[Case]:
@@ -50,25 +53,25 @@ def measure(case: Case) -> Measure:
 
 
 def _on_a_gpu(case: Case, plan: Plan) -> Measure:
-    workers = [device_replay.Worker(provider, plan, case.device) for provider in device_replay.PROVIDERS]
-    for worker in workers:
-        for _ in range(_GPU_SETTLING):
-            told = worker.step()
-        print(f"{case.dims['recipe']} {worker.provider}: {told['taken_bytes'] / 2**20:.0f} MiB taken from the GPU")
+    workers = {name: device_replay.Worker(name, plan, case.device) for name in device_replay.PROVIDERS}
+    for name, worker in workers.items():
+        worker.steps(_GPU_SETTLING)
+        taken = worker.told()["taken_bytes"]
+        print(f"{case.dims['recipe']} {name}: {taken / 2**20:.0f} MiB taken from the GPU")
 
     def check(provider: str, got: Any, expected: Any) -> None:
         """Make sure that the plan served every allocation."""
-        record = got["record"]
+        record = workers[provider].told()["record"]
         if provider == "plan" and (record["plans"] != 1 or record["diverged_steps"] or record["upstream_calls"]):
             raise WrongResult(f"{provider}: the steps left their plan: {record}")
 
-    ours, *rivals = workers
+    label, *rivals = runs = {name: functools.partial(worker.steps, _GPU_STEPS) for name, worker in workers.items()}
     return Measure(
-        ours=ours.step,
-        label=ours.provider,
-        rivals={rival.provider: rival.step for rival in rivals},
+        ours=runs[label],
+        label=label,
+        rivals={name: runs[name] for name in rivals},
         check=check,
-        items=len(plan.blocks),
+        items=_GPU_STEPS * len(plan.blocks),
     )
 
 

@@ -8,7 +8,8 @@ planned anew.
 
 The owner is who opens the scopes: on the CPU a thread; on a GPU a stream, whatever threads feed it, as the one that
 autograd runs backward on. A tensor that another stream uses needs `record_stream`, as with torch's own allocator: the
-owner then waits for that stream before it has the memory again. The part of this for GPUs never ran on one yet.
+owner then waits for that stream before it has the memory again. It must be a stream of the same GPU. The part of this
+for GPUs never ran on one yet.
 """
 
 import logging
@@ -20,6 +21,7 @@ import torch
 
 from bimkern.arena import device as gpu
 from bimkern.arena._native import native
+from bimkern.arena.errors import ArenaError
 from bimkern.arena.outlived import Outlived, describe
 from bimkern.arena.plan import Plan, from_native, to_native
 
@@ -44,7 +46,7 @@ class Stats:
     elsewhere_bytes: int
     outlived: int  # blocks that lived on after their scope, against the plan
     overruns: int  # debug mode: writes behind the end of a block
-    strayed: int  # debug mode: blocks let go on a stream that record_stream was not called for
+    strayed: int  # debug mode: blocks let go while a stream was current that neither owned them nor was recorded
 
     upstream_calls: int  # allocations from torch's allocator or the driver's pool, regions included
     upstream_calls_last_step: int  # of these, in the last step that has ended
@@ -67,12 +69,15 @@ class Arena:
     Args:
         device: the CPU, or a GPU. The first arena on a GPU replaces torch's CUDA allocator for the whole process: make
             it before anything else touches a GPU. torch's statistics of memory are gone then (`held_bytes` are ours).
-        debug: poison freed and fresh memory with NaN, look for writes behind the end of a block and for streams that
-            use one without `record_stream`, and log what outlived its scope with the name of the tensor. Slow.
+        debug: poison freed and fresh memory with NaN, look for writes behind the end of a block, and log what outlived
+            its scope with the name of the tensor. On a GPU, compare the stream that is current when a block is let go
+            with its owner and those that `record_stream` named: a block that a side stream used, and that is let go on
+            its owner, is not seen. Slow.
 
     Raises:
         ArenaUnavailable: the compiled part is missing, or was built for another torch or without CUDA; there is no
             GPU; or torch's own allocator has served a GPU already.
+        ArenaError: on this GPU memory was freed that was not in use, and no scope has told so yet.
         ValueError: there is no arena for this device.
     """
 
@@ -93,14 +98,19 @@ class Arena:
         Scopes follow each other and never nest.
 
         Raises:
-            ArenaError: another scope is open, or another thread or stream opened the first one; in debug mode also when
-                leaving, if something wrote behind the end of a block or used it on a stream that was not recorded.
+            ArenaError: another scope is open, or another thread or stream opened the first one; on a GPU also, here or
+                when leaving, if memory was freed since that was not in use. In debug mode also when leaving, if
+                something wrote behind the end of a block, or one was let go on a stream that was not recorded. When an
+                exception leaves the scope, it goes on, with the arena's message as a note.
         """
         self._native.open(name)
         try:
             yield
-        except BaseException:
-            self._native.close(name, True)
+        except BaseException as error:
+            try:
+                self._native.close(name, True)
+            except ArenaError as misuse:
+                error.add_note(str(misuse))
             raise
         self._native.close(name, False)
         if self.debug and self._native.has_plan():

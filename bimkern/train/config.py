@@ -77,7 +77,7 @@ class RunConfig:
     compile: bool = False
     """Compile every transformer block with torch.compile."""
     arena: ArenaName = "auto"
-    """Memory of a step: torch's (off), in a pool of its own (pool, GPU) or planned (plan). auto: plan; pool on GPU."""
+    """Memory of a step: torch's (off), a pool (pool, GPU), planned (plan). auto: plan; GPU: pool; --compile: off."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100

@@ -1,6 +1,8 @@
 // Contract: device.h.
 #include "arena/device.h"
 
+#include <utility>
+
 namespace bimkern {
 
 using Lock = std::lock_guard<std::mutex>;
@@ -10,17 +12,18 @@ void* Device::allocate(int64_t bytes, Stream stream) {
     return nullptr;
   }
   const Lock lock(mutex_);
-  for (StreamArena* open : open_) {
-    if (open->memory_.stream() == stream) {
-      return open->arena_.allocate(bytes, stream);
-    }
-  }
-  void* address = pool_.allocate(bytes, stream);
+  const auto own = std::find_if(open_.begin(), open_.end(),
+                                [&](const StreamArena* open) { return open->memory_.stream() == stream; });
+  void* address = own != open_.end() ? (*own)->arena_.allocate(bytes, stream) : pool_.allocate(bytes, stream);
   BIMKERN_ARENA_CHECK(address != nullptr, Fault::kNoMemory, "no memory for ", bytes, " bytes");
-  blocks_.emplace(address, PoolBlock{bytes, stream});
-  for (StreamArena* open : open_) {
-    ++open->elsewhere_.allocations;
-    open->elsewhere_.bytes += bytes;
+  if (own == open_.end()) {
+    blocks_.emplace(address, PoolBlock{bytes, stream});
+  }
+  for (auto open = open_.begin(); open != open_.end(); ++open) {
+    if (open != own) {
+      ++(*open)->elsewhere_.allocations;
+      (*open)->elsewhere_.bytes += bytes;
+    }
   }
   return address;
 }
@@ -46,6 +49,13 @@ void Device::free(void* address, Stream on) {
   const bool recorded = wait_for_users(address, arena->memory_.stream(), on);  // before debug mode writes to the block
   arena->arena_.free(address, arena->debug_ && !recorded);
   forget_if_done(*arena);
+}
+
+void Device::keep(const ArenaError& error) {
+  const Lock lock(mutex_);
+  if (!kept_) {
+    kept_ = error;
+  }
 }
 
 bool Device::record(void* address, Stream stream) {
@@ -77,6 +87,7 @@ int64_t Device::peak_bytes() const {
 
 Device::StreamArena& Device::make_arena(bool debug) {
   const Lock lock(mutex_);
+  throw_kept();
   arenas_.push_back(std::make_unique<StreamArena>(pool_, debug));
   return *arenas_.back();
 }
@@ -95,6 +106,7 @@ Elsewhere Device::elsewhere(const StreamArena& arena) const {
 
 void Device::open(StreamArena& arena, const std::string& scope, Stream stream) {
   const Lock lock(mutex_);
+  throw_kept();
   for (const StreamArena* other : open_) {
     BIMKERN_ARENA_CHECK(other == &arena || other->memory_.stream() != stream, Fault::kScope, "scope '", scope,
                         "' cannot open: this stream is in a scope of another arena");
@@ -119,6 +131,7 @@ void Device::close(StreamArena& arena, const std::string& scope, Stream stream, 
     throw;
   }
   leave();
+  throw_kept();
 }
 
 Device::StreamArena* Device::arena_of(const void* address) const {
@@ -148,6 +161,12 @@ bool Device::wait_for_users(void* address, Stream owner, Stream on) {
 void Device::forget_if_done(const StreamArena& arena) {
   if (arena.closed_ && arena.arena_.statistics().live_blocks == 0) {
     arenas_.erase(std::find_if(arenas_.begin(), arenas_.end(), [&](const auto& a) { return a.get() == &arena; }));
+  }
+}
+
+void Device::throw_kept() {
+  if (const std::optional<ArenaError> error = std::exchange(kept_, std::nullopt)) {
+    throw ArenaError(*error);
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -30,9 +31,14 @@ class Device {
   void* allocate(int64_t bytes, Stream stream);
   // `on`: the stream that the caller works on, or the block's own. It is waited for like a recorded one; debug mode
   // calls it a misuse when it is neither (kHandOff, thrown when the scope closes). Nothing for nullptr. Throws
-  // kDoubleFree, kForeignPointer.
+  // kDoubleFree, kForeignPointer, and what the driver does: the block stays live then, and nobody gets its memory.
   void free(void* address, Stream on);
+  // For a caller of free() that must not throw: the first error since the last one is thrown by the next make_arena(),
+  // open() or close(), by the latter when the scope has closed.
+  void keep(const ArenaError& error);
   // The stream uses the block, which must not be its owner's again before. False where the address is not live here.
+  // It must be a stream of this device: torch tells no more of it than the handle, and every device's default stream
+  // has the same one.
   bool record(void* address, Stream stream);
 
   int64_t live_bytes() const;  // of the driver's pool: plans, fallbacks and all that is outside of scopes
@@ -56,6 +62,7 @@ class Device {
   StreamArena* arena_of(const void* address) const;
   bool wait_for_users(void* address, Stream owner, Stream on);
   void forget_if_done(const StreamArena& arena);
+  void throw_kept();
 
   mutable std::mutex mutex_;
   CountedPool pool_;
@@ -63,6 +70,7 @@ class Device {
   std::unordered_map<void*, std::vector<Stream>> users_;  // of live blocks, where there are any
   std::vector<std::unique_ptr<StreamArena>> arenas_;      // also closed ones, while blocks live in them
   std::vector<StreamArena*> open_;                        // with an open scope
+  std::optional<ArenaError> kept_;
 };
 
 class Device::StreamArena {

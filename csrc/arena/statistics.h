@@ -18,7 +18,7 @@ struct Statistics {
   int64_t unplanned = 0;  // allocations of scopes without a plan, or after the work left it
   int64_t outlived = 0;   // blocks that lived on after their scope, against the plan
   int64_t overruns = 0;   // canaries found dead
-  int64_t strayed = 0;    // blocks let go on a stream that was not recorded; debug mode only
+  int64_t strayed = 0;    // blocks let go on a stream that neither owns them nor was recorded; debug mode only
 
   int64_t upstream_calls = 0;            // allocations from the upstream, regions included
   int64_t upstream_calls_last_step = 0;  // of these, in the last step that has ended
@@ -33,7 +33,8 @@ struct Statistics {
   int64_t reserved_bytes = 0;     // both regions, and those of earlier plans that still hold live blocks
 };
 
-// Allocations while a scope was open that came from elsewhere: another thread (host), another stream (device).
+// Allocations while a scope was open that came from elsewhere: another thread (host), another stream (device), which
+// may be that of another arena's scope.
 struct Elsewhere {
   int64_t allocations = 0;
   int64_t bytes = 0;

@@ -1,12 +1,31 @@
 // Contract: stream_memory.h.
 #include "arena/stream_memory.h"
 
+#include <atomic>
+#include <cstdio>
+
 namespace bimkern {
 namespace {
 
 constexpr int64_t kSlack = kDeviceAlignment - kDriverAlignment;
 
 }  // namespace
+
+void report_once(const std::exception& error) noexcept {
+  static std::atomic<bool> told{false};
+  if (!told.exchange(true)) {
+    std::fprintf(stderr, "bimkern: memory of a GPU was not given back: %s\n", error.what());
+  }
+}
+
+void CountedPool::free(void* address, int64_t bytes, Stream stream) noexcept {
+  live_bytes_ -= bytes;
+  try {
+    driver_.free(address, bytes, stream);
+  } catch (const std::exception& error) {
+    report_once(error);
+  }
+}
 
 void* StreamMemory::allocate(int64_t bytes) {
   void* began = pool_.allocate(bytes + kSlack, stream_);

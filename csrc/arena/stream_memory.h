@@ -3,12 +3,17 @@
 #pragma once
 
 #include <algorithm>
+#include <exception>
 #include <unordered_map>
 
 #include "arena/driver.h"
 #include "arena/upstream.h"
 
 namespace bimkern {
+
+// For what dies while an exception unwinds and must not throw another: says it on stderr, the first time in a process.
+// After a device has failed, every later call fails for the same reason.
+void report_once(const std::exception& error) noexcept;
 
 class CountedPool {
  public:
@@ -22,10 +27,8 @@ class CountedPool {
     }
     return address;
   }
-  void free(void* address, int64_t bytes, Stream stream) {
-    driver_.free(address, bytes, stream);
-    live_bytes_ -= bytes;
-  }
+  // What the driver throws is reported: regions are freed by destructors.
+  void free(void* address, int64_t bytes, Stream stream) noexcept;
 
   Driver& driver() const { return driver_; }
   int64_t live_bytes() const { return live_bytes_; }
@@ -36,7 +39,8 @@ class CountedPool {
   int64_t live_bytes_ = 0, peak_bytes_ = 0;
 };
 
-// The driver promises a smaller alignment than plans have: every block begins up to kDeviceAlignment late in its own.
+// The driver promises a smaller alignment than plans have: every block begins late in its own, by at most
+// kDeviceAlignment - kDriverAlignment.
 class StreamMemory : public Upstream {
  public:
   explicit StreamMemory(CountedPool& pool) : pool_(pool) {}

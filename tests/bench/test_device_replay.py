@@ -56,8 +56,10 @@ def test_a_step_is_replayed_event_by_event():
 @pytest.mark.parametrize("provider", ["plan", "caching"])
 def test_a_process_steps_when_it_is_told(provider):
     worker = Worker(provider, make_plan(SCOPES, BLOCKS, ticks=11, alignment=64), torch.device("cpu"))
-    for _ in range(7):  # two pass, the arena's first and its recorded one, one gets its regions
-        told = worker.step()
+    worker.steps(3)  # two pass, and the arena's first
+    assert worker.told()["record"]["plans"] == (0 if provider == "plan" else None)
+    worker.steps(4)  # the recorded one, one gets its regions
+    told = worker.told()
     assert told["taken_bytes"] == 0  # of a GPU
     record = told["record"]
     assert record["plans"] == (1 if provider == "plan" else None)
@@ -70,23 +72,32 @@ def test_a_process_steps_when_it_is_told(provider):
 def test_a_process_that_has_ended_is_an_error(capfd):
     worker = Worker("pool", make_plan(SCOPES, BLOCKS, ticks=11, alignment=64), torch.device("cpu"))
     with pytest.raises(RuntimeError, match=r"bench\.device_replay: pool ended with exit code 1"):
-        worker.step()
+        worker.steps(1)
     assert "--arena pool: torch's allocator on a CPU has no pools" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"plans": 2}, {"diverged_steps": 1}, {"upstream_calls": 3}])
 def test_steps_that_leave_their_plan_are_not_timed(wrong, monkeypatch):
     record = {"plans": 1, "diverged_steps": 0, "upstream_calls": 0}
+    steps = []
 
     def start(provider, plan, device):
         told = {"taken_bytes": 0, "record": record | wrong if provider == "plan" else dict.fromkeys(record)}
-        return SimpleNamespace(provider=provider, step=lambda: told)
+        return SimpleNamespace(steps=lambda number: steps.append((provider, number)), told=lambda: told)
+
+    def recorded(case):
+        assert case.device.type == "cpu"
+        return make_plan(SCOPES, BLOCKS, ticks=11, alignment=64)
 
     monkeypatch.setattr(device_replay, "Worker", start)
+    monkeypatch.setattr(arena, "recorded", recorded)
     case = next(iter(arena.cases(torch.device("cuda"), True)))
     measure = arena.measure(case)
     assert list(measure.providers) == ["plan", "caching", "expandable", "pool"]
+    assert measure.items == 10 * len(BLOCKS)
+    steps.clear()
     for provider, run in measure.rivals.items():
         measure.check(provider, run(), None)
+    assert steps == [("caching", 10), ("expandable", 10), ("pool", 10)]
     with pytest.raises(WrongResult, match="plan: the steps left their plan"):
         measure.check("plan", measure.ours(), None)

@@ -9,6 +9,7 @@
 #include "../expect.h"
 #include "arena/driver.h"
 #include "arena/upstream.h"
+#include "core/error.h"
 
 namespace bimkern {
 
@@ -17,16 +18,20 @@ class FakeDriver : public Driver {
   void* allocate(int64_t bytes, Stream stream) override {
     // Of two neighbours in this memory one is aligned to kDriverAlignment alone.
     void* address = memory_.allocate(bytes);
-    touch(address, bytes, stream);
+    if (address != nullptr) {
+      touch(address, bytes, stream);
+    }
     return address;
   }
   void free(void* address, int64_t bytes, Stream stream) override {
+    BIMKERN_CHECK(!broken_, "free failed");
     expect_done(address, bytes, stream);
     touch(address, bytes, stream);
     works_.pop_back();  // nobody gets this memory again
     memory_.deallocate(address, bytes);
   }
   Event record(Stream stream) override {
+    BIMKERN_CHECK(!broken_, "record failed");
     events_.push_back(clocks_[stream]);
     return events_.size() - 1;
   }
@@ -41,16 +46,19 @@ class FakeDriver : public Driver {
     expect_done(address, bytes, stream);
     touch(address, bytes, stream);
   }
-  bool holds(const void*, unsigned char, int64_t, Stream) override { return !overrun_; }
+  bool holds(const void* address, unsigned char, int64_t bytes, Stream stream) override {
+    expect_done(address, bytes, stream);
+    return !overrun_;
+  }
 
   // A kernel on the stream reads or writes the memory.
-  void touch(void* address, int64_t bytes, Stream stream) {
+  void touch(const void* address, int64_t bytes, Stream stream) {
     const int64_t begin = reinterpret_cast<int64_t>(address);
     forget(begin, begin + bytes, stream);
     works_.push_back({begin, begin + bytes, stream, ++clocks_[stream][stream]});
   }
   // All work on the memory is done before whatever the stream is given now.
-  void expect_done(void* address, int64_t bytes, Stream stream) {
+  void expect_done(const void* address, int64_t bytes, Stream stream) {
     const int64_t begin = reinterpret_cast<int64_t>(address), end = begin + bytes;
     for (const Work& work : works_) {
       EXPECT(work.end <= begin || end <= work.begin || clocks_[stream][work.stream] >= work.tick);
@@ -60,6 +68,7 @@ class FakeDriver : public Driver {
   FakeMemory& memory() { return memory_; }
   int64_t num_waits() const { return num_waits_; }
   void overrun(bool on) { overrun_ = on; }
+  void broken(bool on) { broken_ = on; }  // frees and records fail, as all calls do once a device has failed
 
  private:
   using Clock = std::map<Stream, int64_t>;
@@ -86,7 +95,7 @@ class FakeDriver : public Driver {
   std::vector<Clock> events_;
   std::vector<Work> works_;
   int64_t num_waits_ = 0;
-  bool overrun_ = false;
+  bool overrun_ = false, broken_ = false;
 };
 
 }  // namespace bimkern

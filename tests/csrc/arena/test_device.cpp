@@ -118,6 +118,24 @@ void test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool() {
   EXPECT(step.device.live_bytes() == live - 3000 && step.device.peak_bytes() >= live);
 }
 
+// What one arena's scope allocates comes from elsewhere for another whose scope is open.
+void test_each_open_scope_counts_what_others_allocate() {
+  Step step;
+  Device::StreamArena& second = step.device.make_arena(false);
+  step.device.open(*step.arena, "block", kOwner);
+  step.device.open(second, "work", kOther);
+  for (const int64_t bytes : {100, 200}) {
+    step.device.free(step.born(bytes, kOther), kOther);
+  }
+  step.device.free(step.born(50, kOwner), kOwner);
+  step.device.free(step.born(7, kOther + 1), kOther + 1);
+  step.device.close(second, "work", kOther, false);
+  step.device.close(*step.arena, "block", kOwner, false);
+  const Elsewhere first = step.device.elsewhere(*step.arena), other = step.device.elsewhere(second);
+  EXPECT(first.allocations == 3 && first.bytes == 307);
+  EXPECT(other.allocations == 2 && other.bytes == 57);
+}
+
 void test_threads_do_not_matter() {
   Step step;
   for (int i = 0; i < 6; ++i) {
@@ -212,6 +230,55 @@ void test_frees_of_what_is_not_live() {
   step.expect_usable();
 }
 
+void test_an_error_that_was_kept_is_thrown_once_at_the_next_chance() {
+  Step step;
+  step.expect_usable();
+  const auto keep = [&](Fault fault) { step.device.keep(ArenaError(fault, "kept")); };
+  step.device.open(*step.arena, "block", kOwner);
+  keep(Fault::kDoubleFree);
+  keep(Fault::kForeignPointer);  // only the first
+  const Caught error = caught([&] { step.device.close(*step.arena, "block", kOwner, false); });
+  EXPECT(error.fault == Fault::kDoubleFree && error.text == "arena: kept");
+  step.expect_usable();  // the scope has closed
+  keep(Fault::kForeignPointer);
+  EXPECT(caught([&] { step.device.open(*step.arena, "block", kOwner); }).fault == Fault::kForeignPointer);
+  step.expect_usable();  // the scope has not opened
+  keep(Fault::kDoubleFree);
+  EXPECT(caught([&] { step.device.make_arena(false); }).fault == Fault::kDoubleFree);
+  step.device.close_arena(step.device.make_arena(false));
+}
+
+// Blocks are freed and arenas deleted while the driver's own error unwinds.
+void test_a_device_that_has_failed() {
+  Step step;
+  step.expect_usable();
+  void* pooled = step.born(1000, kOther);
+  step.device.open(*step.arena, "block", kOwner);
+  void* lent = step.born(100, kOwner);
+  EXPECT(step.device.record(lent, kOther));
+  step.driver.broken(true);
+  std::string text;
+  try {
+    step.device.free(lent, kOwner);
+  } catch (const Error& error) {
+    text = error.what();
+  }
+  EXPECT(text == "record failed");
+  EXPECT(step.arena->arena().is_live(lent));
+  step.device.free(pooled, kOther);
+  step.device.close(*step.arena, "block", kOwner, true);
+  Device::StreamArena& second = step.device.make_arena(false);
+  for (int i = 0; i < 4; ++i) {
+    step.device.open(second, "work", kOther);
+    step.device.free(step.born(100, kOther), kOther);
+    step.device.close(second, "work", kOther, false);
+  }
+  EXPECT(second.arena().has_plan());
+  const int64_t live = step.driver.memory().live_bytes();
+  step.device.close_arena(second);  // its regions go in a destructor
+  EXPECT(step.driver.memory().live_bytes() == live);
+}
+
 void test_a_record_of_what_is_not_live() {
   Step step;
   int other = 0;
@@ -273,6 +340,18 @@ void test_an_overrun_is_told_when_the_scope_has_closed() {
   step.expect_usable();
 }
 
+// A canary is behind all that the block's users write, too.
+void test_a_canary_is_looked_at_when_all_users_are_done() {
+  Step step(true);
+  step.expect_usable();
+  step.device.open(*step.arena, "block", kOwner);
+  void* a = step.born(100, kOwner);
+  step.used_by(kOther, static_cast<char*>(a) + 100, 1);  // the driver would tell, were it looked at before
+  EXPECT(step.device.record(a, kOther));
+  step.device.free(a, kOwner);
+  step.device.close(*step.arena, "block", kOwner, false);
+}
+
 }  // namespace
 
 int main() {
@@ -280,15 +359,19 @@ int main() {
   test_a_stream_waits_for_others_alone();
   test_a_stream_that_is_recorded_twice_is_waited_for_once();
   test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool();
+  test_each_open_scope_counts_what_others_allocate();
   test_threads_do_not_matter();
   test_threads_at_once();
   test_blocks_outlive_a_closed_arena();
   test_no_bytes();
   test_no_memory();
   test_frees_of_what_is_not_live();
+  test_an_error_that_was_kept_is_thrown_once_at_the_next_chance();
+  test_a_device_that_has_failed();
   test_a_record_of_what_is_not_live();
   test_scopes_of_another_stream();
   test_a_block_that_strays();
   test_an_overrun_is_told_when_the_scope_has_closed();
+  test_a_canary_is_looked_at_when_all_users_are_done();
   return failures() > 0;
 }

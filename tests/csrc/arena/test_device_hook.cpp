@@ -1,5 +1,7 @@
 // python/device_hook.cpp beside a device that is not there: its memory is the host's, and torch's current stream is
 // whatever the caller says. tests/test_arena_device.py builds this as a library and calls it as torch would.
+#include <sys/types.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -12,9 +14,11 @@ namespace {
 
 void* current = nullptr;
 int64_t left = 0;                    // bytes that there are
+bool broken = false;                 // frees and records fail
 std::vector<uint64_t> waits;         // waiting stream, stream waited for, and so on
 std::vector<bimkern::Stream> marks;  // of the events
 std::vector<bimkern::DeviceArena*> arenas;
+char text[1000];
 
 class HostDriver final : public bimkern::Driver {
  public:
@@ -27,10 +31,12 @@ class HostDriver final : public bimkern::Driver {
                               static_cast<size_t>(bimkern::room(bytes, bimkern::kDriverAlignment, 0)));
   }
   void free(void* address, int64_t bytes, bimkern::Stream) override {
+    BIMKERN_CHECK(!broken, "arena: cudaFreeAsync failed: played");
     left += bytes;
     std::free(address);
   }
   Event record(bimkern::Stream stream) override {
+    BIMKERN_CHECK(!broken, "arena: cudaEventRecord failed: played");
     marks.push_back(stream);
     return marks.size() - 1;
   }
@@ -52,6 +58,8 @@ std::unique_ptr<bimkern::Driver> bimkern::make_cuda_driver(int) { return std::ma
 
 extern "C" {
 
+void bimkern_arena_free(void* address, ssize_t, int device, void* stream);
+
 int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = current;
   return 0;
@@ -60,6 +68,7 @@ int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
 // What the test plays torch and the device with.
 void played_stream(void* stream) { current = stream; }
 void played_memory(int64_t bytes) { left = bytes; }
+void played_broken(int on) { broken = on != 0; }
 int64_t played_left() { return left; }
 int64_t played_waits(uint64_t* of, int64_t most) {
   const int64_t count = static_cast<int64_t>(waits.size());
@@ -80,9 +89,28 @@ int played_close(int arena, const char* scope) {
   try {
     arenas[static_cast<size_t>(arena)]->close(scope, false);
   } catch (const bimkern::ArenaError& error) {
+    std::strncpy(text, error.what(), sizeof(text) - 1);
     return static_cast<int>(error.fault());
   }
   return -1;
+}
+const char* played_text() { return text; }  // of the last fault
+void played_delete(int arena) {
+  delete arenas[static_cast<size_t>(arena)];
+  arenas[static_cast<size_t>(arena)] = nullptr;
+}
+// What torch does when an error unwinds past tensors.
+int played_unwind(void* address, void* stream) {
+  struct Tensor {
+    void *address, *stream;
+    ~Tensor() { bimkern_arena_free(address, 0, 0, stream); }
+  };
+  try {
+    const Tensor tensor{address, stream};
+    throw bimkern::Error("the user's");
+  } catch (const bimkern::Error& error) {
+    return std::strcmp(error.what(), "the user's") == 0;
+  }
 }
 int64_t played_planned(int arena) { return arenas[static_cast<size_t>(arena)]->arena().statistics().planned; }
 }

@@ -74,27 +74,29 @@ void test_a_block_comes_back_behind_an_event_of_its_user() {
   EXPECT(step.arena->arena().statistics().plans == 1 && step.arena->arena().statistics().diverged_steps == 0);
 }
 
+// What the device waits for because of a block that is recorded for some streams, one by one, and let go on a stream.
+int64_t waits_for(Step& step, const std::vector<Stream>& recorded, Stream on) {
+  const int64_t before = step.driver.num_waits();
+  step.device.open(*step.arena, "block", kOwner);
+  void* a = step.born(100, kOwner);
+  for (const Stream stream : recorded) {
+    EXPECT(step.device.record(a, stream));
+  }
+  step.device.free(a, on);
+  step.device.close(*step.arena, "block", kOwner, false);
+  return step.driver.num_waits() - before;
+}
+
 void test_a_stream_waits_for_others_alone() {
   Step step;
   step.expect_usable();
   EXPECT(step.driver.num_waits() == 0);
-  step.device.open(*step.arena, "block", kOwner);
-  void* a = step.born(100, kOwner);
-  EXPECT(step.device.record(a, kOwner));
-  step.device.free(a, kOwner);
-  step.device.close(*step.arena, "block", kOwner, false);
-  EXPECT(step.driver.num_waits() == 0);
+  EXPECT(waits_for(step, {kOwner}, kOwner) == 0);
 }
 
 void test_a_stream_that_is_recorded_twice_is_waited_for_once() {
   Step step;
-  step.device.open(*step.arena, "block", kOwner);
-  void* a = step.born(100, kOwner);
-  EXPECT(step.device.record(a, kOther));
-  EXPECT(step.device.record(a, kOther));
-  step.device.free(a, kOther);
-  step.device.close(*step.arena, "block", kOwner, false);
-  EXPECT(step.driver.num_waits() == 1);
+  EXPECT(waits_for(step, {kOther, kOther}, kOther) == 1);
 }
 
 void test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool() {

@@ -10,15 +10,19 @@ from bench import cli, malloc, report, results
 from bench.entry import Entry, Measured
 from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
+from bimkern import command
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 2 for a wrong command line, 1 if a case failed."""
     try:
-        options = cli.parse(arguments)
+        with command.printing():
+            options = cli.parse(arguments)
+            if options.list_names:
+                print(report.listing(options.entries))
         if options.list_names:
-            print(report.listing(options.entries))
-        elif options.picture:
+            return 0
+        if options.picture:
             from bench import picture  # matplotlib, which only a picture needs
 
             print(picture.draw(options.out or results.FOLDER / f"{options.device.type}.csv"))

@@ -3,8 +3,10 @@
 import contextlib
 import difflib
 import io
+import re
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -14,6 +16,8 @@ from bimkern.train.config import ConfigError
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")
+
+_URL = re.compile(r"(?:--[\w-]+=)?([a-z][a-z0-9+.-]*://.*)")
 
 
 class Parts(Protocol):
@@ -35,9 +39,11 @@ def parse(
     Raises:
         ConfigError: an argument is unknown or has no such value; one line that names it and the choices.
     """
+    for url in filter(None, map(_URL.fullmatch, arguments)):
+        raise ConfigError(f"{url[1]} is not on this machine; give the path of a local file or folder")
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), printing():
             return tyro.cli(
                 kind,
                 prog=usage,
@@ -85,6 +91,20 @@ def check_parts(arguments: Sequence[str], options: Parts) -> None:
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
                 f"got {value}"
             )
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Let a reader that has seen enough, like `head`, end this process without a word, as it ends other programs.
+
+    Only for what a command prints and then ends: a run should outlive its reader.
+    """
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(signal.SIGPIPE, before)
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:

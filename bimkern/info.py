@@ -11,7 +11,7 @@ import numpy
 import torch
 
 import bimkern
-from bimkern import arena, ops, optional
+from bimkern import arena, command, openmp, ops, optional
 from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops._native import library
@@ -59,7 +59,7 @@ def collect() -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads()},
+        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.in_force()},
         "cuda": _cuda(),
         "native": {
             "path": str(library.path),
@@ -90,6 +90,7 @@ def lines(info: dict[str, Any]) -> list[str]:
     return [
         *(f"{name:12} {version}" for name, version in info["versions"].items()),
         f"{'cpu':12} {info['cpu']['machine']}, {info['cpu']['threads']} threads",
+        f"{'openmp':12} {info['cpu']['openmp']}",
         *(f"{'cuda':12} {device}" for device in cuda["devices"] or [f"none: {cuda['reason']}"]),
         f"{'native':12} " + (f"missing: {native['error']}" if native["error"] else f"{native['path']} ({built})"),
         *(
@@ -117,8 +118,10 @@ def main() -> None:
     """Print the report, as text or as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    info = collect()
-    print(json.dumps(info, indent=2) if parser.parse_args().json else "\n".join(lines(info)))
+    with command.printing():
+        options = parser.parse_args()
+        info = collect()
+        print(json.dumps(info, indent=2) if options.json else "\n".join(lines(info)))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, str(error), exit_code=2)
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
-    print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
+    with command.printing():
+        print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
 
 
 def _check_picture(path: Path) -> None:

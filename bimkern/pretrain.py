@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
         config = replace(recipe.config, run=_parse_options(recipe, arguments))
+        _refuse_other_processes()
         listings = _list_data(config.run.data)
         loader, why = _choose(config.run)
         if config.run.dry_run:
-            print(_describe(config, listings[0], why))
+            with command.printing():
+                print(_describe(config, listings[0], why))
             return
         check_that_it_fits(config, resolve_device(config.run.device))
         folder = RunFolder(config.run.out or Path("runs") / config.recipe)
@@ -74,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         command.end(_PROGRAM, f"cannot go on ({error})", exit_code=1)
     print(_closing_words(config, folder, outcome))
+
+
+def _refuse_other_processes() -> None:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={size}: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
+        )
 
 
 def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, Outcome]:

@@ -16,6 +16,7 @@ ENGINE = {"mim", "models", "nn", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
+    "openmp": set(),
     "nn": {"ops"},
     "models": {"nn", "ops", "optional"},
     "mim": {"models", "nn", "ops"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "dropin": ENGINE,
     "recipes": {"train", "data", *ENGINE},
     "command": {"train"},
-    **{name: {"command", "recipes", "train", "evaluate", "data", "arena", *ENGINE} for name in COMMANDS},
+    **{name: {"command", "openmp", "recipes", "train", "evaluate", "data", "arena", *ENGINE} for name in COMMANDS},
 }
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)

@@ -60,6 +60,8 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["bim_vit_test", "--batch-size", "30", "--slices", "64"], "--slices must be at most the images of a step, -"),
         (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["--data", "x" * 300], f"{'x' * 300} cannot be read (File name too long)"),
+        (["--data", "s3://b/x"], "s3://b/x is not on this machine; give the path of a local file or folder"),
+        (["--out=gs://b/x"], "gs://b/x is not on this machine; give the path of a local file or folder"),
         (["--data", ""], "--data is empty or the current folder; name the folder of images"),
         (["--precision", "int8"], "invalid choice 'int8' for argument '--precision'. Expected one of ('fp32', 'bf16'"),
         (["--stepz", "3"], "Unrecognized options: --stepz, 3"),
@@ -80,6 +82,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, ar
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_are_refused_before_they_share_a_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "WORLD_SIZE=2: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
+    test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, [], message)
 
 
 def test_a_loader_that_is_not_there_is_a_mistake_too(capsys, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-_PLAIN_LINES_EVERY = 5.0  # seconds
+_PLAIN_LINES_EVERY = 5.0  # seconds, of the check
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -68,7 +68,6 @@ class Reporter:
     def __init__(self, *, done: int, total: int) -> None:
         self._total = total
         self._first: tuple[int, float] | None = None  # the first finished step, and when: from there on steps are alike
-        self._last_line = -_PLAIN_LINES_EVERY
         self._bar: _BarOverRecord | None = None
         if sys.stdout.isatty():
             # Two lines: on a narrow terminal the record would else squeeze the bar to nothing.
@@ -86,8 +85,7 @@ class Reporter:
             return
         now = time.monotonic()
         first, start = self._first = self._first or (done, now)
-        if record is not None and (now - self._last_line >= _PLAIN_LINES_EVERY or done == self._total):
-            self._last_line = now
+        if record is not None:
             left = f"  {(now - start) / (done - first) * (self._total - done):.0f} s left" if done > first else ""
             print(f"step {done}/{self._total}  {describe(record)}{left}", flush=True)
 

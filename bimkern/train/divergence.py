@@ -7,12 +7,18 @@ import torch
 
 from bimkern.data.batches import Batch
 from bimkern.train import tensor_file
+from bimkern.train.config import Precision
 from bimkern.train.optim import GroupOptimizer
 from bimkern.train.outage import Outage
 
 logger = logging.getLogger("bimkern.train")
 
 PATIENCE = 10  # updates in a row that a group may skip
+_REMEDIES: dict[Precision, str] = {
+    "fp32": "A smaller --base-lr may help",
+    "bf16": "A smaller --base-lr or --precision fp32 may help",
+    "fp16": "A smaller --base-lr, --precision bf16 or --precision fp32 may help",
+}
 
 
 class Diverged(RuntimeError):
@@ -22,9 +28,9 @@ class Diverged(RuntimeError):
 class Divergence:
     """Watch the updates of a run: a group that skips too many sends it back, once to each checkpoint."""
 
-    def __init__(self, updates: list[GroupOptimizer], folder: Path) -> None:
-        """Take the groups' updates, and the folder for the batch that they failed on."""
-        self._updates, self._folder = updates, folder
+    def __init__(self, updates: list[GroupOptimizer], folder: Path, *, precision: Precision) -> None:
+        """Take the groups' updates, the folder for the batch that they failed on, and the run's precision."""
+        self._updates, self._folder, self._precision = updates, folder, precision
         self._returned_to = 0
 
     def is_learning(self) -> bool:
@@ -65,7 +71,7 @@ class Divergence:
         if step in (0, self._returned_to):
             raise Diverged(
                 f"no finite gradient for {PATIENCE} updates, up to step {done}, and no checkpoint to return to that "
-                f"would change it; {dumped}. A smaller --base-lr, or --precision bf16 or fp32, helps"
+                f"would change it; {dumped}. {_REMEDIES[self._precision]}"
             )
         self._returned_to = step
         for update in self._updates:

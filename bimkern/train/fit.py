@@ -135,7 +135,8 @@ class Fits:
 def search(config: Config, needs: Needs, limit: int) -> Fits:
     """Find the largest batch that fits and, where the wanted one does not, the fewest slices or micro-batches.
 
-    Candidates are found by the least that is needed, and what is returned fits by its plan.
+    If the wanted batch fits in micro-batches, find the largest micro-batch instead: larger batches would only add
+    micro-batches. Candidates are found by the least that is needed, and what is returned fits by its plan.
     """
     run = config.run
     at_a_time = run.images_at_a_time
@@ -155,6 +156,8 @@ def search(config: Config, needs: Needs, limit: int) -> Fits:
 
     batch = most("batch_size", run.batch_size, grow=True)
     if batch is not None and batch >= run.batch_size:
+        if at_a_time < run.batch_size:
+            return Fits(batch_size=None, slices=None, micro_batch=most("micro_batch", run.batch_size, grow=False))
         return Fits(batch_size=batch, slices=None, micro_batch=None)
     most_slices = min(at_a_time, _MOST_SLICES)
     slices = fewest(cost_of(needs.least, "slices"), limit, run.slices, most_slices)

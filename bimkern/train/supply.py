@@ -4,6 +4,8 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 
+import torch
+
 from bimkern.data.batches import Batch
 from bimkern.train.clock import TimedLoader
 
@@ -57,6 +59,13 @@ class Supply:
         return True
 
 
+def _more_cores() -> str:
+    """Say what would give a loader more of the cores."""
+    if torch.get_num_threads() > 1:
+        return f"fewer threads for that than {torch.get_num_threads()} (OMP_NUM_THREADS) leave it some"
+    return "that takes one thread already, so only a machine with more cores, or smaller files, would help"
+
+
 class Shortage:
     """Say once in a run that its loader is what limits it."""
 
@@ -74,7 +83,7 @@ class Shortage:
             return
         self._said = True
         if rate > _AMPLE * images_per_s:
-            why = "it has not enough cores beside the training: fewer threads for that (OMP_NUM_THREADS) leave it some"
+            why = f"it has not enough cores beside the training: {_more_cores()}"
         else:
             why = "that is its ceiling here: more --workers, the other --loader, or smaller files raise it"
         logger.warning(

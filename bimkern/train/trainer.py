@@ -77,7 +77,7 @@ class Trainer:
         self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
         self._interval_loss = RunningMean()
         self._saver = Saver(folder.checkpoints, every=run.save_every)
-        self._divergence = Divergence(self.updates, folder.path)
+        self._divergence = Divergence(self.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._memory = step_memory.choose(run.arena, self.device, compiled=run.compile)
 

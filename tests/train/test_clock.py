@@ -122,8 +122,16 @@ def test_a_shortage_is_said_once_and_after_two_laps_in_a_row(caplog):
     assert round(4 / SLOW) < rate <= 4 / FAST
 
 
-@pytest.mark.parametrize(("images_per_s", "why"), [(1.0, "not enough cores beside"), (1e6, "its ceiling here")])
-def test_a_shortage_is_the_loaders_or_that_of_the_cores(caplog, images_per_s, why):
+@pytest.mark.parametrize(
+    ("images_per_s", "threads", "why"),
+    [
+        (1.0, 2, "not enough cores beside the training: fewer threads for that than 2 (OMP_NUM_THREADS)"),
+        (1.0, 1, "not enough cores beside the training: that takes one thread already"),
+        (1e6, 2, "its ceiling here"),
+    ],
+)
+def test_a_shortage_is_the_loaders_or_that_of_the_cores(caplog, monkeypatch, images_per_s, threads, why):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     loader = TimedLoader(Loader(), idle)
     shortage, steps = Shortage(), supply(loader)
     steps.next()

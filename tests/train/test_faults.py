@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from bimkern.data.workers import WorkerDied
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.train import checkpoint as checkpoints
-from bimkern.train.divergence import Divergence
+from bimkern.train.divergence import Diverged, Divergence
 
 RECIPE = "bim_vit_test"
 
@@ -124,12 +125,27 @@ def test_a_run_that_cannot_recover_ends_and_says_so(photos, tmp_path, break_loss
     with pytest.raises(SystemExit) as stop:
         train(photos, tmp_path / "run", "--steps", "60", "--save-every", "10")
     assert stop.value.code == 1
-    assert "no finite gradient for 10 updates, up to step" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no finite gradient for 10 updates, up to step" in error
+    assert error.endswith(". A smaller --base-lr may help\n")
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("fp32", "A smaller --base-lr may help"),
+        ("bf16", "A smaller --base-lr or --precision fp32 may help"),
+        ("fp16", "A smaller --base-lr, --precision bf16 or --precision fp32 may help"),
+    ],
+)
+def test_the_remedy_for_divergence_is_another_precision_only_if_there_is_a_safer_one(tmp_path, precision, remedy):
+    with pytest.raises(Diverged, match=re.escape(f". {remedy}") + "$"):
+        Divergence([], tmp_path, precision=precision).returned(10, 0, "no batch was kept")
 
 
 def test_a_batch_that_has_no_room_does_not_end_the_run(tmp_path, caplog):
     batch = [Batch(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), torch.arange(2))]
-    divergence = Divergence([], tmp_path)
+    divergence = Divergence([], tmp_path, precision="fp32")
     with full_disk():
         assert divergence.dump(7, batch) == "there was no room for the last batch"
     assert "diverged-step-00000007.safetensors cannot be written" in caplog.text

@@ -16,7 +16,16 @@ from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train import fit
 from bimkern.train.config import ConfigError, RunConfig
-from bimkern.train.fit import check_that_it_fits, fewest, halved, is_shortage, largest, memory_there_is
+from bimkern.train.fit import (
+    Needs,
+    check_that_it_fits,
+    fewest,
+    halved,
+    is_shortage,
+    largest,
+    memory_there_is,
+    search,
+)
 
 CPU = torch.device("cpu")
 
@@ -96,6 +105,20 @@ def test_a_refusal_says_what_fits(monkeypatch, reason):
     for option in ("slices", "micro-batch", "batch-size"):
         value = int(words[words.index(f"--{option}") + 1])
         check_that_it_fits(replace(config, run=replace(config.run, **{option.replace("-", "_"): value})), CPU)
+
+
+def test_room_is_for_a_larger_micro_batch_where_the_batch_comes_in_parts(monkeypatch):
+    config = RECIPES["bim_vit_test"].config
+    config = replace(config, run=replace(config.run, batch_size=256, micro_batch=4))
+    needs, limit = Needs(), 2**24
+    fits = search(config, needs, limit)
+    assert (fits.batch_size, fits.slices) == (None, None)
+    assert 4 < fits.micro_batch < 256
+
+    def peak(micro_batch):
+        return needs.peak(replace(config, run=replace(config.run, micro_batch=micro_batch)))
+
+    assert peak(fits.micro_batch) <= limit < peak(fits.micro_batch + 2)
 
 
 def test_nothing_fits_into_nothing(monkeypatch):

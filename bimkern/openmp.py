@@ -1,0 +1,43 @@
+"""How idle OpenMP threads wait: set for our commands before torch loads the runtime, left alone in other programs.
+
+By default a thread without work spins for milliseconds. Beside another busy process it takes a core away from the
+thread that all others wait for, and a step takes many times as long.
+"""
+
+import os
+import sys
+from itertools import pairwise
+
+_POLICY = "OMP_WAIT_POLICY"
+_SETTINGS = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of GNU's runtime and of Intel's
+_COMMANDS = ("bimkern", "bench")  # packages whose modules `python -m` runs
+_OURS = "BIMKERN_OMP_WAIT_POLICY"  # tells processes that a command starts that the setting is not the user's
+
+
+def prepare() -> None:
+    """Let idle threads of this process and its children sleep if it runs a command of ours; a user's setting stays.
+
+    Call this where a package is imported, before its modules are.
+    """
+    if _is_command() and not _settings():
+        os.environ[_POLICY] = os.environ[_OURS] = "PASSIVE"
+
+
+def in_force() -> str:
+    """Describe the settings that the runtime reads when torch is imported, and who made them."""
+    settings = ", ".join(f"{name}={value}" for name, value in _settings().items())
+    if not settings:
+        return f"{_POLICY} is not set: idle threads spin"
+    if _OURS in os.environ:
+        return f"{settings}, set by our commands; a program that imports bimkern has to set it itself"
+    return f"{settings}, from the environment"
+
+
+def _settings() -> dict[str, str]:
+    return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+
+
+def _is_command() -> bool:
+    """Return whether Python is looking for a module of ours to run: until it is found, argv[0] is "-m"."""
+    module = next((module for flag, module in pairwise(sys.orig_argv) if flag == "-m"), "")
+    return sys.argv[:1] == ["-m"] and module.partition(".")[0] in _COMMANDS

@@ -1,0 +1,49 @@
+"""How idle OpenMP threads wait: our commands set it in time, whoever set it before keeps it, other programs do too."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bimkern import openmp
+
+UNSET = {name: value for name, value in os.environ.items() if name not in (*openmp._SETTINGS, openmp._OURS)}
+
+
+def run(*arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, *arguments], env=UNSET | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_the_runtime_reads_what_a_command_sets_unless_the_user_did(environment, policy):
+    output, displayed = run("-m", "bimkern.info", "--json", **environment, OMP_DISPLAY_ENV="TRUE")
+    assert f"OMP_WAIT_POLICY = '{policy}'" in displayed
+    told = json.loads(output)["cpu"]["openmp"]
+    assert told.startswith(f"OMP_WAIT_POLICY={policy}, ")
+    assert ("set by our commands" in told) == (not environment)
+
+
+def test_another_setting_of_the_user_is_kept_too():
+    output, _ = run("-m", "bimkern.info", "--json", GOMP_SPINCOUNT="77")
+    assert json.loads(output)["cpu"]["openmp"] == "GOMP_SPINCOUNT=77, from the environment"
+
+
+def test_a_process_that_a_command_starts_knows_whose_setting_it_has():
+    output, _ = run("-m", "bimkern.info", "--json", OMP_WAIT_POLICY="PASSIVE", BIMKERN_OMP_WAIT_POLICY="PASSIVE")
+    assert "set by our commands" in json.loads(output)["cpu"]["openmp"]
+
+
+def test_the_bench_sets_it_too():
+    _, displayed = run("-m", "bench", "--list", OMP_DISPLAY_ENV="TRUE")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in displayed
+
+
+@pytest.mark.parametrize("arguments", [(), ("-m", "bimkern.info")])
+def test_a_program_that_imports_the_package_keeps_its_own(arguments):
+    output, _ = run("-c", "import bimkern.ops; print(bimkern.openmp.in_force())", *arguments)
+    assert output == "OMP_WAIT_POLICY is not set: idle threads spin\n"

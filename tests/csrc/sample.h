@@ -11,6 +11,13 @@
 
 namespace bimkern {
 
+// Whether the CPU's entries are served by the CUDA kernels: tests/csrc/host_cuda.
+#ifdef BIMKERN_TESTS_CUDA
+constexpr bool kTestsCuda = true;
+#else
+constexpr bool kTestsCuda = false;
+#endif
+
 inline std::mt19937& random_bits() {
   static std::mt19937 bits(std::random_device{}());
   return bits;
@@ -53,9 +60,12 @@ inline Parallel several_threads() {
   }};
 }
 
-// f(parallel, simd), on one thread and on several, with every instruction set of this machine.
+// f(parallel, simd), on one thread and on several, with every instruction set of this machine. CUDA knows one way.
 template <typename F>
 void run_every_way(const F& f) {
+  if (kTestsCuda) {
+    return f(serial(), Simd::kBaseline);
+  }
   for (const Simd simd : kSimds) {
     if (simd <= widest_simd()) {
       f(serial(), simd);

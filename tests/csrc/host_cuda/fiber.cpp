@@ -72,17 +72,12 @@ void Fiber::restart(void (*entry)()) {
   __asan_unpoison_memory_region(stack_, kStackBytes);  // of the frames that were never left
 #endif
 #if defined(HOST_CUDA_TSAN)
-  if (thread_ != nullptr && !ended_) {  // it remembers the calls that it was left in
-    __tsan_destroy_fiber(thread_);
-    thread_ = nullptr;
-  }
   if (thread_ == nullptr) {
     thread_ = __tsan_create_fiber(0);
   }
 #endif
   make_context(context_, stack_, kStackBytes, entry);
   fake_stack_ = nullptr;
-  ended_ = false;
 }
 
 void Fiber::resume() {
@@ -105,8 +100,7 @@ void Fiber::started() {
 #endif
 }
 
-void Fiber::pause(bool for_good) {
-  ended_ = for_good;
+void Fiber::pause([[maybe_unused]] bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack_, host.bottom, host.bytes);
 #endif

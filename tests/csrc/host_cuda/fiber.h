@@ -27,7 +27,6 @@ class Fiber {
   char* stack_ = nullptr;       // above a page that nobody may touch
   void* fake_stack_ = nullptr;  // of AddressSanitizer
   void* thread_ = nullptr;      // of ThreadSanitizer
-  bool ended_ = true;
 };
 
 // For ThreadSanitizer, which takes every fiber for a thread: what comes before a release of sync happens before what

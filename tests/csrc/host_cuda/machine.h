@@ -32,8 +32,8 @@ struct Fault {
 
 struct Machine {
   std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);  // those of the block come first
-  unsigned count = 0;                        // of the block
-  int running = -1;                          // the thread that runs; -1: the host
+  unsigned count = 0;                                              // of the block
+  int running = -1;                                                // the thread that runs; -1: the host
   std::optional<Fault> fault;
   void (*body)(const void*) = nullptr;
   const void* context = nullptr;

@@ -97,12 +97,14 @@ void expect(bool races, const char* name, void (*kernel)(int*)) {
 
 }  // namespace
 
-// Called by ThreadSanitizer for every race that it reports.
-extern "C" void __tsan_on_report(void*) { ++reports; }
+#define FOR_THREAD_SANITIZER extern "C" __attribute__((visibility("default"), no_sanitize("thread")))
 
-// Equal races are reported each time; those that this test causes are no reason to exit with an error.
-extern "C" const char* __tsan_default_options() {
-  return "suppress_equal_stacks=0:suppress_equal_addresses=0:report_bugs=1:exitcode=0:print_module_map=0";
+// Called for every race that is reported.
+FOR_THREAD_SANITIZER void __tsan_on_report(void*) { ++reports; }
+
+// Races that look alike are reported each time, and are no reason to exit with an error.
+FOR_THREAD_SANITIZER const char* __tsan_default_options() {
+  return "suppress_equal_stacks=0:suppress_equal_addresses=0:exitcode=0";
 }
 
 #define EXPECT_RACE(kernel) expect(true, #kernel, kernel)

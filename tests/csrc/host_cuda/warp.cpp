@@ -32,8 +32,7 @@ bool holds(unsigned mask, unsigned lane) { return (mask >> lane & 1u) != 0; }
 
 void check_call(const WarpCall& call, unsigned lane, Site site) {
   if (!holds(call.mask, lane)) {
-    throw Fault{
-        bimkern::message("lane ", lane, " is not in its own mask ", text_of(call.mask), " at ", text_of(site))};
+    throw Fault{bimkern::message("lane ", lane, " is not in its own mask ", text_of(call.mask), " at ", text_of(site))};
   }
   if (call.width < 1 || call.width > kWarp || (call.width & (call.width - 1)) != 0) {
     throw Fault{

@@ -6,7 +6,7 @@ CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\
 # A kernel that spills registers ends a build; read when a build folder is first configured.
 export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
 
-.PHONY: build test sanitize host-cuda stress lint format bench gpu-check gpu-dry clean
+.PHONY: build test sanitize host-cuda stress mutants lint format bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
@@ -35,12 +35,17 @@ host-cuda:
 	cmake --build $(BUILD) --target bimkern_native_host_cuda
 	cmake --install $(BUILD) --component host_cuda --prefix .
 
-# A million random operations on an arena, and on one of several streams, against oracles.
+# A million random operations on an arena, and on one of several streams, against oracles; random cases of CUDA kernels.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
-	cmake --build $(BUILD)/stress --target test_arena_random test_device_random
+	cmake --build $(BUILD)/stress --target test_arena_random test_device_random fuzz_host_cuda
 	$(BUILD)/stress/test_arena_random 1000000
 	$(BUILD)/stress/test_device_random 1000000
+	$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda 1000
+
+# Puts faults into the CUDA kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
+mutants:
+	$(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .

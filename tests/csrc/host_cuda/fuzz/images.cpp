@@ -17,7 +17,7 @@ struct Images {
   Buffer<T> buffer;
 
   Images(int64_t images, int64_t channels, int64_t height, int64_t width)
-      : column_stride(chance(75) ? 1 : std::max<int64_t>(1, channels)), buffer(0) {
+      : column_stride(directed().on || chance(75) ? 1 : std::max<int64_t>(1, channels)), buffer(0) {
     const bool first = column_stride == 1;
     row_stride = width * column_stride + random_gap();
     channel_stride = first ? height * row_stride + random_gap() : 1;
@@ -25,21 +25,19 @@ struct Images {
     const int64_t count = images * channels == 0 ? 0
                                                  : (images - 1) * image_stride + (channels - 1) * channel_stride +
                                                        (height - 1) * row_stride + (width - 1) * column_stride + 1;
-    buffer = random_buffer<T>(count, random_shift());
+    buffer = random_buffer<T>(count, random_gap());
   }
-
- private:
-  static int64_t random_gap() { return chance(75) ? 0 : chance(50) ? pick(1, 9) : one_of<int64_t>({2, 4, 8, 16}); }
 };
 
 template <typename From, typename T>
 void patches(DType image_dtype, DType dtype) {
   using A = Normal<T>;
-  const int64_t images = chance(10) ? 0 : pick(1, 5), channels = chance(5) ? 0 : pick(1, 4);
-  const int64_t patch = chance(60) ? one_of<int64_t>({4, 8, 16, 32}) : pick(1, 19);
+  const int64_t images = directed().on ? 3 : chance(10) ? 0 : pick(1, 5);
+  const int64_t channels = directed().on ? 3 : chance(5) ? 0 : pick(1, 4);
+  const int64_t patch = directed().on ? 16 : chance(60) ? one_of<int64_t>({4, 8, 16, 32}) : pick(1, 19);
   const int64_t rows = pick(1, 5), columns = pick(1, 5);
   TokenSizes size{images, 0, rows * columns, 0, channels * patch * patch};
-  size.kept = chance(15) ? 0 : chance(20) ? size.tokens : pick(0, size.tokens);
+  size.kept = directed().on ? (size.tokens + 1) / 2 : chance(15) ? 0 : chance(20) ? size.tokens : pick(0, size.tokens);
   const Ids ids(size);
   const Images<From> pixels(images, channels, rows * patch, columns * patch);
   current_case() = message("pixels ", static_cast<int>(image_dtype), " to ", static_cast<int>(dtype), " ",
@@ -47,7 +45,7 @@ void patches(DType image_dtype, DType dtype) {
                            " ", pixels.row_stride, " ", pixels.column_stride);
   const auto mean = random_buffer<A>(channels), std = random_buffer<A>(channels);
   const int64_t count = images * size.kept * size.width;
-  const Buffer<T> want(count), got(count, random_shift());
+  const Buffer<T> want(count), got(count, random_gap());
   VisiblePatches args{image_dtype,
                       dtype,
                       size,
@@ -59,8 +57,8 @@ void patches(DType image_dtype, DType dtype) {
                       pixels.channel_stride,
                       pixels.row_stride,
                       pixels.column_stride,
-                      chance(70) ? mean.data() : nullptr,
-                      chance(70) ? std.data() : nullptr,
+                      has_optional() ? mean.data() : nullptr,
+                      has_optional() ? std.data() : nullptr,
                       want.data()};
   visible_patches(args, serial(), Simd::kBaseline);
   args.out = got.data();
@@ -74,18 +72,18 @@ void embeddings(DType product_dtype, DType dtype) {
   current_case() =
       message("product ", static_cast<int>(product_dtype), " to ", static_cast<int>(dtype), " ", text_of(size));
   const Ids ids(size);
-  const auto product = random_buffer<T>(size.images * size.kept * size.width, random_shift());
-  const auto bias = random_buffer<A>(size.width, random_shift());
+  const auto product = random_buffer<T>(size.images * size.kept * size.width, random_gap());
+  const auto bias = random_buffer<A>(size.width, random_gap());
   const Rows<A> pos(1, size.tokens, size.width), prefix(1, size.prefix, size.width);
   const int64_t count = size.images * (size.prefix + size.kept) * size.width;
-  const Buffer<A> want(count), got(count, random_shift());
+  const Buffer<A> want(count), got(count, random_gap());
   AddEmbeddings args{product_dtype,
                      dtype,
                      size,
                      ids.keep,
                      product.data(),
                      bias.data(),
-                     chance(70) ? pos.data() : nullptr,
+                     has_optional() ? pos.data() : nullptr,
                      pos.row_stride,
                      prefix.data(),
                      prefix.row_stride,
@@ -101,8 +99,8 @@ Hog random_hog(int64_t side, DType dtype) {
   args.dtype = dtype;
   args.out_dtype = chance(60) ? DType::kFloat32 : DType::kBFloat16;
   args.bins = static_cast<int32_t>(chance(50) ? one_of<int64_t>({9, 18}) : pick(1, kMaxHogBins));
-  args.images = chance(5) ? 0 : pick(1, 3);
-  args.channels = chance(5) ? 0 : chance(90) ? pick(1, 4) : pick(5, 40);
+  args.images = directed().on ? 3 : chance(5) ? 0 : pick(1, 3);
+  args.channels = directed().on ? 3 : chance(5) ? 0 : chance(90) ? pick(1, 4) : pick(5, 40);
   args.height = std::max<int64_t>(2, side * pick(1, side > 20 ? 2 : 5));
   args.width = std::max<int64_t>(2, side * pick(1, side > 20 ? 3 : 6));
   const bool tiles = side <= kMaxHogWindow && args.height % side == 0 && args.width % side == 0;
@@ -135,7 +133,7 @@ void compare_hog(Hog args, const std::vector<int64_t>& cells) {
     }
     const int64_t count = args.images * down * across * args.channels * args.bins;
     want.emplace_back(count);
-    got.emplace_back(count, random_shift());
+    got.emplace_back(count, random_gap());
     level.out = want.back().data();
     args.level[args.num_levels++] = level;
   }
@@ -165,20 +163,21 @@ void fuzz_embed_visible() {
 }
 
 void fuzz_hog() {
-  const auto cells = one_of<std::vector<int64_t>>({{4, 8, 16, 32},
-                                                   {8},
-                                                   {4, 8, 16},
-                                                   {6, 7, 14, 21},
-                                                   {1, 2},
-                                                   {13},
-                                                   {3, 6},
-                                                   {5},
-                                                   {2, 3},
-                                                   {28},
-                                                   {16},
-                                                   {7, 56},
-                                                   {11, 22},
-                                                   {64}});
+  const auto cells = directed().on ? std::vector<int64_t>{8, 16}
+                                   : one_of<std::vector<int64_t>>({{4, 8, 16, 32},
+                                                                   {8},
+                                                                   {4, 8, 16},
+                                                                   {6, 7, 14, 21},
+                                                                   {1, 2},
+                                                                   {13},
+                                                                   {3, 6},
+                                                                   {5},
+                                                                   {2, 3},
+                                                                   {28},
+                                                                   {16},
+                                                                   {7, 56},
+                                                                   {11, 22},
+                                                                   {64}});
   const int64_t side =
       std::accumulate(cells.begin(), cells.end(), int64_t{1}, [](int64_t a, int64_t b) { return std::lcm(a, b); });
   const DType dtype = one_of({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kUInt8});

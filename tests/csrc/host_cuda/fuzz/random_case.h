@@ -33,9 +33,30 @@ T one_of(std::initializer_list<T> values) {
   return values.begin()[pick(0, static_cast<int64_t>(values.size()) - 1)];
 }
 
-// Elements to shift a buffer by. Kernels read packets of up to 64 bytes where they may, so shifts of whole packets, of
-// a part of one, and of single elements differ.
-inline int64_t random_shift() { return chance(60) ? 0 : chance(50) ? one_of<int64_t>({2, 4, 8}) : pick(1, 15); }
+// A directed case: all that a kernel asks the alignment of is aligned, but for one shift or gap. Random cases break
+// several at once, and hardly ever a single one.
+struct Directed {
+  bool on = false;
+  int broken = 0;  // which shift or gap, in the order of asking
+  int asked = 0;
+};
+
+inline Directed& directed() {
+  static Directed one;
+  return one;
+}
+
+// Elements to shift a buffer by, or to leave between rows, channels or images. Kernels read packets of up to 64 bytes:
+// whole packets, parts of one, and single elements differ.
+inline int64_t random_gap() {
+  if (directed().on) {
+    return directed().asked++ == directed().broken ? 1 : 0;
+  }
+  return chance(65) ? 0 : chance(50) ? one_of<int64_t>({2, 4, 8, 16}) : pick(1, 15);
+}
+
+// Whether a case has an input that may be left out.
+inline bool has_optional() { return directed().on || chance(70); }
 
 // Memory that ends with its last element, `shift` elements behind a boundary of 64 bytes. It starts as NaN.
 template <typename T>
@@ -111,7 +132,7 @@ struct Rows {
         width(to_width),
         row_stride(width + random_gap()),
         image_stride(rows * row_stride + random_gap()),
-        buffer(random_buffer<T>(extent(images, image_stride, rows, row_stride, width), random_shift())) {
+        buffer(random_buffer<T>(extent(images, image_stride, rows, row_stride, width), random_gap())) {
     for (int64_t i = 0; i + 1 < images * rows && width > 0; ++i) {
       __asan_poison_memory_region(&buffer[start(i) + width], (start(i + 1) - start(i) - width) * sizeof(T));
     }
@@ -120,11 +141,13 @@ struct Rows {
   T* data() const { return buffer.data(); }
 
  private:
-  static int64_t random_gap() { return chance(60) ? 0 : chance(50) ? pick(1, 9) : one_of<int64_t>({2, 4, 8, 16}); }
   int64_t start(int64_t row) const { return row / rows * image_stride + row % rows * row_stride; }
 };
 
 inline TokenSizes random_size() {
+  if (directed().on) {
+    return {3, 1, 12, 5, 64};
+  }
   TokenSizes size{};
   size.images = chance(70) ? pick(1, 5) : chance(80) ? pick(20, 150) : 0;
   size.prefix = pick(0, 3);

@@ -17,14 +17,14 @@ void gather(DType dtype) {
   const Rows<T> grad(size.images, size.prefix + size.kept, size.width);
 
   const int64_t count = size.images * (size.prefix + size.kept) * size.width;
-  const Buffer<T> want(count), got(count, random_shift());
+  const Buffer<T> want(count), got(count, random_gap());
   GatherTokens args{dtype,
                     size,
                     ids.keep,
                     tokens.data(),
                     tokens.image_stride,
                     tokens.row_stride,
-                    chance(70) ? pos.data() : nullptr,
+                    has_optional() ? pos.data() : nullptr,
                     pos.row_stride,
                     want.data()};
   gather_tokens(args, serial(), Simd::kBaseline);
@@ -33,14 +33,14 @@ void gather(DType dtype) {
   expect_same(got, want, "gather_tokens");
 
   const int64_t grad_count = size.images * (size.prefix + size.tokens) * size.width;
-  const Buffer<T> want_grad(grad_count), got_grad(grad_count, random_shift());
+  const Buffer<T> want_grad(grad_count), got_grad(grad_count, random_gap());
   GatherTokensBwd bwd{dtype, size, ids.keep, grad.data(), grad.image_stride, grad.row_stride, want_grad.data()};
   gather_tokens_bwd(bwd, serial());
   bwd.result = got_grad.data();
   gather_tokens_bwd_cuda(bwd, nullptr);
   expect_same(got_grad, want_grad, "gather_tokens_bwd");
 
-  const Buffer<T> want_pos(size.tokens * size.width), got_pos(size.tokens * size.width, random_shift());
+  const Buffer<T> want_pos(size.tokens * size.width), got_pos(size.tokens * size.width, random_gap());
   bwd.result = want_pos.data();
   gather_tokens_bwd_pos(bwd, serial(), Simd::kBaseline);
   bwd.result = got_pos.data();
@@ -68,11 +68,11 @@ void restore(DType dtype) {
   const Rows<T> visible(size.images, size.prefix + size.kept, size.width);
   const Rows<T> pos(1, size.tokens, size.width);
   const Rows<T> grad(size.images, size.prefix + size.tokens, size.width);
-  const auto mask_token = random_buffer<T>(size.width, random_shift());
-  const bool with_pos = chance(70);
+  const auto mask_token = random_buffer<T>(size.width, random_gap());
+  const bool with_pos = has_optional();
 
   const int64_t count = size.images * (size.prefix + size.tokens) * size.width;
-  const Buffer<T> want(count), got(count, random_shift());
+  const Buffer<T> want(count), got(count, random_gap());
   RestoreTokens args{dtype,
                      size,
                      ids.keep,
@@ -89,9 +89,9 @@ void restore(DType dtype) {
   expect_same(got, want, "restore_tokens");
 
   const int64_t visible_count = size.images * (size.prefix + size.kept) * size.width;
-  const Buffer<T> want_visible(visible_count), got_visible(visible_count, random_shift());
-  const Buffer<T> want_mask(size.width), got_mask(size.width, random_shift());
-  const Buffer<T> want_pos(size.tokens * size.width), got_pos(size.tokens * size.width, random_shift());
+  const Buffer<T> want_visible(visible_count), got_visible(visible_count, random_gap());
+  const Buffer<T> want_mask(size.width), got_mask(size.width, random_gap());
+  const Buffer<T> want_pos(size.tokens * size.width), got_pos(size.tokens * size.width, random_gap());
   const Buffer<Sum> want_sums(size.tokens * size.width), got_sums(size.tokens * size.width);
   RestoreTokensBwd bwd{dtype,
                        size,

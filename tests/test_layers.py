@@ -16,6 +16,7 @@ ENGINE = {"mim", "models", "nn", "ops", "optional"}
 MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
+    "torchvision_compat": {"optional"},
     "nn": {"ops"},
     "models": {"nn", "ops", "optional"},
     "mim": {"models", "nn", "ops"},

@@ -59,7 +59,7 @@ def _load_with_timm(path: Path) -> str:
         f"{_import_line('timm')}\n"
         f"model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True).eval()\n"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
-        "# model(transform(image)[None]) is the mean of the patch tokens behind the last norm"
+        "# model(transform(image)[None]) is the mean of the patch tokens after the last norm"
     )
 
 

@@ -12,7 +12,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.vit import ViTConfig
 
-# The cls token gets no loss of its own, so features are those of the patches, averaged behind the last norm; all
+# The cls token gets no loss of its own, so features are those of the patches, averaged after the last norm; all
 # methods fine-tune from the patches' average.
 POOLING = "avg"
 _CROP = 224 / 256  # side of the central crop over the short side of the resized image; MAE's evaluation

@@ -165,8 +165,8 @@ def test_timm_and_transformers_prepare_images_as_training_does(tmp_path, interpo
 
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
     pixels = processor(images=photo, return_tensors="pt")["pixel_values"][0]
-    difference = (pixels - prepared(photo.resize((32, 32), resampling))).abs()  # torch resizes where Pillow would
-    assert difference.max() < 2.5 / 255 / min(IMAGENET_STD)
+    difference = (pixels - prepared(photo.resize((32, 32), resampling))).abs()  # one level: torch resizes, not Pillow
+    assert difference.max() < 1.5 / 255 / min(IMAGENET_STD)
 
 
 def published_vit_base():

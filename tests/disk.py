@@ -1,8 +1,10 @@
-"""A disk that is full, for a moment."""
+"""A disk that is full, for a moment, and the modes of what is written to it."""
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -14,3 +16,18 @@ def full_disk(file_size: int = 4096) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def umask_of(umask: int) -> Iterator[None]:
+    """Take another umask for a moment."""
+    before = os.umask(umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def mode(path: Path) -> int:
+    """Return the permission bits of a file or folder."""
+    return path.stat().st_mode & 0o777

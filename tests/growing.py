@@ -9,6 +9,7 @@ from PIL import Image
 
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
+from bimkern.models.layouts import WEIGHTS
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.export import Trained, write_timm
@@ -29,15 +30,15 @@ def write_photos(folder, count=12):
     return folder
 
 
-def write_teacher(path, seed=0, image_size=128):
-    """Write an untrained encoder, by default of images twice as large as the student's."""
+def write_teacher(folder, seed=0, image_size=128):
+    """Write an untrained encoder to a folder, by default of images twice as large as the student's; return its file."""
     torch.manual_seed(seed)
     config = RECIPES["fastmim_vit_test"].config
     config = replace(
         config, method=replace(config.method, encoder=replace(config.method.encoder, image_size=image_size))
     )
-    write_timm(path, Trained(config, 1, MIM(config.method).state_dict()), 4)
-    return path
+    write_timm(folder, Trained(config, 1, MIM(config.method).state_dict()), 4)
+    return folder / WEIGHTS
 
 
 def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **options):

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
     "openmp": set(),
+    "torchvision_compat": {"optional"},
     "nn": {"ops"},
     "models": {"nn", "ops", "optional"},
     "mim": {"models", "nn", "ops"},

@@ -55,7 +55,7 @@ class RunConfig:
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
-    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same file, anywhere."""
+    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same one, anywhere."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"

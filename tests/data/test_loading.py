@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checked import checked_images
+from disk import mode, umask_of
 from PIL import Image
 
 from bimkern.data import pil
@@ -176,7 +177,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_demo_photographs_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    train, held_out = demo_images()
+    with umask_of(0o027):
+        train, held_out = demo_images()
+    assert mode(train.root / train.files[0]) == 0o640
+    assert mode(train.root) == mode(train.root.parent) == 0o750
     assert len(train) == len(held_out) >= 10
     before = os.stat(train.root / train.files[0]).st_mtime_ns
     assert demo_images()[0] == train

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from checked import checked_images
+from checked import checked_images, upright
 from PIL import Image
 
 from bimkern.data import pil
@@ -15,7 +15,6 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.course import Course
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
-from bimkern.data.source import read_image
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()
@@ -23,7 +22,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 each_filter = pytest.mark.parametrize("interpolation", FILTERS)
 SIZES = [(1, 1), (1, 7), (5, 1), (2, 3), (3, 2), (37, 53), (97, 41), (150, 200)]
 FORMATS = {"jpg": {"quality": 90}, "png": {}, "webp": {"quality": 90}, "progressive.jpg": {"progressive": True}}
-MODES = ("1", "L", "LA", "P", "RGBA", "CMYK")
+MODES = ("1", "L", "LA", "P", "RGBA")
 
 
 def picture(width, height):
@@ -46,7 +45,7 @@ def folder(tmp_path):
         image = picture(100, 80)
         if mode.endswith("A"):
             image.putalpha(picture(100, 80).convert("L"))
-        image.convert(mode).save(tmp_path / f"mode_{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
+        image.convert(mode).save(tmp_path / f"mode_{mode}.png")
     picture(100, 80).convert("L").save(tmp_path / "grey.jpg")
     return tmp_path
 
@@ -80,7 +79,7 @@ def test_dali_gives_the_exact_result_rounded(folder, size, interpolation):
     crops = data[0]
     assert np.array_equal(batch.draw_ids, crops.draw_ids)
     for pixels, sample_id, box, flip in zip(batch.images, crops.sample_ids, crops.boxes, crops.flips, strict=True):
-        expected = exact(read_image(data.images.path(sample_id)), box, size, interpolation)
+        expected = exact(upright(data.images.path(sample_id)), box, size, interpolation)
         difference = np.abs(pixels.numpy() - (expected[..., ::-1] if flip else expected)).max()
         assert difference < 1, f"{data.images.files[sample_id]}, box {box}: {difference} levels"
 

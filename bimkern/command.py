@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -33,8 +34,12 @@ def parse(
     """Parse arguments into a dataclass of options, by default those of an instance; `--help` prints and exits.
 
     Raises:
-        ConfigError: an argument is unknown or has no such value; one line that names it and the choices.
+        ConfigError: an argument is unknown, has no such value, or is given twice; one line that names it and the
+            choices.
     """
+    counts = Counter(_names(arguments))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -69,7 +74,11 @@ def take(arguments: list[str], known: Mapping[str, Named], what: str, default: s
 
 def named(arguments: Sequence[str]) -> set[str]:
     """Return the names of the options that arguments set, as fields are spelt."""
-    return {a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")}
+    return set(_names(arguments))
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    return [a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")]
 
 
 def check_parts(arguments: Sequence[str], options: Parts) -> None:

@@ -21,8 +21,8 @@ from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
-from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.formats import decode_file
+from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.source import image_folder
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times

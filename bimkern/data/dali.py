@@ -155,17 +155,17 @@ class DaliLoader:
             size = fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)
             corner = math.min(corner, size[:2] - 1)
             window = (corner, math.min(extent, size[:2] - corner))
-            decoder = {
+            decoder: dict[str, Any] = {
                 "device": "mixed" if on_gpu else "cpu",
                 "output_type": types.RGB,
                 "jpeg_fancy_upsampling": True,  # as PIL does
                 "adjust_orientation": False,
             }
-            pixels_are_meant = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+            in_pixels: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
             if self.regions:
-                decoded = fn.decoders.image_slice(encoded, *window, **pixels_are_meant, **decoder)
+                decoded = fn.decoders.image_slice(encoded, *window, **in_pixels, **decoder)
             else:
-                decoded = fn.slice(fn.decoders.image(encoded, **decoder), *window, **pixels_are_meant)
+                decoded = fn.slice(fn.decoders.image(encoded, **decoder), *window, **in_pixels)
             resized = fn.resize(
                 decoded,
                 size=side,

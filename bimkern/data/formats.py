@@ -13,11 +13,11 @@ from bimkern.data.orientation import orientation_of
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+REMEDY = "convert images of other formats to JPEG or PNG"
 MAX_PIXELS = 89_478_485  # of an image, unless told otherwise: Pillow's own limit
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
 _SET_ASIDE_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
-# DALI has no GIF, refuses some TIFF, rounds the palette of others, and inverts CMYK by Adobe's marker alone.
 _DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -107,9 +107,8 @@ def decode(file: BinaryIO) -> Decoded:
                 raise BadImage("32 bits per channel; convert it to 8")
             if getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _PREVIEW:
                 raise BadImage("a preview, as in a camera's raw file; convert the photograph to JPEG or PNG")
-            pil_only = image.format not in _DALI_FORMATS or image.mode == "CMYK"
             image.load()
-            return Decoded(image.convert("RGB"), orientation_of(image), pil_only)
+            return Decoded(image.convert("RGB"), orientation_of(image), _is_pils_alone(image))
         except BadImage:
             raise
         except Exception as error:  # a decoder that reads nonsense raises whatever it likes
@@ -137,6 +136,16 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         limit = Image.MAX_IMAGE_PIXELS
         raise BadImage(f"{image.width} x {image.height} pixels, more than --max-pixels {limit} in all")
     return image
+
+
+def _is_pils_alone(image: ImageFile.ImageFile) -> bool:
+    """Return whether DALI might decode an image to something else than PIL, or not at all.
+
+    It has no GIF, refuses some TIFF and rounds the palette of others, inverts CMYK by Adobe's marker alone, and loses
+    its way in a WebP whose EXIF stands behind an image of an odd number of bytes.
+    """
+    webp_with_exif = image.format == "WEBP" and "exif" in image.info
+    return image.format not in _DALI_FORMATS or image.mode == "CMYK" or webp_with_exif
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ A sample id is the place of an image in the sorted list of a source, so it means
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.formats import NAMES, SUFFIXES, OutOfResources, is_image
+from bimkern.data.formats import NAMES, REMEDY, SUFFIXES, OutOfResources, is_image
 
 
 class SourceError(ValueError):
@@ -30,10 +30,16 @@ class Listing:
     def __len__(self) -> int:
         return len(self.files)
 
-    def others_by_suffix(self) -> str:
-        """Count the files that are no images, in words, the most frequent suffix first."""
-        counts = Counter(suffix_of(file) for file in self.others).most_common()
-        return ", ".join(f"{count} {suffix}" for suffix, count in counts)
+    def others_by_suffix(self) -> dict[str, list[str]]:
+        """Return the files that are no images by the suffix of their names, the most frequent suffix first."""
+        files = defaultdict(list)
+        for file in self.others:
+            files[Path(file).suffix.lower() or "without suffix"].append(file)
+        return dict(sorted(files.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    def count_others(self) -> str:
+        """Count the files that are no images in words."""
+        return ", ".join(f"{len(files)} {suffix}" for suffix, files in self.others_by_suffix().items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +66,8 @@ def image_folder(root: Path) -> Listing:
     Raises:
         SourceError: the folder is missing or holds no image.
     """
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     try:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
@@ -73,14 +80,9 @@ def image_folder(root: Path) -> Listing:
         raise SourceError(f"{root} cannot be read ({error})") from error
     listing = Listing(root, tuple(sorted(files)), tuple(sorted(others)))
     if not files:
-        found = f"only other files ({listing.others_by_suffix()})" if others else "no file"
-        raise SourceError(f"{root} and the folders below it hold no {NAMES} image, {found}; convert images to JPEG or PNG")
+        found = f", only other files ({listing.count_others()}); {REMEDY}" if others else ", and no other file"
+        raise SourceError(f"{root} and the folders below it hold no {NAMES} image{found}")
     return listing
-
-
-def suffix_of(file: str) -> str:
-    """Return the suffix of a file's name in lower case, and words where it has none."""
-    return Path(file).suffix.lower() or "without suffix"
 
 
 def _raise(error: OSError) -> None:

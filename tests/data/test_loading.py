@@ -60,12 +60,12 @@ def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(SourceError, match="missing is not a folder"):
         image_folder(tmp_path / "missing")
     none = f"{tmp_path} and the folders below it hold no JPEG, PNG, WebP, BMP, TIFF or GIF image"
-    with pytest.raises(SourceError, match=f"{none}, no file; convert images to JPEG or PNG"):
+    with pytest.raises(SourceError, match=f"{none}, and no other file"):
         image_folder(tmp_path)
     for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE"):
         (tmp_path / name).write_text("not an image")
-    counts = r"\(2 .heic, 1 .txt, 1 without suffix\)"
-    with pytest.raises(SourceError, match=f"{none}, only other files {counts}; convert"):
+    others = r"only other files \(2 .heic, 1 .txt, 1 without suffix\); convert images of other formats to JPEG or PNG"
+    with pytest.raises(SourceError, match=f"{none}, {others}"):
         image_folder(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_content_decides_and_not_the_suffix(folder):
     listing = image_folder(folder)
     assert set(listing.files) == {"a/five.jpg", "a/three.webp", "b/one.dat", "b/two.PNG", "claims.jpg", "four"}
     assert listing.others == ("BMW.txt", "notes.txt", "pipe")
-    assert listing.others_by_suffix() == "2 .txt, 1 without suffix"
+    assert listing.count_others() == "2 .txt, 1 without suffix"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])

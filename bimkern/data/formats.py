@@ -155,5 +155,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than twice --max-pixels {Image.MAX_IMAGE_PIXELS} pixels"
+        return f"more than twice as many pixels as --max-pixels {Image.MAX_IMAGE_PIXELS}"
     return " ".join(str(error).split()) or type(error).__name__

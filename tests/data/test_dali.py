@@ -79,6 +79,8 @@ def test_dali_gives_the_exact_result_rounded(folder, size, interpolation):
     crops = data[0]
     assert np.array_equal(batch.draw_ids, crops.draw_ids)
     for pixels, sample_id, box, flip in zip(batch.images, crops.sample_ids, crops.boxes, crops.flips, strict=True):
+        if data.images.pil_only[sample_id]:
+            continue  # test_loaders_agree.py
         expected = exact(upright(data.images.path(sample_id)), box, size, interpolation)
         difference = np.abs(pixels.numpy() - (expected[..., ::-1] if flip else expected)).max()
         assert difference < 1, f"{data.images.files[sample_id]}, box {box}: {difference} levels"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from growing import MEMORY, NOT_REPEATABLE
+from options import filled
 from PIL import Image
 
 from bimkern.data.dali import unusable
@@ -36,7 +37,7 @@ def photos(tmp_path_factory):
 
 
 def train(recipe, photos, out, *options):
-    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+    main([recipe, "--data", str(photos), "--out", str(out), *filled(options, workers=0, log_every=1)])
 
 
 def records(out):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from options import filled
 from PIL import Image
 
 from bimkern.mim.model import MIM
@@ -52,7 +53,7 @@ def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **opt
 
 
 def train(recipe, photos, out, *options):
-    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+    main([recipe, "--data", str(photos), "--out", str(out), *filled(options, workers=0, log_every=1)])
 
 
 def records(out):

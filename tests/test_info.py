@@ -73,6 +73,14 @@ def test_says_which_instruction_set_the_cpu_kernels_use():
     assert "BIMKERN_CPU cannot be met" in native
 
 
+def test_tells_the_version_of_nvimagecodec(tmp_path):
+    package = tmp_path / "nvidia" / "nvimgcodec"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '0.8.1'")
+    assert "optional nvimgcodec   0.8.1" in run(search_path=tmp_path).splitlines()
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

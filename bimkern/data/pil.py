@@ -9,7 +9,8 @@ from PIL import Image
 
 from bimkern.data.augment import Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.source import BadImage, OutOfResources, read_image
+from bimkern.data.formats import BadImage, OutOfResources, decode_file
+from bimkern.data.orientation import turned
 from bimkern.data.workers import ahead
 
 _PREFETCHED_BYTES = 1 << 30  # of all workers together
@@ -80,7 +81,8 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
-    image = read_image(data.images.path(int(crops.sample_ids[i])))
+    stored = decode_file(data.images.path(int(crops.sample_ids[i])))
+    image = turned(stored.pixels, int(crops.orientations[i]))
     if image.size != tuple(crops.sizes[i]):
         raise BadImage("its size has changed since it was checked")
     left, top, width, height = crops.boxes[i].tolist()

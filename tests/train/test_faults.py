@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from disk import full_disk
+from options import filled
 from PIL import Image
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensor
@@ -41,7 +42,7 @@ def photos(tmp_path_factory):
 
 
 def arguments(photos, out, *options):
-    return [RECIPE, "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
+    return [RECIPE, "--data", str(photos), "--out", str(out), *filled(options, log_every=1)]
 
 
 def train(photos, out, *options):

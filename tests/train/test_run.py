@@ -14,6 +14,7 @@ import pytest
 import torch
 from disk import mode, umask_of
 from growing import MEMORY, NOT_REPEATABLE
+from options import filled
 from PIL import Image
 
 from bimkern.data.dali import unusable
@@ -37,7 +38,7 @@ def photos(tmp_path_factory):
 
 
 def train(recipe, photos, out, *options):
-    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+    main([recipe, "--data", str(photos), "--out", str(out), *filled(options, workers=0, log_every=1)])
 
 
 def records(out):

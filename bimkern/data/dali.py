@@ -28,6 +28,7 @@ from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.course import Course
 from bimkern.data.source import BadImage, Images
+from bimkern.data.watchdog import Watchdog, watched
 from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
@@ -72,7 +73,14 @@ class DaliLoader:
         Raises:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
+            Interrupted: a stop was requested while a micro-batch was awaited.
         """
+        for batch in watched(self._batches(data, first, last), Watchdog("the DALI loader")):
+            if batch.images.is_cuda:
+                batch.images.record_stream(torch.cuda.current_stream(self.device))  # of the thread that uses them
+            yield batch
+
+    def _batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
         planned: deque[Crops] = deque()
         plan = (data[index] for index in range(first, last))
         pipeline = self._pipeline(data, _feed(data, plan, planned))
@@ -209,7 +217,6 @@ def _take_from_gpu(device: torch.device) -> Callable[[Any], Tensor]:
         with torch.cuda.stream(stream):
             images = _take(pixels)
         stream.synchronize()
-        images.record_stream(torch.cuda.current_stream(device))
         return images
 
     return take

@@ -1,8 +1,11 @@
-"""A disk that is full, for a moment."""
+"""A disk that is full, for a moment, and one for shared memory that is small."""
 
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import pytest
 
 
 @contextmanager
@@ -14,3 +17,12 @@ def full_disk(file_size: int = 4096) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def on_small_shm(*command: str) -> list[str]:
+    """Return a command that runs another one where /dev/shm has room for 64 KiB; skip the test where none may."""
+    mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    allowed = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)
+    if allowed.returncode:
+        pytest.skip(f"no /dev/shm of one's own may be mounted here: {allowed.stderr.strip()}")
+    return [*mounted, *command]

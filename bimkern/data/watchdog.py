@@ -4,6 +4,8 @@ Whatever may never come is awaited here: worker processes, a loader's threads, f
 """
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,9 +44,15 @@ class Watchdog:
     A stall is reported once, and again only after a wait that was short.
     """
 
-    def __init__(self, what: str, *, grace: float = 0.0) -> None:
-        """Watch over `what`, a noun for messages; a requested stop is put off for `grace` seconds without progress."""
-        self._what, self._grace = what, grace
+    def __init__(self, what: str, *, patient: bool = False) -> None:
+        """Watch over `what`, a noun for messages.
+
+        Args:
+            what: is awaited.
+            patient: a requested stop ends a wait only where there is no progress, and not at once.
+        """
+        self._what = what
+        self._grace = STALLED if patient else 0.0
         self._progress = 0.0
         self._reported = False
 
@@ -59,7 +67,7 @@ class Watchdog:
             ready: waits at most that many seconds and returns whether it is.
 
         Raises:
-            Interrupted: a stop was requested, and there was no progress during the grace period.
+            Interrupted: a stop was requested, and the watchdog is not patient any more.
         """
         stop_requested = _stop_requested.get()
         begin = time.monotonic()
@@ -125,3 +133,19 @@ def watched(items: Iterator[Item], watchdog: Watchdog) -> Iterator[Item]:
         if item is end:
             return
         yield item  # type: ignore[misc]
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let the program end with the context, whatever still hangs.
+
+    An interpreter that shuts down waits for some threads, and aborts when another one comes back out of C++ code.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if any(isinstance(thread, Task) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

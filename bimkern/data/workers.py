@@ -157,8 +157,8 @@ class _Worker(ForkProcess):
             os.close(self._results)
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(self._answers)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a handler may raise here
 
     def run(self) -> None:
         """Work, in the process, until there is no other process left that could ask for more or read results."""
@@ -196,9 +196,9 @@ class _Worker(ForkProcess):
             del self._received[:end]
 
     def kill(self) -> None:
+        super().kill()
         if self._killed is None:
             self._killed = time.monotonic()
-            super().kill()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end; without a limit, as multiprocessing does when the program exits, after bringing it about.

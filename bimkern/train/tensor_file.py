@@ -28,6 +28,7 @@ _CODES = {
 }
 _RANK = {dtype: -i for i, dtype in enumerate(_CODES)}
 _PIECE = 2**24  # bytes
+_SYNCED = 2**26  # bytes that at most are not on the disk yet
 
 
 def write(path: Path, tensors: dict[str, Tensor], between: Callable[[], object]) -> str:
@@ -40,13 +41,16 @@ def write(path: Path, tensors: dict[str, Tensor], between: Callable[[], object])
 
     Same as: safetensors.torch.save_file.
     """
-    digest = hashlib.sha256()
+    digest, synced = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
         for piece in _pieces(tensors):
             between()
             digest.update(piece)
             while piece:
                 piece = piece[file.write(piece) :]
+            if file.tell() - synced >= _SYNCED:  # or the last fsync is as long as the file, and looks like a hang
+                os.fdatasync(file.fileno())
+                synced = file.tell()
         os.fsync(file.fileno())
     return digest.hexdigest()
 

@@ -54,6 +54,11 @@ class Crops:
     flips: NDArray[np.bool_]  # [B]
     size: int  # side of the crops in pixels
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of the pixels, [B, C, H, W]."""
+        return len(self.draw_ids), 3, self.size, self.size
+
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
         arrays: dict[str, Any] = {name: v[i : i + 1] for name, v in vars(self).items() if isinstance(v, np.ndarray)}

@@ -110,11 +110,10 @@ def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dic
 
     workers = workers if len(chunks) > 1 else 0
     try:
-        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False)
+        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False, what="the image check")
     except (WorkerDied, OutOfResources) as error:
-        reason = str(error).strip().splitlines()[-1]  # torch puts a worker's traceback before it
         raise SourceError(
-            f"the images in {root} cannot be checked ({reason}); what has been checked is not checked again"
+            f"the images in {root} cannot be checked ({error}); what has been checked is not checked again"
         ) from error
 
 

@@ -34,6 +34,7 @@ from bimkern.data.check import Found, images
 from bimkern.data.course import Course
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.watchdog import Watchdog, watched
 from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
@@ -81,7 +82,14 @@ class DaliLoader:
         Raises:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
+            Interrupted: a stop was requested while a micro-batch was awaited.
         """
+        for batch in watched(self._batches(data, first, last), Watchdog("the DALI loader")):
+            if batch.images.is_cuda:
+                batch.images.record_stream(torch.cuda.current_stream(self.device))  # of the thread that uses them
+            yield batch
+
+    def _batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
         planned: deque[_Planned] = deque()
         plan = (data[index] for index in range(first, last))
         take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
@@ -266,7 +274,6 @@ def _take_from_gpu(device: torch.device) -> Callable[[Any, _Planned], Tensor]:
         with torch.cuda.stream(stream):
             images = _take(pixels, due)
         stream.synchronize()
-        images.record_stream(torch.cuda.current_stream(device))
         return images
 
     return take

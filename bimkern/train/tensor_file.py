@@ -30,6 +30,7 @@ _CODES = {
 }
 _RANK = {dtype: -i for i, dtype in enumerate(_CODES)}
 _PIECE = 2**24  # bytes
+_SYNCED = 2**26  # bytes that at most are not on the disk yet
 
 
 def write(
@@ -49,13 +50,16 @@ def write(
 
     Same as: safetensors.torch.save_file.
     """
-    digest = hashlib.sha256()
+    digest, synced = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
         for piece in _pieces(tensors, metadata):
             between()
             digest.update(piece)
             while piece:
                 piece = piece[file.write(piece) :]
+            if file.tell() - synced >= _SYNCED:  # or the last fsync is as long as the file, and looks like a hang
+                os.fdatasync(file.fileno())
+                synced = file.tell()
         os.fsync(file.fileno())
     return digest.hexdigest()
 

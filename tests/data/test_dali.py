@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.course import Course
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
+from bimkern.data.watchdog import Interrupted, stopped_by
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()
@@ -181,3 +183,20 @@ def test_a_dali_that_does_not_load_is_a_reason(tmp_path):
     command = [sys.executable, "-c", "from bimkern.data.dali import unusable; print(unusable())"]
     found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert found.stdout == "libdali.so: cannot open shared object file\n"
+
+
+def test_a_dali_that_hangs_does_not_hold_up_a_stop(tmp_path):
+    """Opening a pipe takes until somebody writes into it, as opening a file on a dead disk takes for ever."""
+    pytest.importorskip("nvidia.dali")
+    picture(40, 30).save(tmp_path / "one.jpg")
+    loaded = DaliLoader(threads=1, device=CPU).batches(batches(tmp_path, 16), 0, 1000)
+    next(loaded)
+    content = (tmp_path / "one.jpg").read_bytes()
+    (tmp_path / "one.jpg").unlink()
+    os.mkfifo(tmp_path / "one.jpg")
+    begin, seen = time.monotonic(), []
+    with pytest.raises(Interrupted), stopped_by(lambda: time.monotonic() > begin + 1):
+        seen.extend(loaded)
+    assert len(seen) < 10  # that were under way
+    assert time.monotonic() - begin < 5
+    (tmp_path / "one.jpg").write_bytes(content)  # lets DALI's thread go

@@ -305,6 +305,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     assert caplog.text.count("waiting for images") == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -312,12 +313,12 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
         (signal.SIGTERM, "stopped by SIGTERM; the same command goes on"),
     ],
 )
-def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words):
+def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
     picture(1200, 1200).save(photos / "00.jpg")
-    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", "1")
+    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cache").rglob("*.jsonl")):
         assert process.poll() is None, process.communicate()

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from disk import full_disk
+from disk import full_disk, on_small_shm
 from options import filled
 from PIL import Image
 from safetensors.torch import load_file
@@ -49,8 +49,9 @@ def train(photos, out, *options):
     main(arguments(photos, out, "--workers", "0", *options))
 
 
-def start(photos, out, *options, **popen):
-    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)]
+def start(photos, out, *options, within=list, **popen):
+    """Start the command in a process of its own; `within` may wrap it in another command."""
+    command = within([sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)])
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
 
@@ -204,6 +205,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number, e
     assert saved == records(tmp_path / "run")[-1]["step"] < 40
     train(photos, tmp_path / "run", "--steps", "40")
     assert comparable(tmp_path / "run") == comparable(tmp_path / "plain")
+
+
+def test_a_small_dev_shm_limits_nothing(photos, tmp_path):
+    options = ("--steps", "5", "--batch-size", "64", "--workers", "2")  # batches of 192 KiB
+    process = start(photos, tmp_path / "run", *options, within=on_small_shm)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert error == ""
+    assert len(records(tmp_path / "run")) == 5
 
 
 def test_a_second_interrupt_stops_at_once(photos, tmp_path):

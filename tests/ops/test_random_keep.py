@@ -208,7 +208,7 @@ def test_says_what_is_wrong(device):
     [
         ([[0, 1], [2, 4]], "parent must hold ids in [0, N=4), got 4 in image 1"),
         ([[-1, 1], [2, 3]], "parent must hold ids in [0, N=4), got -1 in image 0"),
-        ([[0, 1], [2, 2]], "parent must ascend without repeats within an image, got 2 after 2 in image 1"),
+        ([[0, 1], [2, 2]], "parent must not repeat an id within an image, got 2 twice in image 1"),
     ],
 )
 def test_says_which_id_is_wrong_on_the_cpu(parent, message):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bimkern.ops import _check as check
 from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, random_keep, restore_tokens
@@ -142,3 +143,47 @@ def test_debugging_leaves_compiled_code_alone(monkeypatch):
     monkeypatch.setenv("BIMKERN_DEBUG", "1")
     compiled = torch.compile(keep_to_mask, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.tensor([[0, 2]]), 4), torch.tensor([[0.0, 1, 0, 1]]))
+
+
+def test_a_check_that_passed_is_not_made_again():
+    calls = []
+
+    def count(x, y, number):
+        calls.append(number)
+        return number + 1
+
+    x = torch.zeros(2, 3)
+    for _ in range(3):
+        assert check.once(count, (x, None), 1) == 2
+    assert calls == [1]
+    others = [x[:1], x.long(), x.to("meta"), torch.zeros(2, 3, requires_grad=True)]
+    for other in others:
+        check.once(count, (other, None), 1)
+    check.once(count, (x, x), 1)
+    check.once(count, (x, None), 5)
+    assert calls == [1] * 6 + [5]
+
+
+def test_a_check_that_failed_is_made_again():
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"keep must be \[B, K\], got \[4\]"):
+            keep_to_mask(torch.zeros(4).long(), 4)
+        with pytest.raises(ValueError, match="keep must hold at most N=2 ids per image, got K=3"):
+            gather_tokens(torch.zeros(1, 2, 4), torch.zeros(1, 3).long())
+
+
+def test_checks_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(check, "_ROOM", 3)
+    monkeypatch.setattr(check, "_passed", {})
+    for number in range(20):
+        assert check.once(lambda number: number, (), number) == number
+        assert len(check._passed) <= 3
+
+
+def test_sizes_that_are_symbols_are_checked():
+    def trace(tokens, keep):
+        return gather_tokens(tokens, keep)
+
+    inputs = torch.randn(2, 6, 3), torch.tensor([[0, 1], [4, 3]])
+    traced = make_fx(trace, tracing_mode="symbolic")(*inputs)
+    assert torch.equal(traced(*inputs), gather_tokens(*inputs))

@@ -234,6 +234,7 @@ def test_says_which_id_is_wrong_on_the_cpu(ids, message):
     [
         ((torch.zeros(2, 4), torch.zeros(2, 2).long(), None, 0), "expected rows"),
         ((torch.zeros(2, 4, 8), torch.zeros(2, 2).int(), None, 0), "keep must be int64"),
+        ((torch.zeros(2, 4, 8), torch.zeros(2, 5).long(), None, 0), "at most N=4 ids per image, N below .*, got K=5"),
         ((torch.zeros(2, 4, 8), torch.zeros(2, 2).long(), None, 5), "must be at least 0, got -1 and 5"),
         ((torch.zeros(2, 4, 8), torch.zeros(2, 2).long(), torch.zeros(3, 8), 0), "pos must be"),
         ((torch.zeros(2, 4, 8), torch.zeros(2, 2).long(), torch.zeros(4, 8).half(), 0), "dtype and device of the rows"),

@@ -49,7 +49,8 @@ __device__ __forceinline__ int64_t warp_find(const Keep& keep, const TokenSizes&
 
 // The places of all tokens, [B, N], for kernels that go through the images token by token; a warp per image. All tokens
 // of an image with an id out of range, or twice, are kWrong.
-static __global__ void __launch_bounds__(kWarp) places_kernel(Keep keep, TokenSizes size, int32_t* places) {
+[[maybe_unused]] static __global__ void __launch_bounds__(kWarp)
+    places_kernel(Keep keep, TokenSizes size, int32_t* places) {
   constexpr unsigned kAll = 0xffffffffu;
   const int64_t image = blockIdx.x;
   const int64_t* ids = keep.ids + image * keep.image_stride;

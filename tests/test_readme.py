@@ -11,6 +11,7 @@ import torch
 from interop import import_or_skip
 from PIL import Image
 
+from bimkern import ops
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.export import Trained, write_backbones
@@ -47,3 +48,21 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
         tokens = block(tokens)
     expected = model.heads[-1].in_norm(tokens)[:, 1:].mean(1)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ops_alone_draw_other_masks_at_every_step(monkeypatch):
+    drawn = []
+
+    def record(*args, **kwargs):
+        drawn.append(random_keep(*args, **kwargs))
+        return drawn[-1]
+
+    random_keep = ops.random_keep
+    monkeypatch.setattr(ops, "random_keep", record)
+    names = {}
+    exec(code_of("The ops alone"), names)
+    assert len(drawn) == 3
+    assert len(torch.cat(drawn).unique(dim=0)) == 3 * 8
+    assert torch.equal(
+        names["visible"][:, 1:], names["tokens"][:, 1:].gather(1, drawn[-1][..., None].expand(-1, -1, 768))
+    )

@@ -233,7 +233,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
 def refused(photos, out, capsys, *options):
     """Return what the command says when it refuses to go on in a folder."""
     with pytest.raises(SystemExit) as stop:
-        train(photos, out, "--steps", "3", *options)
+        train(photos, out, *filled(options, steps=3))
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1

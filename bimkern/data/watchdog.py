@@ -132,7 +132,7 @@ def watched(items: Iterator[Item], watchdog: Watchdog) -> Iterator[Item]:
         item = Task(partial(next, items, end), name="bimkern loader").result(watchdog)
         if item is end:
             return
-        yield item  # type: ignore[misc]
+        yield item
 
 
 @contextmanager

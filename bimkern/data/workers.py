@@ -5,6 +5,7 @@ Jobs go to all workers through one pipe, results come back through one pipe for 
 back as its error, and a pipe that ends is a worker that died.
 """
 
+import gc
 import multiprocessing.connection
 import os
 import signal
@@ -121,13 +122,14 @@ class _Pool:
         """
         self.ask(())
         ready: list[Any] = []
+        workers = {worker.fileno(): worker for worker in self._workers}
 
         def poll(seconds: float) -> bool:
-            ready[:] = multiprocessing.connection.wait(self._workers, seconds)
+            ready[:] = multiprocessing.connection.wait(workers, seconds)
             return bool(ready)
 
         watchdog.wait(poll)
-        return {job: result for worker in ready for job, result in worker.read()}
+        return {job: result for results in ready for job, result in workers[results].read()}
 
     def close(self) -> None:
         """End the workers, in whatever state they are."""
@@ -162,6 +164,7 @@ class _Worker(ForkProcess):
 
     def run(self) -> None:
         """Work, in the process, until there is no other process left that could ask for more or read results."""
+        gc.freeze()  # what is garbage by now may wait, when it is collected, for threads that this process lacks
         os.close(self._results)
         os.close(self._asked)
         with suppress(BrokenPipeError):

@@ -90,7 +90,7 @@ def test_items_of_a_thread_are_those_of_the_iterator():
 
 def test_an_iterator_that_hangs_does_not_hold_up_a_stop():
     gate = threading.Event()
-    items = watched(map(lambda _: gate.wait(), range(3)), Watchdog("items"))
+    items = watched((gate.wait() for _ in range(3)), Watchdog("items"))
     with stopped_by(lambda: True), pytest.raises(Interrupted):
         next(items)
     gate.set()

@@ -1,6 +1,7 @@
 """Worker processes: whatever becomes of one of them, the wait for it ends or is said."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -166,6 +167,28 @@ def test_a_stop_ends_the_wait_for_a_hung_worker(monkeypatch, killable):
         process.kill()
         process.join()
     assert not any(map(is_alive, pids))
+
+
+def test_garbage_of_the_program_is_not_collected_in_a_worker():
+    """A pipeline of DALI, for one, waits then for its threads, which are not in the process."""
+
+    class Hanging:
+        def __init__(self, home):
+            self.itself, self.home = self, home
+
+        def __del__(self):
+            while os.getpid() != self.home:
+                time.sleep(1)
+
+    gc.disable()
+    try:
+        Hanging(os.getpid())
+        items = ahead(lambda i: min(i, gc.collect() + i), range(2), workers=1, prefetch=1)
+        began = time.monotonic()
+        with stopped_by(lambda: time.monotonic() > began + 20):
+            assert list(items) == [0, 1]
+    finally:
+        gc.enable()
 
 
 def test_signals_to_the_whole_group_are_left_to_the_run():

@@ -117,7 +117,7 @@ def test_a_loader_that_hangs(photos, out, capsys, caplog, monkeypatch, answer, p
 def test_images_that_hang_without_workers(photos, out, capsys, monkeypatch, answer, gate):
     answer("the loader has made no progress", after=1.5)
     plain, calls = pil.decode_into, iter(range(10**6))
-    monkeypatch.setattr(pil, "decode_into", lambda *args: next(calls) == 4 and gate.wait() or plain(*args))
+    monkeypatch.setattr(pil, "decode_into", lambda *args: (next(calls) == 4 and gate.wait()) or plain(*args))
     error = ended(photos, out, capsys, "--steps", "99", "--workers", "0")
     assert "stopped by SIGTERM after step 3; " in error  # the first batch is for judging
     assert saved_step(out) == 3

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bimkern.cache import cache_folder
 from bimkern.data import jsonl
-from bimkern.data.cache import cache_folder
 from bimkern.data.source import BadImage, Images, Listing, OutOfResources, SourceError, decode, open_file
 from bimkern.data.workers import WorkerDied, ahead
 

@@ -64,7 +64,7 @@ def run(*command: str | Path) -> None:
 
 
 def reason(lines: list[str]) -> str:
-    """Return the first line that speaks of an error, and where that only names a place, as CMake does, its paragraph."""
+    """Return the first line that speaks of an error; where that only names a place, as CMake does, its paragraph."""
     at = next((i for i, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
     end = lines.index("", at) if lines[at].endswith(":") and "" in lines[at:] else at + 1
     return " ".join(lines[at:end])

@@ -78,7 +78,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
     bench = [python, "-m", "bench"]
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
-    flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHITECTURES={arch}"
+    flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHS={arch}"
     arena = [python, "-m", "pytest", "tests/test_arena.py", "tests/test_arena_streams.py", "-k", "cuda", "-rs"]
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bimkern.data.cache import cache_folder
+from bimkern.cache import cache_folder
 from bimkern.data.check import check
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file

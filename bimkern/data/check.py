@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bimkern.cache import cache_folder
 from bimkern.data import jsonl
-from bimkern.data.cache import cache_folder
 from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
 from bimkern.data.orientation import UPRIGHT, turned
 from bimkern.data.source import Images, Listing, SourceError

@@ -10,8 +10,8 @@ import pytest
 from bad_files import picture, write_bad_files, write_odd_files
 from PIL import Image
 
+from bimkern.cache import cache_folder
 from bimkern.data import check as checks
-from bimkern.data.cache import cache_folder
 from bimkern.data.check import check, inspect, readable
 from bimkern.data.source import SourceError, image_folder
 

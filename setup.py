@@ -1,6 +1,7 @@
 """Drives CMake for the compiled part; everything else about the package stands in pyproject.toml.
 
-BIMKERN_NATIVE=0 installs without the compiled part. BIMKERN_CUDA=AUTO|ON|OFF is passed on to CMake.
+BIMKERN_NATIVE=0 installs without the compiled part. BIMKERN_CUDA=AUTO|ON|OFF is passed on to CMake, which also reads
+BIMKERN_CUDA_ARCHS.
 """
 
 import os
@@ -9,37 +10,68 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-
-
-LIBRARY, ARENA = "bimkern._native", "bimkern.arena._arena"
+REMEDY = (
+    "Mend it, or leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (every op then runs on plain torch)."
+)
 
 
 class CMakeBuild(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        # torch loads the library: no Python ABI in the name
-        return fullname.replace(".", os.sep) + ".so" if fullname == LIBRARY else super().get_ext_filename(fullname)
+        return fullname.replace(".", os.sep) + ".so"  # torch loads the library: no Python ABI in the name
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name == ARENA:
-            return  # it comes with the library
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        cuda = os.environ.get("BIMKERN_CUDA", "AUTO")
+        # A wheel serves every Python and torch: it has no module of the arena, but what the first use builds one from.
+        prefix, target, arena = (
+            (ROOT, "all", "arena") if self.editable_mode else (self.build_lib, "bimkern_native", "source")
+        )
         # --fresh: what an earlier build remembers lies in an isolated environment that is gone.
-        configure = [
-            "cmake", "--fresh", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={library.parent.parent}",
-            f"-DBIMKERN_CUDA={cuda}", "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
-        ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", self.build_temp, "--target", "install"], check=True)
+        run(
+            "cmake", "--fresh", "-S", ROOT, "-B", self.build_temp, "-G", "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}", f"-DBIMKERN_CUDA={os.environ.get('BIMKERN_CUDA', 'AUTO')}",
+            "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
+        )  # fmt: skip
+        run("cmake", "--build", self.build_temp, "--target", target)
+        for component in ("native", arena):
+            run("cmake", "--install", self.build_temp, "--prefix", prefix, "--component", component)
+
+    def copy_extensions_to_source(self) -> None:
+        """Do nothing: CMake has installed them there."""
+
+
+class AnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
+def run(*command: str | Path) -> None:
+    """Run a part of the build. Its reason to fail comes last, where pip shows it."""
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except FileNotFoundError:
+        raise SystemExit(f"bimkern: no {command[0]} was found (pip install cmake ninja).\n{REMEDY}") from None
+    lines = []
+    with process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+    if process.returncode != 0:
+        raise SystemExit(f"bimkern: '{' '.join(map(str, command[:2]))}' failed: {reason(lines)}\n{REMEDY}")
+
+
+def reason(lines: list[str]) -> str:
+    """Return the first line that speaks of an error; where that only names a place, as CMake does, its paragraph."""
+    at = next((i for i, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
+    end = lines.index("", at) if lines[at].endswith(":") and "" in lines[at:] else at + 1
+    return " ".join(lines[at:end])
 
 
 native = os.environ.get("BIMKERN_NATIVE", "1") != "0"
-extensions = [Extension(LIBRARY, sources=[]), Extension(ARENA, sources=[], optional=True)]  # optional: needs Python.h
 setup(
-    ext_modules=extensions if native else [],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=[Extension("bimkern._native", sources=[])] if native else [],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
 )

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument("names", nargs="*", metavar="NAME", help="an entry of --list; after step or freeze: recipes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--quick", action="store_true", help="one small shape, few rounds, nothing saved")
+    parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds, nothing saved")
     parser.add_argument("--rounds", type=_positive, help="turns of every provider; default: what fits into 2 s")
     parser.add_argument("--no-cold", action="store_true", help="skip the second pass, with cold malloc, on a CPU")
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")

@@ -41,6 +41,7 @@ _WITHOUT_GPU_CASES = (
 
 _GPU_ARENA = {"BIMKERN_TEST_GPU_ARENA": "1"}
 _REFUSAL = "Device not supported"  # compute-sanitizer's
+_NO_DALI = "DALI cannot be used"  # that of bimkern.data.regions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +78,21 @@ def parts(folder: Path, arch: str) -> list[Part]:
     bench = [python, "-m", "bench"]
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
-    flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHITECTURES={arch}"
+    flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHS={arch}"
     arena = [python, "-m", "pytest", "tests/test_arena.py", "tests/test_arena_streams.py", "-k", "cuda", "-rs"]
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),
         Part(name="native", command=[python, "-m", "bench.native"], limit=60),
         Part(name="info", command=[python, "-m", "bimkern.info"], limit=60),
+        # Where it fails a run decodes whole images.
+        Part(
+            name="dali-regions",
+            command=[python, "-m", "bimkern.data.regions", "cuda"],
+            limit=60,
+            may_be_absent=True,
+            refusal=_NO_DALI,
+        ),
         Part(name="native-tests", command=["ctest", "--test-dir", build, "--output-on-failure"], limit=60),
         Part(name="tests", command=[python, "-m", "pytest", "tests", *left_out, "-k", "cuda", "-rs"], limit=120),
         # A process of its own, where the arena has replaced torch's allocator.

@@ -44,6 +44,7 @@ class Inputs:
     dims: tuple[int, int, int, int]
     dtype: torch.dtype
     device: torch.device
+    beyond: int = 0  # what ids in keep are too large by
 
     def floats(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, requires_grad=True)
@@ -57,8 +58,9 @@ class Inputs:
         return torch.randn(shape, device=self.device, requires_grad=True)
 
     def keep(self) -> Tensor:
+        """Draw ids that do not ascend."""
         B, N, K, _ = self.dims
-        return random_keep(torch.arange(B, device=self.device), N, K, seed=1)
+        return random_keep(torch.arange(B, device=self.device), N, K, seed=1).flip(1) + self.beyond
 
 
 def _embed(make: Inputs, images: Tensor, p: int, **options: Any) -> Tensor:
@@ -199,15 +201,18 @@ CALLS: dict[str, tuple[Call, ...]] = {
 
 
 def call_all(device: torch.device) -> int:
-    """Call every op in every way on every shape in every dtype and return the number of calls."""
+    """Call every op in every way on every shape in every dtype and return the number of calls.
+
+    On a GPU, where ids are not checked, also with ids that are out of range.
+    """
     count = 0
+    dtypes, beyond = (torch.float32, torch.bfloat16, torch.float16), (0, 2**40) if device.type == "cuda" else (0,)
     for call in itertools.chain.from_iterable(CALLS.values()):
-        for dims in SHAPES:
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                output = call(Inputs(dims, dtype, device))
-                if output.requires_grad:
-                    output.backward(torch.randn_like(output))
-                count += 1
+        for chosen in itertools.product(SHAPES, dtypes, (device,), beyond):
+            output = call(Inputs(*chosen))
+            if output.requires_grad:
+                output.backward(torch.randn_like(output))
+            count += 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return count

@@ -12,17 +12,16 @@ Dims = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Shapes of one image, the batch that goes with a device, and a small one for a quick look."""
+    """Shapes of one image, and the batch that goes with a device. A quick look takes a small batch of the first."""
 
     images: tuple[Dims, ...]
-    quick: Dims
     cpu_batch: int = 64
     cuda_batch: int = 256
 
     def on(self, device: str, *, quick: bool) -> list[Dims]:
         """List the shapes to measure on a device."""
         if quick:
-            return [{"B": 4} | self.quick]
+            return [{"B": 4} | self.images[0]]
         batch = self.cuda_batch if device == "cuda" else self.cpu_batch
         return [{"B": batch} | image for image in self.images]
 
@@ -33,35 +32,33 @@ def _patches(width: int, *, size: int = 224, patch: int = 16) -> Dims:
     return {"N": side**2, "K": side**2 // 4, "D": width}
 
 
-_QUICK = {"N": 16, "K": 4, "D": 32}
 _BASE, _LARGE, _DECODER = _patches(768), _patches(1024), _patches(512)
 
 # The encoder's entry: with positions in one pass, without where a growing mask drops tokens between blocks.
-GATHER = Shapes(images=(_BASE | {"P": 0}, _BASE | {"P": 196}, _LARGE | {"P": 196}), quick=_QUICK | {"P": 16})
+GATHER = Shapes(images=(_BASE | {"P": 0}, _BASE | {"P": 196}, _LARGE | {"P": 196}))
 
 # Patch embedding of ViT-B/16 and of ViT-H/14.
-EMBED = Shapes(images=(_BASE | {"p": 16}, _patches(1280, patch=14) | {"p": 14}), quick=_QUICK | {"p": 4})
+EMBED = Shapes(images=(_BASE | {"p": 16}, _patches(1280, patch=14) | {"p": 14}))
 
 # The decoder's entry: MAE's 512 channels whatever the encoder, behind one cls token; and a wide one.
-RESTORE = Shapes(images=(_DECODER | {"R": 1}, _LARGE | {"R": 1}), quick=_QUICK | {"R": 1})
+RESTORE = Shapes(images=(_DECODER | {"R": 1}, _LARGE | {"R": 1}))
 
 # A mask at 224 px and at 448.
-KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), quick={"N": 16, "K": 4}, cpu_batch=256)
+KEEP = Shapes(images=({"N": 196, "K": 49}, {"N": 784, "K": 196}), cpu_batch=256)
 
 # The mask of 14 x 14 patches at the other scales of LocalMIM: Wang et al. 2023, section 4.1.
 _SCALES = tuple({"N": 196, "K": 49, "scale": scale} for scale in (4, 2, 0.5))
-SCALES = Shapes(images=_SCALES, quick={"N": 16, "K": 4, "scale": 2}, cpu_batch=256)
+SCALES = Shapes(images=_SCALES, cpu_batch=256)
 
 # LocalMIM's decoders, 256 wide, HOG of 9 bins and of 18: Wang et al. 2023, section 4.1.
 _HEADS = tuple(_patches(256) | {"L": L, "scale": scale} for L, scale in ((27, 4), (54, 4), (27, 2), (54, 2), (27, 1)))
-MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}), quick=_QUICK | {"L": 3, "scale": 4})
+MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}))
 PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
-    quick={"N": 16, "D": 32, "L": 3, "scale": 4},
 )
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
-HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}), quick={"H": 64})
+HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}))
 
 # Predictions of ViT-B/16's pixels, of HOG at 9 bins a patch and at LocalMIM's finest scale of 18: Wang et al. 2022
 # (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), section 4.1.
@@ -71,9 +68,8 @@ LOSS = Shapes(
         {"N": 196, "K": 49, "P": 108},
         {"N": 3136, "K": 784, "P": 54},
     ),
-    quick={"N": 16, "K": 4, "P": 48},
 )
 
 # Pixels of patches of 16, and of the 32 of a Swin's last stage.
-PIXELS = Shapes(images=({"N": 196, "p": 16}, {"N": 49, "p": 32}), quick={"N": 16, "p": 4})
-PIXEL_LOSS = Shapes(images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}), quick={"N": 16, "K": 4, "p": 4})
+PIXELS = Shapes(images=({"N": 196, "p": 16}, {"N": 49, "p": 32}))
+PIXEL_LOSS = Shapes(images=({"N": 196, "K": 49, "p": 16}, {"N": 49, "K": 12, "p": 32}))

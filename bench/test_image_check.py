@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bimkern.data.cache import cache_folder
+from bimkern.cache import cache_folder
 from bimkern.data.check import check
 from bimkern.data.demo import demo_images
-from bimkern.data.source import Listing, image_folder, read_image
+from bimkern.data.formats import decode_file
+from bimkern.data.source import Listing, image_folder
 
 FILES, WORKERS = 10_000, 2
 WIDTH, HEIGHT = 500, 375
@@ -29,7 +30,8 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listing]:
         folder = tmp_path_factory.mktemp("photographs")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for i, file in enumerate(photographs.files):
-            image = read_image(photographs.root / file).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+            photograph = decode_file(photographs.root / file).pixels
+            image = photograph.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
             image.save(folder / f"{i}.jpg", quality=90)
         for i in range(len(photographs), FILES):
             os.link(folder / f"{i % len(photographs)}.jpg", folder / f"{i}.jpg")

@@ -6,6 +6,7 @@ import io
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -37,10 +38,14 @@ def parse(
     """Parse arguments into a dataclass of options, by default those of an instance; `--help` prints and exits.
 
     Raises:
-        ConfigError: an argument is unknown or has no such value; one line that names it and the choices.
+        ConfigError: an argument is unknown, has no such value, or is given twice; one line that names it and the
+            choices.
     """
     for url in filter(None, map(_URL.fullmatch, arguments)):
         raise ConfigError(f"{url[1]} is not on this machine; give the path of a local file or folder")
+    counts = Counter(_names(arguments))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), printing():
@@ -75,7 +80,11 @@ def take(arguments: list[str], known: Mapping[str, Named], what: str, default: s
 
 def named(arguments: Sequence[str]) -> set[str]:
     """Return the names of the options that arguments set, as fields are spelt."""
-    return {a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")}
+    return set(_names(arguments))
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    return [a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")]
 
 
 def check_parts(arguments: Sequence[str], options: Parts) -> None:

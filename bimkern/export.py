@@ -8,10 +8,10 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from bimkern import command
-from bimkern.models.vit import ViTConfig
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import ConfigError
 from bimkern.train.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
@@ -23,7 +23,7 @@ Format = Literal["timm", "mae", "hf"]
 _HELP = f"""Write trained weights in the layout of another program.
 
 Formats:
-  timm  safetensors file for timm's VisionTransformer: the encoder with its last norm, no classifier
+  timm  folder for timm.create_model: the encoder with its last norm, no classifier
   mae   file of the MAE program (facebookresearch/mae): encoder and decoder under "model"
   hf    folder for from_pretrained of transformers' ViTMAEForPreTraining: encoder and decoder
   mae and hf take methods made of MAE's pieces; timm takes all
@@ -45,41 +45,48 @@ class Options:
     format: Format = "timm"
     """Whose layout."""
     out: Path | None = None
-    """File to write, or folder for hf. Default: in exported/ of the run, named by format, depth and step."""
+    """Folder to write, or file for mae. Default: in exported/ of the run, named by format, depth and step."""
 
 
-def _load_with_timm(path: Path, encoder: ViTConfig) -> str:
-    size = (
-        f"img_size={encoder.image_size}, patch_size={encoder.patch}, embed_dim={encoder.width}, depth={encoder.depth}, "
-        f"num_heads={encoder.num_heads}, mlp_ratio={encoder.mlp_ratio:g}"
-    )
+def _import_line(module: str) -> str:
+    if torch.version.cuda is not None:
+        return f"import {module}"
+    return f"import bimkern.torchvision_compat  # where torchvision was built for CUDA\nimport {module}"
+
+
+def _load_with_timm(path: Path) -> str:
     return (
-        "import timm, safetensors.torch\n"
-        f'model = timm.create_model("vit_base_patch16_224", num_classes=0, {size})\n'
-        f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
+        f"{_import_line('timm')}\n"
+        f"model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True).eval()\n"
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+        "# model(transform(image)[None]) is the mean of the patch tokens after the last norm"
     )
 
 
-def _load_with_mae_program(path: Path, encoder: ViTConfig) -> str:
+def _load_with_mae_program(path: Path) -> str:
     return (
         "import torch\n"
         f"weights = torch.load({str(path)!r}, weights_only=True)['model']  # what main_finetune.py --finetune reads"
     )
 
 
-def _load_with_hf(path: Path, encoder: ViTConfig) -> str:
-    return f"import transformers\nmodel = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})"
+def _load_with_hf(path: Path) -> str:
+    return (
+        f"{_import_line('transformers')}\n"
+        f"model = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})\n"
+        f"processor = transformers.AutoImageProcessor.from_pretrained({str(path)!r})"
+    )
 
 
 @dataclass(frozen=True)
 class _Writer:
     write: Callable[[Path, Trained, int], None]
     suffix: str
-    how_to_load: Callable[[Path, ViTConfig], str]
+    how_to_load: Callable[[Path], str]
 
 
 _WRITERS: dict[Format, _Writer] = {
-    "timm": _Writer(write_timm, ".safetensors", _load_with_timm),
+    "timm": _Writer(write_timm, "", _load_with_timm),
     "mae": _Writer(write_mae_program, ".pth", _load_with_mae_program),
     "hf": _Writer(write_hf, "", _load_with_hf),
 }
@@ -98,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer.write(path, trained, depth)
     except (ConfigError, CheckpointError) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
-    print(f"Wrote {path}\n\nTo load it:\n{indent(writer.how_to_load(path, trained.encoder(depth)), '  ')}")
+    lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
+    print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 
 
 def _choose_depth(wanted: int | None, available: tuple[int, ...]) -> int:

@@ -20,6 +20,7 @@ from bimkern.train.config import resolve_device
 
 OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "dali": ("nvidia.dali", None),
+    "nvimgcodec": ("nvidia.nvimgcodec", None),  # DALI's decoders on a GPU
     "triton": ("triton", None),
     "xformers": ("xformers", None),
     "apex": ("apex", optimizers.not_nvidias),

@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+TORCHVISION_WITHOUT_OPERATORS = "operator torchvision::nms does not exist"
+_TORCHVISION_REMEDY = (
+    "torchvision was built for CUDA, or for another torch: install it from the index that torch came from; "
+    "beside a CPU torch, `import bimkern.torchvision_compat` before it helps too"
+)
+
 
 class Unusable(RuntimeError):
     """An optional package cannot be used here; the message is the reason."""
@@ -26,7 +32,9 @@ def load(name: str) -> ModuleType:
             raise Unusable("not installed") from error
         raise Unusable(f"cannot be imported: {error}") from error
     except Exception as error:
-        raise Unusable(f"cannot be imported: {first_line(error)}") from error
+        reason = first_line(error)
+        remedy = f" ({_TORCHVISION_REMEDY})" if TORCHVISION_WITHOUT_OPERATORS in reason else ""
+        raise Unusable(f"cannot be imported: {reason}{remedy}") from error
 
 
 def first_line(error: Exception) -> str:

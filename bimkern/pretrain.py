@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from bimkern import command, optional
 from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
+from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.data.watchdog import ending_at_once
 from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
@@ -43,26 +46,10 @@ _FEW_STEPS = 100
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
-        recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
-        config = replace(recipe.config, run=_parse_options(recipe, arguments))
-        _refuse_other_processes()
-        listings = _list_data(config.run.data)
-        loader, why = _choose(config.run)
-        if config.run.dry_run:
-            with command.printing():
-                print(_describe(config, listings[0], why))
-            return
-        check_that_it_fits(config, resolve_device(config.run.device))
-        folder = RunFolder(config.run.out or Path("runs") / config.recipe)
-        root = listings[0].root
-        if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
-            raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
-        folder.open(config)
         with terminated_at_once():
-            images = _check_data(config, listings, folder)
-        print(_describe_briefly(config, images, why), flush=True)
-        config, outcome = _train(config, images, loader, folder)
+            words = _run(arguments)
     except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
         command.end(_PROGRAM, str(error), exit_code=2)
     except (Diverged, Starved) as error:
@@ -75,7 +62,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, "interrupted; the same command goes on from what is saved", exit_code=130)
     except OSError as error:
         command.end(_PROGRAM, f"cannot go on ({error})", exit_code=1)
-    print(_closing_words(config, folder, outcome))
+    with command.printing():
+        print(words)
+
+
+def _run(arguments: list[str]) -> str:
+    """Do what the arguments say; return what is printed at the end."""
+    recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
+    config = replace(recipe.config, run=_parse_options(recipe, arguments))
+    _refuse_other_processes()
+    allow_pixels(config.run.max_pixels)
+    listings = _list_data(config.run.data)
+    loader, why = _choose(config.run)
+    if config.run.dry_run:
+        return _describe(config, listings[0], why)
+    check_that_it_fits(config, resolve_device(config.run.device))
+    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+    root = listings[0].root
+    if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+        raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
+    folder.open(config)
+    images = _check_data(config, listings, folder)
+    print(_describe_briefly(config, images, _left_out(listings[0]), why), flush=True)
+    config, outcome = _train(config, images, loader, folder)
+    return _closing_words(config, folder, outcome)
 
 
 def _refuse_other_processes() -> None:
@@ -180,7 +190,7 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
     peaks = {live_activation_peak(config, stretch): stretch for stretch in table.course.stretches}
     largest = peaks[max(peaks)]
     facts = {
-        "images": f"{len(images)} in {images.root}, not checked yet",
+        "images": f"{len(images)} in {images.root}, not checked yet{_left_out(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
@@ -210,13 +220,19 @@ def _phases(config: Config, table: Timetable, num_images: int) -> dict[str, str]
     }
 
 
-def _describe_briefly(config: Config, run_images: RunImages, loader: str) -> str:
+def _left_out(listing: Listing) -> str:
+    if not listing.others:
+        return ""
+    return f"; {len(listing.others)} files that are no images left out ({listing.count_others()})"
+
+
+def _describe_briefly(config: Config, run_images: RunImages, left_out: str, loader: str) -> str:
     run, images = config.run, run_images.images
     table = config.timetable(len(images))
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     return (
-        f"{config.recipe}: {len(images)} images from {images.root}, steps: {_steps(config, table)}, "
+        f"{config.recipe}: {len(images)} images from {images.root}{left_out}; steps: {_steps(config, table)}, "
         f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}{teacher}"
     )
@@ -249,4 +265,5 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_at_once():
+        main()

@@ -76,9 +76,11 @@ Tensor gather_tokens_bwd_pos_op(const Tensor& grad, const Tensor& keep, int64_t 
   check_bwd(op, grad, keep, num_tokens, num_prefix);
   const Tensor rows = with_contiguous_rows(grad);
   Tensor result = make_empty(grad, {num_tokens, grad.size(2)});
-  const GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
+  GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
+    Tensor places = make_places(keep, num_tokens);
+    args.places = places.mutable_data_ptr<int32_t>();
     gather_tokens_bwd_pos_cuda(args, cuda.stream());
   } else {
     gather_tokens_bwd_pos(args, torch_pool(), simd_in_use());

@@ -1,6 +1,8 @@
 // What the bindings of ops on tokens share: rows [B, *, D] that go with a keep [B, K].
 #pragma once
 
+#include <limits>
+
 #include "ops/keep.h"
 
 #include "bridge.h"
@@ -20,6 +22,8 @@ inline void check_sizes(const char* op, const Tensor& rows, const Tensor& keep, 
   STD_TORCH_CHECK(same_device(keep, rows), op, ": keep must be on the device of the rows");
   STD_TORCH_CHECK(num_tokens >= 0 && num_prefix >= 0, op, ": num_tokens and num_prefix must be at least 0, got ",
                   num_tokens, " and ", num_prefix);
+  STD_TORCH_CHECK(num_tokens <= std::numeric_limits<int32_t>::max() && keep.size(1) <= num_tokens, op,
+                  ": keep must hold at most N=", num_tokens, " ids per image, N below 2**31, got K=", keep.size(1));
 }
 
 inline void check_pos(const char* op, const Tensor& pos, const Tensor& rows, int64_t num_tokens) {
@@ -34,5 +38,10 @@ inline TokenSizes sizes(const Tensor& rows, const Tensor& keep, int64_t num_toke
 }
 
 inline Keep keep_of(const Tensor& keep) { return Keep{keep.const_data_ptr<int64_t>(), keep.stride(0), keep.stride(1)}; }
+
+// Scratch of the CUDA kernels, for the place of every token.
+inline Tensor make_places(const Tensor& keep, int64_t num_tokens) {
+  return make_empty(keep, {keep.size(0), num_tokens}, torch::headeronly::ScalarType::Int);
+}
 
 }  // namespace bimkern

@@ -8,8 +8,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-RandomKeep args_of(const Tensor& sample_ids, int64_t num_tokens, int64_t num_candidates, int64_t num_keep,
-                   int64_t seed) {
+RandomKeep args_of(const Tensor& sample_ids, int64_t num_tokens, int64_t num_candidates, int64_t num_keep, int64_t seed,
+                   int64_t step) {
   const char* op = "random_keep";
   STD_TORCH_CHECK(sample_ids.dim() == 1 && sample_ids.scalar_type() == ScalarType::Long, op,
                   ": sample_ids must be [B], int64");
@@ -23,7 +23,8 @@ RandomKeep args_of(const Tensor& sample_ids, int64_t num_tokens, int64_t num_can
   args.tokens = num_tokens;
   args.candidates = num_candidates;
   args.kept = num_keep;
-  args.seed = PhiloxKey{{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)}};
+  args.key = step_key(PhiloxKey{{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)}},
+                      static_cast<uint64_t>(step));
   args.sample_ids = sample_ids.const_data_ptr<int64_t>();
   args.sample_stride = sample_ids.stride(0);
   return args;
@@ -38,8 +39,8 @@ void run(const Tensor& sample_ids, const RandomKeep& args) {
   }
 }
 
-Tensor random_keep_op(const Tensor& sample_ids, int64_t num_tokens, int64_t num_keep, int64_t seed) {
-  RandomKeep args = args_of(sample_ids, num_tokens, num_tokens, num_keep, seed);
+Tensor random_keep_op(const Tensor& sample_ids, int64_t num_tokens, int64_t num_keep, int64_t seed, int64_t step) {
+  RandomKeep args = args_of(sample_ids, num_tokens, num_tokens, num_keep, seed, step);
   Tensor keep = make_empty(sample_ids, {args.images, num_keep});
   args.keep = keep.mutable_data_ptr<int64_t>();
   run(sample_ids, args);
@@ -47,12 +48,12 @@ Tensor random_keep_op(const Tensor& sample_ids, int64_t num_tokens, int64_t num_
 }
 
 std::tuple<Tensor, Tensor> random_keep_parent_op(const Tensor& sample_ids, int64_t num_tokens, int64_t num_keep,
-                                                 int64_t seed, const Tensor& parent) {
+                                                 int64_t seed, const Tensor& parent, int64_t step) {
   const char* op = "random_keep";
   STD_TORCH_CHECK(parent.dim() == 2 && parent.scalar_type() == ScalarType::Long, op, ": parent must be [B, P], int64");
   STD_TORCH_CHECK(parent.size(1) <= kMaxCandidates, op, ": parent must hold less than 2**31 ids per image, got ",
                   parent.size(1));
-  RandomKeep args = args_of(sample_ids, num_tokens, parent.size(1), num_keep, seed);
+  RandomKeep args = args_of(sample_ids, num_tokens, parent.size(1), num_keep, seed, step);
   STD_TORCH_CHECK(parent.size(0) == args.images && same_device(parent, sample_ids), op,
                   ": parent must have the images and the device of sample_ids");
   Tensor keep = make_empty(sample_ids, {args.images, num_keep});

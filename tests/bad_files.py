@@ -1,4 +1,4 @@
-"""Twenty kinds of file that look like images by their names, and cannot be trained on."""
+"""Twenty-odd kinds of file that look like images by their names, and cannot be trained on."""
 
 import os
 import socket
@@ -8,6 +8,8 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
+
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF or GIF image"
 
 
 def picture(width=64, height=48, seed=0):
@@ -41,18 +43,22 @@ def write_bad_files(folder):
         "half.png": (whole_png[: len(whole_png) // 2], "truncated"),
         "half.webp": (webp[: len(webp) // 2], "decode"),
         "start.jpg": (jpeg[:20], ""),
-        "page.jpg": (b"<!DOCTYPE html><title>404 Not Found</title>", "not a JPEG, PNG, WEBP image"),
-        "noise.png": (np.random.default_rng(1).bytes(5000), "not a JPEG, PNG, WEBP image"),
-        "zeros.webp": (bytes(5000), "not a JPEG, PNG, WEBP image"),
-        "gif.png": (encoded("GIF"), "not a JPEG, PNG, WEBP image"),
-        "bitmap.jpg": (encoded("BMP"), "not a JPEG, PNG, WEBP image"),
-        "tiff.jpg": (encoded("TIFF"), "not a JPEG, PNG, WEBP image"),
-        "script.jpg": (encoded("EPS"), "not a JPEG, PNG, WEBP image"),
+        "page.jpg": (b"<!DOCTYPE html><title>404 Not Found</title>", NOT_AN_IMAGE),
+        "noise.png": (np.random.default_rng(1).bytes(5000), NOT_AN_IMAGE),
+        "zeros.webp": (bytes(5000), NOT_AN_IMAGE),
+        "icon.png": (encoded("ICO"), NOT_AN_IMAGE),
+        "preview.tif": (encoded("TIFF", tiffinfo={254: 1}), "a preview, as in a camera's raw file"),
+        "float.tif": (encoded("TIFF", Image.new("F", (9, 9))), "32 bits per channel"),
+        "checksum.png": (whole_png[:33] + chunk(b"tEXt", b"a\0b")[:-1] + b"?" + whole_png[33:], "checksum in b'tEXt'"),
+        "script.jpg": (encoded("EPS"), NOT_AN_IMAGE),
         "grey16.png": (encoded("PNG", Image.new("I;16", (9, 9))), "16 bits"),
         "rgb16.png": (png(2, 2, 16, 2, bytes(2 * 13)), "16 bits"),
         "animated.webp": (encoded("WEBP", **frames), "animated"),
         "animated.png": (encoded("PNG", **frames), "animated"),
-        "bomb.png": (png(side, side, 1, 0, bytes(side * (side // 8 + 1))), "decompression bomb"),
+        "bomb.png": (
+            png(side, side, 1, 0, bytes(side * (side // 8 + 1))),
+            "20000 x 20000 pixels, more than --max-pixels 89478485",
+        ),
         "garbled.png": (whole_png[:60] + bytes(200) + whole_png[260:], ""),
         "no rows.png": (png(8, 8, 8, 2, b""), ""),
     }
@@ -81,6 +87,10 @@ def write_odd_files(folder):
     picture(1, 1).save(folder / "one pixel.png")
     picture(200, 3).save(folder / "strip.jpg")
     picture().save(folder / "progressive.jpg", progressive=True)
+    picture().save(folder / "bitmap.bmp")
+    picture().save(folder / "scan.tif")
+    picture().save(folder / "first frame.gif", save_all=True, append_images=[picture(seed=1)])
+    picture().save(folder / "without suffix", "JPEG")
     picture().save(folder / "camera.jpg", "MPO", save_all=True, append_images=[picture(32, 24)])
     exif = Image.Exif()
     exif[0x0112] = 6

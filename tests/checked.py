@@ -1,4 +1,7 @@
-"""The images of a folder, checked as a run does it."""
+"""The images of a folder, checked as a run does it, and as PIL alone reads them."""
+
+import numpy as np
+from PIL import Image, ImageOps
 
 from bimkern.data.check import check, readable
 from bimkern.data.source import image_folder
@@ -7,3 +10,17 @@ from bimkern.data.source import image_folder
 def checked_images(folder):
     listing = image_folder(folder)
     return readable(listing, check(listing, workers=0))
+
+
+def upright(path):
+    """Read an image in RGB as PIL turns it."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def away_from_edges(data):
+    """Whether the filter sees nothing beyond the image, [B]."""
+    crops = data[0]
+    first, extent = crops.boxes[:, :2], crops.boxes[:, 2:]
+    reach = 2 * np.maximum(extent / crops.size, 1) + 1
+    return ((first >= reach) & (first + extent + reach <= crops.sizes)).all(axis=1)

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from options import filled
 from PIL import Image
 
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
+from bimkern.models.layouts import WEIGHTS
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.export import Trained, write_timm
@@ -29,15 +31,15 @@ def write_photos(folder, count=12):
     return folder
 
 
-def write_teacher(path, seed=0, image_size=128):
-    """Write an untrained encoder, by default of images twice as large as the student's."""
+def write_teacher(folder, seed=0, image_size=128):
+    """Write an untrained encoder to a folder, by default of images twice as large as the student's; return its file."""
     torch.manual_seed(seed)
     config = RECIPES["fastmim_vit_test"].config
     config = replace(
         config, method=replace(config.method, encoder=replace(config.method.encoder, image_size=image_size))
     )
-    write_timm(path, Trained(config, 1, MIM(config.method).state_dict()), 4)
-    return path
+    write_timm(folder, Trained(config, 1, MIM(config.method).state_dict()), 4)
+    return folder / WEIGHTS
 
 
 def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **options):
@@ -51,7 +53,7 @@ def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **opt
 
 
 def train(recipe, photos, out, *options):
-    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+    main([recipe, "--data", str(photos), "--out", str(out), *filled(options, workers=0, log_every=1)])
 
 
 def records(out):

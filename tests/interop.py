@@ -1,26 +1,18 @@
-"""The programs that exported weights are made for, where they are installed; also beside a CPU torch."""
+"""The programs that exported weights are made for, where they are installed."""
 
 import pytest
-import torch
 
-_fragments = []  # a schema lives as long as its library object
+import bimkern.torchvision_compat  # noqa: F401
+
+# What a torchvision without its compiled part stumbles over when it is imported: it describes an operator that is not
+# there.
+TORCHVISION_FOR_CUDA = """
+import torch
+@torch.library.register_fake("torchvision::nms")
+def _(dets, scores, iou_threshold): ...
+"""
 
 
 def import_or_skip(name):
     """Import timm or transformers, or skip the test with the reason."""
-    _make_torchvision_importable()
     return pytest.importorskip(name, exc_type=ImportError)  # the reason is then what the import said
-
-
-def _make_torchvision_importable():
-    """Declare the operators that a torchvision built for CUDA misses beside a CPU torch; nothing here calls them."""
-    if torch.version.cuda is not None or _fragments:
-        return
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass
-    except RuntimeError:
-        _fragments.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for op in ("nms", "qnms"):
-            _fragments[0].define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

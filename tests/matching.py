@@ -73,7 +73,7 @@ def torchs(scale, grid, dtype=None, kind="l2"):
     def loss(features, target, mask, *parameters):
         layers, compute = named(scale, parameters), in_double(features, dtype)
         denominator = mask.sum() * scale**2
-        return match_loss_reference(features, layers, target, mask, scale, *grid, kind, denominator, compute)
+        return match_loss_reference(features, layers, target, mask, scale, *grid, kind == "l1", denominator, compute)
 
     return loss
 

@@ -251,7 +251,7 @@ def test_a_torch_without_cuda_has_no_arena_on_a_gpu(machine, monkeypatch):
 
 def test_an_arena_without_cuda_is_refused(machine):
     machine.module.with_cuda = False
-    assert unusable("cuda") == "the arena was built without CUDA (install where nvcc is on the PATH)"
+    assert unusable("cuda") == "the arena was built without CUDA (install it where there are a GPU and nvcc)"
     assert unusable("cpu") is None
 
 

@@ -1,13 +1,12 @@
 """Plans as data: made without an arena, saved, compared, refused, drawn, and taken over by another arena."""
 
-import importlib
 import json
 
 import pytest
 import torch
 from PIL import Image
 
-from bimkern.arena import Arena, ArenaError, ArenaUnavailable, Block, Plan, Scope, _native, draw, make_plan, unusable
+from bimkern.arena import Arena, ArenaError, Block, Plan, Scope, draw, make_plan
 from bimkern.arena.picture import live_bytes
 
 # Scope "a" has two blocks that share a place, one that lives on into "b", and one that lives into the next step.
@@ -132,29 +131,3 @@ def test_a_plan_can_be_drawn(plan, tmp_path):
         assert picture.format == "PNG"
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20)}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # both scopes
-
-
-def test_without_the_compiled_module_the_reason_is_given(monkeypatch):
-    assert unusable() is None
-
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    _native.native.cache_clear()
-    with pytest.raises(ArenaUnavailable, match="the arena was not built for this Python"):
-        Arena()
-    assert unusable() == "the arena was not built for this Python (install with a C++ compiler)"
-
-    def broken(name):
-        raise ImportError("undefined symbol: c10", name="c10")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(ArenaUnavailable, match="the arena cannot be loaded: undefined symbol: c10"):
-        Arena()
-
-
-def test_a_module_for_another_torch_is_refused():
-    _native.check_version(torch.__version__.partition("+")[0])
-    with pytest.raises(ArenaUnavailable, match=r"the arena was built for torch 1\.0\.0, this is "):
-        _native.check_version("1.0.0")

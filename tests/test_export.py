@@ -43,12 +43,13 @@ def test_help_lists_formats_examples_and_exactly_these_options(capsys):
 
 @pytest.mark.parametrize(
     ("name", "suffix", "module"),
-    [("timm", ".safetensors", "timm"), ("mae", ".pth", "torch"), ("hf", "", "transformers")],
+    [("timm", "", "timm"), ("mae", ".pth", "torch"), ("hf", "", "transformers")],
 )
 def test_what_it_says_about_loading_works(run, capsys, name, suffix, module):
     import_or_skip(module)
     main([run, "--format", name])
     told, _, recipe = capsys.readouterr().out.partition("\n\nTo load it:\n")
+    assert "# images: 32 px, bicubic, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)\n" in recipe
     assert told == f"Wrote run/exported/{name}-depth04-step00000012{suffix}"
     loaded = {}
     exec(textwrap.dedent(recipe), loaded)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from interop import TORCHVISION_FOR_CUDA
 
 from bimkern import __version__, info, ops
 from bimkern.train.optimizers import not_nvidias
@@ -53,17 +54,38 @@ def test_what_may_be_chosen_is_usable_or_has_a_reason(standins, tmp_path):
             assert f"{option} {name:12} usable on {broken['device']}" in report
 
 
+def test_a_torchvision_built_for_cuda_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "torchvision.py").write_text(TORCHVISION_FOR_CUDA)
+    (tmp_path / "timm.py").write_text("import torchvision")
+    report = run(search_path=tmp_path).splitlines()
+    reason = (
+        "cannot be imported: operator torchvision::nms does not exist (torchvision was built for CUDA, or for another "
+        "torch: install it from the index that torch came from; beside a CPU torch, "
+        "`import bimkern.torchvision_compat` before it helps too)"
+    )
+    for name in ("timm", "torchvision"):
+        assert f"optional {name:12} none: {reason}" in report
+
+
 def test_says_which_instruction_set_the_cpu_kernels_use():
     assert json.loads(run("--json", BIMKERN_CPU="baseline"))["native"]["simd"] == "baseline"
     native = next(line for line in run(BIMKERN_CPU="avx1024").splitlines() if line.startswith("native "))
     assert "BIMKERN_CPU cannot be met" in native
 
 
+def test_tells_the_version_of_nvimagecodec(tmp_path):
+    package = tmp_path / "nvidia" / "nvimgcodec"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '0.8.1'")
+    assert "optional nvimgcodec   0.8.1" in run(search_path=tmp_path).splitlines()
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         (None, "not installed"),
-        ("raise RuntimeError('operator torchvision::nms does not exist')", "cannot be imported: operator torchvision"),
+        ("raise RuntimeError('built for another torch')", "cannot be imported: built for another torch"),
         ("import a_module_that_is_not_there", "cannot be imported: No module named 'a_module_that_is_not_there'"),
         ("__version__ = '0.9'", "a package of this name is installed, but it is not NVIDIA's"),
     ],

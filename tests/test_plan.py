@@ -41,17 +41,20 @@ def test_more_slices_and_smaller_micro_batches_need_less(capsys):
 
 
 def test_what_it_proposes_fits_and_no_more(capsys):
-    command = ("mae_vit_test", "--batch-size", "256", "--slices", "2", "--json")
+    wanted = {"--batch-size": 256, "--slices": 2}
     limit = 14 * 2**20
-    fits = json.loads(planned(capsys, *command, "--limit", "14 MiB"))["fits"]
+
+    def plan(options, *others):
+        words = [str(word) for option in options.items() for word in option]
+        return json.loads(planned(capsys, "mae_vit_test", *words, "--json", *others))
+
+    fits = plan(wanted, "--limit", "14 MiB")["fits"]
     for option, value, beyond in (
         ("--batch-size", fits["batch_size"], fits["batch_size"] + 1),
         ("--micro-batch", fits["micro_batch"], fits["micro_batch"] + 1),
         ("--slices", fits["slices"], fits["slices"] - 1),
     ):
-        within, above = (
-            json.loads(planned(capsys, *command, option, str(number)))["peak"] for number in (value, beyond)
-        )
+        within, above = (plan(wanted | {option: number})["peak"] for number in (value, beyond))
         assert within <= limit < above, option
 
 

@@ -24,6 +24,7 @@ OPTIONS = (
         "--loader",
         "--workers",
         "--max-bad-ratio",
+        "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--log-every", "--save-every", "--dry-run"),
 )
@@ -71,6 +72,9 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--out", "cache/bimkern/demo-v1/train/run"], "its pictures would be trained on"),
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
         (["--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
+        (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
+        (["--data", "a", "--data=b"], "--data is given 2 times; give it once"),
+        (["--micro-batch=2", "--steps", "3", "--micro_batch", "4"], "--micro-batch is given 2 times; give it once"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
     ],
 )

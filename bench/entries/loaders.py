@@ -21,8 +21,9 @@ from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
+from bimkern.data.formats import decode_file
 from bimkern.data.loader import LoaderName, choose_loader
-from bimkern.data.source import image_folder, read_image
+from bimkern.data.source import image_folder
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times
 _WORKERS = 2  # processes or threads; what either prepares ahead, settle() has to use up
@@ -68,7 +69,8 @@ def measure(case: Case) -> Measure:
     folder = tempfile.TemporaryDirectory()
     photographs, _ = demo_images()
     for i, file in enumerate(photographs.files):
-        image = read_image(photographs.root / file).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+        photograph = decode_file(photographs.root / file).pixels
+        image = photograph.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
         for copy in range(_COPIES):
             image.save(Path(folder.name, f"{i}_{copy}.jpg"), quality=90)
     B = case.dims["B"]

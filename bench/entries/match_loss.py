@@ -29,7 +29,7 @@ class Matching(Predicting):
     def reference(self) -> Tensor:
         grid, denominator = (self.side, self.side), self.mask.sum() * self.scale**2
         arguments = self.features, self.layers, self.target, self.mask
-        return match_loss_reference(*arguments, self.scale, *grid, "l2", denominator, self.dtype)
+        return match_loss_reference(*arguments, self.scale, *grid, False, denominator, self.dtype)
 
     def convolutions(self) -> Tensor:
         """The usual form: every token is predicted, and visible ones are weighted with zero."""

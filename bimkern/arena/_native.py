@@ -1,35 +1,70 @@
-"""The compiled module, made for one torch and one Python: found and checked once, or the reason why it cannot serve."""
+"""The compiled module, made for one torch and one Python: found, tested or built, once; or the reason for none."""
 
 import functools
-import importlib
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bimkern.arena import build
 from bimkern.arena.errors import ArenaUnavailable
+from bimkern.arena.self_test import load
+
+logger = logging.getLogger("bimkern.arena")
+
+_PACKAGE = Path(__file__).resolve().parent
+_once = threading.Lock()
+_SELF_TEST_S = 120  # it takes as long as importing torch; what hangs has failed
 
 
-@functools.cache
 def native() -> Any:
-    """Import the module.
+    """Return the module; the first call may take as long as building it.
 
     Raises:
-        ArenaUnavailable: it was not built, not for this Python, or not for this torch.
+        ArenaUnavailable: there is none for this torch and this Python, and none could be built.
     """
-    try:
-        module = importlib.import_module("bimkern.arena._arena")
-    except ImportError as error:
-        if error.name == "bimkern.arena._arena":
-            raise ArenaUnavailable("the arena was not built for this Python (install with a C++ compiler)") from error
-        raise ArenaUnavailable(f"the arena cannot be loaded: {error}") from error
-    check_version(module.torch_version)
+    with _once:
+        module, reason = _found()
+    if module is None:
+        raise ArenaUnavailable(reason)
     return module
 
 
-def check_version(built_for: str) -> None:
-    """Refuse a module that hooks another torch's allocator: that is a C++ class, and its layout may have changed."""
-    if built_for != torch.__version__.partition("+")[0]:
-        raise ArenaUnavailable(
-            f"the arena was built for torch {built_for}, this is {torch.__version__}: "
-            "install bimkern again, with --no-build-isolation"
-        )
+@functools.cache
+def _found() -> tuple[Any, str]:
+    try:
+        return load(_locate(_PACKAGE)), ""
+    except ArenaUnavailable as error:
+        return None, str(error)
+    except ImportError as error:
+        return None, f"the arena cannot be loaded: {error}; {build.REMEDY}"
+
+
+def _locate(folder: Path) -> Path:
+    """Return the module for this release of torch, else one for another that passes its self-test, else build one.
+
+    It hooks torch's allocator, a C++ class, whose layout torch promises to no other release and seldom changes.
+    """
+    if (path := folder / build.module_name()).exists() or (path := build.built()).exists():
+        return path
+    for path in sorted(folder.glob(build.module_name(release="*"))):
+        if passes_self_test(path):
+            logger.warning(
+                "the arena %s is for another torch than %s, and passed its self-test; %s",
+                *(path.name, torch.__version__, build.REMEDY),
+            )
+            return path
+    return build.build()
+
+
+def passes_self_test(path: Path) -> bool:
+    """Use the module in a process of its own, which may crash."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("self_test.py")), str(path)]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=_SELF_TEST_S, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False

@@ -50,7 +50,7 @@ def _find(device_type: str) -> Any:
         if torch.version.cuda is None:
             raise ArenaUnavailable("torch was built without CUDA")
         if not module.with_cuda:
-            raise ArenaUnavailable("the arena was built without CUDA (install where nvcc is on the PATH)")
+            raise ArenaUnavailable("the arena was built without CUDA (install it where there are a GPU and nvcc)")
         if not torch.cuda.is_available():
             raise ArenaUnavailable("torch sees no CUDA device")
     return module

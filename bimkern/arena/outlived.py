@@ -3,6 +3,7 @@
 import gc
 import inspect
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -73,8 +74,11 @@ def _names(holder: Any, tensor: Tensor) -> list[str]:
 
 def _frames() -> Iterator[FrameType]:
     """Yield the frames of all threads but for those of this module."""
-    for innermost in sys._current_frames().values():
-        frame: FrameType | None = innermost
+    # Never its own frame: one that a variable of itself refers to is a cycle, and from Python 3.12 on keeps its callers
+    # alive with all that they hold.
+    innermost = sys._current_frames() | {threading.get_ident(): sys._getframe(1)}
+    frame: FrameType | None
+    for frame in innermost.values():
         while frame is not None:
             if frame.f_globals.get("__name__") != __name__:
                 yield frame

@@ -47,10 +47,17 @@ class Crops:
 
     sample_ids: Int64  # [B], what is shown
     draw_ids: Int64  # [B], of what was due: it is the same unless the image has gone bad
-    sizes: Int64  # [B, 2], width, height of the whole images
+    sizes: Int64  # [B, 2], width, height of the whole images, upright
+    orientations: Int64  # [B], how the stored images are turned upright
+    pil_only: NDArray[np.bool_]  # [B], images that DALI might decode to something else
     boxes: Int64  # [B, 4], left, top, width, height
     flips: NDArray[np.bool_]  # [B]
     size: int  # side of the crops in pixels
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of the pixels, [B, C, H, W]."""
+        return len(self.draw_ids), 3, self.size, self.size
 
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
@@ -74,6 +81,15 @@ class MicroBatches:
         epochs, sample_ids = stream(stretch.image(step) + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
-        sizes = self.images.sizes[sample_ids]
-        boxes = self.augment.boxes(draws, sizes, self.seed)
-        return Crops(sample_ids, draws, sizes, boxes, self.augment.flips(draws, self.seed), stretch.image_size)
+        images, augment = self.images, self.augment
+        sizes = images.sizes[sample_ids]
+        return Crops(
+            sample_ids,
+            draws,
+            sizes,
+            images.orientations[sample_ids],
+            images.pil_only[sample_ids],
+            augment.boxes(draws, sizes, self.seed),
+            augment.flips(draws, self.seed),
+            stretch.image_size,
+        )

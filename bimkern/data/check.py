@@ -7,20 +7,22 @@ again only when its size or its time of change differ; a bad file always, as wha
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bimkern.cache import cache_folder
 from bimkern.data import jsonl
-from bimkern.data.cache import cache_folder
-from bimkern.data.source import BadImage, Images, Listing, OutOfResources, SourceError, decode, open_file
+from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
+from bimkern.data.orientation import UPRIGHT, turned
+from bimkern.data.source import Images, Listing, SourceError
 from bimkern.data.workers import WorkerDied, ahead
 
 logger = logging.getLogger("bimkern.data")
 
-_VERSION = 1  # of what the check looks at: a cache of another version is not read
+_VERSION = 2  # of what the check looks at: a cache of another version is not read
 _AT_A_TIME = 16  # files that a process is given
 _DIGEST_BYTES = 8
 
@@ -36,6 +38,8 @@ class Found:
     digest: str = ""  # BLAKE2b of the content, 64 bits in hex
     width: int = 0  # pixels, upright
     height: int = 0
+    orientation: int = UPRIGHT  # how the stored image is turned upright
+    pil_only: bool = False  # whether DALI might decode it to something else
     fault: str | None = None  # why it cannot be trained on; all else is then as above
 
 
@@ -69,9 +73,15 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
 
 def readable(listing: Listing, found: dict[str, Found]) -> Images:
     """Return the images among the files of a listing."""
-    good = tuple(file for file in listing.files if found[file].fault is None)
-    sizes = np.array([(found[file].width, found[file].height) for file in good], dtype=np.int64).reshape(-1, 2)
-    return Images(listing.root, good, sizes)
+    return images(listing.root, {file: found[file] for file in listing.files if found[file].fault is None})
+
+
+def images(root: Path, found: Mapping[str, Found]) -> Images:
+    """Return what loaders need to know of some images, by their names below a root."""
+    sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
+    orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
+    pil_only = np.array([one.pil_only for one in found.values()], dtype=bool)
+    return Images(root, tuple(found), sizes, orientations, pil_only)
 
 
 def inspect(path: Path) -> Found:
@@ -83,7 +93,9 @@ def inspect(path: Path) -> Found:
                 return Found(fault="empty")
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
             file.seek(0)
-            return Found(status.st_size, status.st_mtime_ns, digest, *decode(file).size)
+            image = decode(file)
+            size = turned(image.pixels, image.orientation).size
+            return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return Found(fault=str(error))
     except OSError as error:
@@ -98,11 +110,10 @@ def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dic
 
     workers = workers if len(chunks) > 1 else 0
     try:
-        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False)
+        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False, what="the image check")
     except (WorkerDied, OutOfResources) as error:
-        reason = str(error).strip().splitlines()[-1]  # torch puts a worker's traceback before it
         raise SourceError(
-            f"the images in {root} cannot be checked ({reason}); what has been checked is not checked again"
+            f"the images in {root} cannot be checked ({error}); what has been checked is not checked again"
         ) from error
 
 
@@ -111,7 +122,8 @@ def _is_as_before(path: Path, found: Found) -> bool:
         status = path.stat()
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (found.bytes, found.mtime_ns)
+    unchanged = (status.st_size, status.st_mtime_ns) == (found.bytes, found.mtime_ns)
+    return unchanged and not too_large(found.width, found.height)
 
 
 class _Cache:

@@ -1,10 +1,12 @@
 """The DALI loader: decodes, crops, resizes and flips in threads, or on the GPU.
 
-All randomness comes from outside: DALI gets paths, boxes and flips, and draws nothing itself.
+All randomness comes from outside: DALI gets paths and boxes, and draws nothing itself. Nor does it turn an image: it
+sees a box as the image is stored. What it might decode to something else than PIL is cropped by PIL (formats.py).
 
 DALI cuts a window out while it decodes and replicates the pixels at its edge, where PIL's filter sees the image around
 the box. So the window is wider than the box, by the reach of the filter, and only the box in it is resized: the two
-loaders then differ by rounding, and in the outermost pixels of crops that touch the edge of their image.
+loaders then differ by rounding, in the outermost pixels of crops that touch the edge of their image, and where the
+filter overshoots: Pillow's bicubic clips to 8 bits between its two passes, DALI's at the end.
 
 Shapes: B samples of a micro-batch; H W order, as DALI wants it.
 """
@@ -14,7 +16,9 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +30,20 @@ from torch import Tensor
 from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
+from bimkern.data.check import Found, images
 from bimkern.data.course import Course
-from bimkern.data.source import BadImage, Images
+from bimkern.data.formats import BadImage
+from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.watchdog import Watchdog, watched
 from bimkern.data.workers import WorkerDied
 
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
 # In source pixels on either side, times the factor by which the filter shrinks.
 _REACH: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 1}
-_Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_SOUND = Found(width=8, height=8)
+_SOUND_BOX = (0, 0, _SOUND.width, _SOUND.height)
+_Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
 
 def unusable(device: torch.device = _CPU) -> str | None:
@@ -65,6 +74,7 @@ class DaliLoader:
 
     threads: int
     device: torch.device
+    regions: bool = True  # decode no more of an image than its crop needs
 
     def batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
         """Yield micro-batches [first, last).
@@ -72,24 +82,30 @@ class DaliLoader:
         Raises:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
+            Interrupted: a stop was requested while a micro-batch was awaited.
         """
-        planned: deque[Crops] = deque()
+        for batch in watched(self._batches(data, first, last), Watchdog("the DALI loader")):
+            if batch.images.is_cuda:
+                batch.images.record_stream(torch.cuda.current_stream(self.device))  # of the thread that uses them
+            yield batch
+
+    def _batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
+        planned: deque[_Planned] = deque()
         plan = (data[index] for index in range(first, last))
-        pipeline = self._pipeline(data, _feed(data, plan, planned))
         take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
-        for _ in range(first, last):
-            pipeline.schedule_run()
-            try:
-                pixels, sizes = pipeline.outputs()
-            except RuntimeError as error:
-                # It names no file, and fails in whatever comes after: this pipeline is done for.
-                raise self._culprits(data, planned[0], error) from error
-            crops = planned.popleft()
-            found = np.asarray(sizes.as_tensor())[:, [1, 0]]
-            changed = crops.sample_ids[(found != crops.sizes).any(axis=1)].tolist()
-            if changed:  # so it cut out something else
-                raise BadImages(dict.fromkeys(changed, "its size has changed since it was checked"))
-            yield Batch(take(pixels), torch.from_numpy(crops.draw_ids))
+        with _sound_image() as sound, _pool(self.threads) as pool:
+            pipeline = self._pipeline(data, _feed(data, plan, planned, sound, pool))
+            for _ in range(first, last):
+                pipeline.schedule_run()
+                try:
+                    pixels, sizes = pipeline.outputs()
+                except RuntimeError as error:
+                    # It names no file, and fails in whatever comes after: this pipeline is done for.
+                    raise self._culprits(data, planned[0].crops, error) from error
+                due = planned.popleft()
+                if faults := due.faults(np.asarray(sizes.as_tensor())[:, :2]):
+                    raise BadImages(faults)
+                yield Batch(take(pixels, due), torch.from_numpy(due.crops.draw_ids))
 
     def _culprits(self, data: MicroBatches, crops: Crops, error: RuntimeError) -> BadImages | WorkerDied:
         """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""
@@ -111,21 +127,21 @@ class DaliLoader:
         return WorkerDied(f"DALI fails ({_reason(error)}); --loader pil does without it")
 
     def _decodes_a_sound_image(self) -> bool:
-        with tempfile.TemporaryDirectory() as folder:
-            Image.new("RGB", (8, 8)).save(Path(folder, "sound.jpg"))
-            images = Images(Path(folder), ("sound.jpg",), np.array([[8, 8]]))
+        with _sound_image() as sound:
+            only = images(sound.parent, {sound.name: _SOUND})
             course = Course.alike(image_size=8, batch_size=1, micro_batch=1)
-            data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, course=course)
+            data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, course=course)
             return self._refusal(data, data[0]) is None
 
     def _refusal(self, data: MicroBatches, crops: Crops) -> str | None:
         """Return what DALI has against some images, None if nothing."""
-        pipeline = self._pipeline(data, _feed(data, iter([crops]), deque()))
-        pipeline.schedule_run()
-        try:
-            pipeline.outputs()
-        except RuntimeError as error:
-            return _reason(error)
+        with _sound_image() as sound:
+            pipeline = self._pipeline(data, iter([_inputs(data, _without_pils(crops), sound)[0]]))
+            pipeline.schedule_run()
+            try:
+                pipeline.outputs()
+            except RuntimeError as error:
+                return _reason(error)
         return None
 
     def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
@@ -140,23 +156,24 @@ class DaliLoader:
             prefetch_queue_depth=max(_IN_FLIGHT, *(stretch.per_step + 1 for stretch in stretches)),
         )
         with pipeline:
-            path, corner, extent, roi_start, roi_end, flip, side = fn.external_source(source=source, num_outputs=7)
+            path, corner, extent, roi_start, roi_end, side = fn.external_source(source=source, num_outputs=6)
             encoded = fn.io.file.read(path)
             # The decoder kills the process on a file whose header makes no sense or whose image does not hold the
             # window. So the header is read before, which is an error like any other, and the window is kept inside.
-            size = fn.peek_image_shape(encoded, dtype=types.INT64)
+            size = fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)
             corner = math.min(corner, size[:2] - 1)
-            decoded = fn.decoders.image_slice(
-                encoded,
-                corner,
-                math.min(extent, size[:2] - corner),
-                device="mixed" if on_gpu else "cpu",
-                axis_names="HW",
-                normalized_anchor=False,
-                normalized_shape=False,
-                output_type=types.RGB,
-                jpeg_fancy_upsampling=True,  # as PIL does
-            )
+            window = (corner, math.min(extent, size[:2] - corner))
+            decoder: dict[str, Any] = {
+                "device": "mixed" if on_gpu else "cpu",
+                "output_type": types.RGB,
+                "jpeg_fancy_upsampling": True,  # as PIL does
+                "adjust_orientation": False,
+            }
+            in_pixels: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+            if self.regions:
+                decoded = fn.decoders.image_slice(encoded, *window, **in_pixels, **decoder)
+            else:
+                decoded = fn.slice(fn.decoders.image(encoded, **decoder), *window, **in_pixels)
             resized = fn.resize(
                 decoded,
                 size=side,
@@ -165,26 +182,68 @@ class DaliLoader:
                 interp_type=filters[data.augment.interpolation],
                 antialias=True,
             )
-            pixels = fn.crop_mirror_normalize(resized, mirror=flip, dtype=types.UINT8, output_layout="CHW")
+            pixels = fn.crop_mirror_normalize(resized, dtype=types.UINT8, output_layout="CHW")
             pipeline.set_outputs(pixels, size)
         pipeline.build()
         return pipeline
 
 
-def _feed(data: MicroBatches, plan: Iterator[Crops], planned: deque[Crops]) -> Iterator[_Inputs]:
+@dataclass(frozen=True)
+class _Planned:
+    """A micro-batch on its way, and what is left to do when DALI has done its part."""
+
+    crops: Crops
+    boxes: StoredBoxes
+    by_pil: dict[int, Future[np.ndarray]]  # crops that DALI has made of the sound image, [C, H, W]
+
+    def faults(self, sizes: Int64) -> dict[int, str]:
+        """Say what is wrong with which samples, given the height and width that DALI found, [B, 2]."""
+        changed = (sizes != self.boxes.sizes).any(axis=1)  # so it cut out something else
+        ids = self.crops.sample_ids
+        faults = dict.fromkeys(ids[changed].tolist(), "its size has changed since it was checked")
+        for i, crop in self.by_pil.items():
+            error = crop.exception()
+            if isinstance(error, BadImage):
+                faults[int(ids[i])] = str(error)
+        return faults
+
+
+def _feed(
+    data: MicroBatches, plan: Iterator[Crops], planned: deque[_Planned], sound: Path, pool: ThreadPoolExecutor
+) -> Iterator[_Inputs]:
     """Yield what DALI needs for every micro-batch, and note in `planned` what it has been given."""
     for crops in plan:
-        planned.append(crops)
-        paths = [np.frombuffer(os.fsencode(data.images.path(int(i))), dtype=np.uint8) for i in crops.sample_ids]
-        left, top, width, height = crops.boxes.T
-        corner, extent = np.stack([top, left], axis=1), np.stack([height, width], axis=1)  # [B, 2]
-        window, window_extent = _widened(
-            corner, extent, crops.size, crops.sizes[:, ::-1], reach=_REACH[data.augment.interpolation]
-        )
-        start = corner - window
-        regions = (start.astype(np.float32), (start + extent).astype(np.float32))
-        sides = np.full_like(corner, crops.size, dtype=np.float32)  # [B, 2]
-        yield paths, window, window_extent, *regions, crops.flips.astype(np.int32), sides
+        by_pil = {int(i): pool.submit(pil.crop, data, crops, int(i)) for i in np.flatnonzero(crops.pil_only)}
+        inputs, boxes = _inputs(data, _without_pils(crops), sound)
+        planned.append(_Planned(crops, boxes, by_pil))
+        yield inputs
+
+
+def _without_pils(crops: Crops) -> Crops:
+    """Put the sound image in the place of those that DALI is not to decode: a batch of DALI's cannot be empty."""
+    pil_only = crops.pil_only
+    return replace(
+        crops,
+        sizes=np.where(pil_only[:, None], _SOUND_BOX[2:], crops.sizes),
+        orientations=np.where(pil_only, _SOUND.orientation, crops.orientations),
+        boxes=np.where(pil_only[:, None], _SOUND_BOX, crops.boxes),
+    )
+
+
+def _inputs(data: MicroBatches, crops: Crops, sound: Path) -> tuple[_Inputs, StoredBoxes]:
+    """Return what DALI needs for a micro-batch, and the boxes that it then cuts out."""
+    images, boxes = data.images, stored_boxes(crops.boxes, crops.flips, crops.sizes, crops.orientations)
+    files = [
+        sound if of_pil else images.path(int(i)) for i, of_pil in zip(crops.sample_ids, crops.pil_only, strict=True)
+    ]
+    paths = [np.frombuffer(os.fsencode(file), dtype=np.uint8) for file in files]
+    reach = _REACH[data.augment.interpolation]
+    window, window_extent = _widened(boxes.corners, boxes.extents, crops.size, boxes.sizes, reach=reach)
+    start = boxes.corners - window
+    ends = np.stack([start, start + boxes.extents]).astype(np.float32)
+    first, last = np.where(boxes.mirrored, ends[::-1], ends)  # a region that ends before it starts is mirrored
+    sides = np.full_like(first, crops.size)  # [B, 2]
+    return (paths, window, window_extent, first, last, sides), boxes
 
 
 def _widened(corner: Int64, extent: Int64, size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
@@ -194,25 +253,48 @@ def _widened(corner: Int64, extent: Int64, size: int, image: Int64, *, reach: in
     return first, np.minimum(corner + extent + margin, image) - first
 
 
-def _take(pixels: Any) -> Tensor:
-    """Copy a batch out of DALI's memory, which is its own again when the next batch is asked for."""
+def _take(pixels: Any, due: _Planned) -> Tensor:
+    """Copy a batch out of DALI's memory, which is its own again when the next batch is asked for, and complete it."""
     from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
-    return to_torch_tensor(pixels.as_tensor(), copy=True)
+    images: Tensor = to_torch_tensor(pixels.as_tensor(), copy=True)
+    transposed = torch.from_numpy(np.flatnonzero(due.boxes.transposed))
+    if len(transposed):
+        images[transposed] = images[transposed].transpose(-1, -2)
+    for i, crop in due.by_pil.items():
+        images[i] = torch.from_numpy(np.ascontiguousarray(crop.result()))
+    return images
 
 
-def _take_from_gpu(device: torch.device) -> Callable[[Any], Tensor]:
-    """Return a _take that waits for its copy, and not for the kernels that the training has queued."""
+def _take_from_gpu(device: torch.device) -> Callable[[Any, _Planned], Tensor]:
+    """Return a _take that waits for its copies, and not for the kernels that the training has queued."""
     stream = torch.cuda.Stream(device)
 
-    def take(pixels: Any) -> Tensor:
+    def take(pixels: Any, due: _Planned) -> Tensor:
         with torch.cuda.stream(stream):
-            images = _take(pixels)
+            images = _take(pixels, due)
         stream.synchronize()
-        images.record_stream(torch.cuda.current_stream(device))
         return images
 
     return take
+
+
+@contextmanager
+def _sound_image() -> Iterator[Path]:
+    """Write an image that any decoder decodes, _SOUND, for as long as it is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "sound.jpg")
+        Image.new("RGB", _SOUND_BOX[2:]).save(path)
+        yield path
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads)  # starts none before it has work
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _reason(error: RuntimeError) -> str:

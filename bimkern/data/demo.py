@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.cache import cache_folder
+from bimkern.cache import cache_folder
 from bimkern.data.source import Listing, SourceError, image_folder
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond

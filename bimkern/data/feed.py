@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bimkern.data.batches import BadImages, Batch, MicroBatches
+from bimkern.data.formats import OutOfResources
 from bimkern.data.loader import Loader
-from bimkern.data.source import OutOfResources
 from bimkern.data.workers import WorkerDied
 
 logger = logging.getLogger("bimkern.data")

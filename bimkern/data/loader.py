@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from bimkern.data import dali
+from bimkern.data import dali, regions
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.dali import DaliLoader
 from bimkern.data.pil import PilLoader
@@ -52,9 +52,12 @@ def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -
         return pil, f"PIL in {workers} processes, the faster one on a CPU"
     reason = dali.unusable(device)
     if reason is None:
-        threads = max(1, workers)
-        where = f"on {device}" if device.type == "cuda" else f"in {threads} threads"
-        return DaliLoader(threads=threads, device=device), f"DALI, decodes, crops, resizes and flips {where}"
+        threads, on_gpu = max(1, workers), device.type == "cuda"
+        refusal = regions.unusable(device) if on_gpu else None
+        where = f"on {device}" if on_gpu else f"in {threads} threads"
+        whole = f", whole images, as it cannot decode regions of them ({refusal})" if refusal else ""
+        loader = DaliLoader(threads=threads, device=device, regions=refusal is None)
+        return loader, f"DALI, decodes, crops, resizes and flips {where}{whole}"
     if name == "dali":
         raise LoaderError(f"--loader dali: DALI cannot be used ({reason}); {_INSTALL}, or take --loader pil")
     return pil, f"PIL in {workers} processes, as DALI cannot be used ({reason}); {_INSTALL}"

@@ -1,18 +1,28 @@
 """The PIL loader: decodes, crops and resizes in worker processes, on any machine."""
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from weakref import finalize
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from bimkern.data.augment import Interpolation
+from bimkern.data.augment import Int64, Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.source import BadImage, OutOfResources, read_image
+from bimkern.data.formats import BadImage, OutOfResources, decode_file
+from bimkern.data.orientation import turned
 from bimkern.data.workers import ahead
 
+logger = logging.getLogger("bimkern.data")
+
 _PREFETCHED_BYTES = 1 << 30  # of all workers together
+Bytes = NDArray[np.uint8]
 _FILTERS: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -21,7 +31,7 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PilLoader:
-    """Decode with PIL, ahead in worker processes; with workers=0 in the calling process."""
+    """Decode with PIL, ahead in worker processes; with workers=0 in this process, as batches are asked for."""
 
     workers: int
     pin_memory: bool = False
@@ -32,46 +42,98 @@ class PilLoader:
         Raises:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied, OutOfResources: nothing can be read; the next micro-batch has not been yielded.
+            Interrupted: a stop was requested while a micro-batch was awaited.
         """
+        if self.workers == 0:
+            for batch in ahead(partial(decode, data), range(first, last), workers=0, prefetch=0):
+                yield batch.pin_memory() if self.pin_memory else batch
+            return
+        prefetch, slots = self._slots(data)
+        free = list(range(len(slots)))
 
-        def load(index: int) -> Batch | Exception:
-            try:
-                return decode(data, index)
-            except (BadImages, OutOfResources) as error:
-                return error  # raised over there it would come back as the text of a traceback
+        def load(job: int) -> tuple[int, Int64, tuple[int, ...]]:
+            index, slot = divmod(job, len(slots))
+            crops = data[index]
+            decode_into(_view(slots, slot, crops.shape), data, crops)
+            return slot, crops.draw_ids, crops.shape
 
-        indices, prefetch = range(first, last), self._prefetch(data) if self.workers else 0
-        for item in ahead(load, indices, workers=self.workers, prefetch=prefetch, pin_memory=self.pin_memory):
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        jobs = (index * len(slots) + free.pop() for index in range(first, last))
+        for slot, draw_ids, shape in ahead(load, jobs, workers=self.workers, prefetch=prefetch):
+            pixels = _view(slots, slot, shape)
+            images = torch.from_numpy(pixels)
+            if free and not self.pin_memory:
+                finalize(pixels, free.append, slot).atexit = False  # when the caller is done with the tensor
+            else:  # the next job needs a slot
+                images = images.pin_memory() if self.pin_memory else images.clone()
+                free.append(slot)
+            del pixels
+            yield Batch(images, torch.from_numpy(draw_ids))
+            del images
 
-    def _prefetch(self, data: MicroBatches) -> int:
-        """Return the micro-batches that a worker holds ready: a whole step and one, if shared memory may hold them."""
+    def _slots(self, data: MicroBatches) -> tuple[int, Bytes]:
+        """Return how many micro-batches a worker prepares ahead, and memory that the processes share, a row for each.
+
+        There are rows for two more steps, which the caller may hold. The memory has no name: the size of /dev/shm does
+        not limit it, and a killed run leaves nothing behind.
+
+        Raises:
+            OutOfResources: there is too little for one micro-batch a worker.
+        """
         stretches = data.course.stretches
         batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in stretches)
-        wanted = 1 + max(-(-s.per_step // self.workers) for s in stretches)
-        return max(1, min(max(4, wanted), _PREFETCHED_BYTES // (self.workers * batch_bytes)))
+        per_step = max(s.per_step for s in stretches)
+        enough = max(4, -(-per_step // self.workers) + 1)
+        wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
+        while prefetch:
+            count = self.workers * prefetch + 1 + 2 * per_step
+            try:
+                memory = mmap(-1, count * batch_bytes)
+            except OSError as error:
+                shortage = error
+                prefetch //= 2
+                continue
+            if prefetch < wanted:
+                logger.warning(
+                    "no memory for %d batches a worker (%s); each prepares %d ahead", wanted, shortage, prefetch
+                )
+            return prefetch, np.frombuffer(memory, dtype=np.uint8).reshape(count, batch_bytes)
+        raise OutOfResources(
+            f"no memory for a batch of {batch_bytes} bytes in each of {self.workers} workers ({shortage}); fewer "
+            f"--workers or a smaller --micro-batch need less"
+        )
+
+
+def _view(slots: Bytes, slot: int, shape: tuple[int, ...]) -> Bytes:
+    return slots[slot, : math.prod(shape)].reshape(shape)
 
 
 def decode(data: MicroBatches, index: int) -> Batch:
-    """Decode micro-batch `index` in the calling process.
+    """Decode micro-batch `index`.
 
     Raises:
-        BadImages: some of them cannot be read.
+        BadImages: some of its images cannot be read.
         OutOfResources: none can.
     """
     crops = data[index]
-    pixels, faults = [], {}
+    images = np.empty(crops.shape, dtype=np.uint8)
+    decode_into(images, data, crops)
+    return Batch(torch.from_numpy(images), torch.from_numpy(crops.draw_ids))
+
+
+def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
+    """Decode a micro-batch into an array [B, C, H, W].
+
+    Raises:
+        BadImages, OutOfResources: as decode().
+    """
+    faults = {}
     for i, sample_id in enumerate(crops.sample_ids.tolist()):
         try:
-            pixels.append(crop(data, crops, i))
+            images[i] = crop(data, crops, i)
         except BadImage as error:
             faults[sample_id] = str(error)
     if faults:
         raise BadImages(faults)
-    images = np.ascontiguousarray(np.stack(pixels))  # stack() keeps the order of what it is given, H W C
-    return Batch(torch.from_numpy(images), torch.from_numpy(crops.draw_ids))
 
 
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
@@ -80,7 +142,8 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
-    image = read_image(data.images.path(int(crops.sample_ids[i])))
+    stored = decode_file(data.images.path(int(crops.sample_ids[i])))
+    image = turned(stored.pixels, int(crops.orientations[i]))
     if image.size != tuple(crops.sizes[i]):
         raise BadImage("its size has changed since it was checked")
     left, top, width, height = crops.boxes[i].tolist()

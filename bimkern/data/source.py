@@ -1,48 +1,45 @@
-"""Sources: which images there are, and how one of them is read.
+"""Sources: which images there are.
 
 A sample id is the place of an image in the sorted list of a source, so it means the same on every machine.
 """
 
-import errno
 import os
-import stat
-import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FORMATS = ("JPEG", "PNG", "WEBP")  # what both loaders decode; PIL would also run Ghostscript on a disguised EPS
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+from bimkern.data.formats import NAMES, REMEDY, SUFFIXES, OutOfResources, is_image
 
 
 class SourceError(ValueError):
     """A source cannot be used; the message says what to change."""
 
 
-class BadImage(Exception):
-    """A file is nothing to train on; the message says why."""
-
-
-class OutOfResources(RuntimeError):
-    """This process cannot read any file now, for want of memory or file handles."""
-
-
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, whatever is in them."""
+    """The files of a source: images by their names or by their content, and those that are neither."""
 
     root: Path
     files: tuple[str, ...]  # relative to root, sorted
+    others: tuple[str, ...] = ()  # relative to root, sorted
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def others_by_suffix(self) -> dict[str, list[str]]:
+        """Return the files that are no images by the suffix of their names, the most frequent suffix first."""
+        files = defaultdict(list)
+        for file in self.others:
+            files[Path(file).suffix.lower() or "without suffix"].append(file)
+        return dict(sorted(files.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    def count_others(self) -> str:
+        """Count the files that are no images in words."""
+        return ", ".join(f"{len(files)} {suffix}" for suffix, files in self.others_by_suffix().items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +49,8 @@ class Images:
     root: Path
     files: tuple[str, ...]  # relative to root, sorted
     sizes: NDArray[np.int64]  # [N, 2], width and height, upright
+    orientations: NDArray[np.int64]  # [N], how the stored images are turned upright (orientation.py)
+    pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
 
     def __len__(self) -> int:
@@ -62,81 +61,28 @@ class Images:
 
 
 def image_folder(root: Path) -> Listing:
-    """List the JPEG, PNG and WebP files below a folder, with or without class folders.
+    """List the files below a folder, with or without class folders; one without an image's suffix is looked into.
 
     Raises:
-        SourceError: the folder is missing or holds no such file.
+        SourceError: the folder is missing or holds no image.
     """
+    files: list[str] = []
+    others: list[str] = []
     try:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
-        files = sorted(path.relative_to(root).as_posix() for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+        for path in _walk(root):
+            image = path.suffix.lower() in SUFFIXES or is_image(path)
+            (files if image else others).append(path.relative_to(root).as_posix())
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
+    except OutOfResources as error:
+        raise SourceError(f"{root} cannot be read ({error})") from error
+    listing = Listing(root, tuple(sorted(files)), tuple(sorted(others)))
     if not files:
-        raise SourceError(f"{root} holds no image; looked for {', '.join(SUFFIXES)} in it and below")
-    return Listing(root, tuple(files))
-
-
-def open_file(path: Path) -> BufferedReader:
-    """Open a file, and nothing else: a pipe would keep us waiting.
-
-    Raises:
-        BadImage: it cannot be read, or is no file.
-        OutOfResources: nothing can be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadImage("not a regular file")
-        return path.open("rb")
-    except OSError as error:
-        raise BadImage(_reason(error)) from error
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image, upright and in RGB.
-
-    Raises:
-        BadImage, OutOfResources: as open_file() and decode().
-    """
-    with open_file(path) as file:
-        return decode(file)
-
-
-def decode(file: BinaryIO) -> Image.Image:
-    """Decode an image, upright and in RGB.
-
-    Raises:
-        BadImage: it is truncated, of another format, animated, of 16 bits a channel, or larger than PIL's
-            Image.MAX_IMAGE_PIXELS, beyond which a small file may unpack to more than the memory holds.
-        OutOfResources: there is no memory for it now.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
-                if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph and its preview
-                    raise BadImage("animated")
-                if ";16" in str(image.tile):
-                    raise BadImage("16 bits per channel; convert it to 8")
-                ImageOps.exif_transpose(image, in_place=True)
-                return image.convert("RGB")
-    except BadImage:
-        raise
-    except Exception as error:  # a decoder that reads nonsense raises whatever it likes
-        raise BadImage(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Say in one line why an image is bad, unless that is not its fault."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
-        raise OutOfResources(f"no file can be read: {str(error) or 'out of memory'}") from error
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, UnidentifiedImageError):
-        return f"not a {', '.join(_FORMATS)} image"
-    return " ".join(str(error).split()) or type(error).__name__
+        found = f", only other files ({listing.count_others()}); {REMEDY}" if others else ", and no other file"
+        raise SourceError(f"{root} and the folders below it hold no {NAMES} image{found}")
+    return listing
 
 
 def _raise(error: OSError) -> None:

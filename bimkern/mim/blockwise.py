@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bimkern.mim.masking import Grid, Hiding, StageView
+from bimkern.mim.masking import Grid, Hiding, StageView, check_hidden
 from bimkern.mim.unit_masks import filled_view
 from bimkern.ops.philox import WORD, philox4x32
 from bimkern.ops.random_keep import token_priorities
@@ -37,16 +37,28 @@ class Blockwise:
     hiding: ClassVar[Hiding] = "replace"
 
     def __post_init__(self) -> None:
-        for name, value in (("ratio", self.ratio), ("min_share", self.min_share)):
-            if not 0 <= value < 1:
-                raise ValueError(f"Blockwise: {name} must be in [0, 1), got {value}")
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"Blockwise: ratio must be in (0, 1), got {self.ratio}")
+        if not 0 <= self.min_share < 1:
+            raise ValueError(f"Blockwise: min_share must be in [0, 1), got {self.min_share}")
         if not 0 < self.aspect <= 1:
             raise ValueError(f"Blockwise: aspect must be in (0, 1], got {self.aspect}")
 
     def num_hidden(self, grid: Grid) -> int:
-        return round(grid[0] * grid[1] * self.ratio)
+        """Return how many patches a mask hides, at most so many where it need not be exact.
+
+        Raises:
+            ValueError: it would hide no patch or all, or has no room for a rectangle.
+        """
+        num_tokens = grid[0] * grid[1]
+        num_hidden = round(num_tokens * self.ratio)
+        check_hidden("Blockwise: ratio", self.ratio, num_hidden, num_tokens)
+        if not self.exact and min(grid) < 2:  # a rectangle is less high and less wide than the grid
+            raise ValueError(f"Blockwise: exact must be True for {grid[0]} x {grid[1]} patches, got False")
+        return num_hidden
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
+        self.num_hidden(grid)
         return [grid[0] * grid[1]] * num_stages
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:

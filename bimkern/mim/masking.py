@@ -24,6 +24,19 @@ def num_kept(num_tokens: int, ratio: float) -> int:
     return int(num_tokens * (1 - ratio))
 
 
+def check_hidden(argument: str, ratio: float, num_hidden: int, num_tokens: int, what: str = "patches") -> None:
+    """Refuse a mask that hides nothing, of which there is no loss, or everything, which leaves no input.
+
+    Raises:
+        ValueError: num_hidden is not in [1, num_tokens - 1].
+    """
+    if not 0 < num_hidden < num_tokens:
+        raise ValueError(
+            f"{argument} must hide at least 1 and leave at least 1 of {num_tokens} {what}, "
+            f"got {ratio}, which hides {num_hidden}"
+        )
+
+
 @dataclass(frozen=True)
 class StageView:
     """What one stage sees of a batch: which tokens enter it, which its head decodes, which count in the loss."""
@@ -66,11 +79,15 @@ class Masker(Protocol):
         """Return how many patches enter every stage.
 
         Raises:
-            ValueError: such a grid or number of stages cannot be masked.
+            ValueError: such a grid or number of stages cannot be masked, or nothing or everything would be hidden.
         """
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
-        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone."""
+        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone.
+
+        Raises:
+            ValueError: as entering.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +107,8 @@ class RandomDrop:
     hiding: ClassVar[Hiding] = "drop"
 
     def __post_init__(self) -> None:
-        if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise ValueError(f"RandomDrop: ratios must be in [0, 1), got {self.ratios}")
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            raise ValueError(f"RandomDrop: ratios must be in (0, 1), got {self.ratios}")
         if list(self.ratios) != sorted(self.ratios):
             raise ValueError(f"RandomDrop: ratios must not fall, a hidden patch stays hidden, got {self.ratios}")
 
@@ -99,15 +116,15 @@ class RandomDrop:
         """Return the kept patches of every stage.
 
         Raises:
-            ValueError: the number of ratios is neither 1 nor num_stages, or a stage would keep no patch.
+            ValueError: the number of ratios is neither 1 nor num_stages, or a stage would keep no patch or all.
         """
         if len(self.ratios) not in (1, num_stages):
             raise ValueError(f"RandomDrop: ratios must hold 1 or {num_stages} values, got {len(self.ratios)}")
         num_tokens = grid[0] * grid[1]
         ratios = self.ratios * num_stages if len(self.ratios) == 1 else self.ratios
         counts = [num_kept(num_tokens, ratio) for ratio in ratios]
-        if counts[-1] < 1:
-            raise ValueError(f"RandomDrop: ratio {ratios[-1]} leaves none of {num_tokens} patches visible")
+        for ratio, count in zip(ratios, counts, strict=True):
+            check_hidden("RandomDrop: ratios", ratio, num_tokens - count, num_tokens)
         return counts
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:

@@ -221,7 +221,7 @@ def _checked(teacher: Teacher | None, method: Method) -> Teacher:
     """Make sure that there is a teacher whose patches are the student's, and that it has the blocks asked for."""
     assert method.distillation is not None
     if teacher is None:
-        raise TeacherError("this method learns from a teacher; name the file of a backbone")
+        raise TeacherError("this method learns from a teacher; name an exported backbone")
     patch, depth = method.encoder.patch, teacher.config.depth
     if teacher.config.patch != patch:
         raise TeacherError(f"the teacher's patches must be those of the student, {patch}, got {teacher.config.patch}")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bimkern.mim.masking import Grid, Hiding, StageView, num_kept
+from bimkern.mim.masking import Grid, Hiding, StageView, check_hidden, num_kept
 from bimkern.ops import keep_to_mask, random_keep
 
 
@@ -24,8 +24,8 @@ class _Units(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"{name}: ratio must be in [0, 1), got {self.ratio}")
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"{name}: ratio must be in (0, 1), got {self.ratio}")
         if self.unit < 1:
             raise ValueError(f"{name}: unit must be at least 1 patch, got {self.unit}")
 
@@ -34,24 +34,25 @@ class _Units(ABC):
         """Return how many of so many units are not hidden."""
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
-        rows, columns = self._units(grid)
-        if self.num_visible(rows * columns) < 1:
-            raise ValueError(f"{type(self).__name__}: ratio {self.ratio} leaves none of {rows * columns} units visible")
+        self._units(grid)
         return [grid[0] * grid[1]] * num_stages
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
-        rows, columns = self._units(grid)
-        keep = random_keep(draw_ids, rows * columns, self.num_visible(rows * columns), seed=seed)  # of units
+        num_units, visible = self._units(grid)
+        keep = random_keep(draw_ids, num_units, visible, seed=seed)  # of units
         if self.unit > 1:
             keep = _patches_of_units(grid, self.unit, keep.device)[keep].flatten(1).sort(dim=1).values
         return [filled_view(grid, keep)] * num_stages
 
-    def _units(self, grid: Grid) -> Grid:
+    def _units(self, grid: Grid) -> tuple[int, int]:
+        """Return how many units a grid has, and how many of them stay visible."""
+        name = type(self).__name__
         if grid[0] % self.unit or grid[1] % self.unit:
-            raise ValueError(
-                f"{type(self).__name__}: unit must divide the {grid[0]} x {grid[1]} patches, got {self.unit}"
-            )
-        return grid[0] // self.unit, grid[1] // self.unit
+            raise ValueError(f"{name}: unit must divide the {grid[0]} x {grid[1]} patches, got {self.unit}")
+        num_units = grid[0] * grid[1] // self.unit**2
+        visible = self.num_visible(num_units)
+        check_hidden(f"{name}: ratio", self.ratio, num_units - visible, num_units, "units")
+        return num_units, visible
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,13 @@ Shapes: N patches, D width.
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bimkern.models.heads import DecoderConfig
-from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.pos_embed import sincos_table
-from bimkern.models.vit import ViTConfig
 
+WEIGHTS = "model.safetensors"  # where timm and transformers look for weights in a folder
 Weights = Mapping[str, Tensor]
 _Rules = tuple[tuple[str, str], ...]
 
@@ -99,30 +96,6 @@ def to_hf(weights: Weights, grid: tuple[int, int]) -> dict[str, Tensor]:
     return {pattern.sub(lambda match: _HF_BLOCK[match[0]], name): tensor for name, tensor in renamed.items()} | {
         "vit.embeddings.position_embeddings": _positions(weights["encoder.cls_token"], grid),
         "decoder.decoder_pos_embed": _positions(weights["head.mask_token"], grid),
-    }
-
-
-def hf_config(encoder: ViTConfig, head: DecoderConfig, *, mask_ratio: float, normalize: bool) -> dict[str, Any]:
-    """Describe a network in the words of transformers' ViTMAEConfig."""
-    return {
-        "architectures": ["ViTMAEForPreTraining"],
-        "model_type": "vit_mae",
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.num_heads,
-        "intermediate_size": int(encoder.width * encoder.mlp_ratio),
-        "image_size": encoder.image_size,
-        "patch_size": encoder.patch,
-        "num_channels": encoder.channels,
-        "decoder_hidden_size": head.width,
-        "decoder_num_hidden_layers": head.depth,
-        "decoder_num_attention_heads": head.num_heads,
-        "decoder_intermediate_size": int(head.width * head.mlp_ratio),
-        "layer_norm_eps": LAYER_NORM_EPS,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "mask_ratio": mask_ratio,
-        "norm_pix_loss": normalize,
     }
 
 

@@ -76,13 +76,13 @@ class Teacher:
 
 
 def read_teacher_config(path: Path) -> ViTConfig:
-    """Read what encoder a backbone of `bimkern.export --format timm` says it holds.
+    """Read what encoder a backbone of `bimkern.export --format timm` says it holds, a folder or the file in it.
 
     Raises:
         TeacherError: the file cannot be read, or does not say it.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(_weights_file(path), framework="pt") as file:
             numbers: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"it cannot be read ({error})") from error
@@ -96,16 +96,17 @@ def read_teacher_config(path: Path) -> ViTConfig:
 
 
 def load_teacher(path: Path) -> Teacher:
-    """Read a backbone that `bimkern.export --format timm` wrote.
+    """Read a backbone that `bimkern.export --format timm` wrote, a folder or the file in it.
 
     Raises:
         TeacherError: the file cannot be read, or is no such backbone.
     """
     encoder = ViT(read_teacher_config(path))
+    weights_file = _weights_file(path)
     try:
-        with path.open("rb") as file:
+        with weights_file.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        weights = load_file(path)
+        weights = load_file(weights_file)
         encoder.load_state_dict(layouts.from_timm(weights))
         positions = weights["pos_embed"]
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
@@ -115,3 +116,7 @@ def load_teacher(path: Path) -> Teacher:
     if list(positions.shape) != shape:
         raise TeacherError(f"it is no such backbone (pos_embed must be {shape}, got {list(positions.shape)})")
     return Teacher(encoder, positions[0, encoder.num_prefix :], sha256)
+
+
+def _weights_file(path: Path) -> Path:
+    return path / layouts.WEIGHTS if path.is_dir() else path

@@ -18,7 +18,7 @@ class MaskedLoss(nn.Module):
     Same as: bimkern.ops.masked_loss, which says what each tensor may be.
 
     Example:
-        loss = MaskedLoss("l1")(pred, target, mask.float())  # [B, N, P], [B, N, P], [B, N]
+        loss = MaskedLoss("l1")(pred, target, mask)  # [B, N, P], [B, N, P], [B, N]
     """
 
     def __init__(self, kind: str = "l2") -> None:

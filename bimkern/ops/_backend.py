@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from bimkern.ops import _check as check
 from bimkern.ops._native import library as native
 
 logger = logging.getLogger("bimkern.ops")
@@ -30,7 +32,8 @@ schemas = torch.library.Library("bimkern", "DEF")
 composed: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
 
 _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
-_said: set[str] = set()  # ops whose fallback was logged
+# op -> itself, and how it is differentiated when nothing traces it
+_eager: dict[str, tuple[torch._ops.OpOverload, type[torch.autograd.Function]]] = {}
 
 
 class BackendError(RuntimeError):
@@ -123,10 +126,14 @@ def _forced_choice(op: str, device: str, forced: str, declared: str | None, miss
 
 
 def _choose(op: str, device: str) -> str:
-    """Return the backend's name; say a fallback once per op."""
+    """Return the backend's name; say a fallback once."""
+    return _chosen(op, device, os.environ.get("BIMKERN_BACKEND"))
+
+
+@functools.cache
+def _chosen(op: str, device: str, forced: str | None) -> str:
     chosen = choice(op, device)
-    if chosen.fallback and op not in _said:
-        _said.add(op)
+    if chosen.fallback:
         logger.warning("%s runs on the reference for %s: %s", op, device, chosen.reason)
     return chosen.backend
 
@@ -136,11 +143,53 @@ def _choose(op: str, device: str) -> str:
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def call(op: str, reference: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run `op` on the device of its first argument, a tensor, with the backend chosen for it."""
-    if _choose(op, args[0].device.type) == "reference":
-        return reference(*args, **kwargs)
-    return getattr(torch.ops.bimkern, op)(*args, **kwargs)
+def register_autograd(op: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+    """Register an op's gradient, as torch.library.register_autograd does.
+
+    What that makes of it serves tracing and functorch, and converts every argument several times: on small tensors that
+    takes longer than the op. `run` takes a plain autograd function of the same two functions instead.
+    """
+    torch.library.register_autograd(f"bimkern::{op}", backward, setup_context=setup_context, lib=schemas)
+    overload = getattr(torch.ops.bimkern, op).default
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = overload(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    _eager[op] = overload, type(op, (torch.autograd.Function,), functions)
+
+
+def run(op: str, *args: Any, **kwargs: Any) -> Any:
+    """Run an op's kernel, with its gradient where one is recorded."""
+    if op not in _eager or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return getattr(torch.ops.bimkern, op)(*args, **kwargs)
+    overload, function = _eager[op]
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return function.apply(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*args)
+
+
+def call(
+    op: str, reference: Callable[..., Any], *args: Any, ids: tuple[str, Tensor, int] | None = None, **kwargs: Any
+) -> Any:
+    """Run `op` on the device of its first argument, a tensor, with the backend chosen for it.
+
+    ids: (argument, keep, N), to be checked where no kernel does: on a CPU that the reference serves, and with
+        BIMKERN_DEBUG=1, which waits for the device. Code under torch.compile is not checked.
+    """
+    backend = _choose(op, args[0].device.type)
+    unchecked = backend == "reference" and args[0].is_cpu
+    if ids is not None and not torch.compiler.is_compiling() and (unchecked or _is_debugging()):
+        check.ids(op, *ids)
+    return reference(*args, **kwargs) if backend == "reference" else run(op, *args, **kwargs)
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("BIMKERN_DEBUG", "0") != "0"
 
 
 def backends() -> dict[str, dict[str, Choice]]:

@@ -1,19 +1,43 @@
 """Checks of what a caller passes to an op. Each names the op, the argument, what was expected and what came.
 
 None of them reads a tensor's values, so none can synchronise a device, and all can be traced by torch.compile. The one
-exception, `ids`, does nothing on a GPU unless BIMKERN_DEBUG=1 asks for it.
+exception is `ids`, for which _backend.call knows when.
 """
 
-import os
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from bimkern.ops import _backend
-
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MASKS = (torch.bool, *FLOATS)
+
+Result = TypeVar("Result")
+
+_passed: dict[Any, Any] = {}  # what was checked -> what the check returned
+_ROOM = 4096
+
+
+def once(check: Callable[..., Result], tensors: tuple[Tensor | None, ...], *numbers: Any) -> Result:
+    """Return check(*tensors, *numbers), remembered where all shapes, dtypes, devices and numbers are the same.
+
+    An op is called with few of them, and often: the checks would take as long as a small kernel.
+    """
+    if torch.compiler.is_compiling():
+        return check(*tensors, *numbers)
+    signature = [None if x is None else (x.shape, x.dtype, x.device, x.requires_grad) for x in tensors]
+    key = (check, *signature, *numbers)
+    try:
+        if key in _passed:
+            return _passed[key]
+    except TypeError:  # sizes that are symbols have no hash
+        return check(*tensors, *numbers)
+    result = check(*tensors, *numbers)
+    if len(_passed) >= _ROOM:
+        _passed.clear()
+    _passed[key] = result
+    return result
 
 
 def shapes(op: str, known: Mapping[str, int] | None = None, /, **tensors: tuple[Tensor | None, str]) -> dict[str, int]:
@@ -42,7 +66,6 @@ def shapes(op: str, known: Mapping[str, int] | None = None, /, **tensors: tuple[
     return sizes
 
 
-@lru_cache  # an op is called with few specs, and often: parsing them would take longer than a small kernel
 def _parsed(spec: str) -> tuple[tuple[int | str, ...], ...]:
     """Return the terms of every dimension, numbers as such."""
     return tuple(tuple(int(t) if t.isdigit() else t for t in dim.split("+")) for dim in spec.split())
@@ -107,34 +130,21 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
 
 
 def ids(op: str, name: str, keep: Tensor, num_tokens: int) -> None:
-    """Hold the ids in keep [B, K] to what the kernels take for granted: their own check, where they do not make it.
-
-    That is on a CPU if the reference serves it, and on any device with BIMKERN_DEBUG=1, which waits for the device.
-    Code under torch.compile is not checked.
+    """Hold the ids in keep [B, K] to what the kernels take, as they do themselves on a CPU.
 
     Raises:
         RuntimeError: `gather_tokens: keep must hold ids in [0, N=4), got 4 in image 1`
     """
-    if torch.compiler.is_compiling() or not (_is_debugging() or _is_reference_alone(op, keep)):
+    if type(keep) is not Tensor:  # a subclass may hold no values, as that of FakeTensorMode
         return
-    wrong = (keep < 0) | (keep >= num_tokens)
-    wrong[:, 1:] |= keep[:, 1:] <= keep[:, :-1]
+    beyond = (keep < 0) | (keep >= num_tokens)
+    ordered, places = keep.sort(dim=1, stable=True)
+    again = torch.zeros_like(beyond).scatter(1, places[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+    wrong = beyond | again
     if not wrong.any():
         return
     image, place = wrong.nonzero()[0].tolist()
     got = int(keep[image, place])
     if not 0 <= got < num_tokens:
         raise RuntimeError(f"{op}: {name} must hold ids in [0, N={num_tokens}), got {got} in image {image}")
-    raise RuntimeError(
-        f"{op}: {name} must ascend without repeats within an image, got {got} after {int(keep[image, place - 1])}"
-        f" in image {image}"
-    )
-
-
-def _is_debugging() -> bool:
-    return os.environ.get("BIMKERN_DEBUG", "0") != "0"
-
-
-def _is_reference_alone(op: str, keep: Tensor) -> bool:
-    # A subclass may hold no values, as that of FakeTensorMode.
-    return type(keep) is Tensor and keep.is_cpu and _backend.choice(op, "cpu").backend == "reference"
+    raise RuntimeError(f"{op}: {name} must not repeat an id within an image, got {got} twice in image {image}")

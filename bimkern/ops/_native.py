@@ -29,9 +29,12 @@ class NativeLibrary:
         if self.error is not None:
             return self.error
         if device == "cuda" and not self.cuda_archs:
-            return "the native library was built without CUDA (no nvcc was found, or BIMKERN_CUDA=OFF)"
+            return "the native library was built without CUDA (install it where there are a GPU and nvcc)"
         if device == "cuda" and _gpu_arch() < min(int(arch.rpartition("_")[2]) for arch in self.cuda_archs):
-            return f"the native library has kernels for {self.cuda_archs[0]} and newer, this GPU is sm_{_gpu_arch()}"
+            return (
+                f"the native library has kernels for {self.cuda_archs[0]} and newer, this GPU is sm_{_gpu_arch()} "
+                "(install it again here)"
+            )
         return None
 
 

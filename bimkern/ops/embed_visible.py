@@ -89,8 +89,9 @@ def embed_visible(
             with W contiguous. uint8 is divided by 255.
         weight: [D, C, p, p], float32 or float64, as that of a convolution with stride p.
         bias: [D], dtype of weight.
-        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them anywhere.
+        keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
+            checked. A GPU does not wait for a check: an id out of range makes NaN of its row, and it or a repeated one
+            of the image's gradients. BIMKERN_DEBUG=1 checks there too.
         pos: [N, D], dtype of weight. None adds nothing.
         prefix: [R, D], dtype of weight, the same for every image; gets no position. None: R is 0.
         mean, std: [C], dtype of weight, of pixels in [0, 1] for uint8. Pixels become (pixel - mean) / std in float32
@@ -104,13 +105,32 @@ def embed_visible(
     Raises:
         ValueError: a shape, a size or a device is off, or mean or std requires a gradient; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or repeated (on a CPU, or with BIMKERN_DEBUG=1).
 
     Same as: embed_visible_reference.
     Source: Dosovitskiy et al. 2021 (ViT), equation 1; He et al. 2022 (MAE), section 3 "MAE encoder".
     """
-    op = "embed_visible"
     dtype = weight.dtype if dtype is None else dtype
+    num_tokens = check.once(_check, (images, weight, bias, keep, pos, prefix, mean, std), dtype)
+    normal = torch.promote_types(dtype, torch.float32)
+    mean, std = (None if values is None else values.to(normal) for values in (mean, std))
+    args = images, weight, bias, keep, pos, prefix, mean, std, dtype
+    return _backend.call("embed_visible", embed_visible_reference, *args, ids=("keep", keep, num_tokens))
+
+
+def _check(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    keep: Tensor,
+    pos: Tensor | None,
+    prefix: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
+) -> int:
+    """Check what embed_visible takes and return N."""
+    op = "embed_visible"
     dims = check.shapes(op, weight=(weight, "D C p p"), images=(images, "B C H W"), keep=(keep, "B K"))
     patch, height, width = dims["p"], dims["H"], dims["W"]
     if patch < 1 or height % patch or width % patch:
@@ -136,10 +156,7 @@ def embed_visible(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and values.requires_grad:
             raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
-    check.ids(op, "keep", keep, num_tokens)
-    normal = torch.promote_types(dtype, torch.float32)
-    mean, std = (None if values is None else values.to(normal) for values in (mean, std))
-    return _backend.call(op, embed_visible_reference, images, weight, bias, keep, pos, prefix, mean, std, dtype)
+    return num_tokens
 
 
 def _forward(
@@ -211,7 +228,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_images = grad_weight = grad_bias = grad_pos = grad_prefix = None
     rows = grad[:, R:].to(ctx.dtype).flatten(0, 1)  # [B*K, D]
     if wants_weight:
-        patches = torch.ops.bimkern.visible_patches(images, keep, mean, std, patch, ctx.dtype)
+        patches = _backend.run("visible_patches", images, keep, mean, std, patch, ctx.dtype)
         with _no_autocast(images):
             product = rows.T @ patches.flatten(0, 1)  # [D, C*p*p]
         grad_weight = product.to(weight.dtype).view_as(weight)
@@ -220,7 +237,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_patches = (rows @ weight.flatten(1).to(ctx.dtype)).unflatten(0, keep.shape)
         grad_images = _lay_out(grad_patches, keep, patch, images, std)
     if wants_pos:
-        grad_pos = torch.ops.bimkern.gather_tokens_bwd_pos(grad, keep, ctx.num_tokens, R)
+        grad_pos = _backend.run("gather_tokens_bwd_pos", grad, keep, ctx.num_tokens, R)
     if wants_bias or wants_prefix:
         sums = grad.sum(0)  # [R+K, D]; whole, since sums over slices of a tensor are many times slower
         grad_bias, grad_prefix = sums[R:].sum(0), sums[:R].clone()
@@ -231,12 +248,12 @@ def _lay_out(grad_patches: Tensor, keep: Tensor, patch: int, images: Tensor, std
     """Put the gradients of normalised patches [B, K, C*p*p] where their pixels are; zero elsewhere."""
     B, C, H, W = images.shape
     rows, columns = H // patch, W // patch
-    cells = torch.ops.bimkern.gather_tokens_bwd(grad_patches, keep, rows * columns, 0)  # [B, N, C*p*p]
+    cells = _backend.run("gather_tokens_bwd", grad_patches, keep, rows * columns, 0)  # [B, N, C*p*p]
     pixels = cells.view(B, rows, columns, C, patch, patch).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W)
     return (pixels if std is None else pixels / std.view(-1, 1, 1)).to(images.dtype)
 
 
-torch.library.register_autograd("bimkern::embed_visible", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("embed_visible", _backward, setup_context=_save)
 
 
 # Backward cuts the patches again: without this the second backward pass would take them for constants.
@@ -250,6 +267,4 @@ def _backward_patches(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _lay_out(grad, keep, ctx.patch, images, std), None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "bimkern::visible_patches", _backward_patches, setup_context=_save_patches, lib=_backend.schemas
-)
+_backend.register_autograd("visible_patches", _backward_patches, setup_context=_save_patches)

@@ -17,7 +17,7 @@ _backend.schemas.define("gather_tokens_bwd_pos(Tensor grad, Tensor keep, int num
 _backend.declare("gather_tokens", kernels={"cpu": "native", "cuda": "native"})
 
 
-def gather_tokens_reference(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0) -> Tensor:
+def gather_tokens_reference(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: int = 0) -> Tensor:
     """He et al. 2022 (MAE), section 3: positions are added to all tokens, then a subset goes into the encoder."""
     prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]  # [B, R, D], [B, N, D]
     if pos is not None:
@@ -31,9 +31,10 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
 
     Args:
         tokens: [B, R+N, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
-        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
-        pos: [N, D], dtype of tokens. None adds nothing.
+        keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
+            checked. A GPU does not wait for a check: an id out of range makes NaN of its row, and it or a repeated one
+            of the image's gradients. BIMKERN_DEBUG=1 checks there too.
+        pos: [N, D], any of these dtypes; converted to that of tokens. None adds nothing.
         num_prefix: R, tokens in front that are always kept and get no position.
 
     Returns:
@@ -42,22 +43,29 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Raises:
         ValueError: a shape, a device or num_prefix is off; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or repeated (on a CPU, or with BIMKERN_DEBUG=1).
 
     Same as: gather_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; used by BIM, LocalMIM, ViTFreeze.
     """
+    num_tokens = check.once(_check, (tokens, keep, pos), num_prefix)
+    if pos is not None and pos.dtype != tokens.dtype:
+        pos = pos.to(tokens.dtype)
+    args = tokens, keep, pos, num_prefix
+    return _backend.call("gather_tokens", gather_tokens_reference, *args, ids=("keep", keep, num_tokens))
+
+
+def _check(tokens: Tensor, keep: Tensor, pos: Tensor | None, num_prefix: int) -> int:
+    """Check what gather_tokens takes and return N."""
+    op = "gather_tokens"
     if num_prefix < 0:
-        raise ValueError(f"gather_tokens: num_prefix must be at least 0, got {num_prefix}")
-    dims = check.shapes(
-        "gather_tokens", {"R": num_prefix}, tokens=(tokens, "B R+N D"), keep=(keep, "B K"), pos=(pos, "N D")
-    )
-    check.dtypes("gather_tokens", tokens=(tokens, check.FLOATS), keep=(keep, torch.int64), pos=(pos, tokens.dtype))
-    check.same_device("gather_tokens", tokens=tokens, keep=keep, pos=pos)
+        raise ValueError(f"{op}: num_prefix must be at least 0, got {num_prefix}")
+    dims = check.shapes(op, {"R": num_prefix}, tokens=(tokens, "B R+N D"), keep=(keep, "B K"), pos=(pos, "N D"))
+    check.dtypes(op, tokens=(tokens, check.FLOATS), keep=(keep, torch.int64), pos=(pos, check.FLOATS))
+    check.same_device(op, tokens=tokens, keep=keep, pos=pos)
     if dims["K"] > dims["N"]:
-        raise ValueError(f"gather_tokens: keep must hold at most N={dims['N']} ids per image, got K={dims['K']}")
-    check.ids("gather_tokens", "keep", keep, dims["N"])
-    return _backend.call("gather_tokens", gather_tokens_reference, tokens, keep, pos, num_prefix=num_prefix)
+        raise ValueError(f"{op}: keep must hold at most N={dims['N']} ids per image, got K={dims['K']}")
+    return dims["N"]
 
 
 @torch.library.register_fake("bimkern::gather_tokens", lib=_backend.schemas)
@@ -85,12 +93,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (keep,) = ctx.saved_tensors
     args = (grad, keep, ctx.num_tokens, ctx.num_prefix)
-    grad_tokens = torch.ops.bimkern.gather_tokens_bwd(*args) if ctx.needs_input_grad[0] else None
-    grad_pos = torch.ops.bimkern.gather_tokens_bwd_pos(*args) if ctx.needs_input_grad[2] else None
+    grad_tokens = _backend.run("gather_tokens_bwd", *args) if ctx.needs_input_grad[0] else None
+    grad_pos = _backend.run("gather_tokens_bwd_pos", *args) if ctx.needs_input_grad[2] else None
     return grad_tokens, None, grad_pos, None
 
 
-torch.library.register_autograd("bimkern::gather_tokens", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("gather_tokens", _backward, setup_context=_save)
 
 
 # The backward ops are linear in grad; their gradients make a second backward pass right.
@@ -101,14 +109,14 @@ def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_bwd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (keep,) = ctx.saved_tensors
-    return torch.ops.bimkern.gather_tokens(grad, keep, None, ctx.num_prefix), None, None, None
+    return _backend.run("gather_tokens", grad, keep, None, ctx.num_prefix), None, None, None
 
 
 def _backward_bwd_pos(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (keep,) = ctx.saved_tensors
     zeros = grad.new_zeros(1, 1, grad.shape[1]).expand(len(keep), ctx.num_prefix + ctx.num_tokens, -1)
-    return torch.ops.bimkern.gather_tokens(zeros, keep, grad, ctx.num_prefix), None, None, None
+    return _backend.run("gather_tokens", zeros, keep, grad, ctx.num_prefix), None, None, None
 
 
 for _name, _gradient in (("gather_tokens_bwd", _backward_bwd), ("gather_tokens_bwd_pos", _backward_bwd_pos)):
-    torch.library.register_autograd(f"bimkern::{_name}", _gradient, setup_context=_save_bwd, lib=_backend.schemas)
+    _backend.register_autograd(_name, _gradient, setup_context=_save_bwd)

@@ -46,14 +46,15 @@ def masked_loss(
     Args:
         pred: [B, N, P], float32, float16, bfloat16 or float64; any strides, fastest with P contiguous.
         target: [B, N, P], float32, float16, bfloat16 or float64. A constant: it must not require a gradient.
-        weight: [B, N], float32, or float64 where target is; in [0, 1], 1 where hidden. The arithmetic is done in its
-            dtype. It must not require a gradient.
+        weight: [B, N], bool or one of these dtypes; in [0, 1], 1 where hidden. The arithmetic is done in float32, or
+            float64 where target is. It must not require a gradient.
         kind: "l2" (squared error) or "l1" (absolute error).
         denominator: scalar tensor on the device of pred, or a number; by default sum(weight). Slices, micro-batches and
             ranks pass that of the whole batch, so that their losses and gradients add up to those of the whole.
 
     Returns:
-        Scalar, dtype of weight. Differentiable in pred. Zero, with zero gradients, where the denominator is zero.
+        Scalar, dtype of the arithmetic. Differentiable in pred. Zero, with zero gradients, where the denominator is
+        zero.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or number is off, or something else than pred requires a
@@ -63,16 +64,21 @@ def masked_loss(
     Source: He et al. 2022 (MAE), section 3; Xie et al. 2022 (SimMIM), section 3.4 for l1.
     """
     op = "masked_loss"
+    check.once(_check, (pred, target, weight))
+    check_kind(op, kind)
+    weight = weight.to(torch.promote_types(target.dtype, torch.float32))
+    divisor = as_denominator(op, denominator, weight)
+    return _backend.call(op, masked_loss_reference, pred, target, weight, divisor, kind == "l1")
+
+
+def _check(pred: Tensor, target: Tensor, weight: Tensor) -> None:
+    op = "masked_loss"
     dims = check.shapes(op, pred=(pred, "B N P"), target=(target, "B N P"), weight=(weight, "B N"))
     if dims["P"] == 0:
         raise ValueError(f"{op}: pred must hold at least one value a token, got {list(pred.shape)}")
-    wide = torch.promote_types(target.dtype, torch.float32)
-    check.dtypes(op, pred=(pred, check.FLOATS), target=(target, check.FLOATS), weight=(weight, wide))
+    check.dtypes(op, pred=(pred, check.FLOATS), target=(target, check.FLOATS), weight=(weight, check.MASKS))
     check.same_device(op, pred=pred, target=target, weight=weight)
     check_constants(op, target=target, weight=weight)
-    check_kind(op, kind)
-    divisor = as_denominator(op, denominator, weight)
-    return _backend.call(op, masked_loss_reference, pred, target, weight, divisor, kind == "l1")
 
 
 def check_kind(op: str, kind: str) -> None:
@@ -122,10 +128,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.bimkern.masked_loss_bwd(grad, *ctx.saved_tensors, ctx.absolute), None, None, None, None
+    return _backend.run("masked_loss_bwd", grad, *ctx.saved_tensors, ctx.absolute), None, None, None, None
 
 
-torch.library.register_autograd("bimkern::masked_loss", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("masked_loss", _backward, setup_context=_save)
 
 
 def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -134,7 +140,7 @@ def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad_grad = grad_pred = None
     if wants_grad:
         ones = torch.ones_like(grad)
-        slopes = torch.ops.bimkern.masked_loss_bwd(ones, pred, target, weight, denominator, ctx.absolute)
+        slopes = _backend.run("masked_loss_bwd", ones, pred, target, weight, denominator, ctx.absolute)
         grad_grad = dot(cotangent, slopes, grad.dtype)
     if wants_pred:
         grad_pred = curvature(grad, cotangent, weight, denominator, ctx.absolute)
@@ -150,7 +156,7 @@ def curvature(grad: Tensor, cotangent: Tensor, weight: Tensor, denominator: Tens
     zeros = torch.zeros_like(cotangent)
     if absolute:
         return zeros
-    return torch.ops.bimkern.masked_loss_bwd(grad, cotangent, zeros, weight, denominator, absolute)
+    return _backend.run("masked_loss_bwd", grad, cotangent, zeros, weight, denominator, absolute)
 
 
-torch.library.register_autograd("bimkern::masked_loss_bwd", _backward_bwd, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("masked_loss_bwd", _backward_bwd, setup_context=_save)

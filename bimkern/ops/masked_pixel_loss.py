@@ -59,18 +59,19 @@ def masked_pixel_loss(
         pred: [B, N, P], float32, float16, bfloat16 or float64; patches in raster order, values (row, column, channel).
         images: [B, C, H, W], uint8, float32, float16, bfloat16 or float64, H and W multiples of patch; any strides.
             uint8 is divided by 255. A constant: no gradient flows to them.
-        weight: [B, N], float32 or float64 (which it is where images are), in [0, 1], 1 where hidden. The arithmetic is
-            done in its dtype. It must not require a gradient.
+        weight: [B, N], bool, float32, float16, bfloat16 or float64, in [0, 1], 1 where hidden. The arithmetic is
+            done in float32, or float64 where weight or images are. It must not require a gradient.
         kind: "l2" (squared error) or "l1" (absolute error).
         patch: side in pixels.
         normalize: bring every patch to zero mean and unit variance, as pixel_targets does.
-        mean, std: [C], dtype of weight, of pixels in [0, 1] for uint8; before all else pixels become
-            (pixel - mean) / std. None stands for 0 and 1. So what is predicted are the pixels of normalised images,
-            which need not be made.
+        mean, std: [C], float32, or float64 where the arithmetic is, of pixels in [0, 1] for uint8; before all else
+            pixels become (pixel - mean) / std. None stands for 0 and 1. So what is predicted are the pixels of
+            normalised images, which need not be made.
         denominator: as for masked_loss.
 
     Returns:
-        Scalar, dtype of weight. Differentiable in pred. Zero, with zero gradients, where the denominator is zero.
+        Scalar, dtype of the arithmetic. Differentiable in pred. Zero, with zero gradients, where the denominator is
+        zero.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or number is off, or weight or the denominator requires a
@@ -80,20 +81,35 @@ def masked_pixel_loss(
     Source: He et al. 2022 (MAE), section 3 "reconstruction target"; Xie et al. 2022 (SimMIM), section 3.4 for l1.
     """
     op = "masked_pixel_loss"
+    wide = check.once(_check, (pred, images, weight, mean, std), patch, normalize)
+    check_kind(op, kind)
+    weight = weight.to(wide)
+    divisor = as_denominator(op, denominator, weight)
+    statistics = as_statistics(mean, std, wide)
+    args = pred, images.detach(), weight, divisor, *statistics, patch, normalize, kind == "l1"
+    return _backend.call(op, masked_pixel_loss_reference, *args)
+
+
+def _check(
+    pred: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch: int,
+    normalize: bool,
+) -> torch.dtype:
+    """Check what masked_pixel_loss takes and return the dtype of its arithmetic."""
+    op = "masked_pixel_loss"
     B, N, P = check_images(op, images, patch, normalize, mean, std)
     check.shapes(op, {"B": B, "N": N, "P": P}, pred=(pred, "B N P"), weight=(weight, "B N"))
     if P == 0:
         raise ValueError(f"{op}: images must have at least one channel, got {list(images.shape)}")
-    wide = torch.float64 if images.dtype == torch.float64 else (torch.float32, torch.float64)
-    check.dtypes(op, pred=(pred, check.FLOATS), weight=(weight, wide))
-    check.dtypes(op, mean=(mean, weight.dtype), std=(std, weight.dtype))
+    wide = torch.float64 if torch.float64 in (images.dtype, weight.dtype) else torch.float32
+    check.dtypes(op, pred=(pred, check.FLOATS), weight=(weight, check.MASKS), mean=(mean, wide), std=(std, wide))
     check.same_device(op, pred=pred, images=images, weight=weight)
     check_constants(op, weight=weight)
-    check_kind(op, kind)
-    divisor = as_denominator(op, denominator, weight)
-    statistics = as_statistics(mean, std, weight.dtype)
-    args = pred, images.detach(), weight, divisor, *statistics, patch, normalize, kind == "l1"
-    return _backend.call(op, masked_pixel_loss_reference, *args)
+    return wide
 
 
 @torch.library.register_fake("bimkern::masked_pixel_loss", lib=_backend.schemas)
@@ -113,10 +129,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     options = ctx.patch, ctx.normalize, ctx.absolute
-    return torch.ops.bimkern.masked_pixel_loss_bwd(grad, *ctx.saved_tensors, *options), *[None] * 8
+    return _backend.run("masked_pixel_loss_bwd", grad, *ctx.saved_tensors, *options), *[None] * 8
 
 
-torch.library.register_autograd("bimkern::masked_pixel_loss", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("masked_pixel_loss", _backward, setup_context=_save)
 
 
 def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,13 +142,11 @@ def _backward_bwd(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad_grad = grad_pred = None
     if wants_grad:
         options = ctx.patch, ctx.normalize, ctx.absolute
-        slopes = torch.ops.bimkern.masked_pixel_loss_bwd(torch.ones_like(grad), *tensors, *options)
+        slopes = _backend.run("masked_pixel_loss_bwd", torch.ones_like(grad), *tensors, *options)
         grad_grad = dot(cotangent, slopes, grad.dtype)
     if wants_pred:
         grad_pred = curvature(grad, cotangent, weight, denominator, ctx.absolute)
     return grad_grad, grad_pred, *[None] * 8
 
 
-torch.library.register_autograd(
-    "bimkern::masked_pixel_loss_bwd", _backward_bwd, setup_context=_save, lib=_backend.schemas
-)
+_backend.register_autograd("masked_pixel_loss_bwd", _backward_bwd, setup_context=_save)

@@ -89,14 +89,14 @@ def match_loss_reference(
     scale: float,
     rows: int,
     columns: int,
-    kind: str,
+    absolute: bool,
     denominator: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     pred = match_predict_reference(features, layers, scale, rows, columns, dtype)
     average, repeat = (2, 1) if scale < 1 else (1, int(scale))
     weight = scale_mask_reference(mask, rows, columns, average, repeat)
-    return masked_loss_reference(pred, target, weight, denominator, kind == "l1")
+    return masked_loss_reference(pred, target, weight, denominator, absolute)
 
 
 def match_predict(
@@ -154,7 +154,7 @@ def match_loss(
         features, layers, scale, grid, dtype: as of match_predict.
         target: [B, M, P], float32 (float64 where dtype is), in which the error is computed; any strides. Gets no
             gradient, and must not require one.
-        mask: [B, N], dtype of target, 1 where hidden. Gets no gradient, and must not require one.
+        mask: [B, N], bool or one of these dtypes, 1 where hidden. Gets no gradient, and must not require one.
         kind: "l2" (squared error) or "l1" (absolute error).
         denominator: scalar tensor on the device of features, or a number; by default the sum of all weights. Slices,
             micro-batches and ranks pass that of the whole batch, so that their losses and gradients add up to those of
@@ -181,16 +181,16 @@ def match_loss(
     if dims["P"] == 0:
         raise ValueError(f"{op}: target must hold at least one value a cell, got {list(target.shape)}")
     wide = torch.promote_types(dtype, torch.float32)
-    check.dtypes(op, target=(target, wide), mask=(mask, wide))
+    check.dtypes(op, target=(target, wide), mask=(mask, check.MASKS))
     check.same_device(op, features=features, target=target, mask=mask)
     check_constants(op, target=target, mask=mask)
     check_kind(op, kind)
+    mask = mask.to(wide)
     divisor = as_denominator(op, denominator, mask, like="features")
     if denominator is None:
         divisor = divisor * scale**2
-    return _backend.call(
-        op, match_loss_reference, features, layers, target, mask, float(scale), rows, columns, kind, divisor, dtype
-    )
+    of_cells = target, mask, float(scale), rows, columns, kind == "l1", divisor, dtype
+    return _backend.call(op, match_loss_reference, features, layers, *of_cells)
 
 
 def _check_layers(op: str, features: Tensor, layers: MatchLayers, scale: float, dtype: torch.dtype) -> dict[str, int]:

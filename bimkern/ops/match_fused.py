@@ -32,7 +32,7 @@ _KEEPS_GRAPH = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 
 _backend.schemas.define(
     "match_loss(Tensor features, Tensor?[] layers, Tensor target, Tensor mask, float scale, int rows, int columns,"
-    " str kind, Tensor denominator, ScalarType dtype) -> Tensor"
+    " bool absolute, Tensor denominator, ScalarType dtype) -> Tensor"
 )
 _backend.schemas.define(
     "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
@@ -76,7 +76,7 @@ def _pool(features: Tensor, mask: Tensor, rows: int, columns: int, dtype: torch.
     squares = features.unflatten(1, (rows // 2, 2, columns // 2, 2)).to(torch.promote_types(dtype, torch.float32))
     first, second = squares[:, :, 0], squares[:, :, 1]  # sums of slices: torch's mean is 14 times as slow here
     mean = (first[:, :, :, 0] + first[:, :, :, 1] + second[:, :, :, 0] + second[:, :, :, 1]) * 0.25
-    mask = torch.ops.bimkern.scale_mask(mask, rows, columns, 2, 1)
+    mask = _backend.run("scale_mask", mask, rows, columns, 2, 1)
     # What does not count is not read: it may be NaN.
     return mean.flatten(1, 2).to(dtype).masked_fill((mask == 0).unsqueeze(-1), 0), mask
 
@@ -89,7 +89,7 @@ def _loss(
     scale: float,
     rows: int,
     columns: int,
-    kind: str,
+    absolute: bool,
     denominator: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -109,10 +109,10 @@ def _loss(
         weight, bias = _fold(last, last_bias, pred_weight.flatten(1), pred_bias)
         learned = (features, up, up_bias, norm_weight, norm_bias, weight, bias)
         with_grads = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
-        side, absolute = int(max(scale, 1)), kind == "l1"
+        side = int(max(scale, 1))
         # Of squares of tokens nearly all are hidden, and how many depends on luck: products of all have one shape.
-        total = torch.ops.bimkern.match_total(
-            *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, scale < 1, with_grads
+        total = _backend.run(
+            "match_total", *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, scale < 1, with_grads
         )[0]
     return total / torch.where(denominator == 0, torch.inf, denominator)
 
@@ -299,4 +299,4 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
     return grad_features, *first, *grads[4:], *[None] * 10
 
 
-torch.library.register_autograd("bimkern::match_total", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("match_total", _backward, setup_context=_save)

@@ -12,15 +12,15 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.philox import WORD, philox4x32
 
-_backend.schemas.define("random_keep(Tensor sample_ids, int num_tokens, int num_keep, int seed) -> Tensor")
-_backend.schemas.define(
-    "random_keep.parent(Tensor sample_ids, int num_tokens, int num_keep, int seed, Tensor parent) -> (Tensor, Tensor)"
-)
+# A symbolic step: torch.compile would otherwise compile a loop anew at every step.
+_ARGUMENTS = "Tensor sample_ids, int num_tokens, int num_keep, int seed"
+_backend.schemas.define(f"random_keep({_ARGUMENTS}, SymInt step=0) -> Tensor")
+_backend.schemas.define(f"random_keep.parent({_ARGUMENTS}, Tensor parent, SymInt step=0) -> (Tensor, Tensor)")
 _backend.declare("random_keep", kernels={"cpu": "native", "cuda": "native"})
 
 MAX_TOKENS = 2**31 - 1
 
-_STREAM = 0  # second counter word; the loader's streams (data/augment.py) use others
+_STREAM, _STEP_STREAM = 0, 6  # second counter words; the loader (data/augment.py) and mim/blockwise.py use others
 
 
 def token_priorities(sample_ids: Tensor, num_tokens: int, seed: int) -> Tensor:
@@ -32,10 +32,16 @@ def token_priorities(sample_ids: Tensor, num_tokens: int, seed: int) -> Tensor:
     return torch.stack(words, dim=-1).flatten(1)[:, :num_tokens]  # [B, N]
 
 
+def _step_key(seed: int, step: int) -> int:
+    """Return the 64 bits that a step draws by: the seed at step 0, two words drawn from it at others."""
+    low, high, _, _ = philox4x32(step & WORD, _STEP_STREAM, (step >> 32) & WORD, 0, seed)
+    return low | high << 32 if step else seed
+
+
 def random_keep_reference(
-    sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, parent: Tensor | None = None
+    sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, parent: Tensor | None = None, step: int = 0
 ) -> Tensor | tuple[Tensor, Tensor]:
-    priorities = token_priorities(sample_ids, num_tokens, seed)
+    priorities = token_priorities(sample_ids, num_tokens, _step_key(seed, step))
     if parent is not None:
         priorities = priorities.gather(1, parent)  # [B, P]
     # Stable, so that equal words (one pair in 2**32) are ordered by place on every device.
@@ -44,37 +50,42 @@ def random_keep_reference(
 
 
 @overload
-def random_keep(sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, parent: None = None) -> Tensor: ...
+def random_keep(
+    sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, step: int = 0, parent: None = None
+) -> Tensor: ...
 
 
 @overload
 def random_keep(
-    sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, parent: Tensor
+    sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, step: int = 0, parent: Tensor
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def random_keep(
-    sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, parent: Tensor | None = None
+    sample_ids: Tensor, num_tokens: int, num_keep: int, *, seed: int, step: int = 0, parent: Tensor | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draw the tokens that stay visible, a uniform subset of exactly num_keep for every sample.
 
-    The draw is a function of (seed, sample id) alone: the same on every device, for every batch split, world size and
-    after a resume. With one seed a smaller draw lies inside a larger one, which is what a growing mask needs.
+    The draw is a function of (seed, step, sample id) alone: the same on every device, for every batch split, world size
+    and after a resume. With one seed and step a smaller draw lies inside a larger one, as a growing mask needs it.
 
     Args:
-        sample_ids: [B], int64. Anything that names a sample (and its epoch) uniquely.
+        sample_ids: [B], int64. Anything that names a sample uniquely.
         num_tokens: N, below 2**31.
         num_keep: K, 0 <= K <= N, or <= P with a parent.
         seed: 64 bits, with or without a sign; more are cut off.
-        parent: [B, P], int64, a keep to draw inside of. Its ids are checked on the CPU only, since a check on the GPU
-            would make it wait; BIMKERN_DEBUG=1 checks them everywhere.
+        step: of the training loop, or its epoch, 0 <= step < 2**63: each draws other masks. May stay 0 where the sample
+            ids name the epoch too.
+        parent: [B, P], int64, a keep to draw inside of, in any order. A CPU checks its ids; on a GPU those out of range
+            are drawn like others, and BIMKERN_DEBUG=1 checks them.
 
     Returns:
-        keep [B, K], int64, ascending. With a parent also within [B, K], the places of keep inside parent.
+        keep [B, K], int64, ascending, or in the order of parent. With a parent also within [B, K], ascending, the
+        places of keep inside parent.
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.
-        RuntimeError: an id in parent is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
+        RuntimeError: an id in parent is out of range or repeated (on a CPU, or with BIMKERN_DEBUG=1).
 
     Same as: random_keep_reference.
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
@@ -90,11 +101,12 @@ def random_keep(
     letter, available = ("num_tokens", num_tokens) if parent is None else ("P", dims["P"])
     if not 0 <= num_keep <= available:
         raise ValueError(f"{op}: num_keep must be in [0, {letter}={available}], got {num_keep}")
+    if not 0 <= step < 2**63:
+        raise ValueError(f"{op}: step must be in [0, 2**63), got {step}")
     args = (sample_ids, num_tokens, num_keep, _signed(seed))
     if parent is None:
-        return _backend.call(op, random_keep_reference, *args)
-    check.ids(op, "parent", parent, num_tokens)
-    return _backend.call(op, random_keep_reference, *args, parent)
+        return _backend.call(op, random_keep_reference, *args, step=step)
+    return _backend.call(op, random_keep_reference, *args, parent, step=step, ids=("parent", parent, num_tokens))
 
 
 def _signed(seed: int) -> int:
@@ -103,11 +115,13 @@ def _signed(seed: int) -> int:
 
 
 @torch.library.register_fake("bimkern::random_keep", lib=_backend.schemas)
-def _(sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int) -> Tensor:
+def _(sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, step: int = 0) -> Tensor:
     return sample_ids.new_empty(sample_ids.shape[0], num_keep)
 
 
 @torch.library.register_fake("bimkern::random_keep.parent", lib=_backend.schemas)
-def _(sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, parent: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    sample_ids: Tensor, num_tokens: int, num_keep: int, seed: int, parent: Tensor, step: int = 0
+) -> tuple[Tensor, Tensor]:
     shape = (sample_ids.shape[0], num_keep)
     return sample_ids.new_empty(shape), sample_ids.new_empty(shape)

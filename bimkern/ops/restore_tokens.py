@@ -25,8 +25,7 @@ def restore_tokens_reference(
     visible: Tensor,
     keep: Tensor,
     mask_token: Tensor,
-    pos: Tensor | None = None,
-    *,
+    pos: Tensor | None,
     num_tokens: int,
     num_prefix: int = 0,
 ) -> Tensor:
@@ -50,10 +49,12 @@ def restore_tokens(
 
     Args:
         visible: [B, R+K, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
-        keep: [B, K], int64 ids in [0, N), ascending and without repeats within an image; 0 <= K <= N. The values are
-            checked on the CPU only, since a check on the GPU would make it wait; BIMKERN_DEBUG=1 checks them on both.
-        mask_token: [D], dtype of visible.
-        pos: [N, D], dtype of visible. None adds nothing.
+        keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
+            checked. A GPU does not wait for a check: an id out of range makes NaN of its image, a repeated one of its
+            token, and both of the image's gradients. BIMKERN_DEBUG=1 checks there too. MAE's ids_restore
+            [B, N] holds keep as ids_restore.argsort(dim=1)[:, :K].
+        mask_token: [D] or [1, 1, D], any of these dtypes; converted to that of visible.
+        pos: [N, D], likewise. None adds nothing.
         num_tokens: N.
         num_prefix: R, tokens in front of the visible ones, which get no position.
 
@@ -63,29 +64,39 @@ def restore_tokens(
     Raises:
         ValueError: a shape, a count or a device is off; the message names it.
         TypeError: a dtype is off.
-        RuntimeError: an id is out of range or out of order (on the CPU, or BIMKERN_DEBUG=1).
+        RuntimeError: an id is out of range or repeated (on a CPU, or with BIMKERN_DEBUG=1).
 
     Same as: restore_tokens_reference.
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; appended mask tokens, un-shuffled.
     """
+    check.once(_check, (visible, keep, mask_token, pos), num_tokens, num_prefix)
+    dtype = visible.dtype
+    if mask_token.ndim == 3:
+        mask_token = mask_token.flatten()
+    if mask_token.dtype != dtype:
+        mask_token = mask_token.to(dtype)
+    if pos is not None and pos.dtype != dtype:
+        pos = pos.to(dtype)
+    args = visible, keep, mask_token, pos, num_tokens, num_prefix
+    return _backend.call("restore_tokens", restore_tokens_reference, *args, ids=("keep", keep, num_tokens))
+
+
+def _check(
+    visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor | None, num_tokens: int, num_prefix: int
+) -> None:
     op = "restore_tokens"
     if num_prefix < 0 or num_tokens < 0:
         raise ValueError(f"{op}: num_tokens and num_prefix must be at least 0, got {num_tokens} and {num_prefix}")
     known = {"N": num_tokens, "R": num_prefix}
+    of_mask = "1 1 D" if mask_token.ndim == 3 else "D"
     dims = check.shapes(
-        op, known, keep=(keep, "B K"), visible=(visible, "B R+K D"), mask_token=(mask_token, "D"), pos=(pos, "N D")
+        op, known, keep=(keep, "B K"), visible=(visible, "B R+K D"), mask_token=(mask_token, of_mask), pos=(pos, "N D")
     )
     if dims["K"] > num_tokens:
-        raise ValueError(f"{op}: keep must hold at most N={num_tokens} tokens, got K={dims['K']}")
-    dtype = visible.dtype
-    check.dtypes(
-        op, visible=(visible, check.FLOATS), keep=(keep, torch.int64), mask_token=(mask_token, dtype), pos=(pos, dtype)
-    )
+        raise ValueError(f"{op}: keep must hold at most N={num_tokens} ids per image, got K={dims['K']}")
+    floats = {name: (x, check.FLOATS) for name, x in (("visible", visible), ("mask_token", mask_token), ("pos", pos))}
+    check.dtypes(op, keep=(keep, torch.int64), **floats)
     check.same_device(op, visible=visible, keep=keep, mask_token=mask_token, pos=pos)
-    check.ids(op, "keep", keep, num_tokens)
-    return _backend.call(
-        op, restore_tokens_reference, visible, keep, mask_token, pos, num_tokens=num_tokens, num_prefix=num_prefix
-    )
 
 
 @torch.library.register_fake("bimkern::restore_tokens", lib=_backend.schemas)
@@ -115,11 +126,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (keep,) = ctx.saved_tensors
     with_pos = ctx.needs_input_grad[3]
     # One op for all three: they are sums over, and a selection of, the same rows, which are read once.
-    visible, mask_token, pos = torch.ops.bimkern.restore_tokens_bwd(grad, keep, ctx.num_prefix, with_pos)
+    visible, mask_token, pos = _backend.run("restore_tokens_bwd", grad, keep, ctx.num_prefix, with_pos)
     return visible, None, mask_token, pos if with_pos else None, None, None
 
 
-torch.library.register_autograd("bimkern::restore_tokens", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("restore_tokens", _backward, setup_context=_save)
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -132,9 +143,7 @@ def _backward_bwd(ctx: Any, visible: Tensor, mask_token: Tensor, pos: Tensor) ->
     (keep,) = ctx.saved_tensors
     # The transpose of a linear op's transpose: the op itself.
     args = (visible, keep, mask_token, pos if ctx.with_pos else None, ctx.num_tokens, ctx.num_prefix)
-    return torch.ops.bimkern.restore_tokens(*args), None, None, None
+    return _backend.run("restore_tokens", *args), None, None, None
 
 
-torch.library.register_autograd(
-    "bimkern::restore_tokens_bwd", _backward_bwd, setup_context=_save_bwd, lib=_backend.schemas
-)
+_backend.register_autograd("restore_tokens_bwd", _backward_bwd, setup_context=_save_bwd)

@@ -29,12 +29,12 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
     At a coarser scale the values are weights in [0, 1], the share of a cell that is hidden, with no threshold.
 
     Args:
-        mask: [B, N], float32, float16, bfloat16 or float64, tokens in raster order; any strides.
+        mask: [B, N], float32, float16, bfloat16, float64 or bool, tokens in raster order; any strides.
         factor: 1, 2, 3, ... or 1/2, 1/3, ...
         grid: (rows, columns) of the mask; by default N is a square.
 
     Returns:
-        [B, M], dtype of mask, tokens in raster order; M = N * factor**2. Differentiable.
+        [B, M], dtype of mask, float32 of bool, tokens in raster order; M = N * factor**2. Differentiable.
 
     Raises:
         ValueError: factor, grid or a shape is off; the message names it.
@@ -45,7 +45,9 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
     """
     op = "scale_mask"
     dims = check.shapes(op, mask=(mask, "B N"))
-    check.dtypes(op, mask=(mask, check.FLOATS))
+    check.dtypes(op, mask=(mask, check.MASKS))
+    if mask.dtype == torch.bool:
+        mask = mask.float()
     rows, columns = _grid(dims["N"]) if grid is None else grid
     if rows < 0 or columns < 0 or rows * columns != dims["N"]:
         raise ValueError(f"{op}: grid must be (rows, columns) of the N={dims['N']} tokens, got ({rows}, {columns})")
@@ -87,8 +89,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Transposed, a mean is a repetition of shares, and a repetition a sum.
-    mean = torch.ops.bimkern.scale_mask(grad, *ctx.grid, ctx.repeat, ctx.average)
+    mean = _backend.run("scale_mask", grad, *ctx.grid, ctx.repeat, ctx.average)
     return mean * (ctx.repeat / ctx.average) ** 2, None, None, None, None
 
 
-torch.library.register_autograd("bimkern::scale_mask", _backward, setup_context=_save, lib=_backend.schemas)
+_backend.register_autograd("scale_mask", _backward, setup_context=_save)

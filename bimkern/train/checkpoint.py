@@ -80,8 +80,8 @@ def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) 
     state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
     durable.write_text(folder / _STATE, state)
     sums = {
-        _MODEL: tensor_file.write(folder / _MODEL, checkpoint.model, between),
-        _OPTIMIZER: tensor_file.write(folder / _OPTIMIZER, checkpoint.optimizer, between),
+        _MODEL: tensor_file.write(folder / _MODEL, checkpoint.model, between=between),
+        _OPTIMIZER: tensor_file.write(folder / _OPTIMIZER, checkpoint.optimizer, between=between),
         _STATE: hashlib.sha256(state.encode()).hexdigest(),
     }
     durable.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Schedule
@@ -39,7 +40,7 @@ class RunConfig:
     """The options of a run. Everything else belongs to the recipe."""
 
     data: Path | None = None
-    """Folder of JPEG, PNG or WebP images, with or without class folders. Default: photographs from installed wheels."""
+    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: the demo's."""
     out: Path | None = None
     """Run folder; the same command again resumes what is in it. Default: runs/RECIPE."""
     epochs: float = 1.0
@@ -55,7 +56,7 @@ class RunConfig:
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
-    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same file, anywhere."""
+    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same one, anywhere."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
     precision: Precision = "fp32"
@@ -72,6 +73,8 @@ class RunConfig:
     """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
     max_bad_ratio: float = 0.1
     """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of the largest image that is read; a small file may unpack to more than the memory holds."""
     deterministic: bool = False
     """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
     compile: bool = False
@@ -86,7 +89,7 @@ class RunConfig:
     """Print the resolved config, parameters, steps and learning rate, and stop."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch", "slices", "steps", "log_every", "save_every"):
+        for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -51,7 +51,7 @@ class Divergence:
         tensors = {name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}
         with Outage(str(path)).tolerated():
             try:
-                tensor_file.write(path, tensors, lambda: None)
+                tensor_file.write(path, tensors)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise

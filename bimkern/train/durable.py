@@ -1,6 +1,8 @@
-"""Onto the disk: what a power cut must not take back."""
+"""Files that are whole or absent, and on the disk before they are relied on, so that a power cut takes nothing back."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -11,6 +13,18 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes path at the end: no reader sees half a file."""
+    scratch = path.with_name(f".{path.name}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,24 +5,24 @@ A backbone of depth K is the first K blocks of the encoder. Every file says in i
 
 import io
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bimkern.mim.masking import RandomDrop
-from bimkern.mim.model import Method
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, Method
 from bimkern.mim.targets import PixelTarget
-from bimkern.models import layouts
+from bimkern.models import descriptions, layouts
+from bimkern.models.descriptions import Preprocessing
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.train import checkpoint as checkpoints
+from bimkern.train import durable, tensor_file
 from bimkern.train.checkpoint import CheckpointError
 from bimkern.train.config import Config, ConfigError, refuse_other
 from bimkern.train.run_folder import RunFolder
@@ -43,14 +43,33 @@ class Trained:
     def encoder(self, depth: int) -> ViTConfig:
         return replace(self.config.method.encoder, depth=depth)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images went through in training, but for the random crops and flips."""
+        return Preprocessing(
+            image_size=self.config.method.encoder.image_size,
+            interpolation=self.config.augment.interpolation,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+
     def metadata(self, depth: int) -> dict[str, str]:
-        """Say what an exported file holds, so that a loader can refuse what merely has the right shapes."""
-        encoder = self.encoder(depth)
+        """Say what an exported file holds, so that a loader can refuse what merely has the right shapes.
+
+        Returns:
+            Numbers of the encoder and of its images, as text; mean and std are JSON lists.
+        """
+        encoder, images = self.encoder(depth), self.preprocessing
+        sizes = ("depth", "width", "num_heads", "mlp_ratio", "patch", "image_size", "channels")
         return {
             "format": "pt",  # readers of safetensors look here for the framework that wrote the tensors
             "recipe": self.config.recipe,
             "step": str(self.step),
-            **{name: str(getattr(encoder, name)) for name in ("depth", "width", "num_heads", "patch", "image_size")},
+            **{name: str(getattr(encoder, name)) for name in sizes},
+            "interpolation": images.interpolation,
+            "mean": json.dumps(images.mean),
+            "std": json.dumps(images.std),
+            "global_pool": descriptions.POOLING,
         }
 
 
@@ -85,13 +104,18 @@ def read_trained(path: Path) -> tuple[RunFolder, Trained]:
 def write_backbones(folder: Path, trained: Trained) -> None:
     """Write a backbone for every depth, as write_timm does."""
     for depth in depths(trained.config.method):
-        write_timm(folder / f"backbone-depth{depth:02d}.safetensors", trained, depth)
+        write_timm(folder / f"backbone-depth{depth:02d}", trained, depth)
 
 
 def write_timm(path: Path, trained: Trained, depth: int) -> None:
-    """Write a safetensors file for timm's VisionTransformer: the encoder and its last norm, without a classifier."""
+    """Write a folder for timm.create_model("local-dir:..."): the encoder and its last norm, without a classifier.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     weights = layouts.to_timm(trained.cut(depth), trained.config.method.encoder.grid)
-    _save(path, weights, trained.metadata(depth))
+    _save(path / layouts.WEIGHTS, weights, trained.metadata(depth))
+    _write_json(path / "config.json", descriptions.timm_config(trained.encoder(depth), trained.preprocessing))
 
 
 def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
@@ -117,10 +141,10 @@ def write_hf(path: Path, trained: Trained, depth: int) -> None:
     method = trained.config.method
     masker, head, target = _mae_pieces(trained, depth)
     ratio = masker.ratios[min(depths(method).index(depth), len(masker.ratios) - 1)]
-    config = layouts.hf_config(trained.encoder(depth), head, mask_ratio=ratio, normalize=target.normalize)
-    _save(path / "model.safetensors", layouts.to_hf(trained.cut(depth), method.encoder.grid), trained.metadata(depth))
-    with _whole(path / "config.json") as scratch:
-        scratch.write_text(json.dumps(config, indent=2) + "\n")
+    config = descriptions.hf_config(trained.encoder(depth), head, mask_ratio=ratio, normalize=target.normalize)
+    _save(path / layouts.WEIGHTS, layouts.to_hf(trained.cut(depth), method.encoder.grid), trained.metadata(depth))
+    _write_json(path / "config.json", config)
+    _write_json(path / "preprocessor_config.json", descriptions.hf_preprocessor(trained.preprocessing))
 
 
 def _mae_pieces(trained: Trained, depth: int) -> tuple[RandomDrop, DecoderConfig, PixelTarget]:
@@ -149,19 +173,24 @@ def _mae_pieces(trained: Trained, depth: int) -> tuple[RandomDrop, DecoderConfig
 
 def _save(path: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
     with _whole(path) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, scratch, metadata)
+        tensor_file.write(scratch, weights, metadata=metadata)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with _whole(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes path at the end: no reader sees half a file."""
-    scratch = path.with_name(f".{path.name}")
+    """Give a temporary path to write to, as durable.replaced does, in a folder that is made if need be.
+
+    Raises:
+        ConfigError: path cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
+        with durable.replaced(path) as scratch:
+            yield scratch
+    except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error})") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)

@@ -4,8 +4,7 @@ Whatever draws takes numbers on the host alone, so that it may run in the backgr
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -22,6 +21,7 @@ from bimkern.arena import Plan, draw_sawtooth
 from bimkern.mim.model import MIM
 from bimkern.mim.readers import Reader
 from bimkern.mim.reconstruct import StageReconstruction, masked, reconstruct, stage_name
+from bimkern.train import durable
 
 _GAP = 0.05  # around a picture, of its side
 _LINE = 0.12  # a line of text, likewise
@@ -112,7 +112,7 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
     for i, column in enumerate(shown.columns):
         middle = (i + 0.5) * picture.width / len(shown.columns)
         pen.text((middle, head - line / 4), column.title, fill="black", font=font, anchor="ms")
-    with _whole(path) as scratch:
+    with durable.replaced(path) as scratch:
         picture.save(scratch, format="png", compress_level=_COMPRESSION)
 
 
@@ -156,19 +156,8 @@ def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = N
 
 
 def _write(figure: Figure, path: Path) -> None:
-    with _whole(path) as scratch:
+    with durable.replaced(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes path at the end: no reader sees half a picture."""
-    scratch = path.with_name(f".{path.name}")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _grid(*axes: Axes) -> None:

@@ -1,6 +1,7 @@
 """The images of a run: fixed when it starts, the same when it is resumed, and which of them it goes without.
 
-images.jsonl lists what is trained on, with sizes and digests; quarantine.jsonl what cannot be read, and why.
+images.jsonl lists what is trained on, with sizes and digests; quarantine.jsonl what cannot be read, and why, and which
+other files were left out, a record for every suffix.
 """
 
 import hashlib
@@ -10,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from bimkern.data import jsonl
+from bimkern.data import check, jsonl
 from bimkern.data.check import Found, readable
+from bimkern.data.formats import NAMES, REMEDY
 from bimkern.data.source import Images, Listing, SourceError
 from bimkern.train.config import ConfigError
 
@@ -39,7 +39,22 @@ class Quarantine:
         if released := self.files & files:
             logger.warning("%d images that were set aside are as before, and back (%s)", len(released), _some(released))
             self.files -= released
-            jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") in self.files])
+            jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") not in released])
+
+    def name_others(self, listing: Listing) -> None:
+        """Name the files that are no images, which are no fault, and of every suffix only a few."""
+        others = [
+            {
+                "suffix": suffix,
+                "files": len(files),
+                "examples": files[:_NAMED],
+                "reason": f"not {NAMES}, by content; {REMEDY}",
+            }
+            for suffix, files in listing.others_by_suffix().items()
+        ]
+        records = jsonl.read(self.path)
+        if others != [record for record in records if "suffix" in record]:
+            jsonl.write(self.path, [*others, *(record for record in records if "suffix" not in record)])
 
     def stop_if_full(self) -> None:
         """Raise SourceError if more files are in here than a run may go without."""
@@ -93,7 +108,7 @@ def settle(folder: Path, listing: Listing, found: dict[str, Found], *, begun: bo
     resumed = begun and path.is_file()
     if resumed:
         records = jsonl.read(path)
-        images = _recorded(listing.root, records)
+        images = _recorded(listing.root, records, found)
         faulty = [file for file in images.files if file in found and found[file].fault is not None]
     else:
         quarantined.unlink(missing_ok=True)
@@ -105,6 +120,7 @@ def settle(folder: Path, listing: Listing, found: dict[str, Found], *, begun: bo
         quarantine.release(
             {r["file"] for r in records if r["file"] in found and found[r["file"]].digest == r["digest"]}
         )
+    quarantine.name_others(listing)
     quarantine.add({listing.root / file: found[file].fault or "" for file in faulty})
     quarantine.stop_if_full()
     if not resumed:
@@ -118,9 +134,11 @@ def _record(file: str, found: Found) -> jsonl.Record:
     return {"file": file, "width": found.width, "height": found.height, "digest": found.digest}
 
 
-def _recorded(root: Path, records: list[jsonl.Record]) -> Images:
-    sizes = np.array([(record["width"], record["height"]) for record in records], dtype=np.int64)
-    return Images(root, tuple(record["file"] for record in records), sizes)
+def _recorded(root: Path, records: list[jsonl.Record], found: dict[str, Found]) -> Images:
+    """Return the images recorded; how they are decoded follows from the content, which is found to be the same."""
+    recorded = {r["file"]: Found(width=r["width"], height=r["height"]) for r in records}
+    good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
+    return check.images(root, recorded | good)
 
 
 def _refuse_changes(

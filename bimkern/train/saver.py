@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bimkern.data.watchdog import STALLED, Interrupted, Task, Watchdog
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train import device as devices
 from bimkern.train.checkpoint import Checkpoint, CheckpointError
@@ -33,7 +34,8 @@ class Saver:
     """Write a run's checkpoints, one at a time; leaving the context waits for the last one.
 
     A KeyboardInterrupt that leaves the context, or arrives while the loop waits, ends a running save: its checkpoint is
-    not written, those before it stand.
+    not written, those before it stand. A save that makes no progress is reported; once a stop was requested
+    (watchdog.stopped_by), it is given up with Interrupted.
     """
 
     def __init__(self, folder: Path, *, every: int) -> None:
@@ -42,7 +44,10 @@ class Saver:
         self.saved_step = 0  # of the newest
         self._folder, self._every = folder, every
         self._memory = HostMemory()
-        self._work: _Work | None = None
+        self._task: Task[object] | None = None
+        self._watchdog = Watchdog("a save")
+        self._afterwards = False  # what is running has saved and does what comes then
+        self._hurried = False  # there is no time for that any more
         self._abandoned = threading.Event()
 
     def __enter__(self) -> "Saver":
@@ -58,7 +63,7 @@ class Saver:
         """Get the memory for copies of such tensors in the background, so that the first save is as short as others."""
         self.wait()
         tensors = [*model.values(), *optimizer.values()]
-        self._start(lambda: self._memory.fit(tensors), _gpu(tensors))
+        self._start(lambda: self._memory.fit(tensors), _gpu(tensors), "getting memory for saves")
 
     def save(
         self,
@@ -108,19 +113,22 @@ class Saver:
             else:
                 self.best, self.saved_step = best, checkpoint.step
             self._check()
-            then()
+            self._afterwards = True
+            if not self._hurried:
+                then()
 
+        what = f"the save of step {checkpoint.step}"
         if required:
-            self._insist(write, gpu)
+            self._insist(write, gpu, what)
         else:
-            self._start(write, gpu)
+            self._start(write, gpu, what)
             if copies is None:
                 self.wait()
 
-    def _insist(self, write: Callable[[], None], gpu: torch.device | None) -> None:
+    def _insist(self, write: Callable[[], None], gpu: torch.device | None, what: str) -> None:
         """Write and wait; try again after a while, in which somebody may make room."""
         for pause in (*_PAUSES, None):
-            self._start(write, gpu)
+            self._start(write, gpu, what)
             try:
                 self.wait()
             except CheckpointError as error:
@@ -132,46 +140,45 @@ class Saver:
                 return
 
     def wait(self) -> None:
-        """Wait for what is running in the background, and raise what it raised."""
-        if self._work is None:
+        """Wait for what is running in the background, and raise what it raised.
+
+        Raises:
+            Interrupted: a stop was requested, and it makes no progress.
+        """
+        if self._task is None:
             return
         try:
-            self._work.join()
+            self._task.result(self._watchdog)
         except KeyboardInterrupt:
             self._abandoned.set()
-            self._work.join()
+            self._task.join(STALLED)
             raise
-        error, self._work = self._work.error, None
-        if error is not None:
-            raise error
+        except Interrupted as hung:
+            if self._afterwards:
+                self._hurried = True
+                logger.warning("%s, but is written; its pictures are given up", hung)
+                return
+            self._abandoned.set()
+            raise Interrupted(f"{hung}; nothing is saved since step {self.saved_step}") from hung
+        finally:
+            self._task = None
 
-    def _start(self, task: Callable[[], object], gpu: torch.device | None) -> None:
-        self._work = _Work(task, gpu)
-        self._work.start()
+    def _start(self, task: Callable[[], object], gpu: torch.device | None, what: str) -> None:
+        def work() -> None:
+            with devices.current(gpu):
+                task()
+
+        self._watchdog, self._afterwards = Watchdog(what, patient=True), False
+        self._task = Task(work, name="bimkern saver")
 
     def _check(self) -> None:
+        self._watchdog.progress()
         if self._abandoned.is_set():
             raise _Abandoned
 
 
 class _Abandoned(Exception):
     """Nobody waits for this save any more."""
-
-
-class _Work(threading.Thread):
-    """A task in the background; what it raised is kept."""
-
-    def __init__(self, task: Callable[[], object], gpu: torch.device | None) -> None:
-        super().__init__(name="bimkern saver", daemon=True)
-        self.error: BaseException | None = None
-        self._task, self._gpu = task, gpu
-
-    def run(self) -> None:
-        try:
-            with devices.current(self._gpu):
-                self._task()
-        except BaseException as error:
-            self.error = error
 
 
 def _gpu(tensors: list[Tensor]) -> torch.device | None:

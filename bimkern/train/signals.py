@@ -1,16 +1,18 @@
 """SIGTERM and SIGINT: finish the step, save, and say how to go on."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
-class Terminated(Exception):
-    """SIGTERM came where there was nothing to save."""
+class Terminated(BaseException):
+    """SIGTERM came where there was nothing to save; like KeyboardInterrupt, no `except Exception` takes it."""
 
 
 @contextmanager
@@ -36,7 +38,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Note a signal for the loop to act on at the next step's edge; a second SIGINT interrupts at once."""
+    """Note a signal for the loop to act on at the next step's edge or wait; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -50,8 +52,12 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def pending(self) -> bool:
+        return self.received is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"{self.received.name}: finishing this step and saving", flush=True)
+        with suppress(OSError):  # of a closed pipe; print() would raise where the signal interrupts a print()
+            os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())

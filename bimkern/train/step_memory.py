@@ -172,7 +172,10 @@ def choose(name: ArenaName, device: torch.device, *, compiled: bool) -> StepMemo
     """
     if name == "auto":
         name = "plan" if device.type == "cpu" else "pool"
-        if compiled or _why_not(name, device, compiled=compiled) is not None:
+        if compiled:
+            name = "off"
+        elif (reason := _why_not(name, device, compiled=compiled)) is not None:
+            logger.warning("--arena auto: torch's allocator serves the steps: %s", reason)
             name = "off"
     prepare(name, device, compiled=compiled)
     if name == "off":

@@ -1,14 +1,16 @@
 """Safetensors files, written piece by piece, their SHA-256 taken on the way.
 
 The bytes are those of the library's save_file, in half the time that it and a second pass for the SHA-256 take. What
-counts more: a thread can stop between two pieces, while a process that ends inside the library's call aborts.
+counts more: a thread can stop between two pieces, while a process that ends inside the library's call aborts; and the
+file has the mode that the umask gives, while the library's is 0600 whatever the umask.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,40 +30,52 @@ _CODES = {
 }
 _RANK = {dtype: -i for i, dtype in enumerate(_CODES)}
 _PIECE = 2**24  # bytes
+_SYNCED = 2**26  # bytes that at most are not on the disk yet
 
 
-def write(path: Path, tensors: dict[str, Tensor], between: Callable[[], object]) -> str:
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> str:
     """Write tensors to a file and onto the disk; return the file's SHA-256.
 
     Args:
         path: file that is made or replaced.
         tensors: of any device and layout.
+        metadata: for the header, in this order.
         between: called before each piece; what it raises ends the writing.
 
     Same as: safetensors.torch.save_file.
     """
-    digest = hashlib.sha256()
+    digest, synced = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        for piece in _pieces(tensors):
+        for piece in _pieces(tensors, metadata):
             between()
             digest.update(piece)
             while piece:
                 piece = piece[file.write(piece) :]
+            if file.tell() - synced >= _SYNCED:  # or the last fsync is as long as the file, and looks like a hang
+                os.fdatasync(file.fileno())
+                synced = file.tell()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _pieces(tensors: dict[str, Tensor]) -> Iterator[memoryview]:
+def _pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     names = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
-    yield memoryview(_header({name: tensors[name] for name in names}))
+    yield memoryview(_header({name: tensors[name] for name in names}, metadata))
     for name in names:
         content = tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         for start in range(0, len(content), _PIECE):
             yield content[start : start + _PIECE]
 
 
-def _header(tensors: dict[str, Tensor]) -> bytes:
-    entries, end = {}, 0
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         entries[name] = {"dtype": _CODES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}

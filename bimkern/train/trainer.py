@@ -14,6 +14,7 @@ from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, SourceError
+from bimkern.data.watchdog import Interrupted, stopped_by
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import Unit
 from bimkern.models import attention
@@ -100,9 +101,12 @@ class Trainer:
         log = metrics.Metrics(self.folder.path, after_step=done)
         reporter = Reporter(done=done, total=self.total_steps)
         try:
-            with StopSignals() as signals, self._saver:
+            with StopSignals() as signals, stopped_by(signals.pending), self._saver:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
+        except Interrupted as hung:  # a save; a hung loader ends like any step
+            assert signals.received is not None
+            raise Stopped(f"stopped by {signals.received.name}; {hung}", exit_code=128 + signals.received) from hung
         finally:
             log.close()
             reporter.close()
@@ -125,7 +129,7 @@ class Trainer:
         run = self.config.run
         clock = Clock(self._loader, first)
         for done in range(first + 1, self.total_steps + 1):
-            batch = self._next(supply, done - 1, log)
+            batch = self._next(supply, done - 1, log, signals)
             # The second step of a process, or of an image size, is the first in which only activations are born.
             stretch = self.course.at(done - 1)
             place = done - max(first, stretch.first_step)
@@ -157,15 +161,16 @@ class Trainer:
                 self._save(done, log, required=False)
         return self.total_steps
 
-    def _next(self, supply: Supply, done: int, log: metrics.Metrics) -> list[Batch]:
+    def _next(self, supply: Supply, done: int, log: metrics.Metrics, signals: StopSignals) -> list[Batch]:
         try:
             return supply.next()
+        except Interrupted:
+            self._end(done, log, signals.received)
+            raise
         except (FeedError, SourceError) as error:
             saved = f"{done} steps are done and saved"
             try:
-                self._saver.wait()
-                if self._saver.saved_step != done:
-                    self._save(done, log, required=True)
+                self._save_last(done, log)
             except CheckpointError as unsaved:
                 saved = f"{done} steps are done; {unsaved}"
             remedy = "; once they can be read again, or with a larger --max-bad-ratio, "
@@ -181,11 +186,17 @@ class Trainer:
         what = f"stopped by {received.name} after step {done}" if received else f"step {done}, the last, is done"
         exit_code = 128 + received if received else 1
         try:
-            self._save(done, log, required=True)
+            self._save_last(done, log)
         except CheckpointError as error:
             raise Stopped(f"{what}; {error}", exit_code=exit_code) from error
         if done < self.total_steps:
             raise Stopped(what, exit_code=exit_code)
+
+    def _save_last(self, done: int, log: metrics.Metrics) -> None:
+        """Save after the last step of this process, unless that is saved or was done by another process."""
+        self._saver.wait()
+        if self._saver.saved_step != done:
+            self._save(done, log, required=True)
 
     def _step_or_shortage(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
         """Run a step; without memory for it some of its updates may have been made, so that nobody can go on here.

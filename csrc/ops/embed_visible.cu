@@ -6,8 +6,8 @@
 // add_embeddings: reads the product, writes the tokens, 16 bytes at a time; bias and positions come from the caches.
 #include <algorithm>
 
-#include "core/cuda.h"
 #include "ops/embed_visible.h"
+#include "ops/keep_cuda.h"
 
 namespace bimkern {
 namespace {
@@ -24,13 +24,19 @@ __global__ void __launch_bounds__(kMaxThreads) visible_patches_kernel(VisiblePat
   const int64_t image = blockIdx.x / size.kept;
   const int64_t place = blockIdx.x % size.kept;
   const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + blockIdx.x * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (!is_token(id, size)) {
+    for (int i = threadIdx.x; i < packs; i += blockDim.x) {
+      out[i] = filled_with<T, kPack>(NAN);
+    }
+    return;
+  }
   const auto patch = static_cast<int>(args.patch);
   const From* corner = static_cast<const From*>(args.images) + image * args.image_stride +
                        id / args.columns * patch * args.row_stride + id % args.columns * patch * args.column_stride;
   const auto* mean = static_cast<const A*>(args.mean);
   const auto* std = static_cast<const A*>(args.std);
-  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + blockIdx.x * size.width);
-  const int packs = static_cast<int>(size.width / kPack);
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     const int x = i * kPack % patch;
     const int line = i * kPack / patch;
@@ -71,7 +77,9 @@ __global__ void __launch_bounds__(kMaxThreads) add_embeddings_kernel(AddEmbeddin
   const P* pos = nullptr;
   if (args.pos != nullptr) {
     const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
-    pos = reinterpret_cast<const P*>(static_cast<const A*>(args.pos) + id * args.pos_token_stride);
+    if (is_token(id, size)) {  // else the product is NaN already
+      pos = reinterpret_cast<const P*>(static_cast<const A*>(args.pos) + id * args.pos_token_stride);
+    }
   }
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack<T, kPack> projected = product[i];

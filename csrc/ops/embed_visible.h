@@ -48,7 +48,7 @@ struct AddEmbeddings {
 void visible_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd);
 void add_embeddings(const AddEmbeddings& args, const Parallel& parallel, Simd simd);
 
-// CUDA, on the current device; stream is a cudaStream_t. The values of keep are not checked.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of its row.
 void visible_patches_cuda(const VisiblePatches& args, void* stream);
 void add_embeddings_cuda(const AddEmbeddings& args, void* stream);
 

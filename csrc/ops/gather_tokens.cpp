@@ -40,7 +40,7 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
 }
 
 template <typename T>
-void scatter_rows(const GatherTokensBwd& args, const Parallel& parallel) {
+void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel& parallel) {
   const TokenSizes size = args.size;
   const auto* grad = static_cast<const T*>(args.grad_out);
   auto* result = static_cast<T*>(args.result);
@@ -50,24 +50,23 @@ void scatter_rows(const GatherTokensBwd& args, const Parallel& parallel) {
     for (int64_t i = begin; i < end;) {
       const int64_t image = i / rows;
       const int64_t image_end = std::min(end, (image + 1) * rows);
-      const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
+      const int32_t* image_places = places + image * size.tokens - size.prefix;  // of a row
       const T* image_grad = grad + image * args.grad_image_stride;
       int64_t row = i % rows;
       for (; row < size.prefix && i < image_end; ++row, ++i) {
         std::memcpy(result + i * size.width, image_grad + row * args.grad_token_stride, row_bytes);
       }
-      int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, row - size.prefix);
       while (i < image_end) {
-        const int64_t next = place < size.kept ? size.prefix + ids[place * args.keep.token_stride] : rows;
-        const int64_t hidden = std::min(next - row, image_end - i);
+        int64_t hidden = 0;
+        while (i + hidden < image_end && image_places[row + hidden] == kHidden) {
+          ++hidden;
+        }
         std::memset(result + i * size.width, 0, hidden * row_bytes);
         i += hidden;
         row += hidden;
-        if (i < image_end) {
-          std::memcpy(result + i * size.width, image_grad + (size.prefix + place) * args.grad_token_stride, row_bytes);
-          ++i;
-          ++row;
-          ++place;
+        for (; i < image_end && image_places[row] != kHidden; ++row, ++i) {
+          const int64_t from = size.prefix + image_places[row];
+          std::memcpy(result + i * size.width, image_grad + from * args.grad_token_stride, row_bytes);
         }
       }
     }
@@ -77,7 +76,7 @@ void scatter_rows(const GatherTokensBwd& args, const Parallel& parallel) {
 // Sums over images in their order, whatever the number of threads. A thread takes a block of tokens through all images,
 // because the rows of neighbouring tokens lie together.
 template <typename T>
-void sum_rows(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
+void sum_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
   const TokenSizes size = args.size;
   auto* result = static_cast<T*>(args.result);
@@ -90,15 +89,13 @@ void sum_rows(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) 
         const int64_t last = std::min(end, first + block);
         std::fill(sums.begin(), sums.end(), 0);
         for (int64_t image = 0; image < size.images; ++image) {
-          const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
           const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
-          for (int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, first); place < size.kept; ++place) {
-            const int64_t token = ids[place * args.keep.token_stride];
-            if (token >= last) {
-              break;
+          for (int64_t token = first; token < last; ++token) {
+            const int32_t place = places[image * size.tokens + token];
+            if (place != kHidden) {
+              const T* row = grad + (size.prefix + place) * args.grad_token_stride;
+              accumulate_row(set, row, size.width, sums.data() + (token - first) * size.width);
             }
-            const T* row = grad + (size.prefix + place) * args.grad_token_stride;
-            accumulate_row(set, row, size.width, sums.data() + (token - first) * size.width);
           }
         }
         store_row(set, sums.data(), (last - first) * size.width, result + first * size.width);
@@ -117,16 +114,16 @@ void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd
 }
 
 void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel) {
-  check_keep("gather_tokens_bwd", args.keep, args.size);
+  const std::vector<int32_t> places = places_of("gather_tokens_bwd", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, parallel); });
+    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, places.data(), parallel); });
   }
 }
 
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
-  check_keep("gather_tokens_bwd_pos", args.keep, args.size);
+  const std::vector<int32_t> places = places_of("gather_tokens_bwd_pos", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { sum_rows<decltype(type)>(args, parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { sum_rows<decltype(type)>(args, places.data(), parallel, simd); });
   }
 }
 

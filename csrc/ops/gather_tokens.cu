@@ -2,10 +2,10 @@
 //
 // gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
 // bwd: a warp per row of the result; looks its token up in keep, then copies or clears: one pass, no atomics.
-// bwd_pos: a block per token and slice of D; its threads look the token up in one image each, then add the rows found
-// in the order of the images, so the sum does not depend on the launch.
-#include "core/cuda.h"
+// bwd_pos: a block per token and slice of D; its threads read the token's place in one image each, which a small kernel
+// found before, then add the rows in the order of the images, so the sum does not depend on the launch.
 #include "ops/gather_tokens.h"
+#include "ops/keep_cuda.h"
 
 namespace bimkern {
 namespace {
@@ -15,7 +15,7 @@ constexpr int kSumThreads = 128;
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 
 template <typename T, int kPack>
-__device__ Pack<T, kPack> add(const Pack<T, kPack>& a, const Pack<T, kPack>& b) {
+__device__ Pack<T, kPack> add(Pack<T, kPack> a, Pack<T, kPack> b) {  // by reference they are read one by one
   using A = Arithmetic<T>;
   Pack<T, kPack> sum;
 #pragma unroll
@@ -38,11 +38,17 @@ __global__ void gather_kernel(GatherTokens args) {
   const int64_t place = row % rows - size.prefix;
   const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
   const int64_t id = place < 0 ? place : ids[place * args.keep.token_stride];
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (place >= 0 && !is_token(id, size)) {
+    for (int i = threadIdx.x; i < packs; i += kWarp) {
+      out[i] = filled_with<T, kPack>(NAN);
+    }
+    return;
+  }
   const auto* source =
       reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + image * args.tokens_image_stride +
                                  (size.prefix + id) * args.tokens_token_stride);
-  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
-  const int packs = static_cast<int>(size.width / kPack);
   if (place < 0 || args.pos == nullptr) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < packs; i += kWarp) {
@@ -68,14 +74,13 @@ __global__ void scatter_kernel(GatherTokensBwd args) {
   }
   const int64_t image = row / rows;
   const int64_t token = row % rows - size.prefix;
-  const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-  const int64_t place = token < 0 ? token : find(ids, args.keep.token_stride, size.kept, token);
-  const bool hidden = token >= 0 && place < 0;
+  const int64_t place = token < 0 ? token : warp_find(args.keep, size, image, token);
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.result) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
-  if (hidden) {
+  if (token >= 0 && place < 0) {
+    const P fill = filled_with<T, kPack>(place == kWrong ? NAN : 0.0f);
     for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = P{};
+      out[i] = fill;
     }
     return;
   }
@@ -92,7 +97,7 @@ template <typename T, int kPack>
 __global__ void sum_kernel(GatherTokensBwd args) {
   using P = Pack<T, kPack>;
   using A = Arithmetic<T>;
-  __shared__ int64_t places[kSumThreads];
+  __shared__ int32_t places[kSumThreads];
   const TokenSizes size = args.size;
   const int64_t token = blockIdx.x;
   const int64_t packs = size.width / kPack;
@@ -101,16 +106,18 @@ __global__ void sum_kernel(GatherTokensBwd args) {
   typename A::type sum[kPack] = {};
   for (int64_t first = 0; first < size.images; first += kSumThreads) {
     const int64_t mine = first + threadIdx.x;
-    const int64_t* ids = args.keep.ids + mine * args.keep.image_stride;
-    places[threadIdx.x] = mine < size.images ? find(ids, args.keep.token_stride, size.kept, token) : -1;
+    places[threadIdx.x] = mine < size.images ? args.places[mine * size.tokens + token] : kHidden;
     __syncthreads();
-    for (int i = 0; i < kSumThreads && column < packs; ++i) {
-      if (places[i] < 0) {
+    const int images = static_cast<int>(min(size.images - first, int64_t{kSumThreads}));
+    for (int i = 0; i < images && column < packs; ++i) {
+      if (places[i] == kHidden) {
         continue;
       }
-      const auto* row = reinterpret_cast<const P*>(grad + (first + i) * args.grad_image_stride +
-                                                   (size.prefix + places[i]) * args.grad_token_stride);
-      const P pack = row[column];
+      P pack = filled_with<T, kPack>(NAN);
+      if (places[i] != kWrong) {
+        pack = reinterpret_cast<const P*>(grad + (first + i) * args.grad_image_stride +
+                                          (size.prefix + places[i]) * args.grad_token_stride)[column];
+      }
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
         sum[j] += A::load(pack.value[j]);
@@ -177,6 +184,10 @@ void launch_sum(const GatherTokensBwd& args, cudaStream_t stream) {
   BIMKERN_CHECK(slices <= 0xffff, "gather_tokens_bwd_pos: D must fit 65535 slices of 128 threads, got ", slices);
   const auto kernel = packed ? sum_kernel<T, kPackBytes / sizeof(T)> : sum_kernel<T, 1>;
   const dim3 grid(static_cast<unsigned>(args.size.tokens), static_cast<unsigned>(slices));
+  if (args.size.images > 0) {
+    places_kernel<<<image_blocks("gather_tokens_bwd_pos", args.size), kWarp, 0, stream>>>(args.keep, args.size,
+                                                                                          args.places);
+  }
   kernel<<<grid, kSumThreads, 0, stream>>>(args);
   check_launch("gather_tokens_bwd_pos");
 }

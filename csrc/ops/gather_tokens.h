@@ -28,7 +28,8 @@ struct GatherTokensBwd {
   const void* grad_out;  // [B, R+K, D]
   int64_t grad_image_stride;
   int64_t grad_token_stride;
-  void* result;  // gather_tokens_bwd: d tokens, [B, R+N, D]; gather_tokens_bwd_pos: d pos, [N, D]
+  void* result;               // gather_tokens_bwd: d tokens, [B, R+N, D]; gather_tokens_bwd_pos: d pos, [N, D]
+  int32_t* places = nullptr;  // [B, N], scratch of gather_tokens_bwd_pos_cuda
 };
 
 // CPU. The values of keep are checked first; throws Error.
@@ -36,7 +37,8 @@ void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd
 void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel);
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd);
 
-// CUDA, on the current device; stream is a cudaStream_t. The values of keep are not checked.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of its row of out, and it or one
+// that is repeated of the image's gradients.
 void gather_tokens_cuda(const GatherTokens& args, void* stream);
 void gather_tokens_bwd_cuda(const GatherTokensBwd& args, void* stream);
 void gather_tokens_bwd_pos_cuda(const GatherTokensBwd& args, void* stream);

@@ -1,7 +1,7 @@
 // CUDA kernel of keep_to_mask.h, bound by memory: reads the ids and writes the mask once.
 //
 // A block per image: its threads fill the row with ones, then put the zeros into it while it lies in the cache.
-#include "core/cuda.h"
+#include "ops/keep_cuda.h"
 #include "ops/keep_to_mask.h"
 
 namespace bimkern {
@@ -11,7 +11,12 @@ constexpr int kThreads = 128;
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 __global__ void __launch_bounds__(kThreads) keep_to_mask_kernel(KeepToMask args) {
+  __shared__ int wrong;
+  const TokenSizes size{args.images, 0, args.tokens, args.kept, 0};
   const int64_t image = blockIdx.x;
+  if (threadIdx.x == 0) {
+    wrong = 0;
+  }
   float* row = args.mask + image * args.tokens;
   for (int64_t token = threadIdx.x; token < args.tokens; token += kThreads) {
     row[token] = 1.0f;
@@ -20,9 +25,15 @@ __global__ void __launch_bounds__(kThreads) keep_to_mask_kernel(KeepToMask args)
   const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
   for (int64_t k = threadIdx.x; k < args.kept; k += kThreads) {
     const int64_t id = ids[k * args.keep.token_stride];
-    if (id >= 0 && id < args.tokens) {
+    if (is_token(id, size)) {
       row[id] = 0.0f;
+    } else {
+      atomicExch(&wrong, 1);
     }
+  }
+  __syncthreads();
+  for (int64_t token = threadIdx.x; wrong && token < args.tokens; token += kThreads) {
+    row[token] = NAN;
   }
 }
 

@@ -17,7 +17,7 @@ struct KeepToMask {
 // CPU. The values of keep are checked first; throws Error.
 void keep_to_mask(const KeepToMask& args, const Parallel& parallel);
 
-// CUDA, on the current device; stream is a cudaStream_t. Ids out of range are passed over.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of its image.
 void keep_to_mask_cuda(const KeepToMask& args, void* stream);
 
 }  // namespace bimkern

@@ -17,9 +17,9 @@ constexpr int kLaneTokens = kPhiloxLanes * kWordsPerBlock;
 
 // Writes the words of count tokens, rounded up to whole kLaneTokens.
 template <typename Set>
-BIMKERN_INLINE inline void draw_words(Set set, int64_t sample_id, PhiloxKey seed, int64_t count, uint32_t* words) {
+BIMKERN_INLINE inline void draw_words(Set set, int64_t sample_id, PhiloxKey key, int64_t count, uint32_t* words) {
   for (int64_t first = 0; first < count; first += kLaneTokens) {
-    philox_lanes(set, token_counter(sample_id, first / kWordsPerBlock), seed, words + first);
+    philox_lanes(set, token_counter(sample_id, first / kWordsPerBlock), key, words + first);
   }
 }
 
@@ -82,7 +82,7 @@ void random_keep(const RandomKeep& args, const Parallel& parallel, Simd simd) {
     const uint32_t* candidates = with_parent ? parent_words.data() : words.data();
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t image = begin; image < end; ++image) {
-        draw_words(set, args.sample_ids[image * args.sample_stride], args.seed, args.tokens, words.data());
+        draw_words(set, args.sample_ids[image * args.sample_stride], args.key, args.tokens, words.data());
         const int64_t* parent = args.parent.ids + image * args.parent.image_stride;
         for (int64_t place = 0; with_parent && place < args.candidates; ++place) {
           parent_words[place] = words[parent[place * args.parent.token_stride]];

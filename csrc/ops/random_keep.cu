@@ -30,14 +30,14 @@ struct Search {
 __device__ __forceinline__ PhiloxCounter group_words(const RandomKeep& args, const int64_t* parent, int64_t sample_id,
                                                      int64_t group) {
   if (parent == nullptr) {
-    return philox4x32_10(token_counter(sample_id, group), args.seed);
+    return philox4x32_10(token_counter(sample_id, group), args.key);
   }
   PhiloxCounter words{};
 #pragma unroll
   for (int j = 0; j < kWordsPerBlock; ++j) {
     const int64_t place = group * kWordsPerBlock + j;
     if (place < args.candidates) {
-      words.word[j] = token_word(sample_id, parent[place * args.parent.token_stride], args.seed);
+      words.word[j] = token_word(sample_id, parent[place * args.parent.token_stride], args.key);
     }
   }
   return words;

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kSumBytes = 128 * 1024;  // of each of the two sums that a thread keeps in its second-level cache
 
 template <typename T>
-void restore_rows(const RestoreTokens& args, const Parallel& parallel, Simd simd) {
+void restore_rows(const RestoreTokens& args, const int32_t* places, const Parallel& parallel, Simd simd) {
   const TokenSizes size = args.size;
   const auto* visible = static_cast<const T*>(args.visible);
   const auto* mask_token = static_cast<const T*>(args.mask_token);
@@ -30,20 +30,13 @@ void restore_rows(const RestoreTokens& args, const Parallel& parallel, Simd simd
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
-      int64_t place = 0;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t token = i % rows - size.prefix;  // negative: a prefix row
-        const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-        if (i == begin || i % rows == 0) {
-          place = lower_bound(ids, args.keep.token_stride, size.kept, token);
-        }
+        const int64_t place = token < 0 ? token : places[image * size.tokens + token];
         const T* source = mask_token;
-        if (token < 0) {
-          source = visible + image * args.visible_image_stride + (size.prefix + token) * args.visible_token_stride;
-        } else if (place < size.kept && ids[place * args.keep.token_stride] == token) {
+        if (token < 0 || place != kHidden) {
           source = visible + image * args.visible_image_stride + (size.prefix + place) * args.visible_token_stride;
-          ++place;
         }
         if (token < 0 || pos == nullptr) {
           std::memcpy(out + i * size.width, source, row_bytes);
@@ -72,26 +65,23 @@ void copy_prefix(const RestoreTokensBwd& args, const Parallel& parallel) {
 
 // Gradients of the tokens [begin, end): those of visible, the sums of pos, and the hidden sums.
 template <typename Set, typename T>
-BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, int64_t begin, int64_t end,
-                                              typename Arithmetic<T>::type* kept_sums) {
+BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, const int32_t* places,
+                                              int64_t begin, int64_t end, typename Arithmetic<T>::type* kept_sums) {
   const TokenSizes size = args.size;
   auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
   std::fill_n(hidden_sums, (end - begin) * size.width, 0);
   std::fill_n(kept_sums, (end - begin) * size.width, 0);
   for (int64_t image = 0; image < size.images; ++image) {
-    const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
     const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
     T* grad_visible = static_cast<T*>(args.grad_visible) + image * (size.prefix + size.kept) * size.width;
-    int64_t place = lower_bound(ids, args.keep.token_stride, size.kept, begin);
     for (int64_t token = begin; token < end; ++token) {
       const T* row = grad + (size.prefix + token) * args.grad_token_stride;
-      const bool hidden = place == size.kept || ids[place * args.keep.token_stride] != token;
-      if (hidden) {
+      const int64_t place = places[image * size.tokens + token];
+      if (place == kHidden) {
         accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
       } else {
         T* copy = grad_visible + (size.prefix + place) * size.width;
         accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
-        ++place;
       }
     }
   }
@@ -126,7 +116,7 @@ void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd sim
 }
 
 template <typename T>
-void restore_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
+void restore_bwd(const RestoreTokensBwd& args, const int32_t* places, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
   const TokenSizes size = args.size;
   copy_prefix<T>(args, parallel);
@@ -136,7 +126,7 @@ void restore_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd si
     std::vector<Sum> kept_sums(std::min(block, end - begin) * size.width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t first = begin; first < end; first += block) {
-        restore_bwd_tokens<decltype(set), T>(set, args, first, std::min(end, first + block), kept_sums.data());
+        restore_bwd_tokens<decltype(set), T>(set, args, places, first, std::min(end, first + block), kept_sums.data());
       }
     });
   });
@@ -146,16 +136,16 @@ void restore_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd si
 }  // namespace
 
 void restore_tokens(const RestoreTokens& args, const Parallel& parallel, Simd simd) {
-  check_keep("restore_tokens", args.keep, args.size);
+  const std::vector<int32_t> places = places_of("restore_tokens", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { restore_rows<decltype(type)>(args, parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { restore_rows<decltype(type)>(args, places.data(), parallel, simd); });
   }
 }
 
 void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
-  check_keep("restore_tokens_bwd", args.keep, args.size);
+  const std::vector<int32_t> places = places_of("restore_tokens_bwd", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { restore_bwd<decltype(type)>(args, parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { restore_bwd<decltype(type)>(args, places.data(), parallel, simd); });
   }
 }
 

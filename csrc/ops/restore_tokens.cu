@@ -1,14 +1,14 @@
 // CUDA kernels of restore_tokens.h, all bound by memory.
 //
 // forward: a warp per row of the result; its lanes look the token up together, then copy the visible row or the mask
-// token and add the position. Reads the visible rows once, writes the result once; mask token and positions come from
-// the caches.
+// token and add the position. Reads the visible rows once, writes the result once; ids, mask token and positions come
+// from the caches.
 // backward: a block per row and slice of D, its threads in kLanes sets that share the images out. One pass over the
 // gradient: rows of kept tokens are copied out, every row is added to the sum of its token over the images that hide it
-// or over those that keep it. The loads of a batch of images are in flight while their ids are looked up. The sums of
-// the sets are added in their order, and a second small kernel adds the hidden sums of all tokens: no atomics, and no
-// sum depends on timing.
-#include "core/cuda.h"
+// or over those that keep it. A small kernel finds the places of all tokens before, so that a token's place and its row
+// are loaded at once. The sums of the sets are added in their order, and another small kernel adds the hidden sums of
+// all tokens: no sum depends on timing.
+#include "ops/keep_cuda.h"
 #include "ops/restore_tokens.h"
 
 namespace bimkern {
@@ -19,7 +19,6 @@ constexpr int kLanes = 8;          // sets of threads, each with its share of th
 constexpr int kImagesPerLane = 4;  // loads in flight per thread
 constexpr int kBatch = kLanes * kImagesPerLane;
 constexpr int kBlocksPerSM = 3;  // at least: caps the registers
-constexpr int kSearchers = 8;    // threads that look up one image's token
 constexpr int kTokenLanes = 32;  // threads that share the tokens out in the last sum
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
@@ -36,14 +35,19 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock) restore_kernel(RestoreTo
   }
   const int64_t image = row / rows;
   const int64_t token = row % rows - size.prefix;
-  const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-  const int64_t place = token < 0 ? token : group_find<kWarp>(ids, args.keep.token_stride, size.kept, token);
-  const bool hidden = token >= 0 && place < 0;
+  const int64_t place = token < 0 ? token : warp_find(args.keep, size, image, token);
+  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
+  const int packs = static_cast<int>(size.width / kPack);
+  if (token >= 0 && place == kWrong) {
+    for (int i = threadIdx.x; i < packs; i += kWarp) {
+      out[i] = filled_with<T, kPack>(NAN);
+    }
+    return;
+  }
+  const bool hidden = token >= 0 && place == kHidden;
   const T* visible = static_cast<const T*>(args.visible) + image * args.visible_image_stride +
                      (size.prefix + place) * args.visible_token_stride;
   const auto* source = reinterpret_cast<const P*>(hidden ? static_cast<const T*>(args.mask_token) : visible);
-  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
-  const int packs = static_cast<int>(size.width / kPack);
   if (token < 0 || args.pos == nullptr) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < packs; i += kWarp) {
@@ -71,7 +75,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   using A = Arithmetic<T>;
   using Sum = typename A::type;
   constexpr int kColumns = kWarp * kPack;  // of D, per block
-  __shared__ int64_t places[kBatch];
+  __shared__ int32_t places[kBatch];
   __shared__ Sum lane_sums[2][kLanes][kColumns];
   const TokenSizes size = args.size;
   const int64_t row = blockIdx.x;
@@ -92,14 +96,9 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       }
     }
     const int thread = threadIdx.y * kWarp + threadIdx.x;
-    for (int i = thread / kSearchers; i < kBatch; i += kWarp * kLanes / kSearchers) {
-      const int64_t image = first + i;
-      const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-      const int64_t kept = image < size.images && token >= 0 ? size.kept : 0;
-      const int64_t place = group_find<kSearchers>(ids, args.keep.token_stride, kept, token);
-      if (thread % kSearchers == 0) {
-        places[i] = place;
-      }
+    if (thread < kBatch) {
+      const int64_t image = first + thread;
+      places[thread] = token >= 0 && image < size.images ? args.places[image * size.tokens + token] : kHidden;
     }
     __syncthreads();
 #pragma unroll
@@ -108,7 +107,11 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       if (image >= size.images || column >= packs) {
         continue;
       }
-      const int64_t place = token < 0 ? token : places[i * kLanes + threadIdx.y];
+      int64_t place = token < 0 ? token : places[i * kLanes + threadIdx.y];
+      if (token >= 0 && place == kWrong) {
+        loaded[i] = filled_with<T, kPack>(NAN);
+        place = token < size.kept ? token : kHidden;  // so each of the image's gradients is NaN, since K <= N
+      }
       if (token < 0 || place >= 0) {
         const int64_t to = (image * (size.prefix + size.kept) + size.prefix + place) * size.width;
         reinterpret_cast<P*>(grad_visible + to)[column] = loaded[i];
@@ -217,6 +220,10 @@ void launch_restore_bwd(const RestoreTokensBwd& args, cudaStream_t stream) {
                   args.size.width);
     const auto kernel = packed ? restore_bwd_kernel<T, kPackBytes / kSize> : restore_bwd_kernel<T, 1>;
     const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(slices));
+    if (args.size.images > 0) {
+      places_kernel<<<image_blocks("restore_tokens_bwd", args.size), kWarp, 0, stream>>>(args.keep, args.size,
+                                                                                         args.places);
+    }
     kernel<<<grid, dim3(kWarp, kLanes), 0, stream>>>(args);
     check_launch("restore_tokens_bwd");
   }

@@ -29,17 +29,19 @@ struct RestoreTokensBwd {
   const void* grad_out;  // [B, R+N, D]
   int64_t grad_image_stride;
   int64_t grad_token_stride;
-  void* grad_visible;     // [B, R+K, D]
-  void* grad_mask_token;  // [D]
-  void* grad_pos;         // [N, D], null: not wanted
-  void* hidden_sums;      // [N, D], scratch in the arithmetic type of dtype: sums over the images that hide a token
+  void* grad_visible;         // [B, R+K, D]
+  void* grad_mask_token;      // [D]
+  void* grad_pos;             // [N, D], null: not wanted
+  void* hidden_sums;          // [N, D], scratch in the arithmetic type of dtype: sums over the images that hide a token
+  int32_t* places = nullptr;  // [B, N], scratch of restore_tokens_bwd_cuda
 };
 
 // CPU. The values of keep are checked first; throws Error.
 void restore_tokens(const RestoreTokens& args, const Parallel& parallel, Simd simd);
 void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd);
 
-// CUDA, on the current device; stream is a cudaStream_t. The values of keep are not checked.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of all tokens of its image, and
+// of its gradients; one that is repeated of its token, and of the image's gradients. K is at most N.
 void restore_tokens_cuda(const RestoreTokens& args, void* stream);
 void restore_tokens_bwd_cuda(const RestoreTokensBwd& args, void* stream);
 

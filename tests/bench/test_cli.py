@@ -18,7 +18,7 @@ from bench.results import FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = {
-    "gather_token": "no entry is named 'gather_token'; choose from arena, embed_visible, ",
+    "gather_token": "no entry is named 'gather_token'; choose from arena, calls, embed_visible, ",
     "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
     "freeze mae_vit_base": "no recipe that freezes layers is named 'mae_vit_base'; choose from vitfreeze_vit_base, ",
     "gather_tokens --all": "--all belongs to `python -m bench step`",
@@ -165,6 +165,6 @@ def test_a_whole_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"torch {torch.__version__}, commit " in done.stdout.splitlines()[0]
     for name in ("fwd", "fwd+bwd"):
-        assert f"gather_tokens  {name}  float32  B=4 N=16 K=4 D=32 P=16" in done.stdout
+        assert f"gather_tokens  {name}  float32  B=4 N=196 K=49 D=768 P=0" in done.stdout
     assert done.stdout.count("cold") == 8
     assert len(out.read_text().splitlines()) == 1 + 8

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,19 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "Nothing was measured" in text
 
 
-def test_only_the_sanitizer_may_be_absent(tmp_path):
+def test_only_the_sanitizer_and_dali_may_be_absent(tmp_path):
     chosen = parts(tmp_path, "90")
-    assert {part.command[0] for part in chosen if part.may_be_absent} == {"compute-sanitizer"}
+    (dali,) = [part for part in chosen if part.name == "dali-regions"]
+    assert {part.command[0] for part in chosen if part.may_be_absent and part != dali} == {"compute-sanitizer"}
+    assert dali.command[1:] == ["-m", "bimkern.data.regions", "cuda"]
     assert {part.command[0] for part in chosen if not part.may_be_absent} == {"make", "ctest", sys.executable}
+
+
+def test_a_machine_without_dali_is_no_failure(tmp_path):
+    (dali,) = [part for part in parts(tmp_path, "90") if part.name == "dali-regions"]
+    (tmp_path / "nvidia.py").write_text("raise ModuleNotFoundError('no DALI', name='nvidia')")
+    (outcome,) = run_all([replace(dali, environment={"PYTHONPATH": str(tmp_path)})], tmp_path, seconds=60)
+    assert outcome.result == "not run: DALI cannot be used"
 
 
 def test_every_entry_but_loaders_has_a_part_of_its_own_and_steps_come_before_the_lesser(tmp_path):

@@ -1,6 +1,7 @@
 // Random inputs for the tests of ops on tokens, and the ways to run a kernel: threads and instruction sets.
 #pragma once
 
+#include <algorithm>
 #include <random>
 #include <thread>
 #include <vector>
@@ -45,6 +46,22 @@ inline std::vector<int64_t> random_ids(const TokenSizes& size) {
     }
   }
   return ids;
+}
+
+// The same in any order, but for every other image, which ascends.
+inline std::vector<int64_t> unordered_ids(const TokenSizes& size) {
+  std::vector<int64_t> ids = random_ids(size);
+  for (int64_t image = 0; image < size.images; image += 2) {
+    const auto own = ids.begin() + image * size.kept;
+    std::shuffle(own, own + size.kept, random_bits());
+  }
+  return ids;
+}
+
+// The place of id in an image's ids, -1 if it is not there.
+inline int64_t place_of(const int64_t* ids, int64_t count, int64_t id) {
+  const int64_t* found = std::find(ids, ids + count, id);
+  return found == ids + count ? -1 : found - ids;
 }
 
 inline Parallel several_threads() {

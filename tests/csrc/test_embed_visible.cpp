@@ -38,7 +38,7 @@ void test_patches(const Grid& grid, DType image_dtype, DType dtype, bool with_st
   const int64_t length = grid.channels * area;
   const TokenSizes size{grid.images, 0, grid.rows * grid.columns, grid.kept, length};
   const auto pixels = random_pixels<From>(grid.images * grid.channels * height * width);
-  const std::vector<int64_t> ids = random_ids(size);
+  const std::vector<int64_t> ids = unordered_ids(size);
   const std::vector<float> means = normals(grid.channels), stds = normals(grid.channels);
   const std::vector<A> mean(means.begin(), means.end()), std(stds.begin(), stds.end());
   const int64_t channel_stride = grid.channels_last ? 1 : height * width;
@@ -83,7 +83,7 @@ void test_embeddings(const TokenSizes& size, DType dtype, bool with_pos) {
   const auto product = random_pixels<T>(size.images * size.kept * size.width);
   const std::vector<float> bias = normals(size.width), pos = normals(size.tokens * size.width);
   const std::vector<float> prefix = normals(size.prefix * size.width);
-  const std::vector<int64_t> ids = random_ids(size);
+  const std::vector<int64_t> ids = unordered_ids(size);
   std::vector<float> want;
   for (int64_t i = 0; i < size.images * rows; ++i) {
     const int64_t place = i % rows - size.prefix;

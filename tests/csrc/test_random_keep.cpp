@@ -34,7 +34,8 @@ RandomKeep args_of(const Case& size, const std::vector<int64_t>& parent, std::ve
 }
 
 void test_case(const Case& size) {
-  const std::vector<int64_t> parent = random_ids({size.images, 0, size.tokens, size.candidates, 0});
+  const TokenSizes candidates{size.images, 0, size.tokens, size.candidates, 0};
+  const std::vector<int64_t> parent = size.with_parent ? unordered_ids(candidates) : random_ids(candidates);
   std::vector<int64_t> want_keep, want_within;
   for (int64_t image = 0; image < size.images; ++image) {
     std::vector<std::pair<uint32_t, int64_t>> order;

@@ -10,8 +10,8 @@ import pytest
 from bad_files import picture, write_bad_files, write_odd_files
 from PIL import Image
 
+from bimkern.cache import cache_folder
 from bimkern.data import check as checks
-from bimkern.data.cache import cache_folder
 from bimkern.data.check import check, inspect, readable
 from bimkern.data.source import SourceError, image_folder
 
@@ -32,7 +32,7 @@ def looked_at(monkeypatch):
 
 
 def cache_file():
-    (path,) = (cache_folder() / "checked-v1").iterdir()
+    (path,) = (cache_folder() / "checked-v2").iterdir()
     return path
 
 
@@ -74,10 +74,10 @@ def test_what_has_been_checked_is_not_decoded_again(folder, looked_at):
 
 
 def test_a_bad_file_is_looked_at_again(folder, looked_at):
-    (folder / "link.jpg").symlink_to("later")
+    (folder / "link.jpg").symlink_to(".later")
     picture().save(folder / "good.jpg")
     assert check(image_folder(folder), workers=0)["link.jpg"].fault == "No such file or directory"
-    picture().save(folder / "later", "JPEG")
+    picture().save(folder / ".later", "JPEG")
     looked_at.clear()
     assert check(image_folder(folder), workers=0)["link.jpg"].fault is None
     assert looked_at == ["link.jpg"]

@@ -173,7 +173,9 @@ def test_a_killed_worker_is_replaced_at_the_same_images(folder, caplog):
     os.kill(worker.pid, signal.SIGKILL)
     seen += steps
     assert_same_steps(seen, expected)
-    assert "fewer workers need less memory and less of /dev/shm) and is started again at the same images" in caplog.text
+    assert (
+        "was ended by SIGKILL; fewer workers need less memory) and is started again at the same images" in caplog.text
+    )
 
 
 def test_a_shortage_of_file_handles_is_not_the_images_fault(folder):

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from checked import checked_images
+from checked import checked_images, upright
+from disk import mode, umask_of
 from PIL import Image
 
 from bimkern.data import pil
@@ -14,8 +15,9 @@ from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
 from bimkern.data.feed import Feed
+from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
-from bimkern.data.source import BadImage, SourceError, image_folder, read_image
+from bimkern.data.source import SourceError, image_folder
 
 
 def picture(width, height, seed=0):
@@ -58,17 +60,40 @@ def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(SourceError, match="missing is not a folder"):
         image_folder(tmp_path / "missing")
-    with pytest.raises(SourceError, match=r"holds no image; looked for .jpg, .jpeg, .png, .webp"):
+    none = f"{tmp_path} and the folders below it hold no JPEG, PNG, WebP, BMP, TIFF or GIF image"
+    with pytest.raises(SourceError, match=f"{none}, and no other file"):
+        image_folder(tmp_path)
+    for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE"):
+        (tmp_path / name).write_text("not an image")
+    others = r"only other files \(2 .heic, 1 .txt, 1 without suffix\); convert images of other formats to JPEG or PNG"
+    with pytest.raises(SourceError, match=f"{none}, {others}"):
         image_folder(tmp_path)
 
 
-@pytest.mark.parametrize("limit", [1000, 2000])
-def test_a_file_that_unpacks_to_too_much_is_bad(tmp_path, monkeypatch, limit):
+def test_content_decides_and_not_the_suffix(folder):
+    (folder / "four.jpeg").rename(folder / "four")
+    (folder / "b" / "one.jpg").rename(folder / "b" / "one.dat")
+    (folder / "claims.jpg").write_text("not an image")  # the check says so
+    (folder / "BMW.txt").write_text("BM, as bitmaps begin")
+    os.mkfifo(folder / "pipe")
+    listing = image_folder(folder)
+    assert set(listing.files) == {"a/five.jpg", "a/three.webp", "b/one.dat", "b/two.PNG", "claims.jpg", "four"}
+    assert listing.others == ("BMW.txt", "notes.txt", "pipe")
+    assert listing.count_others() == "2 .txt, 1 without suffix"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
+def test_a_file_that_unpacks_to_too_much_is_bad(tmp_path, monkeypatch, suffix):
     """PIL itself only warns up to twice the limit."""
-    picture(60, 60).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(BadImage, match="decompression bomb"):
-        read_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back at the end
+    path = tmp_path / f"bomb.{suffix}"
+    picture(60, 60).save(path)
+    for limit, message in ((3599, "60 x 60 pixels, more than --max-pixels 3599 in all"), (1000, "--max-pixels 1000")):
+        allow_pixels(limit)
+        with pytest.raises(BadImage, match=message):
+            decode_file(path)
+    allow_pixels(3600)
+    assert decode_file(path).pixels.size == (60, 60)
 
 
 def test_linked_class_folders_are_followed_once(folder, tmp_path):
@@ -88,14 +113,14 @@ def test_images_come_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     picture(30, 20).save(tmp_path / "turned.jpg", exif=exif)
     expected = (20, 30) if orientation >= 5 else (30, 20)
-    assert tuple(checked_images(tmp_path).sizes[0]) == read_image(tmp_path / "turned.jpg").size == expected
+    assert tuple(checked_images(tmp_path).sizes[0]) == upright(tmp_path / "turned.jpg").size == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     picture(8, 8).convert(mode).save(path)
-    assert read_image(path).mode == "RGB"
+    assert decode_file(path).pixels.mode == "RGB"
 
 
 def test_batches_do_not_depend_on_micro_batches_or_workers(folder, loader):
@@ -144,7 +169,7 @@ def test_all_bad_images_of_a_micro_batch_are_told_at_once(folder, loader, worker
     (folder / "four.jpeg").unlink()
     with pytest.raises(BadImages) as raised:
         list(loader(workers).batches(data, 0, 12))
-    assert raised.value.faults == {2: "not a JPEG, PNG, WEBP image", 4: "No such file or directory"}
+    assert raised.value.faults == {2: "not a JPEG, PNG, WebP, BMP, TIFF or GIF image", 4: "No such file or directory"}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +184,7 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder, interpola
         data = MicroBatches(images=images, augment=crop, seed=0, course=course)
         batch = pil.decode(data, 0)
         for pixels, draw in zip(batch.images, batch.draw_ids, strict=True):
-            image = read_image(images.path(int(draw)))
+            image = upright(images.path(int(draw)))
             width = image.width
             left = (width - 40) // 2
             expected = image.resize((16, 16), resampling, (left, 0, left + 40, 30))
@@ -176,7 +201,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_demo_photographs_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    train, held_out = demo_images()
+    with umask_of(0o027):
+        train, held_out = demo_images()
+    assert mode(train.root / train.files[0]) == 0o640
+    assert mode(train.root) == mode(train.root.parent) == 0o750
     assert len(train) == len(held_out) >= 10
     before = os.stat(train.root / train.files[0]).st_mtime_ns
     assert demo_images()[0] == train

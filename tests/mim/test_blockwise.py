@@ -58,9 +58,26 @@ def test_small_and_oblong_grids():
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"Blockwise: ratio must be in \[0, 1\), got 1"):
-        Blockwise(ratio=1)
+    for ratio in (0, 1):
+        with pytest.raises(ValueError, match=rf"Blockwise: ratio must be in \(0, 1\), got {ratio}"):
+            Blockwise(ratio=ratio)
     with pytest.raises(ValueError, match=r"Blockwise: min_share must be in \[0, 1\), got -0.1"):
         Blockwise(ratio=0.4, min_share=-0.1)
     with pytest.raises(ValueError, match=r"Blockwise: aspect must be in \(0, 1\], got 0"):
         Blockwise(ratio=0.4, aspect=0)
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.001, 0), (0.99, 16)])
+def test_what_rounds_to_nothing_or_everything_is_refused(ratio, hidden):
+    masker = Blockwise(ratio=ratio)
+    message = f"ratio must hide at least 1 and leave at least 1 of 16 patches, got {ratio}, which hides {hidden}"
+    for refused in (lambda: masker.entering((4, 4), 1), lambda: masker.views(IDS, (4, 4), 1, 0)):
+        with pytest.raises(ValueError, match=f"Blockwise: {message}"):
+            refused()
+
+
+def test_published_masks_of_a_single_row_are_refused():
+    """No rectangle fits there, so that nothing would ever be hidden."""
+    assert Blockwise(ratio=0.4).views(IDS, (1, 10), 1, seed=0)[0].hidden.sum(1).unique().tolist() == [4]
+    with pytest.raises(ValueError, match="Blockwise: exact must be True for 1 x 10 patches, got False"):
+        Blockwise(ratio=0.4, exact=False).entering((1, 10), 1)

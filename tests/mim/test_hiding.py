@@ -48,7 +48,6 @@ MASKERS = [
     TokenReplace(ratio=0.6, unit=2),
     Blockwise(ratio=0.4),
     Blockwise(ratio=0.4, exact=False),
-    TokenReplace(ratio=0.0),
 ]
 
 

@@ -81,11 +81,19 @@ def test_rows_cut_every_index():
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"RandomDrop: ratios must be in \[0, 1\), got \(1.0,\)"):
-        RandomDrop(ratios=(1.0,))
+    for ratio in (0.0, 1.0):
+        with pytest.raises(ValueError, match=rf"RandomDrop: ratios must be in \(0, 1\), got \({ratio},\)"):
+            RandomDrop(ratios=(ratio,))
     with pytest.raises(ValueError, match="RandomDrop: ratios must not fall"):
         RandomDrop(ratios=(0.8, 0.7))
     with pytest.raises(ValueError, match="RandomDrop: ratios must hold 1 or 4 values, got 2"):
         RandomDrop(ratios=(0.7, 0.8)).entering((14, 14), 4)
-    with pytest.raises(ValueError, match=r"RandomDrop: ratio 0\.9 leaves none of 4 patches visible"):
-        RandomDrop(ratios=(0.9,)).entering((2, 2), 1)
+
+
+@pytest.mark.parametrize(("ratios", "refused", "hidden"), [((0.5, 0.9), 0.9, 4), ((1e-17, 0.5), 1e-17, 0)])
+def test_what_hides_nothing_or_everything_of_a_stage_is_refused(ratios, refused, hidden):
+    masker = RandomDrop(ratios=ratios)
+    message = f"ratios must hide at least 1 and leave at least 1 of 4 patches, got {refused}, which hides {hidden}"
+    for call in (lambda: masker.entering((2, 2), 2), lambda: masker.views(IDS, (2, 2), 2, 0)):
+        with pytest.raises(ValueError, match=f"RandomDrop: {message}"):
+            call()

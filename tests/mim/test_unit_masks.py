@@ -57,11 +57,22 @@ def test_all_tokens_enter_every_stage():
 @pytest.mark.parametrize("masker", [TokenReplace, BlockPixels])
 def test_says_what_is_wrong(masker):
     name = masker.__name__
-    with pytest.raises(ValueError, match=rf"{name}: ratio must be in \[0, 1\), got 1.0"):
-        masker(ratio=1.0)
+    for ratio in (0.0, 1.0):
+        with pytest.raises(ValueError, match=rf"{name}: ratio must be in \(0, 1\), got {ratio}"):
+            masker(ratio=ratio)
     with pytest.raises(ValueError, match=f"{name}: unit must be at least 1 patch, got 0"):
         masker(ratio=0.5, unit=0)
     with pytest.raises(ValueError, match=f"{name}: unit must divide the 14 x 15 patches, got 2"):
         masker(ratio=0.5, unit=2).views(IDS, (14, 15), 1, 0)
-    with pytest.raises(ValueError, match=rf"{name}: ratio 0\.9 leaves none of 4 units visible"):
-        masker(ratio=0.9).entering((2, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("masker", "ratio", "hidden"),
+    [(BlockPixels, 0.9, 4), (BlockPixels, 1e-17, 0), (TokenReplace, 0.9, 4), (TokenReplace, 0.76, 4)],
+)
+def test_what_hides_nothing_or_everything_is_refused(masker, ratio, hidden):
+    masker = masker(ratio=ratio, unit=2)
+    message = f"ratio must hide at least 1 and leave at least 1 of 4 units, got {ratio}, which hides {hidden}"
+    for refused in (lambda: masker.entering((4, 4), 1), lambda: masker.views(IDS, (4, 4), 1, 0)):
+        with pytest.raises(ValueError, match=f"{type(masker).__name__}: {message}"):
+            refused()

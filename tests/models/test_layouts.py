@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from interop import import_or_skip
+from PIL import Image
 
-from bimkern.mim.model import MIM
+from bimkern.mim.model import IMAGENET_STD, MIM
 from bimkern.models import layouts
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
@@ -55,19 +58,26 @@ def head_of(model, depth):
 @every_tap
 def test_timm_computes_the_same_features(tmp_path, recipe, depth):
     timm = import_or_skip("timm")
-    from safetensors.torch import load_file
-
     model, run = trained(recipe)
-    write_timm(tmp_path / "backbone.safetensors", run, depth)
-    theirs = timm.create_model(
-        "vit_base_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=32, depth=depth, num_heads=2
-    )
-    theirs.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
+    write_timm(tmp_path, run, depth)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).double().eval()
 
     in_double(model)
     images, everything = sample(model, math.prod(model.method.encoder.grid))
+    pixels = model.colors.normalize(images)
     ours = head_of(model, depth).in_norm(encode(model, images, everything, depth))
-    torch.testing.assert_close(theirs.double().eval().forward_features(model.colors.normalize(images)), ours)
+    torch.testing.assert_close(theirs.forward_features(pixels), ours)
+    torch.testing.assert_close(theirs(pixels), ours[:, 1:].mean(1))
+
+
+def test_timm_adds_a_classifier_and_takes_other_images(tmp_path):
+    timm = import_or_skip("timm")
+    _, run = trained("bim_vit_test_growing")
+    write_timm(tmp_path, run, 2)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=10, img_size=64)
+    assert torch.equal(theirs.blocks[1].mlp.fc1.weight, run.weights["encoder.blocks.1.mlp.fc1.weight"])
+    assert torch.equal(theirs.norm.weight, run.weights["heads.1.in_norm.weight"])
+    assert theirs(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +141,32 @@ def test_transformers_is_told_every_number(tmp_path):
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert {key: getattr(config, key) for key in saved} == saved
     assert (saved["num_hidden_layers"], saved["mask_ratio"], saved["layer_norm_eps"]) == (2, 0.7, 1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_timm_and_transformers_prepare_images_as_training_does(tmp_path, interpolation):
+    """Nothing of it is a default of theirs: timm would take 224 px and 0.5, transformers 0.5 and bilinear."""
+    timm, transformers = import_or_skip("timm"), import_or_skip("transformers")
+    model, run = trained("mae_vit_test")
+    run = replace(run, config=replace(run.config, augment=replace(run.config.augment, interpolation=interpolation)))
+    write_timm(tmp_path / "timm", run, 4)
+    write_hf(tmp_path / "hf", run, 4)
+
+    photo = Image.fromarray(torch.randint(0, 256, (90, 120, 3), dtype=torch.uint8).numpy())
+    resampling = Image.Resampling[interpolation.upper()]
+
+    def prepared(picture):
+        return model.colors.normalize(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    cropped = photo.resize((48, 36), resampling).crop((8, 2, 40, 34))  # 32 of a short side of 32 / 0.875
+    torch.testing.assert_close(transform(photo), prepared(cropped), rtol=1e-5, atol=1e-5)
+
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    pixels = processor(images=photo, return_tensors="pt")["pixel_values"][0]
+    difference = (pixels - prepared(photo.resize((32, 32), resampling))).abs()  # one level: torch resizes, not Pillow
+    assert difference.max() < 1.5 / 255 / min(IMAGENET_STD)
 
 
 def published_vit_base():

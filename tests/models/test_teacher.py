@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import Distillation
+from bimkern.models.layouts import WEIGHTS
 from bimkern.models.teacher import TeacherError, load_teacher
 from bimkern.recipes import RECIPES
 from bimkern.train.export import Trained, write_timm
@@ -27,9 +28,9 @@ def trained():
 
 @pytest.fixture(scope="module")
 def path(trained, tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "backbone.safetensors"
-    write_timm(path, Trained(TEACHER, 7, trained.state_dict()), 4)
-    return path
+    folder = tmp_path_factory.mktemp("teacher")
+    write_timm(folder, Trained(TEACHER, 7, trained.state_dict()), 4)
+    return folder / WEIGHTS
 
 
 def features(teacher, model, images, blocks):
@@ -45,6 +46,12 @@ def test_features_are_those_of_the_trained_encoder(trained, path):
         if i in (0, 3):
             expected = torch.nn.functional.layer_norm(tokens[:, 1:], (32,))
             torch.testing.assert_close(first if i == 0 else last, expected)
+
+
+def test_the_folder_is_as_good_as_the_file_in_it(path):
+    assert load_teacher(path.parent).sha256 == load_teacher(path).sha256
+    with pytest.raises(TeacherError, match="it cannot be read"):
+        load_teacher(path.parent.parent)
 
 
 def test_positions_are_interpolated_to_another_image_size(trained, path):

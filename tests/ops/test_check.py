@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bimkern.ops import _check as check
 from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, random_keep, restore_tokens
@@ -81,20 +82,20 @@ def test_debugging_checks_the_ids_of_every_op(device, monkeypatch, argument):
     ("ids", "message"),
     [
         ([[-1, 1], [2, 3]], "op: keep must hold ids in [0, N=4), got -1 in image 0"),
-        ([[0, 1], [2, 2]], "op: keep must ascend without repeats within an image, got 2 after 2 in image 1"),
-        ([[1, 0], [2, 3]], "op: keep must ascend without repeats within an image, got 0 after 1 in image 0"),
+        ([[0, 1], [2, 2]], "op: keep must not repeat an id within an image, got 2 twice in image 1"),
+        ([[3, 1, 0, 1], [3, 3, 3, 9]], "op: keep must not repeat an id within an image, got 1 twice in image 0"),
+        ([[3, 1, 0, 2], [3, 1, 3, 9]], "op: keep must not repeat an id within an image, got 3 twice in image 1"),
+        ([[3, 1, 0, 2], [3, 1, 9, 3]], "op: keep must hold ids in [0, N=4), got 9 in image 1"),
     ],
 )
-def test_debugging_says_which_id_is_wrong(device, monkeypatch, ids, message):
-    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+def test_says_which_id_is_wrong_first(device, ids, message):
     with pytest.raises(RuntimeError) as raised:
         check.ids("op", "keep", torch.tensor(ids, device=device), 4)
     assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_debugging_takes_an_empty_keep(device, monkeypatch, shape):
-    monkeypatch.setenv("BIMKERN_DEBUG", "1")
+def test_an_empty_keep_holds_no_wrong_id(device, shape):
     check.ids("op", "keep", torch.zeros(shape, device=device, dtype=torch.int64), 0)
 
 
@@ -104,13 +105,15 @@ def test_without_debugging_no_id_is_read_beside_a_kernel(monkeypatch, setting):
     monkeypatch.delenv("BIMKERN_DEBUG", raising=False)
     if setting is not None:
         monkeypatch.setenv("BIMKERN_DEBUG", setting)
-    check.ids("keep_to_mask", "keep", OUT_OF_RANGE, 4)
+    monkeypatch.setattr(check, "ids", lambda *_: pytest.fail("ids were read"))
+    with pytest.raises(RuntimeError, match="got 4 in image 1"):  # the kernel's own check
+        keep_to_mask(OUT_OF_RANGE, 4)
 
 
 @pytest.mark.parametrize("argument", OPS_WITH_KEEP)
 @pytest.mark.parametrize(
     "ids",
-    [[[0, 1], [2, 4]], [[-1, 1], [2, 3]], [[0, 1], [2, 2]], [[0, 1], [3, 2]], [[1, 0], [2, 4]]],
+    [[[0, 1], [2, 4]], [[-1, 1], [2, 3]], [[0, 1], [2, 2]], [[1, 0], [2, 4]], [[1, 0], [3, 3]]],
     ids=str,
 )
 def test_every_backend_refuses_the_same_ids_on_the_cpu(monkeypatch, argument, ids):
@@ -140,3 +143,47 @@ def test_debugging_leaves_compiled_code_alone(monkeypatch):
     monkeypatch.setenv("BIMKERN_DEBUG", "1")
     compiled = torch.compile(keep_to_mask, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.tensor([[0, 2]]), 4), torch.tensor([[0.0, 1, 0, 1]]))
+
+
+def test_a_check_that_passed_is_not_made_again():
+    calls = []
+
+    def count(x, y, number):
+        calls.append(number)
+        return number + 1
+
+    x = torch.zeros(2, 3)
+    for _ in range(3):
+        assert check.once(count, (x, None), 1) == 2
+    assert calls == [1]
+    others = [x[:1], x.long(), x.to("meta"), torch.zeros(2, 3, requires_grad=True)]
+    for other in others:
+        check.once(count, (other, None), 1)
+    check.once(count, (x, x), 1)
+    check.once(count, (x, None), 5)
+    assert calls == [1] * 6 + [5]
+
+
+def test_a_check_that_failed_is_made_again():
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"keep must be \[B, K\], got \[4\]"):
+            keep_to_mask(torch.zeros(4).long(), 4)
+        with pytest.raises(ValueError, match="keep must hold at most N=2 ids per image, got K=3"):
+            gather_tokens(torch.zeros(1, 2, 4), torch.zeros(1, 3).long())
+
+
+def test_checks_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(check, "_ROOM", 3)
+    monkeypatch.setattr(check, "_passed", {})
+    for number in range(20):
+        assert check.once(lambda number: number, (), number) == number
+        assert len(check._passed) <= 3
+
+
+def test_sizes_that_are_symbols_are_checked():
+    def trace(tokens, keep):
+        return gather_tokens(tokens, keep)
+
+    inputs = torch.randn(2, 6, 3), torch.tensor([[0, 1], [4, 3]])
+    traced = make_fx(trace, tracing_mode="symbolic")(*inputs)
+    assert torch.equal(traced(*inputs), gather_tokens(*inputs))

@@ -71,7 +71,7 @@ def test_says_what_is_wrong(change, error, message):
     [
         ([[0, 1], [2, 4]], "keep must hold ids in [0, N=4), got 4 in image 1"),
         ([[-1, 1], [2, 3]], "keep must hold ids in [0, N=4), got -1 in image 0"),
-        ([[0, 1], [3, 2]], "keep must ascend without repeats within an image, got 2 after 3 in image 1"),
+        ([[0, 1], [3, 3]], "keep must not repeat an id within an image, got 3 twice in image 1"),
     ],
 )
 def test_checks_ids_on_the_cpu(ids, message):

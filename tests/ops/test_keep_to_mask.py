@@ -58,7 +58,7 @@ def test_says_what_is_wrong(device):
     keep = draw_keep(device, 3, 12, 5)
     with pytest.raises(ValueError, match=r"keep_to_mask: keep must be \[B, K\], got \[5\]"):
         keep_to_mask(keep[0], 12)
-    with pytest.raises(ValueError, match="keep_to_mask: keep must hold at most N=4 tokens, got K=5"):
+    with pytest.raises(ValueError, match="keep_to_mask: keep must hold at most N=4 ids per image, got K=5"):
         keep_to_mask(keep, 4)
     with pytest.raises(TypeError, match="keep_to_mask: keep must be int64, got int32"):
         keep_to_mask(keep.int(), 12)
@@ -69,7 +69,7 @@ def test_says_what_is_wrong(device):
     [
         ([[0, 1], [2, 4]], "keep must hold ids in [0, N=4), got 4 in image 1"),
         ([[-1, 1], [2, 3]], "keep must hold ids in [0, N=4), got -1 in image 0"),
-        ([[0, 1], [2, 2]], "keep must ascend without repeats within an image, got 2 after 2 in image 1"),
+        ([[0, 1], [2, 2]], "keep must not repeat an id within an image, got 2 twice in image 1"),
     ],
 )
 def test_says_which_id_is_wrong_on_the_cpu(ids, message):

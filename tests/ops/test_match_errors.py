@@ -108,7 +108,7 @@ def test_the_loss_says_what_is_wrong(odd, message):
         ({"layers": layers(up1_bias=torch.zeros(4).double())}, "up1_bias must be float32, got float64"),
         ({"dtype": torch.int8}, "dtype must be float32, float16, bfloat16 or float64, got torch.int8"),
         ({"target": torch.zeros(2, 64, 3).half()}, "target must be float32, got float16"),
-        ({"mask": torch.zeros(2, 16).bool()}, "mask must be float32, got bool"),
+        ({"mask": torch.zeros(2, 16).int()}, "mask must be bool, float32, float16, bfloat16 or float64, got int32"),
         (
             {"denominator": torch.tensor(4)},
             "denominator must be float32, float16, bfloat16 or float64, got int64",

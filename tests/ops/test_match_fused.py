@@ -287,7 +287,7 @@ def test_opcheck(device, scale, dtype):
     features, target, mask, *parameters = sample(device, dtype, scale, **DEFAULT)
     layers = [None if p is None else p.requires_grad_() for p in named(scale, parameters)]
     denominator = torch.tensor(5.0, device=device)
-    arguments = (features.requires_grad_(), layers, target, mask, scale, *GRID, "l2", denominator, dtype)
+    arguments = (features.requires_grad_(), layers, target, mask, scale, *GRID, False, denominator, dtype)
     torch.library.opcheck(torch.ops.bimkern.match_loss, arguments)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from bimkern.ops import random_keep
 from bimkern.ops.philox import philox4x32
@@ -177,10 +178,65 @@ def test_compiles_without_a_graph_break(device, dynamic):
         assert torch.equal(within, want[1])
 
 
+STEPS = (0, 1, 2, 2**32 - 1, 2**32, 2**63 - 1)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_equals_reference_at_every_step(device, step):
+    ids = torch.tensor(IDS, device=device)
+    for seed in (3, -1, 2**63 + 5):
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        keep = random_keep(ids, 196, 49, seed=seed, step=step)
+        assert torch.equal(keep, random_keep_reference(ids, 196, 49, signed, step=step))
+        child = random_keep(ids, 196, 12, seed=seed, step=step, parent=keep)
+        wanted = random_keep_reference(ids, 196, 12, signed, keep, step=step)
+        assert all(torch.equal(a, b) for a, b in zip(child, wanted, strict=True))
+        assert torch.equal(child[0], random_keep(ids, 196, 12, seed=seed, step=step))  # nested, like those of step 0
+
+
+def test_every_step_draws_other_masks(device):
+    ids = torch.arange(50, device=device)
+    keeps = torch.stack([random_keep(ids, 64, 16, seed=1, step=step) for step in STEPS])  # [steps, B, K]
+    assert torch.equal(keeps[0], random_keep(ids, 64, 16, seed=1))
+    assert len(keeps.flatten(0, 1).unique(dim=0)) == len(STEPS) * 50
+
+
+def test_a_token_is_kept_equally_often_over_the_steps(device):
+    steps, tokens, kept = 4000, 13, 4
+    ids = torch.arange(5, device=device)
+    keeps = torch.stack([random_keep(ids, tokens, kept, seed=0, step=step) for step in range(steps)])
+    share = keeps.flatten().bincount(minlength=tokens) / (5 * steps)
+    sigma = (kept / tokens * (1 - kept / tokens) / (5 * steps)) ** 0.5
+    assert (share - kept / tokens).abs().max() < 5 * sigma
+
+
+def test_the_masks_of_a_step_stay_what_they_are(device):
+    ids = torch.tensor([0, 1, -1], device=device)
+    golden = {
+        0: [[2, 3, 8, 9], [1, 3, 12, 14], [2, 4, 6, 10]],
+        1: [[0, 4, 5, 6], [0, 9, 12, 13], [4, 11, 12, 13]],
+        2**40 + 3: [[0, 4, 5, 10], [2, 4, 7, 13], [5, 8, 9, 13]],
+    }
+    for step, keep in golden.items():
+        assert random_keep(ids, 16, 4, seed=7, step=step).tolist() == keep
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_steps_are_not_compiled_one_by_one(device, monkeypatch, backend):
+    if backend is not None:
+        monkeypatch.setenv("BIMKERN_BACKEND", backend)
+    counter = CompileCounter()
+    draw = torch.compile(lambda ids, step: random_keep(ids, 30, 11, seed=5, step=step), fullgraph=True, backend=counter)
+    ids = torch.arange(6, device=device)
+    for step in range(2, 14):
+        assert torch.equal(draw(ids, step), random_keep(ids, 30, 11, seed=5, step=step))
+    assert counter.frame_count <= 2  # the first step as a constant, then any
+
+
 def test_opcheck(device):
     ids = torch.tensor(IDS, device=device)
     torch.library.opcheck(torch.ops.bimkern.random_keep.default, (ids, 30, 11, 5))
-    torch.library.opcheck(torch.ops.bimkern.random_keep.parent, (ids, 30, 5, 5, draw_parent(ids, 30, 11)))
+    torch.library.opcheck(torch.ops.bimkern.random_keep.parent, (ids, 30, 5, 5, draw_parent(ids, 30, 11), 7))
 
 
 def test_says_what_is_wrong(device):
@@ -197,6 +253,9 @@ def test_says_what_is_wrong(device):
         random_keep(ids, 9, 2, seed=0, parent=torch.zeros(2, 3, dtype=torch.int64, device=device))
     with pytest.raises(ValueError, match=r"random_keep: num_tokens must be in \[0, 2\*\*31\), got 2147483648"):
         random_keep(ids, 2**31, 3, seed=0)
+    for step in (-1, 2**63):
+        with pytest.raises(ValueError, match=rf"random_keep: step must be in \[0, 2\*\*63\), got {step}"):
+            random_keep(ids, 9, 3, seed=0, step=step)
     with pytest.raises(ValueError, match=r"random_keep: sample_ids must be \[B\], got \[4, 1\]"):
         random_keep(ids[:, None], 9, 3, seed=0)
     with pytest.raises(ValueError, match=r"random_keep: parent must be on .* like sample_ids, got meta"):
@@ -208,7 +267,7 @@ def test_says_what_is_wrong(device):
     [
         ([[0, 1], [2, 4]], "parent must hold ids in [0, N=4), got 4 in image 1"),
         ([[-1, 1], [2, 3]], "parent must hold ids in [0, N=4), got -1 in image 0"),
-        ([[0, 1], [2, 2]], "parent must ascend without repeats within an image, got 2 after 2 in image 1"),
+        ([[0, 1], [2, 2]], "parent must not repeat an id within an image, got 2 twice in image 1"),
     ],
 )
 def test_says_which_id_is_wrong_on_the_cpu(parent, message):

@@ -122,7 +122,7 @@ def test_compiles_without_graph_break(device, factor, dynamic):
         (
             (torch.zeros(2, 36).int(), 2),
             TypeError,
-            "mask must be float32, float16, bfloat16 or float64, got int32",
+            "mask must be bool, float32, float16, bfloat16 or float64, got int32",
         ),
         ((torch.zeros(2, 35), 2), ValueError, "grid must be given where N is not a square, got N=35"),
         ((torch.zeros(2, 36), 2, (5, 7)), ValueError, "grid must be (rows, columns) of the N=36 tokens, got (5, 7)"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from bad_files import picture, write_bad_files, write_odd_files
+from image_kinds import turned_files
+from PIL import Image
 
 from bimkern.data import jsonl
 from bimkern.data.dali import unusable
@@ -83,8 +85,57 @@ def test_twenty_kinds_of_bad_file_are_set_aside_and_the_rest_is_trained_on(photo
     assert {record["file"] for record in records} == reasons.keys()
     assert all(reasons[record["file"]] in record["reason"] and record["step"] is None for record in records)
     assert lines(tmp_path / "mixed" / "metrics.jsonl")[-1]["images_set_aside"] == len(reasons)
-    assert f"{len(reasons)} of {len(reasons) + 21} images set aside (animated.png: animated, " in caplog.text
+    assert f"{len(reasons)} of {len(reasons) + 25} images set aside (animated.png: animated, " in caplog.text
     assert lines(tmp_path / "mixed" / "images.jsonl") == lines(tmp_path / "plain" / "images.jsonl")
+
+
+def test_files_that_are_no_images_are_named_by_suffix_and_are_no_fault(photos, tmp_path, capsys, caplog):
+    for i in range(30):
+        (photos / f"{i:02}.txt").write_text("a caption")
+    (photos / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "empty.jpg").write_bytes(b"")
+    for _ in range(2):
+        train(photos, tmp_path / "run", "--steps", "2")
+        line = f"12 images from {photos}; 31 files that are no images left out (30 .txt, 1 .heic); steps: 2"
+        assert line in capsys.readouterr().out
+        captions, heic, empty = lines(tmp_path / "run" / "quarantine.jsonl")
+        assert (captions["suffix"], captions["files"]) == (".txt", 30)
+        assert captions["examples"] == ["00.txt", "01.txt", "02.txt"]
+        assert heic["examples"] == ["photo.HEIC"]
+        assert "convert images of other formats to JPEG or PNG" in heic["reason"]
+        assert (empty["file"], empty["reason"]) == ("empty.jpg", "empty")
+    assert "1 of 13 images set aside (empty.jpg: empty)" in caplog.text
+
+
+def test_large_images_are_trained_on_when_they_are_allowed(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back at the end
+    picture(300, 200).save(photos / "large.png")
+    train(photos, tmp_path / "small", "--steps", "2", "--max-pixels", "59999")
+    (record,) = lines(tmp_path / "small" / "quarantine.jsonl")
+    assert record["reason"] == "300 x 200 pixels, more than --max-pixels 59999 in all"
+    train(photos, tmp_path / "large", "--steps", "2", "--max-pixels", "60000")
+    assert lines(tmp_path / "large" / "quarantine.jsonl") == []
+    train(photos, tmp_path / "again", "--steps", "2", "--max-pixels", "59999")  # though it was found to be good
+    assert len(lines(tmp_path / "again" / "quarantine.jsonl")) == 1
+    capsys.readouterr()
+    code, error = refused(capsys, photos, tmp_path / "small", "--steps", "2")
+    assert code == 2
+    assert "run.max_pixels: 59999 before, 89478485 now" in error
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_resumed_run_turns_its_images_as_before(photos, tmp_path, loader):
+    for name, (content, _) in turned_files(picture(60, 48)).items():
+        (photos / name).write_bytes(content)
+    options = ("--batch-size", "16", "--loader", loader)
+    train(photos, tmp_path / "plain", "--steps", "40", *options)
+    process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "0", *options)
+    wait_for_step(tmp_path / "run", 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    train(photos, tmp_path / "run", "--steps", "40", *options)
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
 
 
 def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys):
@@ -254,6 +305,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     assert caplog.text.count("waiting for images") == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -261,12 +313,12 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
         (signal.SIGTERM, "stopped by SIGTERM; the same command goes on"),
     ],
 )
-def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words):
+def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
     picture(1200, 1200).save(photos / "00.jpg")
-    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", "1")
+    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cache").rglob("*.jsonl")):
         assert process.poll() is None, process.communicate()

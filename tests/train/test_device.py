@@ -57,7 +57,7 @@ def test_saves_run_with_the_device_of_their_tensors(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "current", lambda gpu: entered.append(gpu) or threading.Lock())
     gpu = torch.device("cuda", 1)
     saver = Saver(tmp_path, every=1)
-    saver._start(lambda: entered.append("work"), gpu)
+    saver._start(lambda: entered.append("work"), gpu, "a save")
     saver.wait()
     assert entered == [gpu, "work"]
 

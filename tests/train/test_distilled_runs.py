@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "backbone.safetensors")
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "backbone")
 
 
 def train(photos, out, teacher, *options):
@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_its_teacher_wherever_that_lies(photos, teacher, tmp_
 
 
 def test_another_teacher_at_the_same_path_is_refused(photos, tmp_path, capsys):
-    path, out = tmp_path / "backbone.safetensors", tmp_path / "run"
+    path, out = tmp_path / "backbone", tmp_path / "run"
     train(photos, out, write_teacher(path), "--steps", "2")
     logged = (out / "metrics.jsonl").read_bytes()
     write_teacher(path, seed=1)

@@ -44,7 +44,7 @@ def real_steps(given, batch, micro):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "backbone.safetensors")
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "backbone")
 
 
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in SMALL_RECIPES])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from disk import full_disk
+from disk import full_disk, mode, umask_of
 from safetensors import safe_open
 
 from bimkern.mim.model import MIM
@@ -18,6 +18,7 @@ from bimkern.train.export import Trained, read_trained, write_backbones, write_h
 from bimkern.train.run_folder import RunFolder
 
 CONFIG = RECIPES["bim_vit_test"].config
+every_format = pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
 
 
 def trained(step=20):
@@ -38,8 +39,8 @@ def run_folder(path, *steps):
 
 def test_a_backbone_for_every_depth_says_what_it_is(tmp_path):
     write_backbones(tmp_path, trained())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"backbone-depth0{k}.safetensors" for k in (1, 2, 3, 4)]
-    with safe_open(tmp_path / "backbone-depth03.safetensors", "pt") as file:
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"backbone-depth0{k}" for k in (1, 2, 3, 4)]
+    with safe_open(tmp_path / "backbone-depth03" / "model.safetensors", "pt") as file:
         assert file.metadata() == {
             "format": "pt",
             "recipe": "bim_vit_test",
@@ -47,8 +48,14 @@ def test_a_backbone_for_every_depth_says_what_it_is(tmp_path):
             "depth": "3",
             "width": "32",
             "num_heads": "2",
+            "mlp_ratio": "4.0",
             "patch": "8",
             "image_size": "32",
+            "channels": "3",
+            "interpolation": "bicubic",
+            "mean": "[0.485, 0.456, 0.406]",
+            "std": "[0.229, 0.224, 0.225]",
+            "global_pool": "avg",
         }
         assert "blocks.2.attn.qkv.weight" in file.keys()  # noqa: SIM118  # not a mapping
         assert "blocks.3.attn.qkv.weight" not in file.keys()  # noqa: SIM118
@@ -135,14 +142,23 @@ def test_the_layouts_of_mae_refuse_what_is_not_maes(tmp_path, write, recipe, dep
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
+@every_format
 def test_a_place_that_cannot_be_written_is_named(tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/out.* cannot be written"):
         write(tmp_path / "file" / "out", trained(), 4)
 
 
-@pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
+@every_format
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_files_have_the_mode_of_any_new_file(tmp_path, write, umask):
+    with umask_of(umask):
+        write(tmp_path / "out", trained(), 4)
+    for path in tmp_path.rglob("*"):
+        assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask
+
+
+@every_format
 def test_a_full_disk_leaves_no_half_file(tmp_path, write):
     with pytest.raises(ConfigError, match="cannot be written"), full_disk(10_000):
         write(tmp_path / "out", trained(), 4)

@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from disk import full_disk
+from disk import full_disk, on_small_shm
+from options import filled
 from PIL import Image
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensor
@@ -41,15 +42,16 @@ def photos(tmp_path_factory):
 
 
 def arguments(photos, out, *options):
-    return [RECIPE, "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
+    return [RECIPE, "--data", str(photos), "--out", str(out), *filled(options, log_every=1)]
 
 
 def train(photos, out, *options):
     main(arguments(photos, out, "--workers", "0", *options))
 
 
-def start(photos, out, *options, **popen):
-    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)]
+def start(photos, out, *options, within=list, **popen):
+    """Start the command in a process of its own; `within` may wrap it in another command."""
+    command = within([sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)])
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
 
@@ -205,6 +207,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number, e
     assert comparable(tmp_path / "run") == comparable(tmp_path / "plain")
 
 
+def test_a_small_dev_shm_limits_nothing(photos, tmp_path):
+    options = ("--steps", "5", "--batch-size", "64", "--workers", "2")  # batches of 192 KiB
+    process = start(photos, tmp_path / "run", *options, within=on_small_shm)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert error == ""
+    assert len(records(tmp_path / "run")) == 5
+
+
 def test_a_second_interrupt_stops_at_once(photos, tmp_path):
     process = start(photos, tmp_path / "run", "--steps", "100000", "--batch-size", "64")
     wait_for(lambda: len(records(tmp_path / "run")) >= 1, process)
@@ -222,7 +233,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
 def refused(photos, out, capsys, *options):
     """Return what the command says when it refuses to go on in a folder."""
     with pytest.raises(SystemExit) as stop:
-        train(photos, out, "--steps", "3", *options)
+        train(photos, out, *filled(options, steps=3))
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1

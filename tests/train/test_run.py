@@ -12,7 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from disk import mode, umask_of
 from growing import MEMORY, NOT_REPEATABLE
+from options import filled
 from PIL import Image
 
 from bimkern.data.dali import unusable
@@ -36,7 +38,7 @@ def photos(tmp_path_factory):
 
 
 def train(recipe, photos, out, *options):
-    main([recipe, "--data", str(photos), "--out", str(out), "--workers", "0", "--log-every", "1", *options])
+    main([recipe, "--data", str(photos), "--out", str(out), *filled(options, workers=0, log_every=1)])
 
 
 def records(out):
@@ -54,12 +56,17 @@ def assert_same_run(one, other):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_run_leaves_everything_behind(photos, tmp_path, capsys):
-    train("bim_vit_test_growing", photos, tmp_path / "run")
+def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with umask_of(0o027):
+        train("bim_vit_test_growing", photos, tmp_path / "run")
+    for path in [*(tmp_path / "run").rglob("*"), *(tmp_path / "cache").rglob("*")]:
+        assert mode(path) == (0o750 if path.is_dir() else 0o640), path
     names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert {"config.json", "images.jsonl", "metrics.jsonl", "checkpoints/step-00000020/manifest.json"} <= names
     assert {f"pictures/{name}.png" for name in ("reconstruction", "curves", "memory")} <= names
-    assert {f"exported/backbone-depth{depth:02d}.safetensors" for depth in (1, 2, 3, 4)} <= names
+    backbones = [f"exported/backbone-depth{depth:02d}" for depth in (1, 2, 3, 4)]
+    assert {f"{folder}/{name}" for folder in backbones for name in ("config.json", "model.safetensors")} <= names
     assert any(name.startswith("tensorboard/events") for name in names)
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
         assert record.keys() == {

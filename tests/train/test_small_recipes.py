@@ -11,7 +11,6 @@ import torch
 from growing import NOT_REPEATABLE
 from interop import import_or_skip
 from PIL import Image
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from bimkern.pretrain import main
@@ -43,7 +42,7 @@ def train(tmp_path_factory):
         if not teachers:
             out = tmp_path_factory.mktemp("teacher") / "run"
             run(TEACHER, out)
-            teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}.safetensors")
+            teachers.append(out / "exported" / f"backbone-depth{RECIPES[TEACHER].method.encoder.depth:02}")
         return teachers[0]
 
     def run(recipe, out, steps=STEPS):
@@ -128,19 +127,18 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     model = network.build(config)
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
     images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
+    pixels = model.colors.normalize(images)
     everything = torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
-    tokens = model.encoder.embed(model.colors.normalize(images), everything)
-    sizes = {"img_size": encoder.image_size, "patch_size": encoder.patch, "embed_dim": encoder.width}
+    tokens = model.encoder.embed(pixels, everything)
     names = []
     for stage, tap in enumerate(method.taps):
         for block in model.stage_blocks(stage):
             tokens = model.encoder.blocks[block](tokens)
-        names.append(f"backbone-depth{tap + 1:02d}.safetensors")
-        options = sizes | {"depth": tap + 1, "num_heads": encoder.num_heads, "num_classes": 0}
-        theirs = timm.create_model("vit_base_patch16_224", **options).eval()
-        theirs.load_state_dict(load_file(out / "exported" / names[-1]))
-        features = theirs.forward_features(model.colors.normalize(images))
-        torch.testing.assert_close(features, model.heads[stage].in_norm(tokens), rtol=1e-3, atol=1e-4)
+        names.append(f"backbone-depth{tap + 1:02d}")
+        theirs = timm.create_model(f"local-dir:{out / 'exported' / names[-1]}", pretrained=True).eval()
+        features = model.heads[stage].in_norm(tokens)
+        torch.testing.assert_close(theirs.forward_features(pixels), features, rtol=1e-3, atol=1e-4)
+        assert timm.data.resolve_model_data_config(theirs)["interpolation"] == config.augment.interpolation
     assert sorted(path.name for path in (out / "exported").iterdir()) == names
 
 

@@ -118,9 +118,10 @@ def test_a_plan_of_what_is_compiled_is_refused():
         step_memory.choose("plan", CPU, compiled=True)
 
 
-def test_without_the_compiled_arena_a_run_goes_on_or_says_why(monkeypatch):
+def test_without_the_compiled_arena_a_run_goes_on_and_says_why(monkeypatch, caplog):
     monkeypatch.setattr(step_memory, "unusable", lambda device_type: "the arena was not built")
     assert isinstance(step_memory.choose("auto", CPU, compiled=False), TorchMemory)
+    assert caplog.messages == ["--arena auto: torch's allocator serves the steps: the arena was not built"]
     with pytest.raises(ConfigError, match="--arena plan: the arena was not built"):
         step_memory.choose("plan", CPU, compiled=False)
 

@@ -4,6 +4,8 @@ import hashlib
 
 import pytest
 import torch
+from disk import mode, umask_of
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bimkern.train import tensor_file
@@ -15,11 +17,11 @@ def any_tensor(dtype, *shape):
     return torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8).view(dtype).squeeze(-1)
 
 
-def written(path, tensors):
+def written(path, tensors, metadata=None):
     """Write a file; hold it to that of the library, and return it as the library reads it."""
-    digest = tensor_file.write(path, tensors, between=lambda: None)
+    digest = tensor_file.write(path, tensors, metadata=metadata)
     expected = path.with_name("expected")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, expected)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, expected, metadata)
     assert path.read_bytes() == expected.read_bytes()
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     return load_file(path)
@@ -50,6 +52,26 @@ def test_odd_tensors_and_names(tmp_path):
     loaded = written(tmp_path / "file", tensors)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     written(tmp_path / "file", {})
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"quote": '" \\ ü'}], ids=str)
+def test_metadata_are_in_the_header(tmp_path, metadata):
+    written(tmp_path / "file", {"x": torch.ones(3)}, metadata)
+
+
+def test_many_metadata_are_read_back(tmp_path):
+    """The library writes them in another order every time."""
+    metadata = {name: name * 2 for name in "abcdefgh"}
+    tensor_file.write(tmp_path / "file", {"x": torch.ones(3)}, metadata=metadata)
+    with safe_open(tmp_path / "file", "pt") as file:
+        assert file.metadata() == metadata
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077], ids=oct)
+def test_the_mode_is_that_of_any_new_file(tmp_path, umask):
+    with umask_of(umask):
+        tensor_file.write(tmp_path / "file", {"x": torch.ones(3)})
+    assert mode(tmp_path / "file") == 0o666 & ~umask
 
 
 def test_what_stops_it_is_asked_before_each_piece(tmp_path, monkeypatch):

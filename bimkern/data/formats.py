@@ -1,0 +1,159 @@
+"""Image files: the formats that are read, by content and not by name, and what a loader must know of a file."""
+
+import errno
+import stat
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageFile
+
+from bimkern.data.orientation import orientation_of
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+REMEDY = "convert images of other formats to JPEG or PNG"
+MAX_PIXELS = 89_478_485  # of an image, unless told otherwise: Pillow's own limit
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
+_SET_ASIDE_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
+_DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+_SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class BadImage(Exception):
+    """A file is nothing to train on; the message says why."""
+
+
+class OutOfResources(RuntimeError):
+    """This process cannot read any file now, for want of memory or file handles."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as its file stores it."""
+
+    pixels: Image.Image  # RGB, not turned
+    orientation: int  # how it is to be turned (orientation.py)
+    pil_only: bool  # whether DALI might decode it to something else
+
+
+def allow_pixels(limit: int) -> None:
+    """Let images of up to so many pixels be decoded by this process: it is PIL's setting, which is global."""
+    Image.MAX_IMAGE_PIXELS = limit
+
+
+def too_large(width: int, height: int) -> bool:
+    """Return whether an image has more pixels than are allowed: a small file may unpack to more than memory holds."""
+    return Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file, and nothing else: a pipe would keep us waiting.
+
+    Raises:
+        BadImage: it cannot be read, or is no file.
+        OutOfResources: nothing can be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("not a regular file")
+        return path.open("rb")
+    except OSError as error:
+        raise BadImage(_reason(error)) from error
+
+
+def is_image(path: Path) -> bool:
+    """Return whether the content of a file begins as that of an image.
+
+    Raises:
+        OutOfResources: as open_file().
+    """
+    try:
+        with open_file(path) as file, _open(file):
+            return True
+    except BadImage:
+        return False
+
+
+def decode_file(path: Path) -> Decoded:
+    """Decode an image to RGB.
+
+    Raises:
+        BadImage, OutOfResources: as open_file() and decode().
+    """
+    with open_file(path) as file:
+        return decode(file)
+
+
+def decode(file: BinaryIO) -> Decoded:
+    """Decode an image to RGB.
+
+    CMYK is read in Adobe's polarity (0 is full ink) in every JPEG, as PIL does and web browsers do.
+
+    Raises:
+        BadImage: it is truncated, of another format, animated, of more than 8 bits a channel, or too large.
+        OutOfResources: there is no memory for it now.
+    """
+    with _open(file) as image:
+        try:
+            if image.format in _SET_ASIDE_ANIMATED and getattr(image, "is_animated", False):
+                raise BadImage("animated")
+            if ";16" in str(image.tile):
+                raise BadImage("16 bits per channel; convert it to 8")
+            if image.mode in ("I", "F"):
+                raise BadImage("32 bits per channel; convert it to 8")
+            if getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _PREVIEW:
+                raise BadImage("a preview, as in a camera's raw file; convert the photograph to JPEG or PNG")
+            image.load()
+            return Decoded(image.convert("RGB"), orientation_of(image), _is_pils_alone(image))
+        except BadImage:
+            raise
+        except Exception as error:  # a decoder that reads nonsense raises whatever it likes
+            raise BadImage(_reason(error)) from error
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Read the header of an image with PIL's plugin for it: Image.open() would swallow why it is refused.
+
+    Raises:
+        BadImage: it is of another format, damaged, or too large.
+    """
+    Image.init()
+    start = file.read(16)
+    formats = (Image.OPEN[name] for name in _FORMATS)
+    factory = next((factory for factory, accept in formats if accept and accept(start) is True), None)
+    if factory is None:
+        raise BadImage(f"not a {NAMES} image")
+    file.seek(0)
+    try:
+        image = factory(file, "")
+    except Exception as error:
+        raise BadImage(_reason(error)) from error
+    if too_large(*image.size):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise BadImage(f"{image.width} x {image.height} pixels, more than --max-pixels {limit} in all")
+    return image
+
+
+def _is_pils_alone(image: ImageFile.ImageFile) -> bool:
+    """Return whether DALI might decode an image to something else than PIL, or not at all.
+
+    It has no GIF, refuses some TIFF and rounds the palette of others, inverts CMYK by Adobe's marker alone, and loses
+    its way in a WebP whose EXIF stands behind an image of an odd number of bytes.
+    """
+    webp_with_exif = image.format == "WEBP" and "exif" in image.info
+    return image.format not in _DALI_FORMATS or image.mode == "CMYK" or webp_with_exif
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why an image is bad, unless that is not its fault."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+        raise OutOfResources(f"no file can be read: {str(error) or 'out of memory'}") from error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than twice as many pixels as --max-pixels {Image.MAX_IMAGE_PIXELS}"
+    return " ".join(str(error).split()) or type(error).__name__

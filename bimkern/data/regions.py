@@ -1,0 +1,93 @@
+"""Whether DALI decodes regions of JPEGs on a device as it decodes whole ones.
+
+nvImageCodec, which does it on a GPU, is said to fail at it in some versions, and may take the process with it. So
+`python -m bimkern.data.regions DEVICE` tries it in a process of its own, on JPEGs with and without an orientation.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from bimkern.data import dali, pil
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.batches import BadImages, MicroBatches
+from bimkern.data.check import Found, images, inspect
+from bimkern.data.course import Course
+from bimkern.data.dali import DaliLoader
+from bimkern.data.workers import WorkerDied
+
+_SECONDS = 120.0
+_WIDTH, _HEIGHT, _CROP = 320, 240, 64  # pixels
+_TOLERANCE = 2.0  # levels, mean over a crop: decoders round and upsample chroma in their own ways
+
+
+@lru_cache
+def unusable(device: torch.device) -> str | None:
+    """Return the reason why regions cannot be decoded on a device, None where they can."""
+    command = [sys.executable, "-m", "bimkern.data.regions", str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {_SECONDS:.0f} s"
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"the process that tried was killed by {signal.Signals(-done.returncode).name}"
+    return (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+def difference(loader: DaliLoader, folder: Path) -> float:
+    """Return how many levels crops of a loader are from PIL's, the mean over the worst crop.
+
+    Args:
+        loader: makes the crops.
+        folder: receives the JPEGs, a smooth picture in every orientation.
+    """
+    data = _jpegs(folder)
+    (ours,) = loader.batches(data, 0, 1)
+    levels = (ours.images.cpu().float() - pil.decode(data, 0).images).abs()
+    return float(levels.mean(dim=(1, 2, 3)).max())
+
+
+def _jpegs(folder: Path) -> MicroBatches:
+    levels = np.random.default_rng(0).integers(0, 256, (_HEIGHT // 16, _WIDTH // 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(levels).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    found: dict[str, Found] = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        name = f"{orientation}.jpg"
+        picture.save(folder / name, quality=95, exif=exif)
+        found[name] = inspect(folder / name)
+    course = Course.alike(image_size=_CROP, batch_size=len(found), micro_batch=len(found))
+    return MicroBatches(images=images(folder, found), augment=RandomResizedCrop(), seed=0, course=course)
+
+
+def main() -> int:
+    """Decode regions on the device that is named; the last line printed tells what came of it."""
+    device = torch.device(sys.argv[1])
+    if reason := dali.unusable(device):
+        print(f"DALI cannot be used ({reason})")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            levels = difference(DaliLoader(threads=1, device=device), Path(folder))
+        except BadImages as error:
+            print(*error.faults.values(), sep="\n")
+            return 1
+        except WorkerDied as error:
+            print(error)
+            return 1
+    print(f"crops are {levels:.2f} levels from those of PIL, expected at most {_TOLERANCE:g}")
+    return int(levels > _TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What an installation asks for, says and leaves: the build backend and setup.py, with stand-ins for the slow tools."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAVE_OUT = "leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (every op then runs on plain torch)."
+
+# Builds nothing, installs what CMake would.
+CMAKE = f"""#!{sys.executable}
+import pathlib, sys
+if "--install" in sys.argv:
+    prefix = pathlib.Path(sys.argv[sys.argv.index("--prefix") + 1])
+    name = {{"native": "_native.so", "source": "source/CMakeLists.txt"}}[sys.argv[sys.argv.index("--component") + 1]]
+    (prefix / "bimkern" / name).parent.mkdir(parents=True, exist_ok=True)
+    (prefix / "bimkern" / name).touch()
+"""
+FAILING_CMAKE = f"""#!{sys.executable}
+print("-- looking\\nCMake Error at CMakeLists.txt:1 (project):\\n  The compiler\\n  is broken\\n\\n-- more\\n" * 100)
+raise SystemExit(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone") / "bimkern"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", ".git", "build", "runs", "*.egg-info", ".*_cache")
+    return shutil.copytree(ROOT, folder, ignore=ignored)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A PATH with nothing on it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path
+
+
+def put(folder, name, text="#!/bin/sh\n"):
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+def backend(clone, call, **environment):
+    """Call the build backend as an installer does."""
+    code = f"import sys; sys.path.insert(0, 'python'); import build_backend; print(build_backend.{call})"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=clone, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_compiler_an_installation_ends_before_it_downloads_anything(clone, programs):
+    done = backend(clone, "for_the_compiled_part()")
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == [
+        "bimkern: no C++ compiler was found (c++ or g++ or clang++ on the PATH).",
+        "Install one (Debian and Ubuntu: apt install g++), or name it by CXX.",
+        f"Or {LEAVE_OUT}",
+    ]
+
+
+def test_a_build_asks_for_torch_only_where_there_is_none(clone, programs):
+    put(programs, "c++")
+    assert backend(clone, "for_the_compiled_part()").stdout == "['cmake>=3.24', 'ninja']\n"
+    code = "import build_backend as b; b.sysconfig.get_path = lambda _: 'nowhere'; print(b.for_the_compiled_part())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone / "python", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['cmake>=3.24', 'ninja', 'torch>=2.11,<2.16']\n"
+
+
+def test_without_the_compiled_part_nothing_is_asked_for(clone, programs):
+    assert backend(clone, "for_the_compiled_part()", BIMKERN_NATIVE="0").stdout == "[]\n"
+
+
+def test_an_old_setuptools_is_named(clone):
+    code = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=clone / "python", capture_output=True, text=True, check=False)
+    expected = "bimkern: the build wants setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+@pytest.mark.parametrize(
+    ("cmake", "reason"),
+    [
+        (None, "bimkern: no cmake was found (pip install cmake ninja)."),
+        (
+            FAILING_CMAKE,
+            "bimkern: 'cmake --fresh' failed: CMake Error at CMakeLists.txt:1 (project): The compiler is broken",
+        ),
+    ],
+)
+def test_what_ends_a_build_is_said_last(clone, programs, tmp_path, cmake, reason):
+    if cmake is not None:
+        put(programs, "cmake", cmake)
+    done = backend(clone, f"build_wheel({str(tmp_path)!r})")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-2:] == [reason, f"Mend it, or {LEAVE_OUT}"]
+
+
+def test_a_wheel_serves_every_python_and_has_the_sources_of_the_arena(clone, programs, tmp_path):
+    put(programs, "cmake", CMAKE)
+    done = backend(clone, f"build_wheel({str(tmp_path)!r})")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+    assert not wheel.name.endswith("-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"bimkern/_native.so", "bimkern/source/CMakeLists.txt", "bimkern/py.typed"} <= set(names)
+    assert not [name for name in names if "_arena." in name]
+
+
+def test_a_wheel_without_the_compiled_part_is_for_every_machine(clone, programs, tmp_path):
+    done = backend(clone, f"build_wheel({str(tmp_path)!r})", BIMKERN_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_a_source_distribution_is_complete(clone, programs, tmp_path):
+    done = backend(clone, f"build_sdist({str(tmp_path)!r})")
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {Path(*Path(name).parts[1:]) for name in opened.getnames()}
+    listed = subprocess.run(["/usr/bin/git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ours = {Path(name) for name in listed.splitlines() if not name.startswith(".")}
+    assert not ours - names

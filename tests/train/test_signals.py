@@ -1,0 +1,217 @@
+"""The first SIGTERM ends a run, whatever it is waiting for."""
+
+import io
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from bad_files import picture
+from torch._subclasses.fake_tensor import FakeTensor
+
+from bimkern.data import check as checks
+from bimkern.data import pil, watchdog
+from bimkern.mim.model import MIM
+from bimkern.pretrain import main
+from bimkern.train import checkpoint as checkpoints
+from bimkern.train.judge import Judge
+from bimkern.train.signals import StopSignals, Terminated
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(40):
+        picture(50, 40, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+def sigterm(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Return a function that shortens the time until a stall is reported, and answers a report with SIGTERM."""
+    handler = logging.Handler()
+
+    def install(report, after):
+        def emit(record):
+            if report in record.getMessage():
+                monkeypatch.setattr(watchdog, "STALLED", 60)  # whatever comes now may be slow
+                sigterm()
+
+        monkeypatch.setattr(watchdog, "STALLED", after)
+        monkeypatch.setattr(watchdog, "_POLL", 0.05)
+        handler.emit = emit
+
+    watchdog.logger.addHandler(handler)
+    yield install
+    watchdog.logger.removeHandler(handler)
+
+
+@pytest.fixture
+def gate():
+    """What is not written before it opens; a test that fails must not leave it closed."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def ended(photos, out, capsys, *options):
+    """Run until SIGTERM; return what is said on stderr, in one line."""
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        main(["bim_vit_test", "--data", str(photos), "--out", str(out), "--log-every", "1", *options])
+    assert time.monotonic() - begin < 60
+    assert stop.value.code == 143
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def steps_logged(out):
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def hang(count, work):
+    """Let worker processes hang, after so many pieces of work."""
+    done = iter(range(10**6))
+
+    def hanging(*arguments):
+        if multiprocessing.parent_process() is not None and next(done) == count:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return work(*arguments)
+
+    return hanging
+
+
+def saved_step(out):
+    saved = checkpoints.load_latest(out / "checkpoints")
+    return saved.step if saved else 0
+
+
+@pytest.mark.parametrize("pieces", [0, 4])
+def test_a_loader_that_hangs(photos, out, capsys, caplog, monkeypatch, answer, pieces):
+    answer("the loader has made no progress", after=1.5)
+    monkeypatch.setattr(pil, "decode_into", hang(pieces, pil.decode_into))
+    error = ended(photos, out, capsys, "--steps", "99", "--workers", "2")
+    assert caplog.text.count("the loader has made no progress for 2 s; still waiting") == 1
+    steps = steps_logged(out)
+    assert bool(steps) == bool(pieces)
+    assert f"stopped by SIGTERM after step {len(steps)}; the same command goes on from there" in error
+    assert saved_step(out) == len(steps)
+
+
+def test_images_that_hang_without_workers(photos, out, capsys, monkeypatch, answer, gate):
+    answer("the loader has made no progress", after=1.5)
+    plain, calls = pil.decode_into, iter(range(10**6))
+    monkeypatch.setattr(pil, "decode_into", lambda *args: (next(calls) == 4 and gate.wait()) or plain(*args))
+    error = ended(photos, out, capsys, "--steps", "99", "--workers", "0")
+    assert "stopped by SIGTERM after step 3; " in error  # the first batch is for judging
+    assert saved_step(out) == 3
+
+
+def test_a_check_that_hangs(photos, out, capsys, monkeypatch, answer):
+    answer("the image check has made no progress", after=0.2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
+    monkeypatch.setattr(checks, "inspect", hang(0, checks.inspect))
+    error = ended(photos, out, capsys, "--steps", "2", "--workers", "2")
+    assert "stopped by SIGTERM; the same command goes on" in error
+
+
+def test_the_first_step(photos, out, capsys, monkeypatch):
+    plain = MIM.loss
+
+    def loss(self, *arguments):
+        result = plain(self, *arguments)
+        if not isinstance(result, FakeTensor):  # which counts memory, before the run
+            sigterm()
+        return result
+
+    monkeypatch.setattr(MIM, "loss", loss)
+    assert "stopped by SIGTERM after step 1; " in ended(photos, out, capsys, "--steps", "99", "--workers", "0")
+    assert saved_step(out) == 1
+
+
+@pytest.mark.parametrize("module", ["bimkern.train.checkpoint.load_latest", "bimkern.train.trainer.write_backbones"])
+def test_before_the_first_step_and_after_the_last(photos, out, capsys, monkeypatch, module):
+    monkeypatch.setattr(module, sigterm)
+    error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")
+    assert "stopped by SIGTERM; the same command goes on" in error
+
+
+@pytest.mark.parametrize("when", ["between saves", "at the last step"])
+def test_a_save_that_hangs(photos, out, capsys, monkeypatch, answer, gate, when):
+    """The disk is a stand-in: one that really hangs would not let go of the tests either."""
+    answer("the save of step 4 has made no progress", after=0.3)
+    plain = checkpoints.save
+
+    def save(folder, checkpoint, **options):
+        if checkpoint.step > 2:
+            gate.wait()
+        return plain(folder, checkpoint, **options)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    steps = "99" if when == "between saves" else "4"
+    error = ended(photos, out, capsys, "--steps", steps, "--save-every", "2", "--workers", "0")
+    assert re.search(r"by SIGTERM; the save of step 4 has made no progress for \d s; nothing is saved since", error)
+    assert "nothing is saved since step 2; the same command goes on from there" in error
+    assert saved_step(out) == 2
+
+
+def test_a_save_that_is_slow_is_finished(photos, out, capsys, monkeypatch):
+    plain, seconds = checkpoints.save, 0.4
+
+    def save(folder, checkpoint, *, between, **options):
+        sigterm()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            between()
+        monkeypatch.setattr(watchdog, "STALLED", 60)
+        return plain(folder, checkpoint, between=between, **options)
+
+    monkeypatch.setattr(watchdog, "STALLED", seconds / 2)
+    monkeypatch.setattr(checkpoints, "save", save)
+    ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
+    assert saved_step(out) == steps_logged(out)[-1]
+
+
+def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, gate):
+    answer("the save of step 2 has made no progress", after=0.3)
+    drawn = []
+    monkeypatch.setattr(Judge, "sketch", lambda *args: lambda: drawn.append(gate.wait()))
+    ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
+    assert "s, but is written; its pictures are given up" in caplog.text
+    assert saved_step(out) == steps_logged(out)[-1] > 2
+    assert not drawn
+
+
+def test_a_signal_in_the_middle_of_a_print(monkeypatch):
+    class Terminal(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            sigterm()
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Terminal())))
+    with StopSignals() as signals:
+        print("step 1", flush=True)
+    assert signals.pending()
+
+
+def test_no_handler_of_errors_takes_it_for_one():
+    assert not issubclass(Terminated, Exception)

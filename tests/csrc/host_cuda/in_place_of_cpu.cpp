@@ -8,6 +8,23 @@
 #include "ops/scale_mask.h"
 
 namespace bimkern {
+namespace {
+
+// Arguments with memory for what CUDA kernels keep between two launches, which those of the CPU have no need of.
+template <typename Args>
+struct WithScratch {
+  Args args;
+  std::vector<int32_t> places;
+};
+
+template <typename Args>
+WithScratch<Args> with_scratch(const Args& args) {
+  WithScratch<Args> result{args, std::vector<int32_t>(args.size.images * args.size.tokens)};
+  result.args.places = result.places.data();
+  return result;
+}
+
+}  // namespace
 
 void gather_tokens(const GatherTokens& args, const Parallel&, Simd) {
   check_keep("gather_tokens", args.keep, args.size);
@@ -21,7 +38,7 @@ void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel&) {
 
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel&, Simd) {
   check_keep("gather_tokens_bwd_pos", args.keep, args.size);
-  gather_tokens_bwd_pos_cuda(args, nullptr);
+  gather_tokens_bwd_pos_cuda(with_scratch(args).args, nullptr);
 }
 
 void restore_tokens(const RestoreTokens& args, const Parallel&, Simd) {
@@ -31,7 +48,7 @@ void restore_tokens(const RestoreTokens& args, const Parallel&, Simd) {
 
 void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel&, Simd) {
   check_keep("restore_tokens_bwd", args.keep, args.size);
-  restore_tokens_bwd_cuda(args, nullptr);
+  restore_tokens_bwd_cuda(with_scratch(args).args, nullptr);
 }
 
 void visible_patches(const VisiblePatches& args, const Parallel&, Simd) {

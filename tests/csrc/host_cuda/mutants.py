@@ -57,10 +57,11 @@ FAULTS = [
     Fault("restore_tokens", "positions' alignment not asked", "is_packable(args.pos, args.pos_token_stride * kSize)",
           "true"),
     Fault("restore_tokens", "mask token's alignment not asked", "is_packable(args.mask_token, 0)", "true"),
-    Fault("restore_tokens", "whole warp as the mask of a group", "(0xffffffffu >> (kWarp - kGroup)) << shift",
-          "0xffffffffu", file="core/cuda.h"),
-    Fault("restore_tokens", "an id left out of the search", "min(step - 1, count - start)",
-          "min(step - 1, count - start - 1)", file="core/cuda.h"),
+    Fault("restore_tokens", "an id left out of the search", "k < size.kept", "k + 1 < size.kept",
+          file="ops/keep_cuda.h"),
+    Fault("restore_tokens", "every lane its own place",
+          "__shfl_sync(kAll, place, __ffs(static_cast<int>(holders)) - 1)", "place", file="ops/keep_cuda.h"),
+    Fault("gather_tokens", "places without a barrier", "__syncwarp();", ";", RACES, file="ops/keep_cuda.h"),
     Fault("scale_mask", "a value too many", "i >= count", "i > count"),
 ]  # fmt: skip
 

@@ -32,6 +32,11 @@ void fuzz_keep_to_mask() {
   const Ids ids(size);
   const Buffer<float> want(size.images * size.tokens), got(size.images * size.tokens, random_gap());
   keep_to_mask({size.images, size.tokens, size.kept, ids.keep, want.data()}, serial());
+  if (size.images > 0 && size.kept > 0 && chance(30)) {  // an id out of range makes NaN of its image
+    const int64_t image = pick(0, size.images - 1), place = pick(0, size.kept - 1);
+    ids.buffer[image * ids.keep.image_stride + place * ids.keep.token_stride] = one_of<int64_t>({-1, size.tokens});
+    std::fill_n(&want[image * size.tokens], size.tokens, std::numeric_limits<float>::quiet_NaN());
+  }
   keep_to_mask_cuda({size.images, size.tokens, size.kept, ids.keep, got.data()}, nullptr);
   expect_same(got, want, "keep_to_mask");
 }
@@ -49,11 +54,11 @@ void fuzz_random_keep() {
   for (int64_t i = 0; i < sample_ids.size(); ++i) {
     sample_ids[i] = static_cast<int64_t>((uint64_t{random_bits()()} << 32) | random_bits()());
   }
-  const PhiloxKey seed{{static_cast<uint32_t>(random_bits()()), static_cast<uint32_t>(random_bits()())}};
+  const PhiloxKey key{{static_cast<uint32_t>(random_bits()()), static_cast<uint32_t>(random_bits()())}};
   const Buffer<int64_t> want(images * kept), got(images * kept), want_within(images * kept), got_within(images * kept);
   RandomKeep args{images,      tokens,
                   candidates,  kept,
-                  seed,        sample_ids.data(),
+                  key,         sample_ids.data(),
                   stride,      with_parent ? parent.keep : Keep{},
                   want.data(), with_parent ? want_within.data() : nullptr};
   random_keep(args, serial(), Simd::kBaseline);

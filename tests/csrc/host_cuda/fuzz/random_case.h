@@ -166,7 +166,7 @@ struct Ids {
     const int64_t token_stride = chance(70) ? 1 : pick(2, 3);
     const int64_t image_stride = size.kept * token_stride + (chance(70) ? 0 : pick(1, 5));
     buffer = Buffer<int64_t>(extent(size.images, image_stride, size.kept, token_stride, 1));
-    const std::vector<int64_t> values = random_ids(size);
+    const std::vector<int64_t> values = unordered_ids(size);
     for (int64_t i = 0; i < size.images * size.kept; ++i) {
       buffer[i / size.kept * image_stride + i % size.kept * token_stride] = values[i];
     }

@@ -32,9 +32,7 @@ void fuzz_keep_to_mask() {
   const Ids ids(size);
   const Buffer<float> want(size.images * size.tokens), got(size.images * size.tokens, random_gap());
   keep_to_mask({size.images, size.tokens, size.kept, ids.keep, want.data()}, serial());
-  if (size.images > 0 && size.kept > 0 && chance(30)) {  // an id out of range makes NaN of its image
-    const int64_t image = pick(0, size.images - 1), place = pick(0, size.kept - 1);
-    ids.buffer[image * ids.keep.image_stride + place * ids.keep.token_stride] = one_of<int64_t>({-1, size.tokens});
+  if (const int64_t image = chance(30) ? ids.spoil(size) : -1; image >= 0) {
     std::fill_n(&want[image * size.tokens], size.tokens, std::numeric_limits<float>::quiet_NaN());
   }
   keep_to_mask_cuda({size.images, size.tokens, size.kept, ids.keep, got.data()}, nullptr);

@@ -172,6 +172,17 @@ struct Ids {
     }
     keep = Keep{buffer.data(), image_stride, token_stride};
   }
+
+  // Puts an id out of range where one is kept, and returns its image; -1: none is kept. No kernel may follow it.
+  int64_t spoil(const TokenSizes& size) const {
+    if (size.images == 0 || size.kept == 0) {
+      return -1;
+    }
+    const int64_t image = pick(0, size.images - 1);
+    const int64_t at = image * keep.image_stride + pick(0, size.kept - 1) * keep.token_stride;
+    buffer[at] = one_of<int64_t>({-1, size.tokens, int64_t{1} << 62});
+    return image;
+  }
 };
 
 inline std::string text_of(const TokenSizes& size) {
@@ -202,6 +213,18 @@ void expect_same(const Buffer<T>& got, const Buffer<T>& want, const char* what) 
         !(std::isnan(as_double(got[i])) && std::isnan(as_double(want[i])))) {
       return mismatch(message(what, " at ", i, " of ", want.size()));
     }
+  }
+}
+
+// NaN everywhere from begin to end, or, with `once`, somewhere.
+template <typename T>
+void expect_nan(const Buffer<T>& got, int64_t begin, int64_t end, bool once, const char* what) {
+  int64_t count = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    count += std::isnan(as_double(got[i])) ? 1 : 0;
+  }
+  if (begin < end && (once ? count == 0 : count < end - begin)) {
+    mismatch(message(what, ": ", count, " NaN from ", begin, " to ", end));
   }
 }
 

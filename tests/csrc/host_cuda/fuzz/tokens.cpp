@@ -1,4 +1,5 @@
-// gather_tokens and restore_tokens: copies keep their bits, sums differ by the rounding of their order.
+// gather_tokens and restore_tokens: copies keep their bits, sums differ by the rounding of their order. Then once more
+// with an id out of range.
 #include "fuzz.h"
 #include "ops/gather_tokens.h"
 #include "ops/restore_tokens.h"
@@ -48,6 +49,19 @@ void gather(DType dtype) {
   bwd.places = places.data();
   gather_tokens_bwd_pos_cuda(bwd, nullptr);
   expect_same(got_pos, want_pos, "gather_tokens_bwd_pos");
+
+  if (const int64_t image = ids.spoil(size); image >= 0) {
+    const int64_t rows = size.prefix + size.kept, grad_rows = size.prefix + size.tokens;
+    gather_tokens_cuda(args, nullptr);
+    expect_nan(got, image * rows * size.width, (image + 1) * rows * size.width, true, "gather_tokens");
+    bwd.result = got_grad.data();
+    gather_tokens_bwd_cuda(bwd, nullptr);
+    expect_nan(got_grad, (image * grad_rows + size.prefix) * size.width, (image + 1) * grad_rows * size.width, false,
+               "gather_tokens_bwd");
+    bwd.result = got_pos.data();
+    gather_tokens_bwd_pos_cuda(bwd, nullptr);
+    expect_nan(got_pos, 0, got_pos.size(), false, "gather_tokens_bwd_pos");
+  }
 }
 
 template <typename T>
@@ -119,6 +133,16 @@ void restore(DType dtype) {
   expect_near(got_sums, want_sums, 0, sums, "hidden_sums");
   expect_near(got_pos, want_pos, kUnit<T>, sums, "grad_pos");
   expect_near(got_mask, want_mask, kUnit<T>, sums * static_cast<double>(size.tokens), "grad_mask_token");
+
+  if (const int64_t image = ids.spoil(size); image >= 0) {
+    const int64_t rows = size.prefix + size.tokens, visible_rows = size.prefix + size.kept;
+    restore_tokens_cuda(args, nullptr);
+    expect_nan(got, (image * rows + size.prefix) * size.width, (image + 1) * rows * size.width, false,
+               "restore_tokens");
+    restore_tokens_bwd_cuda(bwd, nullptr);
+    expect_nan(got_visible, (image * visible_rows + size.prefix) * size.width, (image + 1) * visible_rows * size.width,
+               false, "grad_visible");
+  }
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / "build" / "mutants"
 MEMORY, RACES = "address,undefined", "thread"
-ROUNDS = {MEMORY: 60, RACES: 15}
+ROUNDS = {MEMORY: 60, RACES: 6}
 BARRIER = "__syncthreads();"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / "build" / "mutants"
 MEMORY, RACES = "address,undefined", "thread"
-ROUNDS = {MEMORY: 60, RACES: 6}
+ROUNDS = {MEMORY: 30, RACES: 6}
 BARRIER = "__syncthreads();"
 
 
@@ -42,11 +42,14 @@ FAULTS = [
     Fault("embed_visible", "bias's alignment not asked", "is_packable(args.bias, 0)", "true"),
     Fault("gather_tokens", "image stride's alignment not asked",
           "is_packable(args.tokens, args.tokens_image_stride * kSize)", "true"),
+    Fault("gather_tokens", "row stride's alignment not asked",
+          "is_packable(args.tokens, args.tokens_token_stride * kSize)", "true"),
     Fault("gather_tokens", "result's alignment not asked", "is_packable(args.out, args.size.width * kSize)", "true"),
     Fault("hog", "histograms one word short", "launch.spread * sizeof(float);", "launch.spread * sizeof(float) - 4;"),
     Fault("hog", "border not mirrored", "x + kColumns == width ? row[kColumns - 1] : pixel(from[x + kColumns])",
           "pixel(from[x + kColumns])"),
     Fault("hog", "image stride's alignment not asked", "args.image_stride % kColumns == 0", "true"),
+    Fault("hog", "channel stride's alignment not asked", "args.channel_stride % kColumns == 0", "true"),
     Fault("random_keep", "every lane its own digit", "__shfl_sync(0xffffffffu, digit, owner)", "digit"),
     Fault("random_keep", "half of the mask", "__shfl_up_sync(0xffffffffu, through, step)",
           "__shfl_up_sync(0xffffu, through, step)"),

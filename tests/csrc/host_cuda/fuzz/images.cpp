@@ -19,9 +19,9 @@ struct Images {
   Images(int64_t images, int64_t channels, int64_t height, int64_t width)
       : column_stride(directed().on || chance(75) ? 1 : std::max<int64_t>(1, channels)), buffer(0) {
     const bool first = column_stride == 1;
-    row_stride = width * column_stride + random_gap();
-    channel_stride = first ? height * row_stride + random_gap() : 1;
-    image_stride = (first ? channels * channel_stride : height * row_stride) + random_gap();
+    row_stride = random_stride(width * column_stride);
+    channel_stride = first ? random_stride(height * row_stride) : 1;
+    image_stride = random_stride(first ? channels * channel_stride : height * row_stride);
     const int64_t count = images * channels == 0 ? 0
                                                  : (images - 1) * image_stride + (channels - 1) * channel_stride +
                                                        (height - 1) * row_stride + (width - 1) * column_stride + 1;

@@ -55,6 +55,13 @@ inline int64_t random_gap() {
   return chance(65) ? 0 : chance(50) ? one_of<int64_t>({2, 4, 8, 16}) : pick(1, 15);
 }
 
+// The stride of what takes `extent` elements. Directed, it is a whole number of packets before the gap, so that a gap
+// inside does not show in the strides around it.
+inline int64_t random_stride(int64_t extent) {
+  constexpr int64_t kWhole = 64;
+  return (directed().on ? (extent + kWhole - 1) / kWhole * kWhole : extent) + random_gap();
+}
+
 // Whether a case has an input that may be left out.
 inline bool has_optional() { return directed().on || chance(70); }
 
@@ -130,8 +137,8 @@ struct Rows {
       : images(to_images),
         rows(to_rows),
         width(to_width),
-        row_stride(width + random_gap()),
-        image_stride(rows * row_stride + random_gap()),
+        row_stride(random_stride(width)),
+        image_stride(random_stride(rows * row_stride)),
         buffer(random_buffer<T>(extent(images, image_stride, rows, row_stride, width), random_gap())) {
     for (int64_t i = 0; i + 1 < images * rows && width > 0; ++i) {
       __asan_poison_memory_region(&buffer[start(i) + width], (start(i + 1) - start(i) - width) * sizeof(T));

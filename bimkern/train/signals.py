@@ -59,5 +59,5 @@ class StopSignals:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        with suppress(OSError):  # of a closed pipe; print() would raise where the signal interrupts a print()
+        with suppress(OSError, ValueError):  # the pipe may be closed; print() may not interrupt a print()
             os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())

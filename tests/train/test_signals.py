@@ -193,7 +193,7 @@ def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, ga
     drawn = []
     monkeypatch.setattr(Judge, "sketch", lambda *args: lambda: drawn.append(gate.wait()))
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
-    assert "s, but is written; its pictures are given up" in caplog.text
+    assert "s since its files were written; its pictures are given up" in caplog.text
     assert saved_step(out) == steps_logged(out)[-1] > 2
     assert not drawn
 

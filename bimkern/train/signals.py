@@ -55,6 +55,11 @@ class StopSignals:
     def pending(self) -> bool:
         return self.received is not None
 
+    def stopped(self, what: str) -> Stopped:
+        """Return the end of a run by the signal received; `what` follows its name."""
+        assert self.received is not None
+        return Stopped(f"stopped by {self.received.name}{what}", exit_code=128 + self.received)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt

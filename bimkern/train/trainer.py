@@ -105,8 +105,11 @@ class Trainer:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
         except Interrupted as hung:  # a save; a hung loader ends like any step
-            assert signals.received is not None
-            raise Stopped(f"stopped by {signals.received.name}; {hung}", exit_code=128 + signals.received) from hung
+            raise signals.stopped(f"; {hung}") from hung
+        except OutOfMemory as shortage:
+            if signals.received is None:
+                raise
+            raise signals.stopped(f"; {shortage}; nothing is saved since step {self._saver.saved_step}") from shortage
         finally:
             log.close()
             reporter.close()

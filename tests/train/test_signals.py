@@ -22,6 +22,7 @@ from bimkern.pretrain import main
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.judge import Judge
 from bimkern.train.signals import StopSignals, Terminated
+from bimkern.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,22 @@ def test_the_first_step(photos, out, capsys, monkeypatch):
     monkeypatch.setattr(MIM, "loss", loss)
     assert "stopped by SIGTERM after step 1; " in ended(photos, out, capsys, "--steps", "99", "--workers", "0")
     assert saved_step(out) == 1
+
+
+def test_a_step_without_memory(photos, out, capsys, monkeypatch):
+    """The run would else go on with smaller micro-batches."""
+    plain = Trainer.step
+
+    def step(self, index, batch):
+        if index == 2:
+            sigterm()
+            raise MemoryError
+        return plain(self, index, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    error = ended(photos, out, capsys, "--steps", "9", "--save-every", "1", "--workers", "0")
+    assert "stopped by SIGTERM; step 3: not enough memory for" in error
+    assert "at a time; nothing is saved since step 2; the same command goes on from there" in error
 
 
 @pytest.mark.parametrize("module", ["bimkern.train.checkpoint.load_latest", "bimkern.train.trainer.write_backbones"])

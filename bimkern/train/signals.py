@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from bimkern.train.output import has_room
+
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -65,4 +67,5 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         with suppress(OSError, ValueError):  # the pipe may be closed; print() may not interrupt a print()
-            os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())
+            if has_room(sys.stdout):
+                os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())

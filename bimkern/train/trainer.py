@@ -34,6 +34,7 @@ from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
 from bimkern.train.mean import RunningMean
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.output import say
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages
 from bimkern.train.saver import Saver
@@ -298,9 +299,9 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.total_steps:
-            print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
+            say(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}")
         else:
-            print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
+            say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew")
         return saved.step
 
     def _take_over(self, saved: Checkpoint) -> None:

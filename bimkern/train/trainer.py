@@ -114,6 +114,8 @@ class Trainer:
         finally:
             log.close()
             reporter.close()
+        if signals.received is not None:  # in or after the last step: all is saved, and what comes may hang
+            raise signals.stopped(f" after step {done}, the last")
 
     def _run_from(self, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals) -> int:
         """Train from step `first` to the end, or until it has to roll back; return the steps that stand.

@@ -44,21 +44,8 @@ def run(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(8):
         picture(50, 40, seed=i).save(tmp_path / "photos" / f"{i}.png")
-    arguments = [
-        "--data",
-        str(tmp_path / "photos"),
-        "--out",
-        str(tmp_path / "run"),
-        "--log-every",
-        "1",
-        "--workers",
-        "0",
-    ]
-
-    def steps():
-        main(["mae_vit_test", *arguments, "--steps", "3"])
-
-    return steps
+    paths = ["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
+    return lambda: main(["mae_vit_test", *paths, "--steps", "3", "--log-every", "1", "--workers", "0"])
 
 
 def test_lines_that_are_read(pipe):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Generic, TypeVar
@@ -147,7 +147,8 @@ def ending_at_once() -> Iterator[None]:
         yield
     except SystemExit as end:
         if threading.active_count() > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise

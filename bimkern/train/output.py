@@ -24,6 +24,8 @@ def say(line: str, stream: TextIO | None = None) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+    except OSError:  # a full disk; the stream keeps the line and tries again with the next
+        pass
 
 
 class Warnings(logging.Handler):

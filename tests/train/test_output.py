@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 from bad_files import picture
@@ -52,6 +53,15 @@ def test_lines_that_are_read(pipe):
     say("one", pipe[1])
     say("two", pipe[1])
     assert pipe[0].read1() == b"one\ntwo\n"
+
+
+def test_output_to_a_full_disk_ends_nothing():
+    said = []
+    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails
+        for line in ("one", "two"):
+            say(line, full)
+            said.append(line)
+    assert said == ["one", "two"]
 
 
 def test_a_run_goes_on_when_its_reader_is_gone(pipe, run, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def collect() -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.in_force()},
+        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.describe()},
         "cuda": _cuda(),
         "native": {
             "path": str(library.path),

@@ -7,6 +7,7 @@ BIMKERN_CUDA_ARCHS.
 import os
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -58,16 +59,16 @@ def run(*command: str | Path) -> None:
     with process:
         for line in process.stdout:
             print(line, end="", flush=True)
-            lines.append(line.strip())
+            lines.append(line.rstrip())
     if process.returncode != 0:
         raise SystemExit(f"bimkern: '{' '.join(map(str, command[:2]))}' failed: {reason(lines)}\n{REMEDY}")
 
 
 def reason(lines: list[str]) -> str:
-    """Return the first line that speaks of an error; where that only names a place, as CMake does, its paragraph."""
+    """Return the first line that speaks of an error, and where that is a place, as CMake's, what is indented below."""
     at = next((i for i, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
-    end = lines.index("", at) if lines[at].endswith(":") and "" in lines[at:] else at + 1
-    return " ".join(lines[at:end])
+    told = takewhile(lambda line: line[:1] in ("", " "), lines[at + 1 :]) if lines[at].endswith(":") else ()
+    return " ".join([lines[at], *(line.strip() for line in told if line)][:4])
 
 
 native = os.environ.get("BIMKERN_NATIVE", "1") != "0"

@@ -23,7 +23,7 @@ if "--install" in sys.argv:
     (prefix / "bimkern" / name).touch()
 """
 FAILING_CMAKE = f"""#!{sys.executable}
-print("-- looking\\nCMake Error at CMakeLists.txt:1 (project):\\n  The compiler\\n  is broken\\n\\n-- more\\n" * 100)
+print("--\\nCMake Error at CMakeLists.txt:1 (project):\\n  The compiler\\n\\n    is broken\\n\\n-- more\\n" * 100)
 raise SystemExit(1)
 """
 
@@ -130,6 +130,7 @@ def test_a_source_distribution_is_complete(clone, programs, tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {Path(*Path(name).parts[1:]) for name in opened.getnames()}
-    listed = subprocess.run(["/usr/bin/git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    ours = {Path(name) for name in listed.splitlines() if not name.startswith(".")}
-    assert not ours - names
+    folders = ("bench", "bimkern", "csrc", "python", "tests")
+    ours = {path.relative_to(clone) for folder in folders for path in (clone / folder).rglob("*.*") if path.is_file()}
+    ours |= {Path(name) for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "constraints.txt", "Makefile")}
+    assert not {path for path in ours if path.suffix != ".pyc"} - names

@@ -1,14 +1,17 @@
 """What an installation asks for, says and leaves: the build backend and setup.py, with stand-ins for the slow tools."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVE_OUT = "leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (every op then runs on plain torch)."
@@ -119,7 +122,33 @@ def test_what_ends_a_build_is_said_last(clone, programs, tmp_path, cmake, reason
     assert done.stderr.splitlines()[-2:] == [reason, f"Mend it, or {LEAVE_OUT}"]
 
 
+COMPILE = "nvcc -Xptxas --warning-as-error -c a.cu"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ([f"FAILED: a.o {COMPILE}", 'a.cu(3): error: identifier "b" is undefined', "1 error detected"], 1),
+        ([COMPILE, "nvcc fatal   : Unsupported gpu architecture 'compute_999'", "ninja: build stopped"], 1),
+        ([COMPILE, "ptxas error   : Entry function 'f' uses too much shared data", ""], 1),
+        (["In file included from csrc/core/error.h:3,", "a.h:1:10: fatal error: b.h: No such file or directory"], 1),
+        (["a.cpp: In function 'int main()':", "a.cpp:3:5: error: 'b' was not declared", "    3 | b;"], 1),
+        (["ninja: error: unknown target 'all'"], 0),
+        (["[1/9] core/error.h", "Killed", "", ""], 1),
+    ],
+)
+def test_the_reason_is_the_first_error_else_the_last_line(monkeypatch, output, reason):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    find = runpy.run_path(str(ROOT / "setup.py"))["reason"]
+    assert find(output) == output[reason]
+    assert find([]) == find([""]) == "it printed nothing"
+
+
 def test_a_wheel_serves_every_python_and_has_the_sources_of_the_arena(clone, programs, tmp_path):
+    """Also where an earlier build has left a module, which is for one Python."""
+    stale = clone / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "bimkern" / "arena"
+    stale.mkdir(parents=True, exist_ok=True)
+    put(stale, "_arena.cpython-311-x86_64-linux-gnu.so")
     put(programs, "cmake", CMAKE)
     done = backend(clone, f"build_wheel({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr

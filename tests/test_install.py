@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -85,11 +86,33 @@ def test_without_a_compiler_an_installation_ends_before_it_downloads_anything(cl
 def test_a_build_asks_for_torch_only_where_there_is_none(clone, programs):
     put(programs, "c++")
     assert backend(clone, "for_the_compiled_part()").stdout == "['cmake>=3.24', 'ninja']\n"
-    code = "import build_backend as b; b.sysconfig.get_path = lambda _: 'nowhere'; print(b.for_the_compiled_part())"
+    code = "import build_backend as b; b.find_torch.hidden = lambda: ['nowhere']; print(b.for_the_compiled_part())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=clone / "python", capture_output=True, text=True, check=True
     )
     assert done.stdout == "['cmake>=3.24', 'ninja', 'torch>=2.11,<2.16']\n"
+
+
+@pytest.mark.parametrize("system_site_packages", [True, False])
+def test_the_torch_of_the_base_or_the_user_counts_if_the_environment_takes_it_over(tmp_path, system_site_packages):
+    venv.create(tmp_path / "venv", system_site_packages=system_site_packages)
+    # As pip isolates a build.
+    environment = os.environ | {"PYTHONUSERBASE": str(tmp_path / "user"), "PYTHONNOUSERSITE": "1", "PYTHONPATH": ""}
+
+    def ask(*command):
+        command = [tmp_path / "venv" / "bin" / "python", *command]
+        return subprocess.run(command, cwd=ROOT / "python", env=environment, capture_output=True, text=True, check=False)
+
+    of_user = Path(ask("-m", "site", "--user-site").stdout.strip())
+    for name in ("torch", "torch-2.11.0.dist-info"):
+        (of_user / name).mkdir(parents=True)
+    (of_user / "torch" / "__init__.py").touch()
+    (of_user / "torch-2.11.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.11.0\n")
+    hidden = ask("-c", "import find_torch; print(*find_torch.hidden(), sep='\\n')").stdout.splitlines()
+    assert (str(of_user) in hidden) == system_site_packages
+    assert any(folder.startswith(sys.base_prefix) for folder in hidden) == system_site_packages
+    assert ask("-c", "import find_torch; print(find_torch.installed())").stdout == f"{system_site_packages}\n"
+    assert Path(ask("find_torch.py").stdout).name == ("torch" if system_site_packages else "")
 
 
 def test_without_the_compiled_part_nothing_is_asked_for(clone, programs):
@@ -100,7 +123,7 @@ def test_an_old_setuptools_is_named(clone):
     code = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=clone / "python", capture_output=True, text=True, check=False)
-    expected = "bimkern: the build wants setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
+    expected = "bimkern: the build needs setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
     assert (done.returncode, done.stderr) == (1, expected)
 
 

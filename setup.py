@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build import build
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -78,7 +78,7 @@ def run(*command: str | Path) -> None:
 
 
 def reason(lines: list[str]) -> str:
-    """Return the first error; where its line only names a place, as CMake does, its paragraph; or else the last line."""
+    """Return the first error, or its paragraph if the line only names a place, as with CMake; else the last line."""
     at = next((i for i, line in enumerate(lines) if ERROR.search(line)), None)
     if at is None:
         return next(filter(None, reversed(lines)), "it printed nothing")

@@ -101,7 +101,9 @@ def test_the_torch_of_the_base_or_the_user_counts_if_the_environment_takes_it_ov
 
     def ask(*command):
         command = [tmp_path / "venv" / "bin" / "python", *command]
-        return subprocess.run(command, cwd=ROOT / "python", env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=ROOT / "python", env=environment, capture_output=True, text=True, check=False
+        )
 
     of_user = Path(ask("-m", "site", "--user-site").stdout.strip())
     for name in ("torch", "torch-2.11.0.dist-info"):

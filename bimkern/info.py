@@ -68,7 +68,7 @@ def collect() -> dict[str, Any]:
             "simd": library.simd,
             "error": library.error,
         },
-        "arena": {name: arena.unusable(name) for name in ("cpu", "cuda")},
+        "arena": {name: arena.unusable(name, may_build=False) for name in ("cpu", "cuda")},
         "ops": {
             op: {device: {"backend": c.backend, "reason": c.reason} for device, c in devices.items()}
             for op, devices in ops.backends().items()

@@ -12,7 +12,7 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.philox import WORD, philox4x32
 
-# A symbolic step: torch.compile would otherwise compile a loop anew at every step.
+# A symbolic step: torch.compile would otherwise recompile a loop at every step.
 _ARGUMENTS = "Tensor sample_ids, int num_tokens, int num_keep, int seed"
 _backend.schemas.define(f"random_keep({_ARGUMENTS}, SymInt step=0) -> Tensor")
 _backend.schemas.define(f"random_keep.parent({_ARGUMENTS}, Tensor parent, SymInt step=0) -> (Tensor, Tensor)")

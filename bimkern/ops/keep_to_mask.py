@@ -23,8 +23,8 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
 
     Args:
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
-            checked. A GPU does not wait for a check: an id out of range makes NaN of its image, a repeated one counts
-            once. BIMKERN_DEBUG=1 checks there too.
+            checked; on a GPU with BIMKERN_DEBUG=1. Otherwise a repeated id counts once there, and one out of range
+            makes NaN of its image, without a wait; the reference, plain torch, asserts on the device.
         num_tokens: N.
 
     Returns:

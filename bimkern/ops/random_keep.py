@@ -76,8 +76,9 @@ def random_keep(
         seed: 64 bits, with or without a sign; more are cut off.
         step: of the training loop, or its epoch, 0 <= step < 2**63: each draws other masks. May stay 0 where the sample
             ids name the epoch too.
-        parent: [B, P], int64, a keep to draw inside of, in any order. A CPU checks its ids; on a GPU those out of range
-            are drawn like others, and BIMKERN_DEBUG=1 checks them.
+        parent: [B, P], int64, a keep to draw inside of, in any order. A CPU checks its ids, a GPU with
+            BIMKERN_DEBUG=1. Otherwise the CUDA kernel draws those out of range like others, and the reference, plain
+            torch, asserts on the device.
 
     Returns:
         keep [B, K], int64, ascending, or in the order of parent. With a parent also within [B, K], ascending, the

@@ -37,11 +37,15 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
     """
+    check.once(_check, (keep,), num_tokens)
+    return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens, ids=("keep", keep, num_tokens))
+
+
+def _check(keep: Tensor, num_tokens: int) -> None:
     dims = check.shapes("keep_to_mask", keep=(keep, "B K"))
     if dims["K"] > num_tokens:
         raise ValueError(f"keep_to_mask: keep must hold at most N={num_tokens} ids per image, got K={dims['K']}")
     check.dtypes("keep_to_mask", keep=(keep, torch.int64))
-    return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens, ids=("keep", keep, num_tokens))
 
 
 @torch.library.register_fake("bimkern::keep_to_mask", lib=_backend.schemas)

@@ -92,6 +92,18 @@ def random_keep(
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
     """
     op = "random_keep"
+    check.once(_check, (sample_ids, parent), num_tokens, num_keep)
+    if not 0 <= step < 2**63:
+        raise ValueError(f"{op}: step must be in [0, 2**63), got {step}")
+    args = (sample_ids, num_tokens, num_keep, _signed(seed))
+    if parent is None:
+        return _backend.call(op, random_keep_reference, *args, step=step)
+    return _backend.call(op, random_keep_reference, *args, parent, step=step, ids=("parent", parent, num_tokens))
+
+
+def _check(sample_ids: Tensor, parent: Tensor | None, num_tokens: int, num_keep: int) -> None:
+    """Check what random_keep takes, except for the step, another at every call."""
+    op = "random_keep"
     dims = check.shapes(op, sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
     check.dtypes(op, sample_ids=(sample_ids, torch.int64), parent=(parent, torch.int64))
     check.same_device(op, sample_ids=sample_ids, parent=parent)
@@ -102,12 +114,6 @@ def random_keep(
     letter, available = ("num_tokens", num_tokens) if parent is None else ("P", dims["P"])
     if not 0 <= num_keep <= available:
         raise ValueError(f"{op}: num_keep must be in [0, {letter}={available}], got {num_keep}")
-    if not 0 <= step < 2**63:
-        raise ValueError(f"{op}: step must be in [0, 2**63), got {step}")
-    args = (sample_ids, num_tokens, num_keep, _signed(seed))
-    if parent is None:
-        return _backend.call(op, random_keep_reference, *args, step=step)
-    return _backend.call(op, random_keep_reference, *args, parent, step=step, ids=("parent", parent, num_tokens))
 
 
 def _signed(seed: int) -> int:

@@ -43,8 +43,7 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
     Same as: scale_mask_reference.
     Source: Wang et al. 2023 (LocalMIM), section 3.2; averaged as in its published program.
     """
-    grids = () if grid is None else grid
-    rows, columns, average, repeat = check.once(_check, (mask,), factor, *grids)
+    rows, columns, average, repeat = check.once(_check, (mask,), factor, *(grid or ()))
     if mask.dtype == torch.bool:
         mask = mask.float()
     return _backend.call("scale_mask", scale_mask_reference, mask, rows, columns, average, repeat)

@@ -81,10 +81,8 @@ def test_loaders_agree_on_every_orientation_marker_and_kind_of_color(folder, int
     assert difference[torch.from_numpy(crops.pil_only)].max() == 0
 
 
-def test_a_gpu_decodes_every_kind_alike(folder):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    ours, theirs = both(plan(checked_images(folder), 16), "cuda")
+def test_a_gpu_decodes_every_kind_alike(folder, gpu):
+    ours, theirs = both(plan(checked_images(folder), 16), gpu)
     assert (ours - theirs).abs().float().mean(dim=(1, 2, 3)).max() < 2  # other JPEG decoders
 
 

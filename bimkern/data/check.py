@@ -16,7 +16,7 @@ import numpy as np
 from bimkern.cache import cache_folder
 from bimkern.data import jsonl
 from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
-from bimkern.data.orientation import UPRIGHT, turned
+from bimkern.data.orientation import UPRIGHT, upright_size
 from bimkern.data.source import Images, Listing, SourceError
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -94,7 +94,7 @@ def inspect(path: Path) -> Found:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
             file.seek(0)
             image = decode(file)
-            size = turned(image.pixels, image.orientation).size
+            size = upright_size(image.pixels.size, image.orientation)
             return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return Found(fault=str(error))

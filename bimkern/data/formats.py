@@ -14,7 +14,7 @@ from bimkern.data.orientation import orientation_of
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 REMEDY = "convert images of other formats to JPEG or PNG"
-MAX_PIXELS = 89_478_485  # of an image, unless told otherwise: Pillow's own limit
+MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
 _SET_ASIDE_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
@@ -111,7 +111,7 @@ def decode(file: BinaryIO) -> Decoded:
             return Decoded(image.convert("RGB"), orientation_of(image), _is_pils_alone(image))
         except BadImage:
             raise
-        except Exception as error:  # a decoder that reads nonsense raises whatever it likes
+        except Exception as error:  # a decoder may raise anything on invalid data
             raise BadImage(_reason(error)) from error
 
 

@@ -144,7 +144,7 @@ def _recorded(root: Path, records: list[jsonl.Record], found: dict[str, Found]) 
 def _refuse_changes(
     root: Path, folder: Path, records: list[jsonl.Record], found: dict[str, Found], set_aside: set[str]
 ) -> None:
-    """Refuse other images than those recorded; what is set aside, or cannot be read now, may be as it likes."""
+    """Refuse other images than those recorded; what is set aside, or cannot be read now, is not compared."""
     before = {record["file"]: record["digest"] for record in records if record["file"] not in set_aside}
     now = {file: result for file, result in found.items() if file not in set_aside}
     changes = {

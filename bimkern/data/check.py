@@ -91,9 +91,9 @@ def inspect(path: Path) -> Found:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 return Found(fault="empty")
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            image = decode(file)  # first: most of what is refused is not read to its end
             file.seek(0)
-            image = decode(file)
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
             size = upright_size(image.pixels.size, image.orientation)
             return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:

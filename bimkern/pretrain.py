@@ -178,7 +178,7 @@ def _choose(run: RunConfig) -> tuple[Loader, str]:
     step_memory.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
     attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
     optimizers.choose(run.optimizer, device)
-    return choose_loader(run.loader, device, run.workers)
+    return choose_loader(run.loader, device, run.workers, dry_run=run.dry_run)
 
 
 def _describe(config: Config, images: Listing, loader: str) -> str:

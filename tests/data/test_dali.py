@@ -106,10 +106,11 @@ def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size, interpol
     assert difference.float().mean() < 0.25
 
 
-def test_a_gpu_decodes_the_same_crops(folder, gpu):
+@pytest.mark.parametrize("regions", [True, False])
+def test_a_gpu_decodes_the_same_crops(folder, regions, gpu):
     pytest.importorskip("nvidia.dali")
     data = batches(folder, 64)
-    (ours,) = DaliLoader(threads=2, device=gpu).batches(data, 0, 1)
+    (ours,) = DaliLoader(threads=2, device=gpu, regions=regions).batches(data, 0, 1)
     assert ours.images.device.type == "cuda"
     assert (ours.images.cpu().float() - pil.decode(data, 0).images).abs().mean() < 2  # other JPEG decoders
 

@@ -148,7 +148,7 @@ def test_its_tests_need_no_package_of_the_commands(tmp_path):
     assert done.returncode == 0, done.stdout
     assert "test_gather_tokens.py" in done.stdout
     # A test that only a GPU can run is among them, by the name that its fixture gives it.
-    for name in ("what_is_gathered_on_a_gpu[cuda-beyond]", "a_gpu_decodes_every_kind_alike[cuda]"):
+    for name in ("what_is_gathered_on_a_gpu[cuda-beyond]", "a_gpu_decodes_every_kind_alike[cuda-True]"):
         assert name in done.stdout
 
 

@@ -43,7 +43,7 @@ def parse(
             choices.
     """
     for url in filter(None, map(_URL.fullmatch, arguments)):
-        raise ConfigError(f"{url[1]} is not on this machine; give the path of a local file or folder")
+        raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
     counts = Counter(_names(arguments))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")

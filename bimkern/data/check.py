@@ -16,7 +16,7 @@ import numpy as np
 from bimkern.cache import cache_folder
 from bimkern.data import jsonl
 from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
-from bimkern.data.orientation import UPRIGHT, turned
+from bimkern.data.orientation import UPRIGHT, upright_size
 from bimkern.data.source import Images, Listing, SourceError
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -91,10 +91,10 @@ def inspect(path: Path) -> Found:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 return Found(fault="empty")
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            image = decode(file)  # first: most of what is refused is not read to its end
             file.seek(0)
-            image = decode(file)
-            size = turned(image.pixels, image.orientation).size
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            size = upright_size(image.pixels.size, image.orientation)
             return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return Found(fault=str(error))

@@ -109,12 +109,11 @@ def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size, interpol
     assert difference.float().mean() < 0.25
 
 
-def test_a_gpu_decodes_the_same_crops(folder):
+@pytest.mark.parametrize("regions", [True, False])
+def test_a_gpu_decodes_the_same_crops(folder, regions, gpu):
     pytest.importorskip("nvidia.dali")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     data = batches(folder, 64)
-    (ours,) = DaliLoader(threads=2, device=torch.device("cuda")).batches(data, 0, 1)
+    (ours,) = DaliLoader(threads=2, device=gpu, regions=regions).batches(data, 0, 1)
     assert ours.images.device.type == "cuda"
     assert (ours.images.cpu().float() - pil.decode(data, 0).images).abs().mean() < 2  # other JPEG decoders
 
@@ -142,11 +141,8 @@ def test_auto_is_pil_on_a_cpu():
     assert line == "PIL in 3 processes, the faster one on a CPU"
 
 
-def test_auto_is_dali_for_a_gpu():
+def test_auto_is_dali_for_a_gpu(gpu):
     pytest.importorskip("nvidia.dali")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    gpu = torch.device("cuda")
     loader, line = choose_loader("auto", gpu, 3)
     assert loader == DaliLoader(threads=3, device=gpu, regions=loader.regions)
     assert line.startswith("DALI, decodes, crops, resizes and flips on cuda")

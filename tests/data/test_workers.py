@@ -22,8 +22,8 @@ from bimkern.data import pil, watchdog, workers
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.course import Course
+from bimkern.data.formats import OutOfResources
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import OutOfResources
 from bimkern.data.watchdog import Interrupted, stopped_by
 from bimkern.data.workers import WorkerDied, ahead
 

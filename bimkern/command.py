@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import tyro
 
 from bimkern.train.config import ConfigError
+from bimkern.train.output import say
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")
@@ -118,7 +119,7 @@ def printing() -> Iterator[None]:
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:
     """End a command early with one line that says why."""
-    print(f"{program}: {message}", file=sys.stderr)
+    say(f"{program}: {message}", sys.stderr)
     sys.exit(exit_code)
 
 

@@ -30,6 +30,7 @@ from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.fit import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.output import Warnings, say
 from bimkern.train.phases import Timetable
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
@@ -45,7 +46,7 @@ _FEW_STEPS = 100
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
         with terminated_at_once():
@@ -83,7 +84,7 @@ def _run(arguments: list[str]) -> str:
         raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
     folder.open(config)
     images = _check_data(config, listings, folder)
-    print(_describe_briefly(config, images, _skipped(images.listing), why), flush=True)
+    say(_describe_briefly(config, images, _skipped(images.listing), why))
     config, outcome = _train(config, images, loader, folder)
     return _closing_words(config, folder, outcome)
 

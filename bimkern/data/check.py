@@ -111,9 +111,10 @@ def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dic
     workers = workers if len(chunks) > 1 else 0
     try:
         yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False, what="the image check")
-    except (WorkerDied, OutOfResources) as error:
+    except (WorkerDied, OutOfResources, MemoryError) as error:
+        why = str(error) or "out of memory"
         raise SourceError(
-            f"the images in {root} cannot be checked ({error}); what has been checked is not checked again"
+            f"the images in {root} cannot be checked ({why}); what has been checked is not checked again"
         ) from error
 
 

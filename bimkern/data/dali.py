@@ -294,7 +294,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a file may hang
 
 
 def _reason(error: RuntimeError) -> str:

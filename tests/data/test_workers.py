@@ -122,9 +122,10 @@ def test_what_cannot_be_sent_is_an_error_and_no_silence():
     ("die", "words"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL; fewer workers need less memory"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 1), "was ended by signal 35; fewer"),
         (lambda: os._exit(3), "ended with exit code 3"),
     ],
-    ids=["killed", "exited"],
+    ids=["killed", "killed by a signal without a name", "exited"],
 )
 def test_a_dead_worker_is_noticed_at_once(die, words):
     begin, seen = time.monotonic(), []

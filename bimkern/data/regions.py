@@ -7,7 +7,6 @@ Success is remembered for this GPU, driver and software; a failure is tried agai
 
 import hashlib
 import logging
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import Found, images, inspect
 from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
-from bimkern.data.workers import WorkerDied
+from bimkern.data.workers import WorkerDied, signal_name
 
 logger = logging.getLogger("bimkern.data")
 
@@ -73,7 +72,7 @@ def _try(device: torch.device) -> str | None:
     if done.returncode == 0:
         return None
     if done.returncode < 0:
-        return f"the process that tried was killed by {signal.Signals(-done.returncode).name}"
+        return f"the process that tried was killed by {signal_name(-done.returncode)}"
     output = done.stdout.strip() or done.stderr.strip()
     return (output.splitlines() or [f"exit code {done.returncode}"])[-1]
 

@@ -5,18 +5,33 @@ BIMKERN_CUDA_ARCHS.
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 REMEDY = (
     "Mend it, or leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (every op then runs on plain torch)."
 )
+
+
+# As compilers, nvcc, ptxas, CMake and ninja report; a flag or a file may have the word in its name.
+ERROR = re.compile(r"(^|\s)(error|fatal)\s*:|^CMake Error")
+
+
+class EmptyBuild(build):
+    def run(self) -> None:
+        """Build into an empty folder: whatever lies there goes into the wheel, and pip builds where it built before."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -58,20 +73,22 @@ def run(*command: str | Path) -> None:
     with process:
         for line in process.stdout:
             print(line, end="", flush=True)
-            lines.append(line.strip())
+            lines.append(line.rstrip())
     if process.returncode != 0:
         raise SystemExit(f"bimkern: '{' '.join(map(str, command[:2]))}' failed: {reason(lines)}\n{REMEDY}")
 
 
 def reason(lines: list[str]) -> str:
-    """Return the first line that speaks of an error; where that only names a place, as CMake does, its paragraph."""
-    at = next((i for i, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
-    end = lines.index("", at) if lines[at].endswith(":") and "" in lines[at:] else at + 1
-    return " ".join(lines[at:end])
+    """Return the first error, with the lines below it where it names a place, as CMake does; else the last line."""
+    at = next((i for i, line in enumerate(lines) if ERROR.search(line)), None)
+    if at is None:
+        return next(filter(None, reversed(lines)), "it printed nothing")
+    below = takewhile(lambda line: line[:1] in ("", " "), lines[at + 1 :]) if lines[at].endswith(":") else ()
+    return " ".join([lines[at], *(line.strip() for line in below if line.strip())][:4])
 
 
 native = os.environ.get("BIMKERN_NATIVE", "1") != "0"
 setup(
     ext_modules=[Extension("bimkern._native", sources=[])] if native else [],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
+    cmdclass={"build": EmptyBuild, "build_ext": CMakeBuild, "bdist_wheel": AnyPython},
 )

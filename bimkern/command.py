@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import tyro
 
 from bimkern.train.config import ConfigError
+from bimkern.train.output import say
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")
@@ -42,7 +43,7 @@ def parse(
             choices.
     """
     for url in filter(None, map(_URL.fullmatch, arguments)):
-        raise ConfigError(f"{url[1]} is not on this machine; give the path of a local file or folder")
+        raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
     counts = Counter(_names(arguments))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")
@@ -118,7 +119,7 @@ def printing() -> Iterator[None]:
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:
     """End a command early with one line that says why."""
-    print(f"{program}: {message}", file=sys.stderr)
+    say(f"{program}: {message}", sys.stderr)
     sys.exit(exit_code)
 
 

@@ -60,7 +60,7 @@ def collect() -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.in_force()},
+        "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.describe()},
         "cuda": _cuda(),
         "native": {
             "path": str(library.path),
@@ -68,7 +68,7 @@ def collect() -> dict[str, Any]:
             "simd": library.simd,
             "error": library.error,
         },
-        "arena": {name: arena.unusable(name) for name in ("cpu", "cuda")},
+        "arena": {name: arena.unusable(name, may_build=False) for name in ("cpu", "cuda")},
         "ops": {
             op: {device: {"backend": c.backend, "reason": c.reason} for device, c in devices.items()}
             for op, devices in ops.backends().items()

@@ -5,12 +5,14 @@ thread that all others wait for, and a step takes many times as long.
 """
 
 import os
+import re
 import sys
 from itertools import pairwise
 
 _POLICY = "OMP_WAIT_POLICY"
 _SETTINGS = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of GNU's runtime and of Intel's
 _COMMANDS = ("bimkern", "bench")  # packages whose modules `python -m` runs
+_MODULE = re.compile(r"-[bBdEiIOPqsSuvx]*m(.*)")  # -m NAME, -mNAME, -um NAME
 _OURS = "BIMKERN_OMP_WAIT_POLICY"  # tells processes that a command starts that the setting is not the user's
 
 
@@ -23,8 +25,8 @@ def prepare() -> None:
         os.environ[_POLICY] = os.environ[_OURS] = "PASSIVE"
 
 
-def in_force() -> str:
-    """Describe the settings that the runtime reads when torch is imported, and who made them."""
+def describe() -> str:
+    """Name the settings that the runtime reads when torch is imported, and who made them."""
     settings = ", ".join(f"{name}={value}" for name, value in _settings().items())
     if not settings:
         return f"{_POLICY} is not set: idle threads spin"
@@ -39,5 +41,8 @@ def _settings() -> dict[str, str]:
 
 def _is_command() -> bool:
     """Return whether Python is looking for a module of ours to run: until it is found, argv[0] is "-m"."""
-    module = next((module for flag, module in pairwise(sys.orig_argv) if flag == "-m"), "")
-    return sys.argv[:1] == ["-m"] and module.partition(".")[0] in _COMMANDS
+    if sys.argv[:1] != ["-m"]:
+        return False
+    flags = ((_MODULE.fullmatch(argument), following) for argument, following in pairwise([*sys.orig_argv, ""]))
+    module = next((found[1] or following for found, following in flags if found), "")
+    return module.partition(".")[0] in _COMMANDS

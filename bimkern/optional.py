@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
-        Unusable: it is not there, or threw whatever it liked.
+        Unusable: it is not there, or cannot be imported.
     """
     try:
         with _quiet():

@@ -30,6 +30,7 @@ from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.fit import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.output import Warnings, say
 from bimkern.train.phases import Timetable
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
@@ -45,7 +46,7 @@ _FEW_STEPS = 100
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
         with terminated_at_once():
@@ -83,7 +84,7 @@ def _run(arguments: list[str]) -> str:
         raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
     folder.open(config)
     images = _check_data(config, listings, folder)
-    print(_describe_briefly(config, images, _left_out(listings[0]), why), flush=True)
+    say(_describe_briefly(config, images, _skipped(images.listing), why))
     config, outcome = _train(config, images, loader, folder)
     return _closing_words(config, folder, outcome)
 
@@ -178,7 +179,7 @@ def _choose(run: RunConfig) -> tuple[Loader, str]:
     step_memory.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
     attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
     optimizers.choose(run.optimizer, device)
-    return choose_loader(run.loader, device, run.workers)
+    return choose_loader(run.loader, device, run.workers, dry_run=run.dry_run)
 
 
 def _describe(config: Config, images: Listing, loader: str) -> str:
@@ -190,7 +191,7 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
     peaks = {live_activation_peak(config, stretch): stretch for stretch in table.course.stretches}
     largest = peaks[max(peaks)]
     facts = {
-        "images": f"{len(images)} in {images.root}, not checked yet{_left_out(images)}",
+        "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
@@ -220,19 +221,19 @@ def _phases(config: Config, table: Timetable, num_images: int) -> dict[str, str]
     }
 
 
-def _left_out(listing: Listing) -> str:
+def _skipped(listing: Listing) -> str:
     if not listing.others:
         return ""
-    return f"; {len(listing.others)} files that are no images left out ({listing.count_others()})"
+    return f"; {len(listing.others)} non-image files skipped ({listing.count_others()})"
 
 
-def _describe_briefly(config: Config, run_images: RunImages, left_out: str, loader: str) -> str:
+def _describe_briefly(config: Config, run_images: RunImages, skipped: str, loader: str) -> str:
     run, images = config.run, run_images.images
     table = config.timetable(len(images))
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     return (
-        f"{config.recipe}: {len(images)} images from {images.root}{left_out}; steps: {_steps(config, table)}, "
+        f"{config.recipe}: {len(images)} images from {images.root}{skipped}; steps: {_steps(config, table)}, "
         f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}{teacher}"
     )

@@ -6,19 +6,17 @@ range: the library is on its stable ABI. So nothing is downloaded twice, and not
 
 import os
 import shutil
-import sysconfig
-from importlib.metadata import distributions
 
+import find_torch
 import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
-OLDEST_TORCH = (2, 11)
 OLDEST_SETUPTOOLS = 77
 
 if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:  # a build without isolation takes any
     raise SystemExit(
-        f"bimkern: the build wants setuptools {OLDEST_SETUPTOOLS} or newer, got {setuptools.__version__} "
+        f"bimkern: the build needs setuptools {OLDEST_SETUPTOOLS} or newer, got {setuptools.__version__} "
         "(pip install --upgrade setuptools)."
     )
 
@@ -35,13 +33,7 @@ def for_the_compiled_part():
     if os.environ.get("BIMKERN_NATIVE", "1") == "0":
         return []
     require_compiler()
-    return ["cmake>=3.24", "ninja"] + ([] if has_torch() else ["torch>=2.11,<2.16"])
-
-
-def has_torch():
-    """Tell whether the environment that is installed into has a torch; the build's own hides it from imports."""
-    found = distributions(name="torch", path=[sysconfig.get_path("platlib")])
-    return any(tuple(map(int, torch.version.split(".")[:2])) >= OLDEST_TORCH for torch in found)
+    return ["cmake>=3.24", "ninja"] + ([] if find_torch.installed() else ["torch>=2.11,<2.16"])
 
 
 def require_compiler():

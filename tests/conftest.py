@@ -27,6 +27,13 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture(params=["cuda"])  # named, so that `-k cuda` finds what needs a GPU
+def gpu(request):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param, 0)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def arena_device(request):
     """Where an arena can be: on a GPU only in a process that leaves it all memory there, as one of its tests does."""

@@ -36,7 +36,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def on_small_shm(*command: str) -> list[str]:
+def on_small_shm(command: list[str]) -> list[str]:
     """Return a command that runs another one where /dev/shm has room for 64 KiB; skip the test where none may."""
     mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
     allowed = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)

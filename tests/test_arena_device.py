@@ -213,7 +213,7 @@ def machine(monkeypatch):
         device_bytes=lambda index: (100 + index, 200),
         DeviceArena=lambda index, debug: (index, debug),
     )
-    monkeypatch.setattr(device, "native", lambda: played.module)
+    monkeypatch.setattr(device, "native", lambda *, may_build=True: played.module)
     monkeypatch.setattr("bimkern.arena.arena.native", lambda: played.module)
     monkeypatch.setattr(device, "_installed", [])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -251,7 +251,10 @@ def test_a_torch_without_cuda_has_no_arena_on_a_gpu(machine, monkeypatch):
 
 def test_an_arena_without_cuda_is_refused(machine):
     machine.module.with_cuda = False
-    assert unusable("cuda") == "the arena was built without CUDA (install it where there are a GPU and nvcc)"
+    assert unusable("cuda") == (
+        "the arena was built without CUDA; where there are a GPU and nvcc "
+        "'python -m bimkern.arena.build' builds it for this torch and this Python"
+    )
     assert unusable("cpu") is None
 
 

@@ -11,15 +11,12 @@ from bimkern.train.memory import held_bytes as held_by_the_run
 FLOATS = 2**20
 STEPS = 8
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(os.environ.get("BIMKERN_TEST_GPU_ARENA") != "1", reason="wants a process of its own"),
-]
+pytestmark = pytest.mark.skipif(os.environ.get("BIMKERN_TEST_GPU_ARENA") != "1", reason="wants a process of its own")
 
 
-@pytest.fixture(params=["cuda"])  # named, so that `-k cuda` finds these tests
-def cuda(request):
-    return torch.device(request.param, 0)
+@pytest.fixture
+def cuda(gpu):
+    return gpu
 
 
 def slow(stream):

@@ -1,14 +1,18 @@
 """What an installation asks for, says and leaves: the build backend and setup.py, with stand-ins for the slow tools."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVE_OUT = "leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (every op then runs on plain torch)."
@@ -23,16 +27,30 @@ if "--install" in sys.argv:
     (prefix / "bimkern" / name).touch()
 """
 FAILING_CMAKE = f"""#!{sys.executable}
-print("-- looking\\nCMake Error at CMakeLists.txt:1 (project):\\n  The compiler\\n  is broken\\n\\n-- more\\n" * 100)
+print("--\\nCMake Error at CMakeLists.txt:1 (project):\\n  The compiler\\n\\n    is broken\\n\\n-- more\\n" * 100)
 raise SystemExit(1)
 """
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone") / "bimkern"
-    ignored = shutil.ignore_patterns("*.so", "__pycache__", ".git", "build", "runs", "*.egg-info", ".*_cache")
-    return shutil.copytree(ROOT, folder, ignore=ignored)
+def sources():
+    """The files of the repository, and those that are still to be added."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("the list of sources takes git and a clone")
+    command = [git, "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [Path(name) for name in listed if (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def clone(sources, tmp_path_factory):
+    """The sources alone: a clone may also hold an environment of gigabytes."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in sources:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 @pytest.fixture
@@ -68,11 +86,35 @@ def test_without_a_compiler_an_installation_ends_before_it_downloads_anything(cl
 def test_a_build_asks_for_torch_only_where_there_is_none(clone, programs):
     put(programs, "c++")
     assert backend(clone, "for_the_compiled_part()").stdout == "['cmake>=3.24', 'ninja']\n"
-    code = "import build_backend as b; b.sysconfig.get_path = lambda _: 'nowhere'; print(b.for_the_compiled_part())"
+    code = "import build_backend as b; b.find_torch.hidden = lambda: ['nowhere']; print(b.for_the_compiled_part())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=clone / "python", capture_output=True, text=True, check=True
     )
     assert done.stdout == "['cmake>=3.24', 'ninja', 'torch>=2.11,<2.16']\n"
+
+
+@pytest.mark.parametrize("system_site_packages", [True, False])
+def test_the_torch_of_the_base_or_the_user_counts_if_the_environment_takes_it_over(tmp_path, system_site_packages):
+    venv.create(tmp_path / "venv", system_site_packages=system_site_packages)
+    # As pip isolates a build.
+    environment = os.environ | {"PYTHONUSERBASE": str(tmp_path / "user"), "PYTHONNOUSERSITE": "1", "PYTHONPATH": ""}
+
+    def ask(*command):
+        command = [tmp_path / "venv" / "bin" / "python", *command]
+        return subprocess.run(
+            command, cwd=ROOT / "python", env=environment, capture_output=True, text=True, check=False
+        )
+
+    of_user = Path(ask("-m", "site", "--user-site").stdout.strip())
+    for name in ("torch", "torch-2.11.0.dist-info"):
+        (of_user / name).mkdir(parents=True)
+    (of_user / "torch" / "__init__.py").touch()
+    (of_user / "torch-2.11.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.11.0\n")
+    hidden = ask("-c", "import find_torch; print(*find_torch.hidden(), sep='\\n')").stdout.splitlines()
+    assert (str(of_user) in hidden) == system_site_packages
+    assert any(folder.startswith(sys.base_prefix) for folder in hidden) == system_site_packages
+    assert ask("-c", "import find_torch; print(find_torch.installed())").stdout == f"{system_site_packages}\n"
+    assert Path(ask("find_torch.py").stdout).name == ("torch" if system_site_packages else "")
 
 
 def test_without_the_compiled_part_nothing_is_asked_for(clone, programs):
@@ -83,7 +125,7 @@ def test_an_old_setuptools_is_named(clone):
     code = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=clone / "python", capture_output=True, text=True, check=False)
-    expected = "bimkern: the build wants setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
+    expected = "bimkern: the build needs setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
     assert (done.returncode, done.stderr) == (1, expected)
 
 
@@ -105,7 +147,33 @@ def test_what_ends_a_build_is_said_last(clone, programs, tmp_path, cmake, reason
     assert done.stderr.splitlines()[-2:] == [reason, f"Mend it, or {LEAVE_OUT}"]
 
 
+COMPILE = "nvcc -Xptxas --warning-as-error -c a.cu"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ([f"FAILED: a.o {COMPILE}", 'a.cu(3): error: identifier "b" is undefined', "1 error detected"], 1),
+        ([COMPILE, "nvcc fatal   : Unsupported gpu architecture 'compute_999'", "ninja: build stopped"], 1),
+        ([COMPILE, "ptxas error   : Entry function 'f' uses too much shared data", ""], 1),
+        (["In file included from csrc/core/error.h:3,", "a.h:1:10: fatal error: b.h: No such file or directory"], 1),
+        (["a.cpp: In function 'int main()':", "a.cpp:3:5: error: 'b' was not declared", "    3 | b;"], 1),
+        (["ninja: error: unknown target 'all'"], 0),
+        (["[1/9] core/error.h", "Killed", "", ""], 1),
+    ],
+)
+def test_the_reason_is_the_first_error_else_the_last_line(monkeypatch, output, reason):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    find = runpy.run_path(str(ROOT / "setup.py"))["reason"]
+    assert find(output) == output[reason]
+    assert find([]) == find([""]) == "it printed nothing"
+
+
 def test_a_wheel_serves_every_python_and_has_the_sources_of_the_arena(clone, programs, tmp_path):
+    """Also where an earlier build has left a module, which is for one Python."""
+    stale = clone / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "bimkern" / "arena"
+    stale.mkdir(parents=True, exist_ok=True)
+    put(stale, "_arena.cpython-311-x86_64-linux-gnu.so")
     put(programs, "cmake", CMAKE)
     done = backend(clone, f"build_wheel({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr
@@ -124,12 +192,10 @@ def test_a_wheel_without_the_compiled_part_is_for_every_machine(clone, programs,
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
-def test_a_source_distribution_is_complete(clone, programs, tmp_path):
+def test_a_source_distribution_is_complete(clone, sources, programs, tmp_path):
     done = backend(clone, f"build_sdist({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {Path(*Path(name).parts[1:]) for name in opened.getnames()}
-    listed = subprocess.run(["/usr/bin/git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    ours = {Path(name) for name in listed.splitlines() if not name.startswith(".")}
-    assert not ours - names
+    assert not {name for name in sources if not name.parts[0].startswith(".")} - names

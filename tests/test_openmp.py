@@ -38,12 +38,15 @@ def test_a_process_that_a_command_starts_knows_whose_setting_it_has():
     assert "set by our commands" in json.loads(output)["cpu"]["openmp"]
 
 
-def test_the_bench_sets_it_too():
-    _, displayed = run("-m", "bench", "--list", OMP_DISPLAY_ENV="TRUE")
+@pytest.mark.parametrize(
+    "arguments", [("-m", "bench", "--list"), ("-mbimkern.info",), ("-X", "dev", "-um", "bimkern.info")], ids=" ".join
+)
+def test_every_command_sets_it_however_it_is_started(arguments):
+    _, displayed = run(*arguments, OMP_DISPLAY_ENV="TRUE")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in displayed
 
 
 @pytest.mark.parametrize("arguments", [(), ("-m", "bimkern.info")])
 def test_a_program_that_imports_the_package_keeps_its_own(arguments):
-    output, _ = run("-c", "import bimkern.ops; print(bimkern.openmp.in_force())", *arguments)
+    output, _ = run("-c", "import bimkern.ops; print(bimkern.openmp.describe())", *arguments)
     assert output == "OMP_WAIT_POLICY is not set: idle threads spin\n"

@@ -1,6 +1,6 @@
 """Builds the compiled module for the torch and the Python that run: on first use, into the cache, once.
 
-`python -m bimkern.arena.build` does it again, and shows what the build says. The sources come with the package; CMake,
+`python -m bimkern.arena.build` does it again, and shows why that failed. The sources come with the package; CMake,
 a C++ compiler and Python's headers are this machine's.
 """
 
@@ -9,14 +9,16 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bimkern.arena.errors import ArenaUnavailable
 from bimkern.cache import cache_folder
@@ -24,7 +26,18 @@ from bimkern.cache import cache_folder
 logger = logging.getLogger("bimkern.arena")
 
 REMEDY = "'python -m bimkern.arena.build' builds it for this torch and this Python"
+_LEFT_OUT = "this installation is without the compiled part: install bimkern again, without BIMKERN_NATIVE=0"
 _INSTALL = "install {} and run 'python -m bimkern.arena.build'"
+_LIMIT_S = 900.0  # for a build, and for one that another process makes; a minute is usual
+_RETRY_S = 3600.0  # what has failed may have lacked room or memory only, but not every process is to try
+
+
+class BuildFailed(ArenaUnavailable):
+    """A build failed, now or before; the log holds its output."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(f"the arena could not be built ({log} says why); {REMEDY}")
+        self.log = log
 
 
 def module_name(release: str | None = None) -> str:
@@ -33,9 +46,12 @@ def module_name(release: str | None = None) -> str:
     return f"_arena.torch{release}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def built() -> Path:
-    """Return where a module for these sources, torch and Python lies once it was built."""
-    return cache_folder() / "arena" / _digest() / module_name()
+def built() -> Path | None:
+    """Return the module that was built here for these sources, torch, Python and CUDA; None if there is none."""
+    try:
+        return path if (path := _target()).exists() else None
+    except ArenaUnavailable:
+        return None
 
 
 def build(*, again: bool = False) -> Path:
@@ -44,22 +60,23 @@ def build(*, again: bool = False) -> Path:
     Raises:
         ArenaUnavailable: something is missing, or the build failed, now or before; the message has the remedy.
     """
-    path = built()
+    path = _target()
     log = path.with_suffix(".log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if again:
-                log.unlink(missing_ok=True)
-            elif path.exists():
+        with FileLock(path.with_suffix(".lock"), timeout=_LIMIT_S):
+            if path.exists() and not again:
                 return path
-            if log.exists():
-                raise ArenaUnavailable(f"the arena could not be built ({log} says why); {REMEDY}")
-            command = _configure()
+            command = configure(again=again)
             logger.warning(
                 "building the arena for torch %s and this Python, once; it may take a minute", torch.__version__
             )
             _run(command, path, log)
+    except Timeout as error:
+        raise ArenaUnavailable(
+            f"another process has been building the arena for {_LIMIT_S:g} s (it holds {error.lock_file}); end it, "
+            "then run 'python -m bimkern.arena.build'"
+        ) from error
     except OSError as error:
         raise ArenaUnavailable(
             f"{path.parent} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
@@ -68,19 +85,45 @@ def build(*, again: bool = False) -> Path:
 
 
 def _run(configure: list[str], path: Path, log: Path) -> None:
-    """Leave the module at path, whole; or the output at log, so that no process tries in vain again."""
+    """Leave the module at path, whole; or the output at log, so that not every process tries in vain."""
+    log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        output = Path(folder) / "output"
         make = [configure[0], "--build", folder, "--parallel", "--target", "bimkern_arena_module"]
         for command in ([*configure, "-B", folder], make):
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-            if done.returncode != 0:
-                log.write_text(done.stdout)
-                raise ArenaUnavailable(f"the arena could not be built ({log} says why); {REMEDY}")
+            if not _succeeds(command, output):
+                os.replace(output, log)
+                raise BuildFailed(log)
         os.replace(Path(folder) / path.name, path)
 
 
-def _configure() -> list[str]:
-    """Return the command that configures the build, without the folder."""
+def _succeeds(command: list[str], output: Path) -> bool:
+    """Run a command within the limit. It has a process group of its own: compilers end with it."""
+    with output.open("a") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(_LIMIT_S) == 0
+        except subprocess.TimeoutExpired:
+            file.write(f"\n{command[0]} did not end within {_LIMIT_S:g} s\n")
+            return False
+        finally:
+            if process.returncode is None:  # also when interrupted
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def configure(*, again: bool = False) -> list[str]:
+    """Return the command that configures the build, without the folder.
+
+    Raises:
+        ArenaUnavailable: nothing can be built here, or should be unless it is asked for again.
+    """
+    if not again:
+        if not (_package() / "_native.so").exists():
+            raise ArenaUnavailable(_LEFT_OUT)
+        log = _target().with_suffix(".log")
+        if log.exists() and time.time() - log.stat().st_mtime < _RETRY_S:
+            raise BuildFailed(log)
     cmake, ninja = _program("cmake"), _program("ninja")
     compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
     python_h = Path(sysconfig.get_path("include")) / "Python.h"
@@ -97,7 +140,18 @@ def _configure() -> list[str]:
     assert cmake is not None
     generator = [] if ninja is None else ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     options = [f"-DPython_EXECUTABLE={sys.executable}", "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF"]
-    return [cmake, "-S", str(_source()), *generator, *options]
+    return [cmake, "-S", str(_source()), *generator, *options, f"-DBIMKERN_CUDA={_cuda()}"]
+
+
+def _cuda() -> str:
+    """Return BIMKERN_CUDA; instead of AUTO, OFF where there are no CUDA, no nvcc or no GPU to build for."""
+    wanted = os.environ.get("BIMKERN_CUDA", "AUTO")
+    if torch.version.cuda is None:
+        return "OFF"
+    if wanted != "AUTO":
+        return wanted
+    gpu = os.environ.get("BIMKERN_CUDA_ARCHS") or torch.cuda.device_count() > 0
+    return "AUTO" if gpu and shutil.which(os.environ.get("CUDACXX", "nvcc")) else "OFF"
 
 
 def _program(name: str) -> str | None:
@@ -105,20 +159,27 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
+def _package() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
 def _source() -> Path:
     """Return the folder of CMakeLists.txt: inside of an installed package, above that of a clone."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "source", package.parent):
+    for folder in (_package() / "source", _package().parent):
         if (folder / "CMakeLists.txt").exists() and (folder / "csrc" / "arena").is_dir():
             return folder
-    raise ArenaUnavailable("the arena was not built, and this installation has no sources of it: install bimkern again")
+    raise ArenaUnavailable(_LEFT_OUT)
+
+
+def _target() -> Path:
+    return cache_folder() / "arena" / _digest() / module_name()
 
 
 @functools.cache
 def _digest() -> str:
     """Name a build by what goes into it."""
     source, digest = _source(), hashlib.sha256()
-    for part in (torch.__version__, str(torch.version.cuda)):
+    for part in (torch.__version__, str(torch.version.cuda), _cuda()):
         digest.update(part.encode())
     files = [source / "CMakeLists.txt", *(source / "csrc").rglob("*.*"), *(source / "python").glob("*.*")]
     for file in sorted(filter(Path.is_file, files)):
@@ -131,9 +192,9 @@ def main() -> None:
     try:
         print(build(again=True))
     except ArenaUnavailable as error:
-        if (log := built().with_suffix(".log")).exists():
-            print(log.read_text())
-        raise SystemExit(str(error)) from error
+        if isinstance(error, BuildFailed):
+            print(error.log.read_text())
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

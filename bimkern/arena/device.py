@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bimkern.arena._native import native
+from bimkern.arena.build import REMEDY
 from bimkern.arena.errors import ArenaUnavailable
 
 _ALLOCATE, _FREE, _RECORD_STREAM = (f"bimkern_arena_{name}" for name in ("alloc", "free", "record_stream"))
@@ -18,10 +19,13 @@ _ALLOCATE, _FREE, _RECORD_STREAM = (f"bimkern_arena_{name}" for name in ("alloc"
 _installed: list[Any] = []  # torch's handle of our allocator, for as long as there are tensors
 
 
-def unusable(device_type: str = "cpu") -> str | None:
-    """Say why there is no arena here for "cpu" or "cuda"; None if there is."""
+def unusable(device_type: str = "cpu", *, may_build: bool = True) -> str | None:
+    """Say why there is no arena here for "cpu" or "cuda"; None if there is.
+
+    It may be built for that, which takes a minute; with may_build=False a module that is not built yet is a reason.
+    """
     try:
-        _find(device_type)
+        _find(device_type, may_build=may_build)
     except ArenaUnavailable as error:
         return str(error)
     return None
@@ -44,13 +48,13 @@ def held_bytes(device: torch.device) -> tuple[int, int] | None:
     return native().device_bytes(_index(device)) if _installed else None
 
 
-def _find(device_type: str) -> Any:
-    module = native()
+def _find(device_type: str, *, may_build: bool = True) -> Any:
+    module = native(may_build=may_build)
     if device_type == "cuda":
         if torch.version.cuda is None:
             raise ArenaUnavailable("torch was built without CUDA")
         if not module.with_cuda:
-            raise ArenaUnavailable("the arena was built without CUDA (install it where there are a GPU and nvcc)")
+            raise ArenaUnavailable(f"the arena was built without CUDA; where there are a GPU and nvcc {REMEDY}")
         if not torch.cuda.is_available():
             raise ArenaUnavailable("torch sees no CUDA device")
     return module

@@ -16,7 +16,7 @@ import numpy as np
 from bimkern.cache import cache_folder
 from bimkern.data import jsonl
 from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
-from bimkern.data.orientation import UPRIGHT, turned
+from bimkern.data.orientation import UPRIGHT, upright_size
 from bimkern.data.source import Images, Listing, SourceError
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -91,10 +91,10 @@ def inspect(path: Path) -> Found:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 return Found(fault="empty")
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            image = decode(file)  # first: most of what is refused is not read to its end
             file.seek(0)
-            image = decode(file)
-            size = turned(image.pixels, image.orientation).size
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            size = upright_size(image.pixels.size, image.orientation)
             return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return Found(fault=str(error))
@@ -111,9 +111,10 @@ def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dic
     workers = workers if len(chunks) > 1 else 0
     try:
         yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False, what="the image check")
-    except (WorkerDied, OutOfResources) as error:
+    except (WorkerDied, OutOfResources, MemoryError) as error:
+        why = str(error) or "out of memory"
         raise SourceError(
-            f"the images in {root} cannot be checked ({error}); what has been checked is not checked again"
+            f"the images in {root} cannot be checked ({why}); what has been checked is not checked again"
         ) from error
 
 

@@ -52,7 +52,7 @@ def unusable(device: torch.device = _CPU) -> str | None:
         importlib.import_module("nvidia.dali.plugin.pytorch.torch_utils")
         if device.type == "cuda":
             _run_nothing(device)
-    except Exception as error:  # a library that does not load raises whatever it likes
+    except Exception as error:  # a library that does not load may raise anything
         return (str(error).splitlines() or [type(error).__name__])[0]
     return None
 
@@ -294,7 +294,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a file may hang
 
 
 def _reason(error: RuntimeError) -> str:

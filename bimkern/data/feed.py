@@ -63,8 +63,8 @@ class Feed:
                 self._set_aside(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))
-            except (WorkerDied, OutOfResources) as death:
-                deaths += 1
+            except (WorkerDied, OutOfResources, MemoryError) as death:
+                deaths, why = deaths + 1, str(death) or "out of memory"
                 if deaths == _DEATHS:
-                    raise FeedError(f"the loader died {deaths} times at the same images ({death})") from death
-                logger.warning("the loader died (%s) and is started again at the same images", death)
+                    raise FeedError(f"the loader died {deaths} times at the same images ({why})") from death
+                logger.warning("the loader died (%s) and is started again at the same images", why)

@@ -2,6 +2,7 @@
 
 import errno
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -13,8 +14,14 @@ from bimkern.data.orientation import orientation_of
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+# Files that lie beside images and are none: they are not opened, as there may be as many of them as images.
+OTHER_SUFFIXES = (
+    *(".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".log"),
+    *(".npy", ".npz", ".pt", ".pth", ".safetensors", ".parquet", ".h5", ".pkl", ".mat", ".tfrecord", ".db", ".pdf"),
+    *(".zip", ".tar", ".tgz", ".gz", ".7z", ".mp3", ".wav", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".py", ".sh"),
+)
 REMEDY = "convert images of other formats to JPEG or PNG"
-MAX_PIXELS = 89_478_485  # of an image, unless told otherwise: Pillow's own limit
+MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
 _SET_ASIDE_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
@@ -66,16 +73,16 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether the content of a file begins as that of an image.
+    """Return whether the content of a file begins as that of an image; whether it is whole is for decode() to find.
 
     Raises:
-        OutOfResources: as open_file().
+        BadImage, OutOfResources: as open_file().
     """
-    try:
-        with open_file(path) as file, _open(file):
-            return True
-    except BadImage:
-        return False
+    with open_file(path) as file:
+        try:
+            return _plugin(file) is not None
+        except OSError as error:
+            raise BadImage(_reason(error)) from error
 
 
 def decode_file(path: Path) -> Decoded:
@@ -111,7 +118,7 @@ def decode(file: BinaryIO) -> Decoded:
             return Decoded(image.convert("RGB"), orientation_of(image), _is_pils_alone(image))
         except BadImage:
             raise
-        except Exception as error:  # a decoder that reads nonsense raises whatever it likes
+        except Exception as error:  # a decoder may raise anything on invalid data
             raise BadImage(_reason(error)) from error
 
 
@@ -121,21 +128,26 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     Raises:
         BadImage: it is of another format, damaged, or too large.
     """
-    Image.init()
-    start = file.read(16)
-    formats = (Image.OPEN[name] for name in _FORMATS)
-    factory = next((factory for factory, accept in formats if accept and accept(start) is True), None)
-    if factory is None:
+    plugin = _plugin(file)
+    if plugin is None:
         raise BadImage(f"not a {NAMES} image")
-    file.seek(0)
     try:
-        image = factory(file, "")
+        image = plugin(file, "")
     except Exception as error:
         raise BadImage(_reason(error)) from error
     if too_large(*image.size):
         limit = Image.MAX_IMAGE_PIXELS
         raise BadImage(f"{image.width} x {image.height} pixels, more than --max-pixels {limit} in all")
     return image
+
+
+def _plugin(file: BinaryIO) -> Callable[[BinaryIO, str], ImageFile.ImageFile] | None:
+    """Return PIL's plugin for a file by its first bytes, None if it is no image."""
+    Image.init()
+    start = file.read(16)
+    file.seek(0)
+    formats = (Image.OPEN[name] for name in _FORMATS)
+    return next((plugin for plugin, accept in formats if accept and accept(start) is True), None)
 
 
 def _is_pils_alone(image: ImageFile.ImageFile) -> bool:

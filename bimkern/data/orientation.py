@@ -36,7 +36,7 @@ def orientation_of(image: Image.Image) -> int:
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # on nonsense PIL raises whatever it likes; the pixels are whole
+    except Exception:  # PIL may raise anything on invalid metadata; the pixels are whole
         return UPRIGHT
     return orientation if orientation in _METHODS else UPRIGHT
 
@@ -44,6 +44,12 @@ def orientation_of(image: Image.Image) -> int:
 def turned(image: Image.Image, orientation: int) -> Image.Image:
     """Turn a stored image upright."""
     return image if orientation == UPRIGHT else image.transpose(_METHODS[orientation])
+
+
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return width and height of a stored image once it is turned upright."""
+    width, height = size
+    return (height, width) if orientation >= _FIRST_TRANSPOSED else (width, height)
 
 
 @dataclass(frozen=True)

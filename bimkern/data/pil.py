@@ -60,15 +60,13 @@ class PilLoader:
         jobs = (index * len(slots) + free.pop() for index in range(first, last))
         for slot, draw_ids, shape in ahead(load, jobs, workers=self.workers, prefetch=prefetch):
             pixels = _view(slots, slot, shape)
-            images = torch.from_numpy(pixels)
+            batch = Batch(torch.from_numpy(pixels), torch.from_numpy(draw_ids))
             if free and not self.pin_memory:
                 finalize(pixels, free.append, slot).atexit = False  # when the caller is done with the tensor
-            else:  # the next job needs a slot
-                images = images.pin_memory() if self.pin_memory else images.clone()
+            else:  # the next job needs one
+                batch = batch.pin_memory() if self.pin_memory else Batch(batch.images.clone(), batch.draw_ids)
                 free.append(slot)
-            del pixels
-            yield Batch(images, torch.from_numpy(draw_ids))
-            del images
+            yield batch
 
     def _slots(self, data: MicroBatches) -> tuple[int, Bytes]:
         """Return how many micro-batches a worker prepares ahead, and memory that the processes share, a row for each.

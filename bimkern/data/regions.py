@@ -2,28 +2,38 @@
 
 nvImageCodec, which does it on a GPU, is said to fail at it in some versions, and may take the process with it. So
 `python -m bimkern.data.regions DEVICE` tries it in a process of its own, on JPEGs with and without an orientation.
+Success is remembered for this GPU, driver and software; a failure is tried again, as what is wrong may be around it.
 """
 
-import signal
+import hashlib
+import logging
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+import bimkern
+from bimkern.cache import cache_folder
 from bimkern.data import dali, pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import Found, images, inspect
 from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
-from bimkern.data.workers import WorkerDied
+from bimkern.data.workers import WorkerDied, signal_name
+
+logger = logging.getLogger("bimkern.data")
 
 _SECONDS = 120.0
+_DRIVER = Path("/proc/driver/nvidia/version")
+_PACKAGES = ("nvidia-dali", "nvidia-nvimgcodec", "nvidia-nvjpeg")  # and the CUDA that they are for
 _WIDTH, _HEIGHT, _CROP = 320, 240, 64  # pixels
 _TOLERANCE = 2.0  # levels, mean over a crop: decoders round and upsample chroma in their own ways
 
@@ -31,6 +41,29 @@ _TOLERANCE = 2.0  # levels, mean over a crop: decoders round and upsample chroma
 @lru_cache
 def unusable(device: torch.device) -> str | None:
     """Return the reason why regions cannot be decoded on a device, None where they can."""
+    setup = _setup(device)
+    remembered = cache_folder() / "regions" / hashlib.sha256(setup.encode()).hexdigest()[:16]
+    if remembered.is_file():
+        return None
+    logger.warning("testing DALI's decoding of image regions on %s; this takes up to %.0f s", device, _SECONDS)
+    reason = _try(device)
+    if reason is None:
+        with suppress(OSError):  # then it is tried again
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(setup)
+    return reason
+
+
+def _setup(device: torch.device) -> str:
+    """Describe all that decides whether regions can be decoded, a line each."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else "no GPU"
+    driver = _DRIVER.read_text() if _DRIVER.is_file() else "unknown driver"
+    names = ((package.name.lower().replace("_", "-"), package.version) for package in metadata.distributions())
+    packages = sorted(f"{name} {version}" for name, version in names if name.startswith(_PACKAGES))
+    return "\n".join([f"bimkern {bimkern.__version__} on {device.type}", gpu, driver.strip(), *packages, ""])
+
+
+def _try(device: torch.device) -> str | None:
     command = [sys.executable, "-m", "bimkern.data.regions", str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
@@ -39,8 +72,9 @@ def unusable(device: torch.device) -> str | None:
     if done.returncode == 0:
         return None
     if done.returncode < 0:
-        return f"the process that tried was killed by {signal.Signals(-done.returncode).name}"
-    return (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"the process that tried was killed by {signal_name(-done.returncode)}"
+    output = done.stdout.strip() or done.stderr.strip()
+    return (output.splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def difference(loader: DaliLoader, folder: Path) -> float:

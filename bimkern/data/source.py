@@ -4,15 +4,15 @@ A sample id is the place of an image in the sorted list of a source, so it means
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.formats import NAMES, REMEDY, SUFFIXES, OutOfResources, is_image
+from bimkern.data.formats import NAMES, OTHER_SUFFIXES, REMEDY, SUFFIXES, BadImage, OutOfResources, is_image
 
 
 class SourceError(ValueError):
@@ -21,25 +21,29 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source: images by their names or by their content, and those that are neither."""
+    """The files of a source: images by their suffix or by their first bytes, and those that are neither."""
 
     root: Path
     files: tuple[str, ...]  # relative to root, sorted
-    others: tuple[str, ...] = ()  # relative to root, sorted
+    others: Mapping[str, str] = field(default_factory=dict)  # relative to root, sorted -> why they are skipped
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def others_by_suffix(self) -> dict[str, list[str]]:
-        """Return the files that are no images by the suffix of their names, the most frequent suffix first."""
-        files = defaultdict(list)
-        for file in self.others:
-            files[Path(file).suffix.lower() or "without suffix"].append(file)
-        return dict(sorted(files.items(), key=lambda item: (-len(item[1]), item[0])))
+    def skip(self, faults: Mapping[str, str]) -> "Listing":
+        """Return a listing that skips files without an image's suffix for faults that were found in them.
+
+        They may be anything, a camera's raw file for example, and are no damaged images.
+        """
+        skipped = {file: fault for file, fault in faults.items() if not _has_image_suffix(file)}
+        files = tuple(file for file in self.files if file not in skipped)
+        return replace(self, files=files, others=dict(sorted({**self.others, **skipped}.items())))
 
     def count_others(self) -> str:
-        """Count the files that are no images in words."""
-        return ", ".join(f"{len(files)} {suffix}" for suffix, files in self.others_by_suffix().items())
+        """Count the other files by suffix in words, the most frequent first."""
+        counts = Counter(suffix_of(file) for file in self.others)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count} {suffix}" for suffix, count in ordered)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,28 +65,57 @@ class Images:
 
 
 def image_folder(root: Path) -> Listing:
-    """List the files below a folder, with or without class folders; one without an image's suffix is looked into.
+    """List the files below a folder, with or without class folders, by their suffix or else their first bytes.
 
     Raises:
         SourceError: the folder is missing or holds no image.
     """
     files: list[str] = []
-    others: list[str] = []
+    others: dict[str, str] = {}
     try:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
         for path in _walk(root):
-            image = path.suffix.lower() in SUFFIXES or is_image(path)
-            (files if image else others).append(path.relative_to(root).as_posix())
+            file, reason = path.relative_to(root).as_posix(), _why_skipped(path)
+            if reason is None:
+                files.append(file)
+            else:
+                others[file] = reason
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
     except OutOfResources as error:
         raise SourceError(f"{root} cannot be read ({error})") from error
-    listing = Listing(root, tuple(sorted(files)), tuple(sorted(others)))
-    if not files:
-        found = f", only other files ({listing.count_others()}); {REMEDY}" if others else ", and no other file"
-        raise SourceError(f"{root} and the folders below it hold no {NAMES} image{found}")
+    listing = Listing(root, tuple(sorted(files)), dict(sorted(others.items())))
+    refuse_if_empty(listing)
     return listing
+
+
+def refuse_if_empty(listing: Listing) -> None:
+    """Raise SourceError if a listing has no image."""
+    if not listing.files:
+        found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
+        raise SourceError(f"{listing.root} and the folders below it hold no {NAMES} image{found}")
+
+
+def suffix_of(file: str) -> str:
+    """Return the suffix of a file's name in lower case, in words if it has none."""
+    return Path(file).suffix.lower() or "without suffix"
+
+
+def _has_image_suffix(file: str) -> bool:
+    return suffix_of(file) in SUFFIXES
+
+
+def _why_skipped(path: Path) -> str | None:
+    """Return why a file is not even checked, None if it may be an image."""
+    if _has_image_suffix(path.name):
+        return None
+    if suffix_of(path.name) in OTHER_SUFFIXES:
+        return "not opened, as its suffix is not that of an image"
+    try:
+        return None if is_image(path) else f"not a {NAMES} image; {REMEDY}"
+    except BadImage as error:
+        return str(error)
 
 
 def _raise(error: OSError) -> None:

@@ -8,8 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 
 STALLED = 10.0  # seconds without progress, before a line says so
 _POLL = 0.5  # seconds
+_CLOSING = 3.0  # seconds that the end of an iterator is waited for
 
 _stop_requested: ContextVar[Callable[[], bool]] = ContextVar("stop_requested", default=lambda: False)
 
@@ -122,17 +123,18 @@ class Task(threading.Thread, Generic[Item]):
 
 
 def watched(items: Iterator[Item], watchdog: Watchdog) -> Iterator[Item]:
-    """Yield the items of an iterator that may hang; it runs in background threads, one at a time.
+    """Yield the items of an iterator that may hang; it runs, and is closed, in background threads, one at a time.
 
     Raises:
         Interrupted: a stop was requested; the iterator is left where it hangs.
     """
     end = object()
-    while True:
-        item = Task(partial(next, items, end), name="bimkern loader").result(watchdog)
-        if item is end:
-            return
-        yield item
+    try:
+        while (item := Task(partial(next, items, end), name="bimkern loader").result(watchdog)) is not end:
+            yield item
+    finally:
+        if isinstance(items, Generator):
+            Task(items.close, name="bimkern loader").join(_CLOSING)
 
 
 @contextmanager
@@ -144,8 +146,9 @@ def ending_at_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if any(isinstance(thread, Task) for thread in threading.enumerate()):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if threading.active_count() > 1:
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise

@@ -228,4 +228,12 @@ def _portable(error: Exception) -> Exception:
 def _ending(exit_code: int | None) -> str:
     if exit_code is None:
         return "closed its pipe"
-    return f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return f"was ended by {signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; most of the real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

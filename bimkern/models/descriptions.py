@@ -1,4 +1,4 @@
-"""Descriptions: what other programs have to be told of exported weights, in the words of their own configs.
+"""Descriptions: what other programs need to know about exported weights, in the terms of their own configs.
 
 Without them a loader takes its defaults: timm's would resize images to 224 px and normalize them by 0.5.
 """

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bimkern.ops import _check as check
 from bimkern.ops._native import library as native
@@ -146,8 +147,9 @@ _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def register_autograd(op: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
     """Register an op's gradient, as torch.library.register_autograd does.
 
-    What that makes of it serves tracing and functorch, and converts every argument several times: on small tensors that
-    takes longer than the op. `run` takes a plain autograd function of the same two functions instead.
+    What that makes of it serves tracing, and converts every argument several times: on small tensors that takes longer
+    than the op. `run` takes a plain autograd function of the same two functions instead. Under functorch both have
+    torch.vmap alone: torch.func.grad raises in torch, which wants a setup_context of its own.
     """
     torch.library.register_autograd(f"bimkern::{op}", backward, setup_context=setup_context, lib=schemas)
     overload = getattr(torch.ops.bimkern, op).default
@@ -163,14 +165,27 @@ def register_autograd(op: str, backward: Callable[..., Any], *, setup_context: C
 
 
 def run(op: str, *args: Any, **kwargs: Any) -> Any:
-    """Run an op's kernel, with its gradient where one is recorded."""
-    if op not in _eager or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Run an op's kernel, with its gradient where one is recorded.
+
+    Raises:
+        NotImplementedError: a forward-mode tangent, which torch's dispatcher would drop.
+    """
+    if op not in _eager or torch.compiler.is_compiling():
+        return getattr(torch.ops.bimkern, op)(*args, **kwargs)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(op, *args, *kwargs.values())
+    if kwargs or torch._C._are_functorch_transforms_active():
         return getattr(torch.ops.bimkern, op)(*args, **kwargs)
     overload, function = _eager[op]
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return function.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return overload(*args)
+
+
+def _refuse_tangents(op: str, *args: Any) -> None:
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(f"{op}: forward-mode AD has no kernel; BIMKERN_BACKEND=reference has it")
 
 
 def call(

@@ -20,14 +20,14 @@ _ROOM = 4096
 
 
 def once(check: Callable[..., Result], tensors: tuple[Tensor | None, ...], *numbers: Any) -> Result:
-    """Return check(*tensors, *numbers), remembered where all shapes, dtypes, devices and numbers are the same.
+    """Return check(*tensors, *numbers), remembered per shapes, dtypes and devices, and per numbers and their types.
 
     An op is called with few of them, and often: the checks would take as long as a small kernel.
     """
     if torch.compiler.is_compiling():
         return check(*tensors, *numbers)
     signature = [None if x is None else (x.shape, x.dtype, x.device, x.requires_grad) for x in tensors]
-    key = (check, *signature, *numbers)
+    key = (check, *signature, *numbers, *map(type, numbers))  # types too, as 1 == 1.0 == True
     try:
         if key in _passed:
             return _passed[key]
@@ -135,7 +135,8 @@ def ids(op: str, name: str, keep: Tensor, num_tokens: int) -> None:
     Raises:
         RuntimeError: `gather_tokens: keep must hold ids in [0, N=4), got 4 in image 1`
     """
-    if type(keep) is not Tensor:  # a subclass may hold no values, as that of FakeTensorMode
+    # A subclass may hold no values, as that of FakeTensorMode; under vmap none are of one call.
+    if type(keep) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(keep):
         return
     beyond = (keep < 0) | (keep >= num_tokens)
     ordered, places = keep.sort(dim=1, stable=True)

@@ -2,8 +2,8 @@
 
 import ctypes
 import functools
-import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +30,32 @@ class NativeLibrary:
             return self.error
         if device == "cuda" and not self.cuda_archs:
             return "the native library was built without CUDA (install it where there are a GPU and nvcc)"
-        if device == "cuda" and _gpu_arch() < min(int(arch.rpartition("_")[2]) for arch in self.cuda_archs):
+        if device == "cuda" and (gpu := _gpu_arch()) is not None and not serves(self.cuda_archs, gpu):
             return (
-                f"the native library has kernels for {self.cuda_archs[0]} and newer, this GPU is sm_{_gpu_arch()} "
+                f"the native library was built for {' '.join(self.cuda_archs)}, this GPU is sm_{gpu} "
                 "(install it again here)"
             )
         return None
 
 
+def serves(archs: tuple[str, ...], gpu: int) -> bool:
+    """Return whether one of sm_80, compute_90, ... runs on a GPU, 90 for sm_90.
+
+    A binary runs on newer GPUs of its major architecture, PTX on all newer ones. Source: CUDA C++ Programming Guide,
+    "Application Compatibility".
+    """
+    for arch in archs:
+        oldest = int(re.findall(r"\d+", arch)[0])  # sm_90a too
+        if oldest <= gpu and (arch.startswith("compute_") or oldest // 10 == gpu // 10):
+            return True
+    return False
+
+
 @functools.cache
-def _gpu_arch() -> float:
-    """Return the GPU's architecture as a number, 90 for sm_90; without a GPU none is too old."""
+def _gpu_arch() -> int | None:
+    """Return the GPU's architecture, 90 for sm_90; None without a GPU, for which anything will do."""
     if not torch.cuda.is_available():
-        return math.inf
+        return None
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 

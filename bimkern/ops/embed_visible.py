@@ -90,8 +90,10 @@ def embed_visible(
         weight: [D, C, p, p], float32 or float64, as that of a convolution with stride p.
         bias: [D], dtype of weight.
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
-            checked. A GPU does not wait for a check: an id out of range makes NaN of its row, and it or a repeated one
-            of the image's gradients. BIMKERN_DEBUG=1 checks there too.
+            checked; on a GPU with BIMKERN_DEBUG=1. Otherwise the CUDA kernels wait for no check: an id out of
+            range makes NaN of its row, and of the gradients of weight, pos and all pixels of its image; a repeated id
+            of the gradients of pos and its patch. Those of bias and prefix stay finite. The reference is plain torch
+            there: it asserts on the device, and adds up the gradients of a repeated id.
         pos: [N, D], dtype of weight. None adds nothing.
         prefix: [R, D], dtype of weight, the same for every image; gets no position. None: R is 0.
         mean, std: [C], dtype of weight, of pixels in [0, 1] for uint8. Pixels become (pixel - mean) / std in float32

@@ -32,8 +32,10 @@ def gather_tokens(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, *, nu
     Args:
         tokens: [B, R+N, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
-            checked. A GPU does not wait for a check: an id out of range makes NaN of its row, and it or a repeated one
-            of the image's gradients. BIMKERN_DEBUG=1 checks there too.
+            checked; on a GPU with BIMKERN_DEBUG=1. Otherwise the CUDA kernels wait for no check: an id out of
+            range makes NaN of its row, of the gradients of all N tokens of its image and of that of pos; a repeated id
+            of the gradients of its token and of pos. The reference is plain torch there: it asserts on the device, and
+            adds up the gradients of a repeated id.
         pos: [N, D], any of these dtypes; converted to that of tokens. None adds nothing.
         num_prefix: R, tokens in front that are always kept and get no position.
 

@@ -152,6 +152,17 @@ def hog(
     several = not isinstance(cells, int)
     sizes = list(cells) if isinstance(cells, Sequence) else [cells]
     pairs: list[Any] = [] if bias is None else list(bias) if several else [bias]
+    check.once(_check, (images,), bins, window, patch, dtype, *sizes)
+    if bias is not None:
+        _check_bias(images, pairs, len(sizes))
+    flat = [float(value) for pair in pairs for value in pair]
+    results = _backend.call(
+        "hog", hog_reference, images.detach(), sizes, bins, window=window, bias=flat, patch=patch, dtype=dtype
+    )
+    return tuple(results) if several else results[0]
+
+
+def _check(images: Tensor, bins: int, window: int | None, patch: int | None, dtype: torch.dtype, *sizes: int) -> None:
     dims = check.shapes("hog", images=(images, "B C H W"))
     check.dtypes("hog", images=(images, PIXELS))
     if dtype not in (torch.float32, torch.bfloat16):
@@ -172,13 +183,6 @@ def hog(
             raise ValueError(f"hog: window must be at most {MAX_WINDOW}, got {window}")
     if patch is not None:
         _check_divides("patch", patch, images)
-    if bias is not None:
-        _check_bias(images, pairs, len(sizes))
-    flat = [float(value) for pair in pairs for value in pair]
-    results = _backend.call(
-        "hog", hog_reference, images.detach(), sizes, bins, window=window, bias=flat, patch=patch, dtype=dtype
-    )
-    return tuple(results) if several else results[0]
 
 
 def _check_divides(name: str, side: int, images: Tensor) -> None:

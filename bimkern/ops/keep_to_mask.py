@@ -23,8 +23,8 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
 
     Args:
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
-            checked. A GPU does not wait for a check: an id out of range makes NaN of its image, a repeated one counts
-            once. BIMKERN_DEBUG=1 checks there too.
+            checked; on a GPU with BIMKERN_DEBUG=1. Otherwise a repeated id counts once there, and one out of range
+            makes NaN of its image, without a wait; the reference, plain torch, asserts on the device.
         num_tokens: N.
 
     Returns:
@@ -37,11 +37,15 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
     Same as: keep_to_mask_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target": the loss is on masked patches only.
     """
+    check.once(_check, (keep,), num_tokens)
+    return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens, ids=("keep", keep, num_tokens))
+
+
+def _check(keep: Tensor, num_tokens: int) -> None:
     dims = check.shapes("keep_to_mask", keep=(keep, "B K"))
     if dims["K"] > num_tokens:
         raise ValueError(f"keep_to_mask: keep must hold at most N={num_tokens} ids per image, got K={dims['K']}")
     check.dtypes("keep_to_mask", keep=(keep, torch.int64))
-    return _backend.call("keep_to_mask", keep_to_mask_reference, keep, num_tokens, ids=("keep", keep, num_tokens))
 
 
 @torch.library.register_fake("bimkern::keep_to_mask", lib=_backend.schemas)

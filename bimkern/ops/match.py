@@ -4,7 +4,7 @@ Shapes: B images, N = rows x columns tokens, D their width, M = N * scale**2 cel
 widths after the first and the second deconvolution.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +129,7 @@ def match_predict(
     """
     op = "match_predict"
     dtype = features.dtype if dtype is None else dtype
-    dims = _check_layers(op, features, layers, scale, dtype)
-    rows, columns = _grid(op, dims["N"], scale, grid)
+    _, rows, columns = check.once(_check, (features, *layers), op, scale, dtype, *(grid or ()))
     return _backend.call(op, match_predict_reference, features, layers, scale, rows, columns, dtype)
 
 
@@ -174,8 +173,7 @@ def match_loss(
     """
     op = "match_loss"
     dtype = features.dtype if dtype is None else dtype
-    dims = _check_layers(op, features, layers, scale, dtype)
-    rows, columns = _grid(op, dims["N"], scale, grid)
+    dims, rows, columns = check.once(_check, (features, *layers), op, scale, dtype, *(grid or ()))
     known = dims | {"M": int(dims["N"] * scale**2)}
     check.shapes(op, known, target=(target, "B M P"), mask=(mask, "B N"))
     if dims["P"] == 0:
@@ -193,8 +191,15 @@ def match_loss(
     return _backend.call(op, match_loss_reference, features, layers, *of_cells)
 
 
+def _check(features: Tensor, *given: Any) -> tuple[dict[str, int], int, int]:
+    """Check what both functions take: parameters, op, scale, dtype and grid; return sizes of letters, rows, columns."""
+    parameters, (op, scale, dtype, *grid) = given[: len(MatchLayers._fields)], given[len(MatchLayers._fields) :]
+    dims = _check_layers(op, features, MatchLayers(*parameters), scale, dtype)
+    return dims, *_grid(op, dims["N"], scale, *grid)
+
+
 def _check_layers(op: str, features: Tensor, layers: MatchLayers, scale: float, dtype: torch.dtype) -> dict[str, int]:
-    """Check what both functions take and return the size of every letter."""
+    """Check features and layers and return the size of every letter."""
     if scale not in SCALES:
         raise ValueError(f"{op}: scale must be one of 4, 2, 1, 0.5, got {scale}")
     specs = SCALES[scale]
@@ -216,8 +221,8 @@ def _check_layers(op: str, features: Tensor, layers: MatchLayers, scale: float, 
     return dims
 
 
-def _grid(op: str, num_tokens: int, scale: float, grid: tuple[int, int] | None) -> tuple[int, int]:
-    if grid is None:
+def _grid(op: str, num_tokens: int, scale: float, *grid: int) -> tuple[int, int]:
+    if not grid:
         side = int(num_tokens**0.5)  # torch.compile traces no math.isqrt
         if side * side != num_tokens:
             raise ValueError(f"{op}: grid must be given where N is not a square, got N={num_tokens}")

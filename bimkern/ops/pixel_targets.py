@@ -73,13 +73,19 @@ def pixel_targets(
     Same as: pixel_targets_reference.
     Source: He et al. 2022 (MAE), section 3 "reconstruction target".
     """
-    check_images("pixel_targets", images, patch, normalize, mean, std)
-    statistics = (torch.float32, torch.float64)
-    check.dtypes("pixel_targets", mean=(mean, statistics), std=(std, statistics))
-    wide = any(values is not None and values.dtype == torch.float64 for values in (images, mean, std))
-    dtype = torch.float64 if wide else torch.float32
+    dtype = check.once(_check, (images, mean, std), patch, normalize)
     args = images.detach(), *as_statistics(mean, std, dtype), patch, normalize, dtype
     return _backend.call("pixel_targets", pixel_targets_reference, *args)
+
+
+def _check(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int, normalize: bool) -> torch.dtype:
+    """Check what pixel_targets takes and return the dtype of its result."""
+    op = "pixel_targets"
+    check_images(op, images, patch, normalize, mean, std)
+    statistics = (torch.float32, torch.float64)
+    check.dtypes(op, mean=(mean, statistics), std=(std, statistics))
+    wide = any(values is not None and values.dtype == torch.float64 for values in (images, mean, std))
+    return torch.float64 if wide else torch.float32
 
 
 def check_images(

@@ -12,7 +12,7 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.philox import WORD, philox4x32
 
-# A symbolic step: torch.compile would otherwise compile a loop anew at every step.
+# A symbolic step: torch.compile would otherwise recompile a loop at every step.
 _ARGUMENTS = "Tensor sample_ids, int num_tokens, int num_keep, int seed"
 _backend.schemas.define(f"random_keep({_ARGUMENTS}, SymInt step=0) -> Tensor")
 _backend.schemas.define(f"random_keep.parent({_ARGUMENTS}, Tensor parent, SymInt step=0) -> (Tensor, Tensor)")
@@ -76,8 +76,9 @@ def random_keep(
         seed: 64 bits, with or without a sign; more are cut off.
         step: of the training loop, or its epoch, 0 <= step < 2**63: each draws other masks. May stay 0 where the sample
             ids name the epoch too.
-        parent: [B, P], int64, a keep to draw inside of, in any order. A CPU checks its ids; on a GPU those out of range
-            are drawn like others, and BIMKERN_DEBUG=1 checks them.
+        parent: [B, P], int64, a keep to draw inside of, in any order. A CPU checks its ids, a GPU with
+            BIMKERN_DEBUG=1. Otherwise the CUDA kernel draws those out of range like others, and the reference, plain
+            torch, asserts on the device.
 
     Returns:
         keep [B, K], int64, ascending, or in the order of parent. With a parent also within [B, K], ascending, the
@@ -91,6 +92,18 @@ def random_keep(
     Source: He et al. 2022 (MAE), section 3 "masking"; Luo et al. 2023 (BIM), section 3.3 for growing masks.
     """
     op = "random_keep"
+    check.once(_check, (sample_ids, parent), num_tokens, num_keep)
+    if not 0 <= step < 2**63:
+        raise ValueError(f"{op}: step must be in [0, 2**63), got {step}")
+    args = (sample_ids, num_tokens, num_keep, _signed(seed))
+    if parent is None:
+        return _backend.call(op, random_keep_reference, *args, step=step)
+    return _backend.call(op, random_keep_reference, *args, parent, step=step, ids=("parent", parent, num_tokens))
+
+
+def _check(sample_ids: Tensor, parent: Tensor | None, num_tokens: int, num_keep: int) -> None:
+    """Check what random_keep takes, except for the step, another at every call."""
+    op = "random_keep"
     dims = check.shapes(op, sample_ids=(sample_ids, "B"), parent=(parent, "B P"))
     check.dtypes(op, sample_ids=(sample_ids, torch.int64), parent=(parent, torch.int64))
     check.same_device(op, sample_ids=sample_ids, parent=parent)
@@ -101,12 +114,6 @@ def random_keep(
     letter, available = ("num_tokens", num_tokens) if parent is None else ("P", dims["P"])
     if not 0 <= num_keep <= available:
         raise ValueError(f"{op}: num_keep must be in [0, {letter}={available}], got {num_keep}")
-    if not 0 <= step < 2**63:
-        raise ValueError(f"{op}: step must be in [0, 2**63), got {step}")
-    args = (sample_ids, num_tokens, num_keep, _signed(seed))
-    if parent is None:
-        return _backend.call(op, random_keep_reference, *args, step=step)
-    return _backend.call(op, random_keep_reference, *args, parent, step=step, ids=("parent", parent, num_tokens))
 
 
 def _signed(seed: int) -> int:

@@ -50,9 +50,11 @@ def restore_tokens(
     Args:
         visible: [B, R+K, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
-            checked. A GPU does not wait for a check: an id out of range makes NaN of its image, a repeated one of its
-            token, and both of the image's gradients. BIMKERN_DEBUG=1 checks there too. MAE's ids_restore
-            [B, N] holds keep as ids_restore.argsort(dim=1)[:, :K].
+            checked; on a GPU with BIMKERN_DEBUG=1. Otherwise the CUDA kernels wait for no check: an id out of
+            range makes NaN of all N tokens of its image, a repeated one of its token, and both of the gradients of the
+            image's K visible tokens, of pos, and of mask_token where K < N. The reference is plain torch there: it
+            asserts on the device, and puts one of two visible tokens at a repeated id. MAE's ids_restore [B, N] holds
+            keep as ids_restore.argsort(dim=1)[:, :K].
         mask_token: [D] or [1, 1, D], any of these dtypes; converted to that of visible.
         pos: [N, D], likewise. None adds nothing.
         num_tokens: N.

@@ -43,12 +43,18 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
     Same as: scale_mask_reference.
     Source: Wang et al. 2023 (LocalMIM), section 3.2; averaged as in its published program.
     """
+    rows, columns, average, repeat = check.once(_check, (mask,), factor, *(grid or ()))
+    if mask.dtype == torch.bool:
+        mask = mask.float()
+    return _backend.call("scale_mask", scale_mask_reference, mask, rows, columns, average, repeat)
+
+
+def _check(mask: Tensor, factor: float, *grid: int) -> tuple[int, int, int, int]:
+    """Check what scale_mask takes and return rows, columns, average and repeat."""
     op = "scale_mask"
     dims = check.shapes(op, mask=(mask, "B N"))
     check.dtypes(op, mask=(mask, check.MASKS))
-    if mask.dtype == torch.bool:
-        mask = mask.float()
-    rows, columns = _grid(dims["N"]) if grid is None else grid
+    rows, columns = grid or _grid(dims["N"])
     if rows < 0 or columns < 0 or rows * columns != dims["N"]:
         raise ValueError(f"{op}: grid must be (rows, columns) of the N={dims['N']} tokens, got ({rows}, {columns})")
     average, repeat = _sides(factor)
@@ -58,7 +64,7 @@ def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = No
         raise ValueError(
             f"{op}: factor must give less than 2**30 rows and columns, got {factor} for grid=({rows}, {columns})"
         )
-    return _backend.call(op, scale_mask_reference, mask, rows, columns, average, repeat)
+    return rows, columns, average, repeat
 
 
 def _grid(num_tokens: int) -> tuple[int, int]:

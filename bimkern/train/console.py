@@ -10,6 +10,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
+from bimkern.train.output import say
+
 _PLAIN_LINES_EVERY = 5.0  # seconds, of the check
 
 
@@ -47,7 +49,7 @@ def checking() -> Iterator[Callable[[int, int], None]]:
         now = time.monotonic()
         if now - last >= _PLAIN_LINES_EVERY or (done == total and last > start):
             last = now
-            print(f"checked {done} of {total} images, {done / (now - start):.0f} a second", flush=True)
+            say(f"checked {done} of {total} images, {done / (now - start):.0f} a second")
 
     yield line
 
@@ -87,7 +89,7 @@ class Reporter:
         first, start = self._first = self._first or (done, now)
         if record is not None:
             left = f"  {(now - start) / (done - first) * (self._total - done):.0f} s left" if done > first else ""
-            print(f"step {done}/{self._total}  {describe(record)}{left}", flush=True)
+            say(f"step {done}/{self._total}  {describe(record)}{left}")
 
     def close(self) -> None:
         if self._bar is not None:

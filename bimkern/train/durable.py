@@ -17,11 +17,13 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes path at the end: no reader sees half a file."""
+    """Give a temporary path to write to, which becomes path at the end: no reader sees half a file, nor a power cut."""
     scratch = path.with_name(f".{path.name}")
     try:
         yield scratch
+        fsync(scratch)
         os.replace(scratch, path)
+        fsync(path.parent)
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ def apex_lamb(groups: ParameterGroups, config: AdamWConfig) -> Optimizer:
 
     Source: You et al. 2020 (LAMB), algorithm 2; eps is the paper's.
     """
-    # It clips by the norm of all gradients unless told otherwise; config.clip is the only clipping here.
+    # It clips by the norm of all gradients by default; config.clip is the only clipping here.
     made = _apex().FusedLAMB(groups, lr=0.0, betas=config.betas, eps=1e-6, adam_w_mode=True, max_grad_norm=math.inf)
     return _SkipsOnHost(made)
 

@@ -59,11 +59,9 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written.
         """
-        scratch = self.path / _SCRATCH
         try:
-            durable.write_text(scratch, json.dumps(to_json(config), indent=2) + "\n")
-            os.replace(scratch, self.path / _CONFIG)
-            durable.fsync(self.path)
+            with durable.replaced(self.path / _CONFIG) as scratch:
+                scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 

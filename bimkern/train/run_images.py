@@ -1,20 +1,20 @@
 """The images of a run: fixed when it starts, the same when it is resumed, and which of them it goes without.
 
 images.jsonl lists what is trained on, with sizes and digests; quarantine.jsonl what cannot be read, and why, and which
-other files were left out, a record for every suffix.
+other files were skipped, a record for every suffix and reason.
 """
 
 import hashlib
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bimkern.data import check, jsonl
 from bimkern.data.check import Found, readable
-from bimkern.data.formats import NAMES, REMEDY
-from bimkern.data.source import Images, Listing, SourceError
+from bimkern.data.source import Images, Listing, SourceError, refuse_if_empty, suffix_of
 from bimkern.train.config import ConfigError
 
 logger = logging.getLogger("bimkern.train")
@@ -42,15 +42,13 @@ class Quarantine:
             jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") not in released])
 
     def name_others(self, listing: Listing) -> None:
-        """Name the files that are no images, which are no fault, and of every suffix only a few."""
+        """Name the non-image files, which are no fault, and only a few of every suffix and reason."""
+        alike = defaultdict(list)
+        for file, reason in listing.others.items():
+            alike[suffix_of(file), reason].append(file)
         others = [
-            {
-                "suffix": suffix,
-                "files": len(files),
-                "examples": files[:_NAMED],
-                "reason": f"not {NAMES}, by content; {REMEDY}",
-            }
-            for suffix, files in listing.others_by_suffix().items()
+            {"suffix": suffix, "files": len(files), "examples": files[:_NAMED], "reason": reason}
+            for (suffix, reason), files in sorted(alike.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
         records = jsonl.read(self.path)
         if others != [record for record in records if "suffix" in record]:
@@ -89,6 +87,7 @@ class Quarantine:
 class RunImages:
     """What a run trains on, what it is judged and drawn on, and what it goes without."""
 
+    listing: Listing  # without the files that the check found to be no images
     images: Images
     judged: Images
     quarantine: Quarantine
@@ -101,13 +100,16 @@ def settle(folder: Path, listing: Listing, found: dict[str, Found], *, begun: bo
     The images are judged too, for want of others.
 
     Raises:
-        SourceError: too many of them cannot be read.
+        SourceError: too many of them cannot be read, or there is none.
         ConfigError: they are others than those that the run began with.
     """
     path, quarantined = folder / IMAGES, folder / QUARANTINE
     resumed = begun and path.is_file()
+    records = jsonl.read(path) if resumed else []
+    recorded = {record["file"] for record in records}
+    listing = listing.skip({f: one.fault for f, one in found.items() if one.fault is not None and f not in recorded})
+    refuse_if_empty(listing)
     if resumed:
-        records = jsonl.read(path)
         images = _recorded(listing.root, records, found)
         faulty = [file for file in images.files if file in found and found[file].fault is not None]
     else:
@@ -127,7 +129,7 @@ def settle(folder: Path, listing: Listing, found: dict[str, Found], *, begun: bo
         jsonl.write(path, [_record(file, found[file]) for file in images.files])
     places = {file: i for i, file in enumerate(images.files)}
     images = replace(images, unreadable=frozenset(places[file] for file in quarantine.files & places.keys()))
-    return RunImages(images, images, quarantine, hashlib.sha256(path.read_bytes()).hexdigest())
+    return RunImages(listing, images, images, quarantine, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _record(file: str, found: Found) -> jsonl.Record:
@@ -144,7 +146,7 @@ def _recorded(root: Path, records: list[jsonl.Record], found: dict[str, Found]) 
 def _refuse_changes(
     root: Path, folder: Path, records: list[jsonl.Record], found: dict[str, Found], set_aside: set[str]
 ) -> None:
-    """Refuse other images than those recorded; what is set aside, or cannot be read now, may be as it likes."""
+    """Refuse other images than those recorded; what is set aside, or cannot be read now, is not compared."""
     before = {record["file"]: record["digest"] for record in records if record["file"] not in set_aside}
     now = {file: result for file, result in found.items() if file not in set_aside}
     changes = {

@@ -46,8 +46,8 @@ class Saver:
         self._memory = HostMemory()
         self._task: Task[object] | None = None
         self._watchdog = Watchdog("a save")
-        self._afterwards = False  # what is running has saved and does what comes then
-        self._hurried = False  # there is no time for that any more
+        self._past_files = False  # what is running does what comes after the files of a checkpoint
+        self._skip_then = False  # that hung, and so it is not done again
         self._abandoned = threading.Event()
 
     def __enter__(self) -> "Saver":
@@ -113,8 +113,8 @@ class Saver:
             else:
                 self.best, self.saved_step = best, checkpoint.step
             self._check()
-            self._afterwards = True
-            if not self._hurried:
+            self._past_files = True
+            if not self._skip_then:
                 then()
 
         what = f"the save of step {checkpoint.step}"
@@ -154,9 +154,9 @@ class Saver:
             self._task.join(STALLED)
             raise
         except Interrupted as hung:
-            if self._afterwards:
-                self._hurried = True
-                logger.warning("%s, but is written; its pictures are given up", hung)
+            if self._past_files:
+                self._skip_then = True
+                logger.warning("%s since its files were written; its pictures are given up", hung)
                 return
             self._abandoned.set()
             raise Interrupted(f"{hung}; nothing is saved since step {self.saved_step}") from hung
@@ -168,7 +168,7 @@ class Saver:
             with devices.current(gpu):
                 task()
 
-        self._watchdog, self._afterwards = Watchdog(what, patient=True), False
+        self._watchdog, self._past_files = Watchdog(what, patient=True), False
         self._task = Task(work, name="bimkern saver")
 
     def _check(self) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from bimkern.train.output import has_room
+
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -55,9 +57,15 @@ class StopSignals:
     def pending(self) -> bool:
         return self.received is not None
 
+    def stopped(self, what: str) -> Stopped:
+        """Return the end of a run by the signal received; `what` follows its name."""
+        assert self.received is not None
+        return Stopped(f"stopped by {self.received.name}{what}", exit_code=128 + self.received)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        with suppress(OSError):  # of a closed pipe; print() would raise where the signal interrupts a print()
-            os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())
+        with suppress(OSError, ValueError):  # the pipe may be closed; print() may not interrupt a print()
+            if has_room(sys.stdout):
+                os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())

@@ -62,8 +62,8 @@ class Supply:
 def _more_cores() -> str:
     """Say what would give a loader more of the cores."""
     if torch.get_num_threads() > 1:
-        return f"fewer threads for that than {torch.get_num_threads()} (OMP_NUM_THREADS) leave it some"
-    return "that takes one thread already, so only a machine with more cores, or smaller files, would help"
+        return f"a lower OMP_NUM_THREADS (now {torch.get_num_threads()}) leaves it some"
+    return "training runs on one thread already, so more cores or smaller files are needed"
 
 
 class Shortage:
@@ -83,7 +83,7 @@ class Shortage:
             return
         self._said = True
         if rate > _AMPLE * images_per_s:
-            why = f"it has not enough cores beside the training: {_more_cores()}"
+            why = f"training leaves it too few cores: {_more_cores()}"
         else:
             why = "that is its ceiling here: more --workers, the other --loader, or smaller files raise it"
         logger.warning(

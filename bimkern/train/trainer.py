@@ -34,6 +34,7 @@ from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
 from bimkern.train.mean import RunningMean
 from bimkern.train.memory import LiveBytes, held_bytes
 from bimkern.train.optim import GroupOptimizer
+from bimkern.train.output import say
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages
 from bimkern.train.saver import Saver
@@ -105,11 +106,16 @@ class Trainer:
                 while done < self.total_steps:
                     done = self._run_from(done, log, reporter, signals)
         except Interrupted as hung:  # a save; a hung loader ends like any step
-            assert signals.received is not None
-            raise Stopped(f"stopped by {signals.received.name}; {hung}", exit_code=128 + signals.received) from hung
+            raise signals.stopped(f"; {hung}") from hung
+        except OutOfMemory as shortage:
+            if signals.received is None:
+                raise
+            raise signals.stopped(f"; {shortage}; nothing is saved since step {self._saver.saved_step}") from shortage
         finally:
             log.close()
             reporter.close()
+        if signals.received is not None:  # in or after the last step: all is saved, and what comes may hang
+            raise signals.stopped(f" after step {done}, the last")
 
     def _run_from(self, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals) -> int:
         """Train from step `first` to the end, or until it has to roll back; return the steps that stand.
@@ -295,9 +301,9 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.total_steps:
-            print(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}", flush=True)
+            say(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}")
         else:
-            print(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew", flush=True)
+            say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew")
         return saved.step
 
     def _take_over(self, saved: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-// CUDA kernels of gather_tokens.h, all bound by memory.
+// CUDA kernels of gather_tokens.h, all bound by memory; bwd while keep is short: see warp_find in keep_cuda.h.
 //
 // gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
 // bwd: a warp per row of the result; looks its token up in keep, then copies or clears: one pass, no atomics.

@@ -37,8 +37,8 @@ void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd
 void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel);
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd);
 
-// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of its row of out, and it or one
-// that is repeated of the image's gradients.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of its row of out, and of the
+// rows of all N tokens of its image in d tokens; a repeated one of its token's row there; both of all d pos.
 void gather_tokens_cuda(const GatherTokens& args, void* stream);
 void gather_tokens_bwd_cuda(const GatherTokensBwd& args, void* stream);
 void gather_tokens_bwd_pos_cuda(const GatherTokensBwd& args, void* stream);

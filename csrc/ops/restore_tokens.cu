@@ -1,4 +1,4 @@
-// CUDA kernels of restore_tokens.h, all bound by memory.
+// CUDA kernels of restore_tokens.h, all bound by memory while keep is short: see warp_find in keep_cuda.h.
 //
 // forward: a warp per row of the result; its lanes look the token up together, then copy the visible row or the mask
 // token and add the position. Reads the visible rows once, writes the result once; ids, mask token and positions come
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       int64_t place = token < 0 ? token : places[i * kLanes + threadIdx.y];
       if (token >= 0 && place == kWrong) {
         loaded[i] = filled_with<T, kPack>(NAN);
-        place = token < size.kept ? token : kHidden;  // so each of the image's gradients is NaN, since K <= N
+        place = token < size.kept ? token : kHidden;  // so all K rows of grad_visible are NaN, since K <= N
       }
       if (token < 0 || place >= 0) {
         const int64_t to = (image * (size.prefix + size.kept) + size.prefix + place) * size.width;

@@ -40,8 +40,9 @@ struct RestoreTokensBwd {
 void restore_tokens(const RestoreTokens& args, const Parallel& parallel, Simd simd);
 void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd);
 
-// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of all tokens of its image, and
-// of its gradients; one that is repeated of its token, and of the image's gradients. K is at most N.
+// CUDA, on the current device; stream is a cudaStream_t. An id out of range makes NaN of all N tokens of its image, a
+// repeated one of its token; both of the image's K rows of grad_visible, of all grad_pos, and of grad_mask_token where
+// K < N. Rows of the prefix are right. K is at most N.
 void restore_tokens_cuda(const RestoreTokens& args, void* stream);
 void restore_tokens_bwd_cuda(const RestoreTokensBwd& args, void* stream);
 

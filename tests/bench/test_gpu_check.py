@@ -1,6 +1,7 @@
 """The check of a GPU machine, without one: parts fail, hang and are refused, and the others go on."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bimkern.ops import backends
 from bimkern.ops._backend import Choice
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 
 
 def python(name, code, **options):
@@ -145,6 +147,16 @@ def test_its_tests_need_no_package_of_the_commands(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "test_gather_tokens.py" in done.stdout
+    # A test that only a GPU can run is among them, by the name that its fixture gives it.
+    for name in ("what_is_gathered_on_a_gpu[cuda-beyond]", "a_gpu_decodes_every_kind_alike[cuda-True]"):
+        assert name in done.stdout
+
+
+def test_only_a_fixture_that_names_the_device_skips_for_want_of_a_gpu():
+    """By `cuda` in the name of a test the check selects it."""
+    unnamed = re.compile(r"not torch\.cuda\.is_available\(\)")
+    skips = [path.relative_to(TESTS) for path in TESTS.rglob("*.py") if unnamed.search(path.read_text())]
+    assert skips == [Path("conftest.py")]
 
 
 def test_every_file_that_is_left_out_is_there():

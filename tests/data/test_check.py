@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bad_files import picture, write_bad_files, write_odd_files
+from image_kinds import turned_files
 from PIL import Image
 
 from bimkern.cache import cache_folder
@@ -106,17 +107,27 @@ def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, wo
     assert all(result.fault is None for result in check(listing, workers=workers).values())
 
 
-def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypatch):
+@pytest.mark.parametrize("place", ["bimkern.data.formats.Image.Image.load", "bimkern.data.check.upright_size"])
+def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypatch, place):
     picture().save(folder / "a.jpg")
 
     def out_of_memory(*args, **kwargs):
         raise MemoryError
 
+    Image.init()  # its plugins load images of their own
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "load", out_of_memory)
+        patch.setattr(place, out_of_memory)
         with pytest.raises(SourceError, match=r"cannot be checked \(.*out of memory\)"):
             check(image_folder(folder), workers=0)
     assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
+
+
+def test_an_image_is_not_copied_to_learn_its_upright_size(folder, monkeypatch):
+    monkeypatch.delattr(Image.Image, "transpose")
+    for name, (content, orientation) in turned_files(picture(60, 48)).items():
+        (folder / name).write_bytes(content)
+        found = inspect(folder / name)
+        assert (found.width, found.height) == ((48, 60) if orientation >= 5 else (60, 48))
 
 
 def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):

@@ -1,9 +1,12 @@
 """DALI against PIL, pixel by pixel, and which of the two a run takes."""
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -106,12 +109,11 @@ def test_dali_and_pil_agree_but_for_edges_and_overshoot(tmp_path, size, interpol
     assert difference.float().mean() < 0.25
 
 
-def test_a_gpu_decodes_the_same_crops(folder):
+@pytest.mark.parametrize("regions", [True, False])
+def test_a_gpu_decodes_the_same_crops(folder, regions, gpu):
     pytest.importorskip("nvidia.dali")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     data = batches(folder, 64)
-    (ours,) = DaliLoader(threads=2, device=torch.device("cuda")).batches(data, 0, 1)
+    (ours,) = DaliLoader(threads=2, device=gpu, regions=regions).batches(data, 0, 1)
     assert ours.images.device.type == "cuda"
     assert (ours.images.cpu().float() - pil.decode(data, 0).images).abs().mean() < 2  # other JPEG decoders
 
@@ -139,11 +141,8 @@ def test_auto_is_pil_on_a_cpu():
     assert line == "PIL in 3 processes, the faster one on a CPU"
 
 
-def test_auto_is_dali_for_a_gpu():
+def test_auto_is_dali_for_a_gpu(gpu):
     pytest.importorskip("nvidia.dali")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    gpu = torch.device("cuda")
     loader, line = choose_loader("auto", gpu, 3)
     assert loader == DaliLoader(threads=3, device=gpu, regions=loader.regions)
     assert line.startswith("DALI, decodes, crops, resizes and flips on cuda")
@@ -185,7 +184,8 @@ def test_a_dali_that_does_not_load_is_a_reason(tmp_path):
     assert found.stdout == "libdali.so: cannot open shared object file\n"
 
 
-def test_a_dali_that_hangs_does_not_hold_up_a_stop(tmp_path):
+@contextmanager
+def hung_file(tmp_path):
     """Opening a pipe takes until somebody writes into it, as opening a file on a dead disk takes for ever."""
     pytest.importorskip("nvidia.dali")
     picture(40, 30).save(tmp_path / "one.jpg")
@@ -193,11 +193,46 @@ def test_a_dali_that_hangs_does_not_hold_up_a_stop(tmp_path):
     next(loaded)
     (tmp_path / "one.jpg").rename(tmp_path / "file")
     os.mkfifo(tmp_path / "one.jpg")
-    begin, seen = time.monotonic(), []
-    with pytest.raises(Interrupted), stopped_by(lambda: time.monotonic() > begin + 1):
-        seen.extend(loaded)
-    assert len(seen) < 10  # that were under way
-    assert time.monotonic() - begin < 5
+    yield loaded
     (tmp_path / "one.jpg").rename(tmp_path / "pipe")
     (tmp_path / "file").rename(tmp_path / "one.jpg")
     (tmp_path / "pipe").write_bytes(b"")  # lets DALI's threads go
+
+
+def test_a_crop_of_pils_that_hangs_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    picture(40, 30).save(tmp_path / "one.gif")
+    plain, calls, hangs, gate = pil.crop, iter(range(10**6)), threading.Event(), threading.Event()
+
+    def crop(*arguments):
+        if next(calls) > 0:  # of a batch ahead
+            hangs.set()
+            gate.wait()
+        return plain(*arguments)
+
+    monkeypatch.setattr(pil, "crop", crop)
+    loaded = DaliLoader(threads=1, device=CPU).batches(batches(tmp_path, 16), 0, 1000)
+    next(loaded)
+    assert hangs.wait(10)
+    begin = time.monotonic()
+    loaded.close()
+    assert time.monotonic() - begin < 5
+    gate.set()
+
+
+def test_a_dali_that_hangs_does_not_hold_up_the_end(tmp_path):
+    with hung_file(tmp_path) as loaded:
+        next(loaded)  # has the pipe opened
+        begin = time.monotonic()
+        loaded.close()
+        gc.collect()
+        assert time.monotonic() - begin < 5
+
+
+def test_a_dali_that_hangs_does_not_hold_up_a_stop(tmp_path):
+    begin, seen = time.monotonic(), []
+    with hung_file(tmp_path) as loaded:
+        with pytest.raises(Interrupted), stopped_by(lambda: time.monotonic() > begin + 1):
+            seen.extend(loaded)
+        assert len(seen) < 10  # that were under way
+        assert time.monotonic() - begin < 5

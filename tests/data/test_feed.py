@@ -13,6 +13,7 @@ import pytest
 import torch
 from bad_files import picture
 from checked import checked_images
+from PIL import Image
 
 from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, stream
@@ -188,6 +189,25 @@ def test_a_shortage_of_file_handles_is_not_the_images_fault(folder):
             next(steps)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("loader", [PilLoader(workers=0), PilLoader(workers=1), DaliLoader(threads=1, device=CPU)])
+def test_a_shortage_of_memory_is_not_the_images_fault(tmp_path, monkeypatch, loader):
+    """There is memory to decode an image, and none for what comes after it."""
+    if isinstance(loader, DaliLoader):
+        pytest.importorskip("nvidia.dali")
+    for i in range(3):
+        picture(20, 20, seed=i).save(tmp_path / f"{i}.gif")  # which DALI leaves to PIL
+    data = plan(tmp_path)
+
+    def out_of_memory(*arguments, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "resize", out_of_memory)
+        with pytest.raises(FeedError, match=r"the loader died 3 times at the same images \(out of memory\)"):
+            next(Feed(loader, data, pytest.fail).steps(0, 9))
+    assert len(next(Feed(loader, data, pytest.fail).steps(0, 9))) == 2
 
 
 def test_a_loader_that_keeps_dying_is_given_up(folder):

@@ -1,6 +1,7 @@
 """Sources and both loaders, on files that are really written."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,12 +75,27 @@ def test_content_decides_and_not_the_suffix(folder):
     (folder / "four.jpeg").rename(folder / "four")
     (folder / "b" / "one.jpg").rename(folder / "b" / "one.dat")
     (folder / "claims.jpg").write_text("not an image")  # the check says so
-    (folder / "BMW.txt").write_text("BM, as bitmaps begin")
+    (folder / "BMW").write_text("BM, as bitmaps begin")  # so does it of this
+    (folder / "rest").write_text("not an image")
     os.mkfifo(folder / "pipe")
     listing = image_folder(folder)
-    assert set(listing.files) == {"a/five.jpg", "a/three.webp", "b/one.dat", "b/two.PNG", "claims.jpg", "four"}
-    assert listing.others == ("BMW.txt", "notes.txt", "pipe")
-    assert listing.count_others() == "2 .txt, 1 without suffix"
+    assert set(listing.files) == {"a/five.jpg", "a/three.webp", "b/one.dat", "b/two.PNG", "BMW", "claims.jpg", "four"}
+    assert listing.others == {
+        "notes.txt": "not opened, as its suffix is not that of an image",
+        "pipe": "not a regular file",
+        "rest": "not a JPEG, PNG, WebP, BMP, TIFF or GIF image; convert images of other formats to JPEG or PNG",
+    }
+    assert listing.count_others() == "2 without suffix, 1 .txt"
+
+
+def test_captions_are_not_opened(folder, monkeypatch):
+    """There may be a million of them, on a disk of the network."""
+    (folder / "four.jpeg").rename(folder / "four")
+    (folder / "four.json").write_text("{}")
+    opened, plain = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args: opened.append(path.name) or plain(path, *args))
+    image_folder(folder)
+    assert opened == ["four"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])

@@ -13,16 +13,25 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def forget():
-    regions.unusable.cache_clear()
+def forget(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clear = regions.unusable.cache_clear
+    clear()
     yield
-    regions.unusable.cache_clear()
+    clear()
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
     pytest.importorskip("nvidia.dali")
     monkeypatch.setattr(sys, "argv", ["regions", "cpu"])
+
+
+def python_is(path, script, monkeypatch):
+    """Have a shell script run in the place of Python."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
 
 
 def test_regions_are_decoded_on_a_cpu():
@@ -42,15 +51,37 @@ def test_without_a_gpu_the_reason_is_dalis():
         ("kill -SEGV $$", "the process that tried was killed by SIGSEGV"),
         ("echo crops differ; exit 1", "crops differ"),
         ("exit 7", "exit code 7"),
+        ("echo Traceback >&2; echo 'ImportError: no DALI' >&2; exit 1", "ImportError: no DALI"),
         ("exec sleep 600", "not done after 1 s"),
     ],
 )
 def test_a_process_that_fails_is_a_reason(tmp_path, monkeypatch, script, reason):
-    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    python_is(tmp_path / "python", script, monkeypatch)
     monkeypatch.setattr(regions, "_SECONDS", 1.0 if "sleep" in script else 60.0)
     assert regions.unusable(CPU) == reason
+
+
+def test_success_is_remembered_for_a_setup_and_failure_is_not(tmp_path, monkeypatch, caplog):
+    tries = tmp_path / "tries"
+
+    def tried(script):
+        python_is(tmp_path / "python", f"echo >> {tries}; {script}", monkeypatch)
+        regions.unusable.cache_clear()
+        regions.unusable(CPU)
+        return tries.read_text().count("\n")
+
+    assert [tried(script) for script in ("exit 1", "exit 0", "exit 0")] == [1, 2, 2]
+    assert caplog.text.count("testing DALI's decoding of image regions on cpu") == 2
+    (tmp_path / "driver").write_text("another driver")
+    monkeypatch.setattr(regions, "_DRIVER", tmp_path / "driver")
+    assert tried("exit 0") == 3
+
+
+def test_a_dry_run_tests_no_regions(monkeypatch):
+    monkeypatch.setattr(dali, "unusable", lambda device: None)
+    monkeypatch.setattr(regions, "unusable", lambda device: pytest.fail("tested"))
+    loader, _ = choose_loader("auto", GPU, 3, dry_run=True)
+    assert loader == DaliLoader(threads=3, device=GPU)
 
 
 def test_other_pixels_than_those_asked_for_are_found(on_cpu, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -96,12 +97,35 @@ def test_an_iterator_that_hangs_does_not_hold_up_a_stop():
     gate.set()
 
 
-def test_a_program_ends_though_a_task_hangs():
+def test_an_iterator_whose_end_hangs_is_left_behind(monkeypatch):
+    monkeypatch.setattr(watchdog, "_CLOSING", 0.1)
+    gate = threading.Event()
+
+    def items():
+        try:
+            yield 1
+        finally:
+            gate.wait()
+
+    loaded = watched(items(), Watchdog("items"))
+    assert next(loaded) == 1
+    begin = time.monotonic()
+    loaded.close()
+    assert time.monotonic() - begin < 5
+    gate.set()
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["Task(lambda: time.sleep(1000), name='hangs')", "ThreadPoolExecutor(1).submit(time.sleep, 1000)"],
+    ids=["task", "pool"],  # Python waits for a pool's threads at exit
+)
+def test_a_program_ends_though_a_thread_hangs(hang):
     program = (
-        "import sys, threading, time; from bimkern.data.watchdog import Task, ending_at_once\n"
+        "import sys, time; from concurrent.futures import ThreadPoolExecutor\n"
+        "from bimkern.data.watchdog import Task, ending_at_once\n"
         "with ending_at_once():\n"
-        "    Task(lambda: time.sleep(1000), name='hangs')\n"
-        "    threading.Thread(target=time.sleep, args=(1000,)).start()  # Python waits for it at exit\n"
+        f"    {hang}\n"
         "    print('this is the end'); sys.exit(143)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -22,8 +22,8 @@ from bimkern.data import pil, watchdog, workers
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.course import Course
+from bimkern.data.formats import OutOfResources
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import OutOfResources
 from bimkern.data.watchdog import Interrupted, stopped_by
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -122,9 +122,10 @@ def test_what_cannot_be_sent_is_an_error_and_no_silence():
     ("die", "words"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL; fewer workers need less memory"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 1), "was ended by signal 35; fewer"),
         (lambda: os._exit(3), "ended with exit code 3"),
     ],
-    ids=["killed", "exited"],
+    ids=["killed", "killed by a signal without a name", "exited"],
 )
 def test_a_dead_worker_is_noticed_at_once(die, words):
     begin, seen = time.monotonic(), []

@@ -139,6 +139,31 @@ def test_ids_without_values_are_not_read(monkeypatch):
         assert keep_to_mask(torch.zeros(2, 3, dtype=torch.int64), 4).shape == (2, 4)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("argument", OPS_WITH_KEEP)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch loops over our kernels
+def test_every_op_maps_over_its_ids(monkeypatch, argument, backend):
+    if backend is not None:
+        monkeypatch.setenv("BIMKERN_BACKEND", backend)
+    keeps = torch.tensor([[[0, 1], [2, 3]], [[3, 0], [1, 2]]])
+    mapped = torch.vmap(OPS_WITH_KEEP[argument])(keeps)
+    torch.testing.assert_close(mapped, stacked([OPS_WITH_KEEP[argument](keep) for keep in keeps]))
+
+
+def stacked(results):
+    return (
+        torch.stack(results)
+        if isinstance(results[0], torch.Tensor)
+        else tuple(map(torch.stack, zip(*results, strict=True)))
+    )
+
+
+def test_ids_outside_the_map_are_checked(monkeypatch):
+    monkeypatch.setenv("BIMKERN_BACKEND", "reference")
+    with pytest.raises(RuntimeError, match="keep must not repeat an id within an image, got 2 twice in image 0"):
+        torch.vmap(lambda tokens: gather_tokens(tokens, torch.tensor([[2, 2]])))(torch.zeros(3, 1, 4, 8))
+
+
 def test_debugging_leaves_compiled_code_alone(monkeypatch):
     monkeypatch.setenv("BIMKERN_DEBUG", "1")
     compiled = torch.compile(keep_to_mask, fullgraph=True, backend="eager")
@@ -162,6 +187,10 @@ def test_a_check_that_passed_is_not_made_again():
     check.once(count, (x, x), 1)
     check.once(count, (x, None), 5)
     assert calls == [1] * 6 + [5]
+
+
+def test_numbers_of_other_types_are_checked_even_where_they_are_equal():
+    assert [check.once(type, (), number) for number in (1, 1.0, True, 1)] == [int, float, bool, int]
 
 
 def test_a_check_that_failed_is_made_again():

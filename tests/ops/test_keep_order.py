@@ -87,56 +87,61 @@ def test_a_draw_inside_a_parent_follows_its_order(device):
     assert torch.equal(keep.sort(dim=1).values, ordered)
 
 
-def wrong_keep(kind):
-    keep = unordered("cuda")
-    keep[IMAGE, -1] = keep[IMAGE, 0] if WRONG[kind] is None else WRONG[kind]
+@pytest.fixture(params=WRONG)
+def wrong(request, gpu):
+    """A keep whose image IMAGE has a wrong last id."""
+    keep = unordered(gpu)
+    keep[IMAGE, -1] = keep[IMAGE, 0] if WRONG[request.param] is None else WRONG[request.param]
     return keep
 
 
-def nans(x):
-    """Return which images hold NaN."""
-    return x.isnan().flatten(1).any(dim=1).tolist()
+def is_repeated(keep):
+    return bool(keep[IMAGE, -1] == keep[IMAGE, 0])
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-ALONE = [image == IMAGE for image in range(B)]
-NONE = [False] * B
+def assert_nan_rows(x, expected):
+    """Hold the rows of x [B, rows, D] that are NaN, whole, to those of image IMAGE that are expected."""
+    rows = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    rows[IMAGE, expected] = True
+    assert torch.equal(x.isnan(), rows.unsqueeze(-1).expand_as(x))
 
 
-@needs_gpu
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_id_makes_nan_of_what_is_gathered_on_a_gpu(kind):
-    tokens, pos, keep = floats("cuda", B, R + N, D), floats("cuda", N, D), wrong_keep(kind)
-    out = gather_tokens(tokens, keep, pos, num_prefix=R)
-    assert nans(out) == (NONE if kind == "repeated" else ALONE)  # a repeated row is what torch.gather gives
+def test_a_wrong_id_makes_nan_of_what_is_gathered_on_a_gpu(gpu, wrong):
+    tokens, pos = floats(gpu, B, R + N, D), floats(gpu, N, D)
+    out = gather_tokens(tokens, wrong, pos, num_prefix=R)
+    assert_nan_rows(out, [] if is_repeated(wrong) else [R + K - 1])  # a repeated row is what torch.gather gives
     grad_tokens, grad_pos = torch.autograd.grad(out, (tokens, pos), torch.ones_like(out))
-    assert nans(grad_tokens) == ALONE
-    assert grad_pos.isnan().any()
+    assert_nan_rows(grad_tokens, R + wrong[IMAGE, :1] if is_repeated(wrong) else slice(R, None))
+    assert grad_pos.isnan().all()
 
 
-@needs_gpu
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_id_makes_nan_of_what_is_restored_on_a_gpu(kind):
-    leaves = floats("cuda", B, R + K, D), floats("cuda", D), floats("cuda", N, D)
+def test_a_wrong_id_makes_nan_of_what_is_restored_on_a_gpu(gpu, wrong):
+    leaves = floats(gpu, B, R + K, D), floats(gpu, D), floats(gpu, N, D)
     visible, mask_token, pos = leaves
-    out = restore_tokens(visible, wrong_keep(kind), mask_token, pos, num_tokens=N, num_prefix=R)
-    assert nans(out) == ALONE
+    out = restore_tokens(visible, wrong, mask_token, pos, num_tokens=N, num_prefix=R)
+    assert_nan_rows(out, R + wrong[IMAGE, :1] if is_repeated(wrong) else slice(R, None))
     grad_visible, grad_mask_token, grad_pos = torch.autograd.grad(out, leaves, torch.ones_like(out))
-    assert nans(grad_visible) == ALONE
-    assert grad_visible[IMAGE, R:].isnan().all()
+    assert_nan_rows(grad_visible, slice(R, None))
     assert grad_mask_token.isnan().all()
     assert grad_pos.isnan().all()
 
 
-@needs_gpu
-@pytest.mark.parametrize("kind", ["beyond", "negative", "far"])
-def test_a_wrong_id_makes_nan_of_masks_and_embeddings_on_a_gpu(kind):
-    keep = wrong_keep(kind)
-    assert nans(keep_to_mask(keep, N)) == ALONE
-    images = torch.zeros(B, 3, 24, 24, device="cuda", dtype=torch.uint8)
-    leaves = floats("cuda", D, 3, 4, 4), floats("cuda", D), floats("cuda", N, D)
-    weight, bias, pos = leaves
-    out = embed_visible(images, weight, bias, keep, pos)
-    assert nans(out) == ALONE
-    assert out[IMAGE, :-1].isfinite().all()
-    assert torch.autograd.grad(out.sum(), leaves)[0].isnan().any()
+def test_a_wrong_id_makes_nan_of_what_is_embedded_on_a_gpu(gpu, wrong):
+    leaves = [floats(gpu, *shape) for shape in ((B, 3, 24, 24), (D, 3, 4, 4), (D,), (N, D), (R, D))]
+    images, weight, bias, pos, prefix = leaves
+    out = embed_visible(images, weight, bias, wrong, pos, prefix=prefix)
+    assert_nan_rows(out, [] if is_repeated(wrong) else [R + K - 1])
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    grad_images, grad_weight, grad_bias, grad_pos, grad_prefix = grads
+    assert grad_images.isnan().flatten(1).sum(dim=1)[IMAGE] == (1 if is_repeated(wrong) else N) * 3 * 4 * 4
+    assert grad_images.isnan().flatten(1).any(dim=1).sum() == 1
+    assert grad_pos.isnan().all()
+    assert grad_weight.isnan().all() if not is_repeated(wrong) else grad_weight.isfinite().all()
+    assert grad_bias.isfinite().all()
+    assert grad_prefix.isfinite().all()
+
+
+def test_a_wrong_id_makes_nan_of_its_mask_on_a_gpu(wrong):
+    mask = keep_to_mask(wrong, N)
+    assert mask.isnan().all(dim=1).tolist() == [image == IMAGE and not is_repeated(wrong) for image in range(B)]
+    assert mask.isnan().any(dim=1).sum() == (not is_repeated(wrong))

@@ -89,14 +89,14 @@ def test_twenty_kinds_of_bad_file_are_set_aside_and_the_rest_is_trained_on(photo
     assert lines(tmp_path / "mixed" / "images.jsonl") == lines(tmp_path / "plain" / "images.jsonl")
 
 
-def test_files_that_are_no_images_are_named_by_suffix_and_are_no_fault(photos, tmp_path, capsys, caplog):
+def test_non_image_files_are_named_by_suffix_and_are_no_fault(photos, tmp_path, capsys, caplog):
     for i in range(30):
         (photos / f"{i:02}.txt").write_text("a caption")
     (photos / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (photos / "empty.jpg").write_bytes(b"")
     for _ in range(2):
         train(photos, tmp_path / "run", "--steps", "2")
-        line = f"12 images from {photos}; 31 files that are no images left out (30 .txt, 1 .heic); steps: 2"
+        line = f"12 images from {photos}; 31 non-image files skipped (30 .txt, 1 .heic); steps: 2"
         assert line in capsys.readouterr().out
         captions, heic, empty = lines(tmp_path / "run" / "quarantine.jsonl")
         assert (captions["suffix"], captions["files"]) == (".txt", 30)
@@ -105,6 +105,34 @@ def test_files_that_are_no_images_are_named_by_suffix_and_are_no_fault(photos, t
         assert "convert images of other formats to JPEG or PNG" in heic["reason"]
         assert (empty["file"], empty["reason"]) == ("empty.jpg", "empty")
     assert "1 of 13 images set aside (empty.jpg: empty)" in caplog.text
+
+
+def test_what_the_check_refuses_without_an_images_suffix_is_skipped_for_its_own_reason(photos, tmp_path, capsys):
+    for i in range(12):
+        picture().save(photos / f"{i:02}.dng", format="TIFF", tiffinfo={254: 1})
+    content = (photos / "00.jpg").read_bytes()
+    (photos / "whole").write_bytes(content)
+    (photos / "cut.dat").write_bytes(content[:-99])
+    picture(200, 200).save(photos / "large", format="PNG")
+    for _ in range(2):
+        train(photos, tmp_path / "run", "--steps", "2", "--max-pixels", "39999")
+        line = f"13 images from {photos}; 14 non-image files skipped (12 .dng, 1 .dat, 1 without suffix); steps: 2"
+        assert line in capsys.readouterr().out
+        raw, cut, large = lines(tmp_path / "run" / "quarantine.jsonl")
+        assert raw["files"] == 12
+        assert raw["reason"].startswith("a preview, as in a camera's raw file; convert the photograph")
+        assert cut["examples"] == ["cut.dat"]
+        assert "truncated" in cut["reason"]
+        assert large["reason"] == "200 x 200 pixels, more than --max-pixels 39999 in all"
+
+
+def test_a_folder_of_nothing_but_raw_files_holds_no_image(photos, tmp_path, capsys):
+    for path in photos.iterdir():
+        path.unlink()
+    picture().save(photos / "00.dng", format="TIFF", tiffinfo={254: 1})
+    code, error = refused(capsys, photos, tmp_path / "run", "--steps", "2")
+    assert code == 2
+    assert "only other files (1 .dng); convert images of other formats to JPEG or PNG" in error
 
 
 def test_large_images_are_trained_on_when_they_are_allowed(photos, tmp_path, capsys, monkeypatch):

@@ -125,8 +125,8 @@ def test_a_shortage_is_said_once_and_after_two_laps_in_a_row(caplog):
 @pytest.mark.parametrize(
     ("images_per_s", "threads", "why"),
     [
-        (1.0, 2, "not enough cores beside the training: fewer threads for that than 2 (OMP_NUM_THREADS)"),
-        (1.0, 1, "not enough cores beside the training: that takes one thread already"),
+        (1.0, 2, "training leaves it too few cores: a lower OMP_NUM_THREADS (now 2) leaves it some"),
+        (1.0, 1, "training leaves it too few cores: training runs on one thread already"),
         (1e6, 2, "its ceiling here"),
     ],
 )

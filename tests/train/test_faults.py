@@ -212,7 +212,7 @@ def test_a_small_dev_shm_limits_nothing(photos, tmp_path):
     process = start(photos, tmp_path / "run", *options, within=on_small_shm)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert error == ""
+    assert "memory" not in error
     assert len(records(tmp_path / "run")) == 5
 
 

@@ -138,11 +138,9 @@ def test_a_plan_on_a_gpu_takes_over_before_anything_else_or_says_why_not(monkeyp
         step_memory.prepare("plan", CUDA, compiled=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("device", ["cuda"])  # named, so that `-k cuda` finds it
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test"])
-def test_steps_in_a_pool_compute_the_same_and_reserve_nothing_new(recipe, device):
-    plain, pooled = (train(recipe, memory) for memory in (TorchMemory(), PooledMemory(torch.device(device, 0))))
+def test_steps_in_a_pool_compute_the_same_and_reserve_nothing_new(recipe, gpu):
+    plain, pooled = (train(recipe, memory) for memory in (TorchMemory(), PooledMemory(gpu)))
     assert [losses for losses, _ in plain] == [losses for losses, _ in pooled]
     reserved = [record["reserved_bytes"] for _, record in pooled[PASSING:]]
     assert reserved[0] > 0

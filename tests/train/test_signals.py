@@ -22,6 +22,7 @@ from bimkern.pretrain import main
 from bimkern.train import checkpoint as checkpoints
 from bimkern.train.judge import Judge
 from bimkern.train.signals import StopSignals, Terminated
+from bimkern.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def sigterm(*arguments, **options):
 
 @pytest.fixture
 def answer(monkeypatch):
-    """Return a function that shortens the time until a stall is reported, and answers a report with SIGTERM."""
+    """Return a function that answers a report of a stall with SIGTERM; SIGUSR1 says that one has begun."""
     handler = logging.Handler()
 
-    def install(report, after):
+    def install(report, after=60):
         def emit(record):
             if report in record.getMessage():
                 monkeypatch.setattr(watchdog, "STALLED", 60)  # whatever comes now may be slow
@@ -57,7 +58,9 @@ def answer(monkeypatch):
         handler.emit = emit
 
     watchdog.logger.addHandler(handler)
+    before = signal.signal(signal.SIGUSR1, lambda *_: monkeypatch.setattr(watchdog, "STALLED", 0.3))
     yield install
+    signal.signal(signal.SIGUSR1, before)
     watchdog.logger.removeHandler(handler)
 
 
@@ -81,16 +84,25 @@ def ended(photos, out, capsys, *options):
     return error
 
 
+def stall(gate):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return gate.wait()
+
+
 def steps_logged(out):
     return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def hang(count, work):
-    """Let worker processes hang, after so many pieces of work."""
-    done = iter(range(10**6))
+def hang(count, work, workers=2):
+    """Let worker processes hang, after so many pieces of work; the last of them says so."""
+    done, going = iter(range(10**6)), multiprocessing.Value("i", workers)
 
     def hanging(*arguments):
         if multiprocessing.parent_process() is not None and next(done) == count:
+            with going:
+                going.value -= 1
+                if not going.value:
+                    os.kill(os.getppid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGSTOP)
         return work(*arguments)
 
@@ -104,10 +116,10 @@ def saved_step(out):
 
 @pytest.mark.parametrize("pieces", [0, 4])
 def test_a_loader_that_hangs(photos, out, capsys, caplog, monkeypatch, answer, pieces):
-    answer("the loader has made no progress", after=1.5)
+    answer("the loader has made no progress")
     monkeypatch.setattr(pil, "decode_into", hang(pieces, pil.decode_into))
     error = ended(photos, out, capsys, "--steps", "99", "--workers", "2")
-    assert caplog.text.count("the loader has made no progress for 2 s; still waiting") == 1
+    assert caplog.text.count("the loader has made no progress for 0 s; still waiting") == 1
     steps = steps_logged(out)
     assert bool(steps) == bool(pieces)
     assert f"stopped by SIGTERM after step {len(steps)}; the same command goes on from there" in error
@@ -115,16 +127,16 @@ def test_a_loader_that_hangs(photos, out, capsys, caplog, monkeypatch, answer, p
 
 
 def test_images_that_hang_without_workers(photos, out, capsys, monkeypatch, answer, gate):
-    answer("the loader has made no progress", after=1.5)
+    answer("the loader has made no progress")
     plain, calls = pil.decode_into, iter(range(10**6))
-    monkeypatch.setattr(pil, "decode_into", lambda *args: (next(calls) == 4 and gate.wait()) or plain(*args))
+    monkeypatch.setattr(pil, "decode_into", lambda *args: (next(calls) == 4 and stall(gate)) or plain(*args))
     error = ended(photos, out, capsys, "--steps", "99", "--workers", "0")
     assert "stopped by SIGTERM after step 3; " in error  # the first batch is for judging
     assert saved_step(out) == 3
 
 
 def test_a_check_that_hangs(photos, out, capsys, monkeypatch, answer):
-    answer("the image check has made no progress", after=0.2)
+    answer("the image check has made no progress")
     monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
     monkeypatch.setattr(checks, "inspect", hang(0, checks.inspect))
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "2")
@@ -145,11 +157,37 @@ def test_the_first_step(photos, out, capsys, monkeypatch):
     assert saved_step(out) == 1
 
 
+def test_a_step_without_memory(photos, out, capsys, monkeypatch):
+    """The run would else go on with smaller micro-batches."""
+    plain = Trainer.step
+
+    def step(self, index, batch):
+        if index == 2:
+            sigterm()
+            raise MemoryError
+        return plain(self, index, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    error = ended(photos, out, capsys, "--steps", "9", "--save-every", "1", "--workers", "0")
+    assert "stopped by SIGTERM; step 3: not enough memory for" in error
+    assert "at a time; nothing is saved since step 2; the same command goes on from there" in error
+
+
 @pytest.mark.parametrize("module", ["bimkern.train.checkpoint.load_latest", "bimkern.train.trainer.write_backbones"])
 def test_before_the_first_step_and_after_the_last(photos, out, capsys, monkeypatch, module):
     monkeypatch.setattr(module, sigterm)
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")
     assert "stopped by SIGTERM; the same command goes on" in error
+
+
+def test_at_the_last_step(photos, out, capsys, monkeypatch):
+    """What comes after it, the exports, may hang."""
+    plain = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, i, batch: (i == 1 and sigterm()) or plain(self, i, batch))
+    error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")
+    assert "stopped by SIGTERM after step 2, the last; the same command goes on from there" in error
+    assert saved_step(out) == 2
+    assert not list((out / "exported").iterdir())
 
 
 @pytest.mark.parametrize("when", ["between saves", "at the last step"])
@@ -171,16 +209,32 @@ def test_a_save_that_hangs(photos, out, capsys, monkeypatch, answer, gate, when)
     assert saved_step(out) == 2
 
 
+def test_a_save_that_hangs_ends_within_the_promised_time(photos, out, capsys, monkeypatch, gate):
+    """15 s from the signal, of which the save may do nothing for 10 s."""
+    begin = []
+
+    def save(folder, checkpoint, **options):
+        begin.append(time.monotonic())
+        sigterm()
+        gate.wait()
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
+    assert time.monotonic() - begin[0] < 15
+
+
 def test_a_save_that_is_slow_is_finished(photos, out, capsys, monkeypatch):
-    plain, seconds = checkpoints.save, 0.4
+    plain, seconds = checkpoints.save, 1.0
 
     def save(folder, checkpoint, *, between, **options):
-        sigterm()
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            between()
-        monkeypatch.setattr(watchdog, "STALLED", 60)
-        return plain(folder, checkpoint, between=between, **options)
+        written = plain(folder, checkpoint, between=between, **options)
+        if checkpoint.step == 2:
+            monkeypatch.setattr(watchdog, "STALLED", 60)  # of whatever comes
+            sigterm()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                between()
+        return written
 
     monkeypatch.setattr(watchdog, "STALLED", seconds / 2)
     monkeypatch.setattr(checkpoints, "save", save)
@@ -193,7 +247,7 @@ def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, ga
     drawn = []
     monkeypatch.setattr(Judge, "sketch", lambda *args: lambda: drawn.append(gate.wait()))
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
-    assert "s, but is written; its pictures are given up" in caplog.text
+    assert "s since its files were written; its pictures are given up" in caplog.text
     assert saved_step(out) == steps_logged(out)[-1] > 2
     assert not drawn
 

@@ -1,0 +1,44 @@
+"""Lines that a run prints: it outlives whoever reads them, and waits for nobody."""
+
+import logging
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, at once; it is dropped where nobody reads, and once the reader is gone so is all that follows.
+
+    Args:
+        line: what is printed, without its end.
+        stream: where to; None is what sys.stdout is by then.
+    """
+    stream = sys.stdout if stream is None else stream
+    if not has_room(stream):
+        return
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:  # what the stream still holds would fail again, at the latest when the program exits
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except OSError:  # a full disk; the stream keeps the line and tries again with the next
+        pass
+
+
+class Warnings(logging.Handler):
+    """Say what is logged, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), sys.stderr)
+
+
+def has_room(stream: TextIO) -> bool:
+    """Return whether a line can be written without waiting for a reader."""
+    with suppress(OSError, ValueError):  # it is no file, or closed
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+    return True

@@ -6,7 +6,7 @@ CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\
 # A kernel that spills registers ends a build; read when a build folder is first configured.
 export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
 
-.PHONY: build test sanitize stress lint format bench gpu-check gpu-dry clean
+.PHONY: build test sanitize host-cuda stress mutants lint format bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
@@ -17,21 +17,35 @@ test: build
 	ctest --test-dir $(BUILD) --output-on-failure
 	$(PYTHON) -m pytest tests
 
-# The arena's native tests under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+# The native tests of the arena, and of the CUDA kernels on the host, under AddressSanitizer with
+# UndefinedBehaviorSanitizer, and under ThreadSanitizer.
 sanitize:
 	for kind in address,undefined thread; do \
 	  cmake -S . -B $(BUILD)/sanitize-$$kind -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF -DBIMKERN_SANITIZE=$$kind \
 	    -DCMAKE_BUILD_TYPE=None && \
-	  cmake --build $(BUILD)/sanitize-$$kind --target arena_tests && \
-	  ctest --test-dir $(BUILD)/sanitize-$$kind -L arena -j 2 --output-on-failure || exit 1; \
+	  cmake --build $(BUILD)/sanitize-$$kind --target arena_tests host_cuda_tests && \
+	  ctest --test-dir $(BUILD)/sanitize-$$kind -L 'arena|host_cuda' -j 2 --output-on-failure || exit 1; \
 	done
 
-# A million random operations on an arena, and on one of several streams, against oracles.
+# The torch library that runs the CUDA kernels on the CPU. To debug a kernel by one of its tests, without a GPU:
+#   make host-cuda && BIMKERN_BACKEND=host-cuda python -m pytest tests/ops/test_gather_tokens.py -k cpu
+host-cuda:
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DBIMKERN_BRIDGE=ON \
+	  -DBIMKERN_BRIDGE_HOST_CUDA=ON $(CMAKE_FLAGS)
+	cmake --build $(BUILD) --target bimkern_native_host_cuda
+	cmake --install $(BUILD) --component host_cuda --prefix .
+
+# A million random operations on an arena, and on one of several streams, against oracles; random cases of CUDA kernels.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
-	cmake --build $(BUILD)/stress --target test_arena_random test_device_random
+	cmake --build $(BUILD)/stress --target test_arena_random test_device_random fuzz_host_cuda
 	$(BUILD)/stress/test_arena_random 1000000
 	$(BUILD)/stress/test_device_random 1000000
+	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz 1000
+
+# Puts faults into the CUDA kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
+mutants:
+	$(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -58,4 +72,4 @@ gpu-dry:
 	$(PYTHON) -m bench.triton_kernels
 
 clean:
-	rm -rf build dist *.egg-info bimkern/_native.so bimkern/arena/_arena*.so
+	rm -rf build dist *.egg-info bimkern/_native*.so bimkern/arena/_arena*.so

@@ -1,7 +1,8 @@
 """Which implementation serves an op on a device, and why: one table, one way to call.
 
 An op is declared with the backend that has its kernel, per device. The reference (plain torch) serves every other
-device, and those whose kernel is missing here. BIMKERN_BACKEND=reference|native|triton forces one for all ops.
+device, and those whose kernel is missing here. BIMKERN_BACKEND=reference|native|triton forces one for all ops;
+host-cuda, set before bimkern is imported, runs the CUDA C++ kernels on the CPU, for tests.
 """
 
 import functools
@@ -21,7 +22,7 @@ from bimkern.ops._native import library as native
 
 logger = logging.getLogger("bimkern.ops")
 
-BACKENDS = ("reference", "native", "triton")
+BACKENDS = ("reference", "native", "triton", "host-cuda")
 DEVICES = ("cpu", "cuda")
 
 # The one owner of the schemas; the native library adds its kernels to them when it loads.
@@ -115,6 +116,9 @@ def _forced_choice(op: str, device: str, forced: str, declared: str | None, miss
         raise BackendError(f"{op}: BIMKERN_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}")
     if forced == "reference":
         return Choice("reference", "BIMKERN_BACKEND=reference")
+    if forced == "host-cuda":  # the native library of this process has the CUDA kernels in place of the CPU's
+        declared = forced if device == "cpu" and _kernels[op].get("cuda") == "native" else None
+        missing = native.error if native.runs_cuda_on_host else "it was set after bimkern was imported"
     if forced != declared:
         raise BackendError(f"{op}: BIMKERN_BACKEND={forced}, but there is no {forced} kernel for {device}")
     if missing is not None:

@@ -2,11 +2,14 @@
 
 import ctypes
 import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+HOST_CUDA = "_native_host_cuda.so"  # made by `make host-cuda`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,11 @@ class NativeLibrary:
     cuda_archs: tuple[str, ...] = ()  # empty: built without CUDA
     simd: str | None = None  # instruction set of the CPU kernels; None: BIMKERN_CPU asks for what is not there
     error: str | None = None  # None: loaded
+
+    @property
+    def runs_cuda_on_host(self) -> bool:
+        """Whether its CPU kernels are the CUDA kernels, run on the host for tests."""
+        return self.path.name == HOST_CUDA
 
     def missing(self, device: str) -> str | None:
         """Say why the library cannot serve `device`; None if it can."""
@@ -55,7 +63,8 @@ def _gpu_arch() -> int | None:
 def load(path: Path) -> NativeLibrary:
     """Load the library at `path`; a library that is missing or broken is described, never raised."""
     if not path.exists():
-        return NativeLibrary(path=path, error="the native library was not built (install with a C++ compiler)")
+        remedy = "make host-cuda" if path.name == HOST_CUDA else "install with a C++ compiler"
+        return NativeLibrary(path=path, error=f"the native library was not built ({remedy})")
     try:
         torch.ops.load_library(str(path))
         functions = ctypes.CDLL(str(path))
@@ -69,4 +78,6 @@ def load(path: Path) -> NativeLibrary:
     )
 
 
-library = load(Path(__file__).resolve().parent.parent / "_native.so")
+# One process can load one of the two: both define the same ops.
+_name = HOST_CUDA if os.environ.get("BIMKERN_BACKEND") == "host-cuda" else "_native.so"
+library = load(Path(__file__).resolve().parent.parent / _name)

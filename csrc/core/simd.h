@@ -9,7 +9,7 @@
 
 #define BIMKERN_INLINE __attribute__((always_inline))
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BIMKERN_BASELINE_ONLY)
 #define BIMKERN_X86 1
 #define BIMKERN_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define BIMKERN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))

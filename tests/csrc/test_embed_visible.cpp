@@ -2,6 +2,7 @@
 #include "ops/embed_visible.h"
 
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "expect.h"
@@ -57,8 +58,7 @@ void test_patches(const Grid& grid, DType image_dtype, DType dtype, bool with_st
     }
   }
   run_every_way([&](const Parallel& parallel, Simd simd) {
-    std::vector<T> out(want.size());
-    std::memset(static_cast<void*>(out.data()), 0xff, out.size() * sizeof(T));
+    std::vector<T> out(want.size(), Arithmetic<T>::store(std::numeric_limits<A>::quiet_NaN()));
     visible_patches(
         VisiblePatches{image_dtype, dtype, size, Keep{ids.data(), grid.kept, 1}, grid.patch, grid.columns,
                        pixels.data(), image_stride, channel_stride, row_stride, column_stride,

@@ -59,6 +59,21 @@ def test_forcing_a_missing_library_raises(package_without_library):
     assert "gather_tokens: BIMKERN_BACKEND=native, but the native library was not built" in done.stderr
 
 
+def test_forcing_host_cuda_where_it_was_not_built_raises(package_without_library):
+    done = run_in(package_without_library, ONE_CALL, BIMKERN_BACKEND="host-cuda")
+    assert done.returncode != 0
+    reason = "BIMKERN_BACKEND=host-cuda, but the native library was not built (make host-cuda)"
+    assert f"gather_tokens: {reason}" in done.stderr
+
+
+@pytest.mark.skipif(not (PACKAGE / "_native_host_cuda.so").exists(), reason="no `make host-cuda`")
+def test_host_cuda_serves_the_ops_that_have_a_cuda_kernel_in_cpp():
+    code = "from bimkern import ops; print({op: row['cpu'].reason for op, row in ops.backends().items()})"
+    done = run_in(PACKAGE.parent, code, BIMKERN_BACKEND="host-cuda")
+    assert "'gather_tokens': 'BIMKERN_BACKEND=host-cuda'" in done.stdout, done.stderr
+    assert "masked_loss: BIMKERN_BACKEND=host-cuda, but there is no host-cuda kernel for cpu" in done.stdout
+
+
 def test_the_package_imports_without_heavy_or_optional_packages():
     heavy = "{'torchvision', 'timm', 'nvidia.dali', 'bimkern.ops._triton'}"
     done = run_in(PACKAGE.parent, f"import sys, bimkern, bimkern.ops; print(sorted({heavy} & set(sys.modules)))")
@@ -88,7 +103,8 @@ def test_forced_native(monkeypatch):
     ("forced", "message"),
     [
         ("triton", "gather_tokens: BIMKERN_BACKEND=triton, but there is no triton kernel for cpu"),
-        ("cuda", "gather_tokens: BIMKERN_BACKEND must be one of reference, native, triton, got 'cuda'"),
+        ("cuda", "gather_tokens: BIMKERN_BACKEND must be one of reference, native, triton, host-cuda, got 'cuda'"),
+        ("host-cuda", "gather_tokens: BIMKERN_BACKEND=host-cuda, but it was set after bimkern was imported"),
     ],
 )
 def test_a_forced_backend_that_is_missing_raises(monkeypatch, forced, message):

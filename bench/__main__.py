@@ -10,13 +10,13 @@ from bench import cli, malloc, report, results
 from bench.entry import Entry, Measured
 from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
-from bimkern import command
+from bimkern.train.output import printing
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 2 for a wrong command line, 1 if a case failed."""
     try:
-        with command.printing():
+        with printing():
             options = cli.parse(arguments)
             if options.list_names:
                 print(report.listing(options.entries))

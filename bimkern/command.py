@@ -4,17 +4,16 @@ import contextlib
 import difflib
 import io
 import re
-import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
 from bimkern.train.config import ConfigError
-from bimkern.train.output import say
+from bimkern.train.output import printing, say
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")
@@ -101,20 +100,6 @@ def check_parts(arguments: Sequence[str], options: Parts) -> None:
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
                 f"got {value}"
             )
-
-
-@contextlib.contextmanager
-def printing() -> Iterator[None]:
-    """Let a reader that has seen enough, like `head`, end this process without a word, as it ends other programs.
-
-    Only for what a command prints and then ends: a run should outlive its reader.
-    """
-    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        signal.signal(signal.SIGPIPE, before)
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:

@@ -11,12 +11,13 @@ import numpy
 import torch
 
 import bimkern
-from bimkern import arena, command, openmp, ops, optional
+from bimkern import arena, openmp, ops, optional
 from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops._native import library
 from bimkern.train import optimizers
 from bimkern.train.config import resolve_device
+from bimkern.train.output import printing
 
 OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "dali": ("nvidia.dali", None),
@@ -119,7 +120,7 @@ def main() -> None:
     """Print the report, as text or as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    with command.printing():
+    with printing():
         options = parser.parse_args()
         info = collect()
         print(json.dumps(info, indent=2) if options.json else "\n".join(lines(info)))

@@ -16,6 +16,7 @@ from bimkern.train.config import Config, ConfigError, Precision, RunConfig
 from bimkern.train.console import human_bytes
 from bimkern.train.estimate import Need, step_plan
 from bimkern.train.fit import Fits, Needs, kinds, search
+from bimkern.train.output import printing
 from bimkern.train.scaling import COUNTED
 
 _PROGRAM = "python -m bimkern.plan"
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, str(error), exit_code=2)
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
-    with command.printing():
+    with printing():
         print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
 
 

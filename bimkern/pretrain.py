@@ -30,7 +30,7 @@ from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve
 from bimkern.train.console import checking, human_bytes
 from bimkern.train.estimate import live_activation_peak
 from bimkern.train.fit import OutOfMemory, check_that_it_fits, halved
-from bimkern.train.output import Warnings, say
+from bimkern.train.output import Warnings, printing, say
 from bimkern.train.phases import Timetable
 from bimkern.train.run_folder import RunFolder
 from bimkern.train.run_images import RunImages, settle
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.end(_PROGRAM, "interrupted; the same command goes on from what is saved", exit_code=130)
     except OSError as error:
         command.end(_PROGRAM, f"cannot go on ({error})", exit_code=1)
-    with command.printing():
+    with printing():
         print(words)
 
 

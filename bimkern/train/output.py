@@ -1,10 +1,12 @@
-"""Lines that a run prints: it outlives whoever reads them, and waits for nobody."""
+"""What commands print: a run outlives its reader and never waits for it; a command that only prints ends with it."""
 
 import logging
 import os
 import select
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 
@@ -26,6 +28,20 @@ def say(line: str, stream: TextIO | None = None) -> None:
         os.close(nowhere)
     except OSError:  # a full disk; the stream keeps the line and tries again with the next
         pass
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Let a reader that has seen enough, like `head`, end this process without an error, as it ends other programs.
+
+    Only for what a command prints and then ends.
+    """
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(signal.SIGPIPE, before)
 
 
 class Warnings(logging.Handler):

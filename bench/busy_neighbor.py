@@ -2,7 +2,8 @@
 
     python -m bench.busy_neighbor [--rounds N] [--steps N]
 
-Whole processes, in turns. "sleep" is what our commands set (bimkern/openmp.py), "spin" the default of GNU's runtime.
+Whole processes, in turns. "ours" is what our commands set (bimkern/openmp.py), "sleep" the policy PASSIVE alone, "spin"
+the default of GNU's runtime.
 The medians go to bench/results/busy_neighbor.csv, which is written anew.
 """
 
@@ -20,9 +21,10 @@ from statistics import median
 import torch
 
 from bench import results
+from bimkern import openmp
 
 RESULTS = results.FOLDER / "busy_neighbor.csv"
-POLICIES = {"sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "spin": {"GOMP_SPINCOUNT": "300000"}}
+POLICIES = {"ours": openmp.OURS, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "spin": {"GOMP_SPINCOUNT": "300000"}}
 FIELDS = ("neighbor", "policy", "median_s", "min_s", "max_s", "rounds", "steps")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bimkern import openmp
 
-UNSET = {name: value for name, value in os.environ.items() if name not in (*openmp._SETTINGS, openmp._OURS)}
+UNSET = {name: value for name, value in os.environ.items() if name not in (*openmp._SETTINGS, openmp._MARK)}
 
 
 def run(*arguments, **environment):
@@ -19,10 +19,13 @@ def run(*arguments, **environment):
     return done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_the_runtime_reads_what_a_command_sets_unless_the_user_did(environment, policy):
-    output, displayed = run("-m", "bimkern.info", "--json", **environment, OMP_DISPLAY_ENV="TRUE")
+@pytest.mark.parametrize(
+    ("environment", "policy", "spins"), [({}, "PASSIVE", "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", None)]
+)
+def test_the_runtime_reads_what_a_command_sets_unless_the_user_did(environment, policy, spins):
+    output, displayed = run("-m", "bimkern.info", "--json", **environment, OMP_DISPLAY_ENV="VERBOSE")
     assert f"OMP_WAIT_POLICY = '{policy}'" in displayed
+    assert ("GOMP_SPINCOUNT = '1000'" in displayed) == (spins == "1000")
     told = json.loads(output)["cpu"]["openmp"]
     assert told.startswith(f"OMP_WAIT_POLICY={policy}, ")
     assert ("set by our commands" in told) == (not environment)

@@ -12,9 +12,9 @@ import torch
 import tyro
 
 from bimkern import command
-from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import ConfigError
-from bimkern.train.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
+from bimkern.exporters.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
+from bimkern.train.checkpoint.store import CheckpointError
+from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from bimkern import command
 from bimkern.arena import ArenaUnavailable, Plan, draw
-from bimkern.data.course import Stretch
+from bimkern.data.step_layout import Stretch
+from bimkern.output import printing
 from bimkern.recipes import RECIPES
-from bimkern.train.config import Config, ConfigError, Precision, RunConfig
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import Need, step_plan
-from bimkern.train.fit import Fits, Needs, kinds, search
-from bimkern.train.output import printing
-from bimkern.train.scaling import COUNTED
+from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
+from bimkern.train.memory.budget import Fits, Needs, kinds, search
+from bimkern.train.memory.estimate import Need, step_plan
+from bimkern.train.memory.extrapolate import COUNTED
+from bimkern.train.reporting.progress import human_bytes
 
 _PROGRAM = "python -m bimkern.plan"
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}

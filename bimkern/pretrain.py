@@ -20,22 +20,24 @@ from bimkern.data.demo import demo_images
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
-from bimkern.data.watchdog import ending_at_once
 from bimkern.models import attention
 from bimkern.ops import BackendError
+from bimkern.output import Warnings, printing, say
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
-from bimkern.train import network, optimizers, step_memory
-from bimkern.train.checkpoint import CheckpointError
-from bimkern.train.config import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
-from bimkern.train.console import checking, human_bytes
-from bimkern.train.estimate import live_activation_peak
-from bimkern.train.fit import OutOfMemory, check_that_it_fits, halved
-from bimkern.train.output import Warnings, printing, say
+from bimkern.train import network
+from bimkern.train.checkpoint.store import CheckpointError
+from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.memory import allocator
+from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.optim import adapters
 from bimkern.train.phases import Timetable
-from bimkern.train.run_folder import RunFolder
-from bimkern.train.run_images import RunImages, settle
+from bimkern.train.reporting.progress import checking, human_bytes
+from bimkern.train.run_folder.dataset_manifest import RunImages, settle
+from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
+from bimkern.watchdog import ending_at_once
 
 logger = logging.getLogger("bimkern.train")
 
@@ -176,9 +178,9 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
 def _choose(run: RunConfig) -> tuple[Loader, str]:
     """Make sure that what the options name can be used here; return the loader and a line about it."""
     device = resolve_device(run.device)
-    step_memory.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
+    allocator.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
     attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
-    optimizers.choose(run.optimizer, device)
+    adapters.choose(run.optimizer, device)
     return choose_loader(run.loader, device, run.workers, dry_run=run.dry_run)
 
 

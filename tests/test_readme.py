@@ -12,9 +12,9 @@ from interop import import_or_skip
 from PIL import Image
 
 from bimkern import ops
+from bimkern.exporters.export import Trained, write_backbones
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train.export import Trained, write_backbones
 
 ROOT = Path(__file__).parent.parent
 

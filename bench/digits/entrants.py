@@ -14,7 +14,7 @@ from bimkern.recipes.fastmim import SMALL_DECODER, fastmim
 from bimkern.recipes.localmim import isolated, localmim
 from bimkern.recipes.mae import mae
 from bimkern.recipes.vitfreeze import vitfreeze
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 ENCODER = ViTConfig(image_size=32, patch=8, width=64, depth=8, num_heads=2)
 DEPTHS = tuple(tap + 1 for tap in local_blocks(ENCODER.depth))  # behind the first, second, third and last BIM block

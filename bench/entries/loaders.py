@@ -19,11 +19,11 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.source import image_folder
+from bimkern.data.step_layout import Course
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times
 _WORKERS = 2  # processes or threads; what either prepares ahead, settle() has to use up

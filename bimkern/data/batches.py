@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, stream
-from bimkern.data.course import Course
 from bimkern.data.source import Images
+from bimkern.data.step_layout import Course
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.check import Found, images
-from bimkern.data.course import Course
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes, stored_boxes
-from bimkern.data.watchdog import Watchdog, watched
+from bimkern.data.step_layout import Course
 from bimkern.data.workers import WorkerDied
+from bimkern.watchdog import Watchdog, watched
 
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use

@@ -20,14 +20,14 @@ import torch
 from PIL import ExifTags, Image
 
 import bimkern
-from bimkern.cache import cache_folder
 from bimkern.data import dali, pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import Found, images, inspect
-from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
+from bimkern.data.step_layout import Course
 from bimkern.data.workers import WorkerDied, signal_name
+from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.data")
 

@@ -9,7 +9,7 @@ from bimkern.models.attention import Mix, sdpa
 from bimkern.models.layers import set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher, read_teacher_config
 from bimkern.models.vit import ViT
-from bimkern.train.config import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError
 
 
 def build(config: Config) -> MIM:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from bimkern.data.course import Course, Stretch
+from bimkern.data.step_layout import Course, Stretch
 
 
 @dataclass(frozen=True, kw_only=True)

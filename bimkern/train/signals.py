@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from bimkern.train.output import has_room
+from bimkern.output import has_room
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
 

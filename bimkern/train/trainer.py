@@ -9,37 +9,40 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.data.batches import Batch, MicroBatches
-from bimkern.data.course import Course
-from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
+from bimkern.data.resilient_loader import Feed, FeedError
 from bimkern.data.source import Images, SourceError
-from bimkern.data.watchdog import Interrupted, stopped_by
+from bimkern.data.step_layout import Course
+from bimkern.exporters.export import Trained, write_backbones
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import Unit
 from bimkern.models import attention
 from bimkern.models.layers import Block
-from bimkern.train import checkpoint as checkpoints
+from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train import metrics, network, optimizers, step_memory
-from bimkern.train.checkpoint import Checkpoint, CheckpointError
-from bimkern.train.clock import Clock, TimedLoader
-from bimkern.train.config import DTYPES, Config, ConfigError, refuse_other, to_json
-from bimkern.train.console import Reporter
-from bimkern.train.divergence import PATIENCE, Diverged, Divergence
-from bimkern.train.export import Trained, write_backbones
-from bimkern.train.fit import OutOfMemory, is_shortage
-from bimkern.train.history import History
-from bimkern.train.judge import NUM_IMAGES, Judge, Outcome
-from bimkern.train.mean import RunningMean
-from bimkern.train.memory import LiveBytes, held_bytes
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.output import say
-from bimkern.train.run_folder import RunFolder
-from bimkern.train.run_images import RunImages
-from bimkern.train.saver import Saver
+from bimkern.train import network
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.config.run import DTYPES, Config, ConfigError, refuse_other, to_json
+from bimkern.train.memory import allocator
+from bimkern.train.memory.budget import OutOfMemory, is_shortage
+from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
+from bimkern.train.optim import adapters
+from bimkern.train.optim.divergence import PATIENCE, Diverged, Divergence
+from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting import metrics
+from bimkern.train.reporting.held_out import NUM_IMAGES, Judge, Outcome
+from bimkern.train.reporting.history import History
+from bimkern.train.reporting.progress import Reporter
+from bimkern.train.reporting.running_mean import RunningMean
+from bimkern.train.reporting.supply import Shortage, Supply
+from bimkern.train.reporting.throughput import Clock, TimedLoader
+from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
-from bimkern.train.supply import Shortage, Supply
+from bimkern.watchdog import Interrupted, stopped_by
 
 __all__ = ["Diverged", "Outcome", "Starved", "Trainer"]
 
@@ -61,7 +64,7 @@ class Trainer:
         mix = attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic)
         network.compute_with(self.model, dtype, mix)
         options: dict[str, Any] = {"device": self.device, "fp16": run.precision == "fp16"}
-        options["make"] = optimizers.choose(run.optimizer, self.device)
+        options["make"] = adapters.choose(run.optimizer, self.device)
         options["units"] = self.model.units() if config.schedule.per_unit else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
@@ -81,7 +84,7 @@ class Trainer:
         self._saver = Saver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
-        self._memory = step_memory.choose(run.arena, self.device, compiled=run.compile)
+        self._memory = allocator.choose(run.arena, self.device, compiled=run.compile)
 
     def train(self) -> Outcome:
         """Run from the last checkpoint, or from the start, to the end."""

@@ -14,9 +14,9 @@ from bench.digits.learn import cut, finetune, pooled, pretrain
 from bench.digits.orderings import CLAIMS, Claim, half_width, statements
 from bench.digits.table import COLUMNS, METRICS, PIXELS, at_the_edge, lay_out, percent, read
 from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
+from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.schedule import Cosine, FreezeOut
-from bimkern.mim.unit_masks import BlockPixels
 from bimkern.models.vit import ViT
 
 WHOLE = ENCODER.depth

@@ -10,9 +10,9 @@ from checked import checked_images
 
 from bimkern.data.augment import RandomResizedCrop, stream
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course, Stretch
-from bimkern.data.feed import Feed
 from bimkern.data.loader import choose_loader
+from bimkern.data.resilient_loader import Feed
+from bimkern.data.step_layout import Course, Stretch
 
 # Steps 0 to 3, 4 to 6, and from 7 on: the size changes with and without the batch, and grows and shrinks.
 COURSE = Course(

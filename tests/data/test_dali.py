@@ -17,9 +17,9 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
-from bimkern.data.watchdog import Interrupted, stopped_by
+from bimkern.data.step_layout import Course
+from bimkern.watchdog import Interrupted, stopped_by
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()

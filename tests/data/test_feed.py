@@ -18,11 +18,11 @@ from PIL import Image
 from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, stream
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
-from bimkern.data.feed import Feed, FeedError
 from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
+from bimkern.data.resilient_loader import Feed, FeedError
+from bimkern.data.step_layout import Course
 from bimkern.data.workers import WorkerDied, ahead
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.orientation import turned
+from bimkern.data.step_layout import Course
 
 EPOCHS = 12
 

@@ -13,12 +13,12 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
-from bimkern.data.feed import Feed
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
+from bimkern.data.resilient_loader import Feed
 from bimkern.data.source import SourceError, image_folder
+from bimkern.data.step_layout import Course
 
 
 def picture(width, height, seed=0):

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from bimkern.data import watchdog
-from bimkern.data.watchdog import Interrupted, Task, Watchdog, stopped_by, watched
+from bimkern import watchdog
+from bimkern.watchdog import Interrupted, Task, Watchdog, stopped_by, watched
 
 
 class Clock:
@@ -123,7 +123,7 @@ def test_an_iterator_whose_end_hangs_is_left_behind(monkeypatch):
 def test_a_program_ends_though_a_thread_hangs(hang):
     program = (
         "import sys, time; from concurrent.futures import ThreadPoolExecutor\n"
-        "from bimkern.data.watchdog import Task, ending_at_once\n"
+        "from bimkern.watchdog import Task, ending_at_once\n"
         "with ending_at_once():\n"
         f"    {hang}\n"
         "    print('this is the end'); sys.exit(143)"

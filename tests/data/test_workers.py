@@ -18,14 +18,15 @@ from bad_files import picture
 from checked import checked_images
 from disk import full_disk
 
-from bimkern.data import pil, watchdog, workers
+from bimkern import watchdog
+from bimkern.data import pil, workers
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.formats import OutOfResources
 from bimkern.data.pil import PilLoader
-from bimkern.data.watchdog import Interrupted, stopped_by
+from bimkern.data.step_layout import Course
 from bimkern.data.workers import WorkerDied, ahead
+from bimkern.watchdog import Interrupted, stopped_by
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.optim.group import AdamWConfig, GroupOptimizer
 
 STEPS, BATCH = 4, 5
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bimkern.mim.blockwise import Blockwise
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.blockwise import Blockwise
+from bimkern.mim.masking.random import RandomDrop
+from bimkern.mim.masking.units import BlockPixels, TokenReplace
 from bimkern.mim.model import MIM
-from bimkern.mim.unit_masks import BlockPixels, TokenReplace
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from skimage import data
 
-from bimkern.mim.hog_picture import draw_hog
+from bimkern.mim.reconstruction.hog_strokes import draw_hog
 from bimkern.ops import hog
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bimkern.mim.model import MIM
-from bimkern.mim.readers import reader_of
+from bimkern.mim.reconstruction.renderers import reader_of
 from bimkern.mim.targets import HogTarget
 from bimkern.ops import hog
 from bimkern.recipes import RECIPES

@@ -15,12 +15,12 @@ from bad_files import picture, write_bad_files, write_odd_files
 from image_kinds import turned_files
 from PIL import Image
 
-from bimkern.data import jsonl
 from bimkern.data.dali import unusable
 from bimkern.data.pil import PilLoader
 from bimkern.data.workers import WorkerDied
+from bimkern.files import jsonl
 from bimkern.pretrain import main
-from bimkern.train import checkpoint as checkpoints
+from bimkern.train.checkpoint import store as checkpoints
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 

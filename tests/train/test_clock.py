@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bimkern.data.batches import BadImages, Batch
-from bimkern.train.clock import Clock, TimedLoader
 from bimkern.train.device import StepEdge
-from bimkern.train.supply import Shortage, Supply
+from bimkern.train.reporting.supply import Shortage, Supply
+from bimkern.train.reporting.throughput import Clock, TimedLoader
 
 SLOW, FAST = 0.2, 0.01  # seconds until the first micro-batch of a start, and until any other
 
@@ -100,7 +100,7 @@ def test_what_fails_while_steps_are_loaded_ahead_fails_when_its_turn_comes():
 
 
 def test_few_bytes_are_kept_ahead(monkeypatch):
-    monkeypatch.setattr("bimkern.train.supply._BYTES", 3 * 48)
+    monkeypatch.setattr("bimkern.train.reporting.supply._BYTES", 3 * 48)
     loader = TimedLoader(Loader(), idle)
     steps = supply(loader)
     assert steps.loader_rate() is not None

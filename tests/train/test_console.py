@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from bimkern.train import console
-from bimkern.train.console import Reporter
+from bimkern.train.reporting import progress
+from bimkern.train.reporting.progress import Reporter
 
 RECORD = {
     "epoch": 0.5,
@@ -25,7 +25,7 @@ def report(monkeypatch, capsys):
 
     def lines(ends, *, done, total):
         clock = iter(ends.values())
-        monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
         reporter = Reporter(done=done, total=total)
         for step in ends:
             reporter.step(step, RECORD)

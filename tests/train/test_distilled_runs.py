@@ -14,9 +14,9 @@ from bimkern.models.layers import Attention, Linear, PatchEmbed
 from bimkern.models.teacher import Teacher
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
 from bimkern.train import network
-from bimkern.train.estimate import live_activation_peak
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
 
 STUDENT = "fastmim_vit_test_distilled"  # of 64 pixels
 

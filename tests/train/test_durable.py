@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from bimkern.train import durable
+from bimkern.files import atomic
 
 
 def test_a_file_is_on_the_disk_before_it_replaces_another_and_the_name_after(tmp_path, monkeypatch):
@@ -18,6 +18,6 @@ def test_a_file_is_on_the_disk_before_it_replaces_another_and_the_name_after(tmp
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", lambda source, target: calls.append("replace") or replace(source, target))
     path.write_text("old")
-    with durable.replaced(path) as scratch:
+    with atomic.replaced(path) as scratch:
         scratch.write_text("new")
     assert calls == [(scratch, "new"), "replace", (tmp_path, ["config.json"])]

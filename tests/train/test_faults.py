@@ -26,8 +26,8 @@ from bimkern.data.pil import PilLoader
 from bimkern.data.workers import WorkerDied
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.divergence import Diverged, Divergence
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.optim.divergence import Diverged, Divergence
 
 RECIPE = "bim_vit_test"
 
@@ -163,7 +163,7 @@ def ended(photos, out, capsys, *options):
 
 
 def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_goes_on(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.01, 0.01))
     code, error = ended(photos, tmp_path / "run", capsys, "--steps", "3")
     assert code == 1
     assert "step 3, the last, is done; " in error
@@ -175,7 +175,7 @@ def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_goes_on(p
 
 def test_a_run_without_data_never_calls_saved_what_is_not(photos, tmp_path, capsys, monkeypatch):
     """The save of the last step that has data fails in the background, and again when it is required."""
-    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.01,))
+    monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.01,))
     plain = PilLoader.batches
 
     def batches(self, data, first, last):

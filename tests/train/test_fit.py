@@ -14,9 +14,9 @@ from PIL import Image
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import fit
-from bimkern.train.config import ConfigError, RunConfig
-from bimkern.train.fit import (
+from bimkern.train.config.run import ConfigError, RunConfig
+from bimkern.train.memory import budget
+from bimkern.train.memory.budget import (
     Needs,
     check_that_it_fits,
     fewest,
@@ -93,10 +93,10 @@ def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, caps
 
 @pytest.mark.parametrize("reason", [None, "there is no arena"])
 def test_a_refusal_says_what_fits(monkeypatch, reason):
-    monkeypatch.setattr(fit, "unusable", lambda: reason)
+    monkeypatch.setattr(budget, "unusable", lambda: reason)
     config = RECIPES["bim_vit_test"].config
     config = replace(config, run=replace(config.run, batch_size=256))
-    monkeypatch.setattr(fit, "memory_there_is", lambda device: 9 * 2**20)
+    monkeypatch.setattr(budget, "memory_there_is", lambda device: 9 * 2**20)
     with pytest.raises(ConfigError) as refused:
         check_that_it_fits(config, CPU)
     text = str(refused.value)
@@ -122,7 +122,7 @@ def test_room_is_for_a_larger_micro_batch_where_the_batch_comes_in_parts(monkeyp
 
 
 def test_nothing_fits_into_nothing(monkeypatch):
-    monkeypatch.setattr(fit, "memory_there_is", lambda device: 1000)
+    monkeypatch.setattr(budget, "memory_there_is", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"there is 1000 B\. Nothing fits; choose a smaller recipe"):
         check_that_it_fits(RECIPES["mae_vit_test"].config, CPU)
 
@@ -164,7 +164,7 @@ SHORT_IN_A_KERNEL = """
 import resource, torch
 from pathlib import Path
 from bimkern.ops import gather_tokens
-from bimkern.train.fit import is_shortage
+from bimkern.train.memory.budget import is_shortage
 
 tokens, keep, pos = torch.zeros(64, 196, 1024), torch.arange(196).repeat(64, 1), torch.zeros(196, 1024)
 gather_tokens(tokens[:1], keep[:1], pos)
@@ -207,6 +207,6 @@ def test_half_as_many_images_at_a_time():
 def test_a_cgroup_leaves_what_its_cached_files_hold(monkeypatch, tmp_path, files, room):
     for name, text in files.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr(fit, "_CGROUP", tmp_path)
+    monkeypatch.setattr(budget, "_CGROUP", tmp_path)
     there = memory_there_is(CPU)
     assert there == room if room is not None else there > 2**20

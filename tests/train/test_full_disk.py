@@ -16,8 +16,8 @@ from disk import full_disk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.appended import AppendedFile
+from bimkern.files.append import AppendedFile
+from bimkern.train.checkpoint import store as checkpoints
 
 
 class Run:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bimkern.train.mean import RunningMean
+from bimkern.train.reporting.running_mean import RunningMean
 
 
 def test_a_mean_is_taken_over_what_was_added_since_the_last_one():

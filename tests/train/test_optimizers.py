@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import NAMES, AdamWConfig, choose
+from bimkern.train.optim.adapters import NAMES, AdamWConfig, choose
+from bimkern.train.optim.group import GroupOptimizer
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import pytest
 from bad_files import picture
 
 from bimkern import command
+from bimkern.output import has_room, say
 from bimkern.pretrain import main
-from bimkern.train.output import has_room, say
 from bimkern.train.trainer import Trainer
 
 

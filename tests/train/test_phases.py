@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from bimkern.recipes import RECIPES
-from bimkern.train.config import ConfigError, differences, from_json, to_json
+from bimkern.train.config.run import ConfigError, differences, from_json, to_json
 from bimkern.train.phases import Phase
 
 IMAGENET = 1_281_167

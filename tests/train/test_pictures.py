@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bimkern.mim.blockwise import Blockwise
+from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
 from bimkern.recipes import RECIPES
-from bimkern.train import pictures
+from bimkern.train.reporting import plots
 
 
 def predicted(recipe, rows=2, **changes):
@@ -18,7 +18,7 @@ def predicted(recipe, rows=2, **changes):
     method = replace(RECIPES[recipe].config.method, **changes)
     size = method.encoder.image_size
     images = torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8)
-    return pictures.predict(MIM(method), images, torch.arange(rows), seed=0)
+    return plots.predict(MIM(method), images, torch.arange(rows), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_the_note_names_the_statistics_of_every_kind_of_target():
 def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
     colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).view(3, 2, 3, 1, 1)
     columns = [
-        pictures.Column(f"column {i}", lambda row, size, i=i: colours[row, i].expand(3, size, size)) for i in range(2)
+        plots.Column(f"column {i}", lambda row, size, i=i: colours[row, i].expand(3, size, size)) for i in range(2)
     ]
-    shown = pictures.Reconstructions(columns, 3, 100, "a note of many words, " * 5)
-    pictures.draw_reconstructions(tmp_path / "picture.png", shown, "title")
+    shown = plots.Reconstructions(columns, 3, 100, "a note of many words, " * 5)
+    plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
     with Image.open(tmp_path / "picture.png") as picture:
         head = picture.height - 3 * 110
         assert picture.width == 220
@@ -94,6 +94,6 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
 
 def test_curves_take_stages_that_stop_learning(tmp_path):
     records = [{"step": step, "lr": 0.1, "loss_per_block": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
-    pictures.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
+    plots.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 10

@@ -20,9 +20,9 @@ from PIL import Image
 from bimkern.data.dali import unusable
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import live_activation_peak
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.reporting.progress import human_bytes
 
 needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}")
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint, CheckpointError
-from bimkern.train.host_memory import HostMemory
-from bimkern.train.saver import Saver
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.pinned_buffer import HostMemory
+from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 
 
 def make(device, step=1):
@@ -97,7 +97,7 @@ def test_a_failed_save_is_a_warning_and_never_the_best(tmp_path, caplog):
 
 
 def test_a_required_save_that_keeps_failing_raises(tmp_path, monkeypatch):
-    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.01, 0.01))
     (tmp_path / ".writing-step-00000009").write_text("a file in the way of the folder")
     with Saver(tmp_path, every=1) as saver:
         saver.save(make("cpu", 4), 0.5, first=nothing, required=True)
@@ -180,7 +180,7 @@ def test_without_memory_for_a_copy_the_loop_waits_for_saves(tmp_path, monkeypatc
 
 
 def test_a_required_save_is_tried_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("bimkern.train.saver._PAUSES", (0.05, 0.05))
+    monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.05, 0.05))
     obstacle = tmp_path / ".writing-step-00000002"
     obstacle.write_text("a file in the way of the folder")
     tries = iter([nothing, nothing, obstacle.unlink])

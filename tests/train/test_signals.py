@@ -15,12 +15,13 @@ import pytest
 from bad_files import picture
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bimkern import watchdog
 from bimkern.data import check as checks
-from bimkern.data import pil, watchdog
+from bimkern.data import pil
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.judge import Judge
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.reporting.held_out import Judge
 from bimkern.train.signals import StopSignals, Terminated
 from bimkern.train.trainer import Trainer
 
@@ -173,7 +174,9 @@ def test_a_step_without_memory(photos, out, capsys, monkeypatch):
     assert "at a time; nothing is saved since step 2; the same command goes on from there" in error
 
 
-@pytest.mark.parametrize("module", ["bimkern.train.checkpoint.load_latest", "bimkern.train.trainer.write_backbones"])
+@pytest.mark.parametrize(
+    "module", ["bimkern.train.checkpoint.store.load_latest", "bimkern.train.trainer.write_backbones"]
+)
 def test_before_the_first_step_and_after_the_last(photos, out, capsys, monkeypatch, module):
     monkeypatch.setattr(module, sigterm)
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")

@@ -17,12 +17,12 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
 from bimkern.train import trainer
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import live_activation_peak
-from bimkern.train.memory import held_bytes
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.memory.live_bytes import held_bytes
 from bimkern.train.phases import Phase
+from bimkern.train.reporting.progress import human_bytes
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 RECIPE_NAMES = ["fastmim_p_vit_test", "bim_fastmim_p_vit_test"]

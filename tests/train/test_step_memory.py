@@ -11,9 +11,9 @@ from PIL import Image
 from bimkern import pretrain
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import step_memory
-from bimkern.train.config import ConfigError
-from bimkern.train.step_memory import PlannedMemory, TorchMemory
+from bimkern.train.config.run import ConfigError
+from bimkern.train.memory import allocator
+from bimkern.train.memory.allocator import PlannedMemory, TorchMemory
 
 CPU = torch.device("cpu")
 PLANNED_FROM = 5  # two steps pass, the arena's first and its recorded one
@@ -107,23 +107,23 @@ def test_memory_does_not_drift(train):
 
 
 def test_auto_plans_on_a_cpu_unless_it_compiles():
-    assert isinstance(step_memory.choose("auto", CPU, compiled=False), PlannedMemory)
-    assert isinstance(step_memory.choose("auto", CPU, compiled=True), TorchMemory)
-    assert isinstance(step_memory.choose("off", CPU, compiled=False), TorchMemory)
+    assert isinstance(allocator.choose("auto", CPU, compiled=False), PlannedMemory)
+    assert isinstance(allocator.choose("auto", CPU, compiled=True), TorchMemory)
+    assert isinstance(allocator.choose("off", CPU, compiled=False), TorchMemory)
 
 
 def test_a_plan_of_what_is_compiled_is_refused():
     expected = "--arena plan: what --compile makes allocates memory differently while it is still compiling"
     with pytest.raises(ConfigError, match=expected):
-        step_memory.choose("plan", CPU, compiled=True)
+        allocator.choose("plan", CPU, compiled=True)
 
 
 def test_without_the_compiled_arena_a_run_goes_on_and_says_why(monkeypatch, caplog):
-    monkeypatch.setattr(step_memory, "unusable", lambda device_type: "the arena was not built")
-    assert isinstance(step_memory.choose("auto", CPU, compiled=False), TorchMemory)
+    monkeypatch.setattr(allocator, "unusable", lambda device_type: "the arena was not built")
+    assert isinstance(allocator.choose("auto", CPU, compiled=False), TorchMemory)
     assert caplog.messages == ["--arena auto: torch's allocator serves the steps: the arena was not built"]
     with pytest.raises(ConfigError, match="--arena plan: the arena was not built"):
-        step_memory.choose("plan", CPU, compiled=False)
+        allocator.choose("plan", CPU, compiled=False)
 
 
 def test_a_cpu_has_no_pools(capsys):

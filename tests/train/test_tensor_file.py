@@ -8,9 +8,9 @@ from disk import mode, umask_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bimkern.train import tensor_file
+from bimkern.train.checkpoint import safetensors_writer
 
-DTYPES = list(tensor_file._CODES)
+DTYPES = list(safetensors_writer._CODES)
 
 
 def any_tensor(dtype, *shape):
@@ -19,7 +19,7 @@ def any_tensor(dtype, *shape):
 
 def written(path, tensors, metadata=None):
     """Write a file; hold it to that of the library, and return it as the library reads it."""
-    digest = tensor_file.write(path, tensors, metadata=metadata)
+    digest = safetensors_writer.write(path, tensors, metadata=metadata)
     expected = path.with_name("expected")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, expected, metadata)
     assert path.read_bytes() == expected.read_bytes()
@@ -62,7 +62,7 @@ def test_metadata_are_in_the_header(tmp_path, metadata):
 def test_many_metadata_are_read_back(tmp_path):
     """The library writes them in another order every time."""
     metadata = {name: name * 2 for name in "abcdefgh"}
-    tensor_file.write(tmp_path / "file", {"x": torch.ones(3)}, metadata=metadata)
+    safetensors_writer.write(tmp_path / "file", {"x": torch.ones(3)}, metadata=metadata)
     with safe_open(tmp_path / "file", "pt") as file:
         assert file.metadata() == metadata
 
@@ -70,14 +70,14 @@ def test_many_metadata_are_read_back(tmp_path):
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077], ids=oct)
 def test_the_mode_is_that_of_any_new_file(tmp_path, umask):
     with umask_of(umask):
-        tensor_file.write(tmp_path / "file", {"x": torch.ones(3)})
+        safetensors_writer.write(tmp_path / "file", {"x": torch.ones(3)})
     assert mode(tmp_path / "file") == 0o666 & ~umask
 
 
 def test_what_stops_it_is_asked_before_each_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_file, "_PIECE", 16)
+    monkeypatch.setattr(safetensors_writer, "_PIECE", 16)
     calls = []
     written_in_pieces = torch.arange(10.0)
-    tensor_file.write(tmp_path / "file", {"x": written_in_pieces}, between=lambda: calls.append(1))
+    safetensors_writer.write(tmp_path / "file", {"x": written_in_pieces}, between=lambda: calls.append(1))
     assert len(calls) == 1 + 3  # the header, 40 bytes
     assert torch.equal(load_file(tmp_path / "file")["x"], written_in_pieces)

@@ -1,0 +1,258 @@
+"""The complete, typed config of a run: what is trained, and how this run goes."""
+
+import math
+import re
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.formats import MAX_PIXELS
+from bimkern.data.loader import LoaderName
+from bimkern.mim.model import Method
+from bimkern.mim.schedule import Schedule
+from bimkern.models.attention import AttentionName
+from bimkern.train.optim.adapters import AdamWConfig, OptimizerName
+from bimkern.train.phases import Phase, Timetable, timetable
+
+Precision = Literal["fp32", "bf16", "fp16"]
+ArenaName = Literal["auto", "off", "pool", "plan"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
+# rounding, as another kernel of the same attention does.
+_FREE = (
+    *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
+    *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
+    "teacher",  # its path; a checkpoint knows its content
+)
+
+
+class ConfigError(ValueError):
+    """The options of a run contradict each other or the machine; the message names the value and the choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The options of a run. Everything else belongs to the recipe."""
+
+    data: Path | None = None
+    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: the demo's."""
+    out: Path | None = None
+    """Run folder; the same command again resumes what is in it. Default: runs/RECIPE."""
+    epochs: float = 1.0
+    """Passes over the images. The warm-up keeps its share of the run."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs; --epochs alone replaces a recipe's steps."""
+    batch_size: int = 256
+    """Images of one optimizer step."""
+    micro_batch: int | None = None
+    """Images that go through the network at a time; gradients of the others are accumulated. Default: batch size."""
+    slices: int = 1
+    """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
+    base_lr: float = 1.5e-4
+    """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    teacher: Path | None = None
+    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same one, anywhere."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
+    precision: Precision = "fp32"
+    """Matrix products; parameters, norms, softmax and losses stay in float32."""
+    attention: AttentionName = "sdpa"
+    """torch's attention kernels (sdpa) or, on a GPU, those of xformers: same mathematics."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of weights, order, crops, flips and masks."""
+    loader: LoaderName = "auto"
+    """What decodes images. auto takes DALI for a GPU and PIL on a CPU; both give the same crops, up to rounding."""
+    workers: int | None = None
+    """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
+    max_bad_ratio: float = 0.1
+    """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of the largest image that is read; a small file may unpack to more than the memory holds."""
+    deterministic: bool = False
+    """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
+    compile: bool = False
+    """Compile every transformer block with torch.compile."""
+    arena: ArenaName = "auto"
+    """Memory of a step: torch's (off), a pool (pool, GPU), planned (plan). auto: plan; GPU: pool; --compile: off."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    save_every: int = 100
+    """Steps between checkpoints, and pictures."""
+    dry_run: bool = False
+    """Print the resolved config, parameters, steps and learning rate, and stop."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("epochs", "base_lr"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
+        if not 0 <= self.max_bad_ratio < 1:
+            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"--workers must be at least 0, got {self.workers}")
+
+    @property
+    def images_at_a_time(self) -> int:
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.peak_lr_of(self.batch_size)
+
+    def peak_lr_of(self, batch_size: int) -> float:
+        return self.base_lr * batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run: the recipe's pieces and numbers, and the run's options."""
+
+    recipe: str
+    method: Method
+    augment: RandomResizedCrop
+    optim: AdamWConfig
+    schedule: Schedule
+    run: RunConfig
+    phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            return
+        total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size
+        if not math.isclose(total, 1):
+            raise ValueError(f"Config: the shares of the phases must add up to 1, got {total:g}")
+        if (last := self.phases[-1].image_size) != size:
+            # It is what pictures show and what exported files are made for.
+            raise ValueError(f"Config: the last phase must have the encoder's image_size={size}, got {last}")
+        for phase in self.phases:
+            self.at_size(phase.image_size)
+        if self.run.steps is not None and self.run.steps < len(self.phases):
+            raise ConfigError(
+                f"--steps must be at least {len(self.phases)}, one for every phase of {self.recipe}, "
+                f"got {self.run.steps}"
+            )
+
+    def at_size(self, image_size: int) -> Method:
+        """Return the method for another image size.
+
+        Raises:
+            ValueError: such images cannot be cut into patches, or masked.
+        """
+        return replace(self.method, encoder=replace(self.method.encoder, image_size=image_size))
+
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Return the phases, one where nothing changes."""
+        return self.phases or (Phase(share=1.0, image_size=self.method.encoder.image_size),)
+
+    def timetable(self, num_images: int) -> Timetable:
+        """Return what the steps of the run are, over so many images; an incomplete last one is rounded."""
+        run = self.run
+        return timetable(
+            self.all_phases(),
+            num_images=num_images,
+            batch_size=run.batch_size,
+            micro_batch=run.images_at_a_time,
+            epochs=run.epochs,
+            steps=run.steps,
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that --device names; auto takes the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    available = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= available:
+        raise ConfigError(f"--device {name}: this machine offers {available} CUDA devices to torch; use cpu or auto")
+    return torch.device(name)
+
+
+def to_json(value: Any) -> Any:
+    """Turn a config into JSON values; every dataclass says its type."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(saved: Any) -> Config:
+    """Read a config back from what to_json made of it.
+
+    Raises:
+        ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
+    """
+    config: Config = _read(saved, Config, "config")
+    return config
+
+
+def _read(saved: Any, hint: Any, where: str) -> Any:
+    """Turn a JSON value into what an annotation asks for."""
+    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if saved is None and type(None) in choices:
+        return None
+    types: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
+    if types:
+        name = saved.get("type") if isinstance(saved, dict) else None
+        if name not in types:
+            raise ConfigError(f"{where}: unknown type {name!r}; choose one of {', '.join(types)}")
+        hints = get_type_hints(types[name])
+        values = {n: _read(v, hints.get(n), f"{where}.{n}") for n, v in saved.items() if n != "type"}
+        try:
+            return types[name](**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+    if isinstance(saved, list):
+        (item, *_) = next((get_args(choice) for choice in choices if get_origin(choice) is tuple), (None,))
+        return tuple(_read(value, item, f"{where}[{i}]") for i, value in enumerate(saved))
+    return Path(saved) if isinstance(saved, str) and Path in choices else saved
+
+
+# Of runs older than an option.
+_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
+
+
+def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
+    """List where two configs in JSON differ in what they compute, one line a value."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        lines = []
+        for name in sorted(saved.keys() | wanted.keys()):
+            path = f"{where}.{name}" if where else name
+            if path not in {f"run.{free}" for free in _FREE}:
+                lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
+        return lines
+    return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
+
+
+def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
+    """Make sure that a saved config computes the same as this one.
+
+    Raises:
+        ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
+    """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{what} that does not tell its settings; {remedy}")
+    changed = differences(saved, to_json(config))
+    if changed:
+        raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bimkern.arena import Arena
-from bimkern.data.step_layout import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
@@ -43,7 +43,7 @@ FIELDS = (
 
 
 def planned(config: Config, batch: int) -> dict[str, Any]:
-    kind = Stretch(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
+    kind = Segment(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
     need = Scaling().need(config, kind)
     counted, _ = trace(config, kind)
     begin = time.perf_counter()

@@ -1,7 +1,6 @@
 """`python -m bimkern.plan [RECIPE] [options]`: the memory of a run, before anything is trained."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,17 +9,16 @@ from typing import Any, Literal
 
 from bimkern import command
 from bimkern.arena import ArenaUnavailable, Plan, draw
-from bimkern.data.step_layout import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.output import printing
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
 from bimkern.train.memory.budget import Fits, Needs, kinds, search
 from bimkern.train.memory.estimate import Need, step_plan
 from bimkern.train.memory.extrapolate import COUNTED
-from bimkern.train.reporting.progress import human_bytes
+from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
-_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
 _DESCRIPTION = """\
 Tell the memory of a training step, counted on tensors without memory and planned as the arena does it. The device needs
 not be there. The process itself, what libraries allocate for themselves, loaders and copies for saving come on top.
@@ -59,7 +57,7 @@ class PlanOptions:
 class Phase:
     """Steps of a run that are alike, and what they need."""
 
-    kind: Stretch
+    kind: Segment
     need: Need
 
 
@@ -121,10 +119,10 @@ def _run(run: RunConfig, options: PlanOptions) -> RunConfig:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", text)
-    if found is None:
-        raise ConfigError(f"--limit must be a number of {', '.join(_UNITS)}, like 24GiB, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--limit {error}") from error
 
 
 def _draw(config: Config, device: str, path: Path) -> None:

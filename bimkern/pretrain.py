@@ -20,23 +20,25 @@ from bimkern.data.demo import demo_images
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, LoaderError, choose_loader
 from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.data.step_layout import StepLayout
 from bimkern.models import attention
 from bimkern.ops import BackendError
 from bimkern.output import Warnings, printing, say
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
 from bimkern.train import network
 from bimkern.train.checkpoint.store import CheckpointError
-from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device, to_json
+from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
+from bimkern.train.config.serialize import to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim import adapters
-from bimkern.train.phases import Timetable
-from bimkern.train.reporting.progress import checking, human_bytes
+from bimkern.train.reporting.progress import checking
 from bimkern.train.run_folder.dataset_manifest import RunImages, settle
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
+from bimkern.units import human_bytes
 from bimkern.watchdog import ending_at_once
 
 logger = logging.getLogger("bimkern.train")
@@ -189,8 +191,8 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
     with torch.device("meta"):
         model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    table = config.timetable(len(images))
-    peaks = {live_activation_peak(config, stretch): stretch for stretch in table.course.stretches}
+    table = config.step_layout(len(images))
+    peaks = {live_activation_peak(config, segment): segment for segment in table.segments}
     largest = peaks[max(peaks)]
     facts = {
         "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
@@ -207,19 +209,19 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
-def _steps(config: Config, table: Timetable) -> str:
+def _steps(config: Config, table: StepLayout) -> str:
     """Say how many steps there are, of how many images, and of which sizes where these change."""
-    batches = ", then ".join(dict.fromkeys(str(stretch.batch_size) for stretch in table.course.stretches))
+    batches = ", then ".join(dict.fromkeys(str(segment.batch_size) for segment in table.segments))
     sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
     return f"{table.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
 
 
-def _phases(config: Config, table: Timetable, num_images: int) -> dict[str, str]:
+def _phases(config: Config, table: StepLayout, num_images: int) -> dict[str, str]:
     return {
-        f"phase {i + 1}": f"{length} steps of {stretch.batch_size} images of {stretch.image_size} px, "
-        f"{stretch.micro_batch} at a time, from epoch {stretch.first_image / num_images:g}, "
-        f"learning rate {config.run.peak_lr_of(stretch.batch_size):.3e} at its peak"
-        for i, (stretch, length) in enumerate(zip(table.course.stretches, table.lengths(), strict=True))
+        f"phase {i + 1}": f"{length} steps of {segment.batch_size} images of {segment.image_size} px, "
+        f"{segment.micro_batch} at a time, from epoch {segment.first_image / num_images:g}, "
+        f"learning rate {config.run.peak_lr_of(segment.batch_size):.3e} at its peak"
+        for i, (segment, length) in enumerate(zip(table.segments, table.lengths(), strict=True))
     }
 
 
@@ -231,7 +233,7 @@ def _skipped(listing: Listing) -> str:
 
 def _describe_briefly(config: Config, run_images: RunImages, skipped: str, loader: str) -> str:
     run, images = config.run, run_images.images
-    table = config.timetable(len(images))
+    table = config.step_layout(len(images))
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     return (

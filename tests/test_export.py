@@ -13,7 +13,7 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import Checkpoint
-from bimkern.train.config.run import to_json
+from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
 

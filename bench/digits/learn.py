@@ -17,8 +17,8 @@ from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
 from bimkern.mim.schedule import Cosine, Schedule
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.vit import ViT
+from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import Config
-from bimkern.train.optim.adapters import AdamWConfig
 from bimkern.train.optim.group import GroupOptimizer
 
 CPU = torch.device("cpu")

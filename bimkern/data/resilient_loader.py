@@ -43,11 +43,11 @@ class Feed:
         Raises:
             FeedError: the loader keeps dying.
         """
-        course = self.data.course
-        micro_batches = self._micro_batches(course.index(first), course.index(last))
+        layout = self.data.layout
+        micro_batches = self._micro_batches(layout.index(first), layout.index(last))
         with closing(micro_batches):
             for step in range(first, last):
-                yield [next(micro_batches) for _ in range(course.at(step).per_step)]
+                yield [next(micro_batches) for _ in range(layout.at(step).per_step)]
 
     def _micro_batches(self, index: int, end: int) -> Generator[Batch, None, None]:
         deaths = 0
@@ -59,7 +59,7 @@ class Feed:
             except BadImages as bad:
                 images = self.data.images
                 faults = {images.path(sample_id): reason for sample_id, reason in bad.faults.items()}
-                _, step, _ = self.data.course.place(index)
+                _, step, _ = self.data.layout.locate(index)
                 self._set_aside(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))

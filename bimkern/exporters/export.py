@@ -25,7 +25,8 @@ from bimkern.models.vit import ViTConfig
 from bimkern.train.checkpoint import safetensors_writer
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import CheckpointError
-from bimkern.train.config.run import Config, ConfigError, refuse_other
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.serialize import refuse_other
 from bimkern.train.run_folder.folder import RunFolder
 
 

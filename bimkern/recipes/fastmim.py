@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bimkern.data.step_layout import Phase
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.model import Method
@@ -13,7 +14,6 @@ from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.run import Config
-from bimkern.train.phases import Phase
 
 _EPOCHS = 800  # table 1
 IMAGE_SIZE = 128  # section 3 and table 2

@@ -9,8 +9,8 @@ from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.recipe import Recipe
+from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import Config, RunConfig
-from bimkern.train.optim.adapters import AdamWConfig
 
 _EPOCHS = 800  # table 1 and table 8; 1600 in table 3
 

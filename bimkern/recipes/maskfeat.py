@@ -17,8 +17,8 @@ from bimkern.models.vit import VIT_BASE, ViTConfig
 from bimkern.recipes.bim import local
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
+from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import Config
-from bimkern.train.optim.adapters import AdamWConfig
 
 _EPOCHS = 300  # the published config; 1600 in table 7
 

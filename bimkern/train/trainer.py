@@ -13,7 +13,7 @@ from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import Feed, FeedError
 from bimkern.data.source import Images, SourceError
-from bimkern.data.step_layout import Course
+from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.export import Trained, write_backbones
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import Unit
@@ -25,7 +25,8 @@ from bimkern.train import network
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import Saver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.config.run import DTYPES, Config, ConfigError, refuse_other, to_json
+from bimkern.train.config.run import DTYPES, Config, ConfigError
+from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_shortage
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
@@ -72,9 +73,8 @@ class Trainer:
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
         self.images = images
-        self.timetable = config.timetable(len(images.images))
-        self.course, self.total_steps = self.timetable.course, self.timetable.num_steps
-        data = self._micro_batches(images.images, self.course, run.seed)
+        self.layout = config.step_layout(len(images.images))
+        data = self._micro_batches(images.images, self.layout, run.seed)
         self._edge = devices.StepEdge(self.device)
         self._loader = TimedLoader(loader, self._edge.pending)
         self._shortage = Shortage()
@@ -90,23 +90,23 @@ class Trainer:
         """Run from the last checkpoint, or from the start, to the end."""
         done = self._resume()
         self.folder.record(self.config)
-        if done < self.total_steps:
+        if done < self.layout.num_steps:
             with devices.repeatable_kernels() if self.config.run.deterministic else nullcontext():
                 self._train_from(done)
         else:
             # The run may have been killed between its last checkpoint and the pictures.
             self._sketch(done, metrics.read(self.folder.path))()
-        write_backbones(self.folder.exported, Trained(self.config, self.total_steps, self.model.state_dict()))
+        write_backbones(self.folder.exported, Trained(self.config, self.layout.num_steps, self.model.state_dict()))
         return self._judge.outcome(self.model)
 
     def _train_from(self, done: int) -> None:
         if self.config.run.compile:
             _compile_blocks(self.model)
         log = metrics.Metrics(self.folder.path, after_step=done)
-        reporter = Reporter(done=done, total=self.total_steps)
+        reporter = Reporter(done=done, total=self.layout.num_steps)
         try:
             with StopSignals() as signals, stopped_by(signals.pending), self._saver:
-                while done < self.total_steps:
+                while done < self.layout.num_steps:
                     done = self._run_from(done, log, reporter, signals)
         except Interrupted as hung:  # a save; a hung loader ends like any step
             raise signals.stopped(f"; {hung}") from hung
@@ -128,7 +128,7 @@ class Trainer:
             Diverged: rolling back did not help.
             Starved: nothing more can be loaded.
         """
-        loaded = self.feed.steps(first, self.total_steps)
+        loaded = self.feed.steps(first, self.layout.num_steps)
         with closing(loaded):
             return self._run_on(Supply(loaded, self._loader), first, log, reporter, signals)
 
@@ -137,14 +137,14 @@ class Trainer:
     ) -> int:
         run = self.config.run
         clock = Clock(self._loader, first)
-        for done in range(first + 1, self.total_steps + 1):
+        for done in range(first + 1, self.layout.num_steps + 1):
             batch = self._next(supply, done - 1, log, signals)
             # The second step of a process, or of an image size, is the first in which only activations are born.
-            stretch = self.course.at(done - 1)
-            place = done - max(first, stretch.first_step)
-            if place == 1:
+            segment = self.layout.at(done - 1)
+            number = done - max(first, segment.first_step)
+            if number == 1:
                 self._live_activation_bytes = None
-            counter = LiveBytes(self.model.parameters()) if place == 2 and not run.compile else None
+            counter = LiveBytes(self.model.parameters()) if number == 2 and not run.compile else None
             with counter or nullcontext():
                 losses, lr = self._step_or_shortage(done - 1, batch)
             self._edge.mark()
@@ -155,7 +155,7 @@ class Trainer:
             if done > 1 and self._conditions(done) != self._conditions(done - 1):
                 self._interval_loss.clear()
             self._interval_loss.add(losses[self._num_frozen(done) :].sum())
-            last = done == self.total_steps
+            last = done == self.layout.num_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(done, losses, lr, clock)
@@ -168,7 +168,7 @@ class Trainer:
                 self._end(done, log, signals.received)
             elif done % run.save_every == 0 and self._divergence.is_learning():
                 self._save(done, log, required=False)
-        return self.total_steps
+        return self.layout.num_steps
 
     def _next(self, supply: Supply, done: int, log: metrics.Metrics, signals: StopSignals) -> list[Batch]:
         try:
@@ -198,7 +198,7 @@ class Trainer:
             self._save_last(done, log)
         except CheckpointError as error:
             raise Stopped(f"{what}; {error}", exit_code=exit_code) from error
-        if done < self.total_steps:
+        if done < self.layout.num_steps:
             raise Stopped(what, exit_code=exit_code)
 
     def _save_last(self, done: int, log: metrics.Metrics) -> None:
@@ -218,7 +218,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
-        at_a_time = self.course.at(index).micro_batch
+        at_a_time = self.layout.at(index).micro_batch
         raise OutOfMemory(f"step {index + 1}: not enough memory for {at_a_time} images at a time")
 
     def step(self, index: int, batch: list[Batch]) -> tuple[Tensor, float]:
@@ -227,8 +227,8 @@ class Trainer:
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
         """
         run, schedule, depth = self.config.run, self.config.schedule, self.config.method.encoder.depth
-        progress = self.timetable.progress(index)
-        peak = run.peak_lr_of(self.course.at(index).batch_size)
+        progress = self.layout.progress(index)
+        peak = run.peak_lr_of(self.layout.at(index).batch_size)
 
         def rate(unit: Unit) -> float:
             return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
@@ -245,30 +245,30 @@ class Trainer:
             self.updates,
             slices=run.slices,
             frozen_units=frozen_units,
-            scope=self._memory.scope((self.course.at(index), frozen_units)),
+            scope=self._memory.scope((self.layout.at(index), frozen_units)),
         )
         return losses, rate(Unit(depth))
 
     def _num_frozen(self, done: int) -> int:
         """Return how many stages, from the first on, did not learn in the last of `done` steps."""
         depth = self.config.method.encoder.depth
-        units = self.config.schedule.frozen_units(self.timetable.progress(done - 1), depth)
+        units = self.config.schedule.frozen_units(self.layout.progress(done - 1), depth)
         return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
 
     def _conditions(self, done: int) -> dict[str, int]:
         """Return what the loss of the last of `done` steps depends on beside the weights."""
-        return {"frozen_stages": self._num_frozen(done), "image_size": self.course.at(done - 1).image_size}
+        return {"frozen_stages": self._num_frozen(done), "image_size": self.layout.at(done - 1).image_size}
 
     def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
         frozen = self._num_frozen(done)
         learning = losses[frozen:].tolist()  # waits for the device
         lap = clock.lap(done)
         held, peak = held_bytes(self.device)
-        seen, seen_before = (self.course.image(step) for step in (done, done - lap.steps))
+        seen, seen_before = (self.layout.image(step) for step in (done, done - lap.steps))
         return {
             "step": done,
             "epoch": seen / len(self.images.images),
-            "image_size": self.course.at(done - 1).image_size,
+            "image_size": self.layout.at(done - 1).image_size,
             "loss": sum(learning),
             "loss_per_block": [None] * frozen + learning,
             "lr": lr,
@@ -303,8 +303,8 @@ class Trainer:
             self._take_over(saved)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
-        if saved.step < self.total_steps:
-            say(f"resuming {self.folder.path} at step {saved.step} of {self.total_steps}")
+        if saved.step < self.layout.num_steps:
+            say(f"resuming {self.folder.path} at step {saved.step} of {self.layout.num_steps}")
         else:
             say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train anew")
         return saved.step
@@ -359,13 +359,13 @@ class Trainer:
         """Return images and draw ids to judge by: of another seed, for where they are also trained on."""
         count = min(NUM_IMAGES, 4 * len(images.judged))
         size = self.config.method.encoder.image_size
-        course = Course.alike(image_size=size, batch_size=count, micro_batch=count)
-        data = self._micro_batches(images.judged, course, self.config.run.seed + 1)
+        layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
+        data = self._micro_batches(images.judged, layout, self.config.run.seed + 1)
         ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 
-    def _micro_batches(self, images: Images, course: Course, seed: int) -> MicroBatches:
-        return MicroBatches(images=images, augment=self.config.augment, seed=seed, course=course)
+    def _micro_batches(self, images: Images, layout: StepLayout, seed: int) -> MicroBatches:
+        return MicroBatches(images=images, augment=self.config.augment, seed=seed, layout=layout)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.images.to(self.device, non_blocking=True), batch.draw_ids.to(self.device, non_blocking=True)

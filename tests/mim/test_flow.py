@@ -11,8 +11,8 @@ from bimkern.mim.model import MIM
 from bimkern.mim.targets import StageTarget
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
+from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.memory.live_bytes import LiveBytes
-from bimkern.train.optim.adapters import AdamWConfig
 from bimkern.train.optim.group import GroupOptimizer
 
 SEED = 11

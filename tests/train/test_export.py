@@ -14,7 +14,8 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.config.run import ConfigError, to_json
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
 CONFIG = RECIPES["bim_vit_test"].config

@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from bimkern.recipes import RECIPES
-from bimkern.train.config.run import ConfigError, RunConfig, differences, resolve_device, to_json
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import ConfigError, RunConfig, resolve_device
+from bimkern.train.config.serialize import differences, to_json
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
-from bimkern.train.optim.adapters import AdamWConfig
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.history import History
@@ -168,7 +169,7 @@ def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
 
 def test_steps_come_from_epochs_or_are_given():
     def num_steps(num_images, **options):
-        return replace(RECIPES["mae_vit_test"].config, run=RunConfig(**options)).timetable(num_images).num_steps
+        return replace(RECIPES["mae_vit_test"].config, run=RunConfig(**options)).step_layout(num_images).num_steps
 
     assert num_steps(101, epochs=3, batch_size=10) == 30
     assert num_steps(5, epochs=0.01, batch_size=10) == 1

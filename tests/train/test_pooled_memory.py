@@ -9,10 +9,10 @@ from bimkern.arena import ArenaUnavailable
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
+from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import PlannedMemory, PooledMemory, TorchMemory
-from bimkern.train.optim.adapters import AdamWConfig
 from bimkern.train.optim.group import GroupOptimizer
 
 CUDA = torch.device("cuda", 0)

@@ -17,7 +17,7 @@ from bimkern.pretrain import main
 from bimkern.recipes import SMALL_RECIPES
 from bimkern.train import network
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.config.run import from_json
+from bimkern.train.config.serialize import from_json
 
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from bimkern.arena import unusable
-from bimkern.data.step_layout import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.memory.estimate import Need
 from bimkern.train.memory.extrapolate import Scaling
-from bimkern.train.reporting.progress import human_bytes
+from bimkern.units import human_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
@@ -62,10 +62,10 @@ def _cgroup_room() -> int:
         return 2**63  # no cgroup, or one of another kind
 
 
-def kinds(config: Config) -> list[Stretch]:
+def kinds(config: Config) -> list[Segment]:
     """Return the kinds of steps that a run has."""
     run = config.run
-    return [phase.stretch(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
+    return [phase.segment(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
 
 
 def check_that_it_fits(config: Config, device: torch.device) -> None:
@@ -90,7 +90,7 @@ class Needs:
     def __init__(self, device: str = "cpu") -> None:
         self._scaling = Scaling(device)
 
-    def need(self, config: Config, kind: Stretch) -> Need:
+    def need(self, config: Config, kind: Segment) -> Need:
         """Tell what steps of a kind need, as the arena plans them.
 
         Raises:

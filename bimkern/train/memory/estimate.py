@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bimkern.arena import Plan
-from bimkern.data.step_layout import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
 from bimkern.train import network
@@ -76,12 +76,12 @@ class Need:
     peak: int  # as the arena plans it
 
 
-def step_plan(config: Config, kind: Stretch, device: str = "cpu") -> Plan:
+def step_plan(config: Config, kind: Segment, device: str = "cpu") -> Plan:
     """Plan the memory of a step; of many micro-batches, that of a few."""
     return trace(config, _shortened(kind, _DRAWN))[0].plan(ALIGNMENT[device])
 
 
-def live_activation_peak(config: Config, kind: Stretch) -> int:
+def live_activation_peak(config: Config, kind: Segment) -> int:
     """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
 
     Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
@@ -90,7 +90,7 @@ def live_activation_peak(config: Config, kind: Stretch) -> int:
     return trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
 
 
-def exact_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
+def exact_need(config: Config, kind: Segment, device: str = "cpu") -> Need:
     """Count what steps of a kind need, all of their micro-batches and slices: minutes, where they are many."""
     counted, model = trace(config, kind)
     weights, optimizer = held(model)
@@ -108,7 +108,7 @@ def exact_need(config: Config, kind: Stretch, device: str = "cpu") -> Need:
     )
 
 
-def trace(config: Config, kind: Stretch) -> tuple[Allocations, MIM]:
+def trace(config: Config, kind: Segment) -> tuple[Allocations, MIM]:
     """Run a step of some kind on fake tensors."""
     run, side, channels = config.run, kind.image_size, config.method.encoder.channels
     sizes = [min(kind.micro_batch, kind.batch_size - i * kind.micro_batch) for i in range(kind.per_step)]
@@ -142,11 +142,11 @@ def held(model: MIM) -> tuple[int, int]:
     return weights, sum(_STATES * p.nbytes + torch.float32.itemsize for p in parameters)
 
 
-def image_bytes(config: Config, kind: Stretch) -> int:
+def image_bytes(config: Config, kind: Segment) -> int:
     return kind.batch_size * (config.method.encoder.channels * kind.image_size**2 + torch.int64.itemsize)
 
 
-def _shortened(kind: Stretch, count: int) -> Stretch:
+def _shortened(kind: Segment, count: int) -> Segment:
     """Return a kind of step that has so many whole micro-batches, or its own where these are no more."""
     return kind if kind.per_step <= count else replace(kind, batch_size=count * kind.micro_batch)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bimkern.arena import Scope
-from bimkern.data.step_layout import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.train.config.run import Config
 from bimkern.train.memory.estimate import ALIGNMENT, Need, held, image_bytes, trace
 from bimkern.train.memory.trace import Allocations, Life, plan_of
@@ -71,7 +71,7 @@ class Scaling:
         self._alignment = ALIGNMENT[device]
         self._known: dict[tuple[int, bool, int], _Step] = {}
 
-    def need(self, config: Config, kind: Stretch) -> Need:
+    def need(self, config: Config, kind: Segment) -> Need:
         """Tell what steps of a kind need; all configs given to one object differ in sizes alone.
 
         Raises:
@@ -79,15 +79,15 @@ class Scaling:
         """
         return self._step(config, kind).need(config, kind, self._alignment)
 
-    def least(self, config: Config, kind: Stretch) -> int:
+    def least(self, config: Config, kind: Segment) -> int:
         """Tell what no order of the memory can do without: the bound of a need."""
         return self._step(config, kind).least(config, kind, self._alignment)
 
-    def always(self, config: Config, kind: Stretch) -> int:
+    def always(self, config: Config, kind: Segment) -> int:
         """Tell what weights and the optimizer's state take."""
         return self._step(config, kind).always
 
-    def _step(self, config: Config, kind: Stretch) -> "_Step":
+    def _step(self, config: Config, kind: Segment) -> "_Step":
         key = (kind.image_size, config.run.slices > 1, _TRACED if kind.per_step > 1 else 1)
         if key not in self._known:
             self._known[key] = _Step(config, *key)
@@ -99,7 +99,7 @@ class _Step:
 
     def __init__(self, config: Config, image_size: int, sliced: bool, micro_batches: int) -> None:
         slices = 2 if sliced else 1
-        kind = Stretch(image_size=image_size, batch_size=micro_batches * _COUNTED, micro_batch=_COUNTED)
+        kind = Segment(image_size=image_size, batch_size=micro_batches * _COUNTED, micro_batch=_COUNTED)
         counted, model = trace(replace(config, run=replace(config.run, slices=slices)), kind)
         sizes = _Sizes.of(_COUNTED, slices)
         self._counted = counted
@@ -115,7 +115,7 @@ class _Step:
         until = [end if life.accumulated is None else min(end, life.accumulated) for life, end in given]
         self._activations = _Course(counted, lives, until)
 
-    def need(self, config: Config, kind: Stretch, alignment: int) -> Need:
+    def need(self, config: Config, kind: Segment, alignment: int) -> Need:
         sizes, more = self._bytes(config, kind), max(kind.per_step - _TRACED, 0)
         given = zip(self._counted.lives, sizes.tolist(), strict=True)
         lives = [replace(life, bytes=size) for life, size in given if size]
@@ -132,13 +132,13 @@ class _Step:
             peak=bound + plan.peak - plan.bound,
         )
 
-    def least(self, config: Config, kind: Stretch, alignment: int) -> int:
+    def least(self, config: Config, kind: Segment, alignment: int) -> int:
         sizes, more = self._bytes(config, kind), max(kind.per_step - _TRACED, 0)
         outside = (sizes * (1 + more * (self._batch == _OTHER)))[~self._inside].sum()
         aligned = -(-sizes // alignment) * alignment * self._inside
         return self.always + image_bytes(config, kind) + int(outside) + int(self._all.live(aligned, more).max())
 
-    def _bytes(self, config: Config, kind: Stretch) -> Numbers:
+    def _bytes(self, config: Config, kind: Segment) -> Numbers:
         """Give the storages that were counted the bytes that they have in steps of a kind; 0 where there are none."""
         whole, last = kind.micro_batch, kind.batch_size - (kind.per_step - 1) * kind.micro_batch
         images = [whole] * (min(kind.per_step, _TRACED) - 1) + [last]

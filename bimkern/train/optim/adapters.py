@@ -7,34 +7,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bimkern import optional
+from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 
-OptimizerName = Literal["adamw", "apex_adam", "apex_lamb"]
 Quantities = dict[str, Tensor]  # the state of one parameter: step, exp_avg, exp_avg_sq
 
 NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
 _REMEDY = "NVIDIA's apex is built from https://github.com/NVIDIA/apex (PyPI's is another package); or choose adamw"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """Numbers of AdamW; LAMB takes the same.
-
-    Source: Loshchilov & Hutter 2019 (AdamW); betas and decay of He et al. 2022 (MAE), table 8.
-    """
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05  # not for biases and other 1-D parameters
-    clip: float | None = None  # largest L2 norm of a group's gradients
-    undecayed: tuple[str, ...] = ()  # parts of the names of further parameters without weight decay
-
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        return parameter.ndim > 1 and not any(part in name for part in self.undecayed)
 
 
 class Optimizer(Protocol):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.mim.schedule import Unit
-from bimkern.train.optim.adapters import AdamWConfig, MakeOptimizer, adamw
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.adapters import MakeOptimizer, adamw
 
 
 class GroupOptimizer:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.text import Text
 
 from bimkern.output import say
+from bimkern.units import human_bytes
 
 _PLAIN_LINES_EVERY = 5.0  # seconds, of the check
 
@@ -24,14 +25,6 @@ def describe(record: dict[str, Any]) -> str:
         f"{record['images_per_s']:.0f} images/s  data wait {record['data_wait']:.0%}  "
         f"peak {human_bytes(record['peak_bytes'])}{planned}"
     )
-
-
-def human_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 @contextmanager

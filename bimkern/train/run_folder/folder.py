@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bimkern.files import atomic
-from bimkern.train.config.run import Config, ConfigError, from_json, refuse_other, to_json
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.serialize import from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"

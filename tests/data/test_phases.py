@@ -6,20 +6,21 @@ from itertools import pairwise
 
 import pytest
 
+from bimkern.data.step_layout import Phase
 from bimkern.recipes import RECIPES
-from bimkern.train.config.run import ConfigError, differences, from_json, to_json
-from bimkern.train.phases import Phase
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import differences, from_json, to_json
 
 IMAGENET = 1_281_167
 CONFIG = RECIPES["fastmim_p_vit_test"].config
 
 
 def table(config, num_images, **options):
-    return replace(config, run=replace(config.run, **options)).timetable(num_images)
+    return replace(config, run=replace(config.run, **options)).step_layout(num_images)
 
 
 def begins(config, num_images, **options):
-    return [stretch.first_step for stretch in table(config, num_images, **options).course.stretches]
+    return [segment.first_step for segment in table(config, num_images, **options).layout.segments]
 
 
 def with_phases(*phases, **options):
@@ -29,15 +30,15 @@ def with_phases(*phases, **options):
 @pytest.mark.parametrize("name", ["fastmim_p_vit_large", "bim_fastmim_p_vit_base"])
 def test_the_published_phases_begin_at_their_epochs(name):
     config = RECIPES[name].config
-    found = config.timetable(IMAGENET)
-    assert [stretch.image_size for stretch in found.course.stretches] == [128, 160, 192]
+    found = config.step_layout(IMAGENET)
+    assert [segment.image_size for segment in found.segments] == [128, 160, 192]
     assert config.method.encoder.image_size == 192
-    for stretch, epoch in zip(found.course.stretches, (0, 500, 700), strict=True):
-        assert abs(stretch.first_image - epoch * IMAGENET) <= 2048 / 2
-        assert stretch.batch_size == 2048
+    for segment, epoch in zip(found.segments, (0, 500, 700), strict=True):
+        assert abs(segment.first_image - epoch * IMAGENET) <= 2048 / 2
+        assert segment.batch_size == 2048
     assert abs(found.num_images() - 800 * IMAGENET) <= 2048 / 2
     # 64, 100 and 144 patches an image: as many at a time, or a few less.
-    patches = [stretch.micro_batch * stretch.image_size**2 for stretch in found.course.stretches]
+    patches = [segment.micro_batch * segment.image_size**2 for segment in found.segments]
     assert all(0.99 * patches[0] < count <= patches[0] for count in patches)
 
 
@@ -89,8 +90,8 @@ def test_stretches_leave_no_gap_whatever_the_options():
         found = table(config, draw.randrange(1, 500), steps=steps, epochs=draw.uniform(0.01, 9), **options)
         assert all(length >= 1 for length in found.lengths())
         assert sum(found.lengths()) == found.num_steps == (steps or found.num_steps)
-        assert all(1 <= stretch.micro_batch <= stretch.batch_size for stretch in found.course.stretches)
-        for (before, after), length in zip(pairwise(found.course.stretches), found.lengths(), strict=False):
+        assert all(1 <= segment.micro_batch <= segment.batch_size for segment in found.segments)
+        for (before, after), length in zip(pairwise(found.segments), found.lengths(), strict=False):
             assert after.first_step == before.first_step + length
             assert after.first_image == before.first_image + length * before.batch_size
             assert after.first_index == before.first_index + length * before.per_step

@@ -22,7 +22,7 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import Feed, FeedError
-from bimkern.data.step_layout import Course
+from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
 
 CPU = torch.device("cpu")
@@ -45,8 +45,8 @@ def loader(request):
 
 
 def plan(folder, **changes):
-    course = Course.alike(**{"image_size": 16, "batch_size": 6, "micro_batch": 4} | changes)
-    return MicroBatches(images=checked_images(folder), augment=RandomResizedCrop(), seed=3, course=course)
+    layout = StepLayout.uniform(**{"image_size": 16, "batch_size": 6, "micro_batch": 4} | changes)
+    return MicroBatches(images=checked_images(folder), augment=RandomResizedCrop(), seed=3, layout=layout)
 
 
 def without(data, *sample_ids):

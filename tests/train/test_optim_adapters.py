@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bimkern.train.optim.adapters import NAMES, AdamWConfig, choose
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.adapters import NAMES, choose
 from bimkern.train.optim.group import GroupOptimizer
 
 CPU = torch.device("cpu")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bimkern.pretrain import main
+from bimkern.train.pretraining import Pretraining
 
 # What gives Python a number, or the host an array, of a tensor.
 READS = {

@@ -8,6 +8,7 @@ from bad_files import picture, write_bad_files, write_odd_files
 from growing import records, register, train, write_photos
 
 from bimkern.data.dali import unusable
+from bimkern.train.pretraining import Pretraining
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 CHANGES = (10, 14)  # steps of 16 before which the size changes

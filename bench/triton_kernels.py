@@ -60,26 +60,19 @@ class Compiled:
 def launches() -> list[Launch]:
     """Call the ops on tensors that hold nothing, and note what they would start."""
     found: list[Launch] = []
-    for dtype, lengths in _LENGTHS.items():
-        for length in lengths:
-            label = f"{_name(dtype)} P={length}"
-            forward = _rows(dtype, length)
-            found += _noted(label, masked_loss.masked_loss, forward)
-            found += _noted(label, masked_loss.masked_loss_bwd, (torch.empty((), device="meta"), *forward))
-    for dtype, patches in _PATCHES.items():
-        for patch in patches:
-            label = f"{_name(dtype)} p={patch}"
-            forward = _patches(dtype, patch)
-            found += _noted(label, masked_pixel_loss.masked_pixel_loss, forward)
-            found += _noted(label, masked_pixel_loss.masked_pixel_loss_bwd, (torch.empty((), device="meta"), *forward))
+    for op, module, arguments, letter, sizes in (
+        ("masked_loss", masked_loss, _rows, "P", _LENGTHS),
+        ("masked_pixel_loss", masked_pixel_loss, _patches, "p", _PATCHES),
+    ):
+        for dtype, size in ((dtype, size) for dtype, choices in sizes.items() for size in choices):
+            label = f"{str(dtype).removeprefix('torch.')} {letter}={size}"
+            forward = arguments(dtype, size)
+            found += _noted(label, getattr(module, op), forward)
+            found += _noted(label, getattr(module, f"{op}_bwd"), (torch.empty((), device="meta"), *forward))
     for patch in _PATCHES[torch.float32]:
         _, images, _, _, mean, std, *_ = _patches(torch.float32, patch)
         found += _noted(f"p={patch}", pixel_targets.pixel_targets, (images, mean, std, patch, True, torch.float32))
     return list({(launch.kernel.__name__, launch.label): launch for launch in found}.values())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _rows(dtype: torch.dtype, length: int) -> tuple[Any, ...]:

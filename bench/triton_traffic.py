@@ -2,9 +2,14 @@
 
     python -m bench.triton_traffic      into bench/results/traffic_triton.csv, which is written anew
 
-Bytes against the least that an op must move: `asked` is what its loads and stores ask for, `sectors` the 32-byte
-sectors that each of them touches, `program` the distinct ones of a program (what its caches leave), `launch` those of a
-whole launch. The interpreter knows programs, not warps: how wide the accesses of a thread are, says
+Against the bytes that an op has to move at least:
+
+    asked      bytes that its loads and stores ask for
+    requested  32-byte sectors that they touch, each load or store of a block on its own
+    blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
+    launch     distinct sectors of all its launches: what a perfect L2 cache leaves
+
+The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
 `python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches hidden.
 """
 
@@ -15,7 +20,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,25 +36,35 @@ _IMAGES, _PATCHES = 1, 196
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The traffic of one call of an op's kernels, in bytes."""
+    """The traffic of one call of an op. Sectors have 32 bytes."""
 
     op: str
     pass_: str
     shape: str
     dtype: str
-    ideal: int
-    asked: int
-    sectors: int
-    program: int
-    launch: int
+    ideal_bytes: int
+    asked_bytes: int
+    requested_sectors: int
+    block_sectors: int
+    launch_sectors: int
 
-    def __str__(self) -> str:
-        ratios = (f"{count / self.ideal:.2f}" for count in (self.asked, self.sectors, self.program, self.launch))
-        cells = (f"{self.op} {self.pass_}", self.shape, self.dtype, f"{self.ideal / 1e6:.3f}", *ratios)
-        return f"| {' | '.join(cells)} |"
+    def ratio(self, sectors: int) -> float:
+        """Return sectors as bytes, over the ideal."""
+        return sectors * _SECTOR / self.ideal_bytes
 
 
-HEAD = "| op | shape | dtype | ideal MB | asked / ideal | sectors | program | launch |\n" + "|---" * 8 + "|"
+def table(found: Iterable[Row]) -> str:
+    """Lay rows out as Markdown, over the ideal."""
+    lines = [
+        "| op | pass | shape | dtype | ideal bytes | asked | requested | blocks | launch |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        sectors = (row.requested_sectors, row.block_sectors, row.launch_sectors)
+        ratios = (row.asked_bytes / row.ideal_bytes, *map(row.ratio, sectors))
+        cells = (row.op, row.pass_, row.shape, row.dtype, str(row.ideal_bytes), *(f"{ratio:.2f}x" for ratio in ratios))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def rows() -> list[Row]:
@@ -103,12 +118,16 @@ def _count() -> Iterator[Row]:
         ):
             arguments = pred, truth, weight, total, *options
             read = hidden * P * (pred.itemsize + truth.itemsize) + weight.nbytes
-            yield _counted(getattr(module, op), arguments, op=op, pass_="fwd", ideal=read, **case)
+            yield _counted(getattr(module, op), arguments, op=op, pass_="fwd", ideal_bytes=read, **case)
             both = read + pred.nbytes
-            yield _counted(getattr(module, f"{op}_bwd"), (grad, *arguments), op=op, pass_="bwd", ideal=both, **case)
+            yield _counted(
+                getattr(module, f"{op}_bwd"), (grad, *arguments), op=op, pass_="bwd", ideal_bytes=both, **case
+            )
         if dtype == torch.float32:
             moved, arguments = images.nbytes + target.nbytes, (images, mean, std, patch, True, dtype)
-            yield _counted(pixel_targets.pixel_targets, arguments, op="pixel_targets", pass_="fwd", ideal=moved, **case)
+            yield _counted(
+                pixel_targets.pixel_targets, arguments, op="pixel_targets", pass_="fwd", ideal_bytes=moved, **case
+            )
 
 
 def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any) -> Row:
@@ -116,17 +135,21 @@ def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any)
 
     with recorded() as accesses:
         run(*arguments)
-    asked = sectors = 0
-    by_program = defaultdict(list)
+    asked = requested = 0
+    blocks = defaultdict(list)
     for access in accesses:
         touched = np.unique(access.addresses // _SECTOR)  # no value lies across two
         asked += len(access.addresses) * access.size
-        sectors += len(touched)
-        by_program[access.program].append(touched)
-    programs = [np.unique(np.concatenate(touched)) for touched in by_program.values()]
-    distinct = sum(map(len, programs)), len(np.unique(np.concatenate(programs)))
-    program, launch = (count * _SECTOR for count in distinct)
-    return Row(asked=asked, sectors=sectors * _SECTOR, program=program, launch=launch, **row)
+        requested += len(touched)
+        blocks[access.program].append(touched)
+    distinct = [np.unique(np.concatenate(touched)) for touched in blocks.values()]
+    return Row(
+        asked_bytes=asked,
+        requested_sectors=requested,
+        block_sectors=sum(map(len, distinct)),
+        launch_sectors=len(np.unique(np.concatenate(distinct))),
+        **row,
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -134,7 +157,7 @@ def main(arguments: list[str]) -> None:
         print(written(list(_count())), end="")
         return
     found = rows()
-    print(HEAD, *found, sep="\n")
+    print(table(found))
     RESULTS.write_text(written(found))
 
 

@@ -39,7 +39,7 @@ def loss_tiles(
     WIDE: tl.constexpr,
 ):
     num_rows, tokens, length = sizes
-    length = length // ALIGNMENT * ALIGNMENT  # so that the compiler knows
+    length = length // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
     token = (rows % tokens).to(tl.int64)
@@ -98,7 +98,7 @@ def slope_tiles(
     WIDE: tl.constexpr,
 ):
     num_rows, tokens, length = sizes
-    length = length // ALIGNMENT * ALIGNMENT  # so that the compiler knows
+    length = length // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
     token = (rows % tokens).to(tl.int64)

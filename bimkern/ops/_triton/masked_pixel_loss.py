@@ -36,7 +36,7 @@ def loss_patches(
     WIDE: tl.constexpr,
 ):
     channels, patch, grid_rows, grid_columns = sizes
-    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # so that the compiler knows
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
     image = (row // (grid_rows * grid_columns)).to(tl.int64)
     token = (row % (grid_rows * grid_columns)).to(tl.int64)
@@ -71,7 +71,7 @@ def slope_patches(
     WIDE: tl.constexpr,
 ):
     channels, patch, grid_rows, grid_columns = sizes
-    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # so that the compiler knows
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
     image = (row // (grid_rows * grid_columns)).to(tl.int64)
     token = (row % (grid_rows * grid_columns)).to(tl.int64)

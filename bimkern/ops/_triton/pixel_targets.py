@@ -28,7 +28,7 @@ def write_patches(
     WIDE: tl.constexpr,
 ):
     channels, patch, _, _ = sizes
-    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # so that the compiler knows
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
     values, inside = read_patch(images, statistics, sizes, strides, row, length, BLOCK, FULL, NORMALIZE, WIDE)
     tl.store(out + row.to(tl.int64) * length + tl.arange(0, BLOCK), values, mask=inside)

@@ -27,5 +27,5 @@ def alignment(*rows: Tensor) -> int:
 def row_starts(rows, strides, image, token, ALIGNMENT: tl.constexpr):
     """Return a pointer to each row; image and token are int64, any shape."""
     starts = rows + image * strides[0] + token * strides[1]
-    # Of a kernel's own arguments the compiler believes no such hint.
+    # Set on a kernel's argument itself, the compiler ignores such a hint.
     return tl.multiple_of(starts, ALIGNMENT * (rows.dtype.element_ty.primitive_bitwidth // 8))

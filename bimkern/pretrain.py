@@ -265,6 +265,11 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
     )
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Run as the script `bimkern-pretrain`, or by `python -m`."""
     with ending_at_once():
         main()
+
+
+if __name__ == "__main__":
+    script()

@@ -17,14 +17,15 @@ MAY_IMPORT = {
     "ops": set(),
     "optional": set(),
     "openmp": set(),
+    "figures": set(),
     "torchvision_compat": {"optional"},
     "nn": {"ops"},
     "models": {"nn", "ops", "optional"},
     "mim": {"models", "nn", "ops"},
     "cache": set(),
-    "arena": {"cache"},
+    "arena": {"cache", "figures"},
     "data": {"ops", "cache"},
-    "train": {"data", "arena", *ENGINE},
+    "train": {"data", "arena", "figures", *ENGINE},
     "evaluate": {"train", "data", "arena", *ENGINE},
     "dropin": ENGINE,
     "recipes": {"train", "data", *ENGINE},
@@ -102,6 +103,14 @@ def test_triton_is_imported_in_one_place(path):
         return
     modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "triton"]
     assert not modules, "triton is imported in ops/_triton alone"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_matplotlib_is_imported_in_one_place(path):
+    if name_of(path) == "bimkern/figures.py":
+        return
+    modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "matplotlib"]
+    assert not modules, "matplotlib is imported in figures.py alone, when something is drawn"
 
 
 @pytest.mark.parametrize("path", [p for p in PYTHON if part_of(p) not in ("recipes", "dropin", *COMMANDS)], ids=name_of)

@@ -1,4 +1,4 @@
-"""`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
+"""`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder on unlabeled images."""
 
 import gc
 import json
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> str:
-    """Do what the arguments say; return what is printed at the end."""
+    """Run the command and return the text to print at the end."""
     recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
     config = replace(recipe.config, run=_parse_options(recipe, arguments))
     _refuse_other_processes()
@@ -98,7 +98,7 @@ def _refuse_other_processes() -> None:
 
 
 def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, Outcome]:
-    """Train; where memory runs out, anew from the last checkpoint with half as many images at a time."""
+    """Train; on out-of-memory, restart from the last checkpoint with half the micro-batch."""
     while True:
         try:
             return config, Trainer(config, images, loader, folder).train()
@@ -110,7 +110,7 @@ def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder)
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
-    """Parse options into a RunConfig whose defaults are the recipe's."""
+    """Parse options into a RunConfig, with the defaults of the recipe."""
     usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
     try:
         options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
@@ -134,10 +134,10 @@ def _help(recipe: Recipe) -> str:
         ", ".join(known.name for known in SMALL_RECIPES), 100, initial_indent=4 * " ", subsequent_indent=4 * " "
     )
     return (
-        "Pre-train a vision transformer by masked image modelling.\n\n"
-        f"Recipes (default {_DEFAULT_RECIPE}; the options' defaults below are those of {recipe.name}):\n"
+        "Pre-train a vision transformer by masked image modeling.\n\n"
+        f"Recipes (default: {_DEFAULT_RECIPE}; the option defaults below are those of {recipe.name}):\n"
         + "\n".join(lines)
-        + f"\n  The same on a tiny ViT, for tests:\n{small}\n\n"
+        + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
@@ -146,7 +146,7 @@ def _help(recipe: Recipe) -> str:
 
 
 def _list_data(folder: Path | None) -> list[Listing]:
-    """Return the files to train on and, where there are any, others to judge and draw."""
+    """Return the files to train on and, for the demo, held-out files to evaluate on."""
     if folder is None:
         return list(demo_images())
     if folder == Path():
@@ -155,7 +155,7 @@ def _list_data(folder: Path | None) -> list[Listing]:
 
 
 def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
-    """Decode every file once, and settle what the run trains on and is judged by."""
+    """Decode every file once, and fix the images that the run trains on and is evaluated on."""
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     found = []
     for listing in listings:
@@ -174,7 +174,7 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
 
 
 def _choose(run: RunConfig) -> tuple[Loader, str]:
-    """Make sure that what the options name can be used here; return the loader and a line about it."""
+    """Check that the selected kernels and loader work here; return the loader and a line about it."""
     device = resolve_device(run.device)
     step_memory.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
     attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
@@ -206,7 +206,7 @@ def _describe(config: Config, images: Listing, loader: str) -> str:
 
 
 def _steps(config: Config, table: Timetable) -> str:
-    """Say how many steps there are, of how many images, and of which sizes where these change."""
+    """Describe the number of steps, their batch sizes, and the image sizes if they change."""
     batches = ", then ".join(dict.fromkeys(str(stretch.batch_size) for stretch in table.course.stretches))
     sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
     return f"{table.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"

@@ -66,7 +66,7 @@ def isolated(config: Config) -> Config:
 
 
 def with_pixels(config: Config) -> Config:
-    """Predict normalised pixels of every cell in place of its histogram: table 4."""
+    """Predict normalized pixels of every cell in place of its histogram: table 4."""
     return replace(config, method=replace(config.method, targets=(PixelTarget(normalize=True),)))
 
 

@@ -19,6 +19,7 @@ _FIELD = re.compile(r"(Same as|Source): ")
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _fields_from_paragraphs, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _add_commented_fields, priority=600)
+    app.connect("autodoc-skip-member", _skip_bare_fields)
     return {"parallel_read_safe": True}
 
 
@@ -32,6 +33,11 @@ def _add_commented_fields(_app: Sphinx, what: str, _name: str, item: Any, _optio
     entries = [f":ivar {name}: {comment}" for name, comment in _commented_fields(item)]
     if entries:
         lines += ["", *entries, ""]
+
+
+def _skip_bare_fields(_app: Sphinx, _what: str, _name: str, item: Any, _skip: bool, _options: Any) -> bool | None:
+    """Skip what a named tuple says of its fields by itself."""
+    return True if (getattr(item, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
 def _commented_fields(item: type) -> Iterator[tuple[str, str]]:

@@ -87,6 +87,10 @@ def test_links_lead_to_files(page):
     assert not [link for link in markdown.links(page) if not (page.parent / link).exists()]
 
 
+def test_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
 def test_recipes_that_are_named_exist():
     named = {name for page in markdown.PAGES for name in re.findall(r"`(\w+_vit_\w+)`", page.read_text())}
     assert len(named) > 20

@@ -10,7 +10,7 @@ from bench import cli, malloc, report, results
 from bench.entry import Entry, Measured
 from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
-from bimkern.train.output import printing
+from bimkern.output import printing
 
 
 def main(arguments: Sequence[str]) -> int:

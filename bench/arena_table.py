@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from bimkern.arena import Arena
-from bimkern.data.course import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train.config import Config
-from bimkern.train.estimate import ALIGNMENT, trace
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.scaling import Scaling
+from bimkern.train.config.run import Config
+from bimkern.train.memory.estimate import ALIGNMENT, trace
+from bimkern.train.memory.extrapolate import Scaling
+from bimkern.train.optim.group import GroupOptimizer
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
 NAMES = [name for name, recipe in RECIPES.items() if recipe.config.method.distillation is None]  # others need a file
@@ -43,7 +43,7 @@ FIELDS = (
 
 
 def planned(config: Config, batch: int) -> dict[str, Any]:
-    kind = Stretch(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
+    kind = Segment(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
     need = Scaling().need(config, kind)
     counted, _ = trace(config, kind)
     begin = time.perf_counter()

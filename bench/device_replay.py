@@ -19,8 +19,8 @@ import torch
 
 from bimkern.arena import Plan
 from bimkern.mim.flow import Scope
-from bimkern.train import step_memory
-from bimkern.train.config import ArenaName
+from bimkern.train.config.run import ArenaName
+from bimkern.train.memory import allocator
 
 PROVIDERS: dict[str, ArenaName] = {"plan": "plan", "caching": "off", "expandable": "off", "pool": "pool"}
 _SETTINGS = {"expandable": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
@@ -112,7 +112,7 @@ class Worker:
 
 def main(provider: str, device_name: str) -> None:
     device = torch.device(device_name)
-    memory = step_memory.choose(PROVIDERS[provider], device, compiled=False)  # before the GPU is touched
+    memory = allocator.choose(PROVIDERS[provider], device, compiled=False)  # before the GPU is touched
     plan = Plan.from_json(json.loads(sys.stdin.readline()))
     on_gpu = device.type == "cuda"
     free_before = torch.cuda.mem_get_info(device)[0] if on_gpu else 0

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from bimkern.mim.masking import StageView
+from bimkern.mim.masking.random import StageView
 from bimkern.mim.model import HeadConfig, Method
 from bimkern.mim.schedule import Schedule
 from bimkern.models.heads import LinearConfig

@@ -33,11 +33,9 @@ _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 _WITHOUT_GPU_CASES = (
     *(f"tests/test_{name}.py" for name in ("demo", "export", "info", "layers", "plan", "pretrain")),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "bad_images", "distilled_runs", "estimate", "faults")),
-    *(f"tests/train/test_{name}.py" for name in ("fit", "full_disk", "output", "reads", "run", "signals")),
-    *(
-        f"tests/train/test_{name}.py"
-        for name in ("size_changes", "size_changes_bad_images", "small_recipes", "step_memory")
-    ),
+    *(f"tests/train/test_{name}.py" for name in ("allocator", "budget", "full_disk", "output", "reads", "run")),
+    *(f"tests/train/test_{name}.py" for name in ("signals", "size_changes", "size_changes_bad_images")),
+    "tests/train/test_small_recipes.py",
     *("tests/csrc", "tests/bench"),
 )
 

@@ -15,7 +15,7 @@ from skimage import data
 from torch import Tensor
 
 from bench.entries.hog import CELLS, sobel, twelve_passes
-from bimkern.mim.hog_picture import draw_hog
+from bimkern.mim.reconstruction.hog_strokes import draw_hog
 from bimkern.ops import hog
 from bimkern.ops.hog import hog_reference
 

@@ -13,7 +13,7 @@ from bench.refcheck import WrongResult
 from bench.results import Row, provenance
 from bench.timing import Ceilings, Clock, Times, clock_for, measure, summarize
 from bimkern.ops import backends
-from bimkern.train.memory import LiveBytes
+from bimkern.train.memory.live_bytes import LiveBytes
 
 _BUDGET, _QUICK_BUDGET = 2.0, 0.02  # seconds a case
 

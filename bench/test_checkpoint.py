@@ -11,9 +11,9 @@ import torch
 
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint
-from bimkern.train.saver import Saver
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.store import Checkpoint
 
 ROUNDS = 3
 

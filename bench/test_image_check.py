@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bimkern.cache import cache_folder
 from bimkern.data.check import check
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.source import Listing, image_folder
+from bimkern.files.cache import cache_folder
 
 FILES, WORKERS = 10_000, 2
 WIDTH, HEIGHT = 500, 375

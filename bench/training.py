@@ -15,12 +15,12 @@ from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
 from bimkern.mim.flow import MicroBatch, Scope
-from bimkern.mim.masking import StageView
+from bimkern.mim.masking.random import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
-from bimkern.train.config import Config
-from bimkern.train.optim import GroupOptimizer
+from bimkern.train.config.run import Config
+from bimkern.train.optim.group import GroupOptimizer
 
 _DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of matrix products
 SAME_MASK = {"float32": 1e-4, "bfloat16": 1e-2}  # relative error of losses

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
-from bimkern.train.config import ConfigError
-from bimkern.train.output import printing, say
+from bimkern.output import printing, say
+from bimkern.train.config.run import ConfigError
 
 Options = TypeVar("Options")
 Named = TypeVar("Named")

@@ -15,16 +15,16 @@ from bimkern import arena, openmp, ops, optional
 from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops._native import library
-from bimkern.train import optimizers
-from bimkern.train.config import resolve_device
-from bimkern.train.output import printing
+from bimkern.output import printing
+from bimkern.train.config.run import resolve_device
+from bimkern.train.optim import adapters
 
 OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "dali": ("nvidia.dali", None),
     "nvimgcodec": ("nvidia.nvimgcodec", None),  # DALI's decoders on a GPU
     "triton": ("triton", None),
     "xformers": ("xformers", None),
-    "apex": ("apex", optimizers.not_nvidias),
+    "apex": ("apex", adapters.not_nvidias),
     "timm": ("timm", None),
     "torchvision": ("torchvision", None),
 }
@@ -78,7 +78,7 @@ def collect() -> dict[str, Any]:
             "device": str(device),
             "loader": {"pil": None, "dali": dali.unusable(device)},
             "attention": {name: attention.unusable(name, device, torch.float16) for name in attention.NAMES},
-            "optimizer": {name: optimizers.unusable(name, device) for name in optimizers.NAMES},
+            "optimizer": {name: adapters.unusable(name, device) for name in adapters.NAMES},
         },
         "optional": {name: _optional(*how) for name, how in OPTIONAL.items()},
     }

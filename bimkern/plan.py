@@ -1,7 +1,6 @@
 """`python -m bimkern.plan [RECIPE] [options]`: predict the memory of a run before it starts."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,18 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bimkern import command
-from bimkern.arena import ArenaUnavailable, Plan, draw
-from bimkern.data.course import Stretch
+from bimkern.arena import Plan, draw
+from bimkern.data.step_layout import Segment
+from bimkern.errors import BimkernError
+from bimkern.output import printing
 from bimkern.recipes import RECIPES
-from bimkern.train.config import Config, ConfigError, Precision, RunConfig
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import Need, step_plan
-from bimkern.train.fit import Fits, Needs, kinds, search
-from bimkern.train.output import printing
-from bimkern.train.scaling import COUNTED
+from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
+from bimkern.train.memory.budget import Fits, Needs, kinds, search
+from bimkern.train.memory.estimate import Need, step_plan
+from bimkern.train.memory.extrapolate import COUNTED
+from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
-_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
 _DESCRIPTION = """\
 Predict the memory of a training step. It traces one step on tensors without storage and plans it like the arena, so the
 device is not needed. The process itself, allocations inside libraries, loaders and copies for checkpoints are extra.
@@ -59,7 +58,7 @@ class PlanOptions:
 class Phase:
     """Steps of a run that need the same memory."""
 
-    kind: Stretch
+    kind: Segment
     need: Need
 
 
@@ -84,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fits = None if limit is None else search(config, needs, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
-    except (ConfigError, ArenaUnavailable) as error:
-        command.end(_PROGRAM, str(error), exit_code=2)
+    except BimkernError as error:
+        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
     with printing():
@@ -121,10 +120,10 @@ def _run(run: RunConfig, options: PlanOptions) -> RunConfig:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", text)
-    if found is None:
-        raise ConfigError(f"--limit must be a number of {', '.join(_UNITS)}, like 24GiB, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--limit {error}") from error
 
 
 def _draw(config: Config, device: str, path: Path) -> None:

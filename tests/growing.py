@@ -8,12 +8,12 @@ import torch
 from options import filled
 from PIL import Image
 
+from bimkern.exporters.export import Trained, write_timm
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.layouts import WEIGHTS
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
-from bimkern.train.export import Trained, write_timm
 
 MEMORY = (  # where steps are planned
     *("planned_bytes", "plan_gap", "planned_peak_bytes", "unplanned_peak_bytes"),

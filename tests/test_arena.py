@@ -19,8 +19,8 @@ from bimkern.arena import Arena, ArenaError, outlived
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.group import GroupOptimizer
 
 FLOATS = 1000  # of a small tensor
 

@@ -15,7 +15,7 @@ import torch
 
 from bimkern import arena
 from bimkern.arena import Arena, ArenaUnavailable, device, held_bytes, install, unusable
-from bimkern.train.memory import held_bytes as held_by_the_run
+from bimkern.train.memory.live_bytes import held_bytes as held_by_the_run
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)

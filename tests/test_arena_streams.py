@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bimkern.arena import Arena, ArenaError, held_bytes
-from bimkern.train.memory import held_bytes as held_by_the_run
+from bimkern.train.memory.live_bytes import held_bytes as held_by_the_run
 
 FLOATS = 2**20
 STEPS = 8

@@ -22,11 +22,11 @@ import bimkern
 from bench import cli
 from bimkern import ops
 from bimkern.export import Options
+from bimkern.exporters.export import Trained, write_backbones
 from bimkern.mim.model import MIM
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
-from bimkern.train.config import RunConfig
-from bimkern.train.export import Trained, write_backbones
+from bimkern.train.config.run import RunConfig
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ("ops", "nn", "arena", "recipes")
@@ -85,6 +85,12 @@ def test_commands_of_the_bench_are_understood():
 )
 def test_links_lead_to_files(page):
     assert not [link for link in markdown.links(page) if not (page.parent / link).exists()]
+
+
+def test_files_that_are_named_exist():
+    for page in markdown.PAGES:
+        named = re.findall(r"`((?:tests|bench|csrc|bimkern|docs)/[\w./]+)`", page.read_text())
+        assert not [name for name in named if not (ROOT / name).exists()], page
 
 
 def test_readme_stays_short():

@@ -11,10 +11,10 @@ from interop import import_or_skip
 from bimkern.export import main
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint
-from bimkern.train.config import to_json
-from bimkern.train.run_folder import RunFolder
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.store import Checkpoint
+from bimkern.train.config.serialize import to_json
+from bimkern.train.run_folder.folder import RunFolder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from interop import TORCHVISION_FOR_CUDA
 
 from bimkern import __version__, info, ops
-from bimkern.train.optimizers import not_nvidias
+from bimkern.train.optim.adapters import not_nvidias
 
 
 def run(*arguments, search_path="", **environment):

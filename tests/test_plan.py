@@ -7,7 +7,7 @@ from PIL import Image
 
 from bimkern import plan
 from bimkern.plan import main
-from bimkern.train.console import human_bytes
+from bimkern.units import human_bytes
 
 
 def planned(capsys, *arguments):

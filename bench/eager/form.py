@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.model import Method
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig

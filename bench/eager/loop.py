@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.eager.form import Form
 from bench.eager.network import Network
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
 
 
 class Loop(ABC):

@@ -19,11 +19,11 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.source import image_folder
+from bimkern.data.step_layout import StepLayout
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times
 _WORKERS = 2  # processes or threads; what either prepares ahead, settle() has to use up
@@ -76,8 +76,8 @@ def measure(case: Case) -> Measure:
     B = case.dims["B"]
     listing = image_folder(Path(folder.name))
     images = readable(listing, check(listing, workers=_WORKERS))
-    course = Course.alike(image_size=case.dims["to"], batch_size=B, micro_batch=B)
-    data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, course=course)
+    layout = StepLayout.uniform(image_size=case.dims["to"], batch_size=B, micro_batch=B)
+    data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, layout=layout)
     names: list[LoaderName] = ["pil", "dali"]
     if reason := dali.unusable():
         print(f"loaders: without DALI, which cannot be used ({reason})", file=sys.stderr)

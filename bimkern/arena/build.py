@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bimkern.arena.errors import ArenaUnavailable
-from bimkern.cache import cache_folder
+from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.arena")
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.ops.philox import WORD, philox4x32
+from bimkern.rng import WORD, philox4x32
 
 Int64 = NDArray[np.int64]
 Interpolation = Literal["bicubic", "bilinear"]

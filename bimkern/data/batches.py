@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, stream
-from bimkern.data.course import Course
 from bimkern.data.source import Images
+from bimkern.data.step_layout import StepLayout
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class MicroBatches:
     images: Images
     augment: RandomResizedCrop
     seed: int
-    course: Course
+    layout: StepLayout
 
     def __getitem__(self, index: int) -> Crops:
-        stretch, step, part = self.course.place(index)
-        offset = part * stretch.micro_batch
-        count = min(stretch.micro_batch, stretch.batch_size - offset)
-        epochs, sample_ids = stream(stretch.image(step) + offset, count, len(self.images), self.seed)
+        segment, step, part = self.layout.locate(index)
+        offset = part * segment.micro_batch
+        count = min(segment.micro_batch, segment.batch_size - offset)
+        epochs, sample_ids = stream(segment.image(step) + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         images, augment = self.images, self.augment
@@ -91,5 +91,5 @@ class MicroBatches:
             images.pil_only[sample_ids],
             augment.boxes(draws, sizes, self.seed),
             augment.flips(draws, self.seed),
-            stretch.image_size,
+            segment.image_size,
         )

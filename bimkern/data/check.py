@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bimkern.cache import cache_folder
-from bimkern.data import jsonl
 from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
 from bimkern.data.orientation import UPRIGHT, upright_size
 from bimkern.data.source import Images, Listing, SourceError
 from bimkern.data.workers import WorkerDied, ahead
+from bimkern.files import jsonl
+from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.data")
 

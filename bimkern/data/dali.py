@@ -31,11 +31,11 @@ from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.check import Found, images
-from bimkern.data.course import Course
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes, stored_boxes
-from bimkern.data.watchdog import Watchdog, watched
+from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
+from bimkern.watchdog import Watchdog, watched
 
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
@@ -129,8 +129,8 @@ class DaliLoader:
     def _decodes_a_sound_image(self) -> bool:
         with _sound_image() as sound:
             only = images(sound.parent, {sound.name: _SOUND})
-            course = Course.alike(image_size=8, batch_size=1, micro_batch=1)
-            data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, course=course)
+            layout = StepLayout.uniform(image_size=8, batch_size=1, micro_batch=1)
+            data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, layout=layout)
             return self._refusal(data, data[0]) is None
 
     def _refusal(self, data: MicroBatches, crops: Crops) -> str | None:
@@ -148,12 +148,12 @@ class DaliLoader:
         from nvidia.dali import Pipeline, fn, math, types
 
         filters: dict[Interpolation, Any] = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
-        on_gpu, stretches = self.device.type == "cuda", data.course.stretches
+        on_gpu, segments = self.device.type == "cuda", data.layout.segments
         pipeline = Pipeline(
-            batch_size=max(stretch.micro_batch for stretch in stretches),
+            batch_size=max(segment.micro_batch for segment in segments),
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=max(_IN_FLIGHT, *(stretch.per_step + 1 for stretch in stretches)),
+            prefetch_queue_depth=max(_IN_FLIGHT, *(segment.per_step + 1 for segment in segments)),
         )
         with pipeline:
             path, corner, extent, roi_start, roi_end, side = fn.external_source(source=source, num_outputs=6)

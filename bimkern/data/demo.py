@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.cache import cache_folder
 from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.files.cache import cache_folder
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond
 _HELD_OUT = 0.25  # share of the width

@@ -77,9 +77,9 @@ class PilLoader:
         Raises:
             OutOfResources: there is too little for one micro-batch a worker.
         """
-        stretches = data.course.stretches
-        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in stretches)
-        per_step = max(s.per_step for s in stretches)
+        segments = data.layout.segments
+        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in segments)
+        per_step = max(s.per_step for s in segments)
         enough = max(4, -(-per_step // self.workers) + 1)
         wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
         while prefetch:

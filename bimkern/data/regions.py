@@ -20,14 +20,14 @@ import torch
 from PIL import ExifTags, Image
 
 import bimkern
-from bimkern.cache import cache_folder
 from bimkern.data import dali, pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import Found, images, inspect
-from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
+from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name
+from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.data")
 
@@ -100,8 +100,8 @@ def _jpegs(folder: Path) -> MicroBatches:
         name = f"{orientation}.jpg"
         picture.save(folder / name, quality=95, exif=exif)
         found[name] = inspect(folder / name)
-    course = Course.alike(image_size=_CROP, batch_size=len(found), micro_batch=len(found))
-    return MicroBatches(images=images(folder, found), augment=RandomResizedCrop(), seed=0, course=course)
+    layout = StepLayout.uniform(image_size=_CROP, batch_size=len(found), micro_batch=len(found))
+    return MicroBatches(images=images(folder, found), augment=RandomResizedCrop(), seed=0, layout=layout)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
-from bimkern.data.watchdog import Watchdog, watched
+from bimkern.watchdog import Watchdog, watched
 
 Item = TypeVar("Item")
 

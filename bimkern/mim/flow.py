@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.masking import StageView
+from bimkern.mim.masking.random import StageView
 from bimkern.mim.targets import StageTarget
 
 Scope = Callable[[str], AbstractContextManager[object]]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.blockwise import Blockwise
 from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.hiding import HIDING
-from bimkern.mim.masking import RandomDrop, StageView
+from bimkern.mim.mask_embedding import HIDING
+from bimkern.mim.masking.blockwise import Blockwise
+from bimkern.mim.masking.random import RandomDrop, StageView
+from bimkern.mim.masking.units import BlockPixels, TokenReplace
 from bimkern.mim.schedule import Unit
 from bimkern.mim.targets import Colors, Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
-from bimkern.mim.unit_masks import BlockPixels, TokenReplace
 from bimkern.models.heads import DecoderConfig, LinearConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError

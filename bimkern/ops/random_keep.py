@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
-from bimkern.ops.philox import WORD, philox4x32
+from bimkern.rng import WORD, philox4x32
 
 # A symbolic step: torch.compile would otherwise recompile a loop at every step.
 _ARGUMENTS = "Tensor sample_ids, int num_tokens, int num_keep, int seed"

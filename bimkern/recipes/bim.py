@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from bimkern.mim.flow import Local
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.schedule import Cosine
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 FIXED_MASK = (0.75,)  # section 4.1
 GROWING_MASK = (0.65, 0.70, 0.80, 0.85)  # section 3.3 and table 4; mean 0.75

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bimkern.mim.flow import Local
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.targets import HogTarget
 from bimkern.models.vit import VIT_BASE, ViTConfig
 from bimkern.recipes.bim import GROWING_MASK, bim, local
@@ -11,7 +11,7 @@ from bimkern.recipes.fastmim import HOG, IMAGE_SIZE, VIT_BASE_128, progressive
 from bimkern.recipes.localmim import isolated, localmim
 from bimkern.recipes.recipe import Recipe
 from bimkern.recipes.vitfreeze import vitfreeze
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 
 def bim_hog(name: str, encoder: ViTConfig, target: HogTarget = HOG) -> Config:

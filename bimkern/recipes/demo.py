@@ -9,7 +9,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import GROWING_MASK, bim
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config, RunConfig
+from bimkern.train.config.run import Config, RunConfig
 
 
 def demo() -> Config:

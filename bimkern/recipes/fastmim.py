@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bimkern.data.step_layout import Phase
 from bimkern.mim.flow import EndToEnd
+from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import Distillation, HogTarget
-from bimkern.mim.unit_masks import BlockPixels
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
-from bimkern.train.phases import Phase
+from bimkern.train.config.run import Config
 
 _EPOCHS = 800  # table 1
 IMAGE_SIZE = 128  # section 3 and table 2

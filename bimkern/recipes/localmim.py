@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import HogTarget, PixelTarget
@@ -11,7 +11,7 @@ from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_LARGE, VIT_SMALL, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # section 3.3: grids of 56, 28, 14 and 7 a side at 224 pixels
 DECODER = DecoderConfig(width=256, depth=1, num_heads=8)  # section 4.1

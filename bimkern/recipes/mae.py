@@ -2,15 +2,15 @@
 
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.mim.flow import EndToEnd
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config, RunConfig
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import Config, RunConfig
 
 _EPOCHS = 800  # table 1 and table 8; 1600 in table 3
 

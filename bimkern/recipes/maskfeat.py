@@ -7,8 +7,8 @@ are compared and not encoders.
 from dataclasses import replace
 
 from bimkern.data.augment import RandomResizedCrop
-from bimkern.mim.blockwise import Blockwise
 from bimkern.mim.flow import EndToEnd
+from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import HogTarget
@@ -17,8 +17,8 @@ from bimkern.models.vit import VIT_BASE, ViTConfig
 from bimkern.recipes.bim import local
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import Config
 
 _EPOCHS = 300  # the published config; 1600 in table 7
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 
 @dataclass(frozen=True, kw_only=True)

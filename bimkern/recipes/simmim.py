@@ -8,17 +8,17 @@ from dataclasses import replace
 
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.mim.flow import EndToEnd
+from bimkern.mim.masking.units import TokenReplace
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Step
 from bimkern.mim.targets import PixelTarget
-from bimkern.mim.unit_masks import TokenReplace
 from bimkern.models.heads import LinearConfig
 from bimkern.models.vit import VIT_BASE, ViTConfig
 from bimkern.recipes.bim import local
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import Config
 
 _EPOCHS = 800  # section 4.2, ViT-B
 _UNIT = 32  # pixels, section 4.1.1

@@ -14,7 +14,7 @@ from bimkern.recipes.maskfeat import maskfeat
 from bimkern.recipes.recipe import Recipe
 from bimkern.recipes.simmim import simmim
 from bimkern.recipes.vitfreeze import vitfreeze
-from bimkern.train.config import Config, RunConfig
+from bimkern.train.config.run import Config, RunConfig
 
 _ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
 _LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch

@@ -6,7 +6,7 @@ from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.vit import VIT_BASE
 from bimkern.recipes.localmim import localmim
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config import Config
+from bimkern.train.config.run import Config
 
 
 def vitfreeze(name: str, base: Config) -> Config:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bimkern.train.config import resolve_device
+from bimkern.train.config.run import resolve_device
 
 
 def claim(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
 from bench.refcheck import WrongResult
 from bench.training import Ours
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.recipes import RECIPES

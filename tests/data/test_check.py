@@ -11,10 +11,10 @@ from bad_files import picture, write_bad_files, write_odd_files
 from image_kinds import turned_files
 from PIL import Image
 
-from bimkern.cache import cache_folder
 from bimkern.data import check as checks
 from bimkern.data.check import check, inspect, readable
 from bimkern.data.source import SourceError, image_folder
+from bimkern.files.cache import cache_folder
 
 
 @pytest.fixture

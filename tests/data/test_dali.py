@@ -17,9 +17,9 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
-from bimkern.data.watchdog import Interrupted, stopped_by
+from bimkern.data.step_layout import StepLayout
+from bimkern.watchdog import Interrupted, stopped_by
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop()
@@ -58,8 +58,8 @@ def folder(tmp_path):
 def batches(folder, size, augment=CROP):
     """All images in one batch, cropped anew in every test run."""
     images = checked_images(folder)
-    course = Course.alike(image_size=size, batch_size=len(images), micro_batch=len(images))
-    return MicroBatches(images=images, augment=augment, seed=torch.initial_seed(), course=course)
+    layout = StepLayout.uniform(image_size=size, batch_size=len(images), micro_batch=len(images))
+    return MicroBatches(images=images, augment=augment, seed=torch.initial_seed(), layout=layout)
 
 
 def exact(image, box, size, interpolation="bicubic"):

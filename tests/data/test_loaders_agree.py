@@ -11,11 +11,11 @@ from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.course import Course
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.orientation import turned
+from bimkern.data.step_layout import StepLayout
 
 EPOCHS = 12
 
@@ -36,8 +36,8 @@ def folder(tmp_path):
 
 
 def plan(images, size, **augment):
-    course = Course.alike(image_size=size, batch_size=EPOCHS * len(images), micro_batch=EPOCHS * len(images))
-    return MicroBatches(images=images, augment=RandomResizedCrop(**augment), seed=torch.initial_seed(), course=course)
+    layout = StepLayout.uniform(image_size=size, batch_size=EPOCHS * len(images), micro_batch=EPOCHS * len(images))
+    return MicroBatches(images=images, augment=RandomResizedCrop(**augment), seed=torch.initial_seed(), layout=layout)
 
 
 def both(data, device="cpu", **options):

@@ -13,12 +13,12 @@ from PIL import Image
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.demo import demo_images
-from bimkern.data.feed import Feed
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
+from bimkern.data.resilient_loader import Feed
 from bimkern.data.source import SourceError, image_folder
+from bimkern.data.step_layout import StepLayout
 
 
 def picture(width, height, seed=0):
@@ -46,8 +46,8 @@ def loader(request):
 
 
 def batches(images, **changes):
-    course = Course.alike(**{"image_size": 16, "batch_size": 4, "micro_batch": 4} | changes)
-    return MicroBatches(images=images, augment=RandomResizedCrop(), seed=3, course=course)
+    layout = StepLayout.uniform(**{"image_size": 16, "batch_size": 4, "micro_batch": 4} | changes)
+    return MicroBatches(images=images, augment=RandomResizedCrop(), seed=3, layout=layout)
 
 
 def steps_of(loader, data, first, last):
@@ -196,8 +196,8 @@ def test_a_crop_is_pils_resize_of_the_box_mirrored_where_asked(folder, interpola
     images = checked_images(folder)
     for flip in (0.0, 1.0):
         crop = RandomResizedCrop(scale=(1, 1), ratio=(4 / 3, 4 / 3), flip=flip, interpolation=interpolation)
-        course = Course.alike(image_size=16, batch_size=5, micro_batch=5)
-        data = MicroBatches(images=images, augment=crop, seed=0, course=course)
+        layout = StepLayout.uniform(image_size=16, batch_size=5, micro_batch=5)
+        data = MicroBatches(images=images, augment=crop, seed=0, layout=layout)
         batch = pil.decode(data, 0)
         for pixels, draw in zip(batch.images, batch.draw_ids, strict=True):
             image = upright(images.path(int(draw)))

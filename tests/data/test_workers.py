@@ -18,14 +18,15 @@ from bad_files import picture
 from checked import checked_images
 from disk import full_disk
 
-from bimkern.data import pil, watchdog, workers
+from bimkern import watchdog
+from bimkern.data import pil, workers
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
-from bimkern.data.course import Course
 from bimkern.data.formats import OutOfResources
 from bimkern.data.pil import PilLoader
-from bimkern.data.watchdog import Interrupted, stopped_by
+from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
+from bimkern.watchdog import Interrupted, stopped_by
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +41,8 @@ def data(tmp_path):
     """Micro-batches of 1.2 MB."""
     for i in range(6):
         picture(40 + i, 30, seed=i).save(tmp_path / f"{i}.png")
-    course = Course.alike(image_size=224, batch_size=16, micro_batch=8)
-    return MicroBatches(images=checked_images(tmp_path), augment=RandomResizedCrop(), seed=3, course=course)
+    layout = StepLayout.uniform(image_size=224, batch_size=16, micro_batch=8)
+    return MicroBatches(images=checked_images(tmp_path), augment=RandomResizedCrop(), seed=3, layout=layout)
 
 
 def children():

@@ -7,7 +7,8 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
-from bimkern.train.optim import AdamWConfig, GroupOptimizer
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.group import GroupOptimizer
 
 STEPS, BATCH = 4, 5
 

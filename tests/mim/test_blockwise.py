@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bimkern.mim.blockwise import Blockwise
+from bimkern.mim.masking.blockwise import Blockwise
 
 GRID = (14, 14)
 IDS = torch.arange(200)

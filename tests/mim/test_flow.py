@@ -11,9 +11,9 @@ from bimkern.mim.model import MIM
 from bimkern.mim.targets import StageTarget
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
-from bimkern.train.memory import LiveBytes
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.optim.group import GroupOptimizer
 
 SEED = 11
 METHODS = tuple(

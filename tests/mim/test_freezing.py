@@ -10,8 +10,8 @@ from bimkern.mim.flow import EndToEnd, Local, MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.recipes import RECIPES
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import AdamWConfig
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.group import GroupOptimizer
 
 EPOCHS, WARMUP, DEPTH, PEAK = 100, 10, 12, 1.6e-3
 SCHEDULE = FreezeOut(warmup=WARMUP / EPOCHS)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bimkern.mim.masking import RandomDrop
+from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruct import hidden_at, hidden_errors, masked, reconstruct, stage_name
+from bimkern.mim.reconstruction.reconstruct import hidden_at, hidden_errors, masked, reconstruct, stage_name
 from bimkern.mim.targets import PixelTarget, unpatchify
 from bimkern.ops import masked_loss, pixel_targets, scale_mask
 from bimkern.recipes import RECIPES

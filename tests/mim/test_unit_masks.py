@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bimkern.mim.unit_masks import BlockPixels, TokenReplace
+from bimkern.mim.masking.units import BlockPixels, TokenReplace
 
 IDS = torch.arange(5)
 

@@ -10,13 +10,13 @@ import torch
 from interop import import_or_skip
 from PIL import Image
 
+from bimkern.exporters.export import Trained, write_hf, write_timm
 from bimkern.mim.model import IMAGENET_STD, MIM
 from bimkern.models import layouts
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.ops import keep_to_mask, masked_loss, pixel_targets, random_keep
 from bimkern.recipes import RECIPES
-from bimkern.train.export import Trained, write_hf, write_timm
 
 TAPS = [("mae_vit_test", 4), *(("bim_vit_test_growing", depth) for depth in (1, 2, 3, 4))]
 every_tap = pytest.mark.parametrize(("recipe", "depth"), TAPS)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bimkern.exporters.export import Trained, write_timm
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import Distillation
 from bimkern.models.layouts import WEIGHTS
 from bimkern.models.teacher import TeacherError, load_teacher
 from bimkern.recipes import RECIPES
-from bimkern.train.export import Trained, write_timm
 
 STUDENT = RECIPES["fastmim_vit_test_distilled"].config.method
 TEACHER = RECIPES["fastmim_vit_test"].config

@@ -6,8 +6,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from bimkern.ops import random_keep
-from bimkern.ops.philox import philox4x32
 from bimkern.ops.random_keep import random_keep_reference, token_priorities
+from bimkern.rng import philox4x32
 
 # Random123's known answers: counter, key (two words), result.
 KNOWN = [

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint
-from bimkern.train.saver import Saver
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.store import Checkpoint
 
 SECONDS = 0.03  # of saving before the latest kill; a save takes about a tenth
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train.config import ConfigError, to_json
-from bimkern.train.run_folder import RunFolder
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import to_json
+from bimkern.train.run_folder.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("standins")
 

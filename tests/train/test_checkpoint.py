@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import bimkern
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint, CheckpointError
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 
 
 def make(step):

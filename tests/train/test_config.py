@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bimkern.recipes import RECIPES
-from bimkern.train.config import ConfigError, differences, from_json, to_json
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import differences, from_json, to_json
 
 
 @pytest.mark.parametrize("name", RECIPES)

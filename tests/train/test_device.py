@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bimkern.train import device as devices
-from bimkern.train.host_memory import HostMemory
-from bimkern.train.saver import Saver
+from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.pinned_buffer import HostMemory
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from bimkern.models.layers import Attention, Linear, PatchEmbed
 from bimkern.models.teacher import Teacher
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
 from bimkern.train import network
-from bimkern.train.estimate import live_activation_peak
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
 
 STUDENT = "fastmim_vit_test_distilled"  # of 64 pixels
 
@@ -85,7 +85,7 @@ def test_a_dry_run_counts_the_teacher_as_the_run_does(photos, teacher, tmp_path,
     train(photos, tmp_path / "run", teacher, "--steps", "2", "--precision", precision)
     counted = records(tmp_path / "run")[-1]["live_activation_bytes"]
     config = config_with(teacher, precision=precision)
-    assert live_activation_peak(config, config.timetable(8).course.at(0)) == counted
+    assert live_activation_peak(config, config.step_layout(8).at(0)) == counted
 
 
 def test_a_run_goes_on_with_its_teacher_wherever_that_lies(photos, teacher, tmp_path):

@@ -7,19 +7,19 @@ import torch
 from growing import write_teacher
 
 from bimkern.arena import Arena
-from bimkern.data.course import Stretch
+from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
-from bimkern.train.estimate import exact_need, step_plan
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.scaling import Scaling
+from bimkern.train.memory.estimate import exact_need, step_plan
+from bimkern.train.memory.extrapolate import Scaling
+from bimkern.train.optim.group import GroupOptimizer
 
 
 def kind(recipe, batch, micro):
     size = RECIPES[recipe].config.method.encoder.image_size
-    return Stretch(image_size=size, batch_size=batch, micro_batch=micro)
+    return Segment(image_size=size, batch_size=batch, micro_batch=micro)
 
 
 def config(recipe, **options):

@@ -9,13 +9,14 @@ import torch
 from disk import full_disk, mode, umask_of
 from safetensors import safe_open
 
+from bimkern.exporters.export import Trained, read_trained, write_backbones, write_hf, write_mae_program, write_timm
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.checkpoint import Checkpoint, CheckpointError
-from bimkern.train.config import ConfigError, to_json
-from bimkern.train.export import Trained, read_trained, write_backbones, write_hf, write_mae_program, write_timm
-from bimkern.train.run_folder import RunFolder
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import to_json
+from bimkern.train.run_folder.folder import RunFolder
 
 CONFIG = RECIPES["bim_vit_test"].config
 every_format = pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])

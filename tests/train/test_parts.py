@@ -11,13 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from bimkern.recipes import RECIPES
-from bimkern.train import metrics
-from bimkern.train.config import ConfigError, RunConfig, differences, resolve_device, to_json
-from bimkern.train.history import History
-from bimkern.train.memory import LiveBytes, held_bytes
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import AdamWConfig
-from bimkern.train.run_folder import RunFolder
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import ConfigError, RunConfig, resolve_device
+from bimkern.train.config.serialize import differences, to_json
+from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
+from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting import metrics
+from bimkern.train.reporting.history import History
+from bimkern.train.run_folder.folder import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -146,7 +147,7 @@ def test_metrics_are_cut_back_to_a_step_and_lines_that_are_no_records_are_droppe
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 10, 33, 1000])
 def test_a_history_is_evenly_spaced_bounded_and_ends_with_the_latest(monkeypatch, count):
-    monkeypatch.setattr("bimkern.train.history._LENGTH", 8)
+    monkeypatch.setattr("bimkern.train.reporting.history._LENGTH", 8)
     history = History()
     for step in range(count):
         history.add({"step": step})
@@ -168,7 +169,7 @@ def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
 
 def test_steps_come_from_epochs_or_are_given():
     def num_steps(num_images, **options):
-        return replace(RECIPES["mae_vit_test"].config, run=RunConfig(**options)).timetable(num_images).num_steps
+        return replace(RECIPES["mae_vit_test"].config, run=RunConfig(**options)).step_layout(num_images).num_steps
 
     assert num_steps(101, epochs=3, batch_size=10) == 30
     assert num_steps(5, epochs=0.01, batch_size=10) == 1

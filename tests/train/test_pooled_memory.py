@@ -9,11 +9,11 @@ from bimkern.arena import ArenaUnavailable
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
-from bimkern.train import step_memory
-from bimkern.train.config import ConfigError
-from bimkern.train.optim import GroupOptimizer
-from bimkern.train.optimizers import AdamWConfig
-from bimkern.train.step_memory import PlannedMemory, PooledMemory, TorchMemory
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.config.run import ConfigError
+from bimkern.train.memory import allocator
+from bimkern.train.memory.allocator import PlannedMemory, PooledMemory, TorchMemory
+from bimkern.train.optim.group import GroupOptimizer
 
 CUDA = torch.device("cuda", 0)
 PASSING = 2  # steps of every kind of work
@@ -108,34 +108,34 @@ def test_the_record_has_the_pools_numbers_and_none_of_a_plans(played):
 
 @pytest.mark.usefixtures("played")
 def test_a_gpu_has_a_pool_by_itself_unless_it_compiles():
-    assert isinstance(step_memory.choose("auto", CUDA, compiled=False), PooledMemory)
-    assert isinstance(step_memory.choose("auto", CUDA, compiled=True), TorchMemory)
-    assert isinstance(step_memory.choose("pool", CUDA, compiled=True), PooledMemory)
-    assert isinstance(step_memory.choose("off", CUDA, compiled=False), TorchMemory)
+    assert isinstance(allocator.choose("auto", CUDA, compiled=False), PooledMemory)
+    assert isinstance(allocator.choose("auto", CUDA, compiled=True), TorchMemory)
+    assert isinstance(allocator.choose("pool", CUDA, compiled=True), PooledMemory)
+    assert isinstance(allocator.choose("off", CUDA, compiled=False), TorchMemory)
 
 
 def test_another_allocator_of_torchs_has_no_pools(played):
     played.backend = "cudaMallocAsync"
-    assert isinstance(step_memory.choose("auto", CUDA, compiled=False), TorchMemory)
+    assert isinstance(allocator.choose("auto", CUDA, compiled=False), TorchMemory)
     expected = "--arena pool: torch's cudaMallocAsync allocator, which this process uses, has no pools; use off"
     with pytest.raises(ConfigError, match=expected):
-        step_memory.prepare("pool", CUDA, compiled=False)
+        allocator.prepare("pool", CUDA, compiled=False)
 
 
 def test_a_plan_on_a_gpu_takes_over_before_anything_else_or_says_why_not(monkeypatch):
     taken = []
-    monkeypatch.setattr(step_memory, "unusable", lambda device_type: None)
-    monkeypatch.setattr(step_memory, "install", taken.append)
-    step_memory.prepare("plan", CUDA, compiled=False)
-    assert isinstance(step_memory.choose("plan", CUDA, compiled=False), PlannedMemory)
+    monkeypatch.setattr(allocator, "unusable", lambda device_type: None)
+    monkeypatch.setattr(allocator, "install", taken.append)
+    allocator.prepare("plan", CUDA, compiled=False)
+    assert isinstance(allocator.choose("plan", CUDA, compiled=False), PlannedMemory)
     assert taken == [CUDA, CUDA]
 
     def refuse(device):
         raise ArenaUnavailable(f"torch's own allocator is in use already on {device}")
 
-    monkeypatch.setattr(step_memory, "install", refuse)
+    monkeypatch.setattr(allocator, "install", refuse)
     with pytest.raises(ConfigError, match="--arena plan: torch's own allocator is in use already on cuda:0"):
-        step_memory.prepare("plan", CUDA, compiled=False)
+        allocator.prepare("plan", CUDA, compiled=False)
 
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test"])

@@ -20,9 +20,9 @@ from PIL import Image
 from bimkern.data.dali import unusable
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import live_activation_peak
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.units import human_bytes
 
 needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}")
 
@@ -106,7 +106,7 @@ def test_a_dry_run_tells_the_live_activations_of_the_run(photos, tmp_path, recip
     main([recipe, "--data", str(photos), "--dry-run", *options])
     config = RECIPES[recipe].config
     config = replace(config, run=replace(config.run, slices=3))
-    assert live_activation_peak(config, config.timetable(11).course.at(0)) == counted
+    assert live_activation_peak(config, config.step_layout(11).at(0)) == counted
     told = f"activations    {human_bytes(counted)} live at most, with 8 images of 32 px at a time"
     assert told in capsys.readouterr().out
 

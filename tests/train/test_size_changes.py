@@ -13,16 +13,16 @@ import torch
 from growing import records, register, repeatable, train, write_photos
 
 from bimkern.data.dali import unusable
+from bimkern.data.step_layout import Phase
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import checkpoint as checkpoints
-from bimkern.train import trainer
-from bimkern.train.console import human_bytes
-from bimkern.train.estimate import live_activation_peak
-from bimkern.train.memory import held_bytes
-from bimkern.train.phases import Phase
+from bimkern.train import network, trainer
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.memory.live_bytes import held_bytes
+from bimkern.units import human_bytes
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 RECIPE_NAMES = ["fastmim_p_vit_test", "bim_fastmim_p_vit_test"]
@@ -148,12 +148,12 @@ def test_a_dry_run_tells_the_phases_and_the_peak_of_the_largest(photos, tmp_path
     train("growing", photos, tmp_path / "run", "--epochs", "16", "--steps", "None")
     counted = [record["live_activation_bytes"] for record in records(tmp_path / "run")]
     assert [place for place, count in enumerate(counted) if count is None] == [0, 12, 24]  # not the first of a size
-    stretches = config.timetable(12).course.stretches[:2]  # the last is of two micro-batches
-    assert [live_activation_peak(config, stretch) for stretch in stretches] == [counted[1], counted[13]]
+    segments = config.step_layout(12).segments[:2]  # the last is of two micro-batches
+    assert [live_activation_peak(config, segment) for segment in segments] == [counted[1], counted[13]]
     capsys.readouterr()
     main(["growing", "--data", str(photos), "--dry-run", "--epochs", "16", "--steps", "None"])
     printed = capsys.readouterr().out
-    largest = live_activation_peak(config, config.timetable(12).course.stretches[2])
+    largest = live_activation_peak(config, config.step_layout(12).segments[2])
     assert f"activations    {human_bytes(largest)} live at most, with 8 images of 64 px at a time" in printed
     lines = [line for line in printed.splitlines() if line.startswith("phase")]
     assert lines == [
@@ -171,7 +171,7 @@ def test_compiled_blocks_follow_and_are_not_compiled_anew_for_every_size(monkeyp
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    trainer._compile_blocks(model)
+    network.compile_blocks(model)
     graphs = []
     for batch, expected in zip(batches, plain, strict=True):
         torch.testing.assert_close(losses_of(model, batch), expected)

@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from bimkern.pretrain import main
 from bimkern.recipes import SMALL_RECIPES
-from bimkern.train import checkpoint as checkpoints
 from bimkern.train import network
-from bimkern.train.config import from_json
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.config.serialize import from_json
 
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4

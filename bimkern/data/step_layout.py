@@ -1,0 +1,142 @@
+"""The step layout of a run: the image size and the batch of every step, and its position in the stream of images.
+
+All of it follows from the number of a step, so a resumed run needs nothing but the number of steps done. A recipe gives
+shares and factors, so that --epochs, --steps and --batch-size stretch its phases alike.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Consecutive steps of one image size and batch, from first_step up to where the next segment begins."""
+
+    image_size: int  # side of the crops in pixels
+    batch_size: int  # images of a step
+    micro_batch: int  # of them that go through the network at a time
+    first_step: int = 0
+    first_image: int = 0  # its position in the stream of images
+    first_index: int = 0  # of its micro-batches, among all
+
+    @property
+    def per_step(self) -> int:
+        """Return the micro-batches of a step."""
+        return -(-self.batch_size // self.micro_batch)
+
+    def image(self, step: int) -> int:
+        return self.first_image + (step - self.first_step) * self.batch_size
+
+    def index(self, step: int) -> int:
+        return self.first_index + (step - self.first_step) * self.per_step
+
+
+@dataclass(frozen=True)
+class StepLayout:
+    """Segments without a gap between them, from step 0 on."""
+
+    segments: tuple[Segment, ...]
+    num_steps: int
+
+    @classmethod
+    def uniform(cls, *, image_size: int, batch_size: int, micro_batch: int, num_steps: int = 1) -> "StepLayout":
+        """Return a layout whose steps are all alike; the position of a step does not depend on how many there are."""
+        segment = Segment(image_size=image_size, batch_size=batch_size, micro_batch=micro_batch)
+        return cls((segment,), num_steps)
+
+    def at(self, step: int) -> Segment:
+        """Return the segment of a step."""
+        return self._last(lambda segment: segment.first_step <= step)
+
+    def image(self, step: int) -> int:
+        """Return the position in the stream of a step's first image: how many images the steps before have."""
+        return self.at(step).image(step)
+
+    def index(self, step: int) -> int:
+        """Return the number of a step's first micro-batch: how many the steps before have."""
+        return self.at(step).index(step)
+
+    def locate(self, index: int) -> tuple[Segment, int, int]:
+        """Return the segment and the step of a micro-batch, and how many of that step come before it."""
+        segment = self._last(lambda segment: segment.first_index <= index)
+        steps, part = divmod(index - segment.first_index, segment.per_step)
+        return segment, segment.first_step + steps, part
+
+    def num_images(self) -> int:
+        """Return how many images the run sees."""
+        return self.image(self.num_steps)
+
+    def progress(self, step: int) -> float:
+        """Return the share of the images that is seen in the middle of a step, from 0."""
+        return (self.image(step) + 0.5 * self.at(step).batch_size) / self.num_images()
+
+    def lengths(self) -> list[int]:
+        """Return the number of steps of every segment."""
+        begins = [segment.first_step for segment in self.segments]
+        return [end - begin for begin, end in zip(begins, [*begins[1:], self.num_steps], strict=True)]
+
+    def _last(self, begins_before: Callable[[Segment], bool]) -> Segment:
+        return next(segment for segment in reversed(self.segments) if begins_before(segment))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run at one image size.
+
+    Source: Guo et al. 2022 (FastMIM), FastMIM-P: the images grow in the course of a run.
+    """
+
+    share: float  # of the images that the run sees
+    image_size: int
+    batch_factor: float = 1.0  # times --batch-size; the learning rate follows
+    micro_factor: float = 1.0  # times --micro-batch: less for larger images keeps the memory level
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Phase: share must be in (0, 1], got {self.share}")
+        for name in ("batch_factor", "micro_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Phase: {name} must be above 0, got {getattr(self, name)}")
+
+    def segment(self, batch_size: int, micro_batch: int) -> Segment:
+        """Return what its steps are like, for the batch and micro-batch of the run."""
+        batch = max(1, round(batch_size * self.batch_factor))
+        at_a_time = max(1, int(micro_batch * self.micro_factor))
+        return Segment(image_size=self.image_size, batch_size=batch, micro_batch=min(at_a_time, batch))
+
+
+def lay_out(
+    phases: Sequence[Phase], *, num_images: int, batch_size: int, micro_batch: int, epochs: float, steps: int | None
+) -> StepLayout:
+    """Lay out phases over epochs of num_images, or over a number of steps where that is given.
+
+    A phase begins at the step nearest to an epoch's first image, unless a phase would then have no epoch; in so short a
+    run it begins where the shares say. Every phase has at least one step, so steps must be no fewer than phases.
+    """
+    kinds = [phase.segment(batch_size, micro_batch) for phase in phases]
+    if steps is None:
+        total = epochs * num_images
+    else:
+        total = steps / sum(phase.share / kind.batch_size for phase, kind in zip(phases, kinds, strict=True))
+    segments: list[Segment] = []
+    done = image = index = 0
+    for left, kind, end in zip(reversed(range(len(kinds))), kinds, _ends(phases, total, num_images), strict=True):
+        segment = replace(kind, first_step=done, first_image=image, first_index=index)
+        length = max(1, round((end - image) / kind.batch_size))
+        if steps is not None:
+            length = min(length, steps - done - left) if left else steps - done
+        segments.append(segment)
+        done += length
+        image, index = segment.image(done), segment.index(done)
+    return StepLayout(tuple(segments), done)
+
+
+def _ends(phases: Sequence[Phase], total: float, num_images: int) -> list[float]:
+    """Return how many images have been seen at the end of every phase."""
+    ends = [share * total for share in accumulate(phase.share for phase in phases)]
+    ends[-1] = total  # the shares may add up to a little less
+    epochs = [round(end / num_images) for end in ends]
+    if len({0, *epochs}) <= len(epochs):
+        return ends
+    return [*(epoch * num_images for epoch in epochs[:-1]), total]

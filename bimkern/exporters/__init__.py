@@ -1,0 +1,1 @@
+"""Trained weights in the layouts of other programs."""

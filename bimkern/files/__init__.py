@@ -1,0 +1,1 @@
+"""Files that survive a crash, a full disk and a disk that does not answer."""

@@ -1,0 +1,1 @@
+"""Maskers: which patches are hidden, per image and per stage."""

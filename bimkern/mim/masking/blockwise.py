@@ -1,0 +1,105 @@
+"""Blockwise masks: rectangles of random area and aspect, until enough is hidden.
+
+Shapes: B images, N = rows x columns patches, A attempts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bimkern.mim.masking.random import Grid, Hiding, StageView, check_hidden
+from bimkern.mim.masking.units import filled_view
+from bimkern.ops.random_keep import token_priorities
+from bimkern.rng import WORD, philox4x32
+
+_STREAM = 5  # second counter word; data/augment.py and ops/random_keep.py use others
+_ATTEMPTS = 96  # in all; a mask takes 20 to 50
+_FAILURES = 10  # in a row, which end a mask short of its target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blockwise:
+    """Hide rectangles that may overlap, behind a mask token that takes the place of patch embeddings.
+
+    The published loop stops at or below its target, so images differ in how much is hidden and weigh differently in the
+    loss. `exact` hides random further patches up to the target.
+
+    Source: Bao et al. 2022 (BEiT), section 2.3 and algorithm 1; numbers of Wei et al. 2022 (MaskFeat).
+    """
+
+    ratio: float
+    min_share: float = 0.2  # of the hidden patches that a rectangle has at least: 15 of 78
+    aspect: float = 0.3  # least height over width, and width over height
+    exact: bool = True
+    hiding: ClassVar[Hiding] = "replace"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"Blockwise: ratio must be in (0, 1), got {self.ratio}")
+        if not 0 <= self.min_share < 1:
+            raise ValueError(f"Blockwise: min_share must be in [0, 1), got {self.min_share}")
+        if not 0 < self.aspect <= 1:
+            raise ValueError(f"Blockwise: aspect must be in (0, 1], got {self.aspect}")
+
+    def num_hidden(self, grid: Grid) -> int:
+        """Return how many patches a mask hides, at most so many where it need not be exact.
+
+        Raises:
+            ValueError: it would hide no patch or all, or has no room for a rectangle.
+        """
+        num_tokens = grid[0] * grid[1]
+        num_hidden = round(num_tokens * self.ratio)
+        check_hidden("Blockwise: ratio", self.ratio, num_hidden, num_tokens)
+        if not self.exact and min(grid) < 2:  # a rectangle is less high and less wide than the grid
+            raise ValueError(f"Blockwise: exact must be True for {grid[0]} x {grid[1]} patches, got False")
+        return num_hidden
+
+    def entering(self, grid: Grid, num_stages: int) -> list[int]:
+        self.num_hidden(grid)
+        return [grid[0] * grid[1]] * num_stages
+
+    def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
+        num_tokens, num_hidden = grid[0] * grid[1], self.num_hidden(grid)
+        hidden = self.rectangles(draw_ids, grid, seed)  # [B, N]
+        if not self.exact:
+            everything = torch.arange(num_tokens, device=hidden.device).expand(len(hidden), -1)
+            return [filled_view(grid, everything, hidden.float())] * num_stages
+        order = token_priorities(draw_ids, num_tokens, seed).masked_fill(hidden, -1).argsort(dim=1, stable=True)
+        return [filled_view(grid, order[:, num_hidden:].sort(dim=1).values)] * num_stages
+
+    def rectangles(self, draw_ids: Tensor, grid: Grid, seed: int) -> Tensor:
+        """Draw the rectangles of every image, [B, N] bool, at most num_hidden of each; no step waits for the device."""
+        rows, columns = (torch.arange(side, device=draw_ids.device) for side in grid)
+        hidden = torch.zeros(len(draw_ids), *grid, dtype=torch.bool, device=draw_ids.device)
+        failures = torch.zeros_like(draw_ids)
+        num_hidden = self.num_hidden(grid)
+        smallest = int(num_hidden * self.min_share)
+        u_area, u_aspect, u_top, u_left = _uniform(draw_ids, seed)  # each [A, B]
+        log_aspect = math.log(self.aspect)
+        for attempt in range(_ATTEMPTS):
+            remaining = num_hidden - hidden.sum(dim=(1, 2))
+            area = smallest + u_area[attempt] * (remaining - smallest)
+            aspect = torch.exp(log_aspect - 2 * log_aspect * u_aspect[attempt])
+            height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+            top = (u_top[attempt] * (grid[0] - height + 1)).floor()
+            left = (u_left[attempt] * (grid[1] - width + 1)).floor()
+            in_rows = (top[:, None] <= rows) & (rows < (top + height)[:, None])  # [B, rows]
+            in_columns = (left[:, None] <= columns) & (columns < (left + width)[:, None])
+            added = in_rows[:, :, None] & in_columns[:, None, :] & ~hidden
+            num_added = added.sum(dim=(1, 2))
+            fits = (height < grid[0]) & (width < grid[1]) & (0 < num_added) & (num_added <= remaining)
+            accepted = fits & (failures < _FAILURES)
+            hidden |= added & accepted[:, None, None]
+            failures = torch.where(accepted, 0, failures + 1)
+        return hidden.flatten(1)
+
+
+def _uniform(draw_ids: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """Draw four numbers in [0, 1) for every attempt, each [A, B]."""
+    attempts = torch.arange(_ATTEMPTS, device=draw_ids.device).unsqueeze(1).expand(-1, len(draw_ids))
+    ids = draw_ids.expand_as(attempts)
+    words = philox4x32(attempts, torch.full_like(ids, _STREAM), ids & WORD, (ids >> 32) & WORD, seed)
+    return tuple(word.double() / (WORD + 1) for word in words)

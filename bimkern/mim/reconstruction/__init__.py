@@ -1,0 +1,1 @@
+"""Predictions laid out over the image, measured and drawn."""

@@ -1,0 +1,169 @@
+"""Checkpoints: written whole or not at all, checked byte by byte before they are believed.
+
+A checkpoint is a folder `step-00000100` of safetensors, JSON, and a manifest with the SHA-256 of each file. It is
+written under a temporary name, fsynced, and renamed. The last two are kept, and the best.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bimkern.errors import BimkernError
+from bimkern.files import atomic
+from bimkern.train.checkpoint import safetensors_writer
+
+logger = logging.getLogger("bimkern.train")
+
+_TEMPORARY = ".writing-"
+_MANIFEST = "manifest.json"
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_KEPT = 2
+
+
+class CheckpointError(BimkernError, RuntimeError):
+    """A checkpoint cannot be used; the message names the file and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on; its randomness needs nothing, it is a function of the step."""
+
+    step: int  # optimizer steps done
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]  # JSON
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Callable[[], object] = lambda: None) -> Path:
+    """Write a checkpoint below folder and drop those that are neither recent nor the best; return its path.
+
+    Args:
+        folder: the run's checkpoints.
+        checkpoint: what to write.
+        best_step: of the checkpoint that is kept, however old it grows.
+        between: called every few megabytes; what it raises ends the save, which then leaves nothing.
+
+    Raises:
+        CheckpointError: it cannot be written; the checkpoints before it are as they were.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    scratch = _scratch(final)
+    try:
+        _write(scratch, checkpoint, between)
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.rename(final)
+        atomic.fsync(folder)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{final} cannot be written ({error})") from error
+        raise
+    kept = _steps(folder)
+    here = kept.index(final)
+    # What lies beyond was passed over as damaged or left by rolling back: this run will not come to it.
+    for other in (*kept[: max(0, here + 1 - _KEPT)], *kept[here + 1 :]):
+        if other.name != f"step-{best_step:08d}":
+            _drop(other)
+    return final
+
+
+def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
+    atomic.write_text(folder / _STATE, state)
+    sums = {
+        _MODEL: safetensors_writer.write(folder / _MODEL, checkpoint.model, between=between),
+        _OPTIMIZER: safetensors_writer.write(folder / _OPTIMIZER, checkpoint.optimizer, between=between),
+        _STATE: hashlib.sha256(state.encode()).hexdigest(),
+    }
+    atomic.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
+    atomic.fsync(folder)
+
+
+def _drop(path: Path) -> None:
+    """Delete a checkpoint; if killed on the way, none is left that has only half of its files."""
+    try:
+        scratch = _scratch(path)
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(path.rename(scratch))
+    except OSError as error:
+        logger.warning("%s is no longer needed and cannot be deleted (%s)", path, error)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name}")
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """Clean up what a killed save left, and load the newest checkpoint that is intact, for a run to go on from.
+
+    Same as: newest_intact, which changes nothing and may therefore read what a live run writes.
+    """
+    for litter in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(litter)
+    return newest_intact(folder)
+
+
+def newest_intact(folder: Path) -> Checkpoint | None:
+    """Load the newest checkpoint that is intact; damaged ones are named and passed over.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is intact.
+    """
+    reasons = []
+    for path in reversed(_steps(folder)):
+        try:
+            checkpoint = load(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            logger.warning("%s; taking %s instead", reason, path)
+        return checkpoint
+    if reasons:
+        raise CheckpointError("no intact checkpoint is left: " + "; ".join(reasons))
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Load one checkpoint after checking every byte of it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        if not isinstance(sums, dict) or sums.keys() != {_MODEL, _OPTIMIZER, _STATE}:
+            raise CheckpointError(f"{path / _MANIFEST} is damaged (it must name the three other files)")
+        for name, expected in sums.items():
+            if _sha256(path / name) != expected:
+                raise CheckpointError(f"{path / name} is damaged (its SHA-256 is not that of the manifest)")
+        state = json.loads((path / _STATE).read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{path / _STATE} is damaged (it must say which step it is of)")
+        model, optimizer = load_file(path / _MODEL), load_file(path / _OPTIMIZER)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    return Checkpoint(state.pop("step"), model, optimizer, state)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""The complete, typed config of a run: what is trained, and how this run goes."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.formats import MAX_PIXELS
+from bimkern.data.loader import LoaderName
+from bimkern.data.step_layout import Phase, StepLayout, lay_out
+from bimkern.errors import BimkernError
+from bimkern.mim.model import Method
+from bimkern.mim.schedule import Schedule
+from bimkern.models.attention import AttentionName
+from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
+
+Precision = Literal["fp32", "bf16", "fp16"]
+ArenaName = Literal["auto", "off", "pool", "plan"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
+# rounding, as another kernel of the same attention does.
+FREE_OPTIONS = (
+    *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
+    *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
+    "teacher",  # its path; a checkpoint knows its content
+)
+
+
+class ConfigError(BimkernError, ValueError):
+    """The options of a run contradict each other or the machine; the message names the value and the choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Options of a run. Everything else belongs to the recipe."""
+
+    data: Path | None = None
+    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
+    out: Path | None = None
+    """Run folder. Running the same command again resumes it. Default: runs/RECIPE."""
+    epochs: float = 1.0
+    """Passes over the images. The warm-up keeps its share of the run."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs. --epochs alone overrides the steps of a recipe."""
+    batch_size: int = 256
+    """Images per optimizer step."""
+    micro_batch: int | None = None
+    """Images per forward and backward pass; gradients accumulate over the batch. Default: batch size."""
+    slices: int = 1
+    """Parts in which a head decodes a micro-batch, at most one per image. More parts use less memory."""
+    base_lr: float = 1.5e-4
+    """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
+    teacher: Path | None = None
+    """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or FusedAdam or FusedLAMB from NVIDIA's apex, which synchronize with the GPU at every update."""
+    precision: Precision = "fp32"
+    """Precision of matrix products. Parameters, norms, softmax and losses stay in float32."""
+    attention: AttentionName = "sdpa"
+    """Attention kernels: torch's (sdpa) or, on a GPU, those of xformers. Same result up to rounding."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N. auto uses a GPU if there is one."""
+    seed: int = 0
+    """Seed of weights, image order, crops, flips and masks."""
+    loader: LoaderName = "auto"
+    """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
+    workers: int | None = None
+    """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
+    max_bad_ratio: float = 0.1
+    """Largest share of unreadable images. They are listed in quarantine.jsonl; a larger share ends the run."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image to read, in pixels. A small file can decode to more than the memory holds."""
+    deterministic: bool = False
+    """On a GPU: use only kernels that repeat bit for bit. Runs on a CPU always do."""
+    compile: bool = False
+    """Compile every transformer block with torch.compile."""
+    arena: ArenaName = "auto"
+    """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
+    pool on a GPU, and off with --compile."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    save_every: int = 100
+    """Steps between checkpoints, and between pictures."""
+    dry_run: bool = False
+    """Print the resolved config, parameters, memory, steps and learning rate, then stop."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("epochs", "base_lr"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
+        if not 0 <= self.max_bad_ratio < 1:
+            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"--workers must be at least 0, got {self.workers}")
+
+    @property
+    def images_at_a_time(self) -> int:
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.peak_lr_of(self.batch_size)
+
+    def peak_lr_of(self, batch_size: int) -> float:
+        return self.base_lr * batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run: the recipe's pieces and numbers, and the run's options."""
+
+    recipe: str
+    method: Method
+    augment: RandomResizedCrop
+    optim: AdamWConfig
+    schedule: Schedule
+    run: RunConfig
+    phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            return
+        total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size
+        if not math.isclose(total, 1):
+            raise ValueError(f"Config: the shares of the phases must add up to 1, got {total:g}")
+        if (last := self.phases[-1].image_size) != size:
+            # It is what pictures show and what exported files are made for.
+            raise ValueError(f"Config: the last phase must have the encoder's image_size={size}, got {last}")
+        for phase in self.phases:
+            self.at_size(phase.image_size)
+        if self.run.steps is not None and self.run.steps < len(self.phases):
+            raise ConfigError(
+                f"--steps must be at least {len(self.phases)}, one for every phase of {self.recipe}, "
+                f"got {self.run.steps}"
+            )
+
+    def at_size(self, image_size: int) -> Method:
+        """Return the method for another image size.
+
+        Raises:
+            ValueError: such images cannot be cut into patches, or masked.
+        """
+        return replace(self.method, encoder=replace(self.method.encoder, image_size=image_size))
+
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Return the phases, one where nothing changes."""
+        return self.phases or (Phase(share=1.0, image_size=self.method.encoder.image_size),)
+
+    def step_layout(self, num_images: int) -> StepLayout:
+        """Return what the steps of the run are, over so many images; an incomplete last one is rounded."""
+        run = self.run
+        return lay_out(
+            self.all_phases(),
+            num_images=num_images,
+            batch_size=run.batch_size,
+            micro_batch=run.images_at_a_time,
+            epochs=run.epochs,
+            steps=run.steps,
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that --device names; auto takes the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    available = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= available:
+        raise ConfigError(f"--device {name}: this machine offers {available} CUDA devices to torch; use cpu or auto")
+    return torch.device(name)

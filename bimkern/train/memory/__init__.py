@@ -1,0 +1,1 @@
+"""The memory of a step: counted, estimated, budgeted and allocated."""

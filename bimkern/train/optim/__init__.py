@@ -1,0 +1,1 @@
+"""Updates of parameter groups, and what happens when they are not finite."""

@@ -1,0 +1,97 @@
+"""The update of one group of parameters, with its own optimizer, loss scaler and gradient clipping.
+
+A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bimkern.mim.schedule import Unit
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.adapters import MakeOptimizer, adamw
+
+
+class GroupOptimizer:
+    """Update one group of parameters; the loss is scaled for fp16 only.
+
+    An update whose gradient is not finite is skipped, in every precision, and counted on the device. Nothing waits for
+    the device, unless the optimizer has to be told on the host what to skip.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: list[tuple[str, nn.Parameter]],
+        config: AdamWConfig,
+        *,
+        device: torch.device,
+        fp16: bool,
+        make: MakeOptimizer = adamw,
+        units: Mapping[str, Unit] | None = None,
+    ) -> None:
+        """Take the named parameters; those of different units, where given, may learn at different rates."""
+        self.name = name
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
+        self._clip = config.clip
+        groups: dict[tuple[Unit, bool], dict[str, Any]] = {}
+        for full_name, parameter in parameters:
+            unit, decays = (units or {}).get(full_name, Unit(0)), config.decays(full_name, parameter)
+            weight_decay = config.weight_decay if decays else 0.0
+            fresh = {"params": [], "weight_decay": weight_decay, "unit": unit}
+            groups.setdefault((unit, decays), fresh)["params"].append(parameter)
+        self._optimizer = make([groups[key] for key in sorted(groups)], config)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.skipped = torch.zeros((), device=device)  # updates, so far
+        self.skipped_in_a_row = torch.zeros((), device=device)
+
+    def set_rates(self, rate: Callable[[Unit], float]) -> None:
+        """Set the learning rate of every unit and its heads."""
+        groups = self._optimizer.inner.param_groups
+        for group in groups:
+            group["lr"] = rate(group["unit"])
+        if not any(group["lr"] for group in groups):
+            self.skipped_in_a_row.zero_()  # nothing is left that could fail to learn
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return self._scaler.scale(loss)
+
+    def apply(self) -> None:
+        """Clip, update unless a gradient is not finite, and free the gradients."""
+        self._scaler.unscale_(self._optimizer.inner)
+        norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
+        skip = (~norm.isfinite()).float()
+        self.skipped += skip
+        self.skipped_in_a_row.add_(skip).mul_(skip)  # in place: nothing that a step allocates outlives it
+        self._optimizer.step(skip)
+        self._scaler.update()
+        for parameter in self._names:
+            parameter.grad = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the optimizer's state: `<parameter>/<quantity>` and its tensor."""
+        for parameter, state in self._optimizer.state():
+            for quantity, value in state.items():
+                yield f"{self._names[parameter]}/{quantity}", value
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the state that tensors() gave, from a mapping that may hold that of other groups too."""
+        self._optimizer.load_state(
+            {
+                parameter: {
+                    quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
+                    for quantity in ("step", "exp_avg", "exp_avg_sq")
+                }
+                for parameter, name in self._names.items()
+            }
+        )
+
+    def scaler_state(self) -> dict[str, Any]:
+        return self._scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state)

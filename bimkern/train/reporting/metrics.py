@@ -1,0 +1,99 @@
+"""metrics.jsonl: one JSON object per logged step, and the same numbers as TensorBoard events."""
+
+import io
+import json
+import math
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from bimkern.files import jsonl
+from bimkern.files.append import AppendedFile
+from bimkern.train.reporting.history import History
+
+FILE = "metrics.jsonl"
+
+
+def read(folder: Path) -> History:
+    """Read the records of a run; a line torn by a killed process is left out."""
+    history = History()
+    for record in jsonl.read(folder / FILE):
+        history.add(record)
+    return history
+
+
+class Metrics:
+    """Append records to a run's metrics."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        """Open the metrics of a run and drop what was logged after a step."""
+        self.history = History()
+        self._path = folder / FILE
+        self._lines = AppendedFile(self._path)
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._events = AppendedFile(board / name)
+        self._events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self.cut_back(after_step)
+
+    def cut_back(self, after_step: int) -> None:
+        """Drop what was logged after a step, in place: that needs no room on the disk."""
+
+        def stands(line: bytes) -> bool:
+            record = jsonl.parse(line)
+            if record is None or record["step"] > after_step:
+                return False
+            self.history.add(record)
+            return True
+
+        self.history = History()
+        size = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if not (line.endswith(b"\n") and stands(line)):
+                    break
+                size += len(line)
+        self._lines.cut(size, keep=stands)
+        start = SessionLog(status=SessionLog.START)  # makes readers drop what they have of this step and later ones
+        self._events.append(_framed(Event(wall_time=time.time(), step=after_step + 1, session_log=start)))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record; a number that is not finite becomes null, which every JSON reader takes."""
+        record = {name: _finite(value) for name, value in record.items()}
+        self.history.add(record)
+        self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
+        scalars = [
+            Summary.Value(tag=f"{name}/{i + 1}" if isinstance(value, list) else name, simple_value=scalar)
+            for name, value in record.items()
+            for i, scalar in enumerate(value if isinstance(value, list) else [value])
+            if scalar is not None
+        ]
+        self._events.append(_framed(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=scalars))))
+
+    def sync(self) -> None:
+        """Bring what was logged onto the disk, so that no checkpoint is ahead of it after a power cut."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+def _framed(event: Any) -> bytes:
+    """Return an event as it stands in a file of TensorBoard's: its length, itself, and a checksum of each."""
+    frame = io.BytesIO()
+    RecordWriter(frame).write(event.SerializeToString())
+    return frame.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,164 @@
+"""The pictures of a run: what every stage predicts, curves, memory over time.
+
+Whatever draws takes numbers on the host alone, so that it may run in the background.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
+
+from bimkern.arena import Plan, draw_sawtooth
+from bimkern.figures import new_figure
+from bimkern.files import atomic
+from bimkern.mim.model import MIM
+from bimkern.mim.reconstruction.reconstruct import StageReconstruction, masked, reconstruct, stage_name
+from bimkern.mim.reconstruction.renderers import Reader
+
+_GAP = 0.05  # around a picture, of its side
+_LINE = 0.12  # a line of text, likewise
+_COMPRESSION = 3  # of zlib's 9: half the time of its default
+
+
+@dataclass(frozen=True)
+class Column:
+    """Pictures that are still to be drawn, one an image."""
+
+    title: str
+    draw: Callable[[int, int], Tensor]  # from the row and S: [C, S, S] in [0, 1], on the host
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Original, masked, and what every stage predicts; the note says whose statistics were used."""
+
+    columns: list[Column]
+    num_rows: int
+    size: int  # S of a picture, in pixels
+    note: str
+
+
+def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
+    """Predict what is hidden of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
+    results = reconstruct(model, images, draw_ids, seed)
+    columns = [_photographs("original", images / 255)]
+    before: StageReconstruction | None = None
+    for stage, result in enumerate(results):
+        if before is None or not torch.equal(before.view.hidden, result.view.hidden):
+            columns.append(_photographs(_count(result.view.hidden), masked(model, images, result.view)))
+        if before is None or not torch.equal(before.truth, result.truth):
+            columns += _targets(result)
+        columns += _predictions(stage_name(model.method, stage), result)
+        before = result
+    size = max(result.reader.size(result.truth) for result in results)
+    note = "\n".join(dict.fromkeys(result.reader.note for result in results))
+    return Reconstructions(columns, len(images), size, note)
+
+
+def _photographs(title: str, pixels: Tensor) -> Column:
+    host = pixels.cpu()
+    return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], size))
+
+
+def _count(hidden: Tensor) -> str:
+    least, most = (int(count) for count in hidden.sum(1).aminmax())
+    return f"{least if least == most else f'{least}-{most}'} of {hidden.shape[1]} hidden"
+
+
+def _targets(result: StageReconstruction) -> list[Column]:
+    title = result.reader.target_name(result.truth)
+    return [] if title is None else [_drawn(title, result.reader, result.truth)]
+
+
+def _predictions(name: str, result: StageReconstruction) -> list[Column]:
+    """Return what a stage predicts, with each choice of statistics."""
+    return [
+        _drawn(f"{name}{mark}", result.reader, result.pasted(statistics))
+        for statistics, mark in zip(result.reader.statistics, ("", "*"), strict=False)
+    ]
+
+
+def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
+    host = places.float().cpu()
+    return Column(title, lambda row, size: reader.draw(host[row], size))
+
+
+def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
+    """Draw reconstructions, one image a row; not as a figure with axes, which would take many times as long."""
+    gap = max(1, round(_GAP * shown.size))
+    rows = [
+        torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
+        for row in range(shown.num_rows)
+    ]
+    mosaic = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
+    line = round(_LINE * shown.size)
+    font = ImageFont.load_default(size=line / 1.5)
+    letters = int(mosaic.shape[1] / font.getlength("n"))
+    texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
+    head = (len(texts) + 2) * line
+    picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
+    picture.paste(Image.fromarray(mosaic), (0, head))
+    pen = ImageDraw.Draw(picture)
+    for i, text in enumerate(texts):
+        pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
+    for i, column in enumerate(shown.columns):
+        middle = (i + 0.5) * picture.width / len(shown.columns)
+        pen.text((middle, head - line / 4), column.title, fill="black", font=font, anchor="ms")
+    with atomic.replaced(path) as scratch:
+        picture.save(scratch, format="png", compress_level=_COMPRESSION)
+
+
+def _framed(picture: Tensor, gap: int) -> Tensor:
+    return pad(picture.expand(3, -1, -1), (gap, gap, gap, gap), value=1.0)
+
+
+def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:
+    """Draw the loss of every stage, as long as it learns, and the learning rate over steps."""
+    figure = new_figure(8, 5)
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    steps = [record["step"] for record in records]
+    curves = zip(*(record["loss_per_block"] for record in records), strict=True)
+    for name, curve in zip(names, curves, strict=True):
+        losses = [math.nan if loss is None else loss for loss in curve]
+        top.plot(steps, losses, label=name, linewidth=1)
+    top.set(ylabel="loss", yscale="log")
+    top.legend()
+    bottom.plot(steps, [record["lr"] for record in records], color="black", linewidth=1)
+    bottom.set(ylabel="learning rate", xlabel="step")
+    _grid(top, bottom)
+    _write(figure, path)
+
+
+def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = None) -> None:
+    """Draw the bytes held over steps, their peak, the live activations where they were counted, and a step's plan."""
+    figure = new_figure(8, 3 if plan is None else 6)
+    axis, *below = figure.subplots(1 if plan is None else 2, squeeze=False)[:, 0]
+    steps = [record["step"] for record in records]
+    for name, label in (("held_bytes", "held"), ("peak_bytes", "peak so far")):
+        axis.plot(steps, [record[name] / 2**20 for record in records], label=label, linewidth=1)
+    counted = records[-1]["live_activation_bytes"]
+    if counted is not None:
+        axis.axhline(counted / 2**20, color="grey", linestyle="--", linewidth=1, label="live activations, peak")
+    axis.set(xlabel="step", ylabel="MiB", ylim=(0, None))
+    axis.legend()
+    _grid(axis)
+    if plan is not None:
+        draw_sawtooth(below[0], plan)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    with atomic.replaced(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
+
+
+def _grid(*axes: Any) -> None:
+    for axis in axes:
+        axis.grid(alpha=0.3)

@@ -1,0 +1,1 @@
+"""The folder of a run, and the list of images that it is trained on."""

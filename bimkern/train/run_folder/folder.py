@@ -1,0 +1,106 @@
+"""The folder of a run: whose it is, and whether this command may go on in it."""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from bimkern.files import atomic
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.serialize import from_json, refuse_other, to_json
+from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
+
+_CONFIG = "config.json"
+_SCRATCH = f".{_CONFIG}"
+_LOCK = ".lock"
+# What a run leaves that ended before it wrote config.json.
+_MADE_FIRST = {_LOCK, _SCRATCH, IMAGES, f".{IMAGES}", QUARANTINE, "checkpoints", "pictures", "exported"}
+
+
+class RunFolder:
+    """A run's folder: config.json, images.jsonl, metrics.jsonl, tensorboard/, checkpoints/, pictures/, exported/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
+        self.exported = path / "exported"
+
+    def open(self, config: Config) -> None:
+        """Create the folder, or make sure that it holds a run of this very config.
+
+        Raises:
+            ConfigError: the folder cannot be written, is not a run's, belongs to a run with another config, or to a
+                process that is running.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            foreign = {path.name for path in self.path.iterdir()} - _MADE_FIRST
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"--out {self.path} cannot be written")
+        self._claim()
+        saved = self._saved_config()
+        if saved is None and foreign:
+            raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
+        if saved is not None:
+            refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
+        try:
+            for folder in (self.checkpoints, self.pictures, self.exported):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
+
+    def record(self, config: Config) -> None:
+        """Write config.json, once it is sure that this run may go on here.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            with atomic.replaced(self.path / _CONFIG) as scratch:
+                scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun to train here."""
+        return (self.path / _CONFIG).is_file()
+
+    def config(self) -> Config | None:
+        """Read the config of the run that the folder holds; None where it holds none.
+
+        Raises:
+            ConfigError: the config is damaged, or of another version of this program.
+        """
+        saved = self._saved_config()
+        try:
+            return None if saved is None else from_json(saved)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / _CONFIG} cannot be understood ({error})") from error
+
+    def _claim(self) -> None:
+        """Hold the folder for this process until it ends, however it ends."""
+        self._lock = (self.path / _LOCK).open("a+")
+        try:
+            # A record lock: unlike flock it does not pass to loader processes, which may outlive a killed run.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise ConfigError(f"--out {self.path} is in use by {self._lock.read().strip()}; choose another") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def _saved_config(self) -> dict[str, Any] | None:
+        try:
+            saved: dict[str, Any] = json.loads((self.path / _CONFIG).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError(f"{self.path / _CONFIG} is damaged ({error})") from error
+        return saved

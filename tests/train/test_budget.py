@@ -1,0 +1,212 @@
+"""Runs that do not fit into memory: refused before the first step, or cut into smaller micro-batches."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
+from bimkern.train.config.run import ConfigError, RunConfig
+from bimkern.train.memory import budget
+from bimkern.train.memory.budget import (
+    Needs,
+    check_that_it_fits,
+    fewest,
+    halved,
+    is_shortage,
+    largest,
+    memory_there_is,
+    search,
+)
+
+CPU = torch.device("cpu")
+
+# In every step the process may get so many MB more of addresses than it has at the start of the first.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from bimkern.pretrain import main
+from bimkern.train.pretraining import Pretraining
+
+step, limits = Pretraining.step, []
+
+def limited(self, index, batch, memory):
+    if not limits:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits.append(pages * resource.getpagesize() + int(sys.argv[1]) * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
+    try:
+        return step(self, index, batch, memory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, 2 * (resource.RLIM_INFINITY,))
+
+Pretraining.step = limited
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test"])
+def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays(photos, tmp_path, recipe):
+    options = ["--data", str(photos), "--workers", "0", "--batch-size", "2048", "--steps", "2", "--log-every", "1"]
+    main([recipe, *options, "--micro-batch", "256", "--out", str(tmp_path / "plain")])
+    limited = [sys.executable, "-c", LIMITED, "160", recipe, *options, "--out", str(tmp_path / "limited")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # more threads want addresses too
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "step 1: not enough memory for 2048 images at a time; continuing with --micro-batch 1024" in done.stderr
+    (plain, other) = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "limited")
+    )
+    for one, two in zip(plain, other, strict=True):
+        assert one["loss_per_block"] == pytest.approx(two["loss_per_block"], rel=1e-4)
+    run = json.loads((tmp_path / "limited" / "config.json").read_text())["run"]
+    assert run["batch_size"] == 2048
+    assert run["micro_batch"] < 2048
+
+
+def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, capsys):
+    options = ["--data", str(photos), "--batch-size", str(10**9), "--steps", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        main(["mae_vit_test", *options])
+    assert stop.value.code == 2
+    assert "mae_vit_test needs at least" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reason", [None, "there is no arena"])
+def test_a_refusal_says_what_fits(monkeypatch, reason):
+    monkeypatch.setattr(budget, "unusable", lambda: reason)
+    config = RECIPES["bim_vit_test"].config
+    config = replace(config, run=replace(config.run, batch_size=256))
+    monkeypatch.setattr(budget, "memory_there_is", lambda device: 9 * 2**20)
+    with pytest.raises(ConfigError) as refused:
+        check_that_it_fits(config, CPU)
+    text = str(refused.value)
+    assert "for steps of 256 images, 256 at a time, decoded in slices: 1; there is 9 MiB. What fits: --slices" in text
+    words = text.replace(",", "").split()
+    for option in ("slices", "micro-batch", "batch-size"):
+        value = int(words[words.index(f"--{option}") + 1])
+        check_that_it_fits(replace(config, run=replace(config.run, **{option.replace("-", "_"): value})), CPU)
+
+
+def test_room_is_for_a_larger_micro_batch_where_the_batch_comes_in_parts(monkeypatch):
+    config = RECIPES["bim_vit_test"].config
+    config = replace(config, run=replace(config.run, batch_size=256, micro_batch=4))
+    needs, limit = Needs(), 2**24
+    fits = search(config, needs, limit)
+    assert (fits.batch_size, fits.slices) == (None, None)
+    assert 4 < fits.micro_batch < 256
+
+    def peak(micro_batch):
+        return needs.peak(replace(config, run=replace(config.run, micro_batch=micro_batch)))
+
+    assert peak(fits.micro_batch) <= limit < peak(fits.micro_batch + 2)
+
+
+def test_nothing_fits_into_nothing(monkeypatch):
+    monkeypatch.setattr(budget, "memory_there_is", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"there is 1000 B\. Nothing fits; choose a smaller recipe"):
+        check_that_it_fits(RECIPES["mae_vit_test"].config, CPU)
+
+
+def test_memory_that_is_there():
+    assert 2**26 < memory_there_is(CPU) < 2**50
+
+
+@pytest.mark.parametrize(("slope", "limit", "expected"), [(7, 702, 100), (7, 6, None), (0, 1, 2**20), (1, 40, 40)])
+def test_the_largest_number_within_a_limit(slope, limit, expected):
+    asked = []
+
+    def cost(number):
+        asked.append(number)
+        return slope * number
+
+    found = largest(cost, limit, 10)
+    assert found == expected or (expected == 2**20 and found >= expected)
+    assert len(asked) < 15
+    assert largest(cost, limit, 5, grow=False) == (expected and min(5, expected))
+
+
+def test_the_fewest_within_a_limit():
+    assert [fewest(lambda n: 100 // n, limit, 1, 32) for limit in (60, 25, 9, 3, 2)] == [2, 4, 11, 26, None]
+    assert fewest(lambda n: 0, 1, 4, 4) is None
+
+
+def test_a_shortage_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as shortage:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_shortage(shortage.value)
+    assert is_shortage(MemoryError())
+    assert is_shortage(torch.OutOfMemoryError())
+    assert not is_shortage(RuntimeError("shapes do not fit"))
+    assert not is_shortage(RuntimeError('torch_call_dispatcher( "aten::new_empty", ...) API call failed at ops.h'))
+
+
+SHORT_IN_A_KERNEL = """
+import resource, torch
+from pathlib import Path
+from bimkern.ops import gather_tokens
+from bimkern.train.memory.budget import is_shortage
+
+tokens, keep, pos = torch.zeros(64, 196, 1024), torch.arange(196).repeat(64, 1), torch.zeros(196, 1024)
+gather_tokens(tokens[:1], keep[:1], pos)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20, resource.RLIM_INFINITY))
+try:
+    gather_tokens(tokens, keep, pos)
+except RuntimeError as error:
+    print("aten::new_empty" in str(error), is_shortage(error))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(torch._C.__file__), "torch_exception_get_what_without_backtrace"),
+    reason="this torch does not tell a kernel why an allocation failed",
+)
+def test_a_shortage_in_a_kernel_says_so():
+    done = subprocess.run([sys.executable, "-c", SHORT_IN_A_KERNEL], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_half_as_many_images_at_a_time():
+    assert halved(RunConfig(batch_size=9)).micro_batch == 4
+    assert halved(RunConfig(batch_size=9, micro_batch=2)).batch_size == 9
+    with pytest.raises(ConfigError, match="not enough memory to train on one image at a time"):
+        halved(RunConfig(batch_size=9, micro_batch=1))
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"max": "1000", "current": "900", "stat": "anon 500\ninactive_file 300\n"}, 400),
+        ({"max": "1000", "current": "2000", "stat": "inactive_file 300\n"}, 0),
+        ({"max": "max", "current": "900", "stat": "inactive_file 0\n"}, None),
+        ({"max": "1000", "current": "900", "stat": "anon 500\n"}, None),
+        ({"max": "1000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_cgroup_leaves_what_its_cached_files_hold(monkeypatch, tmp_path, files, room):
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(budget, "_CGROUP", tmp_path)
+    there = memory_there_is(CPU)
+    assert there == room if room is not None else there > 2**20

@@ -1,0 +1,99 @@
+"""The picture of reconstructions: which columns it has, and what it says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from bimkern.mim.masking.blockwise import Blockwise
+from bimkern.mim.model import MIM
+from bimkern.mim.targets import PixelTarget
+from bimkern.recipes import RECIPES
+from bimkern.train.reporting import plots
+
+
+def predicted(recipe, rows=2, **changes):
+    torch.manual_seed(0)
+    method = replace(RECIPES[recipe].config.method, **changes)
+    size = method.encoder.image_size
+    images = torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8)
+    return plots.predict(MIM(method), images, torch.arange(rows), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "titles"),
+    [
+        ("mae_vit_test", ["12 of 16 hidden", "after block 4", "after block 4*"]),
+        ("simmim_vit_test", ["12 of 16 hidden", "after block 4"]),
+        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after block 4"]),
+        (
+            "localmim_vit_test",
+            [
+                *("12 of 16 hidden", "target, 16 x 16", "after block 2", "target, 8 x 8", "after block 4"),
+                *("target, 4 x 4", "after block 6", "target, 2 x 2", "after block 8"),
+            ],
+        ),
+        (
+            "bim_hog_vit_test",
+            [
+                *("11 of 16 hidden", "target, 8 x 8", "after block 1", "12 of 16 hidden", "after block 2"),
+                *("13 of 16 hidden", "after block 3", "14 of 16 hidden", "after block 4"),
+            ],
+        ),
+    ],
+)
+def test_masks_and_targets_are_shown_where_they_change(recipe, titles):
+    shown = predicted(recipe)
+    assert [column.title for column in shown.columns] == ["original", *titles]
+    for column in shown.columns:
+        picture = column.draw(1, shown.size)
+        assert picture.shape == (3, shown.size, shown.size)
+        assert 0 <= picture.min() < picture.max() <= 1
+
+
+def test_images_that_differ_in_how_much_is_hidden_are_counted_from_least_to_most():
+    encoder = replace(RECIPES["maskfeat_vit_test"].config.method.encoder, image_size=224)
+    shown = predicted("maskfeat_vit_test", rows=8, encoder=encoder, masker=Blockwise(ratio=0.4, exact=False))
+    least, most = shown.columns[1].title.removesuffix(" of 196 hidden").split("-")
+    assert 39 < int(least) < int(most) <= 78
+
+
+def test_the_note_names_the_statistics_of_every_kind_of_target():
+    method = RECIPES["localmim_vit_test"].config.method
+    shown = predicted("localmim_vit_test", targets=(*method.targets[:2], *2 * [PixelTarget(normalize=True)]))
+    assert shown.note.splitlines() == [
+        "histograms of oriented gradients, where patches are visible the target's: no statistics of the truth are "
+        "used; all are drawn at length 1",
+        "de-normalised with brightness and contrast of the average visible patch;",
+        "* with those of the hidden truth, which leaks",
+    ]
+
+
+def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).view(3, 2, 3, 1, 1)
+    columns = [
+        plots.Column(f"column {i}", lambda row, size, i=i: colours[row, i].expand(3, size, size)) for i in range(2)
+    ]
+    shown = plots.Reconstructions(columns, 3, 100, "a note of many words, " * 5)
+    plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
+    with Image.open(tmp_path / "picture.png") as picture:
+        head = picture.height - 3 * 110
+        assert picture.width == 220
+        assert head >= 60
+        for row in range(3):
+            for i in range(2):
+                place = (i * 110 + 55, head + row * 110 + 55)
+                assert picture.getpixel(place) == tuple(int(255 * value) for value in colours[row, i].flatten())
+        written = picture.convert("L").crop((0, 0, 220, head)).point(lambda value: 255 * (value < 128))
+        left, top, right, bottom = written.getbbox()
+    assert left > 0 < top
+    assert right < 220
+    assert bottom < head
+
+
+def test_curves_take_stages_that_stop_learning(tmp_path):
+    records = [{"step": step, "lr": 0.1, "loss_per_block": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
+    plots.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24)) > 10

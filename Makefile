@@ -7,7 +7,7 @@ CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\
 # A kernel that spills registers ends a build; read when a build folder is first configured.
 export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
 
-.PHONY: build test sanitize host-cuda stress mutants lint format bench gpu-check gpu-dry clean
+.PHONY: build test sanitize host-cuda stress mutants lint format docs bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
@@ -61,6 +61,10 @@ format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	clang-format -i $(CXX_FILES)
+
+# The manual, as HTML in build/docs; a warning fails it.
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs $(BUILD)/docs
 
 # ARGS="gather_tokens --device cuda", ARGS="step --all --quick"; without: everything, on the CPU.
 bench:

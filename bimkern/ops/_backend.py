@@ -223,7 +223,7 @@ def _is_debugging() -> bool:
 
 
 def backends() -> dict[str, dict[str, Choice]]:
-    """Tell what serves each op on each device: {op: {device: Choice(backend, reason)}}."""
+    """Return the backend of each op on each device, with the reason: {op: {device: Choice(backend, reason)}}."""
     table: dict[str, dict[str, Choice]] = {}
     for op in sorted(_kernels):
         table[op] = {}

@@ -110,11 +110,11 @@ def match_predict(
     """Predict the cells of another scale from tokens: deconvolution or pooling, then one linear layer.
 
     Args:
-        features: [B, N, D], float32, float16, bfloat16 or float64, normalised tokens in raster order, without prefix.
+        features: [B, N, D], float32, float16, bfloat16 or float64, normalized tokens in raster order, without prefix.
         layers: parameters of the scale, float32 or float64.
         scale: 4, 2, 1 or 0.5.
         grid: (rows, columns) of the tokens, even at scale 0.5; by default N is a square.
-        dtype: of the matrix products, under torch.autocast too; by default that of features. Normalisation, GELU and
+        dtype: of the matrix products, under torch.autocast too; by default that of features. Normalization, GELU and
             pooling are done in float32 (float64 where dtype is).
 
     Returns:

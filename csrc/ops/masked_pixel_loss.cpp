@@ -14,9 +14,9 @@ class PixelRows {
 
   BIMKERN_INLINE void prefetch(int64_t i) const { reader_.prefetch(i); }
 
-  template <typename Set>
-  BIMKERN_INLINE const A* read(Set set, int64_t i) {
-    reader_.read(set, i, row_.data());
+  template <Simd kSimd>
+  BIMKERN_INLINE const A* read(SimdTag<kSimd>, int64_t i) {
+    read_patch(reader_, kSimd, i, row_.data());
     return row_.data();
   }
 

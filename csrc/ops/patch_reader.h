@@ -285,4 +285,9 @@ class PatchReader {
   std::vector<double> means_;  // [C], of value - first
 };
 
+// reader.read() for float and double, compiled once, in pixel_targets.cpp: inlined into every kernel it was most of
+// their build, and a call is short beside a patch.
+template <typename A>
+void read_patch(PatchReader<A>& reader, Simd simd, int64_t index, A* out);
+
 }  // namespace bimkern

@@ -34,12 +34,12 @@ from bimkern.train.optim import adapters
 from bimkern.train.optim.divergence import PATIENCE, Diverged, Divergence
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
+from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
 from bimkern.train.reporting.held_out import NUM_IMAGES, Judge, Outcome
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
-from bimkern.train.reporting.supply import Shortage, Supply
-from bimkern.train.reporting.throughput import Clock, TimedLoader
+from bimkern.train.reporting.throughput import Throughput, TimedLoader
 from bimkern.train.run_folder.dataset_manifest import RunImages
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
@@ -77,7 +77,7 @@ class Trainer:
         data = self._micro_batches(images.images, self.layout, run.seed)
         self._edge = devices.StepEdge(self.device)
         self._loader = TimedLoader(loader, self._edge.pending)
-        self._shortage = Shortage()
+        self._bottleneck = BottleneckWarning()
         self.feed = Feed(self._loader, data, images.quarantine.add)
         self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
         self._interval_loss = RunningMean()
@@ -130,15 +130,15 @@ class Trainer:
         """
         loaded = self.feed.steps(first, self.layout.num_steps)
         with closing(loaded):
-            return self._run_on(Supply(loaded, self._loader), first, log, reporter, signals)
+            return self._run_on(Prefetcher(loaded, self._loader), first, log, reporter, signals)
 
     def _run_on(
-        self, supply: Supply, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals
+        self, prefetcher: Prefetcher, first: int, log: metrics.Metrics, reporter: Reporter, signals: StopSignals
     ) -> int:
         run = self.config.run
-        clock = Clock(self._loader, first)
+        throughput = Throughput(self._loader, first)
         for done in range(first + 1, self.layout.num_steps + 1):
-            batch = self._next(supply, done - 1, log, signals)
+            batch = self._next(prefetcher, done - 1, log, signals)
             # The second step of a process, or of an image size, is the first in which only activations are born.
             segment = self.layout.at(done - 1)
             number = done - max(first, segment.first_step)
@@ -158,9 +158,9 @@ class Trainer:
             last = done == self.layout.num_steps
             record = None
             if done == 1 or done % run.log_every == 0 or last:
-                record = self._record(done, losses, lr, clock)
+                record = self._record(done, losses, lr, throughput)
                 log.log(record)
-                self._shortage.note(done, record["data_wait"], record["images_per_s"], supply)
+                self._bottleneck.note(done, record["data_wait"], record["images_per_s"], prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
                 return self._roll_back(done, batch, log)
             reporter.step(done, record)
@@ -170,9 +170,9 @@ class Trainer:
                 self._save(done, log, required=False)
         return self.layout.num_steps
 
-    def _next(self, supply: Supply, done: int, log: metrics.Metrics, signals: StopSignals) -> list[Batch]:
+    def _next(self, prefetcher: Prefetcher, done: int, log: metrics.Metrics, signals: StopSignals) -> list[Batch]:
         try:
-            return supply.next()
+            return prefetcher.next()
         except Interrupted:
             self._end(done, log, signals.received)
             raise
@@ -259,12 +259,12 @@ class Trainer:
         """Return what the loss of the last of `done` steps depends on beside the weights."""
         return {"frozen_stages": self._num_frozen(done), "image_size": self.layout.at(done - 1).image_size}
 
-    def _record(self, done: int, losses: Tensor, lr: float, clock: Clock) -> dict[str, Any]:
+    def _record(self, done: int, losses: Tensor, lr: float, throughput: Throughput) -> dict[str, Any]:
         frozen = self._num_frozen(done)
         learning = losses[frozen:].tolist()  # waits for the device
-        lap = clock.lap(done)
+        interval = throughput.interval(done)
         held, peak = held_bytes(self.device)
-        seen, seen_before = (self.layout.image(step) for step in (done, done - lap.steps))
+        seen, seen_before = (self.layout.image(step) for step in (done, done - interval.steps))
         return {
             "step": done,
             "epoch": seen / len(self.images.images),
@@ -273,8 +273,8 @@ class Trainer:
             "loss_per_block": [None] * frozen + learning,
             "lr": lr,
             "skipped_updates": [int(update.skipped) for update in self.updates],
-            "images_per_s": (seen - seen_before) / lap.seconds,
-            "data_wait": lap.waited / lap.seconds,
+            "images_per_s": (seen - seen_before) / interval.seconds,
+            "data_wait": interval.waited / interval.seconds,
             "images_set_aside": len(self.images.quarantine.files),
             "held_bytes": held,
             "peak_bytes": max(held, peak),

@@ -329,7 +329,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     for i in range(12):
         picture(1500, 1200, seed=i).save(photos / f"{i:02}.jpg")
     train(photos, tmp_path / "run", "--steps", "6", "--batch-size", "12")
-    assert "of the time goes into waiting for images. The loader alone gives" in caplog.text
+    assert "of the time is spent waiting for images. The loader alone reaches" in caplog.text
     assert caplog.text.count("waiting for images") == 1
 
 

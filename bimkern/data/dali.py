@@ -94,7 +94,7 @@ class DaliLoader:
         plan = (data[index] for index in range(first, last))
         take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
         with _sound_image() as sound, _pool(self.threads) as pool:
-            pipeline = self._pipeline(data, _feed(data, plan, planned, sound, pool))
+            pipeline = self._pipeline(data, _external_source(data, plan, planned, sound, pool))
             for _ in range(first, last):
                 pipeline.schedule_run()
                 try:
@@ -208,7 +208,7 @@ class _Planned:
         return faults
 
 
-def _feed(
+def _external_source(
     data: MicroBatches, plan: Iterator[Crops], planned: deque[_Planned], sound: Path, pool: ThreadPoolExecutor
 ) -> Iterator[_Inputs]:
     """Yield what DALI needs for every micro-batch, and note in `planned` what it has been given."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.loader import Loader
 from bimkern.data.pil import PilLoader
-from bimkern.data.resilient_loader import Feed, FeedError
+from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import Images, SourceError
 from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.export import Trained, write_backbones
@@ -78,7 +78,7 @@ class Trainer:
         self._edge = devices.StepEdge(self.device)
         self._loader = TimedLoader(loader, self._edge.pending)
         self._bottleneck = BottleneckWarning()
-        self.feed = Feed(self._loader, data, images.quarantine.add)
+        self.resilient_loader = ResilientLoader(self._loader, data, images.quarantine.add)
         self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
         self._interval_loss = RunningMean()
         self._saver = Saver(folder.checkpoints, every=run.save_every)
@@ -128,7 +128,7 @@ class Trainer:
             Diverged: rolling back did not help.
             Starved: nothing more can be loaded.
         """
-        loaded = self.feed.steps(first, self.layout.num_steps)
+        loaded = self.resilient_loader.steps(first, self.layout.num_steps)
         with closing(loaded):
             return self._run_on(Prefetcher(loaded, self._loader), first, log, reporter, signals)
 
@@ -176,7 +176,7 @@ class Trainer:
         except Interrupted:
             self._end(done, log, signals.received)
             raise
-        except (FeedError, SourceError) as error:
+        except (LoadingFailed, SourceError) as error:
             saved = f"{done} steps are done and saved"
             try:
                 self._save_last(done, log)
@@ -361,7 +361,7 @@ class Trainer:
         size = self.config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
         data = self._micro_batches(images.judged, layout, self.config.run.seed + 1)
-        ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
+        ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 
     def _micro_batches(self, images: Images, layout: StepLayout, seed: int) -> MicroBatches:

@@ -16,7 +16,7 @@ from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, image_folder
 from bimkern.data.step_layout import StepLayout
 
@@ -51,7 +51,7 @@ def batches(images, **changes):
 
 
 def steps_of(loader, data, first, last):
-    return Feed(loader, data, lambda faults, steps_done: pytest.fail(str(faults))).steps(first, last)
+    return ResilientLoader(loader, data, lambda faults, steps_done: pytest.fail(str(faults))).steps(first, last)
 
 
 def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):

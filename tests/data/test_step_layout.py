@@ -11,7 +11,7 @@ from checked import checked_images
 from bimkern.data.augment import RandomResizedCrop, stream
 from bimkern.data.batches import MicroBatches
 from bimkern.data.loader import choose_loader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import Segment, StepLayout
 
 # Steps 0 to 3, 4 to 6, and from 7 on: the size changes with and without the batch, and grows and shrinks.
@@ -47,7 +47,7 @@ def plan(folder, layout=LAYOUT):
 
 
 def steps_of(loader, data, first, last, told=lambda faults, step: pytest.fail(str(faults))):
-    return list(Feed(loader, data, told).steps(first, last))
+    return list(ResilientLoader(loader, data, told).steps(first, last))
 
 
 def assert_same_steps(ours, theirs):

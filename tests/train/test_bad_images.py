@@ -222,7 +222,7 @@ def test_a_killed_loader_process_changes_nothing(photos, tmp_path):
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert "is started again at the same images" in error
+    assert "it is restarted at the same images" in error
     train(photos, tmp_path / "plain", "--steps", "60")
     assert losses(out) == losses(tmp_path / "plain")
     ours, theirs = (checkpoints.load_latest(folder / "checkpoints").model for folder in (out, tmp_path / "plain"))

@@ -16,7 +16,7 @@ from disk import full_disk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bimkern.files.append import AppendedFile
+from bimkern.files.append import AppendOnlyFile
 from bimkern.train.checkpoint import store as checkpoints
 
 
@@ -155,7 +155,7 @@ def test_training_goes_on_and_what_had_no_room_is_written_later(run):
 
 
 def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     pieces = [bytes([65 + i]) * 1000 for i in range(12)]
     for outage in (1, 2):
         written, waiting = pieces[: 6 * outage - 3], pieces[6 * outage - 3 : 6 * outage]
@@ -171,22 +171,22 @@ def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
 
 
 def test_what_never_found_room_is_counted_at_the_end(tmp_path, caplog):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     with full_disk(1500):
         for _ in range(3):
             file.append(b"x" * 1000)
         file.close()
-    assert "log lacks its last 2 pieces" in caplog.text
+    assert "log lacks its last 2 records: the disk is full" in caplog.text
     assert (tmp_path / "log").stat().st_size == 1000
 
 
 def test_waiting_pieces_can_be_forgotten(tmp_path):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     file.append(b"a" * 1000)
     with full_disk(1500):
         for piece in (b"b", b"c", b"d"):
             file.append(piece * 1000)
-        file.cut(0, keep=lambda piece: piece.startswith(b"c"))
+        file.truncate(0, keep=lambda piece: piece.startswith(b"c"))
         assert (tmp_path / "log").stat().st_size == 0
     file.append(b"e")
     assert (tmp_path / "log").read_bytes() == b"c" * 1000 + b"e"

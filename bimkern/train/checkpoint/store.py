@@ -22,7 +22,6 @@ from bimkern.train.checkpoint import safetensors_writer
 
 logger = logging.getLogger("bimkern.train")
 
-_TEMPORARY = ".writing-"
 _MANIFEST = "manifest.json"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _KEPT = 2
@@ -55,17 +54,11 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
         CheckpointError: it cannot be written; the checkpoints before it are as they were.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    scratch = _scratch(final)
     try:
-        _write(scratch, checkpoint, between)
-        shutil.rmtree(final, ignore_errors=True)
-        scratch.rename(final)
-        atomic.fsync(folder)
-    except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{final} cannot be written ({error})") from error
-        raise
+        with atomic.replaced_folder(final) as scratch:
+            _write(scratch, checkpoint, between)
+    except OSError as error:
+        raise CheckpointError(f"{final} cannot be written ({error})") from error
     kept = _steps(folder)
     here = kept.index(final)
     # What lies beyond was passed over as damaged or left by rolling back: this run will not come to it.
@@ -76,8 +69,6 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
 
 
 def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
     atomic.write_text(folder / _STATE, state)
     sums = {
@@ -86,21 +77,13 @@ def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) 
         _STATE: hashlib.sha256(state.encode()).hexdigest(),
     }
     atomic.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
-    atomic.fsync(folder)
 
 
 def _drop(path: Path) -> None:
-    """Delete a checkpoint; if killed on the way, none is left that has only half of its files."""
     try:
-        scratch = _scratch(path)
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(path.rename(scratch))
+        atomic.remove_folder(path)
     except OSError as error:
         logger.warning("%s is no longer needed and cannot be deleted (%s)", path, error)
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(f"{_TEMPORARY}{path.name}")
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -108,7 +91,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
     Same as: newest_intact, which changes nothing and may therefore read what a live run writes.
     """
-    for litter in folder.glob(f"{_TEMPORARY}*"):
+    for litter in filter(atomic.is_scratch, folder.glob(".*")):
         shutil.rmtree(litter)
     return newest_intact(folder)
 

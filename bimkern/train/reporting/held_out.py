@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bimkern.arena import Plan
-from bimkern.files.best_effort import Outage
+from bimkern.files.best_effort import BestEffort
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
 from bimkern.mim.reconstruction.renderers import reader_of
@@ -38,7 +38,7 @@ class Judge:
     def __init__(self, images: Tensor, draw_ids: Tensor, seed: int, folder: Path) -> None:
         """Take images [B, C, H, W] uint8, their draw ids [B], the masks' seed, and a folder for pictures."""
         self._images, self._draw_ids, self._seed = images, draw_ids, seed
-        self._folder, self._outage = folder, Outage(f"{folder}")
+        self._folder, self._writing = folder, BestEffort(f"{folder}")
 
     def outcome(self, model: MIM) -> Outcome:
         errors, guesses = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
@@ -57,7 +57,7 @@ class Judge:
         shown = plots.predict(model, self._images[drawn], self._draw_ids[drawn], self._seed)
 
         def draw() -> None:
-            with self._outage.tolerated():
+            with self._writing.attempt():
                 plots.draw_reconstructions(self._folder / "reconstruction.png", shown, title)
                 if records:
                     plots.draw_curves(self._folder / "curves.png", records, names)

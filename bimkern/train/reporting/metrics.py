@@ -14,7 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bimkern.files import jsonl
-from bimkern.files.append import AppendedFile
+from bimkern.files.append import AppendOnlyFile
 from bimkern.train.reporting.history import History
 
 FILE = "metrics.jsonl"
@@ -35,11 +35,11 @@ class Metrics:
         """Open the metrics of a run and drop what was logged after a step."""
         self.history = History()
         self._path = folder / FILE
-        self._lines = AppendedFile(self._path)
+        self._lines = AppendOnlyFile(self._path)
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._events = AppendedFile(board / name)
+        self._events = AppendOnlyFile(board / name)
         self._events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
         self.cut_back(after_step)
 
@@ -60,7 +60,7 @@ class Metrics:
                 if not (line.endswith(b"\n") and stands(line)):
                     break
                 size += len(line)
-        self._lines.cut(size, keep=stands)
+        self._lines.truncate(size, keep=stands)
         start = SessionLog(status=SessionLog.START)  # makes readers drop what they have of this step and later ones
         self._events.append(_framed(Event(wall_time=time.time(), step=after_step + 1, session_log=start)))
 

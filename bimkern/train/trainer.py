@@ -23,7 +23,7 @@ from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train import network
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
@@ -81,7 +81,7 @@ class Trainer:
         self.resilient_loader = ResilientLoader(self._loader, data, images.quarantine.add)
         self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
         self._interval_loss = RunningMean()
-        self._saver = Saver(folder.checkpoints, every=run.save_every)
+        self._saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._memory = allocator.choose(run.arena, self.device, compiled=run.compile)
@@ -113,7 +113,9 @@ class Trainer:
         except OutOfMemory as shortage:
             if signals.received is None:
                 raise
-            raise signals.stopped(f"; {shortage}; nothing is saved since step {self._saver.saved_step}") from shortage
+            raise signals.stopped(
+                f"; {shortage}; nothing saved since step {self._saver.saved_step}"
+            ) from shortage
         finally:
             log.close()
             reporter.close()

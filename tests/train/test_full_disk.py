@@ -113,7 +113,7 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     run, folder = disk
     run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
     # Filled again and again: a save that fails, or drops an old one, gives some room back.
-    run.wait_for(lambda: fill_with_bytes(folder) or run.said("No space left on device); training goes on, the next"))
+    run.wait_for(lambda: fill_with_bytes(folder) or run.said("No space left on device); training continues, the next"))
     run.wait_for(lambda: fill_with_names(folder) or run.said("/checkpoints/.writing-step"))
     run.wait_for(lambda: run.said("pictures cannot be written"))
     run.process.send_signal(signal.SIGTERM)
@@ -121,8 +121,8 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     run.end()
     saved = checkpoints.newest_intact(run.out / "checkpoints").step
     (said,) = run.said("stopped by SIGTERM after step")
-    assert f"; nothing is saved since step {saved}; the same command goes on from there" in said
-    assert len(run.said("it is tried again in")) == 2
+    assert f"; nothing saved since step {saved}; the same command goes on from there" in said
+    assert len(run.said("retrying in")) == 2
     assert not run.said("Traceback")
     steps = run.steps_in_metrics()
     assert steps == list(range(1, steps[-1] + 1))
@@ -134,7 +134,7 @@ def test_training_goes_on_and_what_had_no_room_is_written_later(run):
     run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
     full = (run.out / "metrics.jsonl").stat().st_size + 100  # a third of a line
     run.limit(full)
-    run.wait_for(lambda: len(run.said("training goes on, the next save is after 20 steps")) >= 2)
+    run.wait_for(lambda: len(run.said("training continues, the next save is after 20 steps")) >= 2)
     run.wait_for(lambda: run.said("pictures cannot be written"))
     before = run.steps_in_metrics()
     assert (run.out / "metrics.jsonl").read_bytes().endswith(b"\n")

@@ -33,11 +33,12 @@ from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim import adapters
+from bimkern.train.reporting.held_out import HeldOutError
 from bimkern.train.reporting.progress import checking
 from bimkern.train.run_folder.dataset_manifest import RunImages, settle
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
-from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
+from bimkern.train.trainer import Diverged, Starved, Trainer
 from bimkern.units import human_bytes
 from bimkern.watchdog import ending_at_once
 
@@ -89,8 +90,8 @@ def _run(arguments: list[str]) -> str:
     folder.open(config)
     images = _check_data(config, listings, folder)
     say(_describe_briefly(config, images, _skipped(images.listing), why))
-    config, outcome = _train(config, images, loader, folder)
-    return _closing_words(config, folder, outcome)
+    config, errors = _train(config, images, loader, folder)
+    return _closing_words(config, folder, errors)
 
 
 def _refuse_other_processes() -> None:
@@ -101,7 +102,7 @@ def _refuse_other_processes() -> None:
         )
 
 
-def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, Outcome]:
+def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, list[HeldOutError]]:
     """Train; where memory runs out, anew from the last checkpoint with half as many images at a time."""
     while True:
         try:
@@ -150,7 +151,7 @@ def _help(recipe: Recipe) -> str:
 
 
 def _list_data(folder: Path | None) -> list[Listing]:
-    """Return the files to train on and, where there are any, others to judge and draw."""
+    """Return the files to train on and, where there are any, held-out ones to evaluate on."""
     if folder is None:
         return list(demo_images())
     if folder == Path():
@@ -159,7 +160,7 @@ def _list_data(folder: Path | None) -> list[Listing]:
 
 
 def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
-    """Decode every file once, and settle what the run trains on and is judged by."""
+    """Decode every file once, and freeze what the run trains and is evaluated on."""
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     found = []
     for listing in listings:
@@ -174,7 +175,7 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
         raise SourceError(
             f"{listings[1].root / damaged[0]} is damaged; delete {listings[1].root.parent}: it is made anew"
         )
-    return replace(images, judged=readable(listings[1], found[1]))
+    return replace(images, held_out=readable(listings[1], found[1]))
 
 
 def _choose(run: RunConfig) -> tuple[Loader, str]:
@@ -243,20 +244,22 @@ def _describe_briefly(config: Config, run_images: RunImages, skipped: str, loade
     )
 
 
-def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
-    judged = "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
-    width = max(len(stage.name) for stage in outcome)
-    caveats = dict.fromkeys(stage.caveat for stage in outcome if stage.caveat)
+def _closing_words(config: Config, folder: RunFolder, errors: list[HeldOutError]) -> str:
+    held_out = (
+        "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
+    )
+    width = max(len(stage.name) for stage in errors)
+    notes = dict.fromkeys(stage.note for stage in errors if stage.note)
     if config.schedule.per_unit:
-        caveats["What was frozen before the end is judged as it was left."] = None
+        notes["What was frozen before the end is evaluated as it was left."] = None
     return "\n".join(
         [
-            f"\nMean squared error on what is hidden, {judged}:",
+            f"\nMean squared error on what is hidden, {held_out}:",
             *(
-                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.guess} would give {stage.guess_error:#.3g}"
-                for stage in outcome
+                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
+                for stage in errors
             ),
-            *(f"({caveat})" for caveat in caveats),
+            *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
             "  pictures/reconstruction.png  what is hidden from each stage and what it predicts\n"
             "  pictures/curves.png, memory.png\n"

@@ -1,7 +1,7 @@
 """The demo's photographs: those inside the installed scikit-image and scikit-learn wheels, nothing downloaded.
 
 They are written once as JPEGs to a cache folder. The right quarter of every photograph is kept out of training, so that
-what a model reconstructs can be judged on pixels it has never seen.
+what a model reconstructs can be evaluated on pixels it has never seen.
 """
 
 from importlib.resources import files

@@ -35,7 +35,7 @@ from bimkern.train.optim.divergence import PATIENCE, Diverged, Divergence
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
-from bimkern.train.reporting.held_out import NUM_IMAGES, Judge, Outcome
+from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
@@ -45,7 +45,7 @@ from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
 from bimkern.watchdog import Interrupted, stopped_by
 
-__all__ = ["Diverged", "Outcome", "Starved", "Trainer"]
+__all__ = ["Diverged", "Starved", "Trainer"]
 
 
 class Starved(RuntimeError):
@@ -79,14 +79,14 @@ class Trainer:
         self._loader = TimedLoader(loader, self._edge.pending)
         self._bottleneck = BottleneckWarning()
         self.resilient_loader = ResilientLoader(self._loader, data, images.quarantine.add)
-        self._judge = Judge(*self._load_judged(images), run.seed, folder.pictures)
+        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, folder.pictures)
         self._interval_loss = RunningMean()
         self._saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(self.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._memory = allocator.choose(run.arena, self.device, compiled=run.compile)
 
-    def train(self) -> Outcome:
+    def train(self) -> list[HeldOutError]:
         """Run from the last checkpoint, or from the start, to the end."""
         done = self._resume()
         self.folder.record(self.config)
@@ -95,9 +95,9 @@ class Trainer:
                 self._train_from(done)
         else:
             # The run may have been killed between its last checkpoint and the pictures.
-            self._sketch(done, metrics.read(self.folder.path))()
+            self._snapshot(done, metrics.read(self.folder.path))()
         write_backbones(self.folder.exported, Trained(self.config, self.layout.num_steps, self.model.state_dict()))
-        return self._judge.outcome(self.model)
+        return self._held_out.errors(self.model)
 
     def _train_from(self, done: int) -> None:
         if self.config.run.compile:
@@ -113,9 +113,7 @@ class Trainer:
         except OutOfMemory as shortage:
             if signals.received is None:
                 raise
-            raise signals.stopped(
-                f"; {shortage}; nothing saved since step {self._saver.saved_step}"
-            ) from shortage
+            raise signals.stopped(f"; {shortage}; nothing saved since step {self._saver.saved_step}") from shortage
         finally:
             log.close()
             reporter.close()
@@ -344,7 +342,7 @@ class Trainer:
             loss,
             conditions=self._conditions(done),
             first=log.sync,
-            then=self._sketch(done, log.history),
+            then=self._snapshot(done, log.history),
             required=required,
         )
 
@@ -352,17 +350,17 @@ class Trainer:
         """Return the model's and the optimizers' tensors, by name."""
         return self.model.state_dict(), {name: tensor for update in self.updates for name, tensor in update.tensors()}
 
-    def _sketch(self, done: int, history: History) -> Callable[[], None]:
+    def _snapshot(self, done: int, history: History) -> Callable[[], None]:
         """Predict what the pictures of a step show; return what draws them."""
         title, plan = f"{self.config.recipe}, step {done}", self._memory.plan()
-        return self._judge.sketch(self.model, history.records(), title, plan)
+        return self._held_out.snapshot(self.model, history.records(), title, plan)
 
-    def _load_judged(self, images: RunImages) -> tuple[Tensor, Tensor]:
-        """Return images and draw ids to judge by: of another seed, for where they are also trained on."""
-        count = min(NUM_IMAGES, 4 * len(images.judged))
+    def _load_held_out(self, images: RunImages) -> tuple[Tensor, Tensor]:
+        """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
+        count = min(NUM_IMAGES, 4 * len(images.held_out))
         size = self.config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
-        data = self._micro_batches(images.judged, layout, self.config.run.seed + 1)
+        data = self._micro_batches(images.held_out, layout, self.config.run.seed + 1)
         ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 

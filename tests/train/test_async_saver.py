@@ -101,9 +101,7 @@ def test_a_required_save_that_keeps_failing_raises(tmp_path, monkeypatch):
     (tmp_path / ".writing-step-00000009").write_text("a file in the way of the folder")
     with AsyncSaver(tmp_path, every=1) as saver:
         saver.save(make("cpu", 4), 0.5, first=nothing, required=True)
-        with pytest.raises(
-            CheckpointError, match=r"step-00000009 cannot be written .*; nothing saved since step 4"
-        ):
+        with pytest.raises(CheckpointError, match=r"step-00000009 cannot be written .*; nothing saved since step 4"):
             saver.save(make("cpu", 9), 0.5, first=nothing, required=True)
 
 

@@ -21,7 +21,7 @@ from bimkern.data import pil
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.reporting.held_out import Judge
+from bimkern.train.reporting.held_out import HeldOutEvaluation
 from bimkern.train.signals import StopSignals, Terminated
 from bimkern.train.trainer import Trainer
 
@@ -248,7 +248,7 @@ def test_a_save_that_is_slow_is_finished(photos, out, capsys, monkeypatch):
 def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, gate):
     answer("the save of step 2 has made no progress", after=0.3)
     drawn = []
-    monkeypatch.setattr(Judge, "sketch", lambda *args: lambda: drawn.append(gate.wait()))
+    monkeypatch.setattr(HeldOutEvaluation, "snapshot", lambda *args: lambda: drawn.append(gate.wait()))
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
     assert "s since its files were written; its pictures are abandoned" in caplog.text
     assert saved_step(out) == steps_logged(out)[-1] > 2

@@ -35,7 +35,7 @@ from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim import adapters
 from bimkern.train.reporting.held_out import HeldOutError
 from bimkern.train.reporting.progress import checking
-from bimkern.train.run_folder.dataset_manifest import RunImages, settle
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.train.trainer import Diverged, Starved, Trainer
@@ -102,7 +102,9 @@ def _refuse_other_processes() -> None:
         )
 
 
-def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, list[HeldOutError]]:
+def _train(
+    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder
+) -> tuple[Config, list[HeldOutError]]:
     """Train; where memory runs out, anew from the last checkpoint with half as many images at a time."""
     while True:
         try:
@@ -159,7 +161,7 @@ def _list_data(folder: Path | None) -> list[Listing]:
     return [image_folder(folder)]
 
 
-def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
+def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> FrozenDataset:
     """Decode every file once, and freeze what the run trains and is evaluated on."""
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     found = []
@@ -167,7 +169,7 @@ def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> R
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
     ratio = config.run.max_bad_ratio
-    images = settle(folder.path, listings[0], found[0], begun=folder.begun, max_bad_ratio=ratio)
+    images = freeze_dataset(folder.path, listings[0], found[0], begun=folder.begun, max_bad_ratio=ratio)
     if len(listings) == 1:
         return images
     damaged = [file for file, result in found[1].items() if result.fault is not None]
@@ -232,7 +234,7 @@ def _skipped(listing: Listing) -> str:
     return f"; {len(listing.others)} non-image files skipped ({listing.count_others()})"
 
 
-def _describe_briefly(config: Config, run_images: RunImages, skipped: str, loader: str) -> str:
+def _describe_briefly(config: Config, run_images: FrozenDataset, skipped: str, loader: str) -> str:
     run, images = config.run, run_images.images
     table = config.step_layout(len(images))
     few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""

@@ -40,7 +40,7 @@ from bimkern.train.reporting.history import History
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
 from bimkern.train.reporting.throughput import Throughput, TimedLoader
-from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
 from bimkern.watchdog import Interrupted, stopped_by
@@ -55,7 +55,7 @@ class Starved(RuntimeError):
 class Trainer:
     """A run: model, optimizers and data, built from a config and ready to start or to go on."""
 
-    def __init__(self, config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> None:
+    def __init__(self, config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> None:
         run = config.run
         self.config, self.folder = config, folder
         self.device = devices.claim(run.device)
@@ -275,7 +275,7 @@ class Trainer:
             "skipped_updates": [int(update.skipped) for update in self.updates],
             "images_per_s": (seen - seen_before) / interval.seconds,
             "data_wait": interval.waited / interval.seconds,
-            "images_set_aside": len(self.images.quarantine.files),
+            "images_quarantined": len(self.images.quarantine.files),
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
@@ -355,7 +355,7 @@ class Trainer:
         title, plan = f"{self.config.recipe}, step {done}", self._memory.plan()
         return self._held_out.snapshot(self.model, history.records(), title, plan)
 
-    def _load_held_out(self, images: RunImages) -> tuple[Tensor, Tensor]:
+    def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
         count = min(NUM_IMAGES, 4 * len(images.held_out))
         size = self.config.method.encoder.image_size

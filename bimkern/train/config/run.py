@@ -71,7 +71,7 @@ class RunConfig:
     workers: int | None = None
     """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
     max_bad_ratio: float = 0.1
-    """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
+    """Share of the images that may be unreadable: they are listed in quarantine.jsonl; a larger one ends the run."""
     max_pixels: int = MAX_PIXELS
     """Pixels of the largest image that is read; a small file may unpack to more than the memory holds."""
     deterministic: bool = False

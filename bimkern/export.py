@@ -12,8 +12,8 @@ import torch
 import tyro
 
 from bimkern import command
+from bimkern.errors import BimkernError
 from bimkern.exporters.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
-from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"{options.format}-depth{depth:02d}-step{trained.step:08d}{writer.suffix}"
         path = options.out or folder.exported / name
         writer.write(path, trained, depth)
-    except (ConfigError, CheckpointError) as error:
-        command.end(_PROGRAM, str(error), exit_code=2)
+    except BimkernError as error:
+        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
     print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 

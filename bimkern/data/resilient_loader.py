@@ -10,6 +10,7 @@ from bimkern.data.batches import BadImages, Batch, MicroBatches
 from bimkern.data.formats import OutOfResources
 from bimkern.data.loader import Loader
 from bimkern.data.workers import WorkerDied
+from bimkern.errors import RunError
 
 logger = logging.getLogger("bimkern.data")
 
@@ -18,7 +19,7 @@ _MAX_DEATHS = 3  # at the same images
 Quarantine = Callable[[Mapping[Path, str], int], None]  # bad files and the reasons, steps done
 
 
-class LoadingFailed(RuntimeError):
+class LoadingFailed(RunError, RuntimeError):
     """The next step cannot be loaded; the message gives the reason."""
 
 

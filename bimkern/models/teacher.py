@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bimkern.errors import BimkernError
 from bimkern.models import layouts
 from bimkern.models.vit import ViT, ViTConfig
 
 _NUMBERS = ("width", "depth", "num_heads", "patch", "image_size")
 
 
-class TeacherError(ValueError):
+class TeacherError(BimkernError, ValueError):
     """A file holds no encoder that can teach; the message says why."""
 
 

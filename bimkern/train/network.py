@@ -6,7 +6,7 @@ import torch
 
 from bimkern.mim.model import MIM
 from bimkern.models.attention import Mix, sdpa
-from bimkern.models.layers import set_attention, set_compute_dtype
+from bimkern.models.layers import Block, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher, read_teacher_config
 from bimkern.models.vit import ViT
 from bimkern.train.config.run import Config, ConfigError
@@ -42,3 +42,12 @@ def _teacher(path: Path) -> Teacher:
     encoder = ViT(read_teacher_config(path))
     rows, columns = encoder.config.grid
     return Teacher(encoder, torch.empty(rows * columns, encoder.config.width))
+
+
+def compile_blocks(model: MIM) -> None:
+    """Compile every transformer block, of the encoder and of the heads, with torch.compile."""
+    # All blocks share one code object; each width, token count and smaller last micro-batch is a variant of it.
+    torch._dynamo.config.recompile_limit = 64
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()

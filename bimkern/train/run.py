@@ -16,7 +16,7 @@ from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
 from bimkern.train.memory import allocator
-from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting.held_out import HeldOutError
@@ -60,7 +60,7 @@ def run(config: Config) -> Outcome:
         Diverged, Starved: it cannot continue.
     """
     inputs = find_inputs(config.run)
-    check_that_it_fits(config, resolve_device(config.run.device))
+    check_memory(config, resolve_device(config.run.device))
     folder = _open_folder(config, inputs.listing.root)
     images = _check_images(config, inputs, folder)
     say(describe_briefly(config, images, inputs.loader_choice))
@@ -69,7 +69,7 @@ def run(config: Config) -> Outcome:
         try:
             return _train(config, images, loader, folder)
         except OutOfMemory as error:
-            config = replace(config, run=halved(config.run))
+            config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
         loader, _ = _choose(config.run)

@@ -25,8 +25,9 @@ from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import StepMemory
-from bimkern.train.memory.budget import OutOfMemory, is_shortage
+from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
@@ -200,12 +201,13 @@ class Trainer:
         number = index - max(session.first, segment.first_step)
         if number == 0:
             self._live_activation_bytes = None
-        counted = LiveBytes(self.task.model.parameters()) if number == 1 and not self.config.run.compile else None
+        counted = LiveBytes() if number == 1 and not self.config.run.compile else None
+        tracker = None if counted is None else AllocationTracker(self.task.model.parameters(), counted)
         try:
-            with counted or nullcontext():
+            with tracker or nullcontext():
                 result = self.task.step(index, batch, self._memory)
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             result = None
         if result is None:  # raised out here, the error keeps nothing of the step alive

@@ -34,7 +34,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64:
     return np.lexsort((low, high))
 
 
-def stream(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
+def sample_sequence(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
     """Return the epochs and sample ids at places [first, first + count) of the endless stream of epochs."""
     epochs, places = np.divmod(np.arange(first, first + count, dtype=np.int64), num_samples)
     ids = np.empty(count, dtype=np.int64)

@@ -16,7 +16,7 @@ from checked import checked_images
 from PIL import Image
 
 from bimkern.data import dali
-from bimkern.data.augment import RandomResizedCrop, replacements, stream
+from bimkern.data.augment import RandomResizedCrop, replacements, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.dali import DaliLoader
 from bimkern.data.loader import choose_loader
@@ -90,7 +90,7 @@ def test_a_file_that_goes_bad_is_told_and_replaced_by_rule(folder, loader, fault
     ((faults, steps_done),) = told.calls
     assert faults.keys() == {"5.jpg"}
     assert faults["5.jpg"]
-    _, ids = stream(0, 36, 9, data.seed)
+    _, ids = sample_sequence(0, 36, 9, data.seed)
     assert steps_done == ids.tolist().index(5) // 6
     # The same as if it had been known from the start: so a run that is resumed goes on alike.
     assert_same_steps(steps, ResilientLoader(loader(0), without(data, 5), pytest.fail).steps(0, 6))

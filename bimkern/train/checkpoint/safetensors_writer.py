@@ -58,9 +58,7 @@ def write(
             digest.update(piece)
             while piece:
                 piece = piece[file.write(piece) :]
-            if (
-                file.tell() - synced >= _SYNC_EVERY
-            ):  # else the last fsync takes long, and looks like a hang
+            if file.tell() - synced >= _SYNC_EVERY:  # else the last fsync takes long, and looks like a hang
                 os.fdatasync(file.fileno())
                 synced = file.tell()
         os.fsync(file.fileno())

@@ -1,7 +1,7 @@
 """Metrics: one JSON object per logged step in metrics.jsonl, and the same numbers as TensorBoard events.
 
-Events are encoded by tensorboard, but appended to the file here: its writer runs a
-thread that a full disk ends.
+Events are encoded by tensorboard but appended here: after one event that found the disk full, its own writer raises at
+every later one, even if there is space again.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether this command may go on in it."""
+"""The folder of a run: which run it belongs to, and whether this process may use it."""
 
 import fcntl
 import json
@@ -54,7 +54,7 @@ class RunFolder:
             raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
 
     def record(self, config: Config) -> None:
-        """Write config.json, once it is sure that this run may go on here.
+        """Write config.json, after it is certain that this run may use the folder.
 
         Raises:
             ConfigError: it cannot be written.

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.digits.images import Digits, Indices
 from bench.digits.methods import ENCODER
-from bimkern.data.augment import draw_ids, stream
+from bimkern.data.augment import draw_ids, sample_sequence
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
 from bimkern.mim.schedule import Cosine, Schedule
@@ -42,7 +42,7 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
     for step in range(steps):
         progress = (step + 0.5) / steps
         _set_rates(updates, rate, schedule, progress, depth)
-        epochs, ids = stream(step * BATCH, BATCH, len(images), seed)
+        epochs, ids = sample_sequence(step * BATCH, BATCH, len(images), seed)
         batch = images[ids]
         views = model.views(batch, torch.from_numpy(draw_ids(epochs, ids)), seed)
         frozen = schedule.frozen_units(progress, depth)
@@ -100,7 +100,7 @@ def finetune(
     update = GroupOptimizer("classifier", list(model.named_parameters()), _FINE_TUNING, device=CPU, fp16=False)
     for step in range(steps):
         _set_rates([update], rate, _FINE_TUNING_SCHEDULE, (step + 0.5) / steps)
-        _, ids = stream(step * BATCH, BATCH, len(train), seed)
+        _, ids = sample_sequence(step * BATCH, BATCH, len(train), seed)
         batch = train[ids]
         update.scale(cross_entropy(model(digits.images[batch]), labels[batch])).backward()
         update.apply()

@@ -10,7 +10,7 @@ from torch import Tensor
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.pil import PilLoader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.export import Trained, write_backbones
 from bimkern.mim.flow import MicroBatch
@@ -21,8 +21,8 @@ from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting.held_out import NUM_IMAGES, Judge, StageOutcome
-from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.trainer import StepResult
 
 
@@ -30,7 +30,7 @@ class Pretraining:
     """Train the encoder of a config's method, and its heads, on images alone."""
 
     def __init__(
-        self, config: Config, layout: StepLayout, *, images: RunImages, pictures: Path, device: torch.device
+        self, config: Config, layout: StepLayout, *, images: FrozenDataset, pictures: Path, device: torch.device
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -56,7 +56,7 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        self._judge = Judge(*self._load_held_out(images), run.seed, pictures)
+        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
 
     def compile(self) -> None:
         network.compile_blocks(self.model)
@@ -103,15 +103,15 @@ class Pretraining:
             )
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        return self._judge.sketch(self.model, records, f"{self._config.recipe}, step {done}", plan)
+        return self._held_out.snapshot(self.model, records, f"{self._config.recipe}, step {done}", plan)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
-    def evaluate(self) -> list[StageOutcome]:
+    def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""
-        return self._judge.outcome(self.model)
+        return self._held_out.errors(self.model)
 
     def _num_frozen(self, index: int) -> int:
         """Return how many stages, from the first on, do not learn in a step."""
@@ -119,14 +119,14 @@ class Pretraining:
         units = self._config.schedule.frozen_units(self._layout.progress(index), depth)
         return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
 
-    def _load_held_out(self, images: RunImages) -> tuple[Tensor, Tensor]:
+    def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
-        count = min(NUM_IMAGES, 4 * len(images.judged))
+        count = min(NUM_IMAGES, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
         seed = self._config.run.seed + 1
-        data = MicroBatches(images=images.judged, augment=self._config.augment, seed=seed, layout=layout)
-        ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
+        data = MicroBatches(images=images.held_out, augment=self._config.augment, seed=seed, layout=layout)
+        ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
 from bimkern.recipes import RECIPES
+from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.reporting import plots
 
 
@@ -97,3 +99,12 @@ def test_curves_take_stages_that_stop_learning(tmp_path):
     plots.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 10
+
+
+def test_drawing_holds_a_few_tiles_at_a_time(tmp_path):
+    """Whole rows in floats take a hundred megabytes, which malloc keeps for the rest of the run."""
+    shown = predicted("bim_vit_test", rows=6)
+    with AllocationTracker([], live := LiveBytes()):
+        plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
+    tile = 3 * shown.size**2 * torch.float32.itemsize
+    assert 0 < live.peak <= 8 * tile < shown.num_rows * len(shown.columns) * tile

@@ -97,7 +97,7 @@ def test_it_runs_to_its_end(finished, recipe):
 @freezing
 def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     out, printed = finished(recipe)
-    assert "(What was frozen before the end is judged as it was left.)" in printed
+    assert "(What was frozen before the end is evaluated as it was left.)" in printed
     assert "loss frozen" in printed
     assert [record["loss_per_block"][0] is None for record in records(out)] == [False, False, False, True]
     (file,) = (out / "tensorboard").iterdir()

@@ -13,9 +13,8 @@ from torch import Tensor
 from bimkern.mim.masking.random import Grid, Hiding, StageView, check_hidden
 from bimkern.mim.masking.units import filled_view
 from bimkern.ops.random_keep import token_priorities
-from bimkern.rng import WORD, philox4x32
+from bimkern.rng import WORD, Stream, draw
 
-_STREAM = 5  # second counter word; data/augment.py and ops/random_keep.py use others
 _ATTEMPTS = 96  # in all; a mask takes 20 to 50
 _FAILURES = 10  # in a row, which end a mask short of its target
 
@@ -99,7 +98,6 @@ class Blockwise:
 
 def _uniform(draw_ids: Tensor, seed: int) -> tuple[Tensor, ...]:
     """Draw four numbers in [0, 1) for every attempt, each [A, B]."""
-    attempts = torch.arange(_ATTEMPTS, device=draw_ids.device).unsqueeze(1).expand(-1, len(draw_ids))
-    ids = draw_ids.expand_as(attempts)
-    words = philox4x32(attempts, torch.full_like(ids, _STREAM), ids & WORD, (ids >> 32) & WORD, seed)
+    attempts = torch.arange(_ATTEMPTS, device=draw_ids.device).unsqueeze(1)  # [A, 1]
+    words = draw(Stream.RECTANGLE, attempts, draw_ids, seed)
     return tuple(word.double() / (WORD + 1) for word in words)

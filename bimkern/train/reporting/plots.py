@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d
 
 from bimkern.arena import Plan, draw_sawtooth
 from bimkern.figures import new_figure
@@ -91,20 +91,21 @@ def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
-    """Draw reconstructions, one image a row; not as a figure with axes, which would take many times as long."""
+    """Draw reconstructions, one image per row. A matplotlib figure with as many axes would take many times as long.
+
+    Tiles are converted one by one: whole rows of floats took 90 MB, which malloc then kept.
+    """
     gap = max(1, round(_GAP * shown.size))
-    rows = [
-        torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
-        for row in range(shown.num_rows)
-    ]
-    mosaic = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
-    line = round(_LINE * shown.size)
+    side = shown.size + 2 * gap
+    width, line = side * len(shown.columns), round(_LINE * shown.size)
     font = ImageFont.load_default(size=line / 1.5)
-    letters = int(mosaic.shape[1] / font.getlength("n"))
+    letters = int(width / font.getlength("n"))
     texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
     head = (len(texts) + 2) * line
-    picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
-    picture.paste(Image.fromarray(mosaic), (0, head))
+    picture = Image.new("RGB", (width, side * shown.num_rows + head), "white")
+    for row in range(shown.num_rows):
+        for i, column in enumerate(shown.columns):
+            picture.paste(_tile(column.draw(row, shown.size)), (i * side + gap, head + row * side + gap))
     pen = ImageDraw.Draw(picture)
     for i, text in enumerate(texts):
         pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
@@ -115,8 +116,10 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
         picture.save(scratch, format="png", compress_level=_COMPRESSION)
 
 
-def _framed(picture: Tensor, gap: int) -> Tensor:
-    return pad(picture.expand(3, -1, -1), (gap, gap, gap, gap), value=1.0)
+def _tile(picture: Tensor) -> Image.Image:
+    """Convert a picture [C, S, S] in [0, 1]."""
+    pixels = picture.expand(3, -1, -1).permute(1, 2, 0)  # [S, S, 3]
+    return Image.fromarray(pixels.mul(255).round().byte().contiguous().numpy())
 
 
 def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:

@@ -14,7 +14,7 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("rng", "units", "openmp", "optional", "output", "watchdog", "files"),
+    ("rng", "units", "pieces", "openmp", "optional", "output", "watchdog", "files"),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
@@ -34,7 +34,7 @@ LAYERS = (
     COMMANDS,
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ENGINE = {"rng", "files", "optional", "ops", "nn", "models", "mim"}  # what other people's programs may take
+ENGINE = {"rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # what other people's programs may take
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)
 

@@ -14,11 +14,12 @@ from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import Feed, FeedError
 from bimkern.data.source import Images, SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.exporters.export import Trained, write_backbones
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
-from bimkern.mim.schedule import Unit
+from bimkern.mim.schedule import LayerGroup
 from bimkern.models import attention
-from bimkern.models.layers import Block
+from bimkern.models.layers import TransformerLayer
 from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train import network
@@ -62,11 +63,11 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(self.device)
         dtype = DTYPES[run.precision]
-        mix = attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic)
-        network.compute_with(self.model, dtype, mix)
+        attention_fn = attention.choose(run.attention, self.device, dtype, deterministic=run.deterministic)
+        network.set_compute(self.model, dtype, attention_fn)
         options: dict[str, Any] = {"device": self.device, "fp16": run.precision == "fp16"}
         options["make"] = adapters.choose(run.optimizer, self.device)
-        options["units"] = self.model.units() if config.schedule.per_unit else None
+        options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
@@ -230,30 +231,30 @@ class Trainer:
         progress = self.layout.progress(index)
         peak = run.peak_lr_of(self.layout.at(index).batch_size)
 
-        def rate(unit: Unit) -> float:
-            return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
+        def rate(group: LayerGroup) -> float:
+            return peak * schedule.factor(progress, group.number, depth, head=group.head)
 
         for update in self.updates:
             update.set_rates(rate)
         batches = []
         for images, ids in map(self._on_device, batch):
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
-        frozen_units = schedule.frozen_units(progress, depth)
+        frozen_groups = schedule.frozen_groups(progress, depth)
         losses = self.config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
-            frozen_units=frozen_units,
-            scope=self._memory.scope((self.layout.at(index), frozen_units)),
+            frozen_groups=frozen_groups,
+            scope=self._memory.scope((self.layout.at(index), frozen_groups)),
         )
-        return losses, rate(Unit(depth))
+        return losses, rate(LayerGroup(depth))
 
     def _num_frozen(self, done: int) -> int:
         """Return how many stages, from the first on, did not learn in the last of `done` steps."""
         depth = self.config.method.encoder.depth
-        units = self.config.schedule.frozen_units(self.layout.progress(done - 1), depth)
-        return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
+        groups = self.config.schedule.frozen_groups(self.layout.progress(done - 1), depth)
+        return sum(self.model.is_frozen(stage, groups) for stage in range(self.model.num_stages))
 
     def _conditions(self, done: int) -> dict[str, int]:
         """Return what the loss of the last of `done` steps depends on beside the weights."""
@@ -375,5 +376,5 @@ def _compile_blocks(model: nn.Module) -> None:
     # All blocks share one code object; each width, token count and smaller last micro-batch is a variant of it.
     torch._dynamo.config.recompile_limit = 64
     for module in model.modules():
-        if isinstance(module, Block):
+        if isinstance(module, TransformerLayer):
             module.compile()

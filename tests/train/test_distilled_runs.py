@@ -64,18 +64,21 @@ def test_the_teacher_computes_in_the_precision_of_the_run(
 def test_the_teacher_mixes_tokens_by_the_attention_of_the_run(teacher):
     calls = []
 
-    def mix(*qkv):
+    def attention_fn(*qkv):
         calls.append(qkv)
         return sdpa(*qkv)
 
     model = network.build(config_with(teacher))
     assert model.teacher is not None
-    network.compute_with(model, torch.bfloat16, mix)
+    network.set_compute(model, torch.bfloat16, attention_fn)
     model.targets([0], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert len(calls) == 4
     assert {tensor.dtype for qkv in calls for tensor in qkv} == {torch.bfloat16}
     assert all(
-        m.mix is mix for part in (model, model.teacher.encoder) for m in part.modules() if isinstance(m, Attention)
+        m.attention_fn is attention_fn
+        for part in (model, model.teacher.encoder)
+        for m in part.modules()
+        if isinstance(m, Attention)
     )
 
 

@@ -11,7 +11,7 @@ from bimkern.arena import Plan
 from bimkern.files.best_effort import Outage
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
-from bimkern.mim.reconstruction.renderers import reader_of
+from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.train.reporting import plots
 
 NUM_IMAGES = 64
@@ -20,13 +20,13 @@ _DRAWN_IMAGES = 6
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How well a stage predicts what is hidden of images that were put aside, against a plain guess."""
+    """How well a stage predicts what is hidden of images that were put aside, against a simple baseline."""
 
     name: str
     error: float
-    guess: str  # in words
-    guess_error: float
-    caveat: str  # what the error does not measure, or nothing
+    baseline: str  # in words
+    baseline_error: float
+    note: str  # what the error does not measure, or nothing
 
 
 Outcome = list[StageOutcome]
@@ -41,11 +41,11 @@ class Judge:
         self._folder, self._outage = folder, Outage(f"{folder}")
 
     def outcome(self, model: MIM) -> Outcome:
-        errors, guesses = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
+        errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
         outcome = []
-        for stage, (error, guess_error) in enumerate(zip(errors.tolist(), guesses.tolist(), strict=True)):
-            reader, name = reader_of(model, stage), stage_name(model.method, stage)
-            outcome.append(StageOutcome(name, error, reader.guess, guess_error, reader.caveat))
+        for stage, (error, baseline_error) in enumerate(zip(errors.tolist(), baselines.tolist(), strict=True)):
+            renderer, name = renderer_for(model, stage), stage_name(model.method, stage)
+            outcome.append(StageOutcome(name, error, renderer.baseline, baseline_error, renderer.note))
         return outcome
 
     def sketch(

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import torch
+from torch import Tensor
 
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import Method
@@ -25,29 +26,30 @@ of the encoder, d of a decoder, H the hidden one of an MLP; V values of a patch,
 _STEPS = 10_000  # of the run over which a schedule is read
 
 
-def prediction_flops(head: HeadConfig, width: int, out_length: int, view: StageView) -> int:
-    """Count what makes predictions of a head's features, which are `width` wide."""
-    num_tokens = view.hidden.shape[1]
+def prediction_flops(head: HeadConfig, width: int, out_length: int, weights: Tensor) -> int:
+    """Count what makes predictions of a head's features, `width` wide, for tokens with loss weights [1, N]."""
+    num_tokens = weights.shape[1]
     if not isinstance(head, DecoderConfig) or head.match_scale is None:
         return 2 * num_tokens * width * out_length
     if head.scale < 1:
         return 2 * int(num_tokens * head.scale**2) * width * out_length
-    num_hidden = int(view.hidden.count_nonzero())
+    num_hidden = int(weights.count_nonzero())
     deconvolved = {1: 0, 2: 4 * width**2, 4: 8 * width**2}[int(head.scale)]
     return num_hidden * (deconvolved + 2 * int(head.scale) * width * out_length)
 
 
-def head_flops(method: Method, stage: int, entering: int, view: StageView) -> int:
+def head_flops(method: Method, stage: int, view: StageView) -> int:
     """Count the forward pass of a head, from the tokens of its stage to its predictions."""
     encoder, head, level = method.encoder, method.head(stage), method.level(stage)
     out_length = method.target(stage).length(encoder.channels, level.patch, head.scale)
+    weights = view.weights(method.grid(stage, view.grid))
     if not isinstance(head, DecoderConfig):
-        return prediction_flops(head, level.width, out_length, view)
-    shown = entering if view.decoded is None else view.decoded.shape[1]
+        return prediction_flops(head, level.width, out_length, weights)
+    num_tokens = weights.shape[1]
+    shown = num_tokens if view.decoded is None else view.decoded.shape[1]
     entry = 2 * (shown + encoder.num_prefix) * level.width * head.width
-    num_tokens = view.hidden.shape[1] + encoder.num_prefix
-    layer = layer_flops(num_tokens, head.width, int(head.width * head.mlp_ratio))
-    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, view)
+    layer = layer_flops(num_tokens + encoder.num_prefix, head.width, int(head.width * head.mlp_ratio))
+    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
 
 
 def step_flops(method: Method, frozen_groups: int = 0) -> int:
@@ -63,7 +65,7 @@ def step_flops(method: Method, frozen_groups: int = 0) -> int:
             total += encoder.layer_flops(layer, entering) * (1 if layer + 1 < frozen_groups else 3)
             layer += 1
         if tap + 1 >= frozen_groups:
-            total += 3 * head_flops(method, stage, entering, views[stage])
+            total += 3 * head_flops(method, stage, views[stage])
     return total
 
 

@@ -113,11 +113,11 @@ class EncoderConfig(Protocol):
             ValueError: such images cannot be cut into patches.
         """
 
-    def embedding_flops(self, num_patches: int) -> int:
-        """Count the operations of embedding so many patches of an image."""
+    def embedding_flops(self, num_visible: int) -> int:
+        """Count the operations of embedding an image of image_size with so many visible patches."""
 
     def layer_flops(self, layer: int, num_patches: int) -> int:
-        """Count the operations of a layer's matrix products on an image of which so many patches were embedded."""
+        """Count the operations of a layer's matrix products on an image of which so many patches entered the encoder."""
 
     def layout(self, program: Program) -> Layout | None:
         """Return the encoder in the terms of another program; None where it has no such network."""

@@ -125,8 +125,8 @@ class ViTConfig:
     def resized(self, image_size: int) -> "ViTConfig":
         return replace(self, image_size=image_size)
 
-    def embedding_flops(self, num_patches: int) -> int:
-        return 2 * num_patches * self.width * self.channels * self.patch**2
+    def embedding_flops(self, num_visible: int) -> int:
+        return 2 * num_visible * self.width * self.channels * self.patch**2
 
     def layer_flops(self, layer: int, num_patches: int) -> int:
         return layer_flops(num_patches + self.num_prefix, self.width, int(self.width * self.mlp_ratio))

@@ -96,7 +96,7 @@ def _load_our_own(path: Path) -> str:
         "import json, pathlib, safetensors.torch\n"
         "from bimkern.pieces import from_json\n"
         "from bimkern.models.encoder import EncoderConfig\n"
-        f"folder = pathlib.Path({str(path)!r})  # a config of other people's pieces: import their module first\n"
+        f"folder = pathlib.Path({str(path)!r})  # a config of your own pieces: import their module first\n"
         "config = from_json(json.loads((folder / 'config.json').read_text()), EncoderConfig, 'encoder')\n"
         f"model = config.load(safetensors.torch.load_file(folder / {WEIGHTS_FILE!r}))"
     )

@@ -43,7 +43,7 @@ class DropMasked(MaskEmbedding):
 
 
 class MaskToken(MaskEmbedding):
-    """A learned token takes the place of the embedding of a hidden patch: [B, R+N, D].
+    """A learned token replaces the embedding of a hidden patch: [B, R+N, D].
 
     Source: Bao et al. 2022 (BEiT), section 2.3; Xie et al. 2022 (SimMIM), section 3.2; Wei et al. 2022 (MaskFeat).
     """

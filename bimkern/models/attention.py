@@ -44,7 +44,7 @@ def unusable(
         name: a package that is not torch is imported here, and nowhere else.
         device: where it is to run.
         dtype: of queries, keys and values.
-        deterministic: whether torch will be told to repeat its results; xformers then drops some of its kernels.
+        deterministic: whether torch must repeat its results; xformers then drops some of its kernels.
     """
     if name not in _OPTIONAL:
         return None

@@ -98,7 +98,7 @@ class EncoderConfig(Protocol):
         """R, the tokens before those of the patches."""
 
     def level(self, num_layers: int) -> Level:
-        """Describe the tokens after so many layers, 0 for the embedding."""
+        """Describe the tokens after the first num_layers layers, 0 for the embedding."""
 
     def layer_group(self, name: str) -> int:
         """Return the layer group of a parameter by its name in the module: 0 for the embedding, i + 1 for layer i."""
@@ -114,10 +114,10 @@ class EncoderConfig(Protocol):
         """
 
     def embedding_flops(self, num_visible: int) -> int:
-        """Count the operations of embedding an image of image_size with so many visible patches."""
+        """Count the operations of embedding an image of image_size with num_visible visible patches."""
 
     def layer_flops(self, layer: int, num_patches: int) -> int:
-        """Count the operations of a layer's matrix products on an image of which so many patches entered the encoder."""
+        """Count the operations of a layer's matrix products on an image with num_patches patches in the encoder."""
 
     def layout(self, program: Program) -> Layout | None:
         """Return the encoder in the terms of another program; None where it has no such network."""
@@ -159,7 +159,7 @@ class EmbedsVisible(Encoder, Protocol):
 
 
 class EmbedsFilled(Encoder, Protocol):
-    """An encoder in which a token can take the place of hidden patches."""
+    """An encoder in which a token can replace hidden patches."""
 
     def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Embed all patches, the hidden ones as token [1, 1, D] plus their position: [B, R+N, D]."""

@@ -77,7 +77,7 @@ def read_encoder_config(path: Path) -> EncoderConfig:
     try:
         config: EncoderConfig = pieces.from_json(json.loads(metadata["encoder"]), EncoderConfig, "encoder")
     except ValueError as error:
-        raise TeacherError(f"what it says of itself is wrong ({error})") from error
+        raise TeacherError(f"its description is wrong ({error})") from error
     return config
 
 

@@ -141,14 +141,14 @@ def test_says_what_is_wrong(path, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("patch", 0, r"what it says of itself is wrong \(encoder: ViTConfig: patch must be at least 1, got 0\)"),
+        ("patch", 0, r"its description is wrong \(encoder: ViTConfig: patch must be at least 1, got 0\)"),
         (
             "num_heads",
             5,
-            r"what it says of itself is wrong \(encoder: ViTConfig: width must be a multiple of num_heads=5",
+            r"its description is wrong \(encoder: ViTConfig: width must be a multiple of num_heads=5",
         ),
-        ("depth", "²", r"what it says of itself is wrong \(encoder: "),
-        ("type", "CNN", r"what it says of itself is wrong \(encoder: unknown type 'CNN'; choose one of .*ViTConfig"),
+        ("depth", "²", r"its description is wrong \(encoder: "),
+        ("type", "CNN", r"its description is wrong \(encoder: unknown type 'CNN'; choose one of .*ViTConfig"),
         ("image_size", 32, r"it is no such backbone \(pos_embed must be \[1, 5, 32\], got \[1, 17, 32\]\)"),
         ("width", 64, "it is no such backbone .*size mismatch"),
         ("depth", 5, r"it is no such backbone \('blocks.4.norm1.weight'\)"),
@@ -163,5 +163,5 @@ def test_a_header_that_is_wrong_is_an_error_of_the_teacher(path, tmp_path, name,
 
 def test_a_header_that_is_no_json_is_an_error_of_the_teacher(path, tmp_path):
     save_file(load_file(path), tmp_path / "wrong.safetensors", {"encoder": "ViT-B"})
-    with pytest.raises(TeacherError, match="what it says of itself is wrong"):
+    with pytest.raises(TeacherError, match="its description is wrong"):
         load_teacher(tmp_path / "wrong.safetensors")

@@ -26,7 +26,7 @@ _FAILURES = 10  # in a row, which end a mask short of its target
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class Blockwise:
-    """Hide rectangles that may overlap, behind a mask token that takes the place of patch embeddings.
+    """Hide rectangles that may overlap, behind a mask token that replaces patch embeddings.
 
     The published loop stops at or below its target, so images differ in how much is hidden and weigh differently in the
     loss. `exact` hides random further patches up to the target.

@@ -62,7 +62,7 @@ class _Units(ABC):
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class TokenReplace(_Units):
-    """Hide mask units behind a token that takes the place of patch embeddings; a count that is not whole is rounded up.
+    """Hide mask units behind a token that replaces patch embeddings; a count that is not whole is rounded up.
 
     Source: Xie et al. 2022 (SimMIM), section 3.2; the rounding as in its published program.
     """

@@ -12,13 +12,13 @@ import torch
 import tyro
 
 from bimkern import command
+from bimkern.errors import BimkernError
 from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
 from bimkern.models.encoder import WEIGHTS_FILE
-from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -121,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"{options.format}-depth{depth:02d}-step{trained.step:08d}{writer.suffix}"
         path = options.out or folder.exported / name
         writer.write(path, trained, depth)
-    except (ConfigError, CheckpointError) as error:
-        command.end(_PROGRAM, str(error), exit_code=2)
+    except BimkernError as error:
+        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
     print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 

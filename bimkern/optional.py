@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from bimkern.errors import BimkernError
+
 TORCHVISION_WITHOUT_OPERATORS = "operator torchvision::nms does not exist"
 _TORCHVISION_REMEDY = (
     "torchvision was built for CUDA, or for another torch: install it from the index that torch came from; "
@@ -14,7 +16,7 @@ _TORCHVISION_REMEDY = (
 )
 
 
-class Unusable(RuntimeError):
+class Unusable(BimkernError, RuntimeError):
     """An optional package cannot be used here; the message is the reason."""
 
 

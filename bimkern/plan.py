@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bimkern import command
-from bimkern.arena import ArenaUnavailable, Plan, draw
+from bimkern.arena import Plan, draw
 from bimkern.data.step_layout import Segment
+from bimkern.errors import BimkernError
 from bimkern.output import printing
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
@@ -82,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fits = None if limit is None else search(config, needs, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
-    except (ConfigError, ArenaUnavailable) as error:
-        command.end(_PROGRAM, str(error), exit_code=2)
+    except BimkernError as error:
+        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     except OSError as error:
         command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
     with printing():

@@ -1,51 +1,26 @@
 """`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
 
-import gc
-import json
 import logging
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from textwrap import fill
 
-import torch
-
-from bimkern import command, optional
-from bimkern.data.check import check, readable
-from bimkern.data.demo import demo_images
-from bimkern.data.formats import allow_pixels
-from bimkern.data.loader import Loader, LoaderError, choose_loader
-from bimkern.data.source import Listing, SourceError, image_folder
-from bimkern.data.step_layout import StepLayout
-from bimkern.models import attention
-from bimkern.ops import BackendError
-from bimkern.output import Warnings, printing, say
+from bimkern import command
+from bimkern.errors import BimkernError
+from bimkern.output import Warnings, printing
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
-from bimkern.train import network
-from bimkern.train.checkpoint.store import CheckpointError
-from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
-from bimkern.train.config.serialize import to_json
-from bimkern.train.memory import allocator
-from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
-from bimkern.train.memory.estimate import live_activation_peak
-from bimkern.train.optim import adapters
-from bimkern.train.reporting.progress import checking
-from bimkern.train.run_folder.dataset_manifest import RunImages, settle
-from bimkern.train.run_folder.folder import RunFolder
+from bimkern.train.config.run import ConfigError, RunConfig
+from bimkern.train.reporting.summary import describe
+from bimkern.train.run import Outcome, find_inputs, run
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
-from bimkern.train.trainer import Diverged, Outcome, Starved, Trainer
-from bimkern.units import human_bytes
 from bimkern.watchdog import ending_at_once
-
-logger = logging.getLogger("bimkern.train")
 
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
-_FEW_STEPS = 100
+_RESUMES = "; the same command resumes the run"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,18 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with terminated_at_once():
             words = _run(arguments)
-    except (ConfigError, SourceError, LoaderError, CheckpointError, BackendError, optional.Unusable) as error:
-        command.end(_PROGRAM, str(error), exit_code=2)
-    except (Diverged, Starved) as error:
-        command.end(_PROGRAM, str(error), exit_code=1)
-    except Stopped as stop:
-        command.end(_PROGRAM, f"{stop}; the same command goes on from there", exit_code=stop.exit_code)
+    except BimkernError as error:
+        command.end(_PROGRAM, f"{error}{_RESUMES if isinstance(error, Stopped) else ''}", exit_code=error.exit_code)
     except Terminated:
-        command.end(_PROGRAM, "stopped by SIGTERM; the same command goes on", exit_code=128 + signal.SIGTERM)
+        command.end(_PROGRAM, f"stopped by SIGTERM{_RESUMES}", exit_code=128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        command.end(_PROGRAM, "interrupted; the same command goes on from what is saved", exit_code=130)
+        command.end(_PROGRAM, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
     except OSError as error:
-        command.end(_PROGRAM, f"cannot go on ({error})", exit_code=1)
+        command.end(_PROGRAM, f"cannot continue ({error})", exit_code=1)
     with printing():
         print(words)
 
@@ -75,49 +46,17 @@ def _run(arguments: list[str]) -> str:
     """Do what the arguments say; return what is printed at the end."""
     recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
     config = replace(recipe.config, run=_parse_options(recipe, arguments))
-    _refuse_other_processes()
-    allow_pixels(config.run.max_pixels)
-    listings = _list_data(config.run.data)
-    loader, why = _choose(config.run)
     if config.run.dry_run:
-        return _describe(config, listings[0], why)
-    check_that_it_fits(config, resolve_device(config.run.device))
-    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
-    root = listings[0].root
-    if root.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
-        raise ConfigError(f"--out {folder.path} lies inside --data {root}: its pictures would be trained on")
-    folder.open(config)
-    images = _check_data(config, listings, folder)
-    say(_describe_briefly(config, images, _skipped(images.listing), why))
-    config, outcome = _train(config, images, loader, folder)
-    return _closing_words(config, folder, outcome)
-
-
-def _refuse_other_processes() -> None:
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise ConfigError(
-            f"WORLD_SIZE={size}: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
-        )
-
-
-def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> tuple[Config, Outcome]:
-    """Train; where memory runs out, anew from the last checkpoint with half as many images at a time."""
-    while True:
-        try:
-            return config, Trainer(config, images, loader, folder).train()
-        except OutOfMemory as shortage:
-            config = replace(config, run=halved(config.run))
-            logger.warning("%s; going on with --micro-batch %d, the batch stays", shortage, config.run.micro_batch)
-        gc.collect()  # the trainer and what its error held are gone only now
-        loader, _ = _choose(config.run)
+        inputs = find_inputs(config.run)
+        return describe(config, inputs.listing, inputs.loader_choice)
+    return _closing_words(run(config))
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
     """Parse options into a RunConfig whose defaults are the recipe's."""
-    usage, run = f"{_PROGRAM} [RECIPE]", recipe.config.run
+    usage, defaults = f"{_PROGRAM} [RECIPE]", recipe.config.run
     try:
-        options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=run)
+        options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=defaults)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
@@ -149,104 +88,11 @@ def _help(recipe: Recipe) -> str:
     )
 
 
-def _list_data(folder: Path | None) -> list[Listing]:
-    """Return the files to train on and, where there are any, others to judge and draw."""
-    if folder is None:
-        return list(demo_images())
-    if folder == Path():
-        raise ConfigError("--data is empty or the current folder; name the folder of images")
-    return [image_folder(folder)]
-
-
-def _check_data(config: Config, listings: list[Listing], folder: RunFolder) -> RunImages:
-    """Decode every file once, and settle what the run trains on and is judged by."""
-    workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
-    found = []
-    for listing in listings:
-        with checking() as progress:
-            found.append(check(listing, workers=workers, progress=progress))
-    ratio = config.run.max_bad_ratio
-    images = settle(folder.path, listings[0], found[0], begun=folder.begun, max_bad_ratio=ratio)
-    if len(listings) == 1:
-        return images
-    damaged = [file for file, result in found[1].items() if result.fault is not None]
-    if damaged:
-        raise SourceError(
-            f"{listings[1].root / damaged[0]} is damaged; delete {listings[1].root.parent}: it is made anew"
-        )
-    return replace(images, judged=readable(listings[1], found[1]))
-
-
-def _choose(run: RunConfig) -> tuple[Loader, str]:
-    """Make sure that what the options name can be used here; return the loader and a line about it."""
-    device = resolve_device(run.device)
-    allocator.prepare(run.arena, device, compiled=run.compile)  # first: it may replace torch's allocator
-    attention.choose(run.attention, device, DTYPES[run.precision], deterministic=run.deterministic)
-    adapters.choose(run.optimizer, device)
-    return choose_loader(run.loader, device, run.workers, dry_run=run.dry_run)
-
-
-def _describe(config: Config, images: Listing, loader: str) -> str:
-    run = config.run
-    with torch.device("meta"):
-        model = network.build(config)
-    sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    table = config.step_layout(len(images))
-    peaks = {live_activation_peak(config, segment): segment for segment in table.segments}
-    largest = peaks[max(peaks)]
-    facts = {
-        "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
-        "device": str(resolve_device(run.device)),
-        "loader": loader,
-        "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
-        "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
-        f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
-        "steps": _steps(config, table),
-        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
-    }
-    if config.phases:
-        facts |= _phases(config, table, len(images))
-    return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
-
-
-def _steps(config: Config, table: StepLayout) -> str:
-    """Say how many steps there are, of how many images, and of which sizes where these change."""
-    batches = ", then ".join(dict.fromkeys(str(segment.batch_size) for segment in table.segments))
-    sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
-    return f"{table.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
-
-
-def _phases(config: Config, table: StepLayout, num_images: int) -> dict[str, str]:
-    return {
-        f"phase {i + 1}": f"{length} steps of {segment.batch_size} images of {segment.image_size} px, "
-        f"{segment.micro_batch} at a time, from epoch {segment.first_image / num_images:g}, "
-        f"learning rate {config.run.peak_lr_of(segment.batch_size):.3e} at its peak"
-        for i, (segment, length) in enumerate(zip(table.segments, table.lengths(), strict=True))
-    }
-
-
-def _skipped(listing: Listing) -> str:
-    if not listing.others:
-        return ""
-    return f"; {len(listing.others)} non-image files skipped ({listing.count_others()})"
-
-
-def _describe_briefly(config: Config, run_images: RunImages, skipped: str, loader: str) -> str:
-    run, images = config.run, run_images.images
-    table = config.step_layout(len(images))
-    few = f"; {table.num_steps} steps are too few to learn much" if table.num_steps < _FEW_STEPS else ""
-    teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
-    return (
-        f"{config.recipe}: {len(images)} images from {images.root}{skipped}; steps: {_steps(config, table)}, "
-        f"{run.precision} on {resolve_device(run.device)}, peak learning rate {run.peak_lr:.2e}{few}\n"
-        f"loader: {loader}{teacher}"
-    )
-
-
-def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
+def _closing_words(outcome: Outcome) -> str:
+    config, folder, stages = outcome.config, outcome.folder, outcome.held_out
     judged = "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
-    width = max(len(stage.name) for stage in outcome)
-    notes = dict.fromkeys(stage.note for stage in outcome if stage.note)
+    width = max(len(stage.name) for stage in stages)
+    notes = dict.fromkeys(stage.note for stage in stages if stage.note)
     if config.schedule.per_group:
         notes["What was frozen before the end is judged as it was left."] = None
     return "\n".join(
@@ -254,7 +100,7 @@ def _closing_words(config: Config, folder: RunFolder, outcome: Outcome) -> str:
             f"\nMean squared error on what is hidden, {judged}:",
             *(
                 f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
-                for stage in outcome
+                for stage in stages
             ),
             *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"

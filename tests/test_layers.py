@@ -14,7 +14,8 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("rng", "units", "pieces", "openmp", "optional", "output", "watchdog", "files"),
+    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files"),
+    ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
@@ -25,7 +26,8 @@ LAYERS = (
     ("train.checkpoint",),
     ("train.optim",),
     ("train.run_folder",),
-    ("exporters", "train.reporting"),
+    ("train.reporting",),
+    ("exporters",),
     ("train.trainer",),
     ("train.pretraining",),
     ("train.run",),
@@ -34,7 +36,7 @@ LAYERS = (
     COMMANDS,
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ENGINE = {"rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # what other people's programs may take
+ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)
 

@@ -15,7 +15,7 @@ from bench.digits.study import QUICK, Plan, run
 from bench.results import FOLDER, ResultsError, provenance
 
 _DESCRIPTION = """\
-Pre-train every method on half of scikit-learn's digits with several seeds, judge the encoders on the other half by
+Pre-train every method on half of scikit-learn's digits with several seeds, test the encoders on the other half by
 nearest neighbours, a linear probe and fine-tuning, and say which findings of the papers show.
 """
 

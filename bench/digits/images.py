@@ -16,20 +16,20 @@ from torch.nn.functional import interpolate
 SIDE = 32
 _BRIGHTEST = 16  # of a scan
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Digits:
-    """All images, and the places of those that are learnt from and judged by: the same for every seed."""
+    """All images, and the indices of those to train and test with, the same for every seed."""
 
     images: Tensor  # [B, 3, 32, 32] uint8
     scans: NDArray[np.float64]  # [B, 64], as they come
     labels: NDArray[np.int64]  # [B]
-    train: Places  # one half
-    fit: Places  # two thirds of it, to choose rates with
-    validation: Places  # its last third, which chooses
-    held_out: Places  # the other half, of which nothing is chosen
+    train: Indices  # one half
+    fit: Indices  # two thirds of it, to choose rates with
+    validation: Indices  # its last third, which chooses
+    held_out: Indices  # the other half, of which nothing is chosen
 
 
 def load(count: int | None = None) -> Digits:
@@ -43,6 +43,6 @@ def load(count: int | None = None) -> Digits:
     return Digits(images, scans, labels, train, fit, validation, held_out)
 
 
-def _divide(places: Places, labels: NDArray[np.int64], share: float) -> tuple[Places, Places]:
-    first, second = train_test_split(places, test_size=share, stratify=labels[places], random_state=0)
+def _divide(indices: Indices, labels: NDArray[np.int64], share: float) -> tuple[Indices, Indices]:
+    first, second = train_test_split(indices, test_size=share, stratify=labels[indices], random_state=0)
     return first, second

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.digits.entrants import ENCODER
-from bench.digits.images import Digits, Places
+from bench.digits.images import Digits, Indices
+from bench.digits.methods import ENCODER
 from bimkern.data.augment import draw_ids, stream
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
@@ -89,7 +89,7 @@ class Classifier(nn.Module):
 
 
 def finetune(
-    encoder: ViT, digits: Digits, learnt: Places, judged: Places, *, rate: float, steps: int, seed: int
+    encoder: ViT, digits: Digits, train: Indices, test: Indices, *, rate: float, steps: int, seed: int
 ) -> float:
     """Train a classifier on an encoder, the encoder with it, and return its accuracy."""
     torch.manual_seed(seed)
@@ -98,10 +98,10 @@ def finetune(
     update = GroupOptimizer("classifier", list(model.named_parameters()), _FINE_TUNING, device=CPU, fp16=False)
     for step in range(steps):
         _set_rates([update], rate, _FINE_TUNING_SCHEDULE, (step + 0.5) / steps)
-        _, ids = stream(step * BATCH, BATCH, len(learnt), seed)
-        batch = learnt[ids]
+        _, ids = stream(step * BATCH, BATCH, len(train), seed)
+        batch = train[ids]
         update.scale(cross_entropy(model(digits.images[batch]), labels[batch])).backward()
         update.apply()
     with torch.no_grad():
-        found = model(digits.images[judged]).argmax(dim=1)
-    return (found == labels[judged]).double().mean().item()
+        found = model(digits.images[test]).argmax(dim=1)
+    return (found == labels[test]).double().mean().item()

@@ -10,16 +10,16 @@ from typing import Literal
 
 from scipy.stats import t as student
 
-from bench.digits.entrants import DEPTHS, ENCODER, ENTRANTS, alone
+from bench.digits.methods import DEPTHS, ENCODER, METHODS, alone
 from bench.digits.table import METRICS, Key, Table, percent
 
-Verdict = Literal["shows", "is reversed", "cannot be told", "contradicted", "not contradicted", "not judged"]
+Verdict = Literal["shows", "is reversed", "cannot be told", "contradicted", "not contradicted", "not evaluated"]
 Relation = Literal["above", "level with"]
 _CONFIDENCE = 0.95
 
 CRITERION = f"""\
 A difference counts where the {_CONFIDENCE:.0%} interval of its mean over seeds leaves out zero; it speaks of training
-anew on these images, not of other images. A single seed is not judged."""
+again on these images, not of other images. A single seed is not evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Claim:
     def verdict(self, table: Table) -> Verdict:
         first, second = self._accuracies(table)
         if min(len(first), len(second)) < 2:
-            return "not judged"
+            return "not evaluated"
         difference = statistics.mean(first) - statistics.mean(second)
         told_apart = abs(difference) > half_width(first, second)
         if self.relation == "level with":
@@ -69,7 +69,7 @@ def half_width(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _name(key: Key) -> str:
     method, blocks = key
-    return method if blocks == ENTRANTS[method].depths[-1] else f"{method}, first {blocks} blocks"
+    return method if blocks == METHODS[method].depths[-1] else f"{method}, first {blocks} blocks"
 
 
 _WHOLE = ENCODER.depth
@@ -97,8 +97,8 @@ def _depth_claims() -> Iterator[Claim]:
 CLAIMS = (
     *(
         _claim((name, _WHOLE), "above", _SCRATCH, "all papers; scratch has 82.3 in FastMIM")
-        for name, entrant in ENTRANTS.items()
-        if entrant.config is not None and _WHOLE in entrant.depths
+        for name, method in METHODS.items()
+        if method.config is not None and _WHOLE in method.depths
     ),
     _claim(_BIM, "level with", _MAE, "BIM, ViT-B: 82.98 and 83.01"),
     _claim(_MAE, "above", _BIM, "BIM, ViT-B: 66.25 and 66.08", metric="linear"),

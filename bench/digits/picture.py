@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.digits.entrants import DEPTHS, ENTRANTS, alone
+from bench.digits.methods import DEPTHS, METHODS, alone
 from bench.digits.table import METRICS, PIXELS, Key, Table
 
 _COLOURS = {"knn": "#9d9d9d", "linear": "#b279a2", "finetuned": "#4c78a8"}
@@ -29,15 +29,15 @@ def draw(table: Table, path: Path, title: str) -> None:
 
 
 def _draw_methods(axes: Axes, table: Table) -> None:
-    whole = [(name, DEPTHS[-1]) for name, entrant in ENTRANTS.items() if DEPTHS[-1] in entrant.depths]
+    whole = [(name, DEPTHS[-1]) for name, method in METHODS.items() if DEPTHS[-1] in method.depths]
     keys = [key for key in ((PIXELS, 0), *whole) if key in table]
-    for place, key in enumerate(keys):
+    for row, key in enumerate(keys):
         for shift, (metric, colour) in enumerate(_COLOURS.items()):
             values = [100 * value for value in table[key][metric]]
-            axes.plot(values, [-place - 0.22 * (shift - 1)] * len(values), "o", color=colour, markersize=4, alpha=0.8)
+            axes.plot(values, [-row - 0.22 * (shift - 1)] * len(values), "o", color=colour, markersize=4, alpha=0.8)
     for metric, colour in _COLOURS.items():
         axes.plot([], [], "o", color=colour, markersize=4, label=METRICS[metric])
-    axes.set_yticks([-place for place in range(len(keys))], [name for name, _ in keys], fontsize=8)
+    axes.set_yticks([-row for row in range(len(keys))], [name for name, _ in keys], fontsize=8)
     axes.set_xlabel("accuracy on the held-out half, %; a point for every seed", fontsize=8)
     axes.grid(axis="x", linewidth=0.4)
     axes.legend(fontsize=7, loc="lower left")

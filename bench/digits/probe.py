@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bench.digits.images import Digits, Places
+from bench.digits.images import Digits, Indices
 from bench.digits.learn import pooled
 from bimkern.models.vit import ViT
 
@@ -28,16 +28,16 @@ def features(encoder: ViT, digits: Digits) -> NDArray[np.float32]:
     return found
 
 
-def knn(values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
+def knn(values: NDArray[Any], digits: Digits, train: Indices, test: Indices) -> float:
     """Return the accuracy of the majority of the nearest neighbours among standardised features [B, D]."""
-    return _accuracy(KNeighborsClassifier(_NEIGHBOURS), values, digits, learnt, judged)
+    return _accuracy(KNeighborsClassifier(_NEIGHBOURS), values, digits, train, test)
 
 
-def linear(values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
+def linear(values: NDArray[Any], digits: Digits, train: Indices, test: Indices) -> float:
     """Return the accuracy of logistic regression on standardised features [B, D]."""
-    return _accuracy(LogisticRegression(max_iter=_ITERATIONS), values, digits, learnt, judged)
+    return _accuracy(LogisticRegression(max_iter=_ITERATIONS), values, digits, train, test)
 
 
-def _accuracy(model: Any, values: NDArray[Any], digits: Digits, learnt: Places, judged: Places) -> float:
-    fitted = make_pipeline(StandardScaler(), model).fit(values[learnt], digits.labels[learnt])
-    return float(fitted.score(values[judged], digits.labels[judged]))
+def _accuracy(model: Any, values: NDArray[Any], digits: Digits, train: Indices, test: Indices) -> float:
+    fitted = make_pipeline(StandardScaler(), model).fit(values[train], digits.labels[train])
+    return float(fitted.score(values[test], digits.labels[test]))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from bench.digits import probe
-from bench.digits.entrants import ENTRANTS, Entrant
 from bench.digits.images import Digits, load
 from bench.digits.learn import BATCH, cut, finetune, pretrain
+from bench.digits.methods import METHODS, DigitsMethod
 from bench.digits.table import PIXELS, Row
 from bimkern.models.vit import ViT
 
@@ -41,7 +41,7 @@ def run(plan: Plan, processes: int) -> Iterator[list[Row]]:
     yield [_pixels(plan)]
     context = multiprocessing.get_context("spawn")  # forking would copy torch's threads
     with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        searching = [entrant.name for entrant in ENTRANTS.values() if not entrant.rates_of]
+        searching = [method.name for method in METHODS.values() if not method.rates_of]
         waiting: set[Future[list[Row]]] = {pool.submit(trial, name, 0, plan) for name in searching}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -53,9 +53,9 @@ def run(plan: Plan, processes: int) -> Iterator[list[Row]]:
 
 def _followers(row: Row, plan: Plan) -> list[tuple[str, int]]:
     """List the trials that wait for the rates of a row: none, unless they were searched for."""
-    if row.seed > 0 or ENTRANTS[row.method].rates_of:
+    if row.seed > 0 or METHODS[row.method].rates_of:
         return []
-    names = [name for name, entrant in ENTRANTS.items() if row.method in (name, entrant.rates_of)]
+    names = [name for name, method in METHODS.items() if row.method in (name, method.rates_of)]
     trials = [(name, seed) for name in names for seed in range(plan.seeds)]
     return [trial for trial in trials if trial != (row.method, row.seed)]
 
@@ -67,19 +67,19 @@ def _rates(row: Row) -> Rates:
 
 def trial(name: str, seed: int, plan: Plan, rates: Rates | None = None) -> list[Row]:
     """Pre-train, probe and fine-tune one method with one seed, at all its depths; without rates, choose them first."""
-    digits, entrant = load(plan.images), ENTRANTS[name]
+    digits, method = load(plan.images), METHODS[name]
     if rates is None:
-        rates, encoder = _search(entrant, digits, seed, plan)
+        rates, encoder = _search(method, digits, seed, plan)
     else:
-        encoder = _pretrain(entrant, digits, rates.pretrain, seed, plan)
-    return [_judge(entrant, cut(encoder, depth), digits, seed, plan, rates) for depth in entrant.depths]
+        encoder = _pretrain(method, digits, rates.pretrain, seed, plan)
+    return [_evaluate(method, cut(encoder, depth), digits, seed, plan, rates) for depth in method.depths]
 
 
-def _search(entrant: Entrant, digits: Digits, seed: int, plan: Plan) -> tuple[Rates, ViT]:
+def _search(method: DigitsMethod, digits: Digits, seed: int, plan: Plan) -> tuple[Rates, ViT]:
     """Choose the rates that are best on the validation part: of a linear probe, then of fine-tuning."""
     part = (digits.fit, digits.validation)
     encoders = {
-        rate: _pretrain(entrant, digits, rate, seed, plan) for rate in (plan.rates if entrant.config else (None,))
+        rate: _pretrain(method, digits, rate, seed, plan) for rate in (plan.rates if method.config else (None,))
     }
     scores = {rate: probe.linear(probe.features(encoder, digits), digits, *part) for rate, encoder in encoders.items()}
     best = max(scores, key=lambda rate: scores[rate])  # the first of equals
@@ -90,16 +90,16 @@ def _search(entrant: Entrant, digits: Digits, seed: int, plan: Plan) -> tuple[Ra
     return Rates(best, max(finetuned, key=lambda rate: finetuned[rate])), encoders[best]
 
 
-def _pretrain(entrant: Entrant, digits: Digits, rate: float | None, seed: int, plan: Plan) -> ViT:
+def _pretrain(method: DigitsMethod, digits: Digits, rate: float | None, seed: int, plan: Plan) -> ViT:
     images = digits.images[digits.train]
-    return pretrain(entrant.config, images, rate=rate or 0.0, steps=plan.steps, seed=seed)
+    return pretrain(method.config, images, rate=rate or 0.0, steps=plan.steps, seed=seed)
 
 
-def _judge(entrant: Entrant, encoder: ViT, digits: Digits, seed: int, plan: Plan, rates: Rates) -> Row:
+def _evaluate(method: DigitsMethod, encoder: ViT, digits: Digits, seed: int, plan: Plan, rates: Rates) -> Row:
     parts = (digits.train, digits.held_out)
     values = probe.features(encoder, digits)
     return Row(
-        method=entrant.name,
+        method=method.name,
         blocks=len(encoder.blocks),
         seed=seed,
         rate=rates.pretrain,
@@ -107,7 +107,7 @@ def _judge(entrant: Entrant, encoder: ViT, digits: Digits, seed: int, plan: Plan
         knn=probe.knn(values, digits, *parts),
         linear=probe.linear(values, digits, *parts),
         finetuned=finetune(encoder, digits, *parts, rate=rates.finetune, steps=plan.finetune_steps, seed=seed),
-        steps=plan.steps if entrant.config else 0,
+        steps=plan.steps if method.config else 0,
         finetune_steps=plan.finetune_steps,
         batch=BATCH,
         images=len(digits.train),

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.digits.entrants import ENTRANTS
+from bench.digits.methods import METHODS
 from bench.results import ResultsError
 
 METRICS = {"knn": "kNN", "linear": "linear", "finetuned": "fine-tuned"}
 PIXELS = "pixels"  # not a method: the 64 values of a scan, for comparison
 
-Key = tuple[str, int]  # a method, and the number of blocks that are judged
+Key = tuple[str, int]  # a method, and the number of blocks that are evaluated
 Table = dict[Key, dict[str, list[float]]]  # the accuracies of all seeds, by metric
 
 
@@ -105,7 +105,7 @@ def percent(values: list[float]) -> str:
 
 def lay_out(table: Table) -> str:
     """Lay out the table: methods as they are declared, whatever came first, each from its last block up."""
-    order = [PIXELS, *ENTRANTS]
+    order = [PIXELS, *METHODS]
     keys = sorted(table, key=lambda key: (order.index(key[0]), -key[1]))
     cells = [["", "blocks", *METRICS.values()]]
     cells += [[name, str(blocks or ""), *map(percent, table[name, blocks].values())] for name, blocks in keys]

@@ -1,5 +1,7 @@
 """What an arena raises."""
 
+from bimkern.errors import BimkernError
+
 
 class ArenaError(RuntimeError):
     """A misuse of an arena. `fault` names its kind: scope, wrong_owner, overrun, bad_plan, no_memory, ..."""
@@ -9,5 +11,5 @@ class ArenaError(RuntimeError):
         self.fault = fault
 
 
-class ArenaUnavailable(RuntimeError):
+class ArenaUnavailable(BimkernError, RuntimeError):
     """There is no arena here; the message is the reason."""

@@ -10,12 +10,13 @@ from bimkern.data import dali, regions
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.dali import DaliLoader
 from bimkern.data.pil import PilLoader
+from bimkern.errors import BimkernError
 
 LoaderName = Literal["auto", "dali", "pil"]
 _INSTALL = "pip install 'bimkern[dali]'"
 
 
-class LoaderError(ValueError):
+class LoaderError(BimkernError, ValueError):
     """A loader that was asked for cannot be used; the message gives the reason and the remedy."""
 
 

@@ -10,6 +10,7 @@ from bimkern.data.batches import BadImages, Batch, MicroBatches
 from bimkern.data.formats import OutOfResources
 from bimkern.data.loader import Loader
 from bimkern.data.workers import WorkerDied
+from bimkern.errors import RunError
 
 logger = logging.getLogger("bimkern.data")
 
@@ -18,7 +19,7 @@ _DEATHS = 3  # in a row, before the loader is given up
 SetAside = Callable[[Mapping[Path, str], int], None]  # bad files and why, steps done
 
 
-class FeedError(RuntimeError):
+class FeedError(RunError, RuntimeError):
     """No further step can be loaded; the message says why."""
 
 

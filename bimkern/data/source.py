@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimkern.data.formats import NAMES, OTHER_SUFFIXES, REMEDY, SUFFIXES, BadImage, OutOfResources, is_image
+from bimkern.errors import BimkernError
 
 
-class SourceError(ValueError):
+class SourceError(BimkernError, ValueError):
     """A source cannot be used; the message says what to change."""
 
 

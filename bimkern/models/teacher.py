@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bimkern import pieces
+from bimkern.errors import BimkernError
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig, WholeImages
 
 
-class TeacherError(ValueError):
+class TeacherError(BimkernError, ValueError):
     """A file holds no encoder that can teach; the message says why."""
 
 

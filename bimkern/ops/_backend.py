@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from bimkern.errors import BimkernError
 from bimkern.ops import _check as check
 from bimkern.ops._native import library as native
 
@@ -37,7 +38,7 @@ _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
 _eager: dict[str, tuple[torch._ops.OpOverload, type[torch.autograd.Function]]] = {}
 
 
-class BackendError(RuntimeError):
+class BackendError(BimkernError, RuntimeError):
     """BIMKERN_BACKEND asks for what is not there."""
 
 

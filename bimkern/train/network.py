@@ -7,7 +7,7 @@ import torch
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
-from bimkern.models.layers import set_attention, set_compute_dtype
+from bimkern.models.layers import TransformerLayer, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher, read_encoder_config
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import Config, ConfigError
@@ -48,3 +48,12 @@ def _teacher(path: Path) -> Teacher:
         return load_teacher(path)
     config = read_encoder_config(path)
     return Teacher(config.module(config))
+
+
+def compile_layers(model: MIM) -> None:
+    """Compile every transformer layer, of the encoder and of the heads, with torch.compile."""
+    # All layers share one code object; each width, token count and smaller last micro-batch is a variant of it.
+    torch._dynamo.config.recompile_limit = 64
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            module.compile()

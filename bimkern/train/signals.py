@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from bimkern.errors import BimkernError
 from bimkern.output import has_room
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -31,8 +32,8 @@ def terminated_at_once() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-class Stopped(Exception):
-    """The run ends here, and the same command goes on from what is saved; the message says what ended it."""
+class Stopped(BimkernError):
+    """The run ends here, and the same command resumes the run; the message says what ended it."""
 
     def __init__(self, reason: str, *, exit_code: int) -> None:
         super().__init__(reason)

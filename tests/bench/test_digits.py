@@ -8,9 +8,9 @@ import torch
 
 from bench.digits import orderings, probe, study
 from bench.digits.__main__ import main
-from bench.digits.entrants import DEPTHS, ENCODER, ENTRANTS, alone
 from bench.digits.images import load
 from bench.digits.learn import cut, finetune, pooled, pretrain
+from bench.digits.methods import DEPTHS, ENCODER, METHODS, alone
 from bench.digits.orderings import CLAIMS, Claim, half_width, statements
 from bench.digits.table import COLUMNS, METRICS, PIXELS, at_the_edge, lay_out, percent, read
 from bimkern.mim.flow import EndToEnd, Local
@@ -20,7 +20,7 @@ from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.models.vit import ViT
 
 WHOLE = ENCODER.depth
-ALL_KEYS = {(name, depth) for name, entrant in ENTRANTS.items() for depth in entrant.depths}
+ALL_KEYS = {(name, depth) for name, method in METHODS.items() for depth in method.depths}
 MAE, BIM = ("MAE", WHOLE), ("BIM", WHOLE)
 
 
@@ -57,7 +57,7 @@ def test_a_quick_run_fills_the_table_and_draws_it(quick):
     table, rows = read(quick)
     assert table.keys() == ALL_KEYS | {(PIXELS, 0)}
     assert all(0 <= value <= 1 for accuracies in table.values() for values in accuracies.values() for value in values)
-    # Even an encoder that has learnt nothing keeps enough of an image for a linear model; chance is a tenth.
+    # Even an encoder that was not trained keeps enough of an image for a linear model; chance is a tenth.
     assert min(accuracies["linear"][0] for accuracies in table.values()) > 0.4
     assert all(len(accuracies["finetuned"]) == 1 for key, accuracies in table.items() if key != (PIXELS, 0))
     assert {row["steps"] for row in rows if row["method"] == "BIM"} == {str(study.QUICK.steps)}
@@ -68,7 +68,7 @@ def test_what_is_kept_can_be_shown_again(quick, capsys):
     assert main(["--show", "--out", str(quick)]) == 0
     printed = capsys.readouterr().out
     assert "2 steps of 64 images on 150, fine-tuned for 2; 150 held out; seeds: 1" in printed
-    assert f"Of {len(CLAIMS)} findings of the papers: {len(CLAIMS)} not judged." in printed
+    assert f"Of {len(CLAIMS)} findings of the papers: {len(CLAIMS)} not evaluated." in printed
 
 
 def test_nothing_to_show(tmp_path, capsys):
@@ -115,16 +115,16 @@ def test_images_are_the_scans_enlarged(digits):
 
 
 def test_all_have_the_same_encoder_and_run():
-    for name, entrant in ENTRANTS.items():
-        if entrant.config is not None:
-            encoder = entrant.config.method.encoder
-            assert encoder.depth == max(entrant.depths), name
+    for name, method in METHODS.items():
+        if method.config is not None:
+            encoder = method.config.method.encoder
+            assert encoder.depth == max(method.depths), name
             assert (encoder.width, encoder.patch, encoder.image_size) == (ENCODER.width, ENCODER.patch, 32)
-            assert entrant.config.schedule.warmup == 0.1
+            assert method.config.schedule.warmup == 0.1
 
 
 def test_entrants_are_what_their_names_say():
-    methods = {name: entrant.config.method for name, entrant in ENTRANTS.items() if entrant.config}
+    methods = {name: method.config.method for name, method in METHODS.items() if method.config}
     local = {name for name, method in methods.items() if isinstance(method.flow, Local)}
     assert local == {"BIM", "BIM, growing mask", "LocalMIM, isolated"}
     assert isinstance(methods["LocalMIM"].flow, EndToEnd)
@@ -132,15 +132,15 @@ def test_entrants_are_what_their_names_say():
     assert methods["BIM, growing mask"].masker == RandomDrop(ratios=(0.65, 0.70, 0.80, 0.85))
     assert methods["BIM, growing mask"].masker.entering((4, 4), 4) == [5, 4, 3, 2]
     assert [head.match_scale for head in methods["LocalMIM"].heads] == [4, 2, 1, 0.5]
-    assert isinstance(ENTRANTS["ViTFreeze"].config.schedule, FreezeOut)
-    assert isinstance(ENTRANTS["LocalMIM"].config.schedule, Cosine)
+    assert isinstance(METHODS["ViTFreeze"].config.schedule, FreezeOut)
+    assert isinstance(METHODS["LocalMIM"].config.schedule, Cosine)
     assert methods["BIM"].taps == methods["LocalMIM"].taps == tuple(depth - 1 for depth in DEPTHS)
-    assert {alone(depth) for depth in DEPTHS[:-1]} < ENTRANTS.keys()
+    assert {alone(depth) for depth in DEPTHS[:-1]} < METHODS.keys()
 
 
 @pytest.mark.parametrize("name", ["MAE", "BIM", "ViTFreeze"])
 def test_pretraining_repeats_and_learns(digits, name):
-    config, images = ENTRANTS[name].config, digits.images[:64]
+    config, images = METHODS[name].config, digits.images[:64]
     start, once, again = (pretrain(config, images, rate=1e-3, steps=steps, seed=3) for steps in (0, 2, 2))
     before, after, repeated = (dict(encoder.named_parameters()) for encoder in (start, once, again))
     assert all(torch.equal(value, repeated[key]) for key, value in after.items())
@@ -181,10 +181,10 @@ def test_the_best_rates_are_taken(digits, monkeypatch):
     scores = {1e-3: 0.5, 2e-3: 0.7, 4e-3: 0.6}
     monkeypatch.setattr(study, "pretrain", lambda config, images, *, rate, steps, seed: rate)
     monkeypatch.setattr(probe, "features", lambda encoder, digits: encoder)
-    monkeypatch.setattr(probe, "linear", lambda values, digits, learnt, judged: scores[values])
+    monkeypatch.setattr(probe, "linear", lambda values, digits, train, test: scores[values])
     monkeypatch.setattr(study, "finetune", lambda encoder, *parts, rate, steps, seed: scores[rate] + encoder)
     plan = study.Plan(rates=tuple(scores), finetune_rates=(1e-3, 4e-3))
-    assert study._search(ENTRANTS["MAE"], digits, 0, plan) == (study.Rates(2e-3, 4e-3), 2e-3)
+    assert study._search(METHODS["MAE"], digits, 0, plan) == (study.Rates(2e-3, 4e-3), 2e-3)
 
 
 def test_rates_are_searched_for_once():
@@ -202,7 +202,7 @@ def test_rates_are_searched_for_once():
         ("above", [0.90, 0.91, 0.92], "shows"),
         ("above", [0.70, 0.71, 0.72], "is reversed"),
         ("above", [0.79, 0.81, 0.83], "cannot be told"),
-        ("above", [0.90], "not judged"),
+        ("above", [0.90], "not evaluated"),
         ("level with", [0.79, 0.81, 0.83], "not contradicted"),
         ("level with", [0.90, 0.91, 0.92], "contradicted"),
     ],

@@ -200,7 +200,7 @@ def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(ph
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "images cannot be read, more than --max-bad-ratio 0.1" in error
-    assert "once they can be read again, or with a larger --max-bad-ratio, the same command goes on from th" in error
+    assert "once they can be read again, or with a larger --max-bad-ratio, the same command resumes the run" in error
     assert "Traceback" not in error
     saved = checkpoints.load_latest(out / "checkpoints").step
     assert saved == losses(out)[-1][0] > 0
@@ -240,7 +240,7 @@ def test_a_loader_that_keeps_dying_ends_the_run_with_its_state_saved(photos, tmp
     code, error = refused(capsys, photos, tmp_path / "run", "--steps", "20")
     assert code == 1
     assert "the loader died 3 times at the same images (killed)" in error
-    assert "7 steps are done and saved; the same command goes on from there" in error
+    assert "7 steps are done and saved; the same command resumes the run" in error
     assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == 7
 
 
@@ -337,8 +337,8 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGINT, "interrupted; the same command goes on from what is saved"),
-        (signal.SIGTERM, "stopped by SIGTERM; the same command goes on"),
+        (signal.SIGINT, "interrupted; the same command resumes the run"),
+        (signal.SIGTERM, "stopped by SIGTERM; the same command resumes the run"),
     ],
 )
 def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):

@@ -34,21 +34,21 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from bimkern.pretrain import main
-from bimkern.train.trainer import Trainer
+from bimkern.train.pretraining import Pretraining
 
-step, limits = Trainer.step, []
+step, limits = Pretraining.step, []
 
-def limited(self, index, batch):
+def limited(self, index, batch, memory):
     if not limits:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limits.append(pages * resource.getpagesize() + int(sys.argv[1]) * 2**20)
     resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
     try:
-        return step(self, index, batch)
+        return step(self, index, batch, memory)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, 2 * (resource.RLIM_INFINITY,))
 
-Trainer.step = limited
+Pretraining.step = limited
 main(sys.argv[2:])
 """
 
@@ -70,7 +70,7 @@ def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # more threads want addresses too
     done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "step 1: not enough memory for 2048 images at a time; going on with --micro-batch 1024" in done.stderr
+    assert "step 1: not enough memory for 2048 images at a time; continuing with --micro-batch 1024" in done.stderr
     (plain, other) = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("plain", "limited")

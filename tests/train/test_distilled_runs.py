@@ -124,4 +124,4 @@ def test_a_teacher_that_makes_no_sense_is_one_line(photos, teacher, tmp_path, ca
     with pytest.raises(SystemExit) as stopped:
         train(photos, tmp_path / "run", path, "--steps", "2")
     assert stopped.value.code == 2
-    assert f"--teacher {path}: what it says of itself is wrong" in capsys.readouterr().err
+    assert f"--teacher {path}: its description is wrong" in capsys.readouterr().err

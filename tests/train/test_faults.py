@@ -168,7 +168,7 @@ def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_goes_on(p
     assert code == 1
     assert "step 3, the last, is done; " in error
     assert "step-00000003 cannot be written ([Errno 27] File too large" in error
-    assert "; nothing is saved since step 0; the same command goes on from there\n" in error
+    assert "; nothing is saved since step 0; the same command resumes the run\n" in error
     train(photos, tmp_path / "run", "--steps", "3")
     assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == 3
 
@@ -186,7 +186,7 @@ def test_a_run_without_data_never_calls_saved_what_is_not(photos, tmp_path, caps
     code, error = ended(photos, tmp_path / "run", capsys, "--steps", "9", "--save-every", "4")
     assert code == 1
     assert "4 steps are done; " in error
-    assert "; nothing is saved since step 0; the same command goes on from there" in error
+    assert "; nothing is saved since step 0; the same command resumes the run" in error
     assert "and saved" not in error
 
 
@@ -199,7 +199,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number, e
     output, error = process.communicate(timeout=60)
     assert process.returncode == exit_code, error
     assert f"{number.name}: finishing this step and saving" in output
-    assert "the same command goes on from there" in error
+    assert "the same command resumes the run" in error
     assert "Traceback" not in error
     saved = checkpoints.load_latest(tmp_path / "run" / "checkpoints").step
     assert saved == records(tmp_path / "run")[-1]["step"] < 40
@@ -227,7 +227,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
     _, error = process.communicate()
     deadline.cancel()
     assert process.returncode == 130, error
-    assert "interrupted; the same command goes on from what is saved" in error
+    assert "interrupted; the same command resumes the run" in error
 
 
 def refused(photos, out, capsys, *options):

@@ -121,7 +121,7 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     run.end()
     saved = checkpoints.newest_intact(run.out / "checkpoints").step
     (said,) = run.said("stopped by SIGTERM after step")
-    assert f"; nothing is saved since step {saved}; the same command goes on from there" in said
+    assert f"; nothing is saved since step {saved}; the same command resumes the run" in said
     assert len(run.said("it is tried again in")) == 2
     assert not run.said("Traceback")
     steps = run.steps_in_metrics()

@@ -12,7 +12,7 @@ from bad_files import picture
 from bimkern import command
 from bimkern.output import has_room, say
 from bimkern.pretrain import main
-from bimkern.train.trainer import Trainer
+from bimkern.train.pretraining import Pretraining
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_a_run_goes_on_when_its_reader_is_gone(pipe, run, tmp_path, monkeypatch)
 
 
 def test_a_run_ends_by_a_signal_though_nobody_reads(full_pipe, run, monkeypatch):
-    plain = Trainer.step
+    plain = Pretraining.step
 
-    def step(self, index, batch):
+    def step(self, index, batch, memory):
         if index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, index, batch)
+        return plain(self, index, batch, memory)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Pretraining, "step", step)
     monkeypatch.setattr(sys, "stdout", full_pipe[1])
     with pytest.raises(SystemExit) as stop:
         run()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bimkern.pretrain import main
-from bimkern.train import trainer
+from bimkern.train.pretraining import Pretraining
 
 # What gives Python a number, or the host an array, of a tensor.
 READS = {
@@ -34,13 +34,13 @@ class Reads(TorchFunctionMode):
 def test_losses_and_gradients_are_read_at_logged_steps_and_every_tenth(
     device, tmp_path, monkeypatch, recipe, precision
 ):
-    reads, plain = Reads(), trainer.Trainer.step
+    reads, plain = Reads(), Pretraining.step
 
-    def step(self, index, batch):
+    def step(self, index, batch, memory):
         reads.step = index + 1
-        return plain(self, index, batch)
+        return plain(self, index, batch, memory)
 
-    monkeypatch.setattr(trainer.Trainer, "step", step)
+    monkeypatch.setattr(Pretraining, "step", step)
     photos = write_photos(tmp_path / "photos", count=8)
     given = ("--data", photos, "--out", tmp_path / "run", "--device", device, "--precision", precision)
     with reads:

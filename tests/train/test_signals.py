@@ -21,9 +21,9 @@ from bimkern.data import pil
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting.held_out import Judge
 from bimkern.train.signals import StopSignals, Terminated
-from bimkern.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_loader_that_hangs(photos, out, capsys, caplog, monkeypatch, answer, p
     assert caplog.text.count("the loader has made no progress for 0 s; still waiting") == 1
     steps = steps_logged(out)
     assert bool(steps) == bool(pieces)
-    assert f"stopped by SIGTERM after step {len(steps)}; the same command goes on from there" in error
+    assert f"stopped by SIGTERM after step {len(steps)}; the same command resumes the run" in error
     assert saved_step(out) == len(steps)
 
 
@@ -141,7 +141,7 @@ def test_a_check_that_hangs(photos, out, capsys, monkeypatch, answer):
     monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
     monkeypatch.setattr(checks, "inspect", hang(0, checks.inspect))
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "2")
-    assert "stopped by SIGTERM; the same command goes on" in error
+    assert "stopped by SIGTERM; the same command resumes the run" in error
 
 
 def test_the_first_step(photos, out, capsys, monkeypatch):
@@ -160,35 +160,35 @@ def test_the_first_step(photos, out, capsys, monkeypatch):
 
 def test_a_step_without_memory(photos, out, capsys, monkeypatch):
     """The run would else go on with smaller micro-batches."""
-    plain = Trainer.step
+    plain = Pretraining.step
 
-    def step(self, index, batch):
+    def step(self, index, batch, memory):
         if index == 2:
             sigterm()
             raise MemoryError
-        return plain(self, index, batch)
+        return plain(self, index, batch, memory)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Pretraining, "step", step)
     error = ended(photos, out, capsys, "--steps", "9", "--save-every", "1", "--workers", "0")
     assert "stopped by SIGTERM; step 3: not enough memory for" in error
-    assert "at a time; nothing is saved since step 2; the same command goes on from there" in error
+    assert "at a time; nothing is saved since step 2; the same command resumes the run" in error
 
 
 @pytest.mark.parametrize(
-    "module", ["bimkern.train.checkpoint.store.load_latest", "bimkern.train.trainer.write_backbones"]
+    "module", ["bimkern.train.checkpoint.store.load_latest", "bimkern.train.pretraining.write_backbones"]
 )
 def test_before_the_first_step_and_after_the_last(photos, out, capsys, monkeypatch, module):
     monkeypatch.setattr(module, sigterm)
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")
-    assert "stopped by SIGTERM; the same command goes on" in error
+    assert "stopped by SIGTERM; the same command resumes the run" in error
 
 
 def test_at_the_last_step(photos, out, capsys, monkeypatch):
     """What comes after it, the exports, may hang."""
-    plain = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self, i, batch: (i == 1 and sigterm()) or plain(self, i, batch))
+    plain = Pretraining.step
+    monkeypatch.setattr(Pretraining, "step", lambda self, i, *args: (i == 1 and sigterm()) or plain(self, i, *args))
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "0")
-    assert "stopped by SIGTERM after step 2, the last; the same command goes on from there" in error
+    assert "stopped by SIGTERM after step 2, the last; the same command resumes the run" in error
     assert saved_step(out) == 2
     assert not list((out / "exported").iterdir())
 
@@ -208,7 +208,7 @@ def test_a_save_that_hangs(photos, out, capsys, monkeypatch, answer, gate, when)
     steps = "99" if when == "between saves" else "4"
     error = ended(photos, out, capsys, "--steps", steps, "--save-every", "2", "--workers", "0")
     assert re.search(r"by SIGTERM; the save of step 4 has made no progress for \d s; nothing is saved since", error)
-    assert "nothing is saved since step 2; the same command goes on from there" in error
+    assert "nothing is saved since step 2; the same command resumes the run" in error
     assert saved_step(out) == 2
 
 

@@ -18,7 +18,7 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import trainer
+from bimkern.train import network, trainer
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.memory.live_bytes import held_bytes
@@ -171,7 +171,7 @@ def test_compiled_blocks_follow_and_are_not_compiled_anew_for_every_size(monkeyp
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    trainer._compile_blocks(model)
+    network.compile_layers(model)
     graphs = []
     for batch, expected in zip(batches, plain, strict=True):
         torch.testing.assert_close(losses_of(model, batch), expected)

@@ -8,7 +8,7 @@ from bad_files import picture, write_bad_files, write_odd_files
 from growing import records, register, train, write_photos
 
 from bimkern.data.dali import unusable
-from bimkern.train import trainer
+from bimkern.train.pretraining import Pretraining
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 CHANGES = (10, 14)  # steps of 16 before which the size changes
@@ -30,14 +30,14 @@ def losses(out):
 
 def vanishes_in(monkeypatch, step, path):
     """Have a file vanish before a step computes."""
-    plain = trainer.Trainer.step
+    plain = Pretraining.step
 
-    def spoil(self, index, batch):
+    def spoil(self, index, batch, memory):
         if index == step:
             path.unlink()
-        return plain(self, index, batch)
+        return plain(self, index, batch, memory)
 
-    monkeypatch.setattr(trainer.Trainer, "step", spoil)
+    monkeypatch.setattr(Pretraining, "step", spoil)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

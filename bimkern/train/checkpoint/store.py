@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bimkern.errors import BimkernError
 from bimkern.files import atomic
 from bimkern.train.checkpoint import safetensors_writer
 
@@ -28,7 +29,7 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 _KEPT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(BimkernError, RuntimeError):
     """A checkpoint cannot be used; the message names the file and why."""
 
 

@@ -13,6 +13,7 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.data.step_layout import Phase, StepLayout, lay_out
+from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Schedule
 from bimkern.models.attention import AttentionName
@@ -31,7 +32,7 @@ FREE_OPTIONS = (
 )
 
 
-class ConfigError(ValueError):
+class ConfigError(BimkernError, ValueError):
     """The options of a run contradict each other or the machine; the message names the value and the choices."""
 
 

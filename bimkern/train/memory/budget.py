@@ -10,6 +10,7 @@ import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
+from bimkern.errors import RunError
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.memory.estimate import Need
 from bimkern.train.memory.extrapolate import Scaling
@@ -23,7 +24,7 @@ _MOST_IMAGES = 2**20  # a batch that is looked for
 _MOST_SLICES = 32  # so many already cost a fifth of the time
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RunError, RuntimeError):
     """There was no memory for a step; the message says for how many images at a time."""
 
 

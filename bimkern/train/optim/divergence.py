@@ -1,11 +1,13 @@
 """Divergence: groups that learn nothing any more, and the return to the last checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from bimkern.data.batches import Batch
+from bimkern.errors import RunError
 from bimkern.files.best_effort import Outage
 from bimkern.train.checkpoint import safetensors_writer
 from bimkern.train.config.run import Precision
@@ -21,14 +23,14 @@ _REMEDIES: dict[Precision, str] = {
 }
 
 
-class Diverged(RuntimeError):
+class Diverged(RunError, RuntimeError):
     """Training cannot go on from where it is, nor from its last checkpoint."""
 
 
 class Divergence:
     """Watch the updates of a run: a group that skips too many sends it back, once to each checkpoint."""
 
-    def __init__(self, updates: list[GroupOptimizer], folder: Path, *, precision: Precision) -> None:
+    def __init__(self, updates: Sequence[GroupOptimizer], folder: Path, *, precision: Precision) -> None:
         """Take the groups' updates, the folder for the batch that they failed on, and the run's precision."""
         self._updates, self._folder, self._precision = updates, folder, precision
         self._returned_to = 0

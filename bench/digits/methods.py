@@ -23,11 +23,11 @@ _WARMUP = 0.1  # of the run, for all: the papers' shares lie between 0.0125 and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class DigitsMethod:
     name: str
-    config: Config | None  # None: nothing is learnt before fine-tuning
-    depths: tuple[int, ...] = (ENCODER.depth,)  # that are judged
-    rates_of: str = ""  # the entrant that searches rates for this one; empty: this one itself
+    config: Config | None  # None: no pre-training before fine-tuning
+    depths: tuple[int, ...] = (ENCODER.depth,)  # that are evaluated
+    rates_of: str = ""  # the method that searches rates for this one; empty: this one itself
 
 
 def _small(config: Config, depth: int = ENCODER.depth) -> Config:
@@ -50,19 +50,19 @@ def alone(depth: int) -> str:
 
 _LOCALMIM = _small(localmim("localmim", ENCODER, epochs=100, batch_size=2048))
 
-ENTRANTS: dict[str, Entrant] = {
-    entrant.name: entrant
-    for entrant in (
-        Entrant(name="scratch", config=None),
-        Entrant(name="MAE", config=_small(mae("mae", ENCODER)), depths=DEPTHS),
-        Entrant(name="BIM", config=_small(bim("bim", ENCODER, FIXED_MASK)), depths=DEPTHS),
-        Entrant(name="BIM, growing mask", config=_small(bim("bim", ENCODER, GROWING_MASK))),
-        Entrant(name="LocalMIM", config=_LOCALMIM),
-        Entrant(name="LocalMIM, isolated", config=isolated(_LOCALMIM)),
-        Entrant(name="FastMIM", config=_small(fastmim("fastmim", ENCODER, SMALL_DECODER))),
-        Entrant(name="ViTFreeze", config=vitfreeze("vitfreeze", _LOCALMIM)),
+METHODS: dict[str, DigitsMethod] = {
+    method.name: method
+    for method in (
+        DigitsMethod(name="scratch", config=None),
+        DigitsMethod(name="MAE", config=_small(mae("mae", ENCODER)), depths=DEPTHS),
+        DigitsMethod(name="BIM", config=_small(bim("bim", ENCODER, FIXED_MASK)), depths=DEPTHS),
+        DigitsMethod(name="BIM, growing mask", config=_small(bim("bim", ENCODER, GROWING_MASK))),
+        DigitsMethod(name="LocalMIM", config=_LOCALMIM),
+        DigitsMethod(name="LocalMIM, isolated", config=isolated(_LOCALMIM)),
+        DigitsMethod(name="FastMIM", config=_small(fastmim("fastmim", ENCODER, SMALL_DECODER))),
+        DigitsMethod(name="ViTFreeze", config=vitfreeze("vitfreeze", _LOCALMIM)),
         *(
-            Entrant(
+            DigitsMethod(
                 name=alone(depth),
                 config=_small(mae("mae", replace(ENCODER, depth=depth)), depth),
                 depths=(depth,),

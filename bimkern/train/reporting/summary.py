@@ -1,0 +1,77 @@
+"""What a run is going to do, in words: one paragraph before it starts, and all of it for a dry run."""
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+from bimkern.data.source import Listing
+from bimkern.data.step_layout import StepLayout
+from bimkern.train import network
+from bimkern.train.config.run import Config, resolve_device
+from bimkern.train.config.serialize import to_json
+from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.units import human_bytes
+
+_FEW_STEPS = 100
+
+
+def describe_briefly(config: Config, images: RunImages, loader: str) -> str:
+    """Say what a run trains on, how long, and what loads its images."""
+    run, num_images = config.run, len(images.images)
+    layout = config.step_layout(num_images)
+    few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
+    teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
+    return (
+        f"{config.recipe}: {num_images} images from {images.images.root}{_skipped(images.listing)}; "
+        f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
+        f"peak learning rate {run.peak_lr:.2e}{few}\n"
+        f"loader: {loader}{teacher}"
+    )
+
+
+def describe(config: Config, images: Listing, loader: str) -> str:
+    """Describe a run in full: its config as JSON, then parameters, memory, steps and learning rates."""
+    run = config.run
+    with torch.device("meta"):
+        model = network.build(config)
+    sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
+    layout = config.step_layout(len(images))
+    peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
+    largest = peaks[max(peaks)]
+    facts = {
+        "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
+        "device": str(resolve_device(run.device)),
+        "loader": loader,
+        "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
+        "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
+        f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
+        "steps": _steps(config, layout),
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
+    }
+    if config.phases:
+        facts |= _phases(config, layout, len(images))
+    return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
+
+
+def _steps(config: Config, layout: StepLayout) -> str:
+    """Say how many steps there are, of how many images, and of which sizes where these change."""
+    batches = ", then ".join(dict.fromkeys(str(segment.batch_size) for segment in layout.segments))
+    sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
+    return f"{layout.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
+
+
+def _phases(config: Config, layout: StepLayout, num_images: int) -> Mapping[str, str]:
+    return {
+        f"phase {i + 1}": f"{length} steps of {segment.batch_size} images of {segment.image_size} px, "
+        f"{segment.micro_batch} at a time, from epoch {segment.first_image / num_images:g}, "
+        f"learning rate {config.run.peak_lr_of(segment.batch_size):.3e} at its peak"
+        for i, (segment, length) in enumerate(zip(layout.segments, layout.lengths(), strict=True))
+    }
+
+
+def _skipped(listing: Listing) -> str:
+    if not listing.others:
+        return ""
+    return f"; {len(listing.others)} non-image files skipped ({listing.count_others()})"

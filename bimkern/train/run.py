@@ -1,0 +1,145 @@
+"""A whole run: from a config to trained weights, pictures and metrics in its folder."""
+
+import gc
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bimkern.data.check import check, readable
+from bimkern.data.demo import demo_images
+from bimkern.data.formats import allow_pixels
+from bimkern.data.loader import Loader, choose_loader
+from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.models import attention
+from bimkern.output import say
+from bimkern.train import device as devices
+from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
+from bimkern.train.memory import allocator
+from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.optim import adapters
+from bimkern.train.pretraining import Pretraining
+from bimkern.train.reporting.held_out import StageOutcome
+from bimkern.train.reporting.progress import checking
+from bimkern.train.reporting.summary import describe_briefly
+from bimkern.train.run_folder.dataset_manifest import RunImages, settle
+from bimkern.train.run_folder.folder import RunFolder
+from bimkern.train.trainer import Trainer
+
+logger = logging.getLogger("bimkern.train")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from: the files that it may train on, and the loader that its options name."""
+
+    listing: Listing
+    held_out: Listing | None  # None: other crops of the same images
+    loader: Loader
+    loader_choice: str  # in words: which loader, and why
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with."""
+
+    config: Config  # with the micro-batch that it ended with
+    folder: RunFolder
+    held_out: list[StageOutcome]  # of every stage
+
+
+def run(config: Config) -> Outcome:
+    """Train what a config describes, from the last checkpoint in its run folder or from the start, to the end.
+
+    The run folder is `config.run.out`, or runs/RECIPE. Where memory runs out, training continues from the last
+    checkpoint with half as many images at a time; the batch stays.
+
+    Raises:
+        ConfigError, SourceError, LoaderError, CheckpointError, BackendError: what the config asks for cannot be done.
+        Stopped: SIGINT or SIGTERM ended it; the same config resumes it.
+        Diverged, Starved: it cannot continue.
+    """
+    inputs = find_inputs(config.run)
+    check_that_it_fits(config, resolve_device(config.run.device))
+    folder = _open_folder(config, inputs.listing.root)
+    images = _check_images(config, inputs, folder)
+    say(describe_briefly(config, images, inputs.loader_choice))
+    loader = inputs.loader
+    while True:
+        try:
+            return _train(config, images, loader, folder)
+        except OutOfMemory as error:
+            config = replace(config, run=halved(config.run))
+            logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
+        gc.collect()  # the trainer and what its error held are gone only now
+        loader, _ = _choose(config.run)
+
+
+def find_inputs(options: RunConfig) -> Inputs:
+    """List the images that options name, and make sure that all else that they name can be used here.
+
+    Raises:
+        ConfigError, SourceError, LoaderError: something cannot.
+    """
+    _refuse_other_processes()
+    allow_pixels(options.max_pixels)
+    if options.data is None:
+        listing, held_out = demo_images()
+    elif options.data == Path():
+        raise ConfigError("--data is empty or the current folder; name the folder of images")
+    else:
+        listing, held_out = image_folder(options.data), None
+    return Inputs(listing, held_out, *_choose(options))
+
+
+def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> Outcome:
+    device = devices.claim(config.run.device)
+    layout = config.step_layout(len(images.images))
+    task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device)
+    Trainer(config, task, layout, images=images, loader=loader, folder=folder, device=device).train()
+    task.export(folder.exported)
+    return Outcome(config, folder, task.evaluate())
+
+
+def _refuse_other_processes() -> None:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={size}: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
+        )
+
+
+def _choose(options: RunConfig) -> tuple[Loader, str]:
+    """Make sure that what the options name can be used here; return the loader and a line about it."""
+    device = resolve_device(options.device)
+    allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
+    attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
+    adapters.choose(options.optimizer, device)
+    return choose_loader(options.loader, device, options.workers, dry_run=options.dry_run)
+
+
+def _open_folder(config: Config, data: Path) -> RunFolder:
+    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+    if data.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+        raise ConfigError(f"--out {folder.path} lies inside --data {data}: its pictures would be trained on")
+    folder.open(config)
+    return folder
+
+
+def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> RunImages:
+    """Decode every file once, and fix what the run trains on and is evaluated on."""
+    workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
+    listings = [inputs.listing, *([] if inputs.held_out is None else [inputs.held_out])]
+    found = []
+    for listing in listings:
+        with checking() as progress:
+            found.append(check(listing, workers=workers, progress=progress))
+    ratio = config.run.max_bad_ratio
+    images = settle(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
+    if inputs.held_out is None:
+        return images
+    root, results = inputs.held_out.root, found[1]
+    damaged = [file for file, result in results.items() if result.fault is not None]
+    if damaged:
+        raise SourceError(f"{root / damaged[0]} is damaged; delete {root.parent}: it is made again")
+    return replace(images, judged=readable(inputs.held_out, results))

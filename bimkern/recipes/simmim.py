@@ -32,7 +32,7 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
         method=Method(
             encoder=encoder,
             taps=(encoder.depth - 1,),
-            masker=TokenReplace(ratio=0.6, mask_mask_unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
+            masker=TokenReplace(ratio=0.6, mask_unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
             heads=(LinearConfig(),),  # section 3.3
             targets=(PixelTarget(normalize=False, kind="l1"),),  # section 3.4
             flow=EndToEnd(),

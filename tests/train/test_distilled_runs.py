@@ -1,6 +1,7 @@
 """Runs that learn from a teacher: how it computes, what it means for memory, and which one it is."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 
@@ -119,8 +120,8 @@ def test_another_teacher_at_the_same_path_is_refused(photos, tmp_path, capsys):
 
 def test_a_teacher_that_makes_no_sense_is_one_line(photos, teacher, tmp_path, capsys):
     path = tmp_path / "wrong.safetensors"
-    numbers = {"width": "32", "depth": "4", "num_heads": "2", "patch": "0", "image_size": "64"}
-    save_file(load_file(teacher), path, metadata=numbers)
+    encoder = {"type": "ViTConfig", "width": 32, "depth": 4, "num_heads": 2, "patch": 0, "image_size": 64}
+    save_file(load_file(teacher), path, metadata={"encoder": json.dumps(encoder)})
     with pytest.raises(SystemExit) as stopped:
         train(photos, tmp_path / "run", path, "--steps", "2")
     assert stopped.value.code == 2

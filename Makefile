@@ -1,12 +1,13 @@
 PYTHON ?= python
 BUILD ?= build
 CMAKE_FLAGS ?=
+ROUNDS ?= 1000
 CXX_FILES = $(shell git ls-files 'csrc/*' 'python/*' 'tests/csrc/*' | grep -E '\.(h|cpp|cu)$$')
 
 # A kernel that spills registers ends a build; read when a build folder is first configured.
 export CUDAFLAGS = -Xptxas --warn-on-spills,--warning-as-error
 
-.PHONY: build test sanitize host-cuda stress mutants lint format bench gpu-check gpu-dry clean
+.PHONY: build test sanitize host-cuda stress mutants lint format docs bench gpu-check gpu-dry clean
 
 # For development, after `pip install -e '.[dev]'`: rebuilds only what changed and puts the library into the package.
 build:
@@ -35,17 +36,20 @@ host-cuda:
 	cmake --build $(BUILD) --target bimkern_native_host_cuda
 	cmake --install $(BUILD) --component host_cuda --prefix .
 
-# A million random operations on an arena, and on one of several streams, against oracles; random cases of CUDA kernels.
+# A million random operations on an arena, and on one of several streams, against oracles; ROUNDS random cases of each
+# kernel, CUDA on the host and Triton interpreted.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
 	cmake --build $(BUILD)/stress --target test_arena_random test_device_random fuzz_host_cuda
 	$(BUILD)/stress/test_arena_random 1000000
 	$(BUILD)/stress/test_device_random 1000000
-	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz 1000
+	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz $(ROUNDS)
+	if $(PYTHON) -c 'import triton'; then PYTHONPATH=. $(PYTHON) tests/ops/fuzz_triton.py $(ROUNDS); fi
 
-# Puts faults into the CUDA kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
+# Puts faults into the kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
 mutants:
-	$(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
+	PYTHONPATH=tests $(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
+	PYTHONPATH=tests $(PYTHON) tests/ops/triton_mutants.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -57,6 +61,10 @@ format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	clang-format -i $(CXX_FILES)
+
+# The manual, as HTML in build/docs; a warning fails it.
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs $(BUILD)/docs
 
 # ARGS="gather_tokens --device cuda", ARGS="step --all --quick"; without: everything, on the CPU.
 bench:

@@ -15,8 +15,8 @@ from bimkern.recipes import RECIPES
 
 _USAGE = "python -m bench [NAME...] [options]   or   python -m bench step|freeze [RECIPE...] [options]"
 _DESCRIPTION = """\
-Check ops and training steps against their references, time them in turns with their rivals (plain torch, torch.compile,
-the usual form of other programs), and append the figures to bench/results/<device>.csv. Without a NAME: everything.
+Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
+the usual form in other programs), and append the results to bench/results/<device>.csv. Without a NAME: everything.
 """
 
 
@@ -71,17 +71,17 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry of --list; after step or freeze: recipes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry from --list; after step or freeze: recipes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds, nothing saved")
-    parser.add_argument("--rounds", type=_positive, help="turns of every provider; default: what fits into 2 s")
+    parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")
+    parser.add_argument("--rounds", type=_positive, help="rounds per provider; default: as many as fit into 2 s")
     parser.add_argument("--no-cold", action="store_true", help="skip the second pass, with cold malloc, on a CPU")
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
-    parser.add_argument("--all", action="store_true", help="step: every recipe of a base model")
-    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images of a step")
-    parser.add_argument("--list", action="store_true", help="name the entries and stop")
-    parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, and stop")
+    parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
+    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images per step")
+    parser.add_argument("--list", action="store_true", help="list the entries, then stop")
+    parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
 
 

@@ -1,6 +1,7 @@
-"""A picture of the newest results of a device: how near each op is to its ceiling, and its rivals' times beside it.
+"""Two pictures of a device's newest results: its ops, and its training steps.
 
-One shape of every op, pass, dtype and recipe is drawn, the first in the file; the file holds all.
+`<device>_ops.png` shows how close each op is to its ceiling, and its rivals' times, for one shape, dtype and pass.
+`<device>_steps.png` shows the images per second of each recipe and its share of the ceiling. The CSV file has all rows.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
 
+from bench.entries.step import NAME as STEP
 from bench.report import time_text
 from bench.results import newest
 
@@ -17,37 +19,86 @@ Case = list[dict[str, str]]  # rows of one case, the measured provider first
 
 _CEILINGS = {"copy": "#4c78a8", "matrix": "#b279a2"}
 _OURS, _OTHERS = "#4c78a8", ("#9d9d9d", "#bdbdbd", "#d6d6d6", "#e6e6e6")
-_BAR = 0.19  # inches
+_BAR = 0.17  # inches
 _TEXT: dict[str, Any] = {"fontsize": 7, "va": "center"}
 
 
 def draw(path: Path) -> str:
-    """Draw the CSV file at path beside it, as PNG, and return a line that says so.
+    """Draw the CSV file at path next to it, as PNG files, and return a line for each.
 
     Raises:
         ResultsError: the file is missing, empty, or has other columns.
     """
-    cases = _first_shapes(newest(path))
-    bars = sum(len(case) for case in cases) + len(cases)
-    figure = Figure(figsize=(11, 1.4 + _BAR * bars), layout="constrained", dpi=150)
-    share, times = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
-    _draw_shares(share, cases)
-    _draw_times(times, cases)
-    figure.suptitle(_provenance([row for case in cases for row in case]), fontsize=9)
-    target = path.with_suffix(".png")
-    figure.savefig(target)
-    return f"{target}: {len(cases)} cases"
+    cases = newest(path)
+    ops, steps = _one_case_per_op(cases), [case for case in cases if case[0]["op"] == STEP]
+    lines = []
+    if ops:
+        bars = sum(len(case) + 1 for case in ops)
+        figure, (share, times) = _figure(ops, bars, width_ratios=(2, 3))
+        _draw_shares(share, ops)
+        _draw_times(times, ops)
+        lines.append(_save(figure, path.with_name(f"{path.stem}_ops.png"), len(ops)))
+    if steps:
+        figure, (share, speed) = _figure(steps, sum(len(case) for case in steps), width_ratios=(2, 3))
+        _draw_steps(share, speed, steps)
+        lines.append(_save(figure, path.with_name(f"{path.stem}_steps.png"), len(steps)))
+    return "\n".join(lines)
 
 
-def _first_shapes(cases: list[Case]) -> list[Case]:
-    """Keep one case of every op, pass, dtype and whatever its shape names rather than counts, such as a recipe."""
-    first: dict[tuple[str, ...], Case] = {}
+def _one_case_per_op(cases: list[Case]) -> list[Case]:
+    """Keep the first shape and dtype of every op that has a ceiling, on every machine, with gradients if it has any."""
+    kept: dict[tuple[str, ...], Case] = {}
     for case in cases:
         row = case[0]
-        names = [part for part in row["shape"].split() if not part.rpartition("=")[2].isdigit()]
-        machine = (row["device_name"], row["threads"])
-        first.setdefault((*machine, row["op"], row["pass"], row["dtype"], *names), case)
-    return list(first.values())
+        key = (row["device_name"], row["threads"], row["op"])
+        if row["op"] == STEP or not row["ceiling"]:
+            continue
+        if key not in kept or (_same_but_pass(kept[key][0], row) and row["pass"] == "fwd+bwd"):
+            kept[key] = case
+    return list(kept.values())
+
+
+def _same_but_pass(one: dict[str, str], other: dict[str, str]) -> bool:
+    return all(one[column] == other[column] for column in ("shape", "dtype"))
+
+
+def _figure(cases: list[Case], bars: int, *, width_ratios: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(9, 1.4 + _BAR * bars), layout="constrained", dpi=100)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=width_ratios)
+    figure.suptitle(_provenance([row for case in cases for row in case]), fontsize=8)
+    return figure, (left, right)
+
+
+def _save(figure: Figure, target: Path, num_cases: int) -> str:
+    figure.savefig(target)
+    return f"{target}: {num_cases} {'case' if num_cases == 1 else 'cases'}"
+
+
+def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
+    rows = [row for case in cases for row in case]
+    places = [-i for i in range(len(rows))]
+    for row, place in zip(rows, places, strict=True):
+        ours = row["provider"] == "ours"
+        if row["share"]:
+            value = float(row["share"])
+            share.barh(place, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if ours else 0.35)
+            share.text(value, place, f" {value:.0%}", **_TEXT)
+        if row["items_per_s"]:
+            value = float(row["items_per_s"])
+            speed.barh(place, value, color=_OURS if ours else _OTHERS[1])
+            speed.text(value, place, f" {value:.3g}", **_TEXT)
+    recipes = [dict(part.partition("=")[::2] for part in row["shape"].split()) for row in rows]
+    names = [
+        shape.get("recipe", row["shape"]) if row["provider"] == "ours" else row["provider"]
+        for row, shape in zip(rows, recipes, strict=True)
+    ]
+    share.set_yticks(places, names)
+    share.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    share.set_xlabel("share of the matrix product's speed", fontsize=8)
+    speed.set_xlabel(f"images/s, {recipes[0].get('B', '?')} images per step", fontsize=8)
+    for axes in (share, speed):
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.15, y=0.01)
 
 
 def _places(cases: list[Case]) -> list[list[int]]:
@@ -95,7 +146,7 @@ def _draw_times(axes: Axes, cases: list[Case]) -> None:
             axes.text(ratio, place, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xscale("log")  # one rival a hundred times slower would flatten all others
-    axes.set_xlim(left, 3 * max(2.0, *ratios))
+    axes.set_xlim(left, 4 * max(2.0, *ratios))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("median time relative to the first of its group, on a log scale (longer is slower)", fontsize=8)

@@ -1,4 +1,4 @@
-"""`python -m bench.triton_kernels`: compile Triton kernels for every architecture; registers, shared memory, spills.
+"""`python -m bench.triton_kernels`: compile Triton kernels for every architecture; registers, spills, access widths.
 
 Needs triton, no GPU. Kernels are compiled with the arguments that the ops give them, on shapes of the recipes.
 """
@@ -6,6 +6,7 @@ Needs triton, no GPU. Kernels are compiled with the arguments that the ops give 
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
+from bench import triton_code
 from bench.kernels import ARCHITECTURES, Kernel, parse, table
 from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
 
@@ -29,7 +31,9 @@ _POINTERS = {
     torch.float64: "*fp64",
     torch.uint8: "*u8",
 }
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+# Float16 compiles to what bfloat16 does, but for its conversions: one shape is enough.
+_LENGTHS = {torch.float32: (27, 96, 588, 768), torch.bfloat16: (27, 96, 588, 768), torch.float16: (588,)}
+_PATCHES = {torch.float32: (8, 14, 16, 32), torch.bfloat16: (8, 14, 16, 32), torch.float16: (14,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +47,31 @@ class Launch:
     constants: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A kernel for one architecture; loads and stores of global memory, a thread's: bytes -> how many."""
+
+    kernel: Kernel
+    loads: Counter[int]
+    stores: Counter[int]
+    arithmetic_in_16_bits: list[str]
+
+
 def launches() -> list[Launch]:
     """Call the ops on tensors that hold nothing, and note what they would start."""
     found: list[Launch] = []
-    for dtype, name in _NAMES.items():
-        for length in (27, 96, 768, 3072):
-            found += _noted(f"{name} P={length}", lambda args: masked_loss.masked_loss(*args), _rows(dtype, length))
-            backward = (torch.empty((), device="meta"), *_rows(dtype, length))
-            found += _noted(f"{name} P={length}", lambda args: masked_loss.masked_loss_bwd(*args), backward)
-        for patch in (8, 16, 32):
-            forward = _patches(dtype, patch)
-            found += _noted(f"{name} p={patch}", lambda args: masked_pixel_loss.masked_pixel_loss(*args), forward)
-            backward = (torch.empty((), device="meta"), *forward)
-            found += _noted(f"{name} p={patch}", lambda args: masked_pixel_loss.masked_pixel_loss_bwd(*args), backward)
-    for patch in (8, 16, 32):
+    for op, module, arguments, letter, sizes in (
+        ("masked_loss", masked_loss, _rows, "P", _LENGTHS),
+        ("masked_pixel_loss", masked_pixel_loss, _patches, "p", _PATCHES),
+    ):
+        for dtype, size in ((dtype, size) for dtype, choices in sizes.items() for size in choices):
+            label = f"{str(dtype).removeprefix('torch.')} {letter}={size}"
+            forward = arguments(dtype, size)
+            found += _noted(label, getattr(module, op), forward)
+            found += _noted(label, getattr(module, f"{op}_bwd"), (torch.empty((), device="meta"), *forward))
+    for patch in _PATCHES[torch.float32]:
         _, images, _, _, mean, std, *_ = _patches(torch.float32, patch)
-        args = (images, mean, std, patch, True, torch.float32)
-        found += _noted(f"p={patch}", lambda args: pixel_targets.pixel_targets(*args), args)
+        found += _noted(f"p={patch}", pixel_targets.pixel_targets, (images, mean, std, patch, True, torch.float32))
     return list({(launch.kernel.__name__, launch.label): launch for launch in found}.values())
 
 
@@ -87,24 +99,36 @@ def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:
         mock.patch.object(masked_pixel_loss, "launch", note),
         mock.patch.object(pixel_targets, "launch", note),
     ):
-        op(args)
+        op(*args)
     return found
 
 
-def compile_kernels() -> Iterator[Kernel]:
+def compile_kernels() -> Iterator[Compiled]:
     """Compile all of them for all architectures."""
     for launch in launches():
         for arch in ARCHITECTURES:
             yield _compiled(launch, arch)
 
 
-def _compiled(launch: Launch, arch: int) -> Kernel:
+def _compiled(launch: Launch, arch: int) -> Compiled:
+    constants: dict[Any, Any] = dict(launch.constants)
+    attrs: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def describe(value: Any, *path: int) -> Any:
+        """Return an argument's type, and note what Triton makes a constant or aligned at a launch."""
+        if isinstance(value, tuple):
+            return tuple(describe(item, *path, i) for i, item in enumerate(value))
+        if value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, Tensor) or value % 16 == 0:  # torch aligns its memory
+            attrs[path] = [["tt.divisibility", 16]]
+        return _POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"
+
     names = launch.kernel.arg_names
-    signature = {name: _type(value) for name, value in zip(names, launch.args, strict=False)}
+    signature = {name: describe(value, i) for i, (name, value) in enumerate(zip(names, launch.args, strict=False))}
     signature |= dict.fromkeys(launch.constants, "constexpr")
-    # torch aligns its memory, which lets kernels load and store vectors.
-    attrs = {(i,): [["tt.divisibility", 16]] for i, value in enumerate(launch.args) if isinstance(value, Tensor)}
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=launch.constants, attrs=attrs)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attrs)
     options = {"num_warps": launch.num_warps, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
@@ -113,19 +137,42 @@ def _compiled(launch: Launch, arch: int) -> Kernel:
         command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}", str(ptx)]
         done = subprocess.run([*command, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True, check=True)
     (kernel,) = parse(done.stderr, f"bimkern/ops/_triton/{launch.kernel.__module__.rpartition('.')[2]}.py")
-    return replace(kernel, name=f"{launch.kernel.__name__}[{launch.label}]", arch=arch, shared=compiled.metadata.shared)
+    name = f"{launch.kernel.__name__}[{launch.label}]"
+    loads, stores = triton_code.widths(compiled.asm["ptx"])
+    return Compiled(
+        kernel=replace(kernel, name=name, arch=arch, shared=compiled.metadata.shared),
+        loads=loads,
+        stores=stores,
+        arithmetic_in_16_bits=triton_code.arithmetic_in_16_bits(compiled.asm["ttir"]),
+    )
 
 
-def _type(value: Any) -> str:
-    return _POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"
+def widths_table(found: list[Compiled]) -> str:
+    """Lay out loads and stores as Markdown, `4x16 1x4` for four of 16 bytes and one of 4."""
+    head = "| kernel (a thread's loads, number x bytes / stores) | " + " | ".join(
+        f"sm_{arch}" for arch in ARCHITECTURES
+    )
+    lines = [f"{head} |", "|---" * (1 + len(ARCHITECTURES)) + "|"]
+    by_name: dict[str, dict[int, str]] = {}
+    for one in found:
+        cell = f"{_counted(one.loads)} / {_counted(one.stores)}"
+        by_name.setdefault(one.kernel.name, {})[one.kernel.arch] = cell
+    lines += [f"| `{name}` | {' | '.join(cells[arch] for arch in ARCHITECTURES)} |" for name, cells in by_name.items()]
+    return "\n".join(lines)
+
+
+def _counted(accesses: Counter[int]) -> str:
+    return " ".join(f"{count}x{width}" for width, count in sorted(accesses.items(), reverse=True))
 
 
 def main() -> int:
-    kernels = list(compile_kernels())
-    print(table(kernels))
-    spilling = [kernel for kernel in kernels if kernel.spills]
-    print(f"\n{len(spilling)} of {len(kernels)} compiled Triton kernels spill registers")
-    return 1 if spilling else 0
+    found = list(compile_kernels())
+    spilling = [one for one in found if one.kernel.spills]
+    narrow = [f"{one.kernel.name}: {line}" for one in found for line in one.arithmetic_in_16_bits]
+    print(table([one.kernel for one in found]), widths_table(found), *narrow, sep="\n\n")
+    print(f"\n{len(spilling)} of {len(found)} compiled Triton kernels spill registers")
+    print(f"{len(narrow)} operations compute in 16 bits, which the interpreter does wrong in bfloat16")
+    return 1 if spilling or narrow else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kernels, arena and a thin trainer that make masked image modelling cheap to pre-train."""
+"""Fused kernels, an activation arena and a small trainer that make masked image modeling cheap to pre-train."""
 
 from bimkern import openmp
 

@@ -1,4 +1,4 @@
-"""What every command does alike: options from a dataclass, and a mistake in one line."""
+"""Common to all commands: options from a dataclass, and usage errors in one line."""
 
 import contextlib
 import difflib
@@ -22,7 +22,7 @@ _URL = re.compile(r"(?:--[\w-]+=)?([a-z][a-z0-9+.-]*://.*)")
 
 
 class Parts(Protocol):
-    """Options that cut the images of a step."""
+    """Options that split the images of a step."""
 
     @property
     def batch_size(self) -> int: ...
@@ -35,10 +35,10 @@ class Parts(Protocol):
 def parse(
     kind: type[Options], arguments: Sequence[str], *, usage: str, description: str, default: Any = tyro.MISSING_NONPROP
 ) -> Options:
-    """Parse arguments into a dataclass of options, by default those of an instance; `--help` prints and exits.
+    """Parse arguments into a dataclass of options, with an instance as default; `--help` prints and exits.
 
     Raises:
-        ConfigError: an argument is unknown, has no such value, or is given twice; one line that names it and the
+        ConfigError: an argument is unknown, has an invalid value, or is given twice; one line that names it and the
             choices.
     """
     for url in filter(None, map(_URL.fullmatch, arguments)):
@@ -65,10 +65,10 @@ def parse(
 
 
 def take(arguments: list[str], known: Mapping[str, Named], what: str, default: str) -> Named:
-    """Take the name of something known off the front of the arguments; without a name, the default.
+    """Remove a name from the front of the arguments and return its item in `known`; without one, that of the default.
 
     Raises:
-        ConfigError: nothing known has the name.
+        ConfigError: the name is unknown.
     """
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     if name not in known:
@@ -79,7 +79,7 @@ def take(arguments: list[str], known: Mapping[str, Named], what: str, default: s
 
 
 def named(arguments: Sequence[str]) -> set[str]:
-    """Return the names of the options that arguments set, as fields are spelt."""
+    """Return the options that the arguments set, spelled as fields."""
     return set(_names(arguments))
 
 
@@ -88,10 +88,10 @@ def _names(arguments: Sequence[str]) -> list[str]:
 
 
 def check_parts(arguments: Sequence[str], options: Parts) -> None:
-    """Make sure that no part of a batch which the arguments name is larger than it; those of a recipe are cut to it.
+    """Check that the arguments name no part larger than the batch. Parts from a recipe are clipped instead.
 
     Raises:
-        ConfigError: one is; the message names both options.
+        ConfigError: a part is larger; the message names both options.
     """
     given = named(arguments)
     for name, value in (("micro_batch", options.micro_batch), ("slices", options.slices)):
@@ -103,13 +103,13 @@ def check_parts(arguments: Sequence[str], options: Parts) -> None:
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:
-    """End a command early with one line that says why."""
+    """End a command early, with one line that gives the reason."""
     say(f"{program}: {message}", sys.stderr)
     sys.exit(exit_code)
 
 
 def _first_sentence(box: str) -> str:
-    """Take the message out of what tyro prints: a title and paragraphs between rules, framed where it may draw."""
+    """Extract the message from tyro's output: a title and paragraphs between rules, in a frame if it can draw one."""
     lines = [line.strip("│ ") for line in box.splitlines()]
     if lines[0].startswith("╭"):
         lines[0:1] = [lines[0], "─"]  # the title stands in the frame itself

@@ -29,10 +29,10 @@ _HELP = f"""Write trained weights in the layout of another program.
 
 Formats:
   timm     folder for timm.create_model: the encoder with its last norm, no classifier
-  mae      file of the MAE program (facebookresearch/mae): encoder and decoder under "model"
-  hf       folder for from_pretrained of transformers' ViTMAEForPreTraining: encoder and decoder
+  mae      file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
+  hf       folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
   bimkern  folder with the encoder and its last norm under our own names
-  mae and hf take methods made of MAE's pieces, timm encoders that timm has, bimkern all
+mae and hf require methods made of MAE's pieces, timm an encoder that it has; bimkern accepts all.
 
 Examples:
   {_PROGRAM} runs/demo
@@ -42,16 +42,16 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which weights are written, how, and where."""
+    """Which weights to write, in which layout, and where."""
 
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
-    """Run folder, of which the newest intact checkpoint is taken, or one of its checkpoints/step-... folders."""
+    """Run folder, whose newest intact checkpoint is used, or one of its checkpoints/step-... folders."""
     depth: int | None = None
-    """Layers of the encoder to keep; a head must have read it there. Default: all."""
+    """Encoder layers to keep; a head must read the last of them. Default: all."""
     format: Format = "timm"
-    """Whose layout."""
+    """Layout of the output."""
     out: Path | None = None
-    """Folder to write, or file for mae. Default: in exported/ of the run, named by format, depth and step."""
+    """Output folder, or file for mae. Default: in exported/ of the run, named by format, depth and step."""
 
 
 def _import_line(module: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m bimkern.info`: what is installed here, what is missing, what each op runs on, and what may be chosen."""
+"""Show versions, devices, the backend of each op, and which loaders, attention kernels and optimizers are usable."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
 
 
 def _optional(module_name: str, reason_against: Callable[[ModuleType], str | None] | None) -> dict[str, Any]:
-    """Import a package to see whether it works here; whatever it throws becomes the reason."""
+    """Import a package to see whether it works here; an exception becomes the reason."""
     try:
         module = optional.load(module_name)
     except optional.Unusable as error:
@@ -52,7 +52,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def collect() -> dict[str, Any]:
-    """Gather everything as plain data: versions, devices, the native library, backends, and what is optional."""
+    """Collect the report as plain data: versions, devices, the native library, backends and optional packages."""
     device = resolve_device("auto")
     return {
         "versions": {
@@ -85,7 +85,7 @@ def collect() -> dict[str, Any]:
 
 
 def lines(info: dict[str, Any]) -> list[str]:
-    """Lay the collected data out for reading, one fact a line."""
+    """Format the report as text, one fact per line."""
     native, cuda, choices = info["native"], info["cuda"], info["choices"]
     simd = native["simd"] or "BIMKERN_CPU cannot be met"
     built = f"{simd}, {' '.join(native['cuda_archs']) or 'no CUDA'}"
@@ -119,7 +119,7 @@ def lines(info: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Print the report, as text or as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     with printing():
         options = parser.parse_args()
         info = collect()

@@ -16,6 +16,7 @@ OURS = {_POLICY: "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 _SETTINGS = (*OURS, "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COMMANDS = ("bimkern", "bench")  # packages whose modules `python -m` runs
 _MODULE = re.compile(r"-[bBdEiIOPqsSuvx]*m(.*)")  # -m NAME, -mNAME, -um NAME
+_SCRIPT = re.compile(r"(.*/)?bimkern-[a-z]+")  # as the installation names them
 _MARK = "BIMKERN_OMP_WAIT_POLICY"  # tells processes that a command starts that the setting is not the user's
 
 
@@ -44,7 +45,9 @@ def _settings() -> dict[str, str]:
 
 
 def _is_command() -> bool:
-    """Return whether Python is looking for a module of ours to run: until it is found, argv[0] is "-m"."""
+    """Return whether Python is looking for a module of ours to run (until it is found, argv[0] is "-m") or a script."""
+    if any(map(_SCRIPT.fullmatch, sys.argv[:1])):
+        return True
     if sys.argv[:1] != ["-m"]:
         return False
     flags = ((_MODULE.fullmatch(argument), following) for argument, following in pairwise([*sys.orig_argv, ""]))

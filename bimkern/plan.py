@@ -1,4 +1,4 @@
-"""`python -m bimkern.plan [RECIPE] [options]`: the memory of a run, before anything is trained."""
+"""`python -m bimkern.plan [RECIPE] [options]`: predict the memory of a run before it starts."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
 _DESCRIPTION = """\
-Tell the memory of a training step, counted on tensors without memory and planned as the arena does it. The device needs
-not be there. The process itself, what libraries allocate for themselves, loaders and copies for saving come on top.
+Predict the memory of a training step. It traces one step on tensors without storage and plans it like the arena, so the
+device is not needed. The process itself, allocations inside libraries, loaders and copies for checkpoints are extra.
 
 Examples:
   python -m bimkern.plan bim_vit_large --batch-size 4096 --limit 80GiB
@@ -32,31 +32,31 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What to plan for; the options of a run mean the same there."""
+    """Options of a run that change its memory, and how to report it."""
 
     batch_size: int
-    """Images of one optimizer step."""
+    """Images per optimizer step."""
     micro_batch: int | None
-    """Images that go through the network at a time. Default: batch size."""
+    """Images per forward and backward pass. Default: batch size."""
     slices: int
     """Parts in which a head decodes a micro-batch."""
     precision: Precision
-    """Of matrix products."""
+    """Precision of matrix products."""
     teacher: Path | None
-    """Exported backbone that a recipe with distillation learns from."""
+    """Exported backbone to distill from, for recipes with distillation."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Whose alignment to plan for. What a GPU's kernels and libraries need for a while is not known, and left out."""
+    """Device whose alignment to use. Temporary memory of GPU kernels and libraries is unknown and not included."""
     limit: str | None = None
-    """Memory to fit into, like 24GiB: tells the largest batch, and what makes the wanted one fit."""
+    """Memory limit, like 24GiB: report the largest batch that fits, and how to fit the requested one."""
     json: bool = False
-    """Print one JSON object, in bytes."""
+    """Print one JSON object, with sizes in bytes."""
     picture: Path | None = None
-    """PNG to draw the memory of one step to: every block by its life and its place."""
+    """PNG file for a picture of one step: every allocation by lifetime and offset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Steps of a run that are alike, and what they need."""
+    """Steps of a run that need the same memory."""
 
     kind: Segment
     need: Need

@@ -1,4 +1,4 @@
-"""`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder from unlabelled images."""
+"""`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder on unlabeled images."""
 
 import logging
 import signal
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> str:
-    """Do what the arguments say; return what is printed at the end."""
+    """Run the command and return the text to print at the end."""
     recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
     config = replace(recipe.config, run=_parse_options(recipe, arguments))
     if config.run.dry_run:
@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> str:
 
 
 def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
-    """Parse options into a RunConfig whose defaults are the recipe's."""
+    """Parse options into a RunConfig, with the defaults of the recipe."""
     usage, defaults = f"{_PROGRAM} [RECIPE]", recipe.config.run
     try:
         options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=defaults)
@@ -77,10 +77,10 @@ def _help(recipe: Recipe) -> str:
         ", ".join(known.name for known in SMALL_RECIPES), 100, initial_indent=4 * " ", subsequent_indent=4 * " "
     )
     return (
-        "Pre-train a vision transformer by masked image modelling.\n\n"
-        f"Recipes (default {_DEFAULT_RECIPE}; the options' defaults below are those of {recipe.name}):\n"
+        "Pre-train a vision transformer by masked image modeling.\n\n"
+        f"Recipes (default: {_DEFAULT_RECIPE}; the option defaults below are those of {recipe.name}):\n"
         + "\n".join(lines)
-        + f"\n  The same on a tiny ViT, for tests:\n{small}\n\n"
+        + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
@@ -115,6 +115,11 @@ def _closing_words(outcome: Outcome) -> str:
     )
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Run as the script `bimkern-pretrain`, or by `python -m`."""
     with ending_at_once():
         main()
+
+
+if __name__ == "__main__":
+    script()

@@ -14,7 +14,7 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files"),
+    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
@@ -116,6 +116,14 @@ def test_triton_is_imported_in_one_place(path):
         return
     modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "triton"]
     assert not modules, "triton is imported in ops/_triton alone"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_matplotlib_is_imported_in_one_place(path):
+    if name_of(path) == "bimkern/figures.py":
+        return
+    modules = [m for m in imported_modules(ast.parse(path.read_text())) if m.partition(".")[0] == "matplotlib"]
+    assert not modules, "matplotlib is imported in figures.py alone, when something is drawn"
 
 
 NAMELESS = [path for path in PYTHON if part_of(module_of(path)) not in ("recipes", "dropin", *COMMANDS)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,13 @@ def test_another_setting_of_the_user_is_kept_too():
 def test_a_process_that_a_command_starts_knows_whose_setting_it_has():
     output, _ = run("-m", "bimkern.info", "--json", OMP_WAIT_POLICY="PASSIVE", BIMKERN_OMP_WAIT_POLICY="PASSIVE")
     assert "set by our commands" in json.loads(output)["cpu"]["openmp"]
+
+
+def test_an_installed_script_sets_it_too(tmp_path):
+    script = tmp_path / "bimkern-info"
+    script.write_text("from bimkern import openmp\nprint(openmp.describe())\n")
+    output, _ = run(str(script), PYTHONPATH=str(Path(__file__).parent.parent))
+    assert "set by our commands" in output
 
 
 @pytest.mark.parametrize(

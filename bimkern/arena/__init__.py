@@ -1,4 +1,4 @@
-"""Activation memory that is planned once and recycled after every scope."""
+"""Activation memory that is planned once and reused after every scope."""
 
 from bimkern.arena.arena import Arena, Stats
 from bimkern.arena.device import held_bytes, install, unusable

@@ -134,6 +134,7 @@ class Arena:
         self._native.adopt(to_native(plan))
 
     def stats(self) -> Stats:
+        """Return what was counted since the arena was made."""
         return Stats(**self._native.statistics())
 
     def outlived(self) -> list[Outlived]:

@@ -4,21 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from bimkern.arena.plan import Block, Plan
+from bimkern.figures import new_figure, polygons
 
 _MIB = 2**20
 _HEADROOM = 1.2  # for names and the legend
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Write the picture as PNG; needs matplotlib."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    """Write the picture as PNG."""
+    figure = new_figure(12, 6)
     axes = figure.subplots()
     colours = [f"C{i % 10}" for i in range(len(plan.scopes))]
     axes.add_collection(
-        PolyCollection(
+        polygons(
             [_corners(plan, block, at) for block, at in zip(plan.blocks, plan.offsets, strict=True)],
             facecolors=[colours[block.scope] for block in plan.blocks],
             edgecolors="white",

@@ -49,6 +49,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
+        """Bytes of both regions."""
         return self.scope_bytes + self.survivor_bytes
 
     @property
@@ -103,6 +104,7 @@ class Plan:
         return plan
 
     def save(self, path: Path) -> None:
+        """Write the plan to a file, as to_json does."""
         path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The ops as modules, for networks and training loops of others."""
+"""Ops as modules, for other networks and training loops."""
 
 from bimkern.nn.hog import HOG
 from bimkern.nn.masked_loss import MaskedLoss

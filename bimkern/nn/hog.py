@@ -22,7 +22,7 @@ class HOG(nn.Module):
         window: side of a Gaussian that weighs the pixels; None weighs all alike.
         patch: side in pixels of what makes one vector; None makes one of every cell.
         random_bias: draw a pair (x, y) from [-1/3, 1/3) for every cell size, once, and add it to every gradient, so
-            that flat regions get an orientation. Images must then be normalised floats. The pairs are a buffer, `bias`
+            that flat regions get an orientation. Images must then be normalized floats. The pairs are a buffer, `bias`
             [S, 2], saved and loaded with the model; set it in no other way, as forward keeps a copy on the host.
         generator: draws the bias; torch's own by default.
 

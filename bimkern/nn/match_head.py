@@ -13,7 +13,7 @@ from bimkern.ops.match_fused import NORM_EPS
 class MatchHead(nn.Module):
     """Bring tokens to another scale and predict the target there.
 
-    Holds ordinary layers with their default initialisation, of which only the parameters are used: `up1`, `norm`, `up2`
+    Holds ordinary layers with their default initialization, of which only the parameters are used: `up1`, `norm`, `up2`
     and `pred` at scale 4, `up1` and `pred` at 2, `pred` at 1 and 0.5. Weights in published layouts load by renaming.
 
     Source: Wang et al. 2023 (LocalMIM), section 3.2; layers as in its published program.

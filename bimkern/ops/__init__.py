@@ -1,4 +1,4 @@
-"""The ops: what masked image modelling computes beyond a plain network, each usable on its own."""
+"""Ops for what masked image modeling computes beyond a plain network, each usable on its own."""
 
 from bimkern.ops._backend import BackendError, backends
 from bimkern.ops.embed_visible import embed_visible

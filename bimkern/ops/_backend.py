@@ -33,6 +33,9 @@ schemas = torch.library.Library("bimkern", "DEF")
 # place of the op, since what a kernel calls is not seen from outside.
 composed: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
 
+# The Python of those ops that are made of differentiable operations.
+_decomposed: dict[str, Callable[..., Any]] = {}
+
 _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
 # op -> itself, and how it is differentiated when nothing traces it
 _eager: dict[str, tuple[torch._ops.OpOverload, type[torch.autograd.Function]]] = {}
@@ -64,6 +67,15 @@ def compose(op: str, kernel: Callable[..., Any], *devices: str) -> None:
     for device in devices:
         schemas.impl(op, kernel, device)
     composed[getattr(torch.ops.bimkern, op).default] = kernel
+
+
+def decompose(op: str, function: Callable[..., Any]) -> None:
+    """Let a function that is made of differentiable operations serve an op everywhere.
+
+    `run` calls it as it is, unless a compiler traces: the way through the dispatcher takes longer than a small kernel.
+    """
+    schemas.impl(op, function, "CompositeImplicitAutograd")
+    _decomposed[op] = function
 
 
 def run_by_triton(*ops: str, module: str) -> None:
@@ -171,6 +183,8 @@ def run(op: str, *args: Any, **kwargs: Any) -> Any:
     Raises:
         NotImplementedError: a forward-mode tangent, which torch's dispatcher would drop.
     """
+    if op in _decomposed and not torch.compiler.is_compiling():
+        return _decomposed[op](*args, **kwargs)
     if op not in _eager or torch.compiler.is_compiling():
         return getattr(torch.ops.bimkern, op)(*args, **kwargs)
     if forward_ad._current_level >= 0:
@@ -209,7 +223,7 @@ def _is_debugging() -> bool:
 
 
 def backends() -> dict[str, dict[str, Choice]]:
-    """Tell what serves each op on each device: {op: {device: Choice(backend, reason)}}."""
+    """Return the backend of each op on each device, with the reason: {op: {device: Choice(backend, reason)}}."""
     table: dict[str, dict[str, Choice]] = {}
     for op in sorted(_kernels):
         table[op] = {}

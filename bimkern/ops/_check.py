@@ -1,6 +1,6 @@
 """Checks of what a caller passes to an op. Each names the op, the argument, what was expected and what came.
 
-None of them reads a tensor's values, so none can synchronise a device, and all can be traced by torch.compile. The one
+None of them reads a tensor's values, so none can synchronize a device, and all can be traced by torch.compile. The one
 exception is `ids`, for which _backend.call knows when.
 """
 

@@ -1,6 +1,6 @@
 """embed_visible: patch embedding of the kept patches alone, straight from uint8 or float images.
 
-Two kernels and the library's matrix product between them: `visible_patches` cuts the kept patches out, normalises them
+Two kernels and the library's matrix product between them: `visible_patches` cuts the kept patches out, normalizes them
 and makes rows of them; `add_embeddings` turns the product of these rows and the weight into tokens. Backward cuts the
 patches again, which costs less than keeping them.
 
@@ -82,7 +82,7 @@ def embed_visible(
     std: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Normalise and project the kept patches of each image, add their positions, and put prefix tokens in front.
+    """Normalize and project the kept patches of each image, add their positions, and put prefix tokens in front.
 
     Args:
         images: [B, C, H, W], uint8, float32, float16, bfloat16 or float64, H and W multiples of p; any strides, fastest
@@ -247,7 +247,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _lay_out(grad_patches: Tensor, keep: Tensor, patch: int, images: Tensor, std: Tensor | None) -> Tensor:
-    """Put the gradients of normalised patches [B, K, C*p*p] where their pixels are; zero elsewhere."""
+    """Put the gradients of normalized patches [B, K, C*p*p] where their pixels are; zero elsewhere."""
     B, C, H, W = images.shape
     rows, columns = H // patch, W // patch
     cells = _backend.run("gather_tokens_bwd", grad_patches, keep, rows * columns, 0)  # [B, N, C*p*p]

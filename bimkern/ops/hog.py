@@ -37,7 +37,7 @@ def hog_reference(
     patch: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Wei et al. 2022 (MaskFeat), section 3.2: orientations binned by magnitude, L2-normalised per cell and channel."""
+    """Wei et al. 2022 (MaskFeat), section 3.2: orientations binned by magnitude, L2-normalized per cell and channel."""
     gx, gy = _gradients(images)  # [B, C, H, W]
     results = []
     for i, cell in enumerate(cells):
@@ -122,7 +122,7 @@ def hog(
     A pixel's gradient is that of Sobel, its bin floor(atan2(gx, gy) / pi * bins) mod bins with gx = left - right and
     gy = top - bottom, its weight the gradient's length. The histogram of a cell is divided by its L2 norm; a cell
     without any gradient gives zeros. The result is the same for pixels a * x + b, so uint8 pixels need no
-    normalisation; and only on whole numbers is it free of rounding, which otherwise moves the many pixels of a
+    normalization; and only on whole numbers is it free of rounding, which otherwise moves the many pixels of a
     photograph whose angle lies on a boundary between bins.
 
     Args:
@@ -133,7 +133,7 @@ def hog(
         bins: 1 to 36.
         window: side of a Gaussian of sigma = window / 2 that is tiled over the image and weighs the pixels; at most 64.
         bias: (x, y) added to every gradient, a pair for each of several cell sizes. It ties the result to the scale of
-            the pixels, so images must be normalised floats.
+            the pixels, so images must be normalized floats.
         patch: side in pixels, a multiple of every cell size. Cells of a patch then make one vector.
         dtype: of the result, float32 or bfloat16.
 

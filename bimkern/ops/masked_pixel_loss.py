@@ -66,7 +66,7 @@ def masked_pixel_loss(
         normalize: bring every patch to zero mean and unit variance, as pixel_targets does.
         mean, std: [C], float32, or float64 where the arithmetic is, of pixels in [0, 1] for uint8; before all else
             pixels become (pixel - mean) / std. None stands for 0 and 1. So what is predicted are the pixels of
-            normalised images, which need not be made.
+            normalized images, which need not be made.
         denominator: as for masked_loss.
 
     Returns:

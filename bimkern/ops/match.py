@@ -110,11 +110,11 @@ def match_predict(
     """Predict the cells of another scale from tokens: deconvolution or pooling, then one linear layer.
 
     Args:
-        features: [B, N, D], float32, float16, bfloat16 or float64, normalised tokens in raster order, without prefix.
+        features: [B, N, D], float32, float16, bfloat16 or float64, normalized tokens in raster order, without prefix.
         layers: parameters of the scale, float32 or float64.
         scale: 4, 2, 1 or 0.5.
         grid: (rows, columns) of the tokens, even at scale 0.5; by default N is a square.
-        dtype: of the matrix products, under torch.autocast too; by default that of features. Normalisation, GELU and
+        dtype: of the matrix products, under torch.autocast too; by default that of features. Normalization, GELU and
             pooling are done in float32 (float64 where dtype is).
 
     Returns:
@@ -173,15 +173,7 @@ def match_loss(
     """
     op = "match_loss"
     dtype = features.dtype if dtype is None else dtype
-    dims, rows, columns = check.once(_check, (features, *layers), op, scale, dtype, *(grid or ()))
-    known = dims | {"M": int(dims["N"] * scale**2)}
-    check.shapes(op, known, target=(target, "B M P"), mask=(mask, "B N"))
-    if dims["P"] == 0:
-        raise ValueError(f"{op}: target must hold at least one value a cell, got {list(target.shape)}")
-    wide = torch.promote_types(dtype, torch.float32)
-    check.dtypes(op, target=(target, wide), mask=(mask, check.MASKS))
-    check.same_device(op, features=features, target=target, mask=mask)
-    check_constants(op, target=target, mask=mask)
+    wide, rows, columns = check.once(_check_loss, (target, mask, features, *layers), op, scale, dtype, *(grid or ()))
     check_kind(op, kind)
     mask = mask.to(wide)
     divisor = as_denominator(op, denominator, mask, like="features")
@@ -196,6 +188,21 @@ def _check(features: Tensor, *given: Any) -> tuple[dict[str, int], int, int]:
     parameters, (op, scale, dtype, *grid) = given[: len(MatchLayers._fields)], given[len(MatchLayers._fields) :]
     dims = _check_layers(op, features, MatchLayers(*parameters), scale, dtype)
     return dims, *_grid(op, dims["N"], scale, *grid)
+
+
+def _check_loss(target: Tensor, mask: Tensor, features: Tensor, *given: Any) -> tuple[torch.dtype, int, int]:
+    """Check all that match_loss takes; return the dtype of the error, rows, columns."""
+    dims, rows, columns = _check(features, *given)
+    op, scale, dtype, *_ = given[len(MatchLayers._fields) :]
+    known = dims | {"M": int(dims["N"] * scale**2)}
+    check.shapes(op, known, target=(target, "B M P"), mask=(mask, "B N"))
+    if dims["P"] == 0:
+        raise ValueError(f"{op}: target must hold at least one value a cell, got {list(target.shape)}")
+    wide = torch.promote_types(dtype, torch.float32)
+    check.dtypes(op, target=(target, wide), mask=(mask, check.MASKS))
+    check.same_device(op, features=features, target=target, mask=mask)
+    check_constants(op, target=target, mask=mask)
+    return wide, rows, columns
 
 
 def _check_layers(op: str, features: Tensor, layers: MatchLayers, scale: float, dtype: torch.dtype) -> dict[str, int]:

@@ -13,7 +13,10 @@ before the last product (E at x4, else D), P values predicted, S those of a 2x2 
 """
 
 import functools
-from typing import Any
+import inspect
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +36,6 @@ _KEEPS_GRAPH = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 _backend.schemas.define(
     "match_loss(Tensor features, Tensor?[] layers, Tensor target, Tensor mask, float scale, int rows, int columns,"
     " bool absolute, Tensor denominator, ScalarType dtype) -> Tensor"
-)
-_backend.schemas.define(
-    "match_total(Tensor features, Tensor? up, Tensor? up_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor weight,"
-    " Tensor bias, Tensor target, Tensor mask, int rows, int columns, int side, bool absolute, float eps,"
-    " ScalarType dtype, bool every, bool with_grads)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _backend.schemas.define("match_hidden(Tensor mask, bool every, Tensor(a!) ids) -> int")
 _backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")
@@ -117,7 +114,7 @@ def _loss(
     return total / torch.where(denominator == 0, torch.inf, denominator)
 
 
-_backend.schemas.impl("match_loss", _loss, "CompositeImplicitAutograd")
+_backend.decompose("match_loss", _loss)
 
 
 class _Sum:
@@ -144,6 +141,9 @@ def _(mask: Tensor, every: bool, ids: Tensor) -> int:
     return 0
 
 
+_Totals = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 def _total(
     features: Tensor,
     up: Tensor | None,
@@ -162,7 +162,7 @@ def _total(
     dtype: torch.dtype,
     every: bool,
     with_grads: bool,
-) -> tuple[Tensor, ...]:
+) -> _Totals:
     """Return sum(weight * mean_P error) and, with_grads, what the gradients of all that learns are multiples of.
 
     Cells whose weight is zero are left out, or none, where every one is wanted.
@@ -226,35 +226,32 @@ def _total(
         ops.match_rows_bwd(x, ids, begin, end, grad_features)
     total = (error_sums[0] / target.shape[2]).to(wide)
     if not with_grads:
-        return total, *(features.new_empty(0) for _ in range(7))
+        return cast(_Totals, (total, *(features.new_empty(0) for _ in range(7))))
     grad_norm_weight, grad_norm_bias, grad_up_bias = norm_sums.to(wide).unbind()
     grads = grad_first.total, grad_up_bias.clone(), grad_norm_weight.clone(), grad_norm_bias.clone()
     return total, grad_features, *grads, grad_last.total, error_sums[1:].to(wide)
 
 
+# The arguments of match_total are those of _total, written once. Its numbers are no symbols: a graph is for one grid.
+_SCHEMA = torch.library.infer_schema(_total, op_name="match_total", mutates_args=()).replace("SymInt", "int")
+_backend.schemas.define(_SCHEMA)
+_ARGUMENTS = tuple(inspect.signature(_total).parameters)
+_LEARNED = 7  # the first of them get gradients
 _backend.compose("match_total", _total, "CPU")
 
 
+def _pick(*names: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return what takes these out of match_total's arguments."""
+    return itemgetter(*map(_ARGUMENTS.index, names))
+
+
+_of_fake = _pick("features", "up", "weight", "bias", "dtype", "with_grads")
+_of_gradient = _pick("features", "up", "weight", "target", "absolute", "with_grads")
+
+
 @torch.library.register_fake("bimkern::match_total", lib=_backend.schemas)
-def _(
-    features: Tensor,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    rows: int,
-    columns: int,
-    side: int,
-    absolute: bool,
-    eps: float,
-    dtype: torch.dtype,
-    every: bool,
-    with_grads: bool,
-) -> tuple[Tensor, ...]:
+def _(*args: Any) -> tuple[Tensor, ...]:
+    features, up, weight, bias, dtype, with_grads = _of_fake(args)
     wide = torch.promote_types(dtype, torch.float32)
     total = features.new_empty((), dtype=wide)
     if not with_grads:
@@ -266,7 +263,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, up, _, _, _, weight, _, target, _, _, _, _, absolute, _, _, _, ctx.with_grads = inputs
+    features, up, weight, target, absolute, ctx.with_grads = _of_gradient(inputs)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.has_up = up is not None
@@ -283,7 +280,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
     if torch.is_grad_enabled():
         raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
     if grad_total is None:
-        return (None,) * 17
+        return (None,) * len(_ARGUMENTS)
     assert ctx.with_grads
     features, parameters = ctx.dtypes
     times, length = ctx.factor
@@ -296,7 +293,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
         grad_features *= scale
     else:
         grad_features = grad_features * scale
-    return grad_features, *first, *grads[4:], *[None] * 10
+    return grad_features, *first, *grads[4:], *[None] * (len(_ARGUMENTS) - _LEARNED)
 
 
 _backend.register_autograd("match_total", _backward, setup_context=_save)

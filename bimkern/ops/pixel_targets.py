@@ -1,4 +1,4 @@
-"""pixel_targets: the pixels of every patch as a vector, raw or normalised per patch.
+"""pixel_targets: the pixels of every patch as a vector, raw or normalized per patch.
 
 Shapes: B images, C channels, H W pixels, N patches, p patch size.
 """
@@ -60,12 +60,12 @@ def pixel_targets(
         patch: side in pixels.
         normalize: subtract the mean and divide by sqrt(unbiased variance + 1e-6), over all p*p*C values of a patch.
         mean, std: [C], float32 or float64, of pixels in [0, 1] for uint8. Before all else pixels become
-            (pixel - mean) / std, which matters to patches that are normalised, too, as their channels are so together.
+            (pixel - mean) / std, which matters to patches that are normalized, too, as their channels are so together.
             None stands for 0 and 1.
 
     Returns:
         [B, N, p*p*C], float32 (float64 where images, mean or std are), patches in raster order, values (row, column,
-        channel). A constant patch gives zeros when normalised. A constant: no gradient flows to the images.
+        channel). A constant patch gives zeros when normalized. A constant: no gradient flows to the images.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device is off; the message names it.

@@ -1,4 +1,4 @@
-"""Recipes: every method with every number of its paper, as functions that return a complete config."""
+"""Recipes: each method with the numbers of its paper, as functions that return a complete config."""
 
 from bimkern.recipes.bim import BIM_RECIPES
 from bimkern.recipes.combined import COMBINED_RECIPES
@@ -14,10 +14,10 @@ from bimkern.recipes.vitfreeze import VITFREEZE_RECIPES
 
 FAMILIES: dict[str, tuple[Recipe, ...]] = {  # as --help lists them
     "For a first look": DEMO_RECIPES,
-    "BIM: blocks that learn alone": BIM_RECIPES,
+    "BIM: blocks that learn independently": BIM_RECIPES,
     "LocalMIM: targets at four scales": LOCALMIM_RECIPES,
-    "ViTFreeze: LocalMIM whose first layers stop learning first": VITFREEZE_RECIPES,
-    "FastMIM: small images, gradients for pixels": FASTMIM_RECIPES,
+    "ViTFreeze: LocalMIM that freezes its first layers first": VITFREEZE_RECIPES,
+    "FastMIM: small images, HOG targets": FASTMIM_RECIPES,
     "Baselines, and BIM over them": (*MAE_RECIPES, *SIMMIM_RECIPES, *MASKFEAT_RECIPES),
     "Combinations that no paper has": COMBINED_RECIPES,
 }

@@ -81,11 +81,11 @@ FASTMIM_RECIPES = (
         config=progressive(fastmim("fastmim_vit_large", VIT_LARGE, LARGE_DECODER), "fastmim_p_vit_large"),
     ),
     Recipe(
-        summary="FastMIM, the first ten blocks of ViT-B/16",
+        summary="FastMIM, first ten layers of ViT-B/16",
         config=fastmim("fastmim_vit_base_depth10", VIT_BASE, SMALL_DECODER, depth=10),
     ),
     Recipe(
-        summary="FastMIM, ViT-B/16, that also learns from a ViT-L/16 (--teacher)",
+        summary="FastMIM, ViT-B/16, distilled from a ViT-L/16 (--teacher)",
         config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_block=VIT_LARGE.depth - 1),
     ),
 )

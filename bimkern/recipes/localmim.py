@@ -66,7 +66,7 @@ def isolated(config: Config) -> Config:
 
 
 def with_pixels(config: Config) -> Config:
-    """Predict normalised pixels of every cell in place of its histogram: table 4."""
+    """Predict normalized pixels of every cell in place of its histogram: table 4."""
     return replace(config, method=replace(config.method, targets=(PixelTarget(normalize=True),)))
 
 
@@ -81,9 +81,9 @@ _LARGE = localmim("localmim_vit_large", VIT_LARGE, epochs=800, batch_size=4096, 
 LOCALMIM_RECIPES = (
     Recipe(summary="LocalMIM, ViT-S/16, HOG at four scales", config=_SMALL),
     Recipe(summary="LocalMIM, ViT-B/16, HOG at four scales", config=_BASE),
-    Recipe(summary="LocalMIM, ViT-L/16, HOG of 18 bins at four scales", config=_LARGE),
+    Recipe(summary="LocalMIM, ViT-L/16, HOG with 18 bins at four scales", config=_LARGE),
     Recipe(
-        summary="LocalMIM, ViT-B/16, normalised pixels at four scales",
+        summary="LocalMIM, ViT-B/16, normalized pixels at four scales",
         config=_named(with_pixels(_BASE), "localmim_vit_base_pixels"),
     ),
     Recipe(

@@ -22,7 +22,7 @@ _BASE = localmim("localmim_vit_base", VIT_BASE, epochs=100, batch_size=2048)  # 
 
 VITFREEZE_RECIPES = (
     Recipe(
-        summary="ViTFreeze: LocalMIM, ViT-B/16, layers frozen in turn",
+        summary="ViTFreeze: LocalMIM, ViT-B/16, first layers freeze first",
         config=vitfreeze("vitfreeze_vit_base", _BASE),
     ),
 )

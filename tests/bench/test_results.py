@@ -48,7 +48,7 @@ def test_machines_do_not_mix(tmp_path, other):
     results.append(path, [ROW, RIVAL])
     results.append(path, [replace(ROW, **other, **LATER)])
     assert [[row["provider"] for row in case] for case in results.newest(path)] == [["ours", "torch"], ["ours"]]
-    assert picture.draw(path) == f"{tmp_path / 'cpu.png'}: 2 cases"
+    assert picture.draw(path) == f"{tmp_path / 'cpu_ops.png'}: 2 cases"
 
 
 def test_other_columns_are_left_alone(tmp_path):
@@ -106,13 +106,36 @@ def test_a_rival_far_slower_leaves_the_others_to_be_seen():
 
 
 def test_matplotlib_is_imported_only_for_a_picture():
-    code = "import sys, bench.__main__, bench.gpu_check; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    """And --help imports no package of a GPU, of a loader or of a test either: it would wait for seconds."""
+    code = """
+import contextlib, sys
+import bench.__main__, bench.gpu_check
+from bimkern import export, info, plan, pretrain
+with contextlib.suppress(SystemExit):
+    pretrain.main(["--help"])
+heavy = {"matplotlib", "triton", "nvidia", "torchvision", "timm", "transformers", "scipy", "skimage", "sklearn"}
+sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--save-every" in done.stdout
 
 
-def test_a_picture_shows_the_first_shape_and_every_recipe(tmp_path, monkeypatch):
+def test_a_picture_shows_one_case_of_every_op_and_one_every_recipe(tmp_path):
     path = tmp_path / "cpu.csv"
-    steps = [replace(ROW, op="step", shape=f"recipe={name} B=8", share=None) for name in ("mae", "bim")]
-    results.append(path, [ROW, RIVAL, replace(ROW, shape="B=8 N=16"), replace(ROW, dtype="bfloat16"), *steps])
-    assert picture.draw(path) == f"{tmp_path / 'cpu.png'}: 4 cases"
-    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    steps = [replace(ROW, op="step", shape=f"recipe={name} B=8", items_per_s=2.0) for name in ("mae", "bim")]
+    unlimited = replace(ROW, op="calls", share=None, ceiling="", ceiling_value=None)
+    others = [replace(ROW, shape="B=8 N=16"), replace(ROW, dtype="bfloat16"), unlimited, *steps]
+    results.append(path, [ROW, RIVAL, *others])
+    lines = picture.draw(path).splitlines()
+    assert lines == [f"{tmp_path / 'cpu_ops.png'}: 1 case", f"{tmp_path / 'cpu_steps.png'}: 2 cases"]
+    for name in ("cpu_ops.png", "cpu_steps.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_shows_the_pass_with_gradients(tmp_path):
+    path = tmp_path / "cpu.csv"
+    with_gradients = [replace(row, pass_="fwd+bwd") for row in (ROW, RIVAL)]
+    results.append(path, [ROW, RIVAL, *with_gradients, replace(ROW, dtype="bfloat16", pass_="fwd+bwd")])
+    ((first, _),) = picture._one_case_per_op(results.newest(path))
+    assert (first["pass"], first["dtype"]) == ("fwd+bwd", "float32")

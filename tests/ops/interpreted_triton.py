@@ -9,6 +9,7 @@ from tolerance import assert_no_worse_than_torch
 from bimkern.ops._triton import masked_loss as rows
 from bimkern.ops._triton import masked_pixel_loss as patches
 from bimkern.ops._triton import pixel_targets as targets
+from bimkern.ops._triton.rows import alignment
 from bimkern.ops.masked_loss import masked_loss_reference
 from bimkern.ops.masked_pixel_loss import masked_pixel_loss_reference
 from bimkern.ops.pixel_targets import PIXELS, pixel_targets_reference
@@ -98,6 +99,23 @@ def test_masked_loss_reads_strides_and_nothing_that_does_not_count():
     grad = rows.masked_loss_bwd(torch.tensor(1.0), spoiled, target, weight, weight.sum(), False)
     assert grad.isfinite().all()
     assert not grad[weight == 0].any()
+
+
+@pytest.mark.parametrize(("length", "values"), [(768, 8), (588, 4), (108, 4), (54, 2), (27, 1), (8, 8)])
+def test_rows_are_aligned_as_their_length_is(length, values):
+    tokens = torch.empty(2, 50, length, dtype=torch.bfloat16)
+    assert alignment(tokens) == values
+    assert alignment(tokens[:, 1:]) == values  # what follows a cls token
+    assert alignment(tokens.flatten(1)[:, 1:]) == 1
+
+
+def test_rows_are_aligned_as_the_worst_of_length_stride_and_start():
+    wide = torch.empty(2, 9, 16)
+    assert alignment(wide[..., :12]) == 4
+    assert alignment(wide[..., 2:10]) == 2
+    assert alignment(torch.empty(2, 9, 18)[..., :16]) == 2
+    assert alignment(wide, torch.empty(2, 9, 16)[..., 1:]) == 1
+    assert alignment(torch.empty(1, 1, 16).expand(2, 9, 16)) == 8
 
 
 def test_many_partial_sums_are_added():

@@ -13,13 +13,16 @@ IDS, KEEP = torch.arange(B), torch.tensor([[3, 0, 7, 15]]).expand(B, -1)
 TOKENS, VISIBLE, POS = torch.zeros(B, N, D), torch.zeros(B, K, D), torch.zeros(N, D)
 IMAGES, WEIGHT, BIAS = torch.zeros(B, 3, 16, 16), torch.zeros(D, 3, 4, 4), torch.zeros(D)
 LAYERS = ops.MatchLayers(WEIGHT.new_zeros(D, D, 1, 1), BIAS)
-MASK = torch.zeros(B, N)
+MASK, PIXELS = torch.zeros(B, N), torch.zeros(B, N, 48)
 # The more tensors an op takes, the longer: one and a half times what was measured.
 CALLS = {
     "embed_visible": (280, lambda: ops.embed_visible(IMAGES, WEIGHT, BIAS, KEEP, POS)),
     "gather_tokens": (165, lambda: ops.gather_tokens(TOKENS, KEEP, POS)),
     "hog": (190, lambda: ops.hog(IMAGES, 4)),
     "keep_to_mask": (85, lambda: ops.keep_to_mask(KEEP, N)),
+    "masked_loss": (300, lambda: ops.masked_loss(TOKENS, TOKENS, MASK, denominator=2)),
+    "masked_pixel_loss": (385, lambda: ops.masked_pixel_loss(PIXELS, IMAGES, MASK, patch=4, denominator=2)),
+    "match_loss": (370, lambda: ops.match_loss(TOKENS, LAYERS, TOKENS, MASK, 1, denominator=2)),
     "match_predict": (160, lambda: ops.match_predict(TOKENS, LAYERS, 1)),
     "pixel_targets": (160, lambda: ops.pixel_targets(IMAGES, 4)),
     "random_keep": (115, lambda: ops.random_keep(IDS, N, K, seed=0, step=3)),

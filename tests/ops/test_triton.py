@@ -14,12 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 OPS = ("masked_loss", "masked_loss_bwd", "masked_pixel_loss", "masked_pixel_loss_bwd", "pixel_targets")
 
 
-def test_interpreted_kernels_equal_their_references():
+def run(*command, **environment):
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "tests/ops/interpreted_triton.py", "-p", "no:cacheprovider"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_interpreted_kernels_equal_their_references():
+    run("-m", "pytest", "tests/ops/interpreted_triton.py", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
+
+
+def test_random_cases_of_interpreted_kernels():
+    run("tests/ops/fuzz_triton.py", "60", PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize("op", OPS)

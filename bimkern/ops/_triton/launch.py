@@ -18,7 +18,3 @@ def launch(kernel: Any, programs: int, *args: Any, num_warps: int, **constants: 
 
 def power_of_2(length: int, at_most: int) -> int:
     return min(triton.next_power_of_2(length), at_most)
-
-
-def with_contiguous_rows(rows: torch.Tensor) -> torch.Tensor:
-    return rows if rows.shape[-1] <= 1 or rows.stride(-1) == 1 else rows.contiguous()

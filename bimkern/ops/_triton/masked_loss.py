@@ -6,12 +6,15 @@ program adds these in a fixed order: the same bits in every run.
 Shapes: B images, N tokens, P values a token.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bimkern.ops._triton.launch import launch, power_of_2, with_contiguous_rows
+from bimkern.ops._triton.launch import launch, power_of_2
+from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
 
 _TILE = 1024  # values
 _MAX_COLUMNS = 256
@@ -25,27 +28,25 @@ def loss_tiles(
     target,
     weight,
     partial,
-    num_rows,
-    tokens,
-    length,
-    pred_image_stride,
-    pred_token_stride,
-    target_image_stride,
-    target_token_stride,
-    weight_image_stride,
-    weight_token_stride,
+    sizes,
+    pred_strides,
+    target_strides,
+    weight_strides,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     L2: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    num_rows, tokens, length = sizes
+    length = length // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
     token = (rows % tokens).to(tl.int64)
-    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride, mask=rows < num_rows, other=0)
+    w = tl.load(weight + image * weight_strides[0] + token * weight_strides[1], mask=rows < num_rows, other=0)
     counts = w != 0
-    pred_rows = pred + image * pred_image_stride + token * pred_token_stride
-    target_rows = target + image * target_image_stride + token * target_token_stride
+    pred_rows = row_starts(pred, pred_strides, image, token, ALIGNMENT)
+    target_rows = row_starts(target, target_strides, image, token, ALIGNMENT)
     errors = tl.zeros([ROWS], WIDE)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
@@ -86,31 +87,29 @@ def slope_tiles(
     weight,
     denominator,
     grad_pred,
-    num_rows,
-    tokens,
-    length,
-    pred_image_stride,
-    pred_token_stride,
-    target_image_stride,
-    target_token_stride,
-    weight_image_stride,
-    weight_token_stride,
+    sizes,
+    pred_strides,
+    target_strides,
+    weight_strides,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     L2: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    num_rows, tokens, length = sizes
+    length = length // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     image = (rows // tokens).to(tl.int64)  # divided in 32 bits, which is several times faster
     token = (rows % tokens).to(tl.int64)
     exists = rows < num_rows
-    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride, mask=exists, other=0)
+    w = tl.load(weight + image * weight_strides[0] + token * weight_strides[1], mask=exists, other=0)
     d = tl.load(denominator)
     w = tl.where(d == 0, 0, w)
     counts = w != 0
     factor = w * (tl.load(grad) / (tl.where(d == 0, 1, d) * length))
-    pred_rows = pred + image * pred_image_stride + token * pred_token_stride
-    target_rows = target + image * target_image_stride + token * target_token_stride
+    pred_rows = row_starts(pred, pred_strides, image, token, ALIGNMENT)
+    target_rows = row_starts(target, target_strides, image, token, ALIGNMENT)
     out_rows = grad_pred + rows.to(tl.int64) * length
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
@@ -122,21 +121,12 @@ def slope_tiles(
         tl.store(out_rows[:, None] + columns[None, :], values, mask=exists[:, None] & (columns < length)[None, :])
 
 
-def _tile(length: int) -> tuple[int, int]:
-    columns = power_of_2(length, _MAX_COLUMNS)
-    return _TILE // columns, columns
-
-
 def masked_loss(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
     pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
-    ROWS, COLUMNS = _tile(pred.shape[2])
-    programs = triton.cdiv(weight.numel(), ROWS)
+    programs, numbers, constants = _tiles(pred, target, weight, absolute)
     partial = weight.new_empty(programs)
     if programs:
-        strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
-        sizes = weight.numel(), pred.shape[1], pred.shape[2]
-        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": not absolute, "WIDE": WIDE[weight.dtype]}
-        launch(loss_tiles, programs, pred, target, weight, partial, *sizes, *strides, num_warps=4, **constants)
+        launch(loss_tiles, programs, pred, target, weight, partial, *numbers, **constants)
     return sum_of(partial, denominator)
 
 
@@ -152,12 +142,26 @@ def masked_loss_bwd(
 ) -> Tensor:
     pred, target = with_contiguous_rows(pred), with_contiguous_rows(target)
     grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
-    ROWS, COLUMNS = _tile(pred.shape[2])
-    programs = triton.cdiv(weight.numel(), ROWS)
+    programs, numbers, constants = _tiles(pred, target, weight, absolute)
     if programs:
-        strides = *pred.stride()[:2], *target.stride()[:2], *weight.stride()
-        sizes = weight.numel(), pred.shape[1], pred.shape[2]
-        constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "L2": not absolute, "WIDE": WIDE[weight.dtype]}
-        tensors = grad, pred, target, weight, denominator, grad_pred
-        launch(slope_tiles, programs, *tensors, *sizes, *strides, num_warps=4, **constants)
+        launch(slope_tiles, programs, grad, pred, target, weight, denominator, grad_pred, *numbers, **constants)
     return grad_pred
+
+
+def _tiles(
+    pred: Tensor, target: Tensor, weight: Tensor, absolute: bool
+) -> tuple[int, tuple[tuple[int, ...], ...], dict[str, Any]]:
+    """Return how many programs there are, and the numbers and constants of a kernel over tiles."""
+    columns = power_of_2(pred.shape[2], _MAX_COLUMNS)
+    rows = _TILE // columns
+    constants = {
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "ALIGNMENT": alignment(pred, target),
+        "L2": not absolute,
+        "WIDE": WIDE[weight.dtype],
+        "num_warps": 4,
+    }
+    sizes = weight.numel(), pred.shape[1], pred.shape[2]
+    strides = pred.stride()[:2], target.stride()[:2], weight.stride()
+    return triton.cdiv(weight.numel(), rows), (sizes, *strides), constants

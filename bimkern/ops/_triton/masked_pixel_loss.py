@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bimkern.ops._triton.launch import launch, with_contiguous_rows
+from bimkern.ops._triton.launch import launch
 from bimkern.ops._triton.masked_loss import WIDE, slope_of, sum_of
 from bimkern.ops._triton.pixels import patch_arguments, patch_constants, read_patch
+from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
 
 
 @triton.jit
@@ -21,40 +22,28 @@ def loss_patches(
     pred,
     weight,
     partial,
-    pred_image_stride,
-    pred_token_stride,
-    weight_image_stride,
-    weight_token_stride,
+    pred_strides,
+    weight_strides,
     images,
-    mean,
-    std,
-    channels,
-    patch,
-    grid_rows,
-    grid_columns,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    statistics,
+    sizes,
+    image_strides,
     BLOCK: tl.constexpr,
-    HAS_MEAN: tl.constexpr,
-    HAS_STD: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     L2: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    channels, patch, grid_rows, grid_columns = sizes
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
     image = (row // (grid_rows * grid_columns)).to(tl.int64)
     token = (row % (grid_rows * grid_columns)).to(tl.int64)
-    length = patch * patch * channels
-    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride)
+    w = tl.load(weight + image * weight_strides[0] + token * weight_strides[1])
     count = tl.where(w != 0, length, 0)
-    t, inside = read_patch(
-        images, mean, std, row, count, channels, patch, grid_rows, grid_columns, image_stride, channel_stride,
-        row_stride, column_stride, BLOCK, HAS_MEAN, HAS_STD, FULL, NORMALIZE, WIDE,
-    )  # fmt: skip
-    p_row = pred + image * pred_image_stride + token * pred_token_stride
+    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, FULL, NORMALIZE, WIDE)
+    p_row = row_starts(pred, pred_strides, image, token, ALIGNMENT)
     p = tl.load(p_row + tl.arange(0, BLOCK), mask=inside, other=0).to(WIDE)
     difference = tl.where(inside, p - t, 0)
     error = tl.sum(difference * difference if L2 else tl.abs(difference), axis=0)
@@ -68,43 +57,31 @@ def slope_patches(
     weight,
     denominator,
     grad_pred,
-    pred_image_stride,
-    pred_token_stride,
-    weight_image_stride,
-    weight_token_stride,
+    pred_strides,
+    weight_strides,
     images,
-    mean,
-    std,
-    channels,
-    patch,
-    grid_rows,
-    grid_columns,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    statistics,
+    sizes,
+    image_strides,
     BLOCK: tl.constexpr,
-    HAS_MEAN: tl.constexpr,
-    HAS_STD: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     L2: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    channels, patch, grid_rows, grid_columns = sizes
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
     image = (row // (grid_rows * grid_columns)).to(tl.int64)
     token = (row % (grid_rows * grid_columns)).to(tl.int64)
-    length = patch * patch * channels
-    w = tl.load(weight + image * weight_image_stride + token * weight_token_stride)
+    w = tl.load(weight + image * weight_strides[0] + token * weight_strides[1])
     d = tl.load(denominator)
     w = tl.where(d == 0, 0, w)
     count = tl.where(w != 0, length, 0)
-    t, inside = read_patch(
-        images, mean, std, row, count, channels, patch, grid_rows, grid_columns, image_stride, channel_stride,
-        row_stride, column_stride, BLOCK, HAS_MEAN, HAS_STD, FULL, NORMALIZE, WIDE,
-    )  # fmt: skip
+    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, FULL, NORMALIZE, WIDE)
     index = tl.arange(0, BLOCK)
-    p_row = pred + image * pred_image_stride + token * pred_token_stride
+    p_row = row_starts(pred, pred_strides, image, token, ALIGNMENT)
     p = tl.load(p_row + index, mask=inside, other=0).to(WIDE)
     factor = w * (tl.load(grad) / (tl.where(d == 0, 1, d) * length))
     values = tl.where(inside, factor * slope_of(p - t, L2, WIDE), 0)
@@ -125,11 +102,10 @@ def masked_pixel_loss(
     pred = with_contiguous_rows(pred)
     partial = weight.new_empty(weight.numel())
     if weight.numel():
-        strides = *pred.stride()[:2], *weight.stride()
-        tensors, numbers = patch_arguments(images, mean, std, patch)
-        constants = patch_constants(images, mean, std, patch, normalize)
-        constants |= {"L2": not absolute, "WIDE": WIDE[weight.dtype]}
-        launch(loss_patches, weight.numel(), pred, weight, partial, *strides, *tensors, *numbers, **constants)
+        arguments = pred.stride()[:2], weight.stride(), *patch_arguments(images, mean, std, patch)
+        constants = patch_constants(images, patch, normalize)
+        constants |= {"ALIGNMENT": alignment(pred), "L2": not absolute, "WIDE": WIDE[weight.dtype]}
+        launch(loss_patches, weight.numel(), pred, weight, partial, *arguments, **constants)
     return sum_of(partial, denominator)
 
 
@@ -148,10 +124,9 @@ def masked_pixel_loss_bwd(
     pred = with_contiguous_rows(pred)
     grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
     if weight.numel():
-        strides = *pred.stride()[:2], *weight.stride()
-        tensors, numbers = patch_arguments(images, mean, std, patch)
-        constants = patch_constants(images, mean, std, patch, normalize)
-        constants |= {"L2": not absolute, "WIDE": WIDE[weight.dtype]}
+        arguments = pred.stride()[:2], weight.stride(), *patch_arguments(images, mean, std, patch)
+        constants = patch_constants(images, patch, normalize)
+        constants |= {"ALIGNMENT": alignment(pred), "L2": not absolute, "WIDE": WIDE[weight.dtype]}
         rows = grad, pred, weight, denominator, grad_pred
-        launch(slope_patches, weight.numel(), *rows, *strides, *tensors, *numbers, **constants)
+        launch(slope_patches, weight.numel(), *rows, *arguments, **constants)
     return grad_pred

@@ -11,35 +11,26 @@ from torch import Tensor
 from bimkern.ops._triton.launch import launch
 from bimkern.ops._triton.masked_loss import WIDE
 from bimkern.ops._triton.pixels import patch_arguments, patch_constants, read_patch
+from bimkern.ops._triton.rows import alignment
 
 
 @triton.jit
 def write_patches(
     out,
     images,
-    mean,
-    std,
-    channels,
-    patch,
-    grid_rows,
-    grid_columns,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    statistics,
+    sizes,
+    strides,
     BLOCK: tl.constexpr,
-    HAS_MEAN: tl.constexpr,
-    HAS_STD: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    channels, patch, _, _ = sizes
+    length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
-    length = patch * patch * channels
-    values, inside = read_patch(
-        images, mean, std, row, length, channels, patch, grid_rows, grid_columns, image_stride, channel_stride,
-        row_stride, column_stride, BLOCK, HAS_MEAN, HAS_STD, FULL, NORMALIZE, WIDE,
-    )  # fmt: skip
+    values, inside = read_patch(images, statistics, sizes, strides, row, length, BLOCK, FULL, NORMALIZE, WIDE)
     tl.store(out + row.to(tl.int64) * length + tl.arange(0, BLOCK), values, mask=inside)
 
 
@@ -49,7 +40,6 @@ def pixel_targets(
     B, C, H, W = images.shape
     out = images.new_empty(B, (H // patch) * (W // patch), C * patch * patch, dtype=dtype)
     if out.numel():
-        tensors, numbers = patch_arguments(images, mean, std, patch)
-        constants = patch_constants(images, mean, std, patch, normalize)
-        launch(write_patches, B * out.shape[1], out, *tensors, *numbers, WIDE=WIDE[dtype], **constants)
+        constants = patch_constants(images, patch, normalize) | {"ALIGNMENT": alignment(out), "WIDE": WIDE[dtype]}
+        launch(write_patches, B * out.shape[1], out, *patch_arguments(images, mean, std, patch), **constants)
     return out

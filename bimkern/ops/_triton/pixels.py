@@ -13,26 +13,20 @@ from torch import Tensor
 @triton.jit
 def read_patch(
     images,
-    mean,
-    std,
+    statistics,
+    sizes,
+    strides,
     row,
     count,
-    channels,
-    patch,
-    grid_rows,
-    grid_columns,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
     BLOCK: tl.constexpr,
-    HAS_MEAN: tl.constexpr,
-    HAS_STD: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Return the values of a patch, [BLOCK], and which of them there are: count is P, or 0 to read nothing."""
+    mean, std = statistics
+    channels, patch, grid_rows, grid_columns = sizes
+    image_stride, channel_stride, row_stride, column_stride = strides
     length = patch * patch * channels
     place = row % (grid_rows * grid_columns)
     corner = (
@@ -50,9 +44,9 @@ def read_patch(
         corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
     )
     values = tl.load(pixels, mask=inside, other=0).to(WIDE)
-    if HAS_MEAN:
+    if mean is not None:
         values -= FULL * tl.load(mean + channel)
-    if HAS_STD:
+    if std is not None:
         values *= 1 / (FULL * tl.load(std + channel))
     elif FULL != 1:
         values *= 1 / tl.full([1], FULL, WIDE)
@@ -65,21 +59,17 @@ def read_patch(
     return values, inside
 
 
-def patch_arguments(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int) -> tuple[tuple[Any, ...], ...]:
-    """Return the tensors and the numbers of read_patch."""
+def patch_arguments(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int) -> tuple[Any, ...]:
+    """Return what read_patch takes first: images, statistics, sizes and strides."""
     _, C, H, W = images.shape
-    # A kernel that has no mean or std reads none, but wants a pointer.
-    tensors = images, images if mean is None else mean, images if std is None else std
-    return tensors, (C, patch, H // patch, W // patch, *images.stride())
+    return images, (mean, std), (C, patch, H // patch, W // patch), images.stride()
 
 
-def patch_constants(images: Tensor, mean: Tensor | None, std: Tensor | None, patch: int, normalize: bool) -> Any:
+def patch_constants(images: Tensor, patch: int, normalize: bool) -> dict[str, Any]:
     """Return the constants of read_patch, and the warps of its program."""
     block = triton.next_power_of_2(images.shape[1] * patch * patch)
     return {
         "BLOCK": block,
-        "HAS_MEAN": mean is not None,
-        "HAS_STD": std is not None,
         "FULL": 1 if images.is_floating_point() else 255,
         "NORMALIZE": normalize,
         "num_warps": max(1, min(block // 128, 32)),

@@ -38,56 +38,57 @@ class ConfigError(BimkernError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The options of a run. Everything else belongs to the recipe."""
+    """Options of a run. Everything else belongs to the recipe."""
 
     data: Path | None = None
-    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: the demo's."""
+    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
     out: Path | None = None
-    """Run folder; the same command again resumes what is in it. Default: runs/RECIPE."""
+    """Run folder. Running the same command again resumes it. Default: runs/RECIPE."""
     epochs: float = 1.0
     """Passes over the images. The warm-up keeps its share of the run."""
     steps: int | None = None
-    """Optimizer steps, instead of epochs; --epochs alone replaces a recipe's steps."""
+    """Optimizer steps, instead of epochs. --epochs alone overrides the steps of a recipe."""
     batch_size: int = 256
-    """Images of one optimizer step."""
+    """Images per optimizer step."""
     micro_batch: int | None = None
-    """Images that go through the network at a time; gradients of the others are accumulated. Default: batch size."""
+    """Images per forward and backward pass; gradients accumulate over the batch. Default: batch size."""
     slices: int = 1
-    """Parts in which a head decodes a micro-batch, at most one an image; more take less memory, same mathematics."""
+    """Parts in which a head decodes a micro-batch, at most one per image. More parts use less memory."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
-    """Exported backbone that a recipe with distillation learns from; a resumed run wants the same one, anywhere."""
+    """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
     optimizer: OptimizerName = "adamw"
-    """adamw, or FusedAdam or FusedLAMB of NVIDIA's apex, which make every update of a block wait for the GPU."""
+    """adamw, or FusedAdam or FusedLAMB from NVIDIA's apex, which synchronize with the GPU at every update."""
     precision: Precision = "fp32"
-    """Matrix products; parameters, norms, softmax and losses stay in float32."""
+    """Precision of matrix products. Parameters, norms, softmax and losses stay in float32."""
     attention: AttentionName = "sdpa"
-    """torch's attention kernels (sdpa) or, on a GPU, those of xformers: same mathematics."""
+    """Attention kernels: torch's (sdpa) or, on a GPU, those of xformers. Same result up to rounding."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N. auto uses a GPU if there is one."""
     seed: int = 0
-    """Of weights, order, crops, flips and masks."""
+    """Seed of weights, image order, crops, flips and masks."""
     loader: LoaderName = "auto"
-    """What decodes images. auto takes DALI for a GPU and PIL on a CPU; both give the same crops, up to rounding."""
+    """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
     workers: int | None = None
-    """Processes (PIL) or threads (DALI) that load images. Default: one per core, at most 16."""
+    """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
     max_bad_ratio: float = 0.1
-    """Share of the images that may be unreadable: they are set aside in quarantine.jsonl; a larger one ends the run."""
+    """Largest share of unreadable images. They are listed in quarantine.jsonl; a larger share ends the run."""
     max_pixels: int = MAX_PIXELS
-    """Pixels of the largest image that is read; a small file may unpack to more than the memory holds."""
+    """Largest image to read, in pixels. A small file can decode to more than the memory holds."""
     deterministic: bool = False
-    """On a GPU: only kernels whose results repeat bit for bit. On a CPU every run repeats anyway."""
+    """On a GPU: use only kernels that repeat bit for bit. Runs on a CPU always do."""
     compile: bool = False
     """Compile every transformer block with torch.compile."""
     arena: ArenaName = "auto"
-    """Memory of a step: torch's (off), a pool (pool, GPU), planned (plan). auto: plan; GPU: pool; --compile: off."""
+    """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
+    pool on a GPU, and off with --compile."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100
-    """Steps between checkpoints, and pictures."""
+    """Steps between checkpoints, and between pictures."""
     dry_run: bool = False
-    """Print the resolved config, parameters, steps and learning rate, and stop."""
+    """Print the resolved config, parameters, memory, steps and learning rate, then stop."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):

@@ -11,13 +11,12 @@ from textwrap import wrap
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from bimkern.arena import Plan, draw_sawtooth
+from bimkern.figures import new_figure
 from bimkern.files import atomic
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import StageReconstruction, masked, reconstruct, stage_name
@@ -122,7 +121,7 @@ def _framed(picture: Tensor, gap: int) -> Tensor:
 
 def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:
     """Draw the loss of every stage, as long as it learns, and the learning rate over steps."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     steps = [record["step"] for record in records]
     curves = zip(*(record["loss_per_block"] for record in records), strict=True)
@@ -139,7 +138,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> 
 
 def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = None) -> None:
     """Draw the bytes held over steps, their peak, the live activations where they were counted, and a step's plan."""
-    figure = Figure(figsize=(8, 3 if plan is None else 6), layout="constrained")
+    figure = new_figure(8, 3 if plan is None else 6)
     axis, *below = figure.subplots(1 if plan is None else 2, squeeze=False)[:, 0]
     steps = [record["step"] for record in records]
     for name, label in (("held_bytes", "held"), ("peak_bytes", "peak so far")):
@@ -155,11 +154,11 @@ def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = N
     _write(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def _write(figure: Any, path: Path) -> None:
     with atomic.replaced(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png")
 
 
-def _grid(*axes: Axes) -> None:
+def _grid(*axes: Any) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """Put faults into the CUDA kernels, one at a time; the random cases must notice each of them.
 
-    python tests/csrc/host_cuda/mutants.py [WORD]...      those whose name has a word; without: all
+    make mutants [WORDS="..."]      those whose name has a word; without: all
 
 A fault is noticed when `fuzz_host_cuda` fails: by a wrong result, or by a sanitizer. Every barrier of every kernel is
 removed once; other faults are listed in FAULTS, where a new kernel adds its own.
@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import mutation
+
 ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / "build" / "mutants"
 MEMORY, RACES = "address,undefined", "thread"
@@ -21,14 +23,9 @@ BARRIER = "__syncthreads();"
 
 
 @dataclass(frozen=True)
-class Fault:
-    op: str  # whose cases run
-    name: str
-    old: str
-    new: str
+class Fault(mutation.Fault):
     sanitizer: str = MEMORY
     file: str = ""  # without: the kernel file of the op
-    occurrence: int = 1
 
     @property
     def path(self) -> Path:
@@ -87,20 +84,6 @@ def copy_tree() -> None:
             shutil.copyfile(source, copy)
 
 
-def put_in(fault: Fault, text: str) -> str:
-    """Replace the fault's occurrence of its old text.
-
-    Raises:
-        SystemExit: the kernel has no such text any more.
-    """
-    at = -1
-    for _ in range(fault.occurrence):
-        at = text.find(fault.old, at + 1)
-        if at < 0:
-            sys.exit(f"error: {fault.path} has no '{fault.old}': mend the fault '{fault.name}' in {__file__}")
-    return text[:at] + fault.new + text[at + len(fault.old) :]
-
-
 def build(sanitizer: str) -> Path:
     """Build the random cases from the copied tree; return the program."""
     folder = WORK / sanitizer
@@ -131,24 +114,13 @@ def run(sanitizer: str, op: str) -> str | None:
 
 def main(words: list[str]) -> int:
     """Return 1 if a fault is missed, or if there are faults without one put in."""
-    faults = [f for f in FAULTS + barriers() if not words or any(word in f"{f.op}: {f.name}" for word in words)]
+    faults = mutation.chosen(FAULTS + barriers(), words)
     copy_tree()
     for sanitizer, op in sorted({(fault.sanitizer, fault.op) for fault in faults}):
         if noticed := run(sanitizer, op):
             sys.exit(f"error: {op}, {sanitizer}: {noticed} without a fault: mend that first")
-    missed = 0
-    for fault in sorted(faults, key=lambda f: (f.sanitizer, f.path)):
-        target = WORK / "tree" / fault.path
-        sound = target.read_text()
-        target.write_text(put_in(fault, sound))
-        try:
-            noticed = run(fault.sanitizer, fault.op)
-        finally:
-            target.write_text(sound)
-        missed += noticed is None
-        print(f"{fault.op + ': ' + fault.name:60} {noticed or 'MISSED'}", flush=True)
-    print(f"{len(faults) - missed} of {len(faults)} faults noticed")
-    return 1 if missed else 0
+    faults.sort(key=lambda fault: (fault.sanitizer, fault.path))
+    return mutation.check(faults, WORK / "tree", lambda fault: run(fault.sanitizer, fault.op))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""What Triton kernels read and write, access by access, while the interpreter runs them (TRITON_INTERPRET=1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from triton.runtime.interpreter import InterpreterBuilder
+
+Addresses = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Access:
+    """One load or store of one program: the addresses that its mask lets through, each of so many bytes."""
+
+    kind: Literal["load", "store"]
+    program: int
+    addresses: Addresses  # [*]
+    size: int
+
+
+@contextmanager
+def recorded() -> Iterator[list[Access]]:
+    """Note every access of the kernels that run inside, in their order."""
+    accesses: list[Access] = []
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def note(kind: Literal["load", "store"], builder: Any, pointers: Any, mask: Any) -> None:
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        accesses.append(Access(kind=kind, program=builder.grid_idx[0], addresses=addresses, size=size))
+
+    def noted_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        note("load", builder, pointers, mask)
+        return load(builder, pointers, mask, *rest)
+
+    def noted_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note("store", builder, pointers, mask)
+        return store(builder, pointers, value, mask, *rest)
+
+    with (
+        mock.patch.object(InterpreterBuilder, "create_masked_load", noted_load),
+        mock.patch.object(InterpreterBuilder, "create_masked_store", noted_store),
+    ):
+        yield accesses

@@ -1,0 +1,165 @@
+"""The memory traffic of the Triton kernels, counted in Triton's interpreter, without a GPU.
+
+    python -m bench.triton_traffic      into bench/results/traffic_triton.csv, which is written anew
+
+Against the bytes that an op has to move at least:
+
+    asked      bytes that its loads and stores ask for
+    requested  32-byte sectors that they touch, each load or store of a block on its own
+    blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
+    launch     distinct sectors of all its launches: what a perfect L2 cache leaves
+
+The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
+`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches hidden.
+"""
+
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results" / "traffic_triton.csv"
+_SECTOR = 32
+_IMAGES, _PATCHES = 1, 196
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The traffic of one call of an op. Sectors have 32 bytes."""
+
+    op: str
+    pass_: str
+    shape: str
+    dtype: str
+    ideal_bytes: int
+    asked_bytes: int
+    requested_sectors: int
+    block_sectors: int
+    launch_sectors: int
+
+    def ratio(self, sectors: int) -> float:
+        """Return sectors as bytes, over the ideal."""
+        return sectors * _SECTOR / self.ideal_bytes
+
+
+def table(found: Iterable[Row]) -> str:
+    """Lay rows out as Markdown, over the ideal."""
+    lines = [
+        "| op | pass | shape | dtype | ideal bytes | asked | requested | blocks | launch |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        sectors = (row.requested_sectors, row.block_sectors, row.launch_sectors)
+        ratios = (row.asked_bytes / row.ideal_bytes, *map(row.ratio, sectors))
+        cells = (row.op, row.pass_, row.shape, row.dtype, str(row.ideal_bytes), *(f"{ratio:.2f}x" for ratio in ratios))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rows() -> list[Row]:
+    """Count all of it, in a process of its own, whose Triton interprets.
+
+    Raises:
+        RuntimeError: that process failed; the message is what it wrote.
+    """
+    command = [sys.executable, "-m", "bench.triton_traffic", "--csv"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"bench.triton_traffic failed:\n{done.stderr}")
+    return read(done.stdout)
+
+
+def read(text: str) -> list[Row]:
+    """Read rows from CSV."""
+    numbers = {field.name for field in fields(Row) if field.type is int}
+    return [
+        Row(**{name: int(value) if name in numbers else value for name, value in row.items()})  # type: ignore[arg-type]
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def written(found: list[Row]) -> str:
+    """Write rows as CSV."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in found)
+    return file.getvalue()
+
+
+def _count() -> Iterator[Row]:
+    """Run every op in this process, whose Triton interprets."""
+    from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
+
+    weight = (torch.arange(_IMAGES * _PATCHES).view(_IMAGES, _PATCHES) % 4 != 0).float()
+    hidden, total, grad = int(weight.sum()), weight.sum(), torch.tensor(1.0)
+    mean = std = torch.full((3,), 0.5)
+    for patch, dtype in ((16, torch.float32), (16, torch.bfloat16), (14, torch.bfloat16)):
+        P, side = 3 * patch**2, math.isqrt(_PATCHES) * patch
+        pred, target = torch.randn(_IMAGES, _PATCHES, P).to(dtype), torch.randn(_IMAGES, _PATCHES, P)
+        images = torch.zeros(_IMAGES, 3, side, side, dtype=torch.uint8)
+        case = {"shape": f"B={_IMAGES} N={_PATCHES} P={P}", "dtype": str(dtype).removeprefix("torch.")}
+        for op, module, truth, options in (
+            ("masked_loss", masked_loss, target, (False,)),
+            ("masked_pixel_loss", masked_pixel_loss, images, (mean, std, patch, True, False)),
+        ):
+            arguments = pred, truth, weight, total, *options
+            read = hidden * P * (pred.itemsize + truth.itemsize) + weight.nbytes
+            yield _counted(getattr(module, op), arguments, op=op, pass_="fwd", ideal_bytes=read, **case)
+            both = read + pred.nbytes
+            yield _counted(
+                getattr(module, f"{op}_bwd"), (grad, *arguments), op=op, pass_="bwd", ideal_bytes=both, **case
+            )
+        if dtype == torch.float32:
+            moved, arguments = images.nbytes + target.nbytes, (images, mean, std, patch, True, dtype)
+            yield _counted(
+                pixel_targets.pixel_targets, arguments, op="pixel_targets", pass_="fwd", ideal_bytes=moved, **case
+            )
+
+
+def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any) -> Row:
+    from bench.triton_accesses import recorded
+
+    with recorded() as accesses:
+        run(*arguments)
+    asked = requested = 0
+    blocks = defaultdict(list)
+    for access in accesses:
+        touched = np.unique(access.addresses // _SECTOR)  # no value lies across two
+        asked += len(access.addresses) * access.size
+        requested += len(touched)
+        blocks[access.program].append(touched)
+    distinct = [np.unique(np.concatenate(touched)) for touched in blocks.values()]
+    return Row(
+        asked_bytes=asked,
+        requested_sectors=requested,
+        block_sectors=sum(map(len, distinct)),
+        launch_sectors=len(np.unique(np.concatenate(distinct))),
+        **row,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments == ["--csv"]:
+        print(written(list(_count())), end="")
+        return
+    found = rows()
+    print(table(found))
+    RESULTS.write_text(written(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

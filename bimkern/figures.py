@@ -1,0 +1,22 @@
+"""Figures of matplotlib, which is imported with the first one: that takes 0.4 s, too long for `--help`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size in inches, whose layout keeps labels apart."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def polygons(corners: Sequence[Sequence[tuple[float, float]]], **style: Any) -> "PolyCollection":
+    """Return polygons to add to axes, as one object: thousands of single ones would take seconds to draw."""
+    from matplotlib.collections import PolyCollection
+
+    return PolyCollection(corners, **style)

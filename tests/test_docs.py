@@ -1,0 +1,176 @@
+"""README and the manual: their code runs, their commands and links exist, and what is public is documented."""
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from unittest import mock
+
+import markdown
+import numpy as np
+import pytest
+import torch
+from interop import import_or_skip
+from PIL import Image
+
+import bimkern
+from bench import cli
+from bimkern import ops
+from bimkern.export import Options
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import Trained
+from bimkern.mim.model import MIM
+from bimkern.mim.schedule import Schedule
+from bimkern.pieces import from_json, to_json
+from bimkern.plan import PlanOptions
+from bimkern.recipes import RECIPES
+from bimkern.train.config.run import RunConfig
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = ("ops", "nn", "arena", "recipes")
+TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md"}
+
+
+def code_of(page):
+    """The Python of a page, one block."""
+    (code,) = markdown.python(ROOT / page)
+    return code
+
+
+def test_all_code_is_run():
+    assert {page.relative_to(ROOT).as_posix() for page in markdown.PAGES if markdown.python(page)} == TESTED
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
+def test_code_runs_as_it_stands(page):
+    exec(code_of(page), {})
+
+
+def test_an_own_recipe_is_printed_with_what_it_changes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(RECIPES):
+        recipe, piece = markdown.python(ROOT / "docs/extending.md")
+        exec(recipe, {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert '"recipe": "bim_light"' in printed
+    assert set(re.findall(r'"depth": (\d+)', printed[printed.index('"heads"') :])) == {"1"}
+    exec(piece, defined := {"__name__": "own_module"})
+    schedule = defined["LinearDecay"]()
+    assert to_json(schedule) == {"type": "LinearDecay", "from": "own_module"}
+    assert from_json(to_json(schedule), Schedule, "schedule") == schedule
+
+
+OPTIONS = {"bimkern.pretrain": RunConfig, "bimkern.plan": PlanOptions, "bimkern.export": Options}
+
+
+@pytest.mark.parametrize("program", OPTIONS)
+def test_commands_name_recipes_and_options_that_exist(program):
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(OPTIONS[program])} | {"--help"}
+    found = markdown.commands(program)
+    assert found
+    for arguments in found:
+        named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+        assert named <= known, arguments
+        if program != "bimkern.export" and arguments and not arguments[0].startswith("-"):
+            assert arguments[0] in {*RECIPES, "RECIPE"}
+
+
+def test_commands_of_the_bench_are_understood():
+    patterns = {"[NAME...]", "RECIPE...", "--help"}
+    found = [arguments for arguments in markdown.commands("bench") if not patterns & set(arguments)]
+    assert len(found) > 3
+    for arguments in found:
+        cli.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "page", [*markdown.PAGES, *ROOT.glob("C*.md"), ROOT / "SECURITY.md"], ids=lambda page: page.stem
+)
+def test_links_lead_to_files(page):
+    assert not [link for link in markdown.links(page) if not (page.parent / link).exists()]
+
+
+def test_files_that_are_named_exist():
+    for page in markdown.PAGES:
+        named = re.findall(r"`((?:tests|bench|csrc|bimkern|docs)/[\w./]+)`", page.read_text())
+        assert not [name for name in named if not (ROOT / name).exists()], page
+
+
+def test_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_recipes_that_are_named_exist():
+    named = {name for page in markdown.PAGES for name in re.findall(r"`(\w+_vit_\w+)`", page.read_text())}
+    assert len(named) > 20
+    assert named <= set(RECIPES)
+
+
+def test_scripts_and_citation_follow_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, target in project["scripts"].items():
+        module, _, function = target.partition(":")
+        assert name == module.replace(".", "-")
+        assert callable(getattr(importlib.import_module(module), function))
+    assert f"\nversion: {bimkern.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name):
+    module = importlib.import_module(f"bimkern.{name}")
+    assert module.__doc__
+    for public in module.__all__:
+        item = getattr(module, public)
+        if not callable(item):
+            continue
+        assert item.__doc__, f"{name}.{public}"
+        methods = inspect.getmembers(item, inspect.isfunction) if inspect.isclass(item) else []
+        for method, defined in methods:
+            assert method.startswith("_") or inspect.getdoc(defined), f"{name}.{public}.{method}"
+
+
+def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
+    """In a new process, where timm imports as it does for a user."""
+    import_or_skip("timm")
+    config = RECIPES["demo"].config
+    model = MIM(config.method)
+    write_backbones(tmp_path / "runs/demo/exported", Trained(config, 500, model.state_dict()))
+    photo = Image.fromarray(torch.randint(0, 256, (90, 70, 3), dtype=torch.uint8).numpy())
+    photo.save(tmp_path / "photo.jpg")
+
+    code = code_of("docs/backbones.md") + "import torch\ntorch.save(features, 'features.pt')"
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    features = torch.load(tmp_path / "features.pt", weights_only=True)
+
+    resized = Image.open(tmp_path / "photo.jpg").resize((73, 93), Image.Resampling.BICUBIC)
+    pixels = np.array(resized.crop((4, 14, 68, 78)))  # 64 of a short side of 64 / 0.875
+    images = model.colors.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    tokens = model.encoder.embed(images)
+    for block in model.encoder.blocks:
+        tokens = block(tokens)
+    expected = model.heads[-1].in_norm(tokens)[:, 1:].mean(1)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ops_alone_draw_other_masks_at_every_step(monkeypatch):
+    drawn = []
+
+    def record(*args, **kwargs):
+        drawn.append(random_keep(*args, **kwargs))
+        return drawn[-1]
+
+    random_keep = ops.random_keep
+    monkeypatch.setattr(ops, "random_keep", record)
+    names = {}
+    exec(code_of("docs/ops.md"), names)
+    assert len(drawn) == 3
+    assert len(torch.cat(drawn).unique(dim=0)) == 3 * 8
+    assert torch.equal(
+        names["visible"][:, 1:], names["tokens"][:, 1:].gather(1, drawn[-1][..., None].expand(-1, -1, 768))
+    )

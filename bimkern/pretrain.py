@@ -95,7 +95,7 @@ def _closing_words(outcome: Outcome) -> str:
     )
     width = max(len(stage.name) for stage in stages)
     notes = dict.fromkeys(stage.note for stage in stages if stage.note)
-    if config.schedule.per_unit:
+    if config.schedule.per_group:
         notes["What was frozen before the end is evaluated as it was left."] = None
     return "\n".join(
         [

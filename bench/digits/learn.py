@@ -34,9 +34,9 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
         return ViT(ENCODER)
     method, schedule, depth = config.method, config.schedule, config.method.encoder.depth
     model = MIM(method)
-    units = model.units() if schedule.per_unit else None
+    groups = model.layer_groups() if schedule.per_group else None
     updates = [
-        GroupOptimizer(name, group, config.optim, device=CPU, fp16=False, units=units)
+        GroupOptimizer(name, group, config.optim, device=CPU, fp16=False, layer_groups=groups)
         for name, group in method.flow.partition(model).items()
     ]
     for step in range(steps):
@@ -45,14 +45,14 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
         epochs, ids = sample_sequence(step * BATCH, BATCH, len(images), seed)
         batch = images[ids]
         views = model.views(batch, torch.from_numpy(draw_ids(epochs, ids)), seed)
-        frozen = schedule.frozen_units(progress, depth)
-        method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_units=frozen)
+        frozen = schedule.frozen_groups(progress, depth)
+        method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_groups=frozen)
     return model.encoder
 
 
 def _set_rates(updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1) -> None:
     for update in updates:
-        update.set_rates(lambda unit: peak * schedule.factor(progress, unit.number, depth, head=unit.head))
+        update.set_rates(lambda group: peak * schedule.factor(progress, group.number, depth, head=group.head))
 
 
 def cut(encoder: ViT, depth: int) -> ViT:
@@ -64,9 +64,7 @@ def cut(encoder: ViT, depth: int) -> ViT:
 
 def pooled(encoder: ViT, images: Tensor) -> Tensor:
     """Average the patch tokens that an encoder puts out, with nothing hidden: [B, D]."""
-    rows, columns = encoder.grid(images)
-    everything = torch.arange(rows * columns).expand(len(images), -1)
-    tokens = encoder.embed(images, everything, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
+    tokens = encoder.embed(images, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
     for block in encoder.blocks:
         tokens = block(tokens)
     return tokens[:, encoder.num_prefix :].mean(dim=1)

@@ -12,9 +12,10 @@ from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import StepLayout
-from bimkern.exporters.export import Trained, write_backbones
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
-from bimkern.mim.schedule import Unit
+from bimkern.mim.schedule import LayerGroup
 from bimkern.models import attention
 from bimkern.train import network
 from bimkern.train.config.run import DTYPES, Config, ConfigError
@@ -46,11 +47,11 @@ class Pretraining:
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(device)
         dtype = DTYPES[run.precision]
-        mix = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
-        network.compute_with(self.model, dtype, mix)
+        attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
+        network.set_compute(self.model, dtype, attention_fn)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16"}
         options["make"] = adapters.choose(run.optimizer, device)
-        options["units"] = self.model.units() if config.schedule.per_unit else None
+        options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
@@ -59,7 +60,7 @@ class Pretraining:
         self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
 
     def compile(self) -> None:
-        network.compile_blocks(self.model)
+        network.compile_layers(self.model)
 
     def step(self, index: int, batch: Sequence[Batch], memory: StepMemory) -> StepResult:
         """Run optimizer step `index`, from 0; the rate that it returns is that of the last block.
@@ -70,24 +71,24 @@ class Pretraining:
         segment, progress = self._layout.at(index), self._layout.progress(index)
         peak = run.peak_lr_of(segment.batch_size)
 
-        def rate(unit: Unit) -> float:
-            return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
+        def rate(group: LayerGroup) -> float:
+            return peak * schedule.factor(progress, group.number, depth, head=group.head)
 
         for update in self.updates:
             update.set_rates(rate)
         batches = []
         for images, ids in map(self._on_device, batch):
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
-        frozen_units = schedule.frozen_units(progress, depth)
+        frozen_groups = schedule.frozen_groups(progress, depth)
         losses = self._config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
-            frozen_units=frozen_units,
-            scope=memory.scope((segment, frozen_units)),
+            frozen_groups=frozen_groups,
+            scope=memory.scope((segment, frozen_groups)),
         )
-        return StepResult(losses, self._num_frozen(index), rate(Unit(depth)))
+        return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def conditions(self, index: int) -> dict[str, int]:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}
@@ -116,8 +117,8 @@ class Pretraining:
     def _num_frozen(self, index: int) -> int:
         """Return how many stages, from the first on, do not learn in a step."""
         depth = self._config.method.encoder.depth
-        units = self._config.schedule.frozen_units(self._layout.progress(index), depth)
-        return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
+        groups = self._config.schedule.frozen_groups(self._layout.progress(index), depth)
+        return sum(self.model.is_frozen(stage, groups) for stage in range(self.model.num_stages))
 
     def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""

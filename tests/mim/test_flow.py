@@ -167,7 +167,7 @@ def test_immediate_updates_equal_one_update_at_the_end_bit_for_bit():
             for name, group in flow.partition(model).items()
         ]
         for update in updates:
-            update.set_rates(lambda unit: 1e-3)
+            update.set_rates(lambda group: 1e-3)
         for _ in range(3):
             flow.step(model, micro_batches(model, 4), [AtTheEnd(u) for u in updates] if delayed else updates, slices=2)
             if delayed:

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def optimizer(parameters, *, fp16=False, **config):
     made = GroupOptimizer("all", list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16)
-    made.set_rates(lambda unit: 0.1)
+    made.set_rates(lambda group: 0.1)
     return made
 
 

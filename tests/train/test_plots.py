@@ -26,21 +26,21 @@ def predicted(recipe, rows=2, **changes):
 @pytest.mark.parametrize(
     ("recipe", "titles"),
     [
-        ("mae_vit_test", ["12 of 16 hidden", "after block 4", "after block 4*"]),
-        ("simmim_vit_test", ["12 of 16 hidden", "after block 4"]),
-        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after block 4"]),
+        ("mae_vit_test", ["12 of 16 hidden", "after layer 4", "after layer 4*"]),
+        ("simmim_vit_test", ["12 of 16 hidden", "after layer 4"]),
+        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after layer 4"]),
         (
             "localmim_vit_test",
             [
-                *("12 of 16 hidden", "target, 16 x 16", "after block 2", "target, 8 x 8", "after block 4"),
-                *("target, 4 x 4", "after block 6", "target, 2 x 2", "after block 8"),
+                *("12 of 16 hidden", "target, 16 x 16", "after layer 2", "target, 8 x 8", "after layer 4"),
+                *("target, 4 x 4", "after layer 6", "target, 2 x 2", "after layer 8"),
             ],
         ),
         (
             "bim_hog_vit_test",
             [
-                *("11 of 16 hidden", "target, 8 x 8", "after block 1", "12 of 16 hidden", "after block 2"),
-                *("13 of 16 hidden", "after block 3", "14 of 16 hidden", "after block 4"),
+                *("11 of 16 hidden", "target, 8 x 8", "after layer 1", "12 of 16 hidden", "after layer 2"),
+                *("13 of 16 hidden", "after layer 3", "14 of 16 hidden", "after layer 4"),
             ],
         ),
     ],
@@ -96,7 +96,7 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
 
 def test_curves_take_stages_that_stop_learning(tmp_path):
     records = [{"step": step, "lr": 0.1, "loss_per_block": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
-    plots.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
+    plots.draw_curves(tmp_path / "curves.png", records, ["after layer 2", "after layer 4"])
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 10
 

@@ -173,7 +173,7 @@ def test_compiled_blocks_follow_and_are_not_compiled_anew_for_every_size(monkeyp
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    network.compile_blocks(model)
+    network.compile_layers(model)
     graphs = []
     for batch, expected in zip(batches, plain, strict=True):
         torch.testing.assert_close(losses_of(model, batch), expected)

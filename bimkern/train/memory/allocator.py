@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from bimkern.arena import Arena, ArenaUnavailable, Plan, install, unusable
-from bimkern.mim.flow import Scope
+from bimkern.mim.flow import ScopeFactory
 from bimkern.train.config.run import ArenaName, ConfigError
 
 logger = logging.getLogger("bimkern.train")
@@ -18,7 +18,7 @@ _UNPLANNED_STEPS = 2
 
 
 class StepMemory(Protocol):
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         """Begin a step; `work` is what determines its allocations, and differs when they do."""
 
     def plan(self) -> Plan | None:
@@ -31,7 +31,7 @@ class StepMemory(Protocol):
 class TorchMemory:
     """torch's allocator."""
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         return nullcontext
 
     def plan(self) -> Plan | None:
@@ -55,7 +55,7 @@ class PlannedMemory:
         self._steps_begun = 0
         self._num_plans = 0  # of earlier arenas
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         if work != self._work:
             self._forget()
             self._work, self._steps_begun = work, 0
@@ -102,7 +102,7 @@ class PooledMemory:
         self._work: Hashable = None
         self._steps_begun = 0
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         if work != self._work:
             self._pool = None  # releases its empty segments
             self._work, self._steps_begun = work, 0

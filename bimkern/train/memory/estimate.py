@@ -116,7 +116,7 @@ def trace(config: Config, segment: Segment) -> tuple[StepTrace, MIM]:
     with FakeTensorMode():
         with _NoValues():
             model = network.build(config)
-        network.compute_with(model, DTYPES[run.precision])
+        network.set_compute(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         given = [
             (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))

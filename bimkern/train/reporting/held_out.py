@@ -11,7 +11,7 @@ from bimkern.arena import Plan
 from bimkern.files.best_effort import BestEffort
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
-from bimkern.mim.reconstruction.renderers import reader_of
+from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.train.reporting import plots
 
 NUM_IMAGES = 64
@@ -42,8 +42,8 @@ class HeldOutEvaluation:
         errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
         found = []
         for stage, (error, baseline) in enumerate(zip(errors.tolist(), baselines.tolist(), strict=True)):
-            reader, name = reader_of(model, stage), stage_name(model.method, stage)
-            found.append(HeldOutError(name, error, reader.guess, baseline, reader.caveat))
+            renderer, name = renderer_for(model, stage), stage_name(model.method, stage)
+            found.append(HeldOutError(name, error, renderer.baseline, baseline, renderer.note))
         return found
 
     def snapshot(

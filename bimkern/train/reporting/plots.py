@@ -20,7 +20,7 @@ from bimkern.figures import new_figure
 from bimkern.files import atomic
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import StageReconstruction, masked, reconstruct, stage_name
-from bimkern.mim.reconstruction.renderers import Reader
+from bimkern.mim.reconstruction.renderers import Renderer
 
 _GAP = 0.05  # around a picture, of its side
 _LINE = 0.12  # a line of text, likewise
@@ -37,12 +37,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Original, masked, and what every stage predicts; the note says whose statistics were used."""
+    """Original, masked, and what every stage predicts; the legend says whose statistics were used."""
 
     columns: list[Column]
     num_rows: int
     size: int  # S of a picture, in pixels
-    note: str
+    legend: str
 
 
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
@@ -57,9 +57,9 @@ def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstr
             columns += _targets(result)
         columns += _predictions(stage_name(model.method, stage), result)
         before = result
-    size = max(result.reader.size(result.truth) for result in results)
-    note = "\n".join(dict.fromkeys(result.reader.note for result in results))
-    return Reconstructions(columns, len(images), size, note)
+    size = max(result.renderer.size(result.truth) for result in results)
+    legend = "\n".join(dict.fromkeys(result.renderer.legend for result in results))
+    return Reconstructions(columns, len(images), size, legend)
 
 
 def _photographs(title: str, pixels: Tensor) -> Column:
@@ -73,21 +73,21 @@ def _count(hidden: Tensor) -> str:
 
 
 def _targets(result: StageReconstruction) -> list[Column]:
-    title = result.reader.target_name(result.truth)
-    return [] if title is None else [_drawn(title, result.reader, result.truth)]
+    title = result.renderer.target_name(result.truth)
+    return [] if title is None else [_drawn(title, result.renderer, result.truth)]
 
 
 def _predictions(name: str, result: StageReconstruction) -> list[Column]:
     """Return what a stage predicts, with each choice of statistics."""
     return [
-        _drawn(f"{name}{mark}", result.reader, result.pasted(statistics))
-        for statistics, mark in zip(result.reader.statistics, ("", "*"), strict=False)
+        _drawn(f"{name}{mark}", result.renderer, result.pasted(statistics))
+        for statistics, mark in zip(result.renderer.statistics, ("", "*"), strict=False)
     ]
 
 
-def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
-    host = places.float().cpu()
-    return Column(title, lambda row, size: reader.draw(host[row], size))
+def _drawn(title: str, renderer: Renderer, values: Tensor) -> Column:
+    host = values.float().cpu()
+    return Column(title, lambda row, size: renderer.draw(host[row], size))
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
@@ -100,7 +100,7 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
     width, line = side * len(shown.columns), round(_LINE * shown.size)
     font = ImageFont.load_default(size=line / 1.5)
     letters = int(width / font.getlength("n"))
-    texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
+    texts = [title, *(part for text in shown.legend.splitlines() for part in wrap(text, letters))]
     head = (len(texts) + 2) * line
     picture = Image.new("RGB", (width, side * shown.num_rows + head), "white")
     for row in range(shown.num_rows):

@@ -61,13 +61,13 @@ def test_images_that_differ_in_how_much_is_hidden_are_counted_from_least_to_most
     assert 39 < int(least) < int(most) <= 78
 
 
-def test_the_note_names_the_statistics_of_every_kind_of_target():
+def test_the_legend_names_the_statistics_of_every_kind_of_target():
     method = RECIPES["localmim_vit_test"].config.method
     shown = predicted("localmim_vit_test", targets=(*method.targets[:2], *2 * [PixelTarget(normalize=True)]))
-    assert shown.note.splitlines() == [
+    assert shown.legend.splitlines() == [
         "histograms of oriented gradients, where patches are visible the target's: no statistics of the truth are "
         "used; all are drawn at length 1",
-        "de-normalised with brightness and contrast of the average visible patch;",
+        "de-normalized with brightness and contrast of the average visible patch;",
         "* with those of the hidden truth, which leaks",
     ]
 

@@ -1,4 +1,5 @@
-// The kernels on the shapes of a ViT-B at 224 px with four images, and what each of their launches has to move at least.
+// The kernels on the shapes of a ViT-B at 224 px with four images, and what each of their launches has to move at
+// least.
 //   traffic_host_cuda [OP...]      a JSON object for every launch; `python -m bench traffic` makes tables of them
 #include <cinttypes>
 #include <cstdio>
@@ -72,8 +73,8 @@ struct Case {
 // ideal: bytes that each launch has to move at least, every byte once.
 void count(const Case& one, const std::vector<int64_t>& ideal, const std::function<void()>& run) {
   const auto launches = host_cuda::count_traffic(run);
-  BIMKERN_CHECK(launches.size() == ideal.size(), one.op, " ", one.pass, ": expected ", ideal.size(),
-                " launches, got ", launches.size());
+  BIMKERN_CHECK(launches.size() == ideal.size(), one.op, " ", one.pass, ": expected ", ideal.size(), " launches, got ",
+                launches.size());
   for (size_t i = 0; i < launches.size(); ++i) {
     const host_cuda::LaunchTraffic& launch = launches[i];
     std::printf(R"({"op": "%s", "pass": "%s", "shape": "%s", "dtype": "%s", "kernel": %)" PRIuPTR
@@ -103,9 +104,8 @@ void gather() {
     const void* tokens = random_values(dtype, B * (R + N) * D);
     const void* pos = random_values(dtype, N * D);
     void* out = device_memory(B * (R + K) * row);
-    count({"gather_tokens", "fwd", shape, name_of(dtype)}, {row * (2 * B * (R + K) + ids.seen) + ids.bytes}, [&] {
-      gather_tokens_cuda({dtype, kSize, ids.keep, tokens, (R + N) * D, D, pos, D, out}, nullptr);
-    });
+    count({"gather_tokens", "fwd", shape, name_of(dtype)}, {row * (2 * B * (R + K) + ids.seen) + ids.bytes},
+          [&] { gather_tokens_cuda({dtype, kSize, ids.keep, tokens, (R + N) * D, D, pos, D, out}, nullptr); });
   }
   for (const DType dtype : kFloats) {
     const int64_t row = D * bytes_of(dtype);
@@ -123,8 +123,8 @@ void gather() {
     GatherTokensBwd args{dtype, kSize, ids.keep, grad, (R + K) * D, D, device_memory(N * row)};
     args.places = static_cast<int32_t*>(device_memory(B * N * kInt32));
     const int64_t places = B * N * kInt32;
-    count({"gather_tokens", "bwd_pos", shape, name_of(dtype)},
-          {ids.bytes + places, row * (B * K + N) + places}, [&] { gather_tokens_bwd_pos_cuda(args, nullptr); });
+    count({"gather_tokens", "bwd_pos", shape, name_of(dtype)}, {ids.bytes + places, row * (B * K + N) + places},
+          [&] { gather_tokens_bwd_pos_cuda(args, nullptr); });
   }
 }
 
@@ -137,8 +137,8 @@ void restore() {
     const void* mask_token = random_values(dtype, D);
     const void* pos = random_values(dtype, N * D);
     void* out = device_memory(B * (R + N) * row);
-    count({"restore_tokens", "fwd", shape, name_of(dtype)},
-          {row * (B * (R + K) + 1 + N + B * (R + N)) + ids.bytes}, [&] {
+    count({"restore_tokens", "fwd", shape, name_of(dtype)}, {row * (B * (R + K) + 1 + N + B * (R + N)) + ids.bytes},
+          [&] {
             restore_tokens_cuda({dtype, kSize, ids.keep, visible, (R + K) * D, D, mask_token, pos, D, out}, nullptr);
           });
   }
@@ -151,9 +151,16 @@ void restore() {
     void* grad_mask_token = device_memory(row);
     void* grad_pos = device_memory(N * row);
     const int64_t places = B * N * kInt32;
-    const RestoreTokensBwd args{dtype,    kSize,           ids.keep, grad,
-                                (R + N) * D, D,            grad_visible,
-                                grad_mask_token, grad_pos, device_memory(sums),
+    const RestoreTokensBwd args{dtype,
+                                kSize,
+                                ids.keep,
+                                grad,
+                                (R + N) * D,
+                                D,
+                                grad_visible,
+                                grad_mask_token,
+                                grad_pos,
+                                device_memory(sums),
                                 static_cast<int32_t*>(device_memory(places))};
     count({"restore_tokens", "bwd", shape, name_of(dtype)},
           {ids.bytes + places, row * (B * (R + N) + B * (R + K) + N) + sums + places, sums + row},
@@ -176,11 +183,12 @@ void embed_visible() {
     const void* std = random_values(DType::kFloat32, kChannels);
     void* out = device_memory(B * K * D * bytes_of(to));
     const int64_t ideal = B * K * D * (bytes_of(from) + bytes_of(to)) + ids.bytes + 2 * kChannels * kFloat;
-    count({"embed_visible", "patches", patches, message(name_of(from), " to ", name_of(to))}, {ideal}, [&, from = from, to = to] {
-      visible_patches_cuda({from, to, size, ids.keep, kPatch, kSide, images, kPixels, kImage * kImage, kImage, 1, mean,
-                            std, out},
-                           nullptr);
-    });
+    count({"embed_visible", "patches", patches, message(name_of(from), " to ", name_of(to))}, {ideal},
+          [&, from = from, to = to] {
+            visible_patches_cuda(
+                {from, to, size, ids.keep, kPatch, kSide, images, kPixels, kImage * kImage, kImage, 1, mean, std, out},
+                nullptr);
+          });
   }
   const std::string shape = message("B=", B, " R=", R, " N=", N, " K=", K, " D=", D);
   for (const DType from : {DType::kFloat32, DType::kBFloat16}) {
@@ -234,9 +242,8 @@ void masks() {
         [&] { keep_to_mask_cuda({B, N, K, ids.keep, mask}, nullptr); });
   const auto* sample_ids = static_cast<const int64_t*>(random_values(DType::kFloat64, B));
   auto* keep = static_cast<int64_t*>(device_memory(B * K * kInt64));
-  count({"random_keep", "fwd", shape, "int64"}, {B * kInt64 + B * K * kInt64}, [&] {
-    random_keep_cuda({B, N, N, K, PhiloxKey{{1, 2}}, sample_ids, 1, {}, keep, nullptr}, nullptr);
-  });
+  count({"random_keep", "fwd", shape, "int64"}, {B * kInt64 + B * K * kInt64},
+        [&] { random_keep_cuda({B, N, N, K, PhiloxKey{{1, 2}}, sample_ids, 1, {}, keep, nullptr}, nullptr); });
 }
 
 void scale_masks() {

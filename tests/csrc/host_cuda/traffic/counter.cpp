@@ -1,6 +1,6 @@
 // Kernels are compiled with -fsanitize=thread, which calls a function at every access; those functions are here, in
-// place of ThreadSanitizer's. Accesses of a warp's lanes are one where they come from the same instruction, for the same
-// time in their lane.
+// place of ThreadSanitizer's. Accesses of a warp's lanes are one where they come from the same instruction, for the
+// same time in their lane.
 #include "counter.h"
 
 #include <algorithm>
@@ -15,8 +15,8 @@ namespace {
 
 constexpr unsigned kWarp = 32;
 constexpr uint64_t kSector = 32;
-constexpr uint64_t kBank = 4;        // bytes
-constexpr unsigned kWidest = 16;     // bytes that one instruction moves for a lane
+constexpr uint64_t kBank = 4;         // bytes
+constexpr unsigned kWidest = 16;      // bytes that one instruction moves for a lane
 constexpr uint64_t kPassBytes = 128;  // of shared memory
 constexpr size_t kDeviceBytes = size_t{64} << 20;
 constexpr size_t kAlignment = 512;
@@ -88,8 +88,8 @@ class Counter : public Observer {
 
   uint64_t index_of(const Instruction& instruction) {
     auto& instructions = launches.back().instructions;
-    const auto [found, added] = known_.emplace(instruction.address * 2 + (instruction.shared ? 1 : 0),
-                                               instructions.size());
+    const auto [found, added] =
+        known_.emplace(instruction.address * 2 + (instruction.shared ? 1 : 0), instructions.size());
     if (added) {
       instructions.push_back(instruction);
     }
@@ -100,9 +100,8 @@ class Counter : public Observer {
     std::sort(records_.begin(), records_.end(), [](const Record& a, const Record& b) { return a.key < b.key; });
     block_sectors_.clear();
     for (auto first = records_.begin(); first != records_.end();) {
-      const auto last = std::find_if(first, records_.end(), [&](const Record& record) {
-        return record.warp_access() != first->warp_access();
-      });
+      const auto last = std::find_if(
+          first, records_.end(), [&](const Record& record) { return record.warp_access() != first->warp_access(); });
       Instruction& instruction = launches.back().instructions[first->key >> 37 & 0xffff];
       ++instruction.warps;
       instruction.bytes += static_cast<uint64_t>(last - first) * instruction.width;
@@ -190,24 +189,25 @@ void free_device_memory() { device.used = 0; }
 
 }  // namespace host_cuda
 
-// ---- what instrumented code calls ------------------------------------------------------------------------------------
+// ---- what instrumented code calls
+// ------------------------------------------------------------------------------------
 using host_cuda::Access;
 using host_cuda::note;
 
 #define HOST_CUDA_CALLER __builtin_return_address(0)
-#define HOST_CUDA_ACCESSES(size)                                                                                     \
-  void __tsan_read##size(void* at) { note(at, size, Access::kRead, HOST_CUDA_CALLER); }                              \
-  void __tsan_write##size(void* at) { note(at, size, Access::kWrite, HOST_CUDA_CALLER); }                            \
-  void __tsan_unaligned_read##size(void* at) { note(at, size, Access::kRead, HOST_CUDA_CALLER); }                    \
+#define HOST_CUDA_ACCESSES(size)                                                                  \
+  void __tsan_read##size(void* at) { note(at, size, Access::kRead, HOST_CUDA_CALLER); }           \
+  void __tsan_write##size(void* at) { note(at, size, Access::kWrite, HOST_CUDA_CALLER); }         \
+  void __tsan_unaligned_read##size(void* at) { note(at, size, Access::kRead, HOST_CUDA_CALLER); } \
   void __tsan_unaligned_write##size(void* at) { note(at, size, Access::kWrite, HOST_CUDA_CALLER); }
 // An atomic update is a load and a compare-exchange here: intrinsics.h. The second counts.
-#define HOST_CUDA_ATOMICS(bits, T)                                                                                   \
-  T __tsan_atomic##bits##_load(const volatile T* at, int) { return *at; }                                            \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* at, T* expected, T value, int, int) {                \
-    note(const_cast<T*>(at), sizeof(T), Access::kAtomic, HOST_CUDA_CALLER);                                          \
-    const bool equal = *at == *expected;                                                                             \
-    (equal ? *at : *expected) = equal ? value : *at;                                                                 \
-    return equal;                                                                                                    \
+#define HOST_CUDA_ATOMICS(bits, T)                                                                    \
+  T __tsan_atomic##bits##_load(const volatile T* at, int) { return *at; }                             \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* at, T* expected, T value, int, int) { \
+    note(const_cast<T*>(at), sizeof(T), Access::kAtomic, HOST_CUDA_CALLER);                           \
+    const bool equal = *at == *expected;                                                              \
+    (equal ? *at : *expected) = equal ? value : *at;                                                  \
+    return equal;                                                                                     \
   }
 
 extern "C" {

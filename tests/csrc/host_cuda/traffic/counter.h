@@ -31,8 +31,8 @@ struct LaunchTraffic {
   uint64_t launch_sectors = 0;  // distinct in the launch
 };
 
-// Returns what each launch of run did to device_memory and to shared memory. Nothing else is traffic on a GPU: arguments
-// come from the constant bank, locals are registers.
+// Returns what each launch of run did to device_memory and to shared memory. Nothing else is traffic on a GPU:
+// arguments come from the constant bank, locals are registers.
 std::vector<LaunchTraffic> count_traffic(const std::function<void()>& run);
 
 // Memory that counts, aligned as cudaMalloc does. It lasts until free_device_memory.

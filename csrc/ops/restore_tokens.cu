@@ -24,7 +24,8 @@ constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
 
 template <typename T, int kPack>
-__global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM) restore_kernel(RestoreTokens args, unsigned blocks_per_image) {
+__global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
+    restore_kernel(RestoreTokens args, unsigned blocks_per_image) {
   using P = Pack<T, kPack>;
   __shared__ BlockPlaces places[kImagesPerBlock];
   const TokenSizes size = args.size;
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM) restore_ke
   }
   const bool adds = token >= 0 && args.pos != nullptr;
   const auto* mask_token = static_cast<const P*>(args.mask_token);
-  const auto* pos = reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + token * args.pos_token_stride);
+  const T* pos = adds ? static_cast<const T*>(args.pos) + token * args.pos_token_stride : nullptr;
   const int64_t image_packs = (size.prefix + size.tokens) * packs;  // of out
   auto* out = static_cast<P*>(args.out) + image * image_packs + (size.prefix + token) * packs;
   for (int column = threadIdx.x; column < packs; column += kWarp) {
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM) restore_ke
       hidden = mask_token[column];
     }
     if (adds) {
-      shift = pos[column];
+      shift = reinterpret_cast<const P*>(pos)[column];
     }
 #pragma unroll
     for (int i = 0; i < kImagesPerBlock; ++i) {

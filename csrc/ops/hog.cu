@@ -20,6 +20,7 @@ namespace bimkern {
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr int kMaxTurns = 2;           // of the threads, to make a block's lines longer
 constexpr int kPackedBlocksPerSM = 4;  // at least: caps the registers
 constexpr int kBlocksPerSM = 3;        // the same where pixels come one by one
 constexpr int kColumns = 4;            // pixels that a thread loads at once
@@ -301,18 +302,22 @@ bool plan(Launch& launch) {
       cells += static_cast<int64_t>(launch.across(i)) * launch.across(i);
     }
     int64_t most_channels = room / cells / launch.spread;
-    most_channels -= cells * (most_channels * launch.spread | 1) > room ? 1 : 0;
+    if (cells * (most_channels * launch.spread | 1) > room) {
+      --most_channels;
+    }
     if (most_channels < 1) {
       continue;
     }
     const int64_t parts = ceil_div(args.channels, std::min(args.channels, most_channels));
     const int64_t channels = ceil_div(args.channels, parts);
     const int64_t cell_spread = channels * launch.spread | 1;
-    const int64_t all_squares = args.images * (args.height / side) * (args.width / side);
-    int64_t wanted = std::max<int64_t>(1, kMaxThreads / (across * across * channels));
-    if (kWarp % across == 0 && wanted * across > kWarp) {
-      wanted -= wanted % (kWarp / across);  // rows of the strip are whole warps, which begin where sectors do
+    const int64_t units = across * across * channels;  // of a square
+    int64_t wanted = std::max<int64_t>(1, kMaxThreads / units);
+    const int64_t line = kWarp / across;  // squares side by side, as wide as a warp
+    if (kWarp % across == 0 && line * units <= kMaxTurns * kMaxThreads) {
+      wanted = std::max(line, wanted - wanted % line);  // so warps take whole lines, which begin where sectors do
     }
+    const int64_t all_squares = args.images * (args.height / side) * (args.width / side);
     const int64_t squares = std::min({wanted, room / (cells * cell_spread), all_squares});
     launch.unit = unit;
     launch.channels = static_cast<int32_t>(channels);

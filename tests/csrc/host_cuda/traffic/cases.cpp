@@ -79,9 +79,9 @@ void count(const Case& one, const std::vector<int64_t>& ideal, const std::functi
     const host_cuda::LaunchTraffic& launch = launches[i];
     std::printf(R"({"op": "%s", "pass": "%s", "shape": "%s", "dtype": "%s", "kernel": %)" PRIuPTR
                 R"(, "ideal": %)" PRId64 R"(, "block_sectors": %)" PRIu64 R"(, "launch_sectors": %)" PRIu64
-                R"(, "instructions": [)",
+                R"(, "uninitialized": %)" PRIu64 R"(, "instructions": [)",
                 one.op, one.pass, one.shape.c_str(), one.dtype.c_str(), reinterpret_cast<uintptr_t>(launch.kernel),
-                ideal[i], launch.block_sectors, launch.launch_sectors);
+                ideal[i], launch.block_sectors, launch.launch_sectors, launch.uninitialized);
     const char* comma = "";
     for (const host_cuda::Instruction& at : launch.instructions) {
       constexpr const char* kAccess[] = {"read", "write", "atomic"};
@@ -206,25 +206,34 @@ void embed_visible() {
 }
 
 void hog() {
-  constexpr int64_t kPixels = kChannels * kImage * kImage;
-  const std::pair<int32_t, std::vector<int64_t>> kinds[] = {{9, {8}}, {9, {4, 8, 16, 32}}, {18, {4, 8, 16, 32}}};
+  struct Kind {
+    int64_t images, side;
+    int32_t bins;
+    std::vector<int64_t> cells;
+  };
+  const Kind kinds[] = {{B, kImage, 9, {7}},
+                        {B, kImage, 9, {8}},
+                        {B, kImage, 9, {16}},
+                        {B, kImage, 9, {4, 8, 16, 32}},
+                        {B, kImage, 18, {4, 8, 16, 32}},
+                        {1, 72, 9, {8}}};  // the last block is not full
   for (const DType dtype : {DType::kUInt8, DType::kBFloat16, DType::kFloat32}) {
-    for (const auto& [bins, cells] : kinds) {
-      std::string shape = message("B=", B, " H=", kImage, " bins=", bins, " cells=");
+    for (const auto& [images, side, bins, cells] : kinds) {
+      std::string shape = message("B=", images, " H=", side, " bins=", bins, " cells=");
       Hog args{};
       args.dtype = dtype;
       args.out_dtype = DType::kFloat32;
-      args.images = B;
+      args.images = images;
       args.channels = kChannels;
-      args.height = args.width = args.row_stride = kImage;
-      args.pixels = random_values(dtype, B * kPixels);
-      args.image_stride = kPixels;
-      args.channel_stride = kImage * kImage;
+      args.height = args.width = args.row_stride = side;
+      args.channel_stride = side * side;
+      args.image_stride = kChannels * side * side;
       args.column_stride = 1;
+      args.pixels = random_values(dtype, images * args.image_stride);
       args.bins = bins;
-      int64_t ideal = B * kPixels * bytes_of(dtype);
+      int64_t ideal = images * args.image_stride * bytes_of(dtype);
       for (const int64_t cell : cells) {
-        const int64_t bytes = B * kChannels * bins * (kImage / cell) * (kImage / cell) * kFloat;
+        const int64_t bytes = images * kChannels * bins * (side / cell) * (side / cell) * kFloat;
         ideal += bytes;
         args.level[args.num_levels++] = HogLevel{cell, 1, 0, 0, device_memory(bytes)};
         shape += message(args.num_levels > 1 ? "," : "", cell);

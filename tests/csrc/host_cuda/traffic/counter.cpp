@@ -15,9 +15,10 @@ namespace {
 
 constexpr unsigned kWarp = 32;
 constexpr uint64_t kSector = 32;
-constexpr uint64_t kBank = 4;         // bytes
-constexpr unsigned kWidest = 16;      // bytes that one instruction moves for a lane
-constexpr uint64_t kPassBytes = 128;  // of shared memory
+constexpr uint64_t kBank = 4;           // bytes
+constexpr unsigned kWidest = 16;        // bytes that one instruction moves for a lane
+constexpr uint64_t kPassBytes = 128;    // of shared memory
+constexpr size_t kSharedWords = 65536;  // more than a block can have
 constexpr size_t kDeviceBytes = size_t{64} << 20;
 constexpr size_t kAlignment = 512;
 
@@ -46,6 +47,7 @@ class Counter : public Observer {
   void block_begins(uint64_t, unsigned threads) override {
     turns_.assign(threads, {});
     records_.clear();
+    ++block_;
   }
   void thread_runs(int thread) override { thread_ = thread; }
   void block_barrier() override {}
@@ -57,6 +59,9 @@ class Counter : public Observer {
     const bool shared = thread_ >= 0 && is_shared(at);
     if (thread_ < 0 || !(shared || device.holds(at))) {
       return;
+    }
+    if (shared) {
+      check_written(reinterpret_cast<uintptr_t>(at), bytes, access);
     }
     // The parts of what is wider than one instruction get addresses of their own, within the call.
     for (unsigned part = 0; part * kWidest < bytes; ++part) {
@@ -85,6 +90,17 @@ class Counter : public Observer {
   std::vector<std::vector<uint32_t>> turns_;       // of each thread, at each instruction
   std::vector<Record> records_;                    // of the block
   std::vector<uint64_t> block_sectors_, launch_sectors_, scratch_;
+
+  uint32_t block_ = 0;                                                   // counted over all launches
+  std::vector<uint32_t> written_ = std::vector<uint32_t>(kSharedWords);  // in which block, of each word
+
+  void check_written(uintptr_t at, size_t bytes, Access access) {
+    for (uintptr_t word = at / kBank; word <= (at + bytes - 1) / kBank; ++word) {
+      uint32_t& written = written_[word % kSharedWords];
+      launches.back().uninitialized += access != Access::kWrite && written != block_ ? 1 : 0;
+      written = access == Access::kRead ? written : block_;
+    }
+  }
 
   uint64_t index_of(const Instruction& instruction) {
     auto& instructions = launches.back().instructions;

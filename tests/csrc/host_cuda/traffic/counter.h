@@ -29,6 +29,7 @@ struct LaunchTraffic {
   std::vector<Instruction> instructions;
   uint64_t block_sectors = 0;   // distinct in each block, added up; reads and writes count apart
   uint64_t launch_sectors = 0;  // distinct in the launch
+  uint64_t uninitialized = 0;   // reads of shared memory that the block has not written
 };
 
 // Returns what each launch of run did to device_memory and to shared memory. Nothing else is traffic on a GPU:

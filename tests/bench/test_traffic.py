@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import traffic
+from bench import traffic, traffic_count
 from bench.__main__ import main
 
 # Requested sectors over the ideal at most, where every row is read and written in packets of 16 bytes.
@@ -30,8 +30,8 @@ LEFT_OUT = re.compile(r"cells=7$|H=72 ")
     platform.system() != "Linux" or shutil.which("g++") is None, reason="the stand-in for CUDA needs Linux and GCC"
 )
 def test_the_kernels_move_what_the_table_says():
-    traffic.build()
-    launches = traffic.launches()
+    traffic_count.build()
+    launches = traffic_count.launches()
     assert traffic.faults(launches, traffic.load()) == []
     conflicts = {launch.row.key: launch.worst_conflict for launch in launches if launch.worst_conflict > 2}
     assert conflicts == {}
@@ -78,12 +78,12 @@ def test_the_table_is_written_as_it_is_read(tmp_path):
     ],
 )  # fmt: skip
 def test_kernels_of_both_compilers_have_one_name(symbol, expected):
-    assert traffic.instance(symbol) == expected
+    assert traffic_count.instance(symbol) == expected
 
 
 def test_conflicts_that_the_data_make_are_left_out():
-    line = traffic.Line(place="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
-    (launch,) = [traffic.Launch(row=traffic.load()[0], symbol="", uninitialized=0, lines=(line,))]
+    line = traffic_count.Line(place="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
+    (launch,) = [traffic_count.Launch(row=traffic.load()[0], symbol="", uninitialized=0, lines=(line,))]
     assert launch.worst_conflict == 8
     update = replace(launch, lines=(line, replace(line, access="write")))
     assert update.worst_conflict == 1
@@ -93,4 +93,4 @@ def test_an_unknown_op_is_refused(capsys):
     assert main(["traffic", "match"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("bench: no op with a CUDA kernel is named 'match'; choose from embed_visible, gather_")
+    assert printed.err.startswith("bench: no op with a CUDA kernel is named 'match'; choose from embed_visible, ")

@@ -9,8 +9,9 @@ from itertools import groupby
 
 import pytest
 
-from bench import sass, traffic
+from bench import sass
 from bench.kernels import ROOT
+from bench.traffic_count import instance
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -30,7 +31,7 @@ PACKED = ("IfLi4E", "INS_7float16ELi8E", "INS_8bfloat16ELi8E", "IdLi2E")
 def code(op):
     """The instructions of the kernels of one file, compiled once."""
     disassembled = sass.disassemble(ROOT / "csrc" / "ops" / f"{op}.cu")
-    return {traffic.instance(symbol): instructions for symbol, instructions in disassembled.items()}
+    return {instance(symbol): instructions for symbol, instructions in disassembled.items()}
 
 
 @pytest.mark.parametrize("types", PACKED)

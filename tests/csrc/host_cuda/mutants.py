@@ -75,9 +75,10 @@ FAULTS = [
     Fault("scale_mask", "a value too many", "i >= squares.values", "i > squares.values"),
     Fault("embed_visible", "an id out of range is followed to a patch", "if (!is_token(id, size))", "if (false)"),
     Fault("embed_visible", "an id out of range is followed to a position", "if (is_token(id, size))", "if (true)"),
-    Fault("restore_tokens", "places of a block without the barrier before", BARRIER, ";", RACES, file="ops/keep_cuda.h"),
-    Fault("restore_tokens", "places of a block without the barrier after", BARRIER, ";", RACES, file="ops/keep_cuda.h",
-          occurrence=2),
+    Fault("restore_tokens", "places of a block, without the barrier before", BARRIER, ";", RACES,
+          file="ops/keep_cuda.h"),
+    Fault("restore_tokens", "places of a block, without the barrier behind", BARRIER, ";", RACES,
+          file="ops/keep_cuda.h", occurrence=2),
     Fault("gather_tokens", "rows read element by element", "loaded[i] = row[first + i * kWarp];",
           "for (int j = 0; j < kPack; ++j) loaded[i].value[j] = row[first + i * kWarp].value[j];", TRAFFIC),
     Fault("restore_tokens", "rows never in packets", "const bool packed = is_packable(args.visible,",
@@ -148,8 +149,8 @@ def run(check: str, op: str) -> str | None:
     if done.returncode == 0:
         return None
     marks = {
-        "MISMATCH": "wrong result", "data race": "race", "AddressSanitizer": "bad address", "runtime error": "undefined",
-        " -> ": "traffic", "not written yet": "uninitialized",
+        "MISMATCH": "wrong result", "data race": "race", "AddressSanitizer": "bad address",
+        "runtime error": "undefined", " -> ": "traffic", "not written yet": "uninitialized",
     }  # fmt: skip
     noticed = [name for mark, name in marks.items() if mark in done.stdout + done.stderr]
     return " and ".join(noticed) or f"exit code {done.returncode}"

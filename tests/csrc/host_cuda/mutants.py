@@ -145,7 +145,10 @@ def run(check: str, op: str) -> str | None:
         command = [sys.executable, "-m", "bench", "traffic", op]
     else:
         command = [build(check), str(ROUNDS[check]), os.environ.get("BIMKERN_TEST_SEED", "100"), op]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, errors="replace", check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # of bimkern; bench is the tree's
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode == 0:
         return None
     marks = {

@@ -139,7 +139,7 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
   const int across = launch.side / launch.unit;
   const int columns = squares * across;  // of the strip
   const int count = columns * across * channels;
-  const bool neighbours = launch.unit == kColumns;
+  const bool beside = launch.unit == kColumns;
   for (int begin = 0; begin < count; begin += blockDim.x) {
     const bool active = begin + static_cast<int>(threadIdx.x) < count;
     const int i = active ? begin + threadIdx.x : count - 1;  // a warp stays whole
@@ -150,8 +150,7 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
     const Square at = square_at(launch, first_square + column / across);
     const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
                      (first_channel + channel) * args.channel_stride;
-    const Place<T> place{plane, neighbours && lane > 0 && column > 0,
-                         neighbours && lane < kWarp - 1 && column < columns - 1};
+    const Place<T> place{plane, beside && lane > 0 && column > 0, beside && lane < kWarp - 1 && column < columns - 1};
     const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
     const int left = static_cast<int>(at.column * launch.side) + column % across * launch.unit;
     float* histogram =

@@ -144,7 +144,7 @@ void restore() {
   }
   for (const DType dtype : kFloats) {
     const int64_t row = D * bytes_of(dtype);
-    const int64_t sums = N * D * std::max(kFloat, bytes_of(dtype) / kFloat * kFloat);
+    const int64_t sums = N * D * std::max(kFloat, bytes_of(dtype));
     const Ids ids = random_keep_ids();
     const void* grad = random_values(dtype, B * (R + N) * D);
     void* grad_visible = device_memory(B * (R + K) * row);

@@ -2,6 +2,7 @@
 
 The kernels run in the stand-in for CUDA of tests/csrc/host_cuda, which sees every address. For each kernel:
 
+    accesses   loads, stores and atomics of whole warps: more of them where packets become elements
     requested  32-byte sectors that the accesses of all warps ask for, each access on its own
     blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
     launch     distinct sectors of the launch: what a perfect L2 cache leaves
@@ -87,14 +88,14 @@ def faults(found: Iterable[Launch], held: Iterable[Row]) -> list[str]:
 def table(rows: Iterable[Row]) -> str:
     """Lay rows out as Markdown, sectors over the ideal."""
     lines = [
-        "| op | kernel | pass | shape | dtype | ideal bytes | requested | blocks | launch | passes / least |",
-        "|---|---|---|---|---|---:|---:|---:|---:|---:|",
+        "| op | kernel | pass | shape | dtype | ideal bytes | accesses | requested | blocks | launch | passes / least |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         sectors = (row.requested_sectors, row.block_sectors, row.launch_sectors)
         ratios = " | ".join(f"{row.ratio(count):.2f}x" for count in sectors)
         passes = f"{row.passes} / {row.least_passes}"
-        lines.append(f"| {' | '.join(row.key)} | {row.ideal_bytes} | {ratios} | {passes} |")
+        lines.append(f"| {' | '.join(row.key)} | {row.ideal_bytes} | {row.accesses} | {ratios} | {passes} |")
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ class Row:
     shape: str
     dtype: str
     ideal_bytes: int
+    accesses: int  # of whole warps to global memory
     requested_sectors: int
     block_sectors: int
     launch_sectors: int
@@ -138,7 +139,7 @@ def _launch(found: dict[str, Any], functions: dict[int, str], places: dict[int, 
         Line(place=place, space=space, access=access, width=width, **count)
         for (place, space, access, width), count in sorted(totals.items())
     )
-    shared = [line for line in lines if line.space == "shared"]
+    memory, shared = ([line for line in lines if line.space == space] for space in ("global", "shared"))
     symbol = functions[found["kernel"]]
     row = Row(
         op=found["op"],
@@ -147,7 +148,8 @@ def _launch(found: dict[str, Any], functions: dict[int, str], places: dict[int, 
         shape=found["shape"],
         dtype=found["dtype"],
         ideal_bytes=found["ideal"],
-        requested_sectors=sum(line.cost for line in lines if line.space == "global"),
+        accesses=sum(line.warps for line in memory),
+        requested_sectors=sum(line.cost for line in memory),
         block_sectors=found["block_sectors"],
         launch_sectors=found["launch_sectors"],
         passes=sum(line.cost for line in shared),

@@ -88,7 +88,7 @@ def faults(found: Iterable[Launch], held: Iterable[Row]) -> list[str]:
 def table(rows: Iterable[Row]) -> str:
     """Lay rows out as Markdown, sectors over the ideal."""
     lines = [
-        "| op | kernel | pass | shape | dtype | ideal bytes | accesses | requested | blocks | launch | passes / least |",
+        "| op | kernel | pass | shape | dtype | ideal | accesses | requested | blocks | launch | passes / least |",
         "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

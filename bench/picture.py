@@ -76,23 +76,23 @@ def _save(figure: Figure, target: Path, num_cases: int) -> str:
 
 def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
     rows = [row for case in cases for row in case]
-    places = [-i for i in range(len(rows))]
-    for row, place in zip(rows, places, strict=True):
+    positions = [-i for i in range(len(rows))]
+    for row, position in zip(rows, positions, strict=True):
         ours = row["provider"] == "ours"
         if row["share"]:
             value = float(row["share"])
-            share.barh(place, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if ours else 0.35)
-            share.text(value, place, f" {value:.0%}", **_TEXT)
+            share.barh(position, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if ours else 0.35)
+            share.text(value, position, f" {value:.0%}", **_TEXT)
         if row["items_per_s"]:
             value = float(row["items_per_s"])
-            speed.barh(place, value, color=_OURS if ours else _OTHERS[1])
-            speed.text(value, place, f" {value:.3g}", **_TEXT)
+            speed.barh(position, value, color=_OURS if ours else _OTHERS[1])
+            speed.text(value, position, f" {value:.3g}", **_TEXT)
     recipes = [dict(part.partition("=")[::2] for part in row["shape"].split()) for row in rows]
     names = [
         shape.get("recipe", row["shape"]) if row["provider"] == "ours" else row["provider"]
         for row, shape in zip(rows, recipes, strict=True)
     ]
-    share.set_yticks(places, names)
+    share.set_yticks(positions, names)
     share.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     share.set_xlabel("share of the matrix product's speed", fontsize=8)
     speed.set_xlabel(f"images/s, {recipes[0].get('B', '?')} images per step", fontsize=8)
@@ -101,23 +101,23 @@ def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
         axes.margins(x=0.15, y=0.01)
 
 
-def _places(cases: list[Case]) -> list[list[int]]:
+def _positions(cases: list[Case]) -> list[list[int]]:
     """Give every bar its place from the top, with a gap between cases."""
-    places, top = [], 0
+    positions, top = [], 0
     for case in cases:
-        places.append([-(top + i) for i in range(len(case))])
+        positions.append([-(top + i) for i in range(len(case))])
         top += len(case) + 1
-    return places
+    return positions
 
 
 def _draw_shares(axes: Axes, cases: list[Case]) -> None:
-    for case, places in zip(cases, _places(cases), strict=True):
-        for row, place in zip(case, places, strict=True):
+    for case, positions in zip(cases, _positions(cases), strict=True):
+        for row, position in zip(case, positions, strict=True):
             if not row["share"]:
                 continue
             value = float(row["share"])
-            axes.barh(place, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if row is case[0] else 0.35)
-            axes.text(value, place, f" {value:.0%}", **_TEXT)
+            axes.barh(position, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if row is case[0] else 0.35)
+            axes.text(value, position, f" {value:.0%}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xlim(0, max(1.15, *(1.15 * float(row["share"] or 0) for case in cases for row in case)))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -127,23 +127,23 @@ def _draw_shares(axes: Axes, cases: list[Case]) -> None:
     )
     axes.tick_params(labelsize=7)
     names = [row["provider"] for case in cases for row in case]
-    axes.set_yticks([place for places in _places(cases) for place in places], names)
+    axes.set_yticks([position for positions in _positions(cases) for position in positions], names)
 
 
 def _draw_times(axes: Axes, cases: list[Case]) -> None:
     ratios = [float(row["ratio"]) for case in cases for row in case]
     left = min(0.5, *ratios) / 1.5
     several = len({(case[0]["device_name"], case[0]["threads"]) for case in cases}) > 1
-    for case, places in zip(cases, _places(cases), strict=True):
+    for case, positions in zip(cases, _positions(cases), strict=True):
         first = case[0]
         title = f"{first['op']}  {first['pass']}  {first['dtype']}  {first['shape']}"
         if several:
             title += f"   ({first['device_name']}, host threads: {first['threads']})"
-        axes.text(left, places[0] + 0.95, title, fontsize=7, fontweight="bold", va="center")
-        for i, (row, place) in enumerate(zip(case, places, strict=True)):
+        axes.text(left, positions[0] + 0.95, title, fontsize=7, fontweight="bold", va="center")
+        for i, (row, position) in enumerate(zip(case, positions, strict=True)):
             ratio = float(row["ratio"])
-            axes.barh(place, ratio - left, left=left, color=_OTHERS[(i - 1) % len(_OTHERS)] if i else _OURS)
-            axes.text(ratio, place, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
+            axes.barh(position, ratio - left, left=left, color=_OTHERS[(i - 1) % len(_OTHERS)] if i else _OURS)
+            axes.text(ratio, position, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xscale("log")  # one rival a hundred times slower would flatten all others
     axes.set_xlim(left, 4 * max(2.0, *ratios))
@@ -151,7 +151,7 @@ def _draw_times(axes: Axes, cases: list[Case]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("median time relative to the first of its group, on a log scale (longer is slower)", fontsize=8)
     axes.tick_params(labelsize=7)
-    axes.set_ylim(bottom=_places(cases)[-1][-1] - 1, top=2)
+    axes.set_ylim(bottom=_positions(cases)[-1][-1] - 1, top=2)
 
 
 def _provenance(rows: list[dict[str, str]]) -> str:

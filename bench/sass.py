@@ -67,8 +67,8 @@ def _instructions(part: str) -> list[Instruction]:
     found = []
     file, line = "", 0
     for text in part.splitlines():
-        if place := _LINE.search(text):
-            file, line = Path(place[1]).name, int(place[2])
+        if position := _LINE.search(text):
+            file, line = Path(position[1]).name, int(position[2])
         elif code := _INSTRUCTION.search(text):
             found.append(Instruction(code[1], file, line))
     return found

@@ -32,10 +32,10 @@ def summarize(seconds: Sequence[float]) -> Times:
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return a percentile, between neighbors by linear interpolation."""
     ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
+    position = (len(ordered) - 1) * percent / 100
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def in_turns(

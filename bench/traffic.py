@@ -105,12 +105,12 @@ def lines_table(launch: Launch, code: Sequence[sass.Instruction]) -> str:
     texts = [head, f"  {'line':24} {'memory':14} {'bytes':>5} {'accesses':>9} {'each':>6} {'least':>6}  nvcc"]
     for line in launch.lines:
         opcodes = _OPCODES[line.space, line.access]
-        own = [at for at in code if f"{at.file}:{at.line}" == line.place and at.does(*opcodes)]
+        own = [at for at in code if f"{at.file}:{at.line}" == line.position and at.does(*opcodes)]
         names = Counter(at.opcode for at in own)
         machine = ", ".join(f"{name} x{count}" for name, count in sorted(names.items()))
         other = "" if not own or line.width in {at.width for at in own} else "  other widths"
         texts.append(
-            f"  {line.place:24} {line.space + ' ' + line.access:14} {line.width:5} {line.warps:9} "
+            f"  {line.position:24} {line.space + ' ' + line.access:14} {line.width:5} {line.warps:9} "
             f"{line.cost / line.warps:6.2f} {line.least_cost / line.warps:6.2f}  {machine}{other}"
         )
     return "\n".join(texts)

@@ -53,7 +53,7 @@ class Row:
 class Line:
     """What a line of a kernel does to one memory by accesses of one width. Cost: sectors, or passes over the banks."""
 
-    place: str  # file:line
+    position: str  # file:line
     space: str  # global, shared
     access: str  # read, write, atomic
     width: int  # bytes of a lane
@@ -78,9 +78,9 @@ class Launch:
         Lines that update a bin which the data choose (+=, atomics) are left out: no layout is free of conflicts there.
         """
         shared = [line for line in self.lines if line.space == "shared"]
-        read, written = ({line.place for line in shared if line.access == access} for access in ("read", "write"))
-        chosen = (read & written) | {line.place for line in shared if line.access == "atomic"}
-        return max((line.cost / line.least_cost for line in shared if line.place not in chosen), default=1.0)
+        read, written = ({line.position for line in shared if line.access == access} for access in ("read", "write"))
+        chosen = (read & written) | {line.position for line in shared if line.access == "atomic"}
+        return max((line.cost / line.least_cost for line in shared if line.position not in chosen), default=1.0)
 
 
 def build() -> None:
@@ -112,17 +112,17 @@ def launches() -> list[Launch]:
     kernels = list(dict.fromkeys(launch["kernel"] for launch in found))
     functions = _addr2line(["-f"], kernels).splitlines()[::2]
     # An instruction has the address behind the call that reports it: the one before lies in the call.
-    places = _places({at["address"] - 1 for launch in found for at in launch["instructions"]})
-    return [_launch(launch, dict(zip(kernels, functions, strict=True)), places) for launch in found]
+    positions = _positions({at["address"] - 1 for launch in found for at in launch["instructions"]})
+    return [_launch(launch, dict(zip(kernels, functions, strict=True)), positions) for launch in found]
 
 
-def _places(addresses: Iterable[int]) -> dict[int, str]:
+def _positions(addresses: Iterable[int]) -> dict[int, str]:
     """Return file:line of each address; where it is in a function of the stand-in, those of the call."""
     found = {}
     for part in _addr2line(["-a", "-i"], addresses).split("0x")[1:]:
         address, *frames = part.split("\n")[:-1]
-        places = (re.sub(r".*/| .*", "", frame) for frame in frames)
-        found[int(address, 16)] = next(place for place in places if not place.startswith("intrinsics.h:"))
+        positions = (re.sub(r".*/| .*", "", frame) for frame in frames)
+        found[int(address, 16)] = next(position for position in positions if not position.startswith("intrinsics.h:"))
     return found
 
 
@@ -130,14 +130,14 @@ def _addr2line(options: Sequence[str], addresses: Iterable[int]) -> str:
     return _run(["addr2line", *options, "-e", str(PROGRAM)], "".join(f"{address:#x}\n" for address in addresses))
 
 
-def _launch(found: dict[str, Any], functions: dict[int, str], places: dict[int, str]) -> Launch:
+def _launch(found: dict[str, Any], functions: dict[int, str], positions: dict[int, str]) -> Launch:
     totals: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
     for at in found["instructions"]:
-        key = (places[at["address"] - 1], at["space"], at["access"], at["width"])
+        key = (positions[at["address"] - 1], at["space"], at["access"], at["width"])
         totals[key].update({name: at[name] for name in ("warps", "cost", "least_cost")})
     lines = tuple(
-        Line(place=place, space=space, access=access, width=width, **count)
-        for (place, space, access, width), count in sorted(totals.items())
+        Line(position=position, space=space, access=access, width=width, **count)
+        for (position, space, access, width), count in sorted(totals.items())
     )
     memory, shared = ([line for line in lines if line.space == space] for space in ("global", "shared"))
     symbol = functions[found["kernel"]]

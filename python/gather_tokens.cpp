@@ -79,8 +79,8 @@ Tensor gather_tokens_bwd_pos_op(const Tensor& grad, const Tensor& keep, int64_t 
   GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
-    Tensor places = make_places(keep, num_tokens);
-    args.places = places.mutable_data_ptr<int32_t>();
+    Tensor positions = make_places(keep, num_tokens);
+    args.positions = positions.mutable_data_ptr<int32_t>();
     gather_tokens_bwd_pos_cuda(args, cuda.stream());
   } else {
     gather_tokens_bwd_pos(args, torch_pool(), simd_in_use());

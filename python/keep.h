@@ -39,7 +39,7 @@ inline TokenSizes sizes(const Tensor& rows, const Tensor& keep, int64_t num_toke
 
 inline Keep keep_of(const Tensor& keep) { return Keep{keep.const_data_ptr<int64_t>(), keep.stride(0), keep.stride(1)}; }
 
-// Scratch of the CUDA kernels, for the place of every token.
+// Scratch of the CUDA kernels, for the position of every token.
 inline Tensor make_places(const Tensor& keep, int64_t num_tokens) {
   return make_empty(keep, {keep.size(0), num_tokens}, torch::headeronly::ScalarType::Int);
 }

@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_bwd_op(const Tensor& grad, con
   args.hidden_sums = hidden_sums.mutable_data_ptr();
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
-    Tensor places = make_places(keep, num_tokens);
-    args.places = places.mutable_data_ptr<int32_t>();
+    Tensor positions = make_places(keep, num_tokens);
+    args.positions = positions.mutable_data_ptr<int32_t>();
     restore_tokens_bwd_cuda(args, cuda.stream());
   } else {
     restore_tokens_bwd(args, torch_pool(), simd_in_use());

@@ -49,8 +49,8 @@ class Matching(Predicting):
         if self.scale < 1:
             features = F.avg_pool2d(features.mT.unflatten(2, (side, side)), 2).flatten(2).mT
             side, mask = side // 2, F.avg_pool2d(mask.unflatten(1, (side, side)).unsqueeze(1), 2).flatten(1)
-        places = mask.nonzero(as_tuple=True)
-        x = features[places].to(self.dtype)  # [n, D]
+        positions = mask.nonzero(as_tuple=True)
+        x = features[positions].to(self.dtype)  # [n, D]
         if self.scale == 4:
             x = x @ up1.permute(0, 2, 3, 1).flatten(1)  # [n, 4*E]
             x = self.normalized(x.unflatten(1, (4, -1)) + up1_bias)  # [n, 4, E]
@@ -61,8 +61,8 @@ class Matching(Predicting):
             x = x @ (up.permute(0, 2, 3, 1) @ pred.T).flatten(1)  # [n, (4,) 4*L]
             x = x.unflatten(-1, (4, -1))
             pred_bias = pred_bias + pred @ up_bias
-        error = (x + pred_bias).float() - self.cells(target, side)[places].view(x.shape)
-        return (error.square().flatten(1).mean(1) * mask[places]).sum() / mask.sum()
+        error = (x + pred_bias).float() - self.cells(target, side)[positions].view(x.shape)
+        return (error.square().flatten(1).mean(1) * mask[positions]).sum() / mask.sum()
 
     def cells(self, target: Tensor, side: int) -> Tensor:
         """View a target [B, M, L] cell by cell, in the order in which deconvolutions make values: [B, N, ...]."""

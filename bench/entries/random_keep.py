@@ -29,8 +29,8 @@ def usual(ids: Tensor, num_tokens: int, num_keep: int) -> tuple[Tensor, Tensor, 
 
 def hold_to_a_draw(provider: str, drawn: Tensor, num_tokens: int, expected: Tensor) -> None:
     """Another generator draws other patches, but as many, in range and without repeats."""
-    places = drawn.sort(dim=1).values
-    distinct = (places[:, 1:] > places[:, :-1]).all() and 0 <= places.min() <= places.max() < num_tokens
+    positions = drawn.sort(dim=1).values
+    distinct = (positions[:, 1:] > positions[:, :-1]).all() and 0 <= positions.min() <= positions.max() < num_tokens
     if drawn.shape != expected.shape or not distinct:
         raise WrongResult(f"{provider}: must draw {list(expected.shape)} of {num_tokens} patches without repeats")
 

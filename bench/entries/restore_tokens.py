@@ -24,9 +24,9 @@ def clone_put(visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor, nu
     zeros = pos.new_zeros(R, pos.shape[1])
     table = torch.cat([zeros, mask_token + pos]).expand(B, -1, -1)  # [B, R+N, D]
     prefix = torch.arange(R, device=keep.device).expand(B, -1)
-    places = torch.cat([prefix, keep + R], dim=1)  # [B, R+K]
+    positions = torch.cat([prefix, keep + R], dim=1)  # [B, R+K]
     rows = torch.arange(B, device=keep.device)[:, None]
-    return table.index_put((rows, places), visible + torch.cat([zeros, pos])[places])
+    return table.index_put((rows, positions), visible + torch.cat([zeros, pos])[positions])
 
 
 @entry("restore_tokens", shapes=shapes.RESTORE)

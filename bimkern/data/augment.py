@@ -35,27 +35,27 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64:
 
 
 def sample_sequence(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
-    """Return the epochs and sample ids at places [first, first + count) of the endless stream of epochs."""
-    epochs, places = np.divmod(np.arange(first, first + count, dtype=np.int64), num_samples)
+    """Return the epochs and sample ids at positions [first, first + count) of the endless stream of epochs."""
+    epochs, positions = np.divmod(np.arange(first, first + count, dtype=np.int64), num_samples)
     ids = np.empty(count, dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        ids[here] = epoch_order(num_samples, seed, int(epoch))[places[here]]
+        ids[here] = epoch_order(num_samples, seed, int(epoch))[positions[here]]
     return epochs, ids
 
 
 def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int], num_samples: int, seed: int) -> Int64:
-    """Return sample ids with a uniformly drawn readable sample in the place of every unreadable one.
+    """Return sample ids with a uniformly drawn readable sample in the position of every unreadable one.
 
     Each is the first readable one of its draw's own sequence, so that it stays when others become unreadable.
     """
     ids = sample_ids.copy()
-    for place in np.flatnonzero(np.isin(ids, list(unreadable))):
+    for position in np.flatnonzero(np.isin(ids, list(unreadable))):
         attempt = 0
-        while int(ids[place]) in unreadable:
+        while int(ids[position]) in unreadable:
             assert len(unreadable) < num_samples
-            word = draw(Stream.REPLACEMENT, np.array([attempt]), draw_ids[place : place + 1], seed)[0]
-            ids[place], attempt = int(_uniform(word)[0] * num_samples), attempt + 1
+            word = draw(Stream.REPLACEMENT, np.array([attempt]), draw_ids[position : position + 1], seed)[0]
+            ids[position], attempt = int(_uniform(word)[0] * num_samples), attempt + 1
     return ids
 
 

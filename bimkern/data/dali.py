@@ -220,7 +220,7 @@ def _external_source(
 
 
 def _without_pils(crops: Crops) -> Crops:
-    """Put the sound image in the place of those that DALI is not to decode: a batch of DALI's cannot be empty."""
+    """Put the sound image in the position of those that DALI is not to decode: a batch of DALI's cannot be empty."""
     pil_only = crops.pil_only
     return replace(
         crops,

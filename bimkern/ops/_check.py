@@ -139,13 +139,13 @@ def ids(op: str, name: str, keep: Tensor, num_tokens: int) -> None:
     if type(keep) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(keep):
         return
     beyond = (keep < 0) | (keep >= num_tokens)
-    ordered, places = keep.sort(dim=1, stable=True)
-    again = torch.zeros_like(beyond).scatter(1, places[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+    ordered, positions = keep.sort(dim=1, stable=True)
+    again = torch.zeros_like(beyond).scatter(1, positions[:, 1:], ordered[:, 1:] == ordered[:, :-1])
     wrong = beyond | again
     if not wrong.any():
         return
-    image, place = wrong.nonzero()[0].tolist()
-    got = int(keep[image, place])
+    image, position = wrong.nonzero()[0].tolist()
+    got = int(keep[image, position])
     if not 0 <= got < num_tokens:
         raise RuntimeError(f"{op}: {name} must hold ids in [0, N={num_tokens}), got {got} in image {image}")
     raise RuntimeError(f"{op}: {name} must not repeat an id within an image, got {got} twice in image {image}")

@@ -78,7 +78,7 @@ def random_keep(
 
     Returns:
         keep [B, K], int64, ascending, or in the order of parent. With a parent also within [B, K], ascending, the
-        places of keep inside parent.
+        positions of keep inside parent.
 
     Raises:
         ValueError, TypeError: a shape, dtype or count is off; the message names it.

@@ -29,7 +29,7 @@ def restore_tokens_reference(
     num_tokens: int,
     num_prefix: int = 0,
 ) -> Tensor:
-    """He et al. 2022 (MAE), section 3: encoded patches back in their places, a shared vector elsewhere, positions."""
+    """He et al. 2022 (MAE), section 3: encoded patches in order, a shared vector elsewhere, positions."""
     prefix, kept = visible[:, :num_prefix], visible[:, num_prefix:]
     index = keep.unsqueeze(-1).expand_as(kept)  # [B, K, D]
     tokens = mask_token.expand(len(visible), num_tokens, -1).scatter(1, index, kept)  # [B, N, D]
@@ -45,7 +45,7 @@ def restore_tokens(
     num_tokens: int,
     num_prefix: int = 0,
 ) -> Tensor:
-    """Put visible tokens back in their places, the mask token everywhere else, and add positions.
+    """Put visible tokens back in order, the mask token everywhere else, and add positions.
 
     Args:
         visible: [B, R+K, D], float32, float16, bfloat16 or float64; any strides, fastest with D contiguous.

@@ -86,18 +86,18 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
-        const int64_t place = i % rows - size.prefix;  // negative: a prefix row
+        const int64_t position = i % rows - size.prefix;  // negative: a prefix row
         A* out = static_cast<A*>(args.out) + i * size.width;
-        if (place < 0) {
+        if (position < 0) {
           std::memcpy(out, prefix + i % rows * args.prefix_token_stride, row_bytes);
           continue;
         }
-        widen_row(set, args.product_dtype, args.product, (image * size.kept + place) * size.width, size.width, out);
+        widen_row(set, args.product_dtype, args.product, (image * size.kept + position) * size.width, size.width, out);
         if (pos == nullptr) {
           add_row(set, out, bias, size.width, out);
           continue;
         }
-        const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
+        const int64_t id = args.keep.ids[image * args.keep.image_stride + position * args.keep.token_stride];
         const A* position = pos + id * args.pos_token_stride;
         for (int64_t d = 0; d < size.width; ++d) {
           out[d] = out[d] + bias[d] + position[d];

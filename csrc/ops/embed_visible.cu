@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kMaxThreads) visible_patches_kernel(VisiblePat
   using Pixels = Pack<From, kPack>;
   const TokenSizes size = args.size;
   const int64_t image = blockIdx.x / size.kept;
-  const int64_t place = blockIdx.x % size.kept;
-  const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
+  const int64_t position = blockIdx.x % size.kept;
+  const int64_t id = args.keep.ids[image * args.keep.image_stride + position * args.keep.token_stride];
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + blockIdx.x * size.width);
   const int packs = static_cast<int>(size.width / kPack);
   if (!is_token(id, size)) {
@@ -60,23 +60,23 @@ __global__ void __launch_bounds__(kMaxThreads) add_embeddings_kernel(AddEmbeddin
   const TokenSizes size = args.size;
   const int64_t rows = size.prefix + size.kept;
   const int64_t image = blockIdx.x / rows;
-  const int64_t place = blockIdx.x % rows - size.prefix;  // negative: a prefix row
+  const int64_t position = blockIdx.x % rows - size.prefix;  // negative: a prefix row
   const int packs = static_cast<int>(size.width / kPack);
   auto* out = reinterpret_cast<P*>(static_cast<A*>(args.out) + blockIdx.x * size.width);
-  if (place < 0) {
+  if (position < 0) {
     const A* tokens = static_cast<const A*>(args.prefix);
-    const auto* prefix = reinterpret_cast<const P*>(tokens + (size.prefix + place) * args.prefix_token_stride);
+    const auto* prefix = reinterpret_cast<const P*>(tokens + (size.prefix + position) * args.prefix_token_stride);
     for (int i = threadIdx.x; i < packs; i += blockDim.x) {
       out[i] = prefix[i];
     }
     return;
   }
   const auto* product = reinterpret_cast<const Pack<T, kPack>*>(static_cast<const T*>(args.product) +
-                                                                (image * size.kept + place) * size.width);
+                                                                (image * size.kept + position) * size.width);
   const auto* bias = static_cast<const P*>(args.bias);
   const P* pos = nullptr;
   if (args.pos != nullptr) {
-    const int64_t id = args.keep.ids[image * args.keep.image_stride + place * args.keep.token_stride];
+    const int64_t id = args.keep.ids[image * args.keep.image_stride + position * args.keep.token_stride];
     if (is_token(id, size)) {  // else the product is NaN already
       pos = reinterpret_cast<const P*>(static_cast<const A*>(args.pos) + id * args.pos_token_stride);
     }

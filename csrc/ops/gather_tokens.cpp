@@ -25,11 +25,11 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
-        const int64_t place = i % rows - size.prefix;  // negative: a prefix row
+        const int64_t position = i % rows - size.prefix;  // negative: a prefix row
         const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-        const int64_t id = place < 0 ? place : ids[place * args.keep.token_stride];
+        const int64_t id = position < 0 ? position : ids[position * args.keep.token_stride];
         const T* source = tokens + image * args.tokens_image_stride + (size.prefix + id) * args.tokens_token_stride;
-        if (place < 0 || pos == nullptr) {
+        if (position < 0 || pos == nullptr) {
           std::memcpy(out + i * size.width, source, row_bytes);
         } else {
           add_row(set, source, pos + id * args.pos_token_stride, size.width, out + i * size.width);
@@ -40,7 +40,7 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
 }
 
 template <typename T>
-void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel& parallel) {
+void scatter_rows(const GatherTokensBwd& args, const int32_t* positions, const Parallel& parallel) {
   const TokenSizes size = args.size;
   const auto* grad = static_cast<const T*>(args.grad_out);
   auto* result = static_cast<T*>(args.result);
@@ -50,7 +50,7 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Para
     for (int64_t i = begin; i < end;) {
       const int64_t image = i / rows;
       const int64_t image_end = std::min(end, (image + 1) * rows);
-      const int32_t* image_places = places + image * size.tokens - size.prefix;  // of a row
+      const int32_t* image_positions = positions + image * size.tokens - size.prefix;  // of a row
       const T* image_grad = grad + image * args.grad_image_stride;
       int64_t row = i % rows;
       for (; row < size.prefix && i < image_end; ++row, ++i) {
@@ -58,14 +58,14 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Para
       }
       while (i < image_end) {
         int64_t hidden = 0;
-        while (i + hidden < image_end && image_places[row + hidden] == kHidden) {
+        while (i + hidden < image_end && image_positions[row + hidden] == kHidden) {
           ++hidden;
         }
         std::memset(result + i * size.width, 0, hidden * row_bytes);
         i += hidden;
         row += hidden;
-        for (; i < image_end && image_places[row] != kHidden; ++row, ++i) {
-          const int64_t from = size.prefix + image_places[row];
+        for (; i < image_end && image_positions[row] != kHidden; ++row, ++i) {
+          const int64_t from = size.prefix + image_positions[row];
           std::memcpy(result + i * size.width, image_grad + from * args.grad_token_stride, row_bytes);
         }
       }
@@ -76,7 +76,7 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Para
 // Sums over images in their order, whatever the number of threads. A thread takes a block of tokens through all images,
 // because the rows of neighboring tokens lie together.
 template <typename T>
-void sum_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel& parallel, Simd simd) {
+void sum_rows(const GatherTokensBwd& args, const int32_t* positions, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
   const TokenSizes size = args.size;
   auto* result = static_cast<T*>(args.result);
@@ -91,9 +91,9 @@ void sum_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel
         for (int64_t image = 0; image < size.images; ++image) {
           const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
           for (int64_t token = first; token < last; ++token) {
-            const int32_t place = places[image * size.tokens + token];
-            if (place != kHidden) {
-              const T* row = grad + (size.prefix + place) * args.grad_token_stride;
+            const int32_t position = positions[image * size.tokens + token];
+            if (position != kHidden) {
+              const T* row = grad + (size.prefix + position) * args.grad_token_stride;
               accumulate_row(set, row, size.width, sums.data() + (token - first) * size.width);
             }
           }
@@ -114,16 +114,16 @@ void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd
 }
 
 void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel) {
-  const std::vector<int32_t> places = places_of("gather_tokens_bwd", args.keep, args.size);
+  const std::vector<int32_t> positions = positions_of("gather_tokens_bwd", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, places.data(), parallel); });
+    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, positions.data(), parallel); });
   }
 }
 
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
-  const std::vector<int32_t> places = places_of("gather_tokens_bwd_pos", args.keep, args.size);
+  const std::vector<int32_t> positions = positions_of("gather_tokens_bwd_pos", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { sum_rows<decltype(type)>(args, places.data(), parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { sum_rows<decltype(type)>(args, positions.data(), parallel, simd); });
   }
 }
 

@@ -2,8 +2,8 @@
 //
 // gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
 // bwd: a warp per row of the result; its block looks eight tokens up in keep, then it copies or clears: one pass.
-// bwd_pos: a block per token and slice of D; its threads read the token's place in one image each, which a small kernel
-// found before, then add the rows in the order of the images, so the sum does not depend on the launch.
+// bwd_pos: a block per token and slice of D; its threads read the token's position in one image each, which a small
+// kernel found before, then add the rows in the order of the images, so the sum does not depend on the launch.
 #include "ops/gather_tokens.h"
 #include "ops/keep_cuda.h"
 
@@ -47,19 +47,19 @@ __global__ void gather_kernel(GatherTokens args) {
     return;
   }
   const int64_t image = row / rows;
-  const int64_t place = row % rows - size.prefix;
+  const int64_t position = row % rows - size.prefix;
   const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
-  const int64_t id = place < 0 ? place : ids[place * args.keep.token_stride];
+  const int64_t id = position < 0 ? position : ids[position * args.keep.token_stride];
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
-  if (place >= 0 && !is_token(id, size)) {
+  if (position >= 0 && !is_token(id, size)) {
     fill_row(filled_with<T, kPack>(NAN), packs, out);
     return;
   }
   const auto* source =
       reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + image * args.tokens_image_stride +
                                  (size.prefix + id) * args.tokens_token_stride);
-  if (place < 0 || args.pos == nullptr) {
+  if (position < 0 || args.pos == nullptr) {
     copy_row(source, packs, out);
     return;
   }
@@ -69,25 +69,25 @@ __global__ void gather_kernel(GatherTokens args) {
 template <typename T, int kPack>
 __global__ void scatter_kernel(GatherTokensBwd args, unsigned blocks_per_image) {
   using P = Pack<T, kPack>;
-  __shared__ BlockPlaces places[1];
+  __shared__ BlockPositions positions[1];
   const TokenSizes size = args.size;
   const int64_t image = blockIdx.x / blocks_per_image;
   const int64_t first = int64_t{blockIdx.x % blocks_per_image} * kRowsPerBlock - size.prefix;  // negative: a prefix row
-  block_find(args.keep, size, image, first, places);
+  block_find(args.keep, size, image, first, positions);
   const int64_t token = first + threadIdx.y;
   if (token >= size.tokens) {
     return;
   }
-  const int64_t place = token < 0 ? token : place_of(places[0], threadIdx.y);
+  const int64_t position = token < 0 ? token : position_of(positions[0], threadIdx.y);
   const int64_t row = image * (size.prefix + size.tokens) + size.prefix + token;
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.result) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
-  if (token >= 0 && place < 0) {
-    fill_row(filled_with<T, kPack>(place == kWrong ? NAN : 0.0f), packs, out);
+  if (token >= 0 && position < 0) {
+    fill_row(filled_with<T, kPack>(position == kWrong ? NAN : 0.0f), packs, out);
     return;
   }
   const T* source = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
-                    (size.prefix + place) * args.grad_token_stride;
+                    (size.prefix + position) * args.grad_token_stride;
   copy_row(reinterpret_cast<const P*>(source), packs, out);
 }
 
@@ -95,7 +95,7 @@ template <typename T, int kPack>
 __global__ void sum_kernel(GatherTokensBwd args) {
   using P = Pack<T, kPack>;
   using A = Arithmetic<T>;
-  __shared__ int32_t places[kSumThreads];
+  __shared__ int32_t positions[kSumThreads];
   const TokenSizes size = args.size;
   const int64_t token = blockIdx.x;
   const int64_t packs = size.width / kPack;
@@ -104,17 +104,17 @@ __global__ void sum_kernel(GatherTokensBwd args) {
   typename A::type sum[kPack] = {};
   for (int64_t first = 0; first < size.images; first += kSumThreads) {
     const int64_t mine = first + threadIdx.x;
-    places[threadIdx.x] = mine < size.images ? args.places[mine * size.tokens + token] : kHidden;
+    positions[threadIdx.x] = mine < size.images ? args.positions[mine * size.tokens + token] : kHidden;
     __syncthreads();
     const int images = static_cast<int>(min(size.images - first, int64_t{kSumThreads}));
     for (int i = 0; i < images && column < packs; ++i) {
-      if (places[i] == kHidden) {
+      if (positions[i] == kHidden) {
         continue;
       }
       P pack = filled_with<T, kPack>(NAN);
-      if (places[i] != kWrong) {
+      if (positions[i] != kWrong) {
         pack = reinterpret_cast<const P*>(grad + (first + i) * args.grad_image_stride +
-                                          (size.prefix + places[i]) * args.grad_token_stride)[column];
+                                          (size.prefix + positions[i]) * args.grad_token_stride)[column];
       }
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
@@ -187,8 +187,8 @@ void launch_sum(const GatherTokensBwd& args, cudaStream_t stream) {
   const auto kernel = packed ? sum_kernel<T, kPackBytes / sizeof(T)> : sum_kernel<T, 1>;
   const dim3 grid(static_cast<unsigned>(args.size.tokens), static_cast<unsigned>(slices));
   if (args.size.images > 0) {
-    places_kernel<<<image_blocks("gather_tokens_bwd_pos", args.size), kWarp, 0, stream>>>(args.keep, args.size,
-                                                                                          args.places);
+    positions_kernel<<<image_blocks("gather_tokens_bwd_pos", args.size), kWarp, 0, stream>>>(args.keep, args.size,
+                                                                                             args.positions);
   }
   kernel<<<grid, kSumThreads, 0, stream>>>(args);
   check_launch("gather_tokens_bwd_pos");

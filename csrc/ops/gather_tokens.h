@@ -28,8 +28,8 @@ struct GatherTokensBwd {
   const void* grad_out;  // [B, R+K, D]
   int64_t grad_image_stride;
   int64_t grad_token_stride;
-  void* result;               // gather_tokens_bwd: d tokens, [B, R+N, D]; gather_tokens_bwd_pos: d pos, [N, D]
-  int32_t* places = nullptr;  // [B, N], scratch of gather_tokens_bwd_pos_cuda
+  void* result;                  // gather_tokens_bwd: d tokens, [B, R+N, D]; gather_tokens_bwd_pos: d pos, [N, D]
+  int32_t* positions = nullptr;  // [B, N], scratch of gather_tokens_bwd_pos_cuda
 };
 
 // CPU. The values of keep are checked first; throws Error.

@@ -70,9 +70,9 @@ struct Scratch {
   float *gx, *gy, *magnitude;            // [padded]
   float* histograms[kMaxHogLevels];      // [cells, C, spread] of the current row of cells
   float *inverse_norms, *partial, *row;  // [vectors], [vectors, kHogChunk], [vectors, spread]
-  std::vector<int32_t> place;            // [padded]
+  std::vector<int32_t> position;         // [padded]
 
-  explicit Scratch(const Plan& plan) : pitch(plan.padded + 2 * kLane), place(plan.padded) {
+  explicit Scratch(const Plan& plan) : pitch(plan.padded + 2 * kLane), position(plan.padded) {
     const int64_t channels = plan.args.channels;
     int64_t vectors = 0;
     int64_t total = 3 * channels * pitch + 3 * plan.padded;
@@ -179,14 +179,15 @@ BIMKERN_INLINE inline void add_pixels(const Plan& plan, int64_t y, int64_t chann
     }
     orient_row<kQuads>(scratch.gx, scratch.gy, plan.boundaries, args.level[i],
                        plan.histogram_of_column.data() + i * plan.padded, plan.padded, scratch.magnitude,
-                       scratch.place.data());
+                       scratch.position.data());
     if (args.window > 0) {
       const float row_weight = plan.column_weights[y % args.window];
       for (int64_t x = 0; x < plan.padded; ++x) {
         scratch.magnitude[x] *= row_weight * plan.column_weights[x];
       }
     }
-    add_magnitudes(scratch.magnitude, scratch.place.data(), args.width, scratch.histograms[i] + channel * plan.spread);
+    add_magnitudes(scratch.magnitude, scratch.position.data(), args.width,
+                   scratch.histograms[i] + channel * plan.spread);
   }
 }
 
@@ -231,9 +232,9 @@ Hog with_finer_levels(Hog args) {
     if (finer.cell <= kMaxDirectCell) {
       HogLevel* const end = args.level + args.num_levels++;
       const auto by_cell = [](const HogLevel& a, const HogLevel& b) { return a.cell < b.cell; };
-      HogLevel* const place = std::upper_bound(args.level, end, finer, by_cell);
-      std::move_backward(place, end, end + 1);
-      *place = finer;
+      HogLevel* const position = std::upper_bound(args.level, end, finer, by_cell);
+      std::move_backward(position, end, end + 1);
+      *position = finer;
     }
   }
   return args;

@@ -66,16 +66,16 @@ __device__ __forceinline__ int mirrored(int at, int count) {
 
 // Where a thread is: its plane, and whether the lanes beside it are left and right of it in the same row.
 template <typename T>
-struct Place {
+struct Position {
   const T* plane;
   bool has_left, has_right;
 };
 
 // Pixels x - 1 to x + kColumns of a row. Called by whole warps.
 template <typename T, bool kPacked>
-__device__ __forceinline__ void load_row(const Hog& args, const Place<T>& place, int y, int x, float* row) {
+__device__ __forceinline__ void load_row(const Hog& args, const Position<T>& position, int y, int x, float* row) {
   const int width = static_cast<int>(args.width);
-  const T* from = place.plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
+  const T* from = position.plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
   if constexpr (kPacked) {
     const auto pack = *reinterpret_cast<const Pack<T, kColumns>*>(from + x);
 #pragma unroll
@@ -84,8 +84,10 @@ __device__ __forceinline__ void load_row(const Hog& args, const Place<T>& place,
     }
     const float left = __shfl_up_sync(kAllLanes, row[kColumns], 1);
     const float right = __shfl_down_sync(kAllLanes, row[1], 1);
-    row[0] = x == 0 ? row[2] : place.has_left ? left : pixel(from[x - 1]);
-    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1] : place.has_right ? right : pixel(from[x + kColumns]);
+    row[0] = x == 0 ? row[2] : position.has_left ? left : pixel(from[x - 1]);
+    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1]
+                        : position.has_right  ? right
+                                              : pixel(from[x + kColumns]);
   } else {
 #pragma unroll
     for (int i = 0; i < kColumns + 2; ++i) {
@@ -96,16 +98,16 @@ __device__ __forceinline__ void load_row(const Hog& args, const Place<T>& place,
 
 // Adds at most kColumns columns and unit rows to a histogram. Called by whole warps; null: nothing is added.
 template <typename T, int kQuads, bool kPacked>
-__device__ __forceinline__ void add_columns(const Launch& launch, const Place<T>& place, int top, int x, int columns,
-                                            float* histogram) {
+__device__ __forceinline__ void add_columns(const Launch& launch, const Position<T>& position, int top, int x,
+                                            int columns, float* histogram) {
   const Hog& args = launch.args;
   float above[kColumns + 2];
   float here[kColumns + 2];
-  load_row<T, kPacked>(args, place, top - 1, x, above);
-  load_row<T, kPacked>(args, place, top, x, here);
+  load_row<T, kPacked>(args, position, top - 1, x, above);
+  load_row<T, kPacked>(args, position, top, x, here);
   for (int y = top; y < top + launch.unit; ++y) {
     float below[kColumns + 2];
-    load_row<T, kPacked>(args, place, y + 1, x, below);
+    load_row<T, kPacked>(args, position, y + 1, x, below);
 #pragma unroll
     for (int i = 1; i <= kColumns; ++i) {
       // Differences first, then sums: what is equal on both sides leaves an exact zero.
@@ -150,7 +152,8 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
     const Square at = square_at(launch, first_square + column / across);
     const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
                      (first_channel + channel) * args.channel_stride;
-    const Place<T> place{plane, beside && lane > 0 && column > 0, beside && lane < kWarp - 1 && column < columns - 1};
+    const Position<T> position{plane, beside && lane > 0 && column > 0,
+                               beside && lane < kWarp - 1 && column < columns - 1};
     const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
     const int left = static_cast<int>(at.column * launch.side) + column % across * launch.unit;
     float* histogram =
@@ -159,7 +162,7 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
       histogram[b] = 0;
     }
     for (int x = 0; x < launch.unit; x += kColumns) {
-      add_columns<T, kQuads, kPacked>(launch, place, top, left + x, launch.unit - x, histogram);
+      add_columns<T, kQuads, kPacked>(launch, position, top, left + x, launch.unit - x, histogram);
     }
   }
 }
@@ -176,16 +179,16 @@ __device__ __forceinline__ void add_cells(const Launch& launch, const float* fin
     const int cell = i / bins / channels;
     const int column = cell % columns;
     const int row = cell / columns;
-    const int place = channel * launch.spread + bin;
+    const int position = channel * launch.spread + bin;
     float sum = 0;
     for (int y = row * factor; y < (row + 1) * factor; ++y) {
       float row_sum = 0;  // long sums round less in two steps
       for (int x = column * factor; x < (column + 1) * factor; ++x) {
-        row_sum += fine[(y * columns * factor + x) * launch.cell_spread + place];
+        row_sum += fine[(y * columns * factor + x) * launch.cell_spread + position];
       }
       sum += row_sum;
     }
-    coarse[cell * launch.cell_spread + place] = sum;
+    coarse[cell * launch.cell_spread + position] = sum;
   }
 }
 
@@ -219,7 +222,7 @@ __device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, con
   Out* out = static_cast<Out*>(level.out) + at.image * image_down * image_across * vector;
   for (int element = threadIdx.x % kWarp; element < channels * args.bins; element += kWarp) {
     const int channel = element / args.bins;
-    const int place = channel * launch.spread + element - channel * args.bins;
+    const int position = channel * launch.spread + element - channel * args.bins;
     const int norm = channel * launch.spread + args.bins;
     const int index = first_channel * args.bins + element;
     for (int cell = threadIdx.x / kWarp; cell < across * across; cell += blockDim.x / kWarp) {
@@ -228,7 +231,7 @@ __device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, con
       const int column_here = cell - row_here * across;
       const int column = static_cast<int>(at.column) * across + column_here;
       const float* histogram = histograms + (row_here * columns + column_here) * launch.cell_spread;
-      const float value = histogram[place] * histogram[norm];
+      const float value = histogram[position] * histogram[norm];
       if (group == 1) {
         out[(row * image_across + column) * vector + index] = Arithmetic<Out>::store(value);
       } else {

@@ -50,20 +50,20 @@ template <int kQuads>
 BIMKERN_INLINE inline void orient_row(const float* __restrict gx, const float* __restrict gy,
                                       const HogBoundaries& boundaries, const HogLevel& level,
                                       const int32_t* __restrict histogram_of_column, int64_t padded,
-                                      float* __restrict magnitude, int32_t* __restrict place) {
+                                      float* __restrict magnitude, int32_t* __restrict position) {
   for (int64_t i = 0; i < padded; ++i) {
     const float x = gx[i] + level.bias_x;
     const float y = gy[i] + level.bias_y;
     magnitude[i] = hog_magnitude(x, y);
-    place[i] = histogram_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
+    position[i] = histogram_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
   }
 }
 
-BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, const int32_t* __restrict place,
+BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, const int32_t* __restrict position,
                                           int64_t width, float* __restrict histograms) {
 #pragma GCC unroll 8
   for (int64_t x = 0; x < width; ++x) {
-    histograms[place[x]] += magnitude[x];
+    histograms[position[x]] += magnitude[x];
   }
 }
 

@@ -19,38 +19,38 @@ bool ascends(const int64_t* ids, int64_t stride, const TokenSizes& size) {
   return previous < size.tokens;
 }
 
-// The places of one image, [N].
-void place_tokens(const char* op, const Keep& keep, const TokenSizes& size, const char* name, int64_t image,
-                  int32_t* places) {
-  std::fill_n(places, size.tokens, kHidden);
+// The positions of one image, [N].
+void locate_tokens(const char* op, const Keep& keep, const TokenSizes& size, const char* name, int64_t image,
+                   int32_t* positions) {
+  std::fill_n(positions, size.tokens, kHidden);
   for (int64_t k = 0; k < size.kept; ++k) {
     const int64_t id = keep.ids[image * keep.image_stride + k * keep.token_stride];
     BIMKERN_CHECK(id >= 0 && id < size.tokens, op, ": ", name, " must hold ids in [0, N=", size.tokens, "), got ", id,
                   " in image ", image);
-    BIMKERN_CHECK(places[id] == kHidden, op, ": ", name, " must not repeat an id within an image, got ", id,
+    BIMKERN_CHECK(positions[id] == kHidden, op, ": ", name, " must not repeat an id within an image, got ", id,
                   " twice in image ", image);
-    places[id] = static_cast<int32_t>(k);
+    positions[id] = static_cast<int32_t>(k);
   }
 }
 
 }  // namespace
 
 void check_keep(const char* op, const Keep& keep, const TokenSizes& size, const char* name) {
-  std::vector<int32_t> places;
+  std::vector<int32_t> positions;
   for (int64_t image = 0; image < size.images; ++image) {
     if (!ascends(keep.ids + image * keep.image_stride, keep.token_stride, size)) {
-      places.resize(size.tokens);
-      place_tokens(op, keep, size, name, image, places.data());
+      positions.resize(size.tokens);
+      locate_tokens(op, keep, size, name, image, positions.data());
     }
   }
 }
 
-std::vector<int32_t> places_of(const char* op, const Keep& keep, const TokenSizes& size) {
-  std::vector<int32_t> places(size.images * size.tokens);
+std::vector<int32_t> positions_of(const char* op, const Keep& keep, const TokenSizes& size) {
+  std::vector<int32_t> positions(size.images * size.tokens);
   for (int64_t image = 0; image < size.images; ++image) {
-    place_tokens(op, keep, size, "keep", image, places.data() + image * size.tokens);
+    locate_tokens(op, keep, size, "keep", image, positions.data() + image * size.tokens);
   }
-  return places;
+  return positions;
 }
 
 }  // namespace bimkern

@@ -1,4 +1,4 @@
-// Which tokens of each image stay: what every op on tokens takes, and the other way round: the place of every token.
+// Which tokens of each image stay: what every op on tokens takes, and the other way round: the position of every token.
 //
 // Letters: B images, R prefix tokens, N tokens, K kept tokens, D width. All strides are in elements; D has stride 1
 // wherever a pointer has no stride for it, and a pointer without strides is contiguous. Pointers into empty tensors may
@@ -32,7 +32,7 @@ constexpr int32_t kHidden = -1;
 // Both for host memory only. They throw Error, which calls keep by its name, where a value is out of range or repeated.
 void check_keep(const char* op, const Keep& keep, const TokenSizes& size, const char* name = "keep");
 
-// The place of every token in keep, [B, N], or kHidden.
-std::vector<int32_t> places_of(const char* op, const Keep& keep, const TokenSizes& size);
+// The position of every token in keep, [B, N], or kHidden.
+std::vector<int32_t> positions_of(const char* op, const Keep& keep, const TokenSizes& size);
 
 }  // namespace bimkern

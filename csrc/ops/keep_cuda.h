@@ -1,6 +1,6 @@
-// How the CUDA kernels find the place of a token in keep, which may be in any order. No id, whatever it is, is read or
-// written through before it was compared with N, and nothing waits to tell of a wrong one: it is kWrong, of which the
-// kernels make NaN.
+// How the CUDA kernels find the position of a token in keep, which may be in any order. No id, whatever it is, is read
+// or written through before it was compared with N, and nothing waits to tell of a wrong one: it is kWrong, of which
+// the kernels make NaN.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace bimkern {
 
-// In place of a place: an id of the image is out of range, or the token is there twice.
+// Instead of a position: an id of the image is out of range, or the token is there twice.
 constexpr int32_t kWrong = -2;
 
 BIMKERN_HD bool is_token(int64_t id, const TokenSizes& size) { return id >= 0 && id < size.tokens; }
@@ -40,25 +40,25 @@ __device__ __forceinline__ Pack<T, kCount> add(Pack<T, kCount> a, Pack<T, kCount
 
 constexpr int kRowsPerBlock = 8;  // a warp each
 
-// What a block knows of an image: the place of each of its tokens, and behind them whether an id is out of range.
-using BlockPlaces = int32_t[kRowsPerBlock + 1];
+// What a block knows of an image: the position of each of its tokens, and behind them whether an id is out of range.
+using BlockPositions = int32_t[kRowsPerBlock + 1];
 
-__device__ __forceinline__ int32_t place_of(const BlockPlaces& places, int row) {
-  return places[kRowsPerBlock] != 0 ? kWrong : places[row];
+__device__ __forceinline__ int32_t position_of(const BlockPositions& positions, int row) {
+  return positions[kRowsPerBlock] != 0 ? kWrong : positions[row];
 }
 
-// The places of the tokens first, first + 1, ... in up to kImages images from image on, found by a block of kWarp x
+// The positions of the tokens first, first + 1, ... in up to kImages images from image on, found by a block of kWarp x
 // kRowsPerBlock threads, which reads each id once. With K=49 these are few bytes beside eight rows; with N=4096, K=1024
 // and D=512 in bfloat16 they are as many as the rows.
 template <int kImages>
 __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& size, int64_t image, int64_t first,
-                                           BlockPlaces (&places)[kImages]) {
+                                           BlockPositions (&positions)[kImages]) {
   static_assert(kRowsPerBlock % kImages == 0, "a warp reads the ids of one image");
   if (threadIdx.y < kImages && threadIdx.x <= kRowsPerBlock) {
-    places[threadIdx.y][threadIdx.x] = threadIdx.x < kRowsPerBlock ? kHidden : 0;
+    positions[threadIdx.y][threadIdx.x] = threadIdx.x < kRowsPerBlock ? kHidden : 0;
   }
   __syncthreads();
-  BlockPlaces& own = places[threadIdx.y % kImages];
+  BlockPositions& own = positions[threadIdx.y % kImages];
   image += threadIdx.y % kImages;
   if (image < size.images) {
     constexpr int kStep = kRowsPerBlock / kImages * kWarp;
@@ -90,14 +90,14 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
   __syncthreads();
 }
 
-// The places of all tokens, [B, N], for kernels that go through the images token by token; a warp per image. All tokens
-// of an image with an id out of range, or twice, are kWrong.
+// The positions of all tokens, [B, N], for kernels that go through the images token by token; a warp per image. All
+// tokens of an image with an id out of range, or twice, are kWrong.
 [[maybe_unused]] static __global__ void __launch_bounds__(kWarp)
-    places_kernel(Keep keep, TokenSizes size, int32_t* places) {
+    positions_kernel(Keep keep, TokenSizes size, int32_t* positions) {
   constexpr unsigned kAll = 0xffffffffu;
   const int64_t image = blockIdx.x;
   const int64_t* ids = keep.ids + image * keep.image_stride;
-  int32_t* own = places + image * size.tokens;
+  int32_t* own = positions + image * size.tokens;
   for (int64_t token = threadIdx.x; token < size.tokens; token += kWarp) {
     own[token] = kHidden;
   }
@@ -120,7 +120,7 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
   }
 }
 
-// Blocks of places_kernel.
+// Blocks of positions_kernel.
 inline unsigned image_blocks(const char* op, const TokenSizes& size) {
   constexpr int64_t kMaxBlocks = 0x7fffffff;
   BIMKERN_CHECK(size.images <= kMaxBlocks, op, ": at most ", kMaxBlocks, " images fit a launch, got ", size.images);

@@ -133,9 +133,10 @@ class PatchReader {
 
   int64_t corner_of(int64_t index) const {
     const int64_t per_image = patches_.rows * patches_.columns;
-    const int64_t place = index % per_image;
-    return index / per_image * patches_.image_stride + place / patches_.columns * patches_.patch * patches_.row_stride +
-           place % patches_.columns * patches_.patch * patches_.column_stride;
+    const int64_t position = index % per_image;
+    return index / per_image * patches_.image_stride +
+           position / patches_.columns * patches_.patch * patches_.row_stride +
+           position % patches_.columns * patches_.patch * patches_.column_stride;
   }
 
   template <typename Set, typename From>

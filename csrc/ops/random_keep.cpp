@@ -1,8 +1,8 @@
 // CPU kernel of random_keep.h, bound by arithmetic; it reads the sample ids and the parent and writes the result once.
 //
 // Parallel over images. Of an image: the words of all tokens, a few Philox blocks at a time; the K-th smallest of them
-// by counting how many lie below a guess, which is soon right since words are uniform; one scan that writes the places
-// up to it, which ascend by themselves. Nothing is sorted, and nothing but the scan goes token by token.
+// by counting how many lie below a guess, which is soon right since words are uniform; one scan that writes the
+// positions up to it, which ascend by themselves. Nothing is sorted, and nothing but the scan goes token by token.
 #include "ops/random_keep.h"
 
 #include <algorithm>
@@ -24,18 +24,18 @@ BIMKERN_INLINE inline void draw_words(Set set, int64_t sample_id, PhiloxKey key,
 }
 
 // What candidates are ordered by: all keys differ.
-BIMKERN_INLINE inline uint64_t key_of(uint32_t word, int64_t place) {
-  return static_cast<uint64_t>(word) << 32 | static_cast<uint64_t>(place);
+BIMKERN_INLINE inline uint64_t key_of(uint32_t word, int64_t position) {
+  return static_cast<uint64_t>(word) << 32 | static_cast<uint64_t>(position);
 }
 
-// The place of the rank-th word, counted from 1, that equals value.
-BIMKERN_INLINE inline int64_t place_of(uint32_t value, int64_t rank, const uint32_t* words) {
-  int64_t place = -1;
+// The position of the rank-th word, counted from 1, that equals value.
+BIMKERN_INLINE inline int64_t position_of(uint32_t value, int64_t rank, const uint32_t* words) {
+  int64_t position = -1;
   while (rank > 0) {
-    ++place;
-    rank -= words[place] == value;
+    ++position;
+    rank -= words[position] == value;
   }
-  return place;
+  return position;
 }
 
 // A key that exactly kept of the count words do not exceed; kept is at least 1.
@@ -50,8 +50,8 @@ BIMKERN_INLINE inline uint64_t last_key(const uint32_t* words, int64_t count, in
     const int64_t guess = low + std::clamp<int64_t>(step, 1, high - low - 1);
     const auto limit = static_cast<uint32_t>(guess);
     uint32_t found = 0;
-    for (int64_t place = 0; place < count; ++place) {
-      found += words[place] <= limit;
+    for (int64_t position = 0; position < count; ++position) {
+      found += words[position] <= limit;
     }
     if (found < kept) {
       low = guess;
@@ -62,7 +62,7 @@ BIMKERN_INLINE inline uint64_t last_key(const uint32_t* words, int64_t count, in
     }
   }
   const auto word = static_cast<uint32_t>(high);
-  return key_of(word, high_count == kept ? kMaxCandidates : place_of(word, kept - low_count, words));
+  return key_of(word, high_count == kept ? kMaxCandidates : position_of(word, kept - low_count, words));
 }
 
 }  // namespace
@@ -84,18 +84,18 @@ void random_keep(const RandomKeep& args, const Parallel& parallel, Simd simd) {
       for (int64_t image = begin; image < end; ++image) {
         draw_words(set, args.sample_ids[image * args.sample_stride], args.key, args.tokens, words.data());
         const int64_t* parent = args.parent.ids + image * args.parent.image_stride;
-        for (int64_t place = 0; with_parent && place < args.candidates; ++place) {
-          parent_words[place] = words[parent[place * args.parent.token_stride]];
+        for (int64_t position = 0; with_parent && position < args.candidates; ++position) {
+          parent_words[position] = words[parent[position * args.parent.token_stride]];
         }
         const uint64_t last = last_key(candidates, args.candidates, args.kept);
-        int64_t* places = (with_parent ? args.within : args.keep) + image * args.kept;
+        int64_t* positions = (with_parent ? args.within : args.keep) + image * args.kept;
         int64_t found = 0;
-        for (int64_t place = 0; found < args.kept; ++place) {
-          places[found] = place;
-          found += key_of(candidates[place], place) <= last;
+        for (int64_t position = 0; found < args.kept; ++position) {
+          positions[found] = position;
+          found += key_of(candidates[position], position) <= last;
         }
         for (int64_t k = 0; with_parent && k < args.kept; ++k) {
-          args.keep[image * args.kept + k] = parent[places[k] * args.parent.token_stride];
+          args.keep[image * args.kept + k] = parent[positions[k] * args.parent.token_stride];
         }
       }
     });

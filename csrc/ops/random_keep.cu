@@ -3,8 +3,8 @@
 // A block per image, a thread per four candidates: their words stay in registers, and where there are more candidates
 // than threads the words are drawn again, which is cheaper than a memory for them that would bound N. The K-th smallest
 // word is found digit by digit: a histogram of the words that agree with the digits found so far, and a scan of it. One
-// pass in the order of places then writes the words below it, and of the equal ones the first. Counts alone are summed
-// by atomics, so the result does not depend on timing.
+// pass in the order of positions then writes the words below it, and of the equal ones the first. Counts alone are
+// summed by atomics, so the result does not depend on timing.
 #include <algorithm>
 
 #include "core/cuda.h"
@@ -39,9 +39,9 @@ __device__ __forceinline__ PhiloxCounter group_words(const RandomKeep& args, con
   PhiloxCounter words{};
 #pragma unroll
   for (int j = 0; j < kWordsPerBlock; ++j) {
-    const int64_t place = group * kWordsPerBlock + j;
-    if (place < args.candidates) {
-      words.word[j] = token_word(sample_id, parent[place * args.parent.token_stride], args.key);
+    const int64_t position = group * kWordsPerBlock + j;
+    if (position < args.candidates) {
+      words.word[j] = token_word(sample_id, parent[position * args.parent.token_stride], args.key);
     }
   }
   return words;
@@ -159,13 +159,13 @@ __global__ void __launch_bounds__(kMaxThreads) random_keep_kernel(RandomKeep arg
     for (int j = 0; j < kWordsPerBlock; ++j) {
       const auto equal = static_cast<uint32_t>(before);
       if (weights[j] == kBelow || (weights[j] == 1 && equal < search.rank)) {
-        const int64_t place = group * kWordsPerBlock + j;
+        const int64_t position = group * kWordsPerBlock + j;
         const int64_t to = image * args.kept + static_cast<int64_t>(before >> 32) + min(equal, search.rank);
         if (parent == nullptr) {
-          args.keep[to] = place;
+          args.keep[to] = position;
         } else {
-          args.keep[to] = parent[place * args.parent.token_stride];
-          args.within[to] = place;
+          args.keep[to] = parent[position * args.parent.token_stride];
+          args.within[to] = position;
         }
       }
       before += weights[j];

@@ -1,7 +1,7 @@
 // random_keep: which tokens of each image stay visible, as a function of (seed, step, sample id) alone.
 //
 // Every token of a sample has a random 32-bit word; the K tokens with the smallest words stay, equal words in the order
-// of their places. Letters and strides: keep.h; P candidates, among which is drawn.
+// of their positions. Letters and strides: keep.h; P candidates, among which is drawn.
 #pragma once
 
 #include "core/parallel.h"
@@ -21,10 +21,10 @@ struct RandomKeep {
   int64_t sample_stride;
   Keep parent;      // [B, P]; ids null: all tokens are candidates
   int64_t* keep;    // [B, K], ascends within an image
-  int64_t* within;  // [B, K], places of keep inside parent; null without a parent
+  int64_t* within;  // [B, K], positions of keep inside parent; null without a parent
 };
 
-constexpr int64_t kMaxCandidates = 0x7fffffff;  // places take half of a 64-bit key
+constexpr int64_t kMaxCandidates = 0x7fffffff;  // positions take half of a 64-bit key
 constexpr uint32_t kMaskStream = 0;             // second counter word: what else draws from a sample id uses others
 constexpr uint32_t kStepStream = 6;             // the same for keys
 constexpr int kWordsPerBlock = 4;               // of Philox: tokens that one counter serves

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kSumBytes = 128 * 1024;  // of each of the two sums that a thread keeps in its second-level cache
 
 template <typename T>
-void restore_rows(const RestoreTokens& args, const int32_t* places, const Parallel& parallel, Simd simd) {
+void restore_rows(const RestoreTokens& args, const int32_t* positions, const Parallel& parallel, Simd simd) {
   const TokenSizes size = args.size;
   const auto* visible = static_cast<const T*>(args.visible);
   const auto* mask_token = static_cast<const T*>(args.mask_token);
@@ -33,10 +33,10 @@ void restore_rows(const RestoreTokens& args, const int32_t* places, const Parall
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t token = i % rows - size.prefix;  // negative: a prefix row
-        const int64_t place = token < 0 ? token : places[image * size.tokens + token];
+        const int64_t position = token < 0 ? token : positions[image * size.tokens + token];
         const T* source = mask_token;
-        if (token < 0 || place != kHidden) {
-          source = visible + image * args.visible_image_stride + (size.prefix + place) * args.visible_token_stride;
+        if (token < 0 || position != kHidden) {
+          source = visible + image * args.visible_image_stride + (size.prefix + position) * args.visible_token_stride;
         }
         if (token < 0 || pos == nullptr) {
           std::memcpy(out + i * size.width, source, row_bytes);
@@ -65,7 +65,7 @@ void copy_prefix(const RestoreTokensBwd& args, const Parallel& parallel) {
 
 // Gradients of the tokens [begin, end): those of visible, the sums of pos, and the hidden sums.
 template <typename Set, typename T>
-BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, const int32_t* places,
+BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, const int32_t* positions,
                                               int64_t begin, int64_t end, typename Arithmetic<T>::type* kept_sums) {
   const TokenSizes size = args.size;
   auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
@@ -76,11 +76,11 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
     T* grad_visible = static_cast<T*>(args.grad_visible) + image * (size.prefix + size.kept) * size.width;
     for (int64_t token = begin; token < end; ++token) {
       const T* row = grad + (size.prefix + token) * args.grad_token_stride;
-      const int64_t place = places[image * size.tokens + token];
-      if (place == kHidden) {
+      const int64_t position = positions[image * size.tokens + token];
+      if (position == kHidden) {
         accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
       } else {
-        T* copy = grad_visible + (size.prefix + place) * size.width;
+        T* copy = grad_visible + (size.prefix + position) * size.width;
         accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
       }
     }
@@ -116,7 +116,7 @@ void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd sim
 }
 
 template <typename T>
-void restore_bwd(const RestoreTokensBwd& args, const int32_t* places, const Parallel& parallel, Simd simd) {
+void restore_bwd(const RestoreTokensBwd& args, const int32_t* positions, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
   const TokenSizes size = args.size;
   copy_prefix<T>(args, parallel);
@@ -126,7 +126,8 @@ void restore_bwd(const RestoreTokensBwd& args, const int32_t* places, const Para
     std::vector<Sum> kept_sums(std::min(block, end - begin) * size.width);
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t first = begin; first < end; first += block) {
-        restore_bwd_tokens<decltype(set), T>(set, args, places, first, std::min(end, first + block), kept_sums.data());
+        restore_bwd_tokens<decltype(set), T>(set, args, positions, first, std::min(end, first + block),
+                                             kept_sums.data());
       }
     });
   });
@@ -136,16 +137,16 @@ void restore_bwd(const RestoreTokensBwd& args, const int32_t* places, const Para
 }  // namespace
 
 void restore_tokens(const RestoreTokens& args, const Parallel& parallel, Simd simd) {
-  const std::vector<int32_t> places = places_of("restore_tokens", args.keep, args.size);
+  const std::vector<int32_t> positions = positions_of("restore_tokens", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { restore_rows<decltype(type)>(args, places.data(), parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { restore_rows<decltype(type)>(args, positions.data(), parallel, simd); });
   }
 }
 
 void restore_tokens_bwd(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
-  const std::vector<int32_t> places = places_of("restore_tokens_bwd", args.keep, args.size);
+  const std::vector<int32_t> positions = positions_of("restore_tokens_bwd", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { restore_bwd<decltype(type)>(args, places.data(), parallel, simd); });
+    dispatch(args.dtype, [&](auto type) { restore_bwd<decltype(type)>(args, positions.data(), parallel, simd); });
   }
 }
 

@@ -5,8 +5,8 @@
 // once, writes the result once; what all images share comes from the caches. backward: a block per row and slice of D,
 // its threads in kLanes sets that share the images out. One pass over the gradient: rows of kept tokens are copied out,
 // every row is added to the sum of its token over the images that hide it or over those that keep it. A small kernel
-// finds the places of all tokens before, so that a token's place and its row are loaded at once. The sums of the sets
-// are added in their order, and another small kernel adds the hidden sums of all tokens: no sum depends on timing.
+// finds the positions of all tokens before, so that a token's position and its row are loaded at once. The sums of the
+// sets are added in their order, and another small kernel adds the hidden sums of all tokens: no sum depends on timing.
 #include "ops/keep_cuda.h"
 #include "ops/restore_tokens.h"
 
@@ -27,11 +27,11 @@ template <typename T, int kPack>
 __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
     restore_kernel(RestoreTokens args, unsigned blocks_per_image) {
   using P = Pack<T, kPack>;
-  __shared__ BlockPlaces places[kImagesPerBlock];
+  __shared__ BlockPositions positions[kImagesPerBlock];
   const TokenSizes size = args.size;
   const int64_t image = int64_t{blockIdx.x / blocks_per_image} * kImagesPerBlock;
   const int64_t first = int64_t{blockIdx.x % blocks_per_image} * kRowsPerBlock - size.prefix;  // negative: a prefix row
-  block_find(args.keep, size, image, first, places);
+  block_find(args.keep, size, image, first, positions);
   const int64_t token = first + threadIdx.y;
   if (token >= size.tokens) {
     return;
@@ -41,10 +41,10 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
   const P* row[kImagesPerBlock];  // null: hidden
 #pragma unroll
   for (int i = 0; i < kImagesPerBlock; ++i) {
-    const int64_t place = token < 0 ? token : place_of(places[i], threadIdx.y);
+    const int64_t position = token < 0 ? token : position_of(positions[i], threadIdx.y);
     const T* visible = static_cast<const T*>(args.visible) + (image + i) * args.visible_image_stride +
-                       (size.prefix + place) * args.visible_token_stride;
-    row[i] = i < images && (token < 0 || place >= 0) ? reinterpret_cast<const P*>(visible) : nullptr;
+                       (size.prefix + position) * args.visible_token_stride;
+    row[i] = i < images && (token < 0 || position >= 0) ? reinterpret_cast<const P*>(visible) : nullptr;
   }
   const bool adds = token >= 0 && args.pos != nullptr;
   const auto* mask_token = static_cast<const P*>(args.mask_token);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
     }
   }
   for (int i = 0; i < images; ++i) {
-    if (token >= 0 && place_of(places[i], threadIdx.y) == kWrong) {
+    if (token >= 0 && position_of(positions[i], threadIdx.y) == kWrong) {
       fill_row(filled_with<T, kPack>(NAN), packs, out + i * image_packs);
     }
   }
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   // Element by element of the packs, so that lanes that store theirs meet different banks. The gap does the same for
   // lanes that read the elements of one pack after the other.
   constexpr int kSpread = kWarp + kBankBytes / static_cast<int>(sizeof(Sum)) / kPack;
-  __shared__ int32_t places[kBatch];
+  __shared__ int32_t positions[kBatch];
   __shared__ Sum lane_sums[2][kLanes][kPack][kSpread];
   const TokenSizes size = args.size;
   const int64_t row = blockIdx.x;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
     const int thread = threadIdx.y * kWarp + threadIdx.x;
     if (thread < kBatch) {
       const int64_t image = first + thread;
-      places[thread] = token >= 0 && image < size.images ? args.places[image * size.tokens + token] : kHidden;
+      positions[thread] = token >= 0 && image < size.images ? args.positions[image * size.tokens + token] : kHidden;
     }
     __syncthreads();
 #pragma unroll
@@ -126,20 +126,20 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       if (image >= size.images || column >= packs) {
         continue;
       }
-      int64_t place = token < 0 ? token : places[i * kLanes + threadIdx.y];
-      if (token >= 0 && place == kWrong) {
+      int64_t position = token < 0 ? token : positions[i * kLanes + threadIdx.y];
+      if (token >= 0 && position == kWrong) {
         loaded[i] = filled_with<T, kPack>(NAN);
-        place = token < size.kept ? token : kHidden;  // so all K rows of grad_visible are NaN, since K <= N
+        position = token < size.kept ? token : kHidden;  // so all K rows of grad_visible are NaN, since K <= N
       }
-      if (token < 0 || place >= 0) {
-        const int64_t to = (image * (size.prefix + size.kept) + size.prefix + place) * size.width;
+      if (token < 0 || position >= 0) {
+        const int64_t to = (image * (size.prefix + size.kept) + size.prefix + position) * size.width;
         reinterpret_cast<P*>(grad_visible + to)[column] = loaded[i];
       }
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
         const Sum value = A::load(loaded[i].value[j]);
-        hidden_sum[j] += place < 0 ? value : Sum{0};
-        kept_sum[j] += place < 0 ? Sum{0} : value;
+        hidden_sum[j] += position < 0 ? value : Sum{0};
+        kept_sum[j] += position < 0 ? Sum{0} : value;
       }
     }
     __syncthreads();
@@ -242,8 +242,8 @@ void launch_restore_bwd(const RestoreTokensBwd& args, cudaStream_t stream) {
     const auto kernel = packed ? restore_bwd_kernel<T, kPackBytes / kSize> : restore_bwd_kernel<T, 1>;
     const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(slices));
     if (args.size.images > 0) {
-      places_kernel<<<image_blocks("restore_tokens_bwd", args.size), kWarp, 0, stream>>>(args.keep, args.size,
-                                                                                         args.places);
+      positions_kernel<<<image_blocks("restore_tokens_bwd", args.size), kWarp, 0, stream>>>(args.keep, args.size,
+                                                                                            args.positions);
     }
     kernel<<<grid, dim3(kWarp, kLanes), 0, stream>>>(args);
     check_launch("restore_tokens_bwd");

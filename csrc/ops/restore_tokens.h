@@ -29,11 +29,11 @@ struct RestoreTokensBwd {
   const void* grad_out;  // [B, R+N, D]
   int64_t grad_image_stride;
   int64_t grad_token_stride;
-  void* grad_visible;         // [B, R+K, D]
-  void* grad_mask_token;      // [D]
-  void* grad_pos;             // [N, D], null: not wanted
-  void* hidden_sums;          // [N, D], scratch in the arithmetic type of dtype: sums over the images that hide a token
-  int32_t* places = nullptr;  // [B, N], scratch of restore_tokens_bwd_cuda
+  void* grad_visible;     // [B, R+K, D]
+  void* grad_mask_token;  // [D]
+  void* grad_pos;         // [N, D], null: not wanted
+  void* hidden_sums;      // [N, D], scratch in the arithmetic type of dtype: sums over the images that hide a token
+  int32_t* positions = nullptr;  // [B, N], scratch of restore_tokens_bwd_cuda
 };
 
 // CPU. The values of keep are checked first; throws Error.

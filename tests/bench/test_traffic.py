@@ -74,7 +74,7 @@ def test_the_table_is_written_as_it_is_read(tmp_path):
          ("gather_kernel", "IfLi4E")),
         ("_ZN7bimkern12_GLOBAL__N_110hog_kernelINS_8bfloat16ELi1ELb0EEEvNS0_6LaunchE",
          ("hog_kernel", "INS_8bfloat16ELi1ELb0E")),
-        ("_ZN7bimkernL13places_kernelENS_4KeepENS_10TokenSizesEPi", ("places_kernel", "")),
+        ("_ZN7bimkernL13places_kernelENS_4KeepENS_10TokenSizesEPi", ("positions_kernel", "")),
     ],
 )  # fmt: skip
 def test_kernels_of_both_compilers_have_one_name(symbol, expected):
@@ -82,7 +82,7 @@ def test_kernels_of_both_compilers_have_one_name(symbol, expected):
 
 
 def test_conflicts_that_the_data_make_are_left_out():
-    line = traffic_count.Line(place="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
+    line = traffic_count.Line(position="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
     (launch,) = [traffic_count.Launch(row=traffic.load()[0], symbol="", uninitialized=0, lines=(line,))]
     assert launch.worst_conflict == 8
     update = replace(launch, lines=(line, replace(line, access="write")))

@@ -58,8 +58,8 @@ inline std::vector<int64_t> unordered_ids(const TokenSizes& size) {
   return ids;
 }
 
-// The place of id in an image's ids, -1 if it is not there.
-inline int64_t place_of(const int64_t* ids, int64_t count, int64_t id) {
+// The position of id in an image's ids, -1 if it is not there.
+inline int64_t position_of(const int64_t* ids, int64_t count, int64_t id) {
   const int64_t* found = std::find(ids, ids + count, id);
   return found == ids + count ? -1 : found - ids;
 }

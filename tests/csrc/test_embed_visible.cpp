@@ -86,13 +86,13 @@ void test_embeddings(const TokenSizes& size, DType dtype, bool with_pos) {
   const std::vector<int64_t> ids = unordered_ids(size);
   std::vector<float> want;
   for (int64_t i = 0; i < size.images * rows; ++i) {
-    const int64_t place = i % rows - size.prefix;
+    const int64_t position = i % rows - size.prefix;
     for (int64_t d = 0; d < size.width; ++d) {
-      if (place < 0) {
+      if (position < 0) {
         want.push_back(prefix[i % rows * size.width + d]);
         continue;
       }
-      const int64_t row = i / rows * size.kept + place;
+      const int64_t row = i / rows * size.kept + position;
       const float value = static_cast<float>(Arithmetic<T>::load(product[row * size.width + d])) + bias[d];
       want.push_back(with_pos ? value + pos[ids[row] * size.width + d] : value);
     }

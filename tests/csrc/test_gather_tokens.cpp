@@ -48,12 +48,12 @@ void test_case(const TokenSizes& size, const Parallel& parallel, Simd simd) {
   std::vector<float> want_tokens(grad_tokens.size(), 0.0f);
   std::vector<float> want_pos(grad_pos.size(), 0.0f);
   for (int64_t image = 0; image < size.images; ++image) {
-    for (int64_t place = 0; place < visible; ++place) {
-      const int64_t id = place < size.prefix ? -1 : sample.ids[image * size.kept + place - size.prefix];
-      const int64_t row = place < size.prefix ? place : size.prefix + id;
+    for (int64_t position = 0; position < visible; ++position) {
+      const int64_t id = position < size.prefix ? -1 : sample.ids[image * size.kept + position - size.prefix];
+      const int64_t row = position < size.prefix ? position : size.prefix + id;
       for (int64_t d = 0; d < size.width; ++d) {
         const int64_t from = (image * rows + row) * size.width + d;
-        const int64_t to = (image * visible + place) * size.width + d;
+        const int64_t to = (image * visible + position) * size.width + d;
         EXPECT(out[to] == sample.tokens[from] + (id < 0 ? 0.0f : sample.pos[id * size.width + d]));
         want_tokens[from] = sample.grad[to];
         if (id >= 0) {

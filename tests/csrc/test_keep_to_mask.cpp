@@ -15,8 +15,8 @@ void test_case(const TokenSizes& size) {
   const std::vector<int64_t> ids = unordered_ids(size);
   std::vector<float> want;
   for (int64_t i = 0; i < size.images * size.tokens; ++i) {
-    const int64_t place = place_of(ids.data() + i / size.tokens * size.kept, size.kept, i % size.tokens);
-    want.push_back(place < 0 ? 1.0f : 0.0f);
+    const int64_t position = position_of(ids.data() + i / size.tokens * size.kept, size.kept, i % size.tokens);
+    want.push_back(position < 0 ? 1.0f : 0.0f);
   }
   run_every_way([&](const Parallel& parallel, Simd) {
     std::vector<float> mask(want.size(), -7.0f);

@@ -122,14 +122,14 @@ void test_error(int64_t side, LossKind kind) {
   std::vector<double> want(pred.size()), sums(1 + width);
   for (size_t i = 0; i < pred.size(); ++i) {
     const int64_t d = i % width, q = i / width % squares, id = ids[i / width / squares];
-    const int64_t place = d / kLength;  // of the cell in its 2x2 square
-    if (place >= cells_a_row) {
+    const int64_t position = d / kLength;  // of the cell in its 2x2 square
+    if (position >= cells_a_row) {
       continue;
     }
     const int64_t image = id / (kRows * kColumns), cell = id % (kRows * kColumns);
     const int64_t half = side == 4 ? 2 : 0;
-    const int64_t y = cell / kColumns * side + q / 2 * half + place / 2;
-    const int64_t x = cell % kColumns * side + q % 2 * half + place % 2;
+    const int64_t y = cell / kColumns * side + q / 2 * half + position / 2;
+    const int64_t x = cell % kColumns * side + q % 2 * half + position % 2;
     const int64_t at = (image * kRows * side + y) * kColumns * side + x;
     const double error = static_cast<double>(pred[i]) + bias[d] - target[at * kLength + d % kLength];
     const bool squared = kind == LossKind::kL2;

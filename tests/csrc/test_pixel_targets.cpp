@@ -43,10 +43,10 @@ void test_case(const Grid& grid, bool normalize, bool with_statistics) {
                         normalize};
   std::vector<double> want;
   for (int64_t i = 0; i < patches.count(); ++i) {
-    const int64_t place = i % (grid.rows * grid.columns);
+    const int64_t position = i % (grid.rows * grid.columns);
     std::vector<double> values;
     for (int64_t e = 0; e < patches.length(); ++e) {
-      const int64_t c = e % C, y = place / grid.columns * p + e / C / p, x = place % grid.columns * p + e / C % p;
+      const int64_t c = e % C, y = position / grid.columns * p + e / C / p, x = position % grid.columns * p + e / C % p;
       const double pixel = pixels[i / (grid.rows * grid.columns) * patches.image_stride + c * channel_stride +
                                   y * patches.row_stride + x * column_stride] /
                            255.0;

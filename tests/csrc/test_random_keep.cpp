@@ -39,19 +39,19 @@ void test_case(const Case& size) {
   std::vector<int64_t> want_keep, want_within;
   for (int64_t image = 0; image < size.images; ++image) {
     std::vector<std::pair<uint32_t, int64_t>> order;
-    for (int64_t place = 0; place < size.candidates; ++place) {
-      const int64_t token = parent[image * size.candidates + place];
-      order.emplace_back(token_word(kIds[image], token, kSeed), place);
+    for (int64_t position = 0; position < size.candidates; ++position) {
+      const int64_t token = parent[image * size.candidates + position];
+      order.emplace_back(token_word(kIds[image], token, kSeed), position);
     }
     std::sort(order.begin(), order.end());
-    std::vector<int64_t> places;
+    std::vector<int64_t> positions;
     for (int64_t k = 0; k < size.kept; ++k) {
-      places.push_back(order[k].second);
+      positions.push_back(order[k].second);
     }
-    std::sort(places.begin(), places.end());
-    for (const int64_t place : places) {
-      want_keep.push_back(parent[image * size.candidates + place]);
-      want_within.push_back(place);
+    std::sort(positions.begin(), positions.end());
+    for (const int64_t position : positions) {
+      want_keep.push_back(parent[image * size.candidates + position]);
+      want_within.push_back(position);
     }
   }
   if (!size.with_parent) {

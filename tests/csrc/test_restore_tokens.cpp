@@ -91,10 +91,10 @@ void test_case(const TokenSizes& size, bool with_pos) {
     const int64_t* ids = sample.ids.data() + image * size.kept;
     for (int64_t row = 0; row < sample.rows; ++row) {
       const int64_t token = row - size.prefix;
-      const int64_t place = token < 0 ? token : place_of(ids, size.kept, token);
-      const int64_t visible = image * (size.prefix + size.kept) + size.prefix + place;
+      const int64_t position = token < 0 ? token : position_of(ids, size.kept, token);
+      const int64_t visible = image * (size.prefix + size.kept) + size.prefix + position;
       for (int64_t d = 0; d < size.width; ++d) {
-        const bool hidden = token >= 0 && place < 0;
+        const bool hidden = token >= 0 && position < 0;
         const float added = token >= 0 && with_pos ? sample.pos[token * size.width + d] : 0.0f;
         const int64_t at = (image * sample.rows + row) * size.width + d;
         want_out[at] = (hidden ? sample.mask_token[d] : sample.visible[visible * size.width + d]) + added;

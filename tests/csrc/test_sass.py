@@ -16,7 +16,7 @@ from bench.traffic_count import instance
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
 IN_FLIGHT = 4  # loads of a thread, at least, before it stores
-# Loads that are no part of a row: ids of 8 bytes, of which some are in flight at once, and places of 4.
+# Loads that are no part of a row: ids of 8 bytes, of which some are in flight at once, and positions of 4.
 OTHER_LOADS = {
     ("gather_tokens", "gather_kernel"): 1,
     ("gather_tokens", "scatter_kernel"): 4,

@@ -107,8 +107,8 @@ def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, wo
     assert all(result.fault is None for result in check(listing, workers=workers).values())
 
 
-@pytest.mark.parametrize("place", ["bimkern.data.formats.Image.Image.load", "bimkern.data.check.upright_size"])
-def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypatch, place):
+@pytest.mark.parametrize("position", ["bimkern.data.formats.Image.Image.load", "bimkern.data.check.upright_size"])
+def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypatch, position):
     picture().save(folder / "a.jpg")
 
     def out_of_memory(*args, **kwargs):
@@ -116,7 +116,7 @@ def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypat
 
     Image.init()  # its plugins load images of their own
     with monkeypatch.context() as patch:
-        patch.setattr(place, out_of_memory)
+        patch.setattr(position, out_of_memory)
         with pytest.raises(SourceError, match=r"cannot be checked \(.*out of memory\)"):
             check(image_folder(folder), workers=0)
     assert check(image_folder(folder), workers=0)["a.jpg"].fault is None

@@ -28,7 +28,7 @@ def on_cpu(monkeypatch):
 
 
 def python_is(path, script, monkeypatch):
-    """Have a shell script run in the place of Python."""
+    """Have a shell script run in the position of Python."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(path))

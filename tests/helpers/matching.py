@@ -48,7 +48,7 @@ def names(scale):
 
 
 def grads(scale):
-    """Return the places of what gets a gradient: features and layers."""
+    """Return the positions of what gets a gradient: features and layers."""
     return (0, *range(3, 3 + NUM_LAYERS[scale]))
 
 

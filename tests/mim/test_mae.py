@@ -40,8 +40,8 @@ def position_table(width):
     for row in range(GRID):
         for column in range(GRID):
             for i in range(quarter):
-                for half, place in enumerate((column, row)):
-                    angle = place / 10000 ** (i / quarter)
+                for half, position in enumerate((column, row)):
+                    angle = position / 10000 ** (i / quarter)
                     table[1 + row * GRID + column, half * 2 * quarter + i] = math.sin(angle)
                     table[1 + row * GRID + column, half * 2 * quarter + quarter + i] = math.cos(angle)
     return table

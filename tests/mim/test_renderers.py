@@ -31,9 +31,9 @@ def photos(size=64):
 )
 def test_histograms_stand_at_their_cells(recipe, stage, cell):
     images = photos()
-    places = renderer_of(recipe, stage).truth(images)
+    positions = renderer_of(recipe, stage).truth(images)
     expected = hog(images, cell, 9).unflatten(1, (64 // cell, 64 // cell)).permute(0, 3, 1, 2)
-    assert torch.equal(places, expected)
+    assert torch.equal(positions, expected)
 
 
 def test_histograms_of_a_resized_image_stand_at_their_cells_too():

@@ -79,9 +79,9 @@ def test_golden_ramps(device, ramp, bin9, bin18):
                                " .03734 0 0"),
     ],
 )  # fmt: skip
-def test_golden_vectors(device, bins, cell, options, place, values):
+def test_golden_vectors(device, bins, cell, options, position, values):
     vectors = hog(golden_image(device), cell, bins, **options)
-    got = histograms(vectors, (32 // cell, 32 // cell), bins)[0][place]
+    got = histograms(vectors, (32 // cell, 32 // cell), bins)[0][position]
     want = torch.tensor([float(value) for value in values.split()], device=device)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # the values are given to five digits
 

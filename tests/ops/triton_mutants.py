@@ -48,7 +48,7 @@ FAULTS = [
     Fault("masked_loss", "mean over P left out backwards", "tl.where(d == 0, 1, d) * length", "tl.where(d == 0, 1, d)"),
     Fault("masked_loss", "half the slope", "slope = 2 * difference", "slope = difference"),
     Fault("masked_loss", "result written beyond its rows", "mask=exists[:, None] & (columns", "mask=(columns"),
-    Fault("masked_loss", "partial sums not masked", "mask=places < count", "mask=places < count + 1"),
+    Fault("masked_loss", "partial sums not masked", "mask=positions < count", "mask=positions < count + 1"),
     Fault("masked_loss", "a denominator of zero backwards", "w = tl.where(d == 0, 0, w)", "w = w"),
     Fault("masked_loss", "alignment without the strides", "*starts, *strides)", "*starts)", file="rows"),
     Fault("masked_loss", "alignment without the start", "*starts, *strides)", "*strides)", file="rows"),

@@ -215,12 +215,12 @@ def test_how_far_the_last_loss_travels(name):
     assert reached == [not isolated or k == last for k in range(last + 1)]
 
 
-def loss_of_another_truth(model, stage, tokens, images, view, places):
+def loss_of_another_truth(model, stage, tokens, images, view, positions):
     """Compute the loss where the truth differs in some cells, [B, 1, rows, columns]."""
-    pixels = interpolate(places.float(), size=images.shape[2:], mode="nearest") > 0
+    pixels = interpolate(positions.float(), size=images.shape[2:], mode="nearest") > 0
     target = model.targets([stage], images)[stage]
     if target.vectors is not None:
-        target = replace(target, vectors=torch.where(places.flatten(2).mT, 7.0, target.vectors))
+        target = replace(target, vectors=torch.where(positions.flatten(2).mT, 7.0, target.vectors))
     other = torch.where(pixels, images.flip(0), images)
     return model.loss(stage, tokens, other, view, target, view.hidden.sum())
 
@@ -239,5 +239,7 @@ def test_what_is_visible_does_not_count(name):
         cells = [int(n * model.method.head(stage).scale) for n in view.grid]
         hidden = adaptive_avg_pool2d(view.hidden.view(2, 1, *view.grid), cells) > 0
         truths = (torch.zeros_like(hidden), ~hidden, hidden)
-        same, visible, other = (loss_of_another_truth(model, stage, tokens, images, view, places) for places in truths)
+        same, visible, other = (
+            loss_of_another_truth(model, stage, tokens, images, view, positions) for positions in truths
+        )
         assert same == visible != other

@@ -1,4 +1,4 @@
-"""Runs whose memory is planned: they compute the same, and their steps get the same places again."""
+"""Runs whose memory is planned: they compute the same, and their steps get the same positions again."""
 
 import json
 from types import SimpleNamespace

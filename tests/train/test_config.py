@@ -24,12 +24,12 @@ def changed(path, value):
     """The JSON of a recipe with one value replaced, added or, with ..., taken away."""
     saved = json.loads(json.dumps(to_json(RECIPES["mae_vit_test"].config)))
     *parents, last = path.split(".")
-    place = saved
+    position = saved
     for name in parents:
-        place = place[name]
-    place[last] = value
+        position = position[name]
+    position[last] = value
     if value is ...:
-        del place[last]
+        del position[last]
     return saved
 
 

@@ -85,8 +85,8 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
         assert head >= 60
         for row in range(3):
             for i in range(2):
-                place = (i * 110 + 55, head + row * 110 + 55)
-                assert picture.getpixel(place) == tuple(int(255 * value) for value in colors[row, i].flatten())
+                position = (i * 110 + 55, head + row * 110 + 55)
+                assert picture.getpixel(position) == tuple(int(255 * value) for value in colors[row, i].flatten())
         written = picture.convert("L").crop((0, 0, 220, head)).point(lambda value: 255 * (value < 128))
         left, top, right, bottom = written.getbbox()
     assert left > 0 < top

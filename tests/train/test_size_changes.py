@@ -149,7 +149,7 @@ def test_a_dry_run_tells_the_phases_and_the_peak_of_the_largest(photos, tmp_path
     config = register(monkeypatch, "growing", level)
     train("growing", photos, tmp_path / "run", "--epochs", "16", "--steps", "None")
     counted = [record["live_activation_bytes"] for record in records(tmp_path / "run")]
-    assert [place for place, count in enumerate(counted) if count is None] == [0, 12, 24]  # not the first of a size
+    assert [index for index, count in enumerate(counted) if count is None] == [0, 12, 24]  # not the first of a size
     segments = config.step_layout(12).segments[:2]  # the last is of two micro-batches
     assert [live_activation_peak(config, segment) for segment in segments] == [counted[1], counted[13]]
     capsys.readouterr()

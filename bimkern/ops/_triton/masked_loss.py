@@ -62,8 +62,8 @@ def loss_tiles(
 def add_partials(partial, denominator, loss, count, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float64)
     for start in range(0, count, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        total += tl.load(partial + places, mask=places < count, other=0).to(tl.float64)
+        positions = start + tl.arange(0, BLOCK)
+        total += tl.load(partial + positions, mask=positions < count, other=0).to(tl.float64)
     d = tl.load(denominator)
     quotient = tl.sum(total, axis=0) / tl.where(d == 0, 1, d).to(tl.float64)
     tl.store(loss, tl.where(d == 0, 0, quotient))

@@ -28,12 +28,12 @@ def read_patch(
     channels, patch, grid_rows, grid_columns = sizes
     image_stride, channel_stride, row_stride, column_stride = strides
     length = patch * patch * channels
-    place = row % (grid_rows * grid_columns)
+    position = row % (grid_rows * grid_columns)
     corner = (
         images
         + (row // (grid_rows * grid_columns)).to(tl.int64) * image_stride
-        + (place // grid_columns * patch).to(tl.int64) * row_stride
-        + (place % grid_columns * patch).to(tl.int64) * column_stride
+        + (position // grid_columns * patch).to(tl.int64) * row_stride
+        + (position % grid_columns * patch).to(tl.int64) * column_stride
     )
     index = tl.arange(0, BLOCK)
     inside = index < count

@@ -19,7 +19,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   }
   int exponent;
   std::frexp(x, &exponent);
-  const int last = std::max(exponent, std::numeric_limits<float>::min_exponent) - 8;  // the place of the last bit
+  const int last = std::max(exponent, std::numeric_limits<float>::min_exponent) - 8;  // the position of the last bit
   const double rounded = std::ldexp(std::nearbyint(std::ldexp(double{x}, -last)), last);
   const float result = std::abs(rounded) > std::numeric_limits<float>::max()
                            ? std::copysign(std::numeric_limits<float>::infinity(), x)

@@ -14,13 +14,13 @@ namespace {
 template <typename Args>
 struct WithScratch {
   Args args;
-  std::vector<int32_t> places;
+  std::vector<int32_t> positions;
 };
 
 template <typename Args>
 WithScratch<Args> with_scratch(const Args& args) {
   WithScratch<Args> result{args, std::vector<int32_t>(args.size.images * args.size.tokens)};
-  result.args.places = result.places.data();
+  result.args.positions = result.positions.data();
   return result;
 }
 

@@ -44,9 +44,9 @@ void gather(DType dtype) {
   const Buffer<T> want_pos(size.tokens * size.width), got_pos(size.tokens * size.width, random_gap());
   bwd.result = want_pos.data();
   gather_tokens_bwd_pos(bwd, serial(), Simd::kBaseline);
-  const Buffer<int32_t> places(size.images * size.tokens);
+  const Buffer<int32_t> positions(size.images * size.tokens);
   bwd.result = got_pos.data();
-  bwd.places = places.data();
+  bwd.positions = positions.data();
   gather_tokens_bwd_pos_cuda(bwd, nullptr);
   expect_same(got_pos, want_pos, "gather_tokens_bwd_pos");
 
@@ -130,8 +130,8 @@ void restore(DType dtype) {
   bwd.grad_mask_token = got_mask.data();
   bwd.grad_pos = with_pos ? got_pos.data() : nullptr;
   bwd.hidden_sums = got_sums.data();
-  const Buffer<int32_t> places(size.images * size.tokens);
-  bwd.places = places.data();
+  const Buffer<int32_t> positions(size.images * size.tokens);
+  bwd.positions = positions.data();
   restore_tokens_bwd_cuda(bwd, nullptr);
   expect_same(got_visible, want_visible, "grad_visible");
   const auto images = static_cast<double>(size.images);

@@ -121,9 +121,9 @@ void gather() {
     const Ids ids = random_keep_ids();
     const void* grad = random_values(dtype, B * (R + K) * D);
     GatherTokensBwd args{dtype, kSize, ids.keep, grad, (R + K) * D, D, device_memory(N * row)};
-    args.places = static_cast<int32_t*>(device_memory(B * N * kInt32));
-    const int64_t places = B * N * kInt32;
-    count({"gather_tokens", "bwd_pos", shape, name_of(dtype)}, {ids.bytes + places, row * (B * K + N) + places},
+    args.positions = static_cast<int32_t*>(device_memory(B * N * kInt32));
+    const int64_t positions = B * N * kInt32;
+    count({"gather_tokens", "bwd_pos", shape, name_of(dtype)}, {ids.bytes + positions, row * (B * K + N) + positions},
           [&] { gather_tokens_bwd_pos_cuda(args, nullptr); });
   }
 }
@@ -150,7 +150,7 @@ void restore() {
     void* grad_visible = device_memory(B * (R + K) * row);
     void* grad_mask_token = device_memory(row);
     void* grad_pos = device_memory(N * row);
-    const int64_t places = B * N * kInt32;
+    const int64_t positions = B * N * kInt32;
     const RestoreTokensBwd args{dtype,
                                 kSize,
                                 ids.keep,
@@ -161,9 +161,9 @@ void restore() {
                                 grad_mask_token,
                                 grad_pos,
                                 device_memory(sums),
-                                static_cast<int32_t*>(device_memory(places))};
+                                static_cast<int32_t*>(device_memory(positions))};
     count({"restore_tokens", "bwd", shape, name_of(dtype)},
-          {ids.bytes + places, row * (B * (R + N) + B * (R + K) + N) + sums + places, sums + row},
+          {ids.bytes + positions, row * (B * (R + N) + B * (R + K) + N) + sums + positions, sums + row},
           [&] { restore_tokens_bwd_cuda(args, nullptr); });
   }
 }

@@ -18,7 +18,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
         stream: where to; None is what sys.stdout is by then.
     """
     stream = sys.stdout if stream is None else stream
-    if not has_room(stream):
+    if stream is None or not has_room(stream):
         return
     try:
         print(line, file=stream, flush=True)
@@ -40,7 +40,8 @@ def printing() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed before the program began
+            sys.stdout.flush()
         signal.signal(signal.SIGPIPE, before)
 
 
@@ -49,6 +50,11 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), sys.stderr)
+
+
+def on_terminal() -> bool:
+    """Return whether stdout is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def has_room(stream: TextIO) -> bool:

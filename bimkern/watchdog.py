@@ -90,7 +90,7 @@ class Watchdog:
         return time.monotonic() - max(since, self._progress)
 
 
-class Task(threading.Thread, Generic[Item]):
+class BackgroundTask(threading.Thread, Generic[Item]):
     """Work in a background thread, which does not keep the program from ending; its result or error is kept."""
 
     def __init__(self, work: Callable[[], Item], *, name: str) -> None:
@@ -130,11 +130,11 @@ def watched(items: Iterator[Item], watchdog: Watchdog) -> Iterator[Item]:
     """
     end = object()
     try:
-        while (item := Task(partial(next, items, end), name="bimkern loader").result(watchdog)) is not end:
+        while (item := BackgroundTask(partial(next, items, end), name="bimkern loader").result(watchdog)) is not end:
             yield item
     finally:
         if isinstance(items, Generator):
-            Task(items.close, name="bimkern loader").join(_CLOSING)
+            BackgroundTask(items.close, name="bimkern loader").join(_CLOSING)
 
 
 @contextmanager

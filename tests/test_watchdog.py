@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bimkern import watchdog
-from bimkern.watchdog import Interrupted, Task, Watchdog, stopped_by, watched
+from bimkern.watchdog import BackgroundTask, Interrupted, Watchdog, stopped_by, watched
 
 
 class Clock:
@@ -76,9 +76,9 @@ def test_a_patient_wait_ends_when_progress_does(clock):
 
 def test_a_task_keeps_its_result_or_error():
     dog = Watchdog("the task")
-    assert Task(lambda: 7, name="seven").result(dog) == 7
+    assert BackgroundTask(lambda: 7, name="seven").result(dog) == 7
     with pytest.raises(ZeroDivisionError):
-        Task(lambda: 1 // 0, name="error").result(dog)
+        BackgroundTask(lambda: 1 // 0, name="error").result(dog)
 
 
 def test_items_of_a_thread_are_those_of_the_iterator():
@@ -117,13 +117,13 @@ def test_an_iterator_whose_end_hangs_is_left_behind(monkeypatch):
 
 @pytest.mark.parametrize(
     "hang",
-    ["Task(lambda: time.sleep(1000), name='hangs')", "ThreadPoolExecutor(1).submit(time.sleep, 1000)"],
+    ["BackgroundTask(lambda: time.sleep(1000), name='hangs')", "ThreadPoolExecutor(1).submit(time.sleep, 1000)"],
     ids=["task", "pool"],  # Python waits for a pool's threads at exit
 )
 def test_a_program_ends_though_a_thread_hangs(hang):
     program = (
         "import sys, time; from concurrent.futures import ThreadPoolExecutor\n"
-        "from bimkern.watchdog import Task, ending_at_once\n"
+        "from bimkern.watchdog import BackgroundTask, ending_at_once\n"
         "with ending_at_once():\n"
         f"    {hang}\n"
         "    print('this is the end'); sys.exit(143)"

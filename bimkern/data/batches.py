@@ -1,8 +1,8 @@
 """What to load: the micro-batches of a run, as sample ids, crop boxes and flips.
 
 The training data is one endless stream of epochs, cut into steps without a gap, so that nothing is dropped and any
-batch size fits any data set. A step's samples depend on (seed, step, course) alone: the state of the data is the step
-number. How pixels are made of this is a loader's business (loader.py).
+batch size fits any data set. A step's samples depend on (seed, step, layout) alone: the state of the data is the step
+number. How pixels are made of this is up to the loader (loader.py).
 
 An image that has gone bad is replaced, draw by draw, by another one that depends on the draw alone: a run that is
 resumed while it is bad replaces it by the same.

@@ -22,7 +22,7 @@ class BestEffort:
             yield
         except OSError as error:
             if not self._failing:
-                logger.warning("%s cannot be written (%s); training goes on", self._what, error)
+                logger.warning("%s cannot be written (%s); training continues", self._what, error)
             self._failing = True
         else:
             self._failing = False

@@ -51,7 +51,7 @@ class StepEdge:
             self._last = recorded(self._device)
 
     def pending(self) -> bool:
-        """Say whether the device is still at work on the last step."""
+        """Return whether the device is still at work on the last step."""
         return self._last is not None and not self._last.query()
 
 

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,23 +57,18 @@ def run(config: Config) -> Outcome:
 
     Raises:
         ConfigError, SourceError, LoaderError, CheckpointError, BackendError: what the config asks for cannot be done.
-        Stopped: SIGINT or SIGTERM ended it; the same config resumes it.
-        Diverged, Starved: it cannot continue.
+        Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
+        Diverged, Starved, OutOfMemory: it cannot continue.
     """
+    if config.run.dry_run:
+        raise ConfigError("run() trains, and cannot do a --dry-run; print reporting.summary.describe() instead")
     inputs = find_inputs(config.run)
     check_memory(config, resolve_device(config.run.device))
     folder = _open_folder(config, inputs.listing.root)
-    images = _check_images(config, inputs, folder)
-    say(describe_briefly(config, images, inputs.loader_choice))
-    loader = inputs.loader
-    while True:
-        try:
-            return _train(config, images, loader, folder)
-        except OutOfMemory as error:
-            config = replace(config, run=halve_micro_batch(config.run))
-            logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
-        gc.collect()  # the trainer and what its error held are gone only now
-        loader, _ = _choose(config.run)
+    with closing(folder):
+        images = _check_images(config, inputs, folder)
+        say(describe_briefly(config, images, inputs.loader_choice))
+        return _train_within_memory(config, images, inputs.loader, folder)
 
 
 def find_inputs(options: RunConfig) -> Inputs:
@@ -90,6 +86,19 @@ def find_inputs(options: RunConfig) -> Inputs:
     else:
         listing, held_out = image_folder(options.data), None
     return Inputs(listing, held_out, *_choose(options))
+
+
+def _train_within_memory(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:
+    """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch."""
+    while True:
+        try:
+            return _train(config, images, loader, folder)
+        except OutOfMemory as error:
+            config = replace(config, run=halve_micro_batch(config.run))
+            logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
+        gc.collect()  # the trainer and what its error held are gone only now
+        loader, _ = _choose(config.run)
+        images = images.without_quarantined()
 
 
 def _train(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: finish the step, save, and say how to go on."""
+"""SIGTERM and SIGINT: finish the step, save, and say how to resume."""
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -48,7 +49,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._note) for number in _HANDLED}
+        if threading.current_thread() is threading.main_thread():  # no other may; its program then handles signals
+            self._previous = {number: signal.signal(number, self._note) for number in _HANDLED}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -68,5 +70,5 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         with suppress(OSError, ValueError):  # the pipe may be closed; print() may not interrupt a print()
-            if has_room(sys.stdout):
+            if sys.stdout is not None and has_room(sys.stdout):
                 os.write(sys.stdout.fileno(), f"{self.received.name}: finishing this step and saving\n".encode())

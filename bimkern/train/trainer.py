@@ -1,7 +1,7 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -118,7 +118,7 @@ class Trainer:
         """Run to the end.
 
         Raises:
-            Stopped: a signal came, or the end, and then the state could not be saved.
+            Stopped: a signal ended the run, or its last step could not be saved.
             Diverged: rolling back did not help.
             Starved: nothing more can be loaded.
             OutOfMemory: there was not enough for a step.
@@ -127,8 +127,8 @@ class Trainer:
         done = self._resume()
         self.folder.record(self.config)
         if done == self.layout.num_steps:
-            # The run may have been killed between its last checkpoint and the pictures.
-            self._snapshot(done, metrics.read(self.folder.path))()
+            if not self.folder.has_pictures():  # killed between its last checkpoint and them
+                self._snapshot(done, metrics.read(self.folder.path))()
             return
         if self.config.run.compile:
             self.task.compile()
@@ -272,7 +272,7 @@ class Trainer:
         self.task.refuse_other(saved.state, what)
         try:
             self._load(saved)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         if saved.step < self.layout.num_steps:
             say(f"resuming {self.folder.path} at step {saved.step} of {self.layout.num_steps}")
@@ -338,27 +338,34 @@ class _Session:
 
     def __init__(self, trainer: Trainer, done: int) -> None:
         self._trainer, self._last = trainer, trainer.layout.num_steps
-        self.log = metrics.Metrics(trainer.folder.path, after_step=done)
-        self.reporter = Reporter(done=done, total=self._last)
         self.signals = StopSignals()
+        self.first = self.done = done
+        self._steps: Generator[list[Batch], None, None] | None = None
         self._stack = ExitStack()
-        self.load_from(done)
 
     def load_from(self, done: int) -> None:
         """Begin, or begin again, behind so many steps."""
+        self._stop_loading()
         self.first = self.done = done
         self._steps = self._trainer.resilient_loader.steps(done, self._last)
         self.prefetcher = Prefetcher(self._steps, self._trainer.loader)
         self.throughput = Throughput(self._trainer.loader, done)
 
     def __enter__(self) -> Self:
-        self._stack.callback(self.log.close)
-        self._stack.callback(self.reporter.close)
-        self._stack.enter_context(self.signals)
-        self._stack.enter_context(stopped_by(self.signals.pending))
-        self._stack.enter_context(self._trainer.saver)
-        self._stack.callback(lambda: self._steps.close())
+        with ExitStack() as stack:
+            self.log = stack.enter_context(closing(metrics.Metrics(self._trainer.folder.path, after_step=self.done)))
+            self.reporter = stack.enter_context(closing(Reporter(done=self.done, total=self._last)))
+            stack.enter_context(self.signals)
+            stack.enter_context(stopped_by(self.signals.pending))
+            stack.enter_context(self._trainer.saver)
+            stack.callback(self._stop_loading)
+            self.load_from(self.done)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
+
+    def _stop_loading(self) -> None:
+        if self._steps is not None:
+            self._steps.close()

@@ -84,12 +84,12 @@ __global__ void __launch_bounds__(kMaxThreads) add_embeddings_kernel(AddEmbeddin
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack<T, kPack> projected = product[i];
     const P shift = bias[i];
-    const P position = pos == nullptr ? P{} : pos[i];
+    const P embedding = pos == nullptr ? P{} : pos[i];
     P result;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
       const auto value = static_cast<A>(Arithmetic<T>::load(projected.value[j])) + shift.value[j];
-      result.value[j] = pos == nullptr ? value : value + position.value[j];
+      result.value[j] = pos == nullptr ? value : value + embedding.value[j];
     }
     out[i] = result;
   }

@@ -50,6 +50,13 @@ def test_the_bytes_are_those_of_a_save_in_the_foreground(device, tmp_path, reser
     assert content(tmp_path / "background") == content(tmp_path / "foreground")
 
 
+def test_pictures_that_fail_end_no_run(tmp_path, caplog):
+    with AsyncSaver(tmp_path, every=1) as saver:
+        saver.save(make("cpu"), 0.5, first=nothing, then=lambda: 1 // 0, required=True)
+        assert saver.saved_step == 1
+    assert "what follows the save of step 1 failed (ZeroDivisionError: " in caplog.text
+
+
 def test_the_loop_may_go_on_while_a_save_is_written(device, tmp_path, gate):
     checkpoint = make(device)
     before = {name: tensor.clone() for name, tensor in checkpoint.model.items()}

@@ -18,6 +18,7 @@ from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.memory import budget
 from bimkern.train.memory.budget import (
     MemoryEstimator,
+    OutOfMemory,
     available_memory,
     check_memory,
     fewest,
@@ -192,7 +193,7 @@ def test_out_of_memory_in_a_kernel_says_so():
 def test_half_as_many_images_at_a_time():
     assert halve_micro_batch(RunConfig(batch_size=9)).micro_batch == 4
     assert halve_micro_batch(RunConfig(batch_size=9, micro_batch=2)).batch_size == 9
-    with pytest.raises(ConfigError, match="not enough memory to train on one image at a time"):
+    with pytest.raises(OutOfMemory, match="not enough memory to train on one image at a time"):
         halve_micro_batch(RunConfig(batch_size=9, micro_batch=1))
 
 

@@ -21,7 +21,7 @@ from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.watchdog import STALLED, Interrupted, Task, Watchdog
+from bimkern.watchdog import STALLED, BackgroundTask, Interrupted, Watchdog
 
 logger = logging.getLogger("bimkern.train")
 
@@ -44,7 +44,7 @@ class AsyncSaver:
         self.saved_step = 0  # step of the newest checkpoint written
         self._folder, self._every = folder, every
         self._buffer = PinnedBuffer()
-        self._task: Task[object] | None = None
+        self._task: BackgroundTask[object] | None = None
         self._watchdog = Watchdog("a save")
         self._files_done = False  # the running save has written its files and calls `then`
         self._skip_then = False  # an earlier `then` hung
@@ -99,6 +99,7 @@ class AsyncSaver:
         gpu, copies = _gpu(tensors), self._buffer.copy(tensors)
         written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
         copied = None if gpu is None else devices.recorded(gpu)
+        what = f"the save of step {checkpoint.step}"
 
         def write() -> None:
             if copied is not None:
@@ -115,9 +116,11 @@ class AsyncSaver:
             self._check()
             self._files_done = True
             if not self._skip_then:
-                then()
+                try:
+                    then()
+                except Exception as error:  # a run does not end because of a picture
+                    logger.warning("what follows %s failed (%s: %s)", what, type(error).__name__, error)
 
-        what = f"the save of step {checkpoint.step}"
         if required:
             self._save_with_retries(write, gpu, what)
         else:
@@ -169,7 +172,7 @@ class AsyncSaver:
                 task()
 
         self._watchdog, self._files_done = Watchdog(what, patient=True), False
-        self._task = Task(work, name="bimkern saver")
+        self._task = BackgroundTask(work, name="bimkern saver")
 
     def _check(self) -> None:
         self._watchdog.progress()

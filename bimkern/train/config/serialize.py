@@ -47,7 +47,7 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
         ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
     """
     if not isinstance(saved, dict):
-        raise ConfigError(f"{what} that does not tell its settings; {remedy}")
+        raise ConfigError(f"{what} that does not record its settings; {remedy}")
     changed = differences(saved, to_json(config))
     if changed:
         raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

@@ -1,6 +1,7 @@
 """The memory budget: whether a run fits into memory, which options make it fit, and what out-of-memory looks like."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
-from bimkern.errors import RunError
+from bimkern.errors import BimkernError, RunError
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.memory.estimate import MemoryEstimate
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
+
+logger = logging.getLogger("bimkern.train")
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
@@ -37,10 +40,10 @@ def halve_micro_batch(run: RunConfig) -> RunConfig:
     """Return the options with half the micro-batch and the same batch.
 
     Raises:
-        ConfigError: the micro-batch is one image.
+        OutOfMemory: the micro-batch is one image.
     """
     if run.images_at_a_time == 1:
-        raise ConfigError("there is not enough memory to train on one image at a time; choose a smaller recipe")
+        raise OutOfMemory("there is not enough memory to train on one image at a time; choose a smaller recipe")
     return replace(run, micro_batch=run.images_at_a_time // 2)
 
 
@@ -70,13 +73,19 @@ def segments(config: Config) -> list[Segment]:
 
 
 def check_memory(config: Config, device: torch.device) -> None:
-    """Check that steps of every phase fit into the available memory.
+    """Check that steps of every phase fit into the available memory; warn where that cannot be estimated.
 
     Raises:
         ConfigError: they do not; the message suggests options that fit.
     """
     run, estimator, available = config.run, MemoryEstimator(device.type), available_memory(device)
-    needed = estimator.lower_bound(config)
+    try:
+        needed = estimator.lower_bound(config)
+    except BimkernError:
+        raise
+    except Exception as error:  # whatever a piece of the user's own does with tensors that have no values
+        logger.warning("memory cannot be estimated for these pieces (%s: %s)", type(error).__name__, error)
+        return
     if needed > available:
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "

@@ -25,7 +25,7 @@ _REMEDIES: dict[Precision, str] = {
 
 
 class Diverged(RunError, RuntimeError):
-    """Training cannot go on from where it is, nor from its last checkpoint."""
+    """Training cannot continue, neither from here nor from its last checkpoint."""
 
 
 class Divergence:
@@ -37,11 +37,11 @@ class Divergence:
         self._returned_to = 0
 
     def is_learning(self) -> bool:
-        """Say whether every group took its last update; else a checkpoint would be none to return to."""
+        """Return whether every group took its last update; else a checkpoint would be none to return to."""
         return not any(update.skipped_in_a_row for update in self._updates)
 
     def found(self, done: int) -> bool:
-        """Name the groups whose updates were skipped of late; say whether one has not learnt for too long."""
+        """Warn of groups whose last updates were skipped; return whether one has skipped too many."""
         skipped = {update.name: int(update.skipped_in_a_row) for update in self._updates}
         for name, count in skipped.items():
             if count:
@@ -49,7 +49,7 @@ class Divergence:
         return max(skipped.values()) >= PATIENCE
 
     def dump(self, done: int, batch: list[Batch]) -> str:
-        """Keep the batch for whoever wants to know; return where it is, as far as the disk has room for it."""
+        """Save the batch for inspection, if the disk has room; return where it is, in words."""
         path = self._folder / f"diverged-step-{done:08d}.safetensors"
         tensors = {name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}
         with BestEffort(str(path)).attempt(), atomic.replaced(path) as scratch:
@@ -57,7 +57,7 @@ class Divergence:
         return f"the last batch is in {path}" if path.is_file() else "there was no room for the last batch"
 
     def returned(self, done: int, step: int, dumped: str) -> None:
-        """Let training go on from a checkpoint that was taken over.
+        """Continue from a checkpoint that was loaded.
 
         Args:
             done: the steps done when divergence was found.

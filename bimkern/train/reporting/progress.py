@@ -1,6 +1,5 @@
-"""What a run says while it goes: a progress bar on a terminal, plain lines elsewhere."""
+"""What a run prints while it trains: a progress bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from bimkern.output import say
+from bimkern.output import on_terminal, say
 from bimkern.units import human_bytes
 
 _PLAIN_LINES_EVERY = 5.0  # seconds, of the check
@@ -30,7 +29,7 @@ def describe(record: dict[str, Any]) -> str:
 @contextmanager
 def checking() -> Iterator[Callable[[int, int], None]]:
     """Show how far the check of the images has come: a function of the files done and to do."""
-    if sys.stdout.isatty():
+    if on_terminal():
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
             task = bar.add_task("checking the images")
             yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -64,7 +63,7 @@ class Reporter:
         self._total = total
         self._first: tuple[int, float] | None = None  # the first finished step, and when: from there on steps are alike
         self._bar: _BarOverRecord | None = None
-        if sys.stdout.isatty():
+        if on_terminal():
             # Two lines: on a narrow terminal the record would else squeeze the bar to nothing.
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = _BarOverRecord(*columns, console=Console())

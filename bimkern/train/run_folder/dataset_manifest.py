@@ -107,6 +107,13 @@ class FrozenDataset:
     quarantine: Quarantine
     fingerprint: str  # SHA-256 of the names and digests of the images
 
+    def without_quarantined(self) -> "FrozenDataset":
+        """Return the dataset whose draws avoid what is in quarantine by now."""
+        sample_ids = {file: i for i, file in enumerate(self.images.files)}
+        unreadable = frozenset(sample_ids[file] for file in self.quarantine.files & sample_ids.keys())
+        images = replace(self.images, unreadable=unreadable)
+        return replace(self, images=images, held_out=images if self.held_out is self.images else self.held_out)
+
 
 def freeze_dataset(
     folder: Path, listing: Listing, found: dict[str, FileCheck], *, begun: bool, max_bad_ratio: float
@@ -150,10 +157,8 @@ def freeze_dataset(
     quarantine.stop_if_full()
     if not resumed:
         jsonl.write(path, [_record(file, found[file]) for file in images.files])
-    sample_ids = {file: i for i, file in enumerate(images.files)}
-    unreadable = frozenset(sample_ids[file] for file in quarantine.files & sample_ids.keys())
-    images = replace(images, unreadable=unreadable)
-    return FrozenDataset(listing, images, images, quarantine, hashlib.sha256(path.read_bytes()).hexdigest())
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    return FrozenDataset(listing, images, images, quarantine, fingerprint).without_quarantined()
 
 
 def _record(file: str, found: FileCheck) -> jsonl.Record:

@@ -1,11 +1,12 @@
 """The folder of a run: which run it belongs to, and whether this process may use it."""
 
+import errno
 import fcntl
 import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError
@@ -16,6 +17,7 @@ _CONFIG = "config.json"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
 _MADE_FIRST = {_LOCK, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
+_CLAIMED: set[Path] = set()  # by runs of this process
 
 
 class RunFolder:
@@ -26,6 +28,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
         self.exported = path / "exported"
+        self._lock: TextIO | None = None
 
     def open(self, config: Config) -> None:
         """Create the folder, or make sure that it holds a run of this very config.
@@ -65,6 +68,19 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 
+    def close(self) -> None:
+        """Release the folder; the end of the process does so, too."""
+        if self._lock is not None:
+            _CLAIMED.discard(self.path.resolve())
+            self._lock.close()
+            self._lock = None
+
+    def has_pictures(self) -> bool:
+        """Return whether the pictures are those of the newest checkpoint, or later ones."""
+        picture = self.pictures / "reconstruction.png"
+        saved = [path.stat().st_mtime for path in self.checkpoints.iterdir()]
+        return picture.is_file() and picture.stat().st_mtime >= max(saved, default=0.0)
+
     @property
     def begun(self) -> bool:
         """Whether a run has begun to train here."""
@@ -83,17 +99,26 @@ class RunFolder:
             raise ConfigError(f"{self.path / _CONFIG} cannot be understood ({error})") from error
 
     def _claim(self) -> None:
-        """Hold the folder for this process until it ends, however it ends."""
-        self._lock = (self.path / _LOCK).open("a+")
+        """Hold the folder for this run until it is closed, or the process ends, however it ends."""
+        if self.path.resolve() in _CLAIMED:
+            raise ConfigError(f"--out {self.path} is in use by another run of this process; choose another")
+        lock = (self.path / _LOCK).open("a+")
         try:
-            # A record lock: unlike flock it does not pass to loader processes, which may outlive a killed run.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise ConfigError(f"--out {self.path} is in use by {self._lock.read().strip()}; choose another") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+            # A record lock: unlike flock it does not pass to loader processes, which may outlive a killed run. It ends
+            # with the first descriptor of the file that this process closes, so that no second one may be opened.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(f"--out {self.path} cannot be locked ({error.strerror})") from error
+            raise ConfigError(f"--out {self.path} is in use by {owner}; choose another") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        self._lock = lock
+        _CLAIMED.add(self.path.resolve())
 
     def _saved_config(self) -> dict[str, Any] | None:
         try:

@@ -1,0 +1,82 @@
+"""run(config), as a program calls it: from any thread, several times, in one process."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+from growing import write_photos
+
+from bimkern.recipes import RECIPES
+from bimkern.train.config.run import ConfigError
+from bimkern.train.run import run
+from bimkern.train.run_folder.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    recipe = RECIPES["mae_vit_test"].config
+    options = {"data": write_photos(folder / "photos", count=4), "out": folder / "out", "workers": 0, "steps": 2}
+    return replace(recipe, run=replace(recipe.run, batch_size=4, **options))
+
+
+@pytest.fixture(scope="module")
+def outcome(config):
+    """Of a run in a thread that is not the main one, where no signal handler may be set."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(config)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_it_returns_what_the_run_ended_with(config, outcome):
+    assert outcome.config == config
+    assert outcome.folder.path == config.run.out
+    assert [stage.name for stage in outcome.held_out] == ["after layer 4"]
+
+
+def test_its_folder_is_free_again_and_then_belongs_to_one_run(config, outcome):
+    first, second = RunFolder(config.run.out), RunFolder(config.run.out)
+    first.open(config)
+    with pytest.raises(ConfigError, match="is in use by another run of this process; choose another"):
+        second.open(config)
+    first.close()
+    second.open(config)
+    second.close()
+
+
+def test_a_finished_run_keeps_its_pictures(config, outcome, capsys):
+    picture = outcome.folder.pictures / "memory.png"
+    before = picture.read_bytes(), picture.stat().st_mtime_ns
+    assert run(config).held_out == outcome.held_out
+    assert "is finished, 2 steps" in capsys.readouterr().out
+    assert (picture.read_bytes(), picture.stat().st_mtime_ns) == before
+
+
+def test_pictures_that_a_killed_run_did_not_draw_are_drawn(config, outcome):
+    for picture in outcome.folder.pictures.iterdir():
+        picture.unlink()
+    run(config)
+    assert (outcome.folder.pictures / "reconstruction.png").is_file()
+
+
+def test_a_dry_run_is_not_for_it(config):
+    with pytest.raises(ConfigError, match=r"run\(\) trains, and cannot do a --dry-run"):
+        run(replace(config, run=replace(config.run, dry_run=True)))
+
+
+def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypatch, caplog):
+    def fail(*args):
+        raise AssertionError("7 bytes are not proportional to any of them")
+
+    monkeypatch.setattr("bimkern.train.memory.budget.MemoryEstimator.lower_bound", fail)
+    run(config)
+    assert "memory cannot be estimated for these pieces (AssertionError: 7 bytes are not" in caplog.text
+
+
+def test_a_command_without_stdout_runs():
+    done = subprocess.run(f"{sys.executable} -m bimkern.info >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

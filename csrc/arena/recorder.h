@@ -10,13 +10,13 @@ class Recorder {
   void start();
   void stop() { active_ = false; }
   bool active() const { return active_; }
-  // Which recording this is: a block that an earlier one wrote down means nothing to this one.
+  // Which recording this is: an allocation that an earlier one wrote down means nothing to this one.
   uint32_t session() const { return session_; }
 
   void open(const std::string& scope);
   void close();
-  int32_t allocated(int64_t bytes);  // -> index of the block
-  void freed(int32_t index) { trace_.blocks[static_cast<size_t>(index)].end = trace_.ticks++; }
+  int32_t allocated(int64_t bytes);  // -> index of the allocation
+  void freed(int32_t index) { trace_.allocations[static_cast<size_t>(index)].end = trace_.ticks++; }
 
   const Trace& trace() const { return trace_; }
 

@@ -38,7 +38,7 @@ void Arena::end_step() {
 
 void Arena::start_step() {
   if (adopted_ != nullptr) {
-    put_in_force(std::move(*adopted_));
+    activate(std::move(*adopted_));
     adopted_.reset();
   }
   stepping_ = true;
@@ -56,11 +56,11 @@ void Arena::replan() {
   if (replay_ != nullptr) {
     patience_ = steps_on_plan_ < kLasting ? longer(patience_) : 1;
   }
-  put_in_force(make_plan(recorder_.trace(), upstream_.alignment(), guard_.padding()));
+  activate(make_plan(recorder_.trace(), upstream_.alignment(), guard_.padding()));
 }
 
 // Without memory for its regions the run goes on without a plan.
-void Arena::put_in_force(Plan plan) {
+void Arena::activate(Plan plan) {
   if (replay_ != nullptr && replay_->num_live() > 0) {
     retired_.push_back(std::move(replay_));
   }

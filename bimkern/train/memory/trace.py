@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bimkern.arena import Block, Plan, Scope, make_plan
+from bimkern.arena import Allocation, Plan, Scope, make_plan
 from bimkern.train.memory.live_bytes import LiveBytes
 
 
@@ -40,7 +40,7 @@ class Allocations(LiveBytes):
         self._batch: int | None = None
         self.turns: list[tuple[int, int | None]] = []  # ticks at which another micro-batch has its turn
         self.lives: list[Life] = []
-        self.scopes: list[Scope] = []  # their blocks are the lives of a scope, in order
+        self.scopes: list[Scope] = []  # their allocations are the lives of a scope, in order
         self.ticks = 0
         self._gradients: dict[int, int] = {}  # bytes of those that are accumulated, by storage
         self._tracked: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
@@ -118,5 +118,5 @@ class Allocations(LiveBytes):
 
 def plan_of(scopes: Iterable[Scope], lives: Iterable[Life], ticks: int, alignment: int) -> Plan:
     """Place what is born inside scopes."""
-    blocks = [Block(life.scope, life.bytes, life.begin, life.end) for life in lives if life.scope is not None]
-    return make_plan(scopes, blocks, ticks=ticks, alignment=alignment)
+    allocations = [Allocation(life.scope, life.bytes, life.begin, life.end) for life in lives if life.scope is not None]
+    return make_plan(scopes, allocations, ticks=ticks, alignment=alignment)

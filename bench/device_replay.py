@@ -29,7 +29,7 @@ _REPORT = "report"
 
 
 class Replay:
-    """The events of a step, in order. allocate takes bytes and returns what frees them when it is let go."""
+    """The events of a step, in order. allocate takes bytes and returns an object that frees them when deleted."""
 
     def __init__(self, plan: Plan, allocate: Callable[[int], object], larger: int = 1) -> None:
         self._allocate = allocate

@@ -16,7 +16,7 @@ namespace {
 
 namespace py = pybind11;
 
-// A plan as Python sees it; -1 stands for the end of an allocation that was alive when its step ended.
+// A plan as Python sees it; -1 stands for the end of an allocation that was live when its step ended.
 using ScopeTuple = std::tuple<std::string, int64_t, int64_t, int32_t, int32_t>;  // name, begin, end, first, last
 using AllocationTuple = std::tuple<int32_t, int64_t, int64_t, int64_t>;          // scope, bytes, begin, end
 using TraceTuple = std::tuple<std::vector<ScopeTuple>, std::vector<AllocationTuple>, int64_t>;  // ..., ticks
@@ -110,7 +110,7 @@ const char* name_of(Fault fault) {
   return "unknown";
 }
 
-// The Python class is there without this module, too.
+// The Python class exists without this module, too.
 void translate(std::exception_ptr thrown) {
   try {
     std::rethrow_exception(thrown);
@@ -152,7 +152,7 @@ PYBIND11_MODULE(_arena, module) {
       .def("step", &Rerun::step, py::arg("arena") = nullptr);
   bind_arena<HostArena, bool>(module, "HostArena");
   bind_arena<DeviceArena, int, bool>(module, "DeviceArena");
-  // A GPU's memory before it is torch's: throws where it cannot be had.
+  // Before torch uses the GPU: throws if the arena cannot manage its memory.
   module.def("claim_device", [](int index) { device_memory(index); });
   module.def("device_bytes", [](int index) {
     const Device& memory = device_memory(index);

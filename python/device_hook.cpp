@@ -85,7 +85,7 @@ BIMKERN_EXPORT void* bimkern_arena_alloc(ssize_t size, int device, void* stream)
   }
 }
 
-// torch says on which stream the allocation was allocated; debug mode compares the one on which it is freed.
+// torch passes the stream of the allocation; debug mode compares the one on which it is freed.
 // It frees in destructors, also while an error unwinds: nothing may be thrown.
 BIMKERN_EXPORT void bimkern_arena_free(void* address, ssize_t, int device, void* stream) {
   try {

@@ -137,5 +137,5 @@ def test_a_plan_can_be_drawn(plan, tmp_path):
     draw(plan, tmp_path / "memory.png")
     with Image.open(tmp_path / "memory.png") as picture:
         assert picture.format == "PNG"
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20)}
-    assert {(31, 119, 180), (255, 127, 14)} <= colours  # both scopes
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colors  # both scopes

@@ -14,11 +14,11 @@ def draw(plan: Plan, path: Path) -> None:
     """Write the picture as PNG."""
     figure = new_figure(12, 6)
     axes = figure.subplots()
-    colours = [f"C{i % 10}" for i in range(len(plan.scopes))]
+    colors = [f"C{i % 10}" for i in range(len(plan.scopes))]
     axes.add_collection(
         polygons(
             [_corners(plan, allocation, at) for allocation, at in zip(plan.allocations, plan.offsets, strict=True)],
-            facecolors=[colours[allocation.scope] for allocation in plan.allocations],
+            facecolors=[colors[allocation.scope] for allocation in plan.allocations],
             edgecolors="white",
             linewidths=0.2,
         )
@@ -28,10 +28,10 @@ def draw(plan: Plan, path: Path) -> None:
     axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=0.8, label="peak of the plan")
     if plan.survivor_bytes:
         axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
-    for scope, colour in zip(plan.scopes, colours, strict=True):
+    for scope, color in zip(plan.scopes, colors, strict=True):
         middle = (scope.begin + scope.end) / 2
         above = (middle, plan.peak / _MIB)
-        axes.annotate(scope.name, above, (0, 4), textcoords="offset points", ha="center", color=colour)
+        axes.annotate(scope.name, above, (0, 4), textcoords="offset points", ha="center", color=color)
     axes.set(
         xlim=(0, plan.ticks),
         ylim=(0, _HEADROOM * plan.peak / _MIB),

@@ -46,8 +46,8 @@ void Device::free(void* address, Stream on) {
     const auto owns = [&](const auto& other) { return other->arena_.owns(address); };
     throw_not_live(address, std::any_of(arenas_.begin(), arenas_.end(), owns));
   }
-  const bool recorded =
-      wait_for_users(address, arena->memory_.stream(), on);  // before debug mode writes to the allocation
+  // Debug mode poisons the memory behind these waits.
+  const bool recorded = wait_for_users(address, arena->memory_.stream(), on);
   arena->arena_.free(address, arena->debug_ && !recorded);
   forget_if_done(*arena);
 }
@@ -141,7 +141,7 @@ Device::StreamArena* Device::arena_of(const void* address) const {
   return found == arenas_.end() ? nullptr : found->get();
 }
 
-// Makes the owner wait for all that use the allocation. -> whether `on` was known to.
+// Makes the owner wait for all users of the allocation. -> whether `on` is one of them, or the owner.
 bool Device::wait_for_users(void* address, Stream owner, Stream on) {
   const auto wait_for = [&](Stream user) { pool_.driver().wait(owner, pool_.driver().record(user)); };
   bool known = on == owner;

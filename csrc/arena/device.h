@@ -1,5 +1,5 @@
-// The memory of one device, as torch's allocator functions ask for it: inside a scope, on the stream that owns it, from
-// an arena; everything else from the driver's stream-ordered pool.
+// The memory of one device, behind torch's allocator functions: an arena serves allocations inside a scope, on the
+// stream that owns it; the driver's stream-ordered pool serves all others.
 //
 // An allocation belongs to the stream that it was allocated on. Another stream that uses it is recorded. When the
 // allocation is freed, its owner waits for an event recorded on each of these streams; work submitted to the owner
@@ -34,19 +34,18 @@ class Device {
   // kDoubleFree, kForeignPointer, and what the driver throws: the allocation then stays live, and its memory is not
   // reused.
   void free(void* address, Stream on);
-  // For a caller of free() that must not throw: the first error since the last one is thrown by the next make_arena(),
-  // open() or close(), by the latter when the scope has closed.
+  // For a caller of free() that must not throw: keeps the first error for the next make_arena(), open() or close(),
+  // which throws it; close() after closing the scope.
   void keep(const ArenaError& error);
-  // The stream uses the allocation, which must not be its owner's again before. False where the address is not live
-  // here. It must be a stream of this device: torch passes only the handle, and default streams of all devices share
-  // one.
+  // The stream uses the allocation, so that a free must wait for it. Returns false if the address is not live here. It
+  // must be a stream of this device: torch passes only the handle, and default streams of all devices share one.
   bool record(void* address, Stream stream);
 
-  int64_t live_bytes() const;  // of the driver's pool: plans, fallbacks and all that is outside of scopes
+  int64_t live_bytes() const;  // of the driver's pool: plans, fallbacks and all allocations outside scopes
   int64_t peak_bytes() const;  // so far
 
-  // An arena of the device: the first stream that opens a scope owns it. It is let go with close_arena(), and stays
-  // until the last of its allocations is freed.
+  // An arena of the device: the first stream that opens a scope owns it. It stays after close_arena() until the
+  // last of its allocations is freed.
   class StreamArena;
   StreamArena& make_arena(bool debug);
   void close_arena(StreamArena& arena);
@@ -67,8 +66,8 @@ class Device {
 
   mutable std::mutex mutex_;
   CountedPool pool_;
-  std::unordered_map<void*, PoolAllocation> allocations_;  // that are live and no arena's
-  std::unordered_map<void*, std::vector<Stream>> users_;   // of live allocations, where there are any
+  std::unordered_map<void*, PoolAllocation> allocations_;  // the live ones of the pool
+  std::unordered_map<void*, std::vector<Stream>> users_;   // recorded streams of live allocations
   std::vector<std::unique_ptr<StreamArena>> arenas_;       // also closed ones, while allocations live in them
   std::vector<StreamArena*> open_;                         // with an open scope
   std::optional<ArenaError> kept_;

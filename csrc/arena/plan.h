@@ -36,8 +36,8 @@ Plan make_plan(const Trace& trace, int64_t alignment, int64_t padding);
 void check(const Trace& trace);
 void check(const Plan& plan);
 
-// For every allocation that dies inside its scope: the allocations of the same scope that had its memory last. If these
-// are dead and every one of them kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
+// For every allocation freed inside its scope: the last allocations of the same scope in its memory. If these are freed
+// and all kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
 struct Predecessors {
   std::vector<int32_t> first;
   std::vector<int32_t> allocations;

@@ -1,4 +1,4 @@
-// Writes down a trace while a step runs.
+// Records a trace while a step runs.
 #pragma once
 
 #include "arena/trace.h"
@@ -10,7 +10,7 @@ class Recorder {
   void start();
   void stop() { active_ = false; }
   bool active() const { return active_; }
-  // Which recording this is: an allocation that an earlier one wrote down means nothing to this one.
+  // Counts recordings: an allocation of an earlier one has no index in this one.
   uint32_t session() const { return session_; }
 
   void open(const std::string& scope);

@@ -1,4 +1,4 @@
-// What a plan's allocations ask of the placement: one set of items for every scope, and one for the survivors.
+// A plan's allocations as items to place: one set for every scope, and one for the survivors.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace bimkern {
 
 struct Region {
   std::vector<Item> items;
-  std::vector<size_t> allocations;  // whose items they are
+  std::vector<size_t> allocations;  // of the items
 };
 
 // Survivors of the whole plan, or what dies inside scope `scope`. What was alive when the step ended dies in the next

@@ -113,8 +113,8 @@ class Search {
     return height;
   }
 
-  // What ended up on top was placed too late: it goes first in the next round. Two that change places now and then end
-  // the circles in which this alone would run.
+  // An item that ends up on top was placed too late: it goes first in the next round. A random swap now and then breaks
+  // cycles.
   void improve(Order order) {
     std::minstd_rand bits;
     for (int round = 0; round < kMostRounds && may_go_on(); ++round) {

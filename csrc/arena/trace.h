@@ -13,7 +13,7 @@ namespace bimkern {
 constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 
 struct Allocation {
-  int64_t bytes;  // as asked for
+  int64_t bytes;  // as requested
   int64_t begin;  // tick of its allocation
   int64_t end;    // tick of its free; kForever: it was alive when the step ended
   int32_t scope;

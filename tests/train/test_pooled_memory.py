@@ -1,4 +1,4 @@
-"""Steps in a torch.cuda.MemPool: routing and lifecycle with the few calls of torch.cuda played, the rest on a GPU."""
+"""Steps in a torch.cuda.MemPool: routing and lifecycle with the few calls of torch.cuda simulated, the rest on a GPU."""
 
 from contextlib import contextmanager
 
@@ -19,15 +19,15 @@ CUDA = torch.device("cuda", 0)
 PASSING = 2  # steps of every kind of work
 
 
-class Played(list):
+class Simulated(list):
     """What was done, in order; `backend` is that of torch's allocator."""
 
     backend = "native"
 
 
 @pytest.fixture
-def played(monkeypatch):
-    calls, count = Played(), iter(range(100))
+def simulated(monkeypatch):
+    calls, count = Simulated(), iter(range(100))
 
     class MemPool:
         def __init__(self):
@@ -63,29 +63,29 @@ def step(memory, work="work", names=("stage0", "stage1")):
             pass
 
 
-def test_every_scope_of_a_step_is_in_the_same_pool_and_its_backward_on_the_calling_thread(played):
+def test_every_scope_of_a_step_is_in_the_same_pool_and_its_backward_on_the_calling_thread(simulated):
     memory = PooledMemory(CUDA)
     for _ in range(PASSING):
         step(memory)
-    assert played == []  # optimizer state is born outside
+    assert simulated == []  # optimizer state is born outside
     step(memory)
     inside = [("in", 0, CUDA, False), ("out", 0)]
-    assert played == [("emptied",), ("made", 0), *inside, *inside]
+    assert simulated == [("emptied",), ("made", 0), *inside, *inside]
     assert torch._C._is_multithreading_enabled()
     step(memory)
-    assert played[6:] == [*inside, *inside]
+    assert simulated[6:] == [*inside, *inside]
 
 
-def test_other_work_gets_another_pool_when_the_old_one_is_gone(played):
+def test_other_work_gets_another_pool_when_the_old_one_is_gone(simulated):
     memory = PooledMemory(CUDA)
     for work in ("small", "large"):
         for _ in range(PASSING + 2):
             step(memory, work, names=["step"])
-    events = [call[:2] for call in played if call[0] in ("made", "gone", "in")]
+    events = [call[:2] for call in simulated if call[0] in ("made", "gone", "in")]
     assert events == [("made", 0), ("in", 0), ("in", 0), ("gone", 0), ("made", 1), ("in", 1), ("in", 1)]
 
 
-def test_a_scope_that_is_left_by_an_exception_leaves_the_threads_as_they_were(played):
+def test_a_scope_that_is_left_by_an_exception_leaves_the_threads_as_they_were(simulated):
     memory = PooledMemory(CUDA)
     for _ in range(PASSING):
         step(memory)
@@ -94,7 +94,7 @@ def test_a_scope_that_is_left_by_an_exception_leaves_the_threads_as_they_were(pl
     assert torch._C._is_multithreading_enabled()
 
 
-def test_the_record_has_the_pools_numbers_and_none_of_a_plans(played):
+def test_the_record_has_the_pools_numbers_and_none_of_a_plans(simulated):
     memory = PooledMemory(CUDA)
     names = set(memory.record())
     assert set(memory.record().values()) == {None}
@@ -106,7 +106,7 @@ def test_the_record_has_the_pools_numbers_and_none_of_a_plans(played):
     assert memory.plan() is None
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("simulated")
 def test_a_gpu_has_a_pool_by_itself_unless_it_compiles():
     assert isinstance(allocator.choose("auto", CUDA, compiled=False), PooledMemory)
     assert isinstance(allocator.choose("auto", CUDA, compiled=True), TorchMemory)
@@ -114,8 +114,8 @@ def test_a_gpu_has_a_pool_by_itself_unless_it_compiles():
     assert isinstance(allocator.choose("off", CUDA, compiled=False), TorchMemory)
 
 
-def test_another_allocator_of_torchs_has_no_pools(played):
-    played.backend = "cudaMallocAsync"
+def test_another_allocator_of_torchs_has_no_pools(simulated):
+    simulated.backend = "cudaMallocAsync"
     assert isinstance(allocator.choose("auto", CUDA, compiled=False), TorchMemory)
     expected = "--arena pool: torch's cudaMallocAsync allocator, which this process uses, has no pools; use off"
     with pytest.raises(ConfigError, match=expected):

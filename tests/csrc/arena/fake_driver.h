@@ -16,7 +16,7 @@ namespace bimkern {
 class FakeDriver : public Driver {
  public:
   void* allocate(int64_t bytes, Stream stream) override {
-    // Of two neighbours in this memory one is aligned to kDriverAlignment alone.
+    // Of two neighbors in this memory one is aligned to kDriverAlignment alone.
     void* address = memory_.allocate(bytes);
     if (address != nullptr) {
       touch(address, bytes, stream);

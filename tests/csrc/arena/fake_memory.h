@@ -1,4 +1,4 @@
-// An upstream of addresses with nothing behind them, never given out twice. It knows what is live, and fails on demand.
+// An upstream of addresses with nothing behind them, never used twice. It knows what is live, and fails on demand.
 #pragma once
 
 #include <map>

@@ -1,4 +1,4 @@
-// Random training-like work for an arena, and an oracle that watches what it gives out.
+// Random training-like work for an arena, and an oracle that checks its addresses.
 #pragma once
 
 #include <cstdlib>

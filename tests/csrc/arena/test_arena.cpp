@@ -17,7 +17,7 @@ class Step {
     }
   }
 
-  // The addresses given out, in order. scale: of every size; with_head: whether the second scope runs.
+  // Returns the addresses, in order. scale: of every size; with_head: whether the second scope runs.
   std::vector<void*> run(int64_t scale = 1, bool with_head = true) {
     std::vector<void*> given;
     const auto allocate = [&](int64_t bytes) {

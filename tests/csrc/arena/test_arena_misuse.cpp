@@ -1,4 +1,4 @@
-// Every misuse: a typed error or the fallback, never wrong data, and the arena goes on.
+// Every misuse: a typed error or the fallback, never wrong data, and the arena stays usable.
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -116,7 +116,7 @@ void test_no_bytes() {
   expect_usable(arena);
 }
 
-// Whichever call of the upstream fails: an allocation says so, a region is done without, and all goes on.
+// Any call of the upstream may fail: an allocation throws, a plan is dropped, and the arena stays usable.
 void test_upstream_fails_at_every_call() {
   int64_t refused = 0, failed = 0;
   for (int64_t call = 1; call <= 6; ++call) {

@@ -74,7 +74,7 @@ void test_an_allocation_comes_back_behind_an_event_of_its_user() {
   EXPECT(step.arena->arena().statistics().plans == 1 && step.arena->arena().statistics().diverged_steps == 0);
 }
 
-// What the device waits for because of an allocation that is recorded for some streams, one by one, and let go on a
+// What the device waits for because of an allocation that is recorded for some streams, one by one, and freed on a
 // stream.
 int64_t waits_for(Step& step, const std::vector<Stream>& recorded, Stream on) {
   const int64_t before = step.driver.num_waits();
@@ -116,7 +116,7 @@ void test_other_streams_and_what_is_outside_of_scopes_are_served_by_the_pool() {
   EXPECT(live == step.driver.memory().live_bytes() && live > 3000);
   step.used_by(kOther, outside, 1000);
   EXPECT(step.device.record(outside, kOther));
-  step.device.free(outside, kOwner);  // the driver would tell, had its pool not waited for the other stream
+  step.device.free(outside, kOwner);  // the driver fails the test if its pool does not wait for the other stream
   step.device.free(other, kOther);
   EXPECT(step.device.live_bytes() == live - 3000 && step.device.peak_bytes() >= live);
 }
@@ -351,7 +351,7 @@ void test_a_canary_is_looked_at_when_all_users_are_done() {
   step.expect_usable();
   step.device.open(*step.arena, "layer", kOwner);
   void* a = step.born(100, kOwner);
-  step.used_by(kOther, static_cast<char*>(a) + 100, 1);  // the driver would tell, were it looked at before
+  step.used_by(kOther, static_cast<char*>(a) + 100, 1);  // the driver fails the test if it is read earlier
   EXPECT(step.device.record(a, kOther));
   step.device.free(a, kOwner);
   step.device.close(*step.arena, "layer", kOwner, false);

@@ -76,7 +76,7 @@ def test_xformers_changes_rounding_alone_and_may_take_over(photos, tmp_path):
     torchs = losses(tmp_path / "run")
     seen = importlib.import_module("xformers.ops").seen
     train(photos, cut_back(tmp_path / "run"), "--attention", "xformers")
-    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and what is judged
+    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and the held-out evaluation
     np.testing.assert_allclose(losses(tmp_path / "run"), torchs, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Steps in a torch.cuda.MemPool: routing and lifecycle with the few calls of torch.cuda simulated, the rest on a GPU."""
+"""Steps in a torch.cuda.MemPool: routing and lifecycle with torch.cuda's calls simulated, the rest on a GPU."""
 
 from contextlib import contextmanager
 

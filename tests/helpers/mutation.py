@@ -41,7 +41,7 @@ def chosen(faults: Sequence[Any], words: Sequence[str]) -> list[Any]:
 
 
 def copy_tree(sources: Iterable[Path], root: Path, tree: Path) -> None:
-    """Copy files below root into the tree; files that are equal keep their time, so that they are not compiled again."""
+    """Copy files below root into the tree; files that are equal keep their time, so that they are not rebuilt."""
     for source in sources:
         copy = tree / source.relative_to(root)
         if source.is_file() and not (copy.exists() and copy.read_bytes() == source.read_bytes()):

@@ -2,6 +2,7 @@
 // and events allow. So work that lacks an event reads or writes memory at a wrong time, and its data is wrong.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>

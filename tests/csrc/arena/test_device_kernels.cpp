@@ -69,7 +69,11 @@ class Program {
           break;
         }
         case Event::kFree:
-          free(live.at(event.index));
+          if (one_in(100)) {  // later than planned
+            free_later_.push_back(std::move(live.at(event.index)));
+          } else {
+            free(live.at(event.index));
+          }
           live.erase(event.index);
           break;
       }

@@ -30,7 +30,7 @@ def summarize(seconds: Sequence[float]) -> Times:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return a percentile, between neighbours by linear interpolation."""
+    """Return a percentile, between neighbors by linear interpolation."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     below = math.floor(place)
@@ -43,7 +43,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Call every provider once a round and return the seconds of each call.
 
-    The order turns by one place a round, so that nobody always runs behind the same neighbour.
+    The order turns by one place a round, so that nobody always runs behind the same neighbor.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)

@@ -24,7 +24,7 @@ void check_keep_shape(const Tensor& keep, const Tensor& other) {
 void check_statistics(const char* name, const Tensor& values, const Tensor& images, ScalarType expected) {
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == images.size(1), kOp, ": ", name, " must be [C]");
   STD_TORCH_CHECK(values.scalar_type() == expected && same_device(values, images), kOp, ": ", name,
-                  " must be of the type that patches are normalised in, on the device of the images");
+                  " must be of the type that patches are normalized in, on the device of the images");
 }
 
 void check_rows(const char* name, const Tensor& rows, const Tensor& out, int64_t count) {

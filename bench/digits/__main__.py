@@ -16,7 +16,7 @@ from bench.results import FOLDER, ResultsError, provenance
 
 _DESCRIPTION = """\
 Pre-train every method on half of scikit-learn's digits with several seeds, test the encoders on the other half by
-nearest neighbours, a linear probe and fine-tuning, and say which findings of the papers show.
+nearest neighbors, a linear probe and fine-tuning, and say which findings of the papers show.
 """
 
 _TERMS = """\

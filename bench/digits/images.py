@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1797 labelled scans of 8 x 8 pixels, drawn up to 32 x 32, in fixed halves.
+"""scikit-learn's digits: 1797 labeled scans of 8 x 8 pixels, drawn up to 32 x 32, in fixed halves.
 
 Shapes: B images.
 """
@@ -36,8 +36,8 @@ def load(count: int | None = None) -> Digits:
     """Load the first count images, or all, with every class in the same share in every part."""
     scans, labels = load_digits(return_X_y=True)
     scans, labels = scans[:count], labels[:count]
-    grey = torch.from_numpy(scans).float().view(-1, 1, 8, 8) * (255 / _BRIGHTEST)
-    images = interpolate(grey, SIDE, mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    gray = torch.from_numpy(scans).float().view(-1, 1, 8, 8) * (255 / _BRIGHTEST)
+    images = interpolate(gray, SIDE, mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     train, held_out = _divide(np.arange(len(labels)), labels, 1 / 2)
     fit, validation = _divide(train, labels, 1 / 3)
     return Digits(images, scans, labels, train, fit, validation, held_out)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from bench.digits.methods import DEPTHS, METHODS, alone
 from bench.digits.table import METRICS, PIXELS, Key, Table
 
-_COLOURS = {"knn": "#9d9d9d", "linear": "#b279a2", "finetuned": "#4c78a8"}
+_COLORS = {"knn": "#9d9d9d", "linear": "#b279a2", "finetuned": "#4c78a8"}
 _BY_DEPTH: dict[str, list[Key]] = {
     "BIM": [("BIM", depth) for depth in DEPTHS],
     "MAE, truncated": [("MAE", depth) for depth in DEPTHS],
@@ -32,11 +32,11 @@ def _draw_methods(axes: Axes, table: Table) -> None:
     whole = [(name, DEPTHS[-1]) for name, method in METHODS.items() if DEPTHS[-1] in method.depths]
     keys = [key for key in ((PIXELS, 0), *whole) if key in table]
     for row, key in enumerate(keys):
-        for shift, (metric, colour) in enumerate(_COLOURS.items()):
+        for shift, (metric, color) in enumerate(_COLORS.items()):
             values = [100 * value for value in table[key][metric]]
-            axes.plot(values, [-row - 0.22 * (shift - 1)] * len(values), "o", color=colour, markersize=4, alpha=0.8)
-    for metric, colour in _COLOURS.items():
-        axes.plot([], [], "o", color=colour, markersize=4, label=METRICS[metric])
+            axes.plot(values, [-row - 0.22 * (shift - 1)] * len(values), "o", color=color, markersize=4, alpha=0.8)
+    for metric, color in _COLORS.items():
+        axes.plot([], [], "o", color=color, markersize=4, label=METRICS[metric])
     axes.set_yticks([-row for row in range(len(keys))], [name for name, _ in keys], fontsize=8)
     axes.set_xlabel("accuracy on the held-out half, %; a point for every seed", fontsize=8)
     axes.grid(axis="x", linewidth=0.4)

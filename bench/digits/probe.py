@@ -1,4 +1,4 @@
-"""What frozen features tell of the classes: nearest neighbours and a linear model.
+"""What frozen features tell of the classes: nearest neighbors and a linear model.
 
 Shapes: B images, D features.
 """
@@ -17,7 +17,7 @@ from bench.digits.images import Digits, Indices
 from bench.digits.learn import pooled
 from bimkern.models.vit import ViT
 
-_NEIGHBOURS = 10
+_NEIGHBORS = 10
 _ITERATIONS = 2000  # of the linear model's solver, at most
 
 
@@ -29,12 +29,12 @@ def features(encoder: ViT, digits: Digits) -> NDArray[np.float32]:
 
 
 def knn(values: NDArray[Any], digits: Digits, train: Indices, test: Indices) -> float:
-    """Return the accuracy of the majority of the nearest neighbours among standardised features [B, D]."""
-    return _accuracy(KNeighborsClassifier(_NEIGHBOURS), values, digits, train, test)
+    """Return the accuracy of the majority of the nearest neighbors among standardized features [B, D]."""
+    return _accuracy(KNeighborsClassifier(_NEIGHBORS), values, digits, train, test)
 
 
 def linear(values: NDArray[Any], digits: Digits, train: Indices, test: Indices) -> float:
-    """Return the accuracy of logistic regression on standardised features [B, D]."""
+    """Return the accuracy of logistic regression on standardized features [B, D]."""
     return _accuracy(LogisticRegression(max_iter=_ITERATIONS), values, digits, train, test)
 
 

@@ -1,1 +1,1 @@
-"""Masked image modelling as most programs write it, to be measured against: plain torch, eager, from the papers."""
+"""Masked image modeling as most programs write it, to be measured against: plain torch, eager, from the papers."""

@@ -30,8 +30,8 @@ class Embedding:
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, requires_grad=True)  # parameters are float32
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Normalise [..., C, rows, columns]."""
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Normalize [..., C, rows, columns]."""
         return ((pixels / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)).to(self.dtype)
 
     def finished(self, kept: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class Embedding:
         return embed_visible(self.images, self.weight, self.bias, self.keep, self.pos, **options)
 
     def convolve_and_gather(self) -> Tensor:
-        """The usual form: everything is normalised and projected, then most of it dropped."""
-        grid = F.conv2d(self.normalised(self.images), self.weight.to(self.dtype), stride=self.patch)
+        """The usual form: everything is normalized and projected, then most of it dropped."""
+        grid = F.conv2d(self.normalized(self.images), self.weight.to(self.dtype), stride=self.patch)
         tokens = grid.flatten(2).mT
         return self.finished(tokens.gather(1, self.keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])))
 
@@ -52,7 +52,7 @@ class Embedding:
         """The best form in plain torch: visible patches are picked first."""
         B, p, side = len(self.images), self.patch, self.images.shape[-1] // self.patch
         cells = self.images.view(B, 3, side, p, side, p).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, N, C, p, p]
-        rows = self.normalised(cells[torch.arange(B, device=self.device)[:, None], self.keep]).flatten(2)
+        rows = self.normalized(cells[torch.arange(B, device=self.device)[:, None], self.keep]).flatten(2)
         return self.finished(F.linear(rows, self.weight.flatten(1).to(self.dtype)))
 
     def reference_arguments(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""masked_pixel_loss against normalising, patchifying and comparing."""
+"""masked_pixel_loss against normalizing, patchifying and comparing."""
 
 import math
 
@@ -17,27 +17,27 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return torch.einsum("nchpwq->nhwpqc", cells).reshape(B, -1, patch**2 * C)
 
 
-def normalised(vectors: Tensor) -> Tensor:
+def normalized(vectors: Tensor) -> Tensor:
     mean, variance = vectors.mean(dim=-1, keepdim=True), vectors.var(dim=-1, keepdim=True)
     return (vectors - mean) / (variance + 1e-6) ** 0.5
 
 
 def usual(pred: Tensor, images: Tensor, weight: Tensor, mean: Tensor, std: Tensor, patch: int) -> Tensor:
-    """The usual form: normalised images, all their patches, all errors, of which the visible ones are dropped."""
+    """The usual form: normalized images, all their patches, all errors, of which the visible ones are dropped."""
     pixels = (images / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-    loss = (pred - normalised(patchify(pixels, patch))) ** 2
+    loss = (pred - normalized(patchify(pixels, patch))) ** 2
     return (loss.mean(dim=-1) * weight).sum() / weight.sum()
 
 
 def select_first(pred: Tensor, images: Tensor, mask: Tensor, mean: Tensor, std: Tensor, patch: int) -> Tensor:
     """The best form in plain torch: hidden patches are cut from the bytes before anything else."""
     vectors = patchify(images, patch)[mask].unflatten(-1, (-1, images.shape[1]))
-    return (pred[mask] - normalised(((vectors / 255 - mean) / std).flatten(1))).square().mean()
+    return (pred[mask] - normalized(((vectors / 255 - mean) / std).flatten(1))).square().mean()
 
 
 @entry("masked_pixel_loss", shapes=shapes.PIXEL_LOSS)
 def measure(case: Case) -> Measure:
-    """Mean squared error of hidden patches, normalised one by one, from uint8 images."""
+    """Mean squared error of hidden patches, normalized one by one, from uint8 images."""
     B, N, K, p = (case.dims[letter] for letter in "BNKp")
     side, length = math.isqrt(N) * p, 3 * p * p
     pred = inputs.floats(case, "B", "N", length)

@@ -53,7 +53,7 @@ class Matching(Predicting):
         x = features[places].to(self.dtype)  # [n, D]
         if self.scale == 4:
             x = x @ up1.permute(0, 2, 3, 1).flatten(1)  # [n, 4*E]
-            x = self.normalised(x.unflatten(1, (4, -1)) + up1_bias)  # [n, 4, E]
+            x = self.normalized(x.unflatten(1, (4, -1)) + up1_bias)  # [n, 4, E]
         up, up_bias = (up2, up2_bias) if self.scale == 4 else (up1, up1_bias)
         if up is None:
             x = x @ pred.T

@@ -37,7 +37,7 @@ class Predicting:
     def cast(self, *parameters: Tensor | None) -> list[Any]:
         return [None if p is None else p.to(self.dtype) for p in parameters]
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
         norm = self.layers.norm_weight, self.layers.norm_bias
         return F.gelu(F.layer_norm(x.float(), x.shape[-1:], *norm, 1e-6)).to(self.dtype)
 
@@ -56,7 +56,7 @@ class Predicting:
         if self.scale > 1:
             x = F.conv_transpose2d(x, up1, up1_bias, stride=2)
         if self.scale == 4:
-            x = self.normalised(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = self.normalized(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             x = F.conv_transpose2d(x, up2, up2_bias, stride=2)
         return F.conv2d(x, pred, pred_bias).flatten(2).mT
 

@@ -1,1 +1,1 @@
-"""The pieces of a masked-image-modelling method: masker, target, flow, schedule. None knows a method's name."""
+"""The pieces of a masked-image-modeling method: masker, target, flow, schedule. None knows a method's name."""

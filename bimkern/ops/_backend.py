@@ -31,7 +31,7 @@ schemas = torch.library.Library("bimkern", "DEF")
 
 # The Python of those kernels that are made of operations, by their overload: who counts what an op allocates runs it in
 # place of the op, since what a kernel calls is not seen from outside.
-composed: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+composite: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
 
 # The Python of those ops that are made of differentiable operations.
 _decomposed: dict[str, Callable[..., Any]] = {}
@@ -66,7 +66,7 @@ def compose(op: str, kernel: Callable[..., Any], *devices: str) -> None:
     """Let a function that is made of operations serve an op on devices, in capitals."""
     for device in devices:
         schemas.impl(op, kernel, device)
-    composed[getattr(torch.ops.bimkern, op).default] = kernel
+    composite[getattr(torch.ops.bimkern, op).default] = kernel
 
 
 def decompose(op: str, function: Callable[..., Any]) -> None:

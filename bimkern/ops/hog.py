@@ -194,7 +194,7 @@ def _check_divides(name: str, side: int, images: Tensor) -> None:
 
 def _check_bias(images: Tensor, pairs: Sequence[Any], num_sizes: int) -> None:
     if not images.is_floating_point():
-        raise TypeError("hog: images must be normalised floats where bias is given, got uint8")
+        raise TypeError("hog: images must be normalized floats where bias is given, got uint8")
     if len(pairs) != num_sizes or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ValueError(f"hog: bias must be a pair (x, y) for each of {num_sizes} cell sizes, got {pairs}")
 

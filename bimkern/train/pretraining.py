@@ -1,4 +1,4 @@
-"""The task of masked image modelling: its network and updates, one step, held-out images, and what it exports."""
+"""The task of masked image modeling: its network and updates, one step, held-out images, and what it exports."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -2,7 +2,7 @@
 // instruction set of simd.h.
 //
 // Same bits as to_float, to_float16 and to_bfloat16 of dtype.h, but for what a NaN carries in its mantissa. The
-// compiler vectorises widening bfloat16 well by itself; for the other three it needs to be told.
+// compiler vectorizes widening bfloat16 well by itself; for the other three it needs to be told.
 #pragma once
 
 #include "core/dtype.h"
@@ -31,7 +31,7 @@ BIMKERN_INLINE inline void narrow(SimdTag<kSimd>, const float* from, T* to) {
 }
 
 #if BIMKERN_X86
-// GCC 12 warns of an uninitialised source in the unmasked forms of some AVX-512 intrinsics.
+// GCC 12 warns of an uninitialized source in the unmasked forms of some AVX-512 intrinsics.
 constexpr __mmask16 kAll = 0xffff;
 
 template <int kCount = kConverted>

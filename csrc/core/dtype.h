@@ -1,6 +1,6 @@
 // Element types: 16-bit storage types, the type their arithmetic is done in, and the dispatch from a run-time tag.
 //
-// On the host the conversions are branch-free so that loops over them vectorise without F16C.
+// On the host the conversions are branch-free so that loops over them vectorize without F16C.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// The exact GELU and its derivative from one exponential, in arithmetic that vectorises.
+// The exact GELU and its derivative from one exponential, in arithmetic that vectorizes.
 //
 // With c(x) the upper tail of the normal distribution, c(x) = exp(-x^2 / 2) * m(x) for x >= 0, and m (the ratio of
 // Mills, divided by sqrt(2 pi)) is smooth: t times a polynomial in t = 1 / (1 + 0.35 x). float32: within 3e-7 of both.

@@ -58,7 +58,7 @@ BIMKERN_AVX2 inline void philox_lanes(SimdTag<Simd::kAvx2>, PhiloxCounter counte
 }
 
 BIMKERN_AVX512 inline void philox_lanes(SimdTag<Simd::kAvx512>, PhiloxCounter counter, PhiloxKey key, uint32_t* words) {
-  constexpr __mmask8 kEach = 0xff;  // GCC 12 warns of an uninitialised source in the unmasked forms
+  constexpr __mmask8 kEach = 0xff;  // GCC 12 warns of an uninitialized source in the unmasked forms
   constexpr __mmask16 kUpper = 0xaaaa;
   __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(counter.word[0]), _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
   __m512i c1 = _mm512_set1_epi64(counter.word[1]);

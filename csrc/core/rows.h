@@ -1,4 +1,4 @@
-// What the CPU kernels do to one row, to be called inside of vectorised(). D is contiguous everywhere.
+// What the CPU kernels do to one row, to be called inside of vectorized(). D is contiguous everywhere.
 #pragma once
 
 #include <cstring>
@@ -150,7 +150,7 @@ BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
   }
 }
 
-// The packet itself, or scratch, into which it is loaded: a copy of what has its type already is not optimised away.
+// The packet itself, or scratch, into which it is loaded: a copy of what has its type already is not optimized away.
 template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline const A* as_packet(Set set, const T* from, A* scratch) {
   if constexpr (std::is_same_v<T, A>) {

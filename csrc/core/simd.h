@@ -1,4 +1,4 @@
-// One source, three instruction sets: vectorised(simd, f) runs f in a copy that the compiler made for that set.
+// One source, three instruction sets: vectorized(simd, f) runs f in a copy that the compiler made for that set.
 //
 // Only what is inlined into f gains from it, so f and what it calls per element are BIMKERN_INLINE; a call out of f
 // runs baseline code, which is slower and just as right. Results are equal bit for bit on every set (what a NaN carries
@@ -51,9 +51,9 @@ BIMKERN_AVX512 void run_avx512(const F& f) {
 }
 #endif
 
-// Calls f(SimdTag): vectorised(simd, [&](auto set) BIMKERN_INLINE { ... }). The machine must have the set.
+// Calls f(SimdTag): vectorized(simd, [&](auto set) BIMKERN_INLINE { ... }). The machine must have the set.
 template <typename F>
-void vectorised(Simd simd, const F& f) {
+void vectorized(Simd simd, const F& f) {
   switch (simd) {
 #if BIMKERN_X86
     case Simd::kAvx512:

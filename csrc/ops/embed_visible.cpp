@@ -1,7 +1,7 @@
 // CPU kernels of embed_visible.h, parallel over rows of the result, each of which is written once.
 //
 // visible_patches: reads the kept patches and nothing else. A channel of a patch is first laid out in a buffer of the
-// first-level cache, then normalised in one loop: its image rows are too short to fill vectors, p = 16 bytes each.
+// first-level cache, then normalized in one loop: its image rows are too short to fill vectors, p = 16 bytes each.
 // add_embeddings: reads the product, writes the tokens. Bias and positions stay in the caches.
 #include "ops/embed_visible.h"
 
@@ -14,14 +14,14 @@
 namespace bimkern {
 namespace {
 
-// One channel of a patch, normalised, to out + at.
+// One channel of a patch, normalized, to out + at.
 template <typename Set, typename From, typename A>
-BIMKERN_INLINE inline void normalise_pixels(Set set, const From* pixels, int64_t count, Affine<A> affine, A* scratch,
+BIMKERN_INLINE inline void normalize_pixels(Set set, const From* pixels, int64_t count, Affine<A> affine, A* scratch,
                                             DType dtype, void* out, int64_t at) {
   const bool is_narrow = bytes_of(dtype) < static_cast<int64_t>(sizeof(A));
   A* wide = is_narrow ? scratch : static_cast<A*>(out) + at;
   for (int64_t i = 0; i < count; ++i) {
-    wide[i] = normalised(pixels[i], affine);
+    wide[i] = normalized(pixels[i], affine);
   }
   if (is_narrow) {
     store_row(set, wide, count, dtype, out, at);
@@ -46,13 +46,13 @@ void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd
            id % args.columns * patch * args.column_stride;
   };
   const auto affine_of = [&](int64_t channel) {
-    return args.image_dtype == DType::kUInt8 ? normalisation<uint8_t>(mean, std, channel)
-                                             : normalisation<A>(mean, std, channel);
+    return args.image_dtype == DType::kUInt8 ? normalization<uint8_t>(mean, std, channel)
+                                             : normalization<A>(mean, std, channel);
   };
   parallel(size.images * size.kept, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     std::vector<From> pixels(area);
     std::vector<A> wide(area);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t corner = corner_of(i), next = corner_of(std::min(i + 1, end - 1));
         for (int64_t c = 0; c < size.width / area; ++c) {
@@ -66,7 +66,7 @@ void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd
             convert_pixels(args.image_dtype, args.images, at, patch, args.row_stride, args.column_stride,
                            pixels.data());
           }
-          normalise_pixels(set, pixels.data(), area, affine_of(c), wide.data(), args.dtype, args.out,
+          normalize_pixels(set, pixels.data(), area, affine_of(c), wide.data(), args.dtype, args.out,
                            i * size.width + c * area);
         }
       }
@@ -83,7 +83,7 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
   const auto* prefix = static_cast<const A*>(args.prefix);
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(A));
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t place = i % rows - size.prefix;  // negative: a prefix row

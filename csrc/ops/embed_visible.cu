@@ -42,13 +42,13 @@ __global__ void __launch_bounds__(kMaxThreads) visible_patches_kernel(VisiblePat
     const int line = i * kPack / patch;
     const int y = line % patch;
     const int c = line / patch;
-    const Affine<A> affine = normalisation<From>(mean, std, c);
+    const Affine<A> affine = normalization<From>(mean, std, c);
     const From* from = corner + c * args.channel_stride + y * args.row_stride + x * args.column_stride;
     const Pixels pixels = *reinterpret_cast<const Pixels*>(from);
     P result;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
-      result.value[j] = Arithmetic<T>::store(normalised(pixels.value[j], affine));
+      result.value[j] = Arithmetic<T>::store(normalized(pixels.value[j], affine));
     }
     out[i] = result;
   }

@@ -1,7 +1,7 @@
 // The two ends of embed_visible; the matrix product between them is the library's. Letters and strides: keep.h, and
 // C channels, p patch size, H W pixels.
 //
-// visible_patches: [B, C, H, W] pixels -> the kept patches, normalised, as rows for the product [B, K, C*p*p].
+// visible_patches: [B, C, H, W] pixels -> the kept patches, normalized, as rows for the product [B, K, C*p*p].
 // add_embeddings: that product -> tokens. Adds bias and positions, and puts the prefix in front.
 #pragma once
 

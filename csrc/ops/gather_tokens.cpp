@@ -22,7 +22,7 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
   const int64_t rows = size.prefix + size.kept;  // per image
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t place = i % rows - size.prefix;  // negative: a prefix row
@@ -74,7 +74,7 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* places, const Para
 }
 
 // Sums over images in their order, whatever the number of threads. A thread takes a block of tokens through all images,
-// because the rows of neighbouring tokens lie together.
+// because the rows of neighboring tokens lie together.
 template <typename T>
 void sum_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
@@ -84,7 +84,7 @@ void sum_rows(const GatherTokensBwd& args, const int32_t* places, const Parallel
   const int64_t token_bytes = size.images * size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.tokens, grain_rows(token_bytes), [&](int64_t begin, int64_t end) {
     std::vector<Sum> sums(std::min(block, end - begin) * size.width);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t first = begin; first < end; first += block) {
         const int64_t last = std::min(end, first + block);
         std::fill(sums.begin(), sums.end(), 0);

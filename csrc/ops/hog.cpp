@@ -3,7 +3,7 @@
 // Parallel over images and strips of rows, as high as the least common multiple of the cells, so that no cell is
 // shared. A thread goes through its strip row by row. It converts a row of pixels once, keeps three of them, and turns
 // them into gradients, magnitudes and bins in vectors; adding the magnitudes to the histograms is scalar, in the
-// first-level cache. Whenever a row of cells is complete it is added to the coarser cells that contain it, normalised
+// first-level cache. Whenever a row of cells is complete it is added to the coarser cells that contain it, normalized
 // and written. All sums go in the same order whatever the number of threads and the instruction set.
 #include "ops/hog.h"
 
@@ -98,14 +98,14 @@ struct Scratch {
   }
 };
 
-// Rows are reflected at the border without repeating it, like columns. Vectorised by itself: the type of the pixels
+// Rows are reflected at the border without repeating it, like columns. Vectorized by itself: the type of the pixels
 // matters nowhere else.
 template <typename T>
 void load_rows(const Hog& args, int64_t image, int64_t y, Scratch& scratch, Simd simd) {
   const int64_t mirrored = y < 0 ? -y : y < args.height ? y : 2 * args.height - 2 - y;
   const T* from = static_cast<const T*>(args.pixels) + image * args.image_stride + mirrored * args.row_stride;
   float* to = scratch.pixels[(y + 3) % 3];
-  vectorised(simd, [&](auto set) BIMKERN_INLINE {
+  vectorized(simd, [&](auto set) BIMKERN_INLINE {
     for (int64_t c = 0; c < args.channels; ++c) {
       load_row(set, from + c * args.channel_stride, args.column_stride, args.width, to + c * scratch.pitch);
     }
@@ -195,7 +195,7 @@ void hog_strips(const Plan& plan, LoadRows load, int64_t begin, int64_t end, Sim
   const Hog& args = plan.args;
   const int64_t strips = args.height / plan.strip;
   Scratch scratch(plan);
-  vectorised(simd, [&](auto set) BIMKERN_INLINE {
+  vectorized(simd, [&](auto set) BIMKERN_INLINE {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / strips;
       const int64_t first = unit % strips * plan.strip;

@@ -1,4 +1,4 @@
-// The loops of hog.cpp over one row of pixels or of cells, each to be inlined into vectorised().
+// The loops of hog.cpp over one row of pixels or of cells, each to be inlined into vectorized().
 //
 // Letters: spread, the floats that a histogram takes: its bins, padded to whole kHogChunks.
 #pragma once
@@ -89,7 +89,7 @@ BIMKERN_INLINE inline void invert_norms(const float* __restrict histograms, int6
   }
 }
 
-// Normalises a row of cells into values that lie densely, and leaves zeros for the next.
+// Normalizes a row of cells into values that lie densely, and leaves zeros for the next.
 BIMKERN_INLINE inline void scale_row(float* __restrict histograms, const float* __restrict inverse, int64_t vectors,
                                      int64_t spread, int64_t bins, float* __restrict row) {
   const int64_t whole = std::max<int64_t>(0, vectors - ceil_div(spread - bins, bins));

@@ -172,7 +172,7 @@ void sum_rows(const LossRows& args, const Targets& targets, const LossSum& sum, 
   parallel(args.count(), grain_rows(length * static_cast<int64_t>(sizeof(A))), [&](int64_t begin, int64_t end) {
     PredRows<A> preds(args);
     TargetReader<A> reader(args, targets);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const A weight = rows.weight(i);
         if (weight == 0) {
@@ -187,7 +187,7 @@ void sum_rows(const LossRows& args, const Targets& targets, const LossSum& sum, 
     });
   });
   double total = 0;
-  vectorised(simd, [&](auto) BIMKERN_INLINE {
+  vectorized(simd, [&](auto) BIMKERN_INLINE {
     total =
         lane_sum<double>(args.count(), [=](int64_t i) BIMKERN_INLINE { return static_cast<double>(row_losses[i]); });
   });
@@ -207,7 +207,7 @@ void differentiate_rows(const LossRows& args, const Targets& targets, const Loss
     PredRows<A> preds(args);
     TargetReader<A> reader(args, targets);
     std::vector<A> slopes(preds.in_place() ? 0 : length);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const A weight = rows.weight(i);
         if (weight == 0 || denominator == 0) {

@@ -119,7 +119,7 @@ BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, A
   stats[1] = scale;
 }
 
-// row: x, becomes normalised; grad: of the GELU, becomes that of the normalised row.
+// row: x, becomes normalized; grad: of the GELU, becomes that of the normalized row.
 template <typename A>
 BIMKERN_INLINE inline void affine_bwd_row(const A* __restrict weight, const A* __restrict slope, A mean, A scale,
                                           int64_t width, A* __restrict row, A* __restrict grad,
@@ -180,7 +180,7 @@ template <typename A>
 void norm(const MatchNorm& args, const Parallel& parallel, Simd simd) {
   parallel(match_blocks(args.rows), 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(args.width);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin * kMatchBlock; i < std::min(args.rows, end * kMatchBlock); ++i) {
         norm_row(set, args, i, row.data());
       }
@@ -193,7 +193,7 @@ void norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
   const int64_t blocks = match_blocks(args.rows), width = args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(width), grad(width), sums(3 * width);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t block = begin; block < end; ++block) {
         double* total = args.scratch + block * 3 * width;
         std::fill_n(total, 3 * width, 0.0);
@@ -288,7 +288,7 @@ void error(const MatchError& args, const Parallel& parallel, Simd simd) {
   const int64_t blocks = match_blocks(args.cells.count), sums = 1 + args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(args.width), sign(args.width), columns(args.width);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t block = begin; block < end; ++block) {
         double* total = args.scratch + block * sums;
         std::fill_n(total, sums, 0.0);

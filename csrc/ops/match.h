@@ -65,7 +65,7 @@ struct MatchNorm {
   const void* x_bias;  // [E]
   const void* weight;  // [E]
   const void* bias;    // [E]
-  void* out;           // [rows, E] GELU of the normalised rows
+  void* out;           // [rows, E] GELU of the normalized rows
   void* slope;         // [rows, E] derivative of the GELU
   void* stats;         // [rows, 2] mean and reciprocal standard deviation
 };

@@ -1,5 +1,5 @@
 // Reads patches of images as target vectors on the CPU, one at a time, into a buffer of the first-level cache. To be
-// called inside of vectorised().
+// called inside of vectorized().
 #pragma once
 
 #include <algorithm>
@@ -102,22 +102,22 @@ class PatchReader {
     if constexpr (std::is_same_v<A, float>) {
       switch (patches_.dtype) {
         case DType::kUInt8:
-          return standardise_patch(set, cut<uint8_t>(corner), out);
+          return standardize_patch(set, cut<uint8_t>(corner), out);
         case DType::kFloat16:
-          return standardise_patch(set, cut<float16>(corner), out);
+          return standardize_patch(set, cut<float16>(corner), out);
         case DType::kBFloat16:
-          return standardise_patch(set, cut<bfloat16>(corner), out);
+          return standardize_patch(set, cut<bfloat16>(corner), out);
         default:
           break;
       }
     }
-    standardise_patch(set, pixel_bytes_ == sizeof(A) ? cut<A>(corner) : convert(corner), out);
+    standardize_patch(set, pixel_bytes_ == sizeof(A) ? cut<A>(corner) : convert(corner), out);
   }
 
  private:
   static constexpr int64_t kTile = 16;  // pixels, so that the channels of a tile fill whole vectors
 
-  // What a patch is standardised by: ((value - first) - mean) * scale.
+  // What a patch is standardized by: ((value - first) - mean) * scale.
   struct Statistics {
     A first;  // so that a constant patch is exactly zero, whatever its mean rounds to
     A mean;   // of value - first
@@ -127,8 +127,8 @@ class PatchReader {
   Affine<A> affine_of(int64_t channel) const {
     const auto* mean = static_cast<const A*>(patches_.mean);
     const auto* std = static_cast<const A*>(patches_.std);
-    return patches_.dtype == DType::kUInt8 ? normalisation<uint8_t>(mean, std, channel)
-                                           : normalisation<A>(mean, std, channel);
+    return patches_.dtype == DType::kUInt8 ? normalization<uint8_t>(mean, std, channel)
+                                           : normalization<A>(mean, std, channel);
   }
 
   int64_t corner_of(int64_t index) const {
@@ -139,14 +139,14 @@ class PatchReader {
   }
 
   template <typename Set, typename From>
-  BIMKERN_INLINE void standardise_patch(Set set, const From* planes, A* out) {
+  BIMKERN_INLINE void standardize_patch(Set set, const From* planes, A* out) {
     const From* pixels = interleave(planes);
     if constexpr (std::is_same_v<From, uint8_t>) {
-      standardise(set, pixels, patches_.normalize ? byte_statistics(set, planes) : Statistics{0, 0, 1}, out);
+      standardize(set, pixels, patches_.normalize ? byte_statistics(set, planes) : Statistics{0, 0, 1}, out);
     } else {
-      standardise(set, pixels, Statistics{0, 0, 1}, out);
+      standardize(set, pixels, Statistics{0, 0, 1}, out);
       if (patches_.normalize) {
-        restandardise(statistics(out), out);
+        restandardize(statistics(out), out);
       }
     }
   }
@@ -193,9 +193,9 @@ class PatchReader {
     return pixels;
   }
 
-  // Normalised, then standardised.
+  // Normalized, then standardized.
   template <typename Set, typename From>
-  BIMKERN_INLINE void standardise(Set set, const From* __restrict pixels, Statistics by, A* __restrict out) const {
+  BIMKERN_INLINE void standardize(Set set, const From* __restrict pixels, Statistics by, A* __restrict out) const {
     const A* __restrict offsets = offsets_.data();
     const A* __restrict scales = scales_.data();
     const auto standard = [=](A pixel, int64_t k) BIMKERN_INLINE {
@@ -227,7 +227,7 @@ class PatchReader {
     }
   }
 
-  BIMKERN_INLINE void restandardise(Statistics by, A* out) const {
+  BIMKERN_INLINE void restandardize(Statistics by, A* out) const {
     const int64_t length = patches_.length();
     for (int64_t i = 0; i < length; ++i) {
       out[i] = ((out[i] - by.first) - by.mean) * by.scale;
@@ -240,8 +240,8 @@ class PatchReader {
     const A mean =
         lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
     const A squares = lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE {
-      const A centred = (values[i] - first) - mean;
-      return centred * centred;
+      const A centerd = (values[i] - first) - mean;
+      return centerd * centerd;
     });
     return {first, mean, scale_of(static_cast<double>(squares))};
   }
@@ -251,13 +251,13 @@ class PatchReader {
   BIMKERN_INLINE Statistics byte_statistics(Set set, const uint8_t* planes) {
     const int64_t channels = patches_.channels;
     const double count = static_cast<double>(area_), share = 1 / count;
-    const A first = normalised(planes[0], Affine<A>{offsets_[0], scales_[0]});
+    const A first = normalized(planes[0], Affine<A>{offsets_[0], scales_[0]});
     double total = 0, squares = 0;
     for (int64_t c = 0; c < channels; ++c) {
       const uint8_t own = planes[c * area_];  // pixels less this one sum to exactly zero where a channel is constant
       const ByteSums sums = byte_sums(set, planes + c * area_, area_);
       const double scale = static_cast<double>(scales_[c]);
-      const double apart = static_cast<double>(normalised(own, Affine<A>{offsets_[c], scales_[c]}) - first);
+      const double apart = static_cast<double>(normalized(own, Affine<A>{offsets_[c], scales_[c]}) - first);
       means_[c] = apart + scale * ((sums.values - count * own) * share);
       total += means_[c];
       squares += scale * scale * ((count * sums.squares - sums.values * sums.values) * share);

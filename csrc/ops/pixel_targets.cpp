@@ -22,7 +22,7 @@ void write_patches(const PixelTargets& args, const Parallel& parallel, Simd simd
 
 template <typename A>
 void read_patches(PatchReader<A>& reader, Simd simd, int64_t begin, int64_t end, int64_t next, A* out) {
-  vectorised(simd, [&](auto set) BIMKERN_INLINE {
+  vectorized(simd, [&](auto set) BIMKERN_INLINE {
     for (int64_t i = begin; i < end; ++i) {
       reader.prefetch(i + 1 < end ? i + 1 : next);
       reader.read(set, i, out + (i - begin) * reader.length());

@@ -1,4 +1,4 @@
-// How ops read pixels: the affine normalisation of a channel, the same on every device, and on the CPU the cut of a
+// How ops read pixels: the affine normalization of a channel, the same on every device, and on the CPU the cut of a
 // patch. p is the patch size, C the number of channels. Strides count elements.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace bimkern {
 
-// What patches are normalised in: float32, or float64 on the way to a product in float64.
+// What patches are normalized in: float32, or float64 on the way to a product in float64.
 template <typename T>
 using Normal = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -41,14 +41,14 @@ BIMKERN_HD double rounded_product(double a, double b) {
 
 // mean and std of the channels, null: 0 and 1.
 template <typename From, typename A>
-BIMKERN_HD Affine<A> normalisation(const A* mean, const A* std, int64_t channel) {
+BIMKERN_HD Affine<A> normalization(const A* mean, const A* std, int64_t channel) {
   const A full = std::is_same_v<From, uint8_t> ? A{255} : A{1};
   return Affine<A>{mean == nullptr ? A{0} : rounded_product(full, mean[channel]),
                    A{1} / (std == nullptr ? full : rounded_product(full, std[channel]))};
 }
 
 template <typename From, typename A>
-BIMKERN_HD A normalised(From pixel, Affine<A> affine) {
+BIMKERN_HD A normalized(From pixel, Affine<A> affine) {
   return (static_cast<A>(Arithmetic<From>::load(pixel)) - affine.offset) * affine.scale;
 }
 

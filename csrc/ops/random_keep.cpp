@@ -80,7 +80,7 @@ void random_keep(const RandomKeep& args, const Parallel& parallel, Simd simd) {
     std::vector<uint32_t> words(drawn);
     std::vector<uint32_t> parent_words(with_parent ? args.candidates : 0);
     const uint32_t* candidates = with_parent ? parent_words.data() : words.data();
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t image = begin; image < end; ++image) {
         draw_words(set, args.sample_ids[image * args.sample_stride], args.key, args.tokens, words.data());
         const int64_t* parent = args.parent.ids + image * args.parent.image_stride;

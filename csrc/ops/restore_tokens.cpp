@@ -29,7 +29,7 @@ void restore_rows(const RestoreTokens& args, const int32_t* places, const Parall
   const int64_t rows = size.prefix + size.tokens;  // per image
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t token = i % rows - size.prefix;  // negative: a prefix row
@@ -102,7 +102,7 @@ void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd sim
   auto* grad_mask_token = static_cast<T*>(args.grad_mask_token);
   parallel(size.width, grain_rows(size.tokens * static_cast<int64_t>(sizeof(Sum))), [&](int64_t begin, int64_t end) {
     std::vector<double> sums(end - begin);
-    vectorised(simd, [&](auto) BIMKERN_INLINE {
+    vectorized(simd, [&](auto) BIMKERN_INLINE {
       for (int64_t token = 0; token < size.tokens; ++token) {
         for (int64_t d = begin; d < end; ++d) {
           sums[d - begin] += hidden_sums[token * size.width + d];
@@ -124,7 +124,7 @@ void restore_bwd(const RestoreTokensBwd& args, const int32_t* places, const Para
   const int64_t token_bytes = size.images * size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.tokens, grain_rows(token_bytes), [&](int64_t begin, int64_t end) {
     std::vector<Sum> kept_sums(std::min(block, end - begin) * size.width);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t first = begin; first < end; first += block) {
         restore_bwd_tokens<decltype(set), T>(set, args, places, first, std::min(end, first + block), kept_sums.data());
       }

@@ -1,7 +1,7 @@
 // CPU kernel of scale_mask.h, bound by memory: reads the mask and writes the result once.
 //
 // Parallel over rows of squares. The first row of a result is computed, the others that repeat it are copied from
-// there. The usual sides are known to the compiler, which then vectorises the row.
+// there. The usual sides are known to the compiler, which then vectorizes the row.
 #include "ops/scale_mask.h"
 
 #include <cstring>

@@ -274,7 +274,7 @@ def test_what_a_wheel_has_is_built_once_for_all_processes(tmp_path, cache):
     own = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "bimkern", site / "bimkern", ignore=own, dirs_exist_ok=True)
     shutil.copy(ROOT / "bimkern" / "_native.so", site / "bimkern")
-    # Unoptimised, since that is quicker.
+    # Unoptimized, since that is quicker.
     environment = os.environ | {"CMAKE_BUILD_TYPE": "None", "BIMKERN_CUDA_ARCHS": "", "PYTHONPATH": str(site)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", ONE_STEP], cwd=site, env=environment, **pipes) for _ in range(2)]

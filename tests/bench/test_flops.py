@@ -34,7 +34,7 @@ def hidden_alone(features, layers, target, mask, scale, *, kind, grid, denominat
     side, num_hidden = int(scale), int(mask[0].sum())
     hidden = mask.argsort(dim=1, descending=True)[:, :num_hidden]
     rows = torch.arange(len(mask))[:, None]
-    # A grid of one column: the cells of a patch are then neighbours.
+    # A grid of one column: the cells of a patch are then neighbors.
     pred = match_predict(features[rows, hidden], layers, scale, grid=(num_hidden, 1), dtype=dtype)
     cells = target.unflatten(1, (grid[0], side, grid[1], side)).transpose(2, 3).flatten(1, 2)  # [B, N, side, side, P]
     wanted = cells[rows, hidden].flatten(1, 3)

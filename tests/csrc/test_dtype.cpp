@@ -21,7 +21,7 @@ double float16_value(uint16_t bits) {
 bool is_nan_bits(float16 x) { return (x.bits & 0x7fff) > 0x7c00; }
 bool is_nan_bits(bfloat16 x) { return (x.bits & 0x7fff) > 0x7f80; }
 
-// Between neighbours a < b (as patterns lower, lower + 1): the middle goes to the even one, and a hair off it decides.
+// Between neighbors a < b (as patterns lower, lower + 1): the middle goes to the even one, and a hair off it decides.
 template <typename Narrow>
 void expect_rounding(uint16_t lower, float a, float b, Narrow narrow) {
   const float middle = static_cast<float>((static_cast<double>(a) + b) / 2);

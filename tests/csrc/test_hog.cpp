@@ -65,7 +65,7 @@ struct Case {
 
 int64_t reflected(int64_t at, int64_t count) { return at < 0 ? -at : at < count ? at : 2 * count - 2 - at; }
 
-// The normalised histograms of one cell and channel.
+// The normalized histograms of one cell and channel.
 std::vector<double> histogram(const Case& c, const HogLevel& level, const std::vector<float>& weights,
                               const std::vector<uint8_t>& plane, int64_t row, int64_t column) {
   std::vector<double> sums(c.bins);

@@ -24,7 +24,7 @@ void test_lanes(Simd simd) {
   for (const uint32_t start : {0u, 49u, 0x7ffffffcu, 0xfffffffdu}) {
     const PhiloxCounter first{{start, 0x85a308d3u, 0xfffffff0u, 0x03707344u}};
     uint32_t words[4 * kPhiloxLanes];
-    vectorised(simd, [&](auto set) BIMKERN_INLINE { philox_lanes(set, first, key, words); });
+    vectorized(simd, [&](auto set) BIMKERN_INLINE { philox_lanes(set, first, key, words); });
     for (int i = 0; i < 4 * kPhiloxLanes; ++i) {
       PhiloxCounter counter = first;
       counter.word[0] += i / 4;

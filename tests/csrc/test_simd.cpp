@@ -47,7 +47,7 @@ void test_conversions(Simd simd) {
   for (const uint32_t low_bits : {0x0u, 0x1u, 0xfffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
     std::vector<float> wide(kPatterns, 0.0f);
     std::vector<T> narrowed(kPatterns);
-    vectorised(simd, [&](auto set) BIMKERN_INLINE {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
       accumulate_row(set, patterns.data(), kPatterns, wide.data());
       for (float& value : wide) {
         value = bit_cast<float>(bit_cast<uint32_t>(value) | low_bits);
@@ -61,7 +61,7 @@ void test_conversions(Simd simd) {
       EXPECT(is_nan(rounded) ? is_nan(narrowed[i]) : narrowed[i].bits == rounded.bits);
     }
   }
-  vectorised(simd,
+  vectorized(simd,
              [&](auto set) BIMKERN_INLINE { add_row(set, patterns.data(), zeros.data(), kPatterns, sums.data()); });
   for (int i = 0; i < kPatterns; ++i) {
     const T sum = Arithmetic<T>::store(to_float(patterns[i]) + 0.0f);
@@ -79,7 +79,7 @@ void test_tails(Simd simd) {
       a[d] = Arithmetic<T>::store(values[d]);
       b[d] = Arithmetic<T>::store(values[width + d]);
     }
-    vectorised(simd, [&](auto set) BIMKERN_INLINE { add_row(set, a.data(), b.data(), width, out.data()); });
+    vectorized(simd, [&](auto set) BIMKERN_INLINE { add_row(set, a.data(), b.data(), width, out.data()); });
     for (int64_t d = 0; d < width; ++d) {
       const T sum = Arithmetic<T>::store(Arithmetic<T>::load(a[d]) + Arithmetic<T>::load(b[d]));
       EXPECT(std::memcmp(&out[d], &sum, sizeof(T)) == 0);

@@ -135,7 +135,7 @@ def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):
         picture(seed=i).save(folder / f"{i}.jpg")
     found = check(image_folder(folder), workers=0)
     lines = cache_file().read_text().splitlines(keepends=True)
-    foreign = ["[]\n", "7\n", '{"file": "0.jpg", "colour": "red"}\n', "\xff\n"]
+    foreign = ["[]\n", "7\n", '{"file": "0.jpg", "color": "red"}\n', "\xff\n"]
     cache_file().write_text("".join([lines[0], *foreign, lines[1][:20]]))
     looked_at.clear()
     assert check(image_folder(folder), workers=0) == found

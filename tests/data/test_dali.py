@@ -31,14 +31,14 @@ MODES = ("1", "L", "LA", "P", "RGBA")
 
 
 def picture(width, height):
-    """Coarse noise, smoothed: all grey levels, with edges, at any size."""
+    """Coarse noise, smoothed: all gray levels, with edges, at any size."""
     levels = torch.randint(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=torch.uint8)
     return Image.fromarray(levels.numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Every size in every format, every colour mode, every EXIF orientation in every format."""
+    """Every size in every format, every color mode, every EXIF orientation in every format."""
     for suffix, options in FORMATS.items():
         for width, height in SIZES:
             picture(width, height).save(tmp_path / f"{width}x{height}.{suffix}", **options)
@@ -51,7 +51,7 @@ def folder(tmp_path):
         if mode.endswith("A"):
             image.putalpha(picture(100, 80).convert("L"))
         image.convert(mode).save(tmp_path / f"mode_{mode}.png")
-    picture(100, 80).convert("L").save(tmp_path / "grey.jpg")
+    picture(100, 80).convert("L").save(tmp_path / "gray.jpg")
     return tmp_path
 
 

@@ -142,7 +142,7 @@ def test_images_come_upright(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
-def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+def test_every_color_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     picture(8, 8).convert(mode).save(path)
     assert decode_file(path).pixels.mode == "RGB"

@@ -26,8 +26,8 @@ def chunk(name, content):
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def png(width, height, depth, colour, rows):
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+def png(width, height, depth, color, rows):
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
@@ -81,7 +81,7 @@ def write_bad_files(folder):
 def write_odd_files(folder):
     """Write images that are unusual and fine."""
     picture().convert("CMYK").save(folder / "cmyk.jpg")
-    picture().convert("L").save(folder / "grey.jpg")
+    picture().convert("L").save(folder / "gray.jpg")
     picture().convert("P").save(folder / "palette.png")
     picture().convert("RGBA").save(folder / "transparent.png")
     picture(1, 1).save(folder / "one pixel.png")

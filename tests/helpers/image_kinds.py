@@ -41,7 +41,7 @@ def turned_files(picture):
 
 def kinds_of_color(picture):
     """Return files of a picture by name: color modes, markers, chunks and compressions."""
-    grey, cmyk = picture.convert("L"), encoded("JPEG", picture.convert("CMYK"), quality=95)
+    gray, cmyk = picture.convert("L"), encoded("JPEG", picture.convert("CMYK"), quality=95)
     alpha = picture.convert("RGBA")
     alpha.putalpha(Image.linear_gradient("L").resize(picture.size))
     gamma = chunk(b"gAMA", struct.pack(">I", 100_000))
@@ -52,7 +52,7 @@ def kinds_of_color(picture):
         "ycck": cmyk.replace(b"Adobe\0\x64" + bytes(5), b"Adobe\0\x64" + bytes(4) + b"\2"),
         "rgb": rgb,
         "rgb without marker": without(rgb, ADOBE),
-        "grey": encoded("JPEG", grey, quality=95),
+        "gray": encoded("JPEG", gray, quality=95),
         "progressive": encoded("JPEG", picture, quality=95, progressive=True),
         "without jfif": without(encoded("JPEG", picture, quality=95), JFIF),
         "restarts": encoded("JPEG", picture, quality=95, restart_marker_blocks=3),
@@ -73,7 +73,7 @@ def kinds_of_color(picture):
     tiffs = {mode: encoded("TIFF", picture.convert(mode)) for mode in ("1", "L", "P", "RGB", "CMYK")} | {
         name: encoded("TIFF", picture, compression=f"tiff_{name}") for name in ("lzw", "adobe_deflate", "jpeg")
     }
-    gifs = {"palette": encoded("GIF", picture), "frames": encoded("GIF", picture, save_all=True, append_images=[grey])}
+    gifs = {"palette": encoded("GIF", picture), "frames": encoded("GIF", picture, save_all=True, append_images=[gray])}
     kinds = {"jpg": jpegs, "png": pngs, "webp": webps, "bmp": bmps, "tif": tiffs, "gif": gifs}
     return {f"{name}.{suffix}": content for suffix, files in kinds.items() for name, content in files.items()}
 

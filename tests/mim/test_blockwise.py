@@ -31,11 +31,11 @@ def test_exact_masks_contain_the_published_ones():
 
 
 def test_hidden_patches_lie_together():
-    """Nearly every hidden patch has a hidden neighbour; of a mask drawn patch by patch, 13 % have none."""
+    """Nearly every hidden patch has a hidden neighbor; of a mask drawn patch by patch, 13 % have none."""
     hidden = Blockwise(ratio=0.4).rectangles(IDS, GRID, seed=0).view(-1, *GRID)
     padded = torch.nn.functional.pad(hidden, (1, 1, 1, 1))
-    neighbours = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
-    assert (hidden & ~neighbours).sum() < 0.01 * hidden.sum()
+    neighbors = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+    assert (hidden & ~neighbors).sum() < 0.01 * hidden.sum()
 
 
 def test_no_place_is_preferred():

@@ -50,7 +50,7 @@ def test_visible_places_are_the_truth_and_hidden_ones_the_prediction(recipe):
 
 @every_kind
 def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
-    """With statistics of the truth, where the target is normalised: without them brightness and contrast are lost."""
+    """With statistics of the truth, where the target is normalized: without them brightness and contrast are lost."""
     model = build(recipe)
     images, encoder = photos(model), model.method.encoder
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):

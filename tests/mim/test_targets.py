@@ -42,7 +42,7 @@ def test_a_family_is_computed_in_one_pass():
         torch.testing.assert_close(vectors, alone, rtol=1e-5, atol=1e-6)  # coarse sums in another order
 
 
-def test_a_bias_is_of_its_own_scale_and_needs_normalised_pixels():
+def test_a_bias_is_of_its_own_scale_and_needs_normalized_pixels():
     targets = [HogTarget(bias=(0.1, -0.2)), HogTarget(bias=(0.3, 0.0))]
     assert targets[0].family == targets[1].family != HogTarget().family
     fine, coarse = hog_vectors(targets, IMAGES, 16, [2, 1], COLORS)

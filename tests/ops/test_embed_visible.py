@@ -48,7 +48,7 @@ def with_grads(fn, cotangent, inputs):
     return out, *torch.autograd.grad(out, [leaves[i] for i in GRADS], cotangent)
 
 
-def test_is_the_convolution_of_normalised_images(device):
+def test_is_the_convolution_of_normalized_images(device):
     images, weight, bias, keep, pos, prefix, mean, std = sample(device, torch.float64, **DEFAULT)
     pixels = (images.double() / 255 - mean[:, None, None]) / std[:, None, None]
     tokens = torch.nn.functional.conv2d(pixels, weight, bias, stride=16).flatten(2).mT + pos
@@ -81,7 +81,7 @@ def test_patches_are_the_same_bits_on_every_device(device, images, dtype, statis
 
 
 @pytest.mark.parametrize("images", IMAGES, ids=str)
-def test_normalises_as_exactly_as_torch(device, images):
+def test_normalizes_as_exactly_as_torch(device, images):
     def cut(images, mean, std):
         return torch.ops.bimkern.visible_patches(images, keep, mean, std, 8, mean.dtype)
 

@@ -89,7 +89,7 @@ def test_checks_ids_on_the_cpu(ids, message):
         ({"keep": torch.zeros(3, 2).long()}, r"keep must be \[B, K\]"),
         ({"keep": torch.zeros(2, 2).int()}, "keep must be int64"),
         ({"mean": torch.zeros(2)}, r"mean must be \[C\]"),
-        ({"std": torch.zeros(3).double()}, "std must be of the type that patches are normalised in"),
+        ({"std": torch.zeros(3).double()}, "std must be of the type that patches are normalized in"),
         ({"dtype": torch.int32}, "dtype must be float32"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -183,7 +183,7 @@ def test_every_pixel_type_gives_the_same(device):
 
 
 @pytest.mark.parametrize("scale", [0.5, -2])
-def test_does_not_depend_on_normalisation(device, scale):
+def test_does_not_depend_on_normalization(device, scale):
     images = photographs(device)
     for a, b in zip(hog(images, CELLS, 18), hog(images.float() * scale + 64, CELLS, 18), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -337,7 +337,7 @@ MULTIPLES = "images must be [B, C, H, W] with H and W multiples of {}, got [2, 3
         ({"bias": (0.1, 0.2, 0.3)}, ValueError,
          "bias must be a pair (x, y) for each of 1 cell sizes, got [(0.1, 0.2, 0.3)]"),
         ({"images": FLOAT.byte(), "bias": (0.1, 0.2)}, TypeError,
-         "images must be normalised floats where bias is given, got uint8"),
+         "images must be normalized floats where bias is given, got uint8"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

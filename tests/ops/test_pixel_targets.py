@@ -64,7 +64,7 @@ def test_patches_are_raster_ordered_with_channels_fastest(device):
         assert torch.equal(vectors[1, patch], cell.permute(1, 2, 0).flatten())
 
 
-def test_normalised_patches_have_unbiased_variance(device):
+def test_normalized_patches_have_unbiased_variance(device):
     images = torch.randn(2, 3, 8, 8, device=device, dtype=torch.float64) * 5 + 3
     raw = pixel_targets(images, 4, normalize=False)
     mean = raw.mean(-1, keepdim=True)
@@ -72,7 +72,7 @@ def test_normalised_patches_have_unbiased_variance(device):
     torch.testing.assert_close(pixel_targets(images, 4), (raw - mean) / (variance + 1e-6).sqrt())
 
 
-def test_the_spread_of_a_channel_matters_after_normalisation(device):
+def test_the_spread_of_a_channel_matters_after_normalization(device):
     images, mean, std, patch = draw(device, **DEFAULT)
     normal = (images.double() / 255 - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
     got = pixel_targets(images, patch, mean=mean.double(), std=std.double())

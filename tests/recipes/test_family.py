@@ -26,7 +26,7 @@ RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest ra
 
 
 @pytest.mark.parametrize(("name", "rule"), RULES.items())
-def test_optimisation_is_that_of_the_papers(name, rule):
+def test_optimization_is_that_of_the_papers(name, rule):
     config = RECIPES[name].config
     base_lr, betas, batch, warmup, epochs, lowest = rule
     run, schedule, depth = config.run, config.schedule, config.method.encoder.depth

@@ -38,7 +38,7 @@ def test_the_growing_mask_leaves_68_58_39_29():
 
 
 @pytest.mark.parametrize("name", ["mae_vit_base", "bim_vit_base"])
-def test_optimisation_is_that_of_the_papers(name):
+def test_optimization_is_that_of_the_papers(name):
     config = RECIPES[name].config
     assert config.run.peak_lr == pytest.approx(2.4e-3)
     assert (config.optim.betas, config.optim.weight_decay, config.optim.clip) == ((0.9, 0.95), 0.05, None)

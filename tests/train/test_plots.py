@@ -73,9 +73,9 @@ def test_the_legend_names_the_statistics_of_every_kind_of_target():
 
 
 def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
-    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).view(3, 2, 3, 1, 1)
+    colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).view(3, 2, 3, 1, 1)
     columns = [
-        plots.Column(f"column {i}", lambda row, size, i=i: colours[row, i].expand(3, size, size)) for i in range(2)
+        plots.Column(f"column {i}", lambda row, size, i=i: colors[row, i].expand(3, size, size)) for i in range(2)
     ]
     shown = plots.Reconstructions(columns, 3, 100, "a note of many words, " * 5)
     plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
@@ -86,7 +86,7 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
         for row in range(3):
             for i in range(2):
                 place = (i * 110 + 55, head + row * 110 + 55)
-                assert picture.getpixel(place) == tuple(int(255 * value) for value in colours[row, i].flatten())
+                assert picture.getpixel(place) == tuple(int(255 * value) for value in colors[row, i].flatten())
         written = picture.convert("L").crop((0, 0, 220, head)).point(lambda value: 255 * (value < 128))
         left, top, right, bottom = written.getbbox()
     assert left > 0 < top

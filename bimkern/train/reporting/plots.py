@@ -148,7 +148,7 @@ def draw_memory(path: Path, records: list[dict[str, Any]], plan: Plan | None = N
         axis.plot(steps, [record[name] / 2**20 for record in records], label=label, linewidth=1)
     counted = records[-1]["live_activation_bytes"]
     if counted is not None:
-        axis.axhline(counted / 2**20, color="grey", linestyle="--", linewidth=1, label="live activations, peak")
+        axis.axhline(counted / 2**20, color="gray", linestyle="--", linewidth=1, label="live activations, peak")
     axis.set(xlabel="step", ylabel="MiB", ylim=(0, None))
     axis.legend()
     _grid(axis)

@@ -71,11 +71,11 @@ __global__ void asks_the_warp(int* out) {
   const unsigned third = 0x49249249u;  // every third lane of a warp
   const int up = __shfl_up_sync(0xffffffffu, lane, 3, 8);
   const int eights = __shfl_sync(0xffffffffu, lane, 2, 8);
-  const float neighbour = __shfl_xor_sync(0xffffffffu, 0.5f * lane, 1);
+  const float neighbor = __shfl_xor_sync(0xffffffffu, 0.5f * lane, 1);
   const bool any = __any_sync(0xffffffffu, lane == 31), all = __all_sync(0xffffffffu, lane < 31);
   __syncwarp();
   const bool good = total == 496 && votes == (third & half) && up == (lane % 8 >= 3 ? lane - 3 : lane) &&
-                    eights == lane / 8 * 8 + 2 && neighbour == 0.5f * (lane ^ 1) && any && !all;
+                    eights == lane / 8 * 8 + 2 && neighbor == 0.5f * (lane ^ 1) && any && !all;
   atomicAdd(out, good ? 1 : 0);
 }
 

@@ -11,12 +11,12 @@ int reports = 0;
 
 constexpr int kThreads = 64;  // they write the first half of out, and read it into the second
 
-__global__ void neighbours(int* out) {
+__global__ void neighbors(int* out) {
   out[threadIdx.x] = 1;
   out[kThreads + threadIdx.x] = out[(threadIdx.x + 1) % kThreads];
 }
 
-__global__ void neighbours_behind_a_barrier(int* out) {
+__global__ void neighbors_behind_a_barrier(int* out) {
   out[threadIdx.x] = 1;
   __syncthreads();
   out[kThreads + threadIdx.x] = out[(threadIdx.x + 1) % kThreads];
@@ -111,8 +111,8 @@ FOR_THREAD_SANITIZER const char* __tsan_default_options() {
 #define EXPECT_ORDER(kernel) expect(false, #kernel, kernel)
 
 int main() {
-  EXPECT_RACE(neighbours);
-  EXPECT_ORDER(neighbours_behind_a_barrier);
+  EXPECT_RACE(neighbors);
+  EXPECT_ORDER(neighbors_behind_a_barrier);
   EXPECT_ORDER(lanes_behind_a_barrier);
   EXPECT_RACE(lanes_behind_a_shuffle);
   EXPECT_RACE(warps_behind_barriers_of_lanes);

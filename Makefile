@@ -36,20 +36,23 @@ host-cuda:
 	cmake --build $(BUILD) --target bimkern_native_host_cuda
 	cmake --install $(BUILD) --component host_cuda --prefix .
 
-# A million random operations on an arena, and on one of several streams, against oracles; ROUNDS random cases of each
-# kernel, CUDA on the host and Triton interpreted.
+# A million random operations on an arena, on one of several streams, and with kernels that really run, against oracles;
+# ROUNDS random cases of each kernel, CUDA on the host and Triton interpreted.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
-	cmake --build $(BUILD)/stress --target test_arena_random test_device_random fuzz_host_cuda
+	cmake --build $(BUILD)/stress --target arena_tests fuzz_host_cuda
 	$(BUILD)/stress/test_arena_random 1000000
 	$(BUILD)/stress/test_device_random 1000000
+	kernels=$(BUILD)/stress/test_device_kernels; test ! -e $$kernels || $$kernels 1000000
 	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz $(ROUNDS)
 	if $(PYTHON) -c 'import triton'; then PYTHONPATH=. $(PYTHON) tests/ops/fuzz_triton.py $(ROUNDS); fi
 
-# Puts faults into the kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
+# Puts faults into the kernels and the arena, one at a time: random cases must notice each. WORDS="barrier hog": these
+# alone.
 mutants:
 	PYTHONPATH=tests/helpers $(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
 	PYTHONPATH=tests/helpers $(PYTHON) tests/ops/triton_mutants.py $(WORDS)
+	PYTHONPATH=tests/helpers $(PYTHON) tests/csrc/arena/mutants.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .

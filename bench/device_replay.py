@@ -1,8 +1,8 @@
-"""The allocations of a step on a GPU, by torch's allocators and the arena: a process for each, which steps when told.
+"""The allocations of a step on a GPU, by torch's allocators and the arena: one process each, which steps on command.
 
 An allocator is chosen before a GPU is first used: torch's caching allocator as it is, with expandable segments, and
 with a pool for the steps; and a plan. A process reads the plan, then commands: a number of steps to replay, answered
-with one byte when the GPU has done them, or "told", answered with JSON. It never ran on a GPU yet.
+with one byte when the GPU has done them, or "report", answered with JSON. It has not run on a GPU yet.
 """
 
 import functools
@@ -25,19 +25,21 @@ from bimkern.train.memory import allocator
 PROVIDERS: dict[str, ArenaName] = {"plan": "plan", "caching": "off", "expandable": "off", "pool": "pool"}
 _SETTINGS = {"expandable": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
 _LARGER = 8  # times the recorded bytes
-_TOLD = "told"
+_REPORT = "report"
 
 
 class Replay:
-    """The events of a step, in order. allocate takes bytes and returns what frees them when it is let go."""
+    """The events of a step, in order. allocate takes bytes and returns an object that frees them when deleted."""
 
     def __init__(self, plan: Plan, allocate: Callable[[int], object], larger: int = 1) -> None:
         self._allocate = allocate
-        self._live: dict[int, object] = {}  # by block
-        self._sizes = [larger * block.bytes for block in plan.blocks]
+        self._live: dict[int, object] = {}  # by allocation
+        self._sizes = [larger * allocation.bytes for allocation in plan.allocations]
         self._names = [scope.name for scope in plan.scopes]
-        events = [(block.begin, "allocate", i) for i, block in enumerate(plan.blocks)]
-        events += [(block.end, "free", i) for i, block in enumerate(plan.blocks) if block.end is not None]
+        events = [(allocation.begin, "allocate", i) for i, allocation in enumerate(plan.allocations)]
+        events += [
+            (allocation.end, "free", i) for i, allocation in enumerate(plan.allocations) if allocation.end is not None
+        ]
         events += [(scope.begin, "open", i) for i, scope in enumerate(plan.scopes)]
         events += [(scope.end, "close", i) for i, scope in enumerate(plan.scopes)]
         self._events = [(kind, i) for _, kind, i in sorted(events)]
@@ -59,7 +61,7 @@ class Replay:
 
 
 class Worker:
-    """A process that replays a plan with one provider, until nobody needs it."""
+    """A process that replays a plan with one provider, until it is garbage-collected."""
 
     def __init__(self, provider: str, plan: Plan, device: torch.device) -> None:
         self.provider = provider
@@ -71,7 +73,7 @@ class Worker:
             text=True,
         )
         weakref.finalize(self, self._process.kill)
-        self._tell(json.dumps(plan.to_json()))
+        self._send(json.dumps(plan.to_json()))
 
     def steps(self, number: int) -> None:
         """Replay steps, and wait until the GPU has done them, and for nothing else.
@@ -81,18 +83,18 @@ class Worker:
         """
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the bench's clock gives a GPU a lead, in which the steps would be hidden
-        self._tell(str(number))
+        self._send(str(number))
         self._answer()
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Return the memory's record and the bytes that the GPU has less since the first step.
 
         Raises:
             RuntimeError: the process has ended; its own words are on stderr.
         """
-        self._tell(_TOLD)
-        told: dict[str, Any] = json.loads(self._answer())
-        return told
+        self._send(_REPORT)
+        report: dict[str, Any] = json.loads(self._answer())
+        return report
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -101,7 +103,7 @@ class Worker:
             raise RuntimeError(f"bench.device_replay: {self.provider} ended with exit code {self._process.wait()}")
         return answer
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -118,7 +120,7 @@ def main(provider: str, device_name: str) -> None:
     free_before = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
     replay = Replay(plan, functools.partial(torch.empty, dtype=torch.uint8, device=device), _LARGER)
     for command in sys.stdin:
-        if command.strip() == _TOLD:
+        if command.strip() == _REPORT:
             taken = free_before - torch.cuda.mem_get_info(device)[0] if on_gpu else 0
             print(json.dumps({"taken_bytes": taken, "record": memory.record()}), flush=True)
             continue

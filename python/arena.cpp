@@ -16,36 +16,37 @@ namespace {
 
 namespace py = pybind11;
 
-// A plan as Python sees it; -1 stands for the end of a block that was alive when its step ended.
+// A plan as Python sees it; -1 stands for the end of an allocation that was live when its step ended.
 using ScopeTuple = std::tuple<std::string, int64_t, int64_t, int32_t, int32_t>;  // name, begin, end, first, last
-using BlockTuple = std::tuple<int32_t, int64_t, int64_t, int64_t>;               // scope, bytes, begin, end
-using TraceTuple = std::tuple<std::vector<ScopeTuple>, std::vector<BlockTuple>, int64_t>;  // ..., ticks
+using AllocationTuple = std::tuple<int32_t, int64_t, int64_t, int64_t>;          // scope, bytes, begin, end
+using TraceTuple = std::tuple<std::vector<ScopeTuple>, std::vector<AllocationTuple>, int64_t>;  // ..., ticks
 // Trace, alignment, padding, offsets, bytes of the first region, of the second, bound.
 using PlanTuple = std::tuple<TraceTuple, int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, int64_t>;
 
 Trace from_tuple(const TraceTuple& tuple) {
-  const auto& [scopes, blocks, ticks] = tuple;
+  const auto& [scopes, allocations, ticks] = tuple;
   Trace trace;
   trace.ticks = ticks;
   for (const auto& [name, begin, end, first, last] : scopes) {
     trace.scopes.push_back({name, begin, end, first, last});
   }
-  for (const auto& [scope, bytes, begin, end] : blocks) {
-    trace.blocks.push_back({bytes, begin, end == -1 ? kForever : end, scope});
+  for (const auto& [scope, bytes, begin, end] : allocations) {
+    trace.allocations.push_back({bytes, begin, end == -1 ? kForever : end, scope});
   }
   return trace;
 }
 
 TraceTuple to_tuple(const Trace& trace) {
   std::vector<ScopeTuple> scopes;
-  std::vector<BlockTuple> blocks;
+  std::vector<AllocationTuple> allocations;
   for (const ScopeSpan& scope : trace.scopes) {
     scopes.emplace_back(scope.name, scope.begin, scope.end, scope.first, scope.last);
   }
-  for (const Block& block : trace.blocks) {
-    blocks.emplace_back(block.scope, block.bytes, block.begin, block.end == kForever ? -1 : block.end);
+  for (const Allocation& allocation : trace.allocations) {
+    allocations.emplace_back(allocation.scope, allocation.bytes, allocation.begin,
+                             allocation.end == kForever ? -1 : allocation.end);
   }
-  return {std::move(scopes), std::move(blocks), trace.ticks};
+  return {std::move(scopes), std::move(allocations), trace.ticks};
 }
 
 Plan from_tuple(const PlanTuple& tuple) {
@@ -61,26 +62,28 @@ PlanTuple to_tuple(const Plan& plan) {
 template <typename AnyArena>
 py::dict statistics(AnyArena& any) {
   const Statistics s = any.arena().statistics();
-  const Elsewhere elsewhere = any.elsewhere();
+  const OtherAllocations others = any.other_allocations();
   using namespace py::literals;
   return py::dict("steps"_a = s.steps, "diverged_steps"_a = s.diverged_steps, "plans"_a = s.plans,
                   "refused_plans"_a = s.refused_plans, "planned"_a = s.planned, "smaller"_a = s.smaller,
-                  "held"_a = s.held, "late"_a = s.late, "unplanned"_a = s.unplanned, "outlived"_a = s.outlived,
-                  "overruns"_a = s.overruns, "strayed"_a = s.strayed, "upstream_calls"_a = s.upstream_calls,
-                  "upstream_calls_last_step"_a = s.upstream_calls_last_step, "live_blocks"_a = s.live_blocks,
-                  "planned_bytes"_a = s.planned_bytes, "fallback_bytes"_a = s.fallback_bytes,
-                  "planned_live_peak"_a = s.planned_live_peak, "planned_reach"_a = s.planned_reach,
-                  "fallback_peak"_a = s.fallback_peak, "reserved_bytes"_a = s.reserved_bytes,
-                  "elsewhere"_a = elsewhere.allocations, "elsewhere_bytes"_a = elsewhere.bytes);
+                  "still_in_use"_a = s.still_in_use, "late"_a = s.late, "unplanned"_a = s.unplanned,
+                  "leaked"_a = s.leaked, "overruns"_a = s.overruns, "unsynchronized_frees"_a = s.unsynchronized_frees,
+                  "upstream_calls"_a = s.upstream_calls, "upstream_calls_last_step"_a = s.upstream_calls_last_step,
+                  "live_allocations"_a = s.live_allocations, "planned_bytes"_a = s.planned_bytes,
+                  "fallback_bytes"_a = s.fallback_bytes, "planned_live_peak"_a = s.planned_live_peak,
+                  "planned_reach"_a = s.planned_reach, "fallback_peak"_a = s.fallback_peak,
+                  "reserved_bytes"_a = s.reserved_bytes, "other_allocations"_a = others.count,
+                  "other_bytes"_a = others.bytes);
 }
 
 template <typename AnyArena>
-std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> outlived(AnyArena& any) {
-  std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> blocks;
-  for (const Outlived& block : any.arena().outlived()) {
-    blocks.emplace_back(reinterpret_cast<uintptr_t>(block.address), block.bytes, block.scope, block.order);
+std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> leaks(AnyArena& any) {
+  std::vector<std::tuple<uintptr_t, int64_t, std::string, int32_t>> allocations;
+  for (const Leak& allocation : any.arena().leaks()) {
+    allocations.emplace_back(reinterpret_cast<uintptr_t>(allocation.address), allocation.bytes, allocation.scope,
+                             allocation.order);
   }
-  return blocks;
+  return allocations;
 }
 
 const char* name_of(Fault fault) {
@@ -99,15 +102,15 @@ const char* name_of(Fault fault) {
       return "no_memory";
     case Fault::kOverrun:
       return "overrun";
-    case Fault::kHandOff:
-      return "hand_off";
+    case Fault::kUnsynchronizedFree:
+      return "unsynchronized_free";
     case Fault::kBadPlan:
       return "bad_plan";
   }
   return "unknown";
 }
 
-// The Python class is there without this module, too.
+// The Python class exists without this module, too.
 void translate(std::exception_ptr thrown) {
   try {
     std::rethrow_exception(thrown);
@@ -127,7 +130,7 @@ void bind_arena(py::module_& module, const char* name) {
       .def("plan", [](AnyArena& any) { return to_tuple(any.arena().plan()); })
       .def("adopt", [](AnyArena& any, const PlanTuple& plan) { any.arena().adopt(from_tuple(plan)); })
       .def("statistics", &statistics<AnyArena>)
-      .def("outlived", &outlived<AnyArena>);
+      .def("leaks", &leaks<AnyArena>);
 }
 
 }  // namespace
@@ -149,7 +152,7 @@ PYBIND11_MODULE(_arena, module) {
       .def("step", &Rerun::step, py::arg("arena") = nullptr);
   bind_arena<HostArena, bool>(module, "HostArena");
   bind_arena<DeviceArena, int, bool>(module, "DeviceArena");
-  // A GPU's memory before it is torch's: throws where it cannot be had.
+  // Before torch uses the GPU: throws if the arena cannot manage its memory.
   module.def("claim_device", [](int index) { device_memory(index); });
   module.def("device_bytes", [](int index) {
     const Device& memory = device_memory(index);

@@ -85,7 +85,7 @@ BIMKERN_EXPORT void* bimkern_arena_alloc(ssize_t size, int device, void* stream)
   }
 }
 
-// torch says on which stream the block was allocated; debug mode asks on which it is let go.
+// torch passes the stream of the allocation; debug mode compares the one on which it is freed.
 // It frees in destructors, also while an error unwinds: nothing may be thrown.
 BIMKERN_EXPORT void bimkern_arena_free(void* address, ssize_t, int device, void* stream) {
   try {
@@ -99,7 +99,7 @@ BIMKERN_EXPORT void bimkern_arena_free(void* address, ssize_t, int device, void*
   }
 }
 
-// What is nobody's is another program's memory that a tensor was made of: torch's own allocator leaves it alone, too.
+// An address of no device here is memory of another library, wrapped as a tensor; torch's allocator ignores it, too.
 BIMKERN_EXPORT void bimkern_arena_record_stream(void* address, void* stream) {
   for (const auto& device : bimkern::devices) {
     bimkern::Owned* owned = device.load(std::memory_order_acquire);

@@ -24,7 +24,7 @@ class DeviceArena {
   void open(const std::string& scope);
   void close(const std::string& scope, bool aborted);
   Arena& arena() { return arena_.arena(); }
-  Elsewhere elsewhere() const { return memory_.elsewhere(arena_); }
+  OtherAllocations other_allocations() const { return memory_.other_allocations(arena_); }
 
  private:
   int index_;

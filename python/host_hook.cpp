@@ -13,7 +13,7 @@ struct HostArena::Shared {
   Shared(c10::Allocator& allocator, bool debug) : memory(allocator), arena(memory, debug) {}
   TorchMemory memory;
   Arena arena;
-  bool closed = false;  // nobody opens scopes any more
+  bool closed = false;  // no more scopes will open
 };
 
 namespace {
@@ -24,7 +24,7 @@ thread_local Arena* current = nullptr;
 
 Owner this_thread() { return std::hash<std::thread::id>()(std::this_thread::get_id()); }
 
-void release_block(void* address);
+void release_allocation(void* address);
 
 }  // namespace
 
@@ -42,7 +42,7 @@ class HostHook final : public c10::Allocator {
     }
     if (current != nullptr) {
       void* address = current->allocate(static_cast<int64_t>(bytes), this_thread());
-      return {address, address, &release_block, c10::Device(c10::DeviceType::CPU)};
+      return {address, address, &release_allocation, c10::Device(c10::DeviceType::CPU)};
     }
     if (num_open_.load(std::memory_order_relaxed) > 0) {
       allocations_.fetch_add(1, std::memory_order_relaxed);
@@ -51,7 +51,7 @@ class HostHook final : public c10::Allocator {
     return torch_->allocate(bytes);
   }
 
-  c10::DeleterFnPtr raw_deleter() const override { return &release_block; }
+  c10::DeleterFnPtr raw_deleter() const override { return &release_allocation; }
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 
   c10::Allocator& torch() const { return *torch_; }
@@ -73,7 +73,7 @@ class HostHook final : public c10::Allocator {
     forget_if_done(*arena);
   }
 
-  // Blocks of an arena, or what torch's allocator gave out: whoever asks for a raw deleter gets this one for both.
+  // Frees memory of an arena or of torch's allocator: raw_deleter() serves both.
   void release(void* address) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -89,7 +89,7 @@ class HostHook final : public c10::Allocator {
 
   void scope_opened() { num_open_.fetch_add(1, std::memory_order_relaxed); }
   void scope_closed() { num_open_.fetch_sub(1, std::memory_order_relaxed); }
-  Elsewhere elsewhere() const {
+  OtherAllocations other_allocations() const {
     return {allocations_.load(std::memory_order_relaxed), bytes_.load(std::memory_order_relaxed)};
   }
 
@@ -97,7 +97,7 @@ class HostHook final : public c10::Allocator {
   HostHook() : torch_(c10::GetAllocator(c10::DeviceType::CPU)) {}
 
   void forget_if_done(const HostArena::Shared& arena) {
-    if (arena.closed && arena.arena.statistics().live_blocks == 0) {
+    if (arena.closed && arena.arena.statistics().live_allocations == 0) {
       arenas_.erase(std::find_if(arenas_.begin(), arenas_.end(), [&](const auto& a) { return a.get() == &arena; }));
     }
   }
@@ -111,7 +111,7 @@ class HostHook final : public c10::Allocator {
 
 namespace {
 
-void release_block(void* address) { HostHook::get().release(address); }
+void release_allocation(void* address) { HostHook::get().release(address); }
 
 }  // namespace
 
@@ -135,21 +135,21 @@ void HostArena::open(const std::string& scope) {
   shared_->arena.open(scope, this_thread());
   current = &shared_->arena;
   HostHook::get().scope_opened();
-  before_ = HostHook::get().elsewhere();
+  before_ = HostHook::get().other_allocations();
 }
 
 void HostArena::close(const std::string& scope, bool aborted) {
   const auto leave = [&] {
-    const Elsewhere now = HostHook::get().elsewhere();
-    elsewhere_.allocations += now.allocations - before_.allocations;
-    elsewhere_.bytes += now.bytes - before_.bytes;
+    const OtherAllocations now = HostHook::get().other_allocations();
+    others_.count += now.count - before_.count;
+    others_.bytes += now.bytes - before_.bytes;
     HostHook::get().scope_closed();
     current = nullptr;
   };
   try {
     shared_->arena.close(scope, this_thread(), aborted);
   } catch (const ArenaError& error) {
-    if (told_after_closing(error.fault())) {
+    if (reported_after_closing(error.fault())) {
       leave();
     }
     throw;

@@ -32,13 +32,13 @@ class HostArena {
   void open(const std::string& scope);
   void close(const std::string& scope, bool aborted);
   Arena& arena();
-  Elsewhere elsewhere() const { return elsewhere_; }
+  OtherAllocations other_allocations() const { return others_; }
 
  private:
   struct Shared;
   friend class HostHook;
   std::shared_ptr<Shared> shared_;
-  Elsewhere elsewhere_, before_;
+  OtherAllocations others_, before_;
 };
 
 }  // namespace bimkern

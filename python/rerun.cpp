@@ -7,16 +7,16 @@
 
 namespace bimkern {
 
-Rerun::Rerun(const Trace& trace) : trace_(trace), live_(trace.blocks.size()) {
+Rerun::Rerun(const Trace& trace) : trace_(trace), live_(trace.allocations.size()) {
   check(trace_);
   for (size_t i = 0; i < trace_.scopes.size(); ++i) {
     events_.push_back({trace_.scopes[i].begin, Kind::kOpen, static_cast<int32_t>(i)});
     events_.push_back({trace_.scopes[i].end, Kind::kClose, static_cast<int32_t>(i)});
   }
-  for (size_t i = 0; i < trace_.blocks.size(); ++i) {
-    events_.push_back({trace_.blocks[i].begin, Kind::kAllocate, static_cast<int32_t>(i)});
-    if (trace_.blocks[i].end != kForever) {
-      events_.push_back({trace_.blocks[i].end, Kind::kFree, static_cast<int32_t>(i)});
+  for (size_t i = 0; i < trace_.allocations.size(); ++i) {
+    events_.push_back({trace_.allocations[i].begin, Kind::kAllocate, static_cast<int32_t>(i)});
+    if (trace_.allocations[i].end != kForever) {
+      events_.push_back({trace_.allocations[i].end, Kind::kFree, static_cast<int32_t>(i)});
     }
   }
   std::sort(events_.begin(), events_.end(), [](const Event& a, const Event& b) { return a.tick < b.tick; });
@@ -38,7 +38,7 @@ void Rerun::step(HostArena* arena) {
         }
         break;
       case Kind::kAllocate:
-        live_[i] = allocator.allocate(static_cast<size_t>(trace_.blocks[i].bytes));
+        live_[i] = allocator.allocate(static_cast<size_t>(trace_.allocations[i].bytes));
         break;
       case Kind::kFree:
         live_[i].clear();

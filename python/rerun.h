@@ -19,7 +19,7 @@ class Rerun {
   struct Event {
     int64_t tick;
     Kind kind;
-    int32_t index;  // of the scope, or of the block
+    int32_t index;  // of the scope, or of the allocation
   };
 
   Trace trace_;

@@ -1,4 +1,4 @@
-"""The allocations of a training step, given out again by a plan and by torch's allocator; `python -m bench arena`.
+"""The allocations of a training step, replayed by a plan and by torch's allocator; `python -m bench arena`.
 
 A step is recorded on a small batch: how many allocations it makes does not depend on the batch. All go through torch's
 allocator interface, an allocation and its free together, and write nothing, so that malloc is not charged for fresh
@@ -56,12 +56,12 @@ def _on_a_gpu(case: Case, plan: Plan) -> Measure:
     workers = {name: device_replay.Worker(name, plan, case.device) for name in device_replay.PROVIDERS}
     for name, worker in workers.items():
         worker.steps(_GPU_SETTLING)
-        taken = worker.told()["taken_bytes"]
+        taken = worker.report()["taken_bytes"]
         print(f"{case.dims['recipe']} {name}: {taken / 2**20:.0f} MiB taken from the GPU")
 
     def check(provider: str, got: Any, expected: Any) -> None:
         """Make sure that the plan served every allocation."""
-        record = workers[provider].told()["record"]
+        record = workers[provider].report()["record"]
         if provider == "plan" and (record["plans"] != 1 or record["diverged_steps"] or record["upstream_calls"]):
             raise WrongResult(f"{provider}: the steps left their plan: {record}")
 
@@ -71,7 +71,7 @@ def _on_a_gpu(case: Case, plan: Plan) -> Measure:
         label=label,
         rivals={name: runs[name] for name in rivals},
         check=check,
-        items=_GPU_STEPS * len(plan.blocks),
+        items=_GPU_STEPS * len(plan.allocations),
     )
 
 
@@ -92,7 +92,7 @@ def _on_the_host(plan: Plan) -> Measure:
         label="plan",
         rivals={"torch": lambda: with_malloc.step(None)},
         check=check,
-        items=len(plan.blocks),
+        items=len(plan.allocations),
     )
 
 
@@ -109,7 +109,7 @@ def nanoseconds(measured: Measured) -> str:
 register(
     Entry(
         name=NAME,
-        summary="The allocations of a training step: places of a plan against torch's allocator.",
+        summary="The allocations of a training step: the offsets of a plan against torch's allocator.",
         cases=cases,
         measure=measure,
         closing=nanoseconds,

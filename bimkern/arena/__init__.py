@@ -3,16 +3,16 @@
 from bimkern.arena.arena import Arena, Stats
 from bimkern.arena.device import held_bytes, install, unusable
 from bimkern.arena.errors import ArenaError, ArenaUnavailable
-from bimkern.arena.outlived import Outlived
+from bimkern.arena.leaks import Leak
 from bimkern.arena.picture import draw, draw_sawtooth
-from bimkern.arena.plan import Block, Plan, Scope, make_plan
+from bimkern.arena.plan import Allocation, Plan, Scope, make_plan
 
 __all__ = [
+    "Allocation",
     "Arena",
     "ArenaError",
     "ArenaUnavailable",
-    "Block",
-    "Outlived",
+    "Leak",
     "Plan",
     "Scope",
     "Stats",

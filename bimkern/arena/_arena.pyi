@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-_Scope = tuple[str, int, int, int, int]  # name, begin, end, first block, last block
-_Block = tuple[int, int, int, int]  # scope, bytes, begin, end; -1 if it lives into the next step
-_Trace = tuple[list[_Scope], list[_Block], int]  # ..., ticks
-_TraceLike = tuple[Sequence[_Scope], Sequence[_Block], int]
+_Scope = tuple[str, int, int, int, int]  # name, begin, end, first allocation, last allocation
+_Allocation = tuple[int, int, int, int]  # scope, bytes, begin, end; -1 if it lives into the next step
+_Trace = tuple[list[_Scope], list[_Allocation], int]  # ..., ticks
+_TraceLike = tuple[Sequence[_Scope], Sequence[_Allocation], int]
 # Trace, alignment, padding, offsets, bytes of the first region, of the second, bound.
 _Plan = tuple[_Trace, int, int, list[int], int, int, int]
 _PlanLike = tuple[_TraceLike, int, int, Sequence[int], int, int, int]
@@ -27,7 +27,7 @@ class _Arena:
     def plan(self) -> _Plan: ...
     def adopt(self, plan: _PlanLike, /) -> None: ...
     def statistics(self) -> dict[str, int]: ...
-    def outlived(self) -> list[tuple[int, int, str, int]]: ...  # address, bytes, scope, order
+    def leaks(self) -> list[tuple[int, int, str, int]]: ...  # address, bytes, scope, order
 
 class HostArena(_Arena):
     def __init__(self, debug: bool, /) -> None: ...

@@ -116,7 +116,7 @@ def configure(*, again: bool = False) -> list[str]:
     """Return the command that configures the build, without the folder.
 
     Raises:
-        ArenaUnavailable: nothing can be built here, or should be unless it is asked for again.
+        ArenaUnavailable: nothing can be built here, or a recent build failed and `again` is not set.
     """
     if not again:
         if not (_package() / "_native.so").exists():

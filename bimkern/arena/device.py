@@ -1,8 +1,8 @@
-"""Where an arena can be had; and a GPU's memory as the arena's: torch's CUDA allocator is replaced, before it is used.
+"""Where an arena is available; and the replacement of torch's CUDA allocator by the arena's, before its first use.
 
-An allocator that torch is given sees every tensor only if it replaces torch's own, which it does for the whole process;
-one that stands behind a torch.cuda.MemPool is asked for whole segments. Replaced, torch has no statistics of memory:
-`held_bytes` are ours. The part for GPUs never ran on one yet.
+A pluggable allocator sees every tensor only if it replaces torch's own, for the whole process; behind a
+torch.cuda.MemPool it is asked for whole segments. torch then has no memory statistics: `held_bytes` replaces them. The
+GPU part has not run on one yet.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _installed: list[Any] = []  # torch's handle of our allocator, for as long as th
 def unusable(device_type: str = "cpu", *, may_build: bool = True) -> str | None:
     """Say why there is no arena here for "cpu" or "cuda"; None if there is.
 
-    It may be built for that, which takes a minute; with may_build=False a module that is not built yet is a reason.
+    This may build the module, which takes a minute; with may_build=False a module that is not built yet is a reason.
     """
     try:
         _find(device_type, may_build=may_build)
@@ -32,10 +32,10 @@ def unusable(device_type: str = "cpu", *, may_build: bool = True) -> str | None:
 
 
 def install(device: torch.device) -> int:
-    """Make the arena's allocator that of all GPUs, unless it is, and return the index of this one.
+    """Install the arena's allocator for all GPUs, once per process, and return the index of this one.
 
     Raises:
-        ArenaUnavailable: there is none to be had here, or torch's own has already been used.
+        ArenaUnavailable: there is none here, or torch's own has already been used.
     """
     module = _find("cuda")
     if not _installed:
@@ -66,13 +66,13 @@ def _replace(module: Any, index: int) -> Any:
             "torch's own allocator is in use already: make the first arena on a GPU before anything else touches one"
         )
     try:
-        module.claim_device(index)  # what it lacks is to be known while there still is the other allocator
+        module.claim_device(index)  # it may fail, while torch's own allocator is still in place
     except RuntimeError as error:
         raise ArenaUnavailable(str(error).removeprefix("arena: ")) from error
     library = ctypes.CDLL(module.__file__)
     allocator = torch.cuda.memory.CUDAPluggableAllocator(module.__file__, _ALLOCATE, _FREE)
     try:
-        # Without it a block would be given out again while another stream still reads it.
+        # Without it an allocation would be reused while another stream still reads it.
         record_stream = ctypes.cast(library[_RECORD_STREAM], ctypes.c_void_p).value
         allocator.allocator().set_record_stream_fn(record_stream)
         torch.cuda.memory.change_current_allocator(allocator)

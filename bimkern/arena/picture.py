@@ -1,9 +1,9 @@
-"""A picture of a plan: every block as a rectangle, its life across and its place upwards."""
+"""A picture of a plan: every allocation as a rectangle, lifetime on the x axis and offset on the y axis."""
 
 from pathlib import Path
 from typing import Any
 
-from bimkern.arena.plan import Block, Plan
+from bimkern.arena.plan import Allocation, Plan
 from bimkern.figures import new_figure, polygons
 
 _MIB = 2**20
@@ -14,11 +14,11 @@ def draw(plan: Plan, path: Path) -> None:
     """Write the picture as PNG."""
     figure = new_figure(12, 6)
     axes = figure.subplots()
-    colours = [f"C{i % 10}" for i in range(len(plan.scopes))]
+    colors = [f"C{i % 10}" for i in range(len(plan.scopes))]
     axes.add_collection(
         polygons(
-            [_corners(plan, block, at) for block, at in zip(plan.blocks, plan.offsets, strict=True)],
-            facecolors=[colours[block.scope] for block in plan.blocks],
+            [_corners(plan, allocation, at) for allocation, at in zip(plan.allocations, plan.offsets, strict=True)],
+            facecolors=[colors[allocation.scope] for allocation in plan.allocations],
             edgecolors="white",
             linewidths=0.2,
         )
@@ -28,23 +28,24 @@ def draw(plan: Plan, path: Path) -> None:
     axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=0.8, label="peak of the plan")
     if plan.survivor_bytes:
         axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
-    for scope, colour in zip(plan.scopes, colours, strict=True):
+    for scope, color in zip(plan.scopes, colors, strict=True):
         middle = (scope.begin + scope.end) / 2
         above = (middle, plan.peak / _MIB)
-        axes.annotate(scope.name, above, (0, 4), textcoords="offset points", ha="center", color=colour)
+        axes.annotate(scope.name, above, (0, 4), textcoords="offset points", ha="center", color=color)
     axes.set(
         xlim=(0, plan.ticks),
         ylim=(0, _HEADROOM * plan.peak / _MIB),
         xlabel="allocations and frees of one step",
         ylabel="MiB",
-        title=f"{len(plan.blocks)} blocks, {plan.peak / _MIB:.1f} MiB, {100 * plan.gap:.2f} % above the lower bound",
+        title=f"{len(plan.allocations)} allocations, {plan.peak / _MIB:.1f} MiB, "
+        f"{100 * plan.gap:.2f} % above the lower bound",
     )
     axes.legend(loc="upper right", ncols=3)
     figure.savefig(path, format="png", dpi=120)
 
 
 def draw_sawtooth(axes: Any, plan: Plan) -> None:
-    """Draw on matplotlib's axes what lives over one step, scope by scope."""
+    """Draw the live bytes over one step on matplotlib's axes, scope by scope."""
     times, sums = live_bytes(plan)
     for i, scope in enumerate(plan.scopes):
         inside = [j for j, time in enumerate(times) if scope.begin <= time <= scope.end]
@@ -58,8 +59,8 @@ def draw_sawtooth(axes: Any, plan: Plan) -> None:
 
 def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
     """Return the ticks at which the sum of live bytes changes, and the sums, rounded as planned."""
-    changes = [(block.begin, plan.room(block)) for block in plan.blocks]
-    changes += [(block.end, -plan.room(block)) for block in plan.blocks if block.end is not None]
+    changes = [(each.begin, plan.room(each)) for each in plan.allocations]
+    changes += [(each.end, -plan.room(each)) for each in plan.allocations if each.end is not None]
     times, sums, live = [0], [0], 0
     for time, change in sorted(changes):
         live += change
@@ -68,8 +69,8 @@ def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
     return times, sums
 
 
-def _corners(plan: Plan, block: Block, offset: int) -> list[tuple[float, float]]:
-    bottom = (offset + plan.scope_bytes * plan.survives(block)) / _MIB
-    top = bottom + (1 + (block.end is None)) * plan.room(block) / _MIB
-    begin, end = (0, plan.ticks) if block.end is None else (block.begin, block.end)
+def _corners(plan: Plan, allocation: Allocation, offset: int) -> list[tuple[float, float]]:
+    bottom = (offset + plan.scope_bytes * plan.survives(allocation)) / _MIB
+    top = bottom + (1 + (allocation.end is None)) * plan.room(allocation) / _MIB
+    begin, end = (0, plan.ticks) if allocation.end is None else (allocation.begin, allocation.end)
     return [(begin, bottom), (end, bottom), (end, top), (begin, top)]

@@ -1,4 +1,4 @@
-"""A plan as data: what one step allocates, when, and where it is put. It can be saved, compared and drawn."""
+"""A plan as data: what one step allocates, when, and at which offset. It can be saved, compared and drawn."""
 
 import json
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from typing import Any
 from bimkern.arena._native import native
 from bimkern.arena.errors import ArenaError
 
-_FORMAT = "bimkern arena plan 1"
+_FORMAT = "bimkern arena plan 2"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Blocks [first, last) of the plan; times are ticks, one for every event of the step."""
+    """Allocations [first, last) of the plan; times are ticks, one for every event of the step."""
 
     name: str
     begin: int
@@ -24,8 +24,8 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Block:
-    """An allocation; end is None if it lives into the next step, where it then has a second place behind the first."""
+class Allocation:
+    """end is None for one that lives into the next step; it then has a second slot right after the first."""
 
     scope: int
     bytes: int
@@ -35,17 +35,17 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What dies inside its scope lies in a region that all scopes use from its start, the others in a second one."""
+    """Allocations freed inside their scope share a region, reused from offset 0; the others are in a second one."""
 
     alignment: int
-    padding: int  # behind every block: the canaries of debug mode
+    padding: int  # after every allocation: the canaries of debug mode
     ticks: int
     scopes: tuple[Scope, ...]
-    blocks: tuple[Block, ...]
-    offsets: tuple[int, ...]  # of the blocks, in their region
+    allocations: tuple[Allocation, ...]
+    offsets: tuple[int, ...]  # of the allocations, in their region
     scope_bytes: int  # the first region
     survivor_bytes: int  # the second
-    bound: int  # the largest sum of what lives at one time: no plan can do with less
+    bound: int  # the largest sum of live bytes: no plan can need less
 
     @property
     def peak(self) -> int:
@@ -57,40 +57,42 @@ class Plan:
         """How far the peak is above the bound, as a ratio."""
         return self.peak / self.bound - 1 if self.bound else 0.0
 
-    def survives(self, block: Block) -> bool:
-        """Tell whether a block lives on after its scope."""
-        return block.end is None or block.end > self.scopes[block.scope].end
+    def survives(self, allocation: Allocation) -> bool:
+        """Return whether an allocation is live after its scope."""
+        return allocation.end is None or allocation.end > self.scopes[allocation.scope].end
 
-    def room(self, block: Block) -> int:
-        """Return what a block takes: its bytes and the padding, rounded up."""
-        return -(-(block.bytes + self.padding) // self.alignment) * self.alignment
+    def room(self, allocation: Allocation) -> int:
+        """Return the space of an allocation: its bytes and the padding, rounded up."""
+        return -(-(allocation.bytes + self.padding) // self.alignment) * self.alignment
 
     def to_json(self) -> str:
-        """Write the plan as text that is the same for equal plans, one scope or block a line."""
+        """Write the plan as text that is the same for equal plans, one scope or allocation per line."""
         head = {
             name: getattr(self, name)
             for name in ("alignment", "padding", "ticks", "scope_bytes", "survivor_bytes", "bound")
         }
         scopes = ([s.name, s.begin, s.end, s.first, s.last] for s in self.scopes)
-        blocks = ([b.scope, b.bytes, b.begin, b.end, at] for b, at in zip(self.blocks, self.offsets, strict=True))
+        rows = zip(self.allocations, self.offsets, strict=True)
+        allocations = ([a.scope, a.bytes, a.begin, a.end, offset] for a, offset in rows)
         fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in {"format": _FORMAT, **head}.items()]
-        return "{" + ",\n".join([*fields, f'"scopes": {_lines(scopes)}', f'"blocks": {_lines(blocks)}']) + "}\n"
+        fields += [f'"scopes": {_lines(scopes)}', f'"allocations": {_lines(allocations)}']
+        return "{" + ",\n".join(fields) + "}\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Read what to_json wrote.
 
         Raises:
-            ValueError: it is no plan, or one whose blocks could overlap.
+            ValueError: it is no plan, or one whose allocations could overlap.
         """
         try:
             data = json.loads(text)
             if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
                 raise ValueError(f"Plan: expected a JSON object of format {_FORMAT!r}")
-            rows, scopes = data.pop("blocks"), data.pop("scopes")
+            rows, scopes = data.pop("allocations"), data.pop("scopes")
             plan = cls(
                 scopes=tuple(Scope(*scope) for scope in scopes),
-                blocks=tuple(Block(*row[:4]) for row in rows),
+                allocations=tuple(Allocation(*row[:4]) for row in rows),
                 offsets=tuple(row[4] for row in rows),
                 **data,
             )
@@ -114,21 +116,21 @@ class Plan:
 
 
 def make_plan(
-    scopes: Iterable[Scope], blocks: Iterable[Block], *, ticks: int, alignment: int, padding: int = 0
+    scopes: Iterable[Scope], allocations: Iterable[Allocation], *, ticks: int, alignment: int, padding: int = 0
 ) -> Plan:
-    """Place the blocks of a trace, which need not come from an arena.
+    """Assign an offset to every allocation of a trace, which need not come from an arena.
 
     Args:
         scopes: one after the other, never nested.
-        blocks: ordered by begin, each of which begins inside its scope.
+        allocations: ordered by begin, each of which begins inside its scope.
         ticks: the length of the step; every time is below it.
-        alignment: of every block, in bytes.
-        padding: bytes to keep free behind every block.
+        alignment: of every allocation, in bytes.
+        padding: bytes to keep free after every allocation.
 
     Raises:
         ValueError: the trace is not well formed.
     """
-    trace = _trace(scopes, blocks, ticks)
+    trace = _trace(scopes, allocations, ticks)
     try:
         return from_native(native().make_plan(trace, alignment, padding))
     except ArenaError as error:
@@ -136,20 +138,22 @@ def make_plan(
 
 
 def to_native(plan: Plan) -> tuple[Any, ...]:
-    """Lay a plan out as python/arena.cpp takes it."""
-    trace = _trace(plan.scopes, plan.blocks, plan.ticks)
+    """Return a plan as python/arena.cpp takes it."""
+    trace = _trace(plan.scopes, plan.allocations, plan.ticks)
     regions = (plan.scope_bytes, plan.survivor_bytes, plan.bound)
     return (trace, plan.alignment, plan.padding, plan.offsets, *regions)
 
 
 def from_native(native_plan: tuple[Any, ...]) -> Plan:
-    (scopes, blocks, ticks), alignment, padding, offsets, scope_bytes, survivor_bytes, bound = native_plan
+    (scopes, rows, ticks), alignment, padding, offsets, scope_bytes, survivor_bytes, bound = native_plan
     return Plan(
         alignment=alignment,
         padding=padding,
         ticks=ticks,
         scopes=tuple(Scope(*scope) for scope in scopes),
-        blocks=tuple(Block(scope, size, begin, None if end == -1 else end) for scope, size, begin, end in blocks),
+        allocations=tuple(
+            Allocation(scope, size, begin, None if end == -1 else end) for scope, size, begin, end in rows
+        ),
         offsets=tuple(offsets),
         scope_bytes=scope_bytes,
         survivor_bytes=survivor_bytes,
@@ -157,10 +161,10 @@ def from_native(native_plan: tuple[Any, ...]) -> Plan:
     )
 
 
-def _trace(scopes: Iterable[Scope], blocks: Iterable[Block], ticks: int) -> tuple[Any, ...]:
+def _trace(scopes: Iterable[Scope], allocations: Iterable[Allocation], ticks: int) -> tuple[Any, ...]:
     return (
         [(s.name, s.begin, s.end, s.first, s.last) for s in scopes],
-        [(b.scope, b.bytes, b.begin, -1 if b.end is None else b.end) for b in blocks],
+        [(a.scope, a.bytes, a.begin, -1 if a.end is None else a.end) for a in allocations],
         ticks,
     )
 

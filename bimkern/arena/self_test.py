@@ -1,4 +1,4 @@
-"""Does a compiled module work under the torch that runs? A program, since one that does not fit may crash.
+"""Does a compiled module work under this torch? A separate program, since an incompatible module may crash.
 
 `python -P self_test.py MODULE` ends with 0 if it does. It imports nothing of the package: that needs a module.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 SIZE = 64
-STEPS = 4  # one passes, one is recorded, two are replayed
+STEPS = 4  # one runs unrecorded, one is recorded, two are replayed
 
 
 def load(path: Path) -> Any:
@@ -53,15 +53,15 @@ def run(module: Any) -> None:
         for name in ("first", "second"):
             arena.open(name)
             results = work(step)
-            elsewhere = threading.Thread(target=work, args=(step,))
-            elsewhere.start()
-            elsewhere.join()
+            other = threading.Thread(target=work, args=(step,))
+            other.start()
+            other.join()
             arena.close(name, False)
             torch.testing.assert_close(results, expected, rtol=0, atol=0)
         kept.append((results, expected))
     numbers = arena.statistics()
     assert numbers["planned"] > 0, numbers
-    assert numbers["elsewhere"] > 0, numbers
+    assert numbers["other_allocations"] > 0, numbers
     del arena, results
     for got, wanted in kept:
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)

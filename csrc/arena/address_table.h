@@ -1,4 +1,4 @@
-// Live blocks by address: open addressing with linear probing, since every allocation and free passes here. It
+// Live allocations by address: open addressing with linear probing, since every allocation and free passes here. It
 // allocates only when it grows.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace bimkern {
 
-struct LiveBlock {
+struct LiveAllocation {
   void* address = nullptr;
   int64_t bytes = 0;
   int32_t planned = -1;   // slot of the plan `plan`; -1: the upstream's
@@ -33,15 +33,15 @@ class AddressTable {
     }
   }
 
-  void insert(const LiveBlock& block) {
-    slots_[empty_for(block.address)] = block;
+  void insert(const LiveAllocation& allocation) {
+    slots_[empty_for(allocation.address)] = allocation;
     ++size_;
   }
 
-  LiveBlock* find(const void* address) {
-    return const_cast<LiveBlock*>(static_cast<const AddressTable*>(this)->find(address));
+  LiveAllocation* find(const void* address) {
+    return const_cast<LiveAllocation*>(static_cast<const AddressTable*>(this)->find(address));
   }
-  const LiveBlock* find(const void* address) const {
+  const LiveAllocation* find(const void* address) const {
     for (size_t i = home(address); slots_[i].address != nullptr; i = next(i)) {
       if (slots_[i].address == address) {
         return &slots_[i];
@@ -51,8 +51,8 @@ class AddressTable {
   }
 
   // Shifts back what was pushed on by the erased slot, so that no tombstones pile up over a long run.
-  void erase(LiveBlock* block) {
-    size_t hole = static_cast<size_t>(block - slots_.data());
+  void erase(LiveAllocation* allocation) {
+    size_t hole = static_cast<size_t>(allocation - slots_.data());
     for (size_t i = next(hole); slots_[i].address != nullptr; i = next(i)) {
       const size_t from = home(slots_[i].address);
       const bool stays = hole <= i ? hole < from && from <= i : hole < from || from <= i;
@@ -61,15 +61,15 @@ class AddressTable {
         hole = i;
       }
     }
-    slots_[hole] = LiveBlock{};
+    slots_[hole] = LiveAllocation{};
     --size_;
   }
 
   template <typename F>
   void for_each(const F& f) const {
-    for (const LiveBlock& block : slots_) {
-      if (block.address != nullptr) {
-        f(block);
+    for (const LiveAllocation& allocation : slots_) {
+      if (allocation.address != nullptr) {
+        f(allocation);
       }
     }
   }
@@ -92,16 +92,16 @@ class AddressTable {
   }
 
   void grow() {
-    std::vector<LiveBlock> old(2 * slots_.size());
+    std::vector<LiveAllocation> old(2 * slots_.size());
     old.swap(slots_);
-    for (const LiveBlock& block : old) {
-      if (block.address != nullptr) {
-        slots_[empty_for(block.address)] = block;
+    for (const LiveAllocation& allocation : old) {
+      if (allocation.address != nullptr) {
+        slots_[empty_for(allocation.address)] = allocation;
       }
     }
   }
 
-  std::vector<LiveBlock> slots_;
+  std::vector<LiveAllocation> slots_;
   size_t size_ = 0;
 };
 

@@ -8,9 +8,9 @@ namespace bimkern {
 using Lock = std::lock_guard<std::mutex>;
 
 Arena::~Arena() {
-  table_.for_each([&](const LiveBlock& block) {
-    if (block.planned < 0) {
-      upstream_.deallocate(block.address, block.bytes + guard_.padding());
+  table_.for_each([&](const LiveAllocation& allocation) {
+    if (allocation.planned < 0) {
+      upstream_.deallocate(allocation.address, allocation.bytes + guard_.padding());
     }
   });
 }
@@ -23,8 +23,8 @@ void Arena::check_owner(const char* call, Owner owner) {
 void Arena::open(const std::string& scope, Owner owner) {
   const Lock lock(mutex_);
   check_owner("open", owner);
-  BIMKERN_ARENA_CHECK(open_ < 0, Fault::kScope, "scope '", scope, "' cannot open inside of '",
-                      names_[static_cast<size_t>(open_)], "': scopes follow each other");
+  BIMKERN_ARENA_CHECK(open_ < 0, Fault::kScope, "scope '", scope, "' cannot open inside '",
+                      names_[static_cast<size_t>(open_)], "': scopes cannot nest");
   owned_ = true;
   owner_ = owner;
   if (!stepping_ || seen_.count(scope) > 0) {
@@ -59,9 +59,9 @@ void Arena::close(const std::string& scope, Owner owner, bool aborted) {
     recorder_.close();
   }
   if (guard_.on()) {
-    outlived_ = find_outlived();
+    leaks_ = find_leaks();
   }
-  if (replay_ != nullptr && !replay_->leave(statistics_.outlived)) {
+  if (replay_ != nullptr && !replay_->leave(statistics_.leaked)) {
     diverged_ = true;
   }
   aborted_ = aborted_ || aborted;
@@ -79,35 +79,35 @@ void* Arena::allocate(int64_t bytes, Owner owner) {
   BIMKERN_ARENA_CHECK(open_ >= 0, Fault::kScope, "allocate needs an open scope");
   BIMKERN_ARENA_CHECK(bytes > 0, Fault::kBadSize, "allocate needs at least 1 byte, got ", bytes);
   table_.reserve_one();
-  LiveBlock block;
-  block.bytes = bytes;
+  LiveAllocation allocation;
+  allocation.bytes = bytes;
   const Replay::Served served = replay_ == nullptr ? Replay::Served{Replay::Answer::kLeft} : replay_->next(bytes);
   if (served.slot >= 0) {
-    block.address = replay_->address(served.slot);
-    block.planned = served.slot;
-    block.plan = replay_->id();
+    allocation.address = replay_->address(served.slot);
+    allocation.planned = served.slot;
+    allocation.plan = replay_->id();
     ++statistics_.planned;
     statistics_.smaller += served.answer == Replay::Answer::kSmaller;
   } else {
-    block.address = allocate_upstream(bytes + guard_.padding());
-    statistics_.held += served.answer == Replay::Answer::kHeld;
+    allocation.address = allocate_upstream(bytes + guard_.padding());
+    statistics_.still_in_use += served.answer == Replay::Answer::kStillInUse;
     statistics_.late += served.answer == Replay::Answer::kLate;
     statistics_.unplanned += served.answer == Replay::Answer::kLeft;
     statistics_.fallback_bytes += bytes;
     fallback_peak_ = std::max(fallback_peak_, statistics_.fallback_bytes);
   }
-  // A new plan would not help against what is held for several steps.
-  diverged_ = diverged_ || (served.answer != Replay::Answer::kServed && served.answer != Replay::Answer::kHeld);
+  // A new plan would not help against allocations that stay in use for several steps.
+  diverged_ = diverged_ || (served.answer != Replay::Answer::kServed && served.answer != Replay::Answer::kStillInUse);
   if (recorder_.active()) {
-    block.recorded = recorder_.allocated(bytes);
-    block.session = recorder_.session();
+    allocation.recorded = recorder_.allocated(bytes);
+    allocation.session = recorder_.session();
   }
-  block.scope = open_;
-  block.visit = visit_;
-  block.order = order_++;
-  table_.insert(block);
-  guard_.born(block.address, bytes);
-  return block.address;
+  allocation.scope = open_;
+  allocation.visit = visit_;
+  allocation.order = order_++;
+  table_.insert(allocation);
+  guard_.born(allocation.address, bytes);
+  return allocation.address;
 }
 
 void* Arena::allocate_upstream(int64_t bytes) {
@@ -117,28 +117,31 @@ void* Arena::allocate_upstream(int64_t bytes) {
   return address;
 }
 
-void Arena::free(void* address, bool strayed) {
+void Arena::free(void* address, bool unsynchronized) {
   const Lock lock(mutex_);
-  LiveBlock* block = table_.find(address);
-  if (block == nullptr) {
+  LiveAllocation* allocation = table_.find(address);
+  if (allocation == nullptr) {
     throw_not_live(address, in_a_region(address));
   }
-  if (strayed) {
-    ++statistics_.strayed;
-    misuse_ = ArenaError(Fault::kHandOff, message(describe(*block), " was let go on a stream that was not recorded"));
+  if (unsynchronized) {
+    ++statistics_.unsynchronized_frees;
+    misuse_ =
+        ArenaError(Fault::kUnsynchronizedFree,
+                   message(describe(*allocation),
+                           " was freed on a stream that does not own it; call record_stream with that stream first"));
   }
-  release(*block);
-  table_.erase(block);
+  release(*allocation);
+  table_.erase(allocation);
 }
 
 bool Arena::try_free(void* address) {
   const Lock lock(mutex_);
-  LiveBlock* block = table_.find(address);
-  if (block == nullptr) {
+  LiveAllocation* allocation = table_.find(address);
+  if (allocation == nullptr) {
     return false;
   }
-  release(*block);
-  table_.erase(block);
+  release(*allocation);
+  table_.erase(allocation);
   return true;
 }
 
@@ -158,63 +161,63 @@ bool Arena::in_a_region(const void* address) const {
 }
 
 void throw_not_live(const void* address, bool owned) {
-  BIMKERN_ARENA_CHECK(!owned, Fault::kDoubleFree, "free of ", address, ", which is in the arena and not live");
-  throw ArenaError(Fault::kForeignPointer, message("free of ", address, ", which the arena did not give out"));
+  BIMKERN_ARENA_CHECK(!owned, Fault::kDoubleFree, "free of ", address, ", which the arena owns but is not live");
+  throw ArenaError(Fault::kForeignPointer, message("free of ", address, ", which the arena did not allocate"));
 }
 
-std::string Arena::describe(const LiveBlock& block) const {
-  return message("a block of ", block.bytes, " bytes, allocation ", block.order, " of scope '",
-                 names_[static_cast<size_t>(block.scope)], "'");
+std::string Arena::describe(const LiveAllocation& allocation) const {
+  return message("allocation ", allocation.order, " of scope '", names_[static_cast<size_t>(allocation.scope)], "' (",
+                 allocation.bytes, " bytes)");
 }
 
 // Everything but the table's entry.
-void Arena::release(const LiveBlock& block) {
-  if (!guard_.died(block.address, block.bytes)) {
+void Arena::release(const LiveAllocation& allocation) {
+  if (!guard_.died(allocation.address, allocation.bytes)) {
     ++statistics_.overruns;
-    misuse_ = ArenaError(Fault::kOverrun, message("something wrote behind ", describe(block)));
+    misuse_ = ArenaError(Fault::kOverrun, message("write past the end of ", describe(allocation)));
   }
-  if (recorder_.active() && block.recorded >= 0 && block.session == recorder_.session()) {
-    recorder_.freed(block.recorded);
+  if (recorder_.active() && allocation.recorded >= 0 && allocation.session == recorder_.session()) {
+    recorder_.freed(allocation.recorded);
   }
-  if (block.planned < 0) {
-    statistics_.fallback_bytes -= block.bytes;
-    upstream_.deallocate(block.address, block.bytes + guard_.padding());
+  if (allocation.planned < 0) {
+    statistics_.fallback_bytes -= allocation.bytes;
+    upstream_.deallocate(allocation.address, allocation.bytes + guard_.padding());
     return;
   }
-  if (replay_ != nullptr && replay_->id() == block.plan) {
-    replay_->freed(block.planned);
+  if (replay_ != nullptr && replay_->id() == allocation.plan) {
+    replay_->freed(allocation.planned);
     return;
   }
   const auto found =
-      std::find_if(retired_.begin(), retired_.end(), [&](const auto& r) { return r->id() == block.plan; });
-  (*found)->freed(block.planned);
+      std::find_if(retired_.begin(), retired_.end(), [&](const auto& r) { return r->id() == allocation.plan; });
+  (*found)->freed(allocation.planned);
   if ((*found)->num_live() == 0) {
     retired_.erase(found);
   }
 }
 
-// What the open scope allocated on this visit and is still alive: all of it without a plan, else what should be dead.
-std::vector<Outlived> Arena::find_outlived() const {
-  std::vector<Outlived> found;
-  table_.for_each([&](const LiveBlock& block) {
-    const bool planned = replay_ != nullptr && block.plan == replay_->id() && block.planned >= 0;
-    if (block.visit == visit_ && !(planned && replay_->survives(block.planned))) {
-      found.push_back({block.address, block.bytes, names_[static_cast<size_t>(open_)], block.order});
+// What the open scope allocated on this visit and is still live; with a plan, only what should have been freed.
+std::vector<Leak> Arena::find_leaks() const {
+  std::vector<Leak> found;
+  table_.for_each([&](const LiveAllocation& allocation) {
+    const bool planned = replay_ != nullptr && allocation.plan == replay_->id() && allocation.planned >= 0;
+    if (allocation.visit == visit_ && !(planned && replay_->survives(allocation.planned))) {
+      found.push_back({allocation.address, allocation.bytes, names_[static_cast<size_t>(open_)], allocation.order});
     }
   });
-  std::sort(found.begin(), found.end(), [](const Outlived& a, const Outlived& b) { return a.order < b.order; });
+  std::sort(found.begin(), found.end(), [](const Leak& a, const Leak& b) { return a.order < b.order; });
   return found;
 }
 
-std::vector<Outlived> Arena::outlived() const {
+std::vector<Leak> Arena::leaks() const {
   const Lock lock(mutex_);
-  return outlived_;
+  return leaks_;
 }
 
 Statistics Arena::statistics() const {
   const Lock lock(mutex_);
   Statistics result = statistics_;
-  result.live_blocks = static_cast<int64_t>(table_.size());
+  result.live_allocations = static_cast<int64_t>(table_.size());
   result.planned_bytes = result.reserved_bytes = 0;
   const auto add = [&](const Replay& replay) {
     result.planned_bytes += replay.live_bytes();

@@ -46,7 +46,8 @@ class CudaDriver final : public Driver {
     check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device));
     BIMKERN_CHECK(pools != 0, "arena: GPU ", device, " has no stream-ordered pool");
     check("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool_, device));
-    uint64_t everything = UINT64_MAX;  // else every synchronisation gives memory back, and the next step gets it anew
+    uint64_t everything =
+        UINT64_MAX;  // else every synchronization returns memory, and the next step allocates it again
     check("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &everything));
   }
 
@@ -100,7 +101,7 @@ class CudaDriver final : public Driver {
     void* address = nullptr;
     const cudaError_t status = cudaMallocAsync(&address, static_cast<size_t>(bytes), handle(stream));
     if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // forgets it: the next launch would be blamed
+      cudaGetLastError();  // clears it: the next launch would report it
       return nullptr;
     }
     check("cudaMallocAsync", status);

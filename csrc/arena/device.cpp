@@ -17,12 +17,12 @@ void* Device::allocate(int64_t bytes, Stream stream) {
   void* address = own != open_.end() ? (*own)->arena_.allocate(bytes, stream) : pool_.allocate(bytes, stream);
   BIMKERN_ARENA_CHECK(address != nullptr, Fault::kNoMemory, "no memory for ", bytes, " bytes");
   if (own == open_.end()) {
-    blocks_.emplace(address, PoolBlock{bytes, stream});
+    allocations_.emplace(address, PoolAllocation{bytes, stream});
   }
   for (auto open = open_.begin(); open != open_.end(); ++open) {
     if (open != own) {
-      ++(*open)->elsewhere_.allocations;
-      (*open)->elsewhere_.bytes += bytes;
+      ++(*open)->others_.count;
+      (*open)->others_.bytes += bytes;
     }
   }
   return address;
@@ -33,12 +33,12 @@ void Device::free(void* address, Stream on) {
     return;
   }
   const Lock lock(mutex_);
-  const auto found = blocks_.find(address);
-  if (found != blocks_.end()) {
-    const PoolBlock block = found->second;
-    wait_for_users(address, block.stream, on);
-    blocks_.erase(found);
-    pool_.free(address, block.bytes, block.stream);
+  const auto found = allocations_.find(address);
+  if (found != allocations_.end()) {
+    const PoolAllocation allocation = found->second;
+    wait_for_users(address, allocation.stream, on);
+    allocations_.erase(found);
+    pool_.free(address, allocation.bytes, allocation.stream);
     return;
   }
   StreamArena* arena = arena_of(address);
@@ -46,7 +46,8 @@ void Device::free(void* address, Stream on) {
     const auto owns = [&](const auto& other) { return other->arena_.owns(address); };
     throw_not_live(address, std::any_of(arenas_.begin(), arenas_.end(), owns));
   }
-  const bool recorded = wait_for_users(address, arena->memory_.stream(), on);  // before debug mode writes to the block
+  // Debug mode poisons the memory behind these waits.
+  const bool recorded = wait_for_users(address, arena->memory_.stream(), on);
   arena->arena_.free(address, arena->debug_ && !recorded);
   forget_if_done(*arena);
 }
@@ -60,9 +61,9 @@ void Device::keep(const ArenaError& error) {
 
 bool Device::record(void* address, Stream stream) {
   const Lock lock(mutex_);
-  const auto found = blocks_.find(address);
-  const StreamArena* arena = found == blocks_.end() ? arena_of(address) : nullptr;
-  if (found == blocks_.end() && arena == nullptr) {
+  const auto found = allocations_.find(address);
+  const StreamArena* arena = found == allocations_.end() ? arena_of(address) : nullptr;
+  if (found == allocations_.end() && arena == nullptr) {
     return false;
   }
   if (stream == (arena == nullptr ? found->second.stream : arena->memory_.stream())) {
@@ -99,9 +100,9 @@ void Device::close_arena(StreamArena& arena) {
   forget_if_done(arena);
 }
 
-Elsewhere Device::elsewhere(const StreamArena& arena) const {
+OtherAllocations Device::other_allocations(const StreamArena& arena) const {
   const Lock lock(mutex_);
-  return arena.elsewhere_;
+  return arena.others_;
 }
 
 void Device::open(StreamArena& arena, const std::string& scope, Stream stream) {
@@ -125,7 +126,7 @@ void Device::close(StreamArena& arena, const std::string& scope, Stream stream, 
   try {
     arena.arena_.close(scope, stream, aborted);
   } catch (const ArenaError& error) {
-    if (told_after_closing(error.fault())) {
+    if (reported_after_closing(error.fault())) {
       leave();
     }
     throw;
@@ -140,7 +141,7 @@ Device::StreamArena* Device::arena_of(const void* address) const {
   return found == arenas_.end() ? nullptr : found->get();
 }
 
-// Makes the owner wait for all that use the block. -> whether `on` was known to.
+// Makes the owner wait for all users of the allocation. -> whether `on` is one of them, or the owner.
 bool Device::wait_for_users(void* address, Stream owner, Stream on) {
   const auto wait_for = [&](Stream user) { pool_.driver().wait(owner, pool_.driver().record(user)); };
   bool known = on == owner;
@@ -159,7 +160,7 @@ bool Device::wait_for_users(void* address, Stream owner, Stream on) {
 }
 
 void Device::forget_if_done(const StreamArena& arena) {
-  if (arena.closed_ && arena.arena_.statistics().live_blocks == 0) {
+  if (arena.closed_ && arena.arena_.statistics().live_allocations == 0) {
     arenas_.erase(std::find_if(arenas_.begin(), arenas_.end(), [&](const auto& a) { return a.get() == &arena; }));
   }
 }

@@ -1,4 +1,4 @@
-// What can go wrong with an arena, as a type: callers and tests tell the kinds apart without reading text.
+// What can go wrong with an arena, as a type: callers and tests need not parse text.
 #pragma once
 
 #include "core/error.h"
@@ -6,19 +6,21 @@
 namespace bimkern {
 
 enum class Fault {
-  kDoubleFree,      // an address that the arena owns and that is free
-  kForeignPointer,  // an address that the arena never gave out
-  kWrongOwner,      // another thread (host) or stream (device) than the one that opened the first scope
-  kScope,           // nested, crossed or closed twice
-  kBadSize,         // an allocation of no bytes
-  kNoMemory,        // the upstream had none
-  kOverrun,         // debug mode: something wrote behind its block
-  kHandOff,         // debug mode: a block was let go on a stream that was not recorded as its user
-  kBadPlan,         // a plan whose blocks could overlap, or that was made for another arena
+  kDoubleFree,          // an address that the arena owns, but that is free
+  kForeignPointer,      // an address that the arena never gave out
+  kWrongOwner,          // another thread (host) or stream (device) than the one that opened the first scope
+  kScope,               // nested, crossed or closed twice
+  kBadSize,             // an allocation of no bytes
+  kNoMemory,            // the upstream had none
+  kOverrun,             // debug mode: a write past the end of an allocation
+  kUnsynchronizedFree,  // debug mode: freed on a stream that neither owns the allocation nor was recorded
+  kBadPlan,             // a plan whose allocations could overlap, or that was made for another arena
 };
 
-// What debug mode finds is told when a scope closes, and the scope is closed then.
-inline bool told_after_closing(Fault fault) { return fault == Fault::kOverrun || fault == Fault::kHandOff; }
+// Debug mode reports what it finds when a scope closes; the scope is closed then.
+inline bool reported_after_closing(Fault fault) {
+  return fault == Fault::kOverrun || fault == Fault::kUnsynchronizedFree;
+}
 
 class ArenaError : public Error {
  public:

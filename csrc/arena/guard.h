@@ -1,4 +1,5 @@
-// Debug mode: freed memory is poisoned, and every block is followed by a canary that a write behind its end kills.
+// Debug mode: freed memory is poisoned, and every allocation is followed by a canary that a write past its end
+// overwrites.
 #pragma once
 
 #include "arena/upstream.h"
@@ -13,7 +14,7 @@ class Guard {
   Guard(Upstream& upstream, bool on) : upstream_(upstream), on_(on) {}
 
   bool on() const { return on_; }
-  int64_t padding() const { return on_ ? upstream_.alignment() : 0; }  // behind every block
+  int64_t padding() const { return on_ ? upstream_.alignment() : 0; }  // after every allocation
 
   void born(void* address, int64_t bytes) const {
     if (on_) {
@@ -22,7 +23,7 @@ class Guard {
     }
   }
 
-  // -> whether the canary is alive
+  // -> whether the canary is intact
   bool died(void* address, int64_t bytes) const {
     if (!on_) {
       return true;

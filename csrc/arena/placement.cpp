@@ -168,9 +168,9 @@ Placement place_in_order(const std::vector<Item>& items, const std::vector<int32
     const Item& item = items[static_cast<size_t>(index)];
     const int64_t offset = offset_among(placed, item, fit);
     const Placed added{offset, offset + item.bytes, item.begin, item.end};
-    const auto place = std::upper_bound(placed.begin(), placed.end(), added,
+    const auto above = std::upper_bound(placed.begin(), placed.end(), added,
                                         [](const Placed& a, const Placed& b) { return a.offset < b.offset; });
-    placed.insert(place, added);
+    placed.insert(above, added);
     result.offsets[static_cast<size_t>(index)] = offset;
     result.height = std::max(result.height, added.top);
   }

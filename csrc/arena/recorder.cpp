@@ -5,14 +5,14 @@ namespace bimkern {
 
 void Recorder::start() {
   trace_.scopes.clear();
-  trace_.blocks.clear();
+  trace_.allocations.clear();
   trace_.ticks = 0;
   active_ = true;
   ++session_;
 }
 
 void Recorder::open(const std::string& scope) {
-  const int32_t first = static_cast<int32_t>(trace_.blocks.size());
+  const int32_t first = static_cast<int32_t>(trace_.allocations.size());
   trace_.scopes.push_back({scope, trace_.ticks++, kForever, first, first});
 }
 
@@ -20,7 +20,7 @@ void Recorder::close() { trace_.scopes.back().end = trace_.ticks++; }
 
 int32_t Recorder::allocated(int64_t bytes) {
   const int32_t index = trace_.scopes.back().last++;
-  trace_.blocks.push_back({bytes, trace_.ticks++, kForever, static_cast<int32_t>(trace_.scopes.size()) - 1});
+  trace_.allocations.push_back({bytes, trace_.ticks++, kForever, static_cast<int32_t>(trace_.scopes.size()) - 1});
   return index;
 }
 

@@ -1,4 +1,4 @@
-// Writes down a trace while a step runs.
+// Records a trace while a step runs.
 #pragma once
 
 #include "arena/trace.h"
@@ -10,13 +10,13 @@ class Recorder {
   void start();
   void stop() { active_ = false; }
   bool active() const { return active_; }
-  // Which recording this is: a block that an earlier one wrote down means nothing to this one.
+  // Counts recordings: an allocation of an earlier one has no index in this one.
   uint32_t session() const { return session_; }
 
   void open(const std::string& scope);
   void close();
-  int32_t allocated(int64_t bytes);  // -> index of the block
-  void freed(int32_t index) { trace_.blocks[static_cast<size_t>(index)].end = trace_.ticks++; }
+  int32_t allocated(int64_t bytes);  // -> index of the allocation
+  void freed(int32_t index) { trace_.allocations[static_cast<size_t>(index)].end = trace_.ticks++; }
 
   const Trace& trace() const { return trace_; }
 

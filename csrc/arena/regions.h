@@ -1,4 +1,4 @@
-// What a plan's blocks ask of the placement: one set of items for every scope, and one for the survivors.
+// A plan's allocations as items to place: one set for every scope, and one for the survivors.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace bimkern {
 
 struct Region {
   std::vector<Item> items;
-  std::vector<size_t> blocks;  // whose items they are
+  std::vector<size_t> allocations;  // of the items
 };
 
 // Survivors of the whole plan, or what dies inside scope `scope`. What was alive when the step ended dies in the next
@@ -18,15 +18,15 @@ struct Region {
 inline Region region_of(const Plan& plan, bool survivors, size_t scope = 0) {
   const Trace& trace = plan.trace;
   const size_t first = survivors ? 0 : static_cast<size_t>(trace.scopes[scope].first);
-  const size_t last = survivors ? trace.blocks.size() : static_cast<size_t>(trace.scopes[scope].last);
+  const size_t last = survivors ? trace.allocations.size() : static_cast<size_t>(trace.scopes[scope].last);
   Region region;
   for (size_t i = first; i < last; ++i) {
-    const Block& block = trace.blocks[i];
-    if (survives(trace, block) == survivors) {
-      const int64_t bytes = room(plan, block);
-      region.items.push_back(block.end == kForever ? Item{2 * bytes, 0, trace.ticks + 1}
-                                                   : Item{bytes, block.begin, block.end});
-      region.blocks.push_back(i);
+    const Allocation& allocation = trace.allocations[i];
+    if (survives(trace, allocation) == survivors) {
+      const int64_t bytes = room(plan, allocation);
+      region.items.push_back(allocation.end == kForever ? Item{2 * bytes, 0, trace.ticks + 1}
+                                                        : Item{bytes, allocation.begin, allocation.end});
+      region.allocations.push_back(i);
     }
   }
   return region;
@@ -34,8 +34,8 @@ inline Region region_of(const Plan& plan, bool survivors, size_t scope = 0) {
 
 inline int64_t bound_of(const Plan& plan) {
   std::vector<Item> items;
-  for (const Block& block : plan.trace.blocks) {
-    items.push_back({room(plan, block), block.begin, std::min(block.end, plan.trace.ticks)});
+  for (const Allocation& allocation : plan.trace.allocations) {
+    items.push_back({room(plan, allocation), allocation.begin, std::min(allocation.end, plan.trace.ticks)});
   }
   return largest_live_sum(items);
 }

@@ -34,22 +34,22 @@ Replay::Replay(Plan plan, Upstream& upstream, uint32_t id)
 }
 
 void Replay::make_slots() {
-  const std::vector<Block>& blocks = plan_.trace.blocks;
-  const auto add = [&](size_t block, bool second) {
-    const bool survivor = bimkern::survives(plan_.trace, blocks[block]);
-    const int64_t taken = room(plan_, blocks[block]);
-    const int64_t offset = plan_.offsets[block] + (second ? taken : 0);
+  const std::vector<Allocation>& allocations = plan_.trace.allocations;
+  const auto add = [&](size_t allocation, bool second) {
+    const bool survivor = bimkern::survives(plan_.trace, allocations[allocation]);
+    const int64_t taken = room(plan_, allocations[allocation]);
+    const int64_t offset = plan_.offsets[allocation] + (second ? taken : 0);
     if (survivor) {
       survivor_slots_.push_back(static_cast<int32_t>(slots_.size()));
     }
-    slots_.push_back(
-        {(survivor ? survivors_ : scopes_) + offset, blocks[block].bytes, taken, offset + taken, -1, survivor, false});
+    slots_.push_back({(survivor ? survivors_ : scopes_) + offset, allocations[allocation].bytes, taken, offset + taken,
+                      -1, survivor, false});
   };
-  for (size_t i = 0; i < blocks.size(); ++i) {
+  for (size_t i = 0; i < allocations.size(); ++i) {
     add(i, false);
   }
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    if (blocks[i].end == kForever) {
+  for (size_t i = 0; i < allocations.size(); ++i) {
+    if (allocations[i].end == kForever) {
       slots_[i].twin = static_cast<int32_t>(slots_.size());
       add(i, true);
     }
@@ -96,8 +96,8 @@ bool Replay::is_free(int32_t index) {
     return std::none_of(survivor_slots_.begin(), survivor_slots_.end(), overlaps);
   }
   bool free = std::none_of(stragglers_.begin(), stragglers_.end(), overlaps);
-  const int32_t* edge = predecessors_.blocks.data() + predecessors_.first[static_cast<size_t>(index)];
-  const int32_t* end = predecessors_.blocks.data() + predecessors_.first[static_cast<size_t>(index) + 1];
+  const int32_t* edge = predecessors_.allocations.data() + predecessors_.first[static_cast<size_t>(index)];
+  const int32_t* end = predecessors_.allocations.data() + predecessors_.first[static_cast<size_t>(index) + 1];
   for (; edge != end; ++edge) {
     if (slots_[static_cast<size_t>(*edge)].live) {
       add_stragglers(*edge, *edge + 1);
@@ -122,7 +122,7 @@ Replay::Served Replay::next(int64_t bytes) {
       return {Answer::kLate};
     }
     if (!is_free(index)) {
-      return {Answer::kHeld};
+      return {Answer::kStillInUse};
     }
   }
   Slot& slot = slots_[static_cast<size_t>(index)];
@@ -146,23 +146,24 @@ void Replay::freed(int32_t index) {
   }
 }
 
-bool Replay::leave(int64_t& outlived) {
+bool Replay::leave(int64_t& leaked) {
   const bool whole = !left_ && cursor_ == last_;
   if (scope_live_ > static_cast<int64_t>(stragglers_.size())) {
     const ScopeSpan& scope = plan_.trace.scopes[static_cast<size_t>(scope_)];
     const size_t before = stragglers_.size();
     add_stragglers(scope.first, scope.last);
-    outlived += static_cast<int64_t>(stragglers_.size() - before);
+    leaked += static_cast<int64_t>(stragglers_.size() - before);
   }
   left_ = true;
   return whole;
 }
 
 void Replay::add_stragglers(int32_t first, int32_t last) {
-  for (int32_t block = first; block < last; ++block) {
-    const Slot& slot = slots_[static_cast<size_t>(block)];
-    if (slot.live && !slot.survivor && std::find(stragglers_.begin(), stragglers_.end(), block) == stragglers_.end()) {
-      stragglers_.push_back(block);
+  for (int32_t allocation = first; allocation < last; ++allocation) {
+    const Slot& slot = slots_[static_cast<size_t>(allocation)];
+    if (slot.live && !slot.survivor &&
+        std::find(stragglers_.begin(), stragglers_.end(), allocation) == stragglers_.end()) {
+      stragglers_.push_back(allocation);
     }
   }
 }

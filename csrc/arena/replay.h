@@ -1,9 +1,9 @@
-// A plan in force: owns the two regions, and gives out their blocks as long as the work follows the plan.
+// The active plan: owns the two regions, and serves allocations from them as long as the work follows the plan.
 //
-// Memory is given out only when it is known to be free, whatever was freed too late, in another order or not at all. Of
-// the first region: a block is followed by others in the same memory, and the first of those to come finds it dead or
-// makes it a straggler; so does the end of a scope, and the point where the work leaves the plan. So a live block is
-// either a predecessor of what comes next in its memory, or a straggler; both are asked.
+// Memory is reused only if it is free, even if allocations are freed late, in another order or not at all. In the first
+// region, the next allocation in the same memory checks its predecessors, and makes one that is still live a straggler;
+// so do the end of a scope and the point where the work leaves the plan. So every live allocation is either a
+// predecessor of the next one in its memory or a straggler; is_free() checks both.
 #pragma once
 
 #include "arena/plan.h"
@@ -26,26 +26,28 @@ class Replay {
   bool survives(int32_t slot) const { return slots_[static_cast<size_t>(slot)].survivor; }
   bool owns(const void* address) const;
 
-  // -> whether the plan knows the scope. From here on next() gives its blocks in turn, until it ends or leaves the
-  // plan.
+  // -> whether the plan knows the scope. next() then serves its allocations in turn, until the scope ends or the work
+  // leaves the plan.
   bool enter(const std::string& scope);
 
-  enum class Answer { kServed, kSmaller, kHeld, kLate, kLeft };
+  enum class Answer { kServed, kSmaller, kStillInUse, kLate, kLeft };
   struct Served {
     Answer answer;
     int32_t slot = -1;
   };
   // kServed: a slot, with as many bytes as planned; kSmaller: a slot that is larger than needed. The others get none.
-  // kHeld: of what lives into the next step, both slots are still in use. kLate: memory that should be free is not.
-  // kLeft: the work has left the plan for the rest of the scope, since the plan has no block here or a smaller one.
+  // kStillInUse: of what lives into the next step, both slots are still in use. kLate: memory that should be free is
+  // not. kLeft: the work has left the plan for the rest of the scope, since the plan has no allocation here or a
+  // smaller one.
   Served next(int64_t bytes);
   void freed(int32_t slot);
 
-  // -> whether all of the plan's blocks were asked for. What should be dead now, and is not, becomes a straggler, and
-  // is added to `outlived` once.
-  bool leave(int64_t& outlived);
+  // -> whether all of the scope's allocations were requested. Those still live that should have been freed become
+  // stragglers, and are counted in `leaked` once.
+  bool leave(int64_t& leaked);
 
-  // What lives of the plan, rounded as planned: now, at most, and the highest end in both regions since the last reset.
+  // Bytes of the plan that are live, rounded as planned: now, at most, and the highest end in both regions since the
+  // last reset.
   void reset_peaks();
   int64_t live_bytes() const { return live_bytes_; }
   int64_t live_peak() const { return live_peak_; }
@@ -71,7 +73,7 @@ class Replay {
   uint32_t id_;
   char* scopes_ = nullptr;     // the first region
   char* survivors_ = nullptr;  // the second
-  std::vector<Slot> slots_;    // one for every block, then the twins
+  std::vector<Slot> slots_;    // one for every allocation, then the twins
   Predecessors predecessors_;
   std::vector<int32_t> survivor_slots_;
   std::vector<int32_t> stragglers_;

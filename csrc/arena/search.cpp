@@ -48,8 +48,10 @@ std::vector<int64_t> breadths_of(const std::vector<Item>& items) {
   }
   std::vector<int64_t> breadths;
   for (const Item& item : items) {
-    const auto place = [&](int64_t tick) { return std::lower_bound(ticks.begin(), ticks.end(), tick) - ticks.begin(); };
-    const auto first = static_cast<size_t>(place(item.begin)), last = static_cast<size_t>(place(item.end));
+    const auto index_of = [&](int64_t tick) {
+      return std::lower_bound(ticks.begin(), ticks.end(), tick) - ticks.begin();
+    };
+    const auto first = static_cast<size_t>(index_of(item.begin)), last = static_cast<size_t>(index_of(item.end));
     size_t level = 0;
     while (size_t{2} << level <= last - first) {
       ++level;
@@ -59,8 +61,7 @@ std::vector<int64_t> breadths_of(const std::vector<Item>& items) {
   return breadths;
 }
 
-// What lives at the fullest times comes first in the first order; the times are told apart by a fiftieth of the
-// fullest.
+// The first order begins with what is live at the fullest times, which are compared in fiftieths of the fullest.
 std::vector<Order> orders_of(const std::vector<Item>& items) {
   const std::vector<int64_t> breadths = breadths_of(items);
   const int64_t step = items.empty() ? 1 : *std::max_element(breadths.begin(), breadths.end()) / 50 + 1;
@@ -112,8 +113,8 @@ class Search {
     return height;
   }
 
-  // What ended up on top was placed too late: it goes first in the next round. Two that change places now and then end
-  // the circles in which this alone would run.
+  // An item that ends up on top was placed too late: it goes first in the next round. A random swap now and then breaks
+  // cycles.
   void improve(Order order) {
     std::minstd_rand bits;
     for (int round = 0; round < kMostRounds && may_go_on(); ++round) {

@@ -1,4 +1,4 @@
-// Between two steps: what the last one says about the plan, and what the next one is for. Contract: arena.h.
+// Between two steps: whether the last one fit the plan, and whether to record the next. Contract: arena.h.
 #include <algorithm>
 
 #include "arena/arena.h"
@@ -6,8 +6,8 @@
 namespace bimkern {
 namespace {
 
-// A plan that lasted for fewer steps makes the next recording wait twice as long, and so does one without memory for
-// its regions: what never works is not tried at every step.
+// A plan that lasted for fewer steps, or got no memory for its regions, doubles the wait before the next recording, so
+// that work which never repeats is not planned at every step.
 constexpr int64_t kLasting = 16;
 constexpr int64_t kMostPatience = 64;
 
@@ -38,7 +38,7 @@ void Arena::end_step() {
 
 void Arena::start_step() {
   if (adopted_ != nullptr) {
-    put_in_force(std::move(*adopted_));
+    activate(std::move(*adopted_));
     adopted_.reset();
   }
   stepping_ = true;
@@ -56,11 +56,11 @@ void Arena::replan() {
   if (replay_ != nullptr) {
     patience_ = steps_on_plan_ < kLasting ? longer(patience_) : 1;
   }
-  put_in_force(make_plan(recorder_.trace(), upstream_.alignment(), guard_.padding()));
+  activate(make_plan(recorder_.trace(), upstream_.alignment(), guard_.padding()));
 }
 
-// Without memory for its regions the run goes on without a plan.
-void Arena::put_in_force(Plan plan) {
+// Without memory for its regions the arena continues without a plan.
+void Arena::activate(Plan plan) {
   if (replay_ != nullptr && replay_->num_live() > 0) {
     retired_.push_back(std::move(replay_));
   }

@@ -12,9 +12,9 @@ constexpr int64_t kSlack = kDeviceAlignment - kDriverAlignment;
 }  // namespace
 
 void report_once(const std::exception& error) noexcept {
-  static std::atomic<bool> told{false};
-  if (!told.exchange(true)) {
-    std::fprintf(stderr, "bimkern: memory of a GPU was not given back: %s\n", error.what());
+  static std::atomic<bool> reported{false};
+  if (!reported.exchange(true)) {
+    std::fprintf(stderr, "bimkern: memory of a GPU was not freed: %s\n", error.what());
   }
 }
 

@@ -39,7 +39,7 @@ class CountedPool {
   int64_t live_bytes_ = 0, peak_bytes_ = 0;
 };
 
-// The driver promises a smaller alignment than plans have: every block begins late in its own, by at most
+// The driver promises a smaller alignment than plans have: every allocation begins late in its own, by at most
 // kDeviceAlignment - kDriverAlignment.
 class StreamMemory : public Upstream {
  public:
@@ -57,7 +57,7 @@ class StreamMemory : public Upstream {
  private:
   CountedPool& pool_;
   Stream stream_ = 0;
-  std::unordered_map<void*, void*> began_;  // where the driver's block of an address began
+  std::unordered_map<void*, void*> began_;  // where the driver's allocation of an address began
 };
 
 }  // namespace bimkern

@@ -1,4 +1,4 @@
-// What one step allocated on its owner thread: sizes, order, lifetimes, and the scope of each block.
+// What one step allocated on its owner thread: sizes, order, lifetimes, and the scope of each allocation.
 #pragma once
 
 #include <limits>
@@ -9,11 +9,11 @@
 
 namespace bimkern {
 
-// The clock of a trace ticks once at every event: a scope opens or closes, a block is allocated or freed.
+// The clock of a trace ticks once at every event: a scope opens or closes, an allocation is allocated or freed.
 constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 
-struct Block {
-  int64_t bytes;  // as asked for
+struct Allocation {
+  int64_t bytes;  // as requested
   int64_t begin;  // tick of its allocation
   int64_t end;    // tick of its free; kForever: it was alive when the step ended
   int32_t scope;
@@ -23,19 +23,19 @@ struct ScopeSpan {
   std::string name;
   int64_t begin;
   int64_t end;
-  int32_t first;  // its blocks are [first, last)
+  int32_t first;  // its allocations are [first, last)
   int32_t last;
 };
 
 struct Trace {
-  std::vector<ScopeSpan> scopes;  // one after the other, never nested
-  std::vector<Block> blocks;      // ordered by begin
+  std::vector<ScopeSpan> scopes;        // one after the other, never nested
+  std::vector<Allocation> allocations;  // ordered by begin
   int64_t ticks = 0;
 };
 
-// Block outputs, losses: what a later scope, or the step itself, still reads.
-inline bool survives(const Trace& trace, const Block& block) {
-  return block.end > trace.scopes[static_cast<size_t>(block.scope)].end;
+// Allocation outputs, losses: what a later scope, or the step itself, still reads.
+inline bool survives(const Trace& trace, const Allocation& allocation) {
+  return allocation.end > trace.scopes[static_cast<size_t>(allocation.scope)].end;
 }
 
 }  // namespace bimkern

@@ -1,14 +1,12 @@
-// Where an arena's memory comes from: injected, so that one arena serves the host, a device, and tests without memory.
+// Where an arena's memory comes from: injected, so that one arena serves the host, a device and tests.
 #pragma once
-
-#include <map>
 
 #include "core/common.h"
 
 namespace bimkern {
 
 constexpr int64_t kHostAlignment = 64;     // what torch promises for tensors on the CPU
-constexpr int64_t kDeviceAlignment = 512;  // what torch rounds device blocks to
+constexpr int64_t kDeviceAlignment = 512;  // what torch rounds device allocations to
 
 class Upstream {
  public:
@@ -30,29 +28,6 @@ class HostMemory : public Upstream {
   int64_t alignment() const override { return kHostAlignment; }
   void fill(void* address, unsigned char value, int64_t bytes) override;
   bool holds(const void* address, unsigned char value, int64_t bytes) const override;
-};
-
-// Addresses with nothing behind them, never given out twice. It knows what is live, and fails when told to.
-class FakeMemory : public Upstream {
- public:
-  explicit FakeMemory(int64_t alignment = kHostAlignment) : alignment_(alignment) {}
-
-  void* allocate(int64_t bytes) override;
-  void deallocate(void* address, int64_t bytes) override;
-  int64_t alignment() const override { return alignment_; }
-  void fill(void*, unsigned char, int64_t) override {}
-  bool holds(const void*, unsigned char, int64_t) const override { return true; }
-
-  void fail_at_call(int64_t call) { failing_call_ = call; }  // counted from 1 over the whole life
-  int64_t calls() const { return calls_; }                   // of allocate
-  int64_t mistakes() const { return mistakes_; }             // deallocations of what was not live, or of another size
-  int64_t live_bytes() const { return live_bytes_; }
-
- private:
-  int64_t alignment_;
-  int64_t next_ = int64_t{1} << 40;
-  int64_t calls_ = 0, failing_call_ = 0, mistakes_ = 0, live_bytes_ = 0;
-  std::map<void*, int64_t> live_;
 };
 
 }  // namespace bimkern

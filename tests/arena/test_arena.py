@@ -15,7 +15,7 @@ from types import FrameType
 import pytest
 import torch
 
-from bimkern.arena import Arena, ArenaError, outlived
+from bimkern.arena import Arena, ArenaError, leaks
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
@@ -83,10 +83,10 @@ def test_training_is_the_same_and_allocates_nothing_in_steady_state(recipe, aren
         assert torch.equal(parameter, training.model.state_dict()[name]), name
     after = arena.stats()
     assert after.plans == 1
-    assert after.diverged_steps == after.late == after.held == after.outlived == 0
+    assert after.diverged_steps == after.late == after.still_in_use == after.leaked == 0
     assert after.upstream_calls == before.upstream_calls
     assert after.upstream_calls_last_step == 0
-    assert after.planned - before.planned == 4 * len(plan.blocks)
+    assert after.planned - before.planned == 4 * len(plan.allocations)
     # planned = measured, to the byte; and close to what no plan can do without
     assert after.planned_reach == after.reserved_bytes == plan.peak
     assert after.fallback_peak == after.fallback_bytes == before.fallback_bytes  # optimizer state, born in step one
@@ -94,7 +94,7 @@ def test_training_is_the_same_and_allocates_nothing_in_steady_state(recipe, aren
     assert plan.bound <= after.planned_live_peak <= plan.peak
 
 
-def test_blocks_have_the_same_addresses_at_every_step(arena):
+def test_allocations_have_the_same_addresses_at_every_step(arena):
     training = Training("bim_vit_test", arena.device, arena)
     seen = []
     encode = training.model.encode
@@ -124,7 +124,7 @@ def test_a_smaller_last_batch_changes_nothing(arena):
     assert stats.upstream_calls_last_step == 0
 
 
-def test_other_work_is_served_by_the_fallback_and_planned_anew(arena):
+def test_other_work_is_served_by_the_fallback_and_replanned(arena):
     plain, training = (Training("bim_vit_test", arena.device, given) for given in (None, arena))
     for sizes in [(2, 2)] * 4 + [(8, 8)] * 5:
         assert training.step(*sizes) == plain.step(*sizes)
@@ -170,7 +170,7 @@ def test_tensors_may_be_freed_by_any_thread(arena):
             thread = threading.Thread(target=box.clear)
             thread.start()
             thread.join()
-    assert arena.stats().live_blocks == 0
+    assert arena.stats().live_allocations == 0
     assert arena.stats().plans == 1
 
 
@@ -187,9 +187,9 @@ def test_other_threads_are_served_by_torch_and_counted():
         thread.start()
         thread.join()
     after = arena.stats()
-    assert after.live_blocks == 0
-    assert after.elsewhere - before.elsewhere == 1
-    assert after.elsewhere_bytes - before.elsewhere_bytes == 4 * FLOATS
+    assert after.live_allocations == 0
+    assert after.other_allocations - before.other_allocations == 1
+    assert after.other_bytes - before.other_bytes == 4 * FLOATS
 
 
 def test_nothing_is_served_outside_of_scopes(arena):
@@ -201,7 +201,7 @@ def test_nothing_is_served_outside_of_scopes(arena):
     del outside
 
 
-def test_an_empty_tensor_is_nobodys(arena):
+def test_an_empty_tensor_is_not_the_arenas(arena):
     with planned(arena):
         before = arena.stats().planned
         assert torch.empty(0, device=arena.device).numel() == 0
@@ -233,7 +233,7 @@ def test_a_scope_that_is_left_by_an_exception(arena):
 
 def test_scopes_do_not_nest(arena):
     with arena.scope("a"):
-        with pytest.raises(ArenaError, match="scope 'b' cannot open inside of 'a': scopes follow each other") as error:
+        with pytest.raises(ArenaError, match="scope 'b' cannot open inside 'a': scopes cannot nest") as error:
             arena.scope("b").__enter__()
         assert error.value.fault == "scope"
         expected = r"scope 'c' cannot open: this (thread|stream) is in a scope of another arena"
@@ -282,19 +282,19 @@ def test_debug_mode_poisons_what_is_freed():
         assert torch.ones(FLOATS).data_ptr() != address  # the next one of the plan
 
 
-def test_debug_mode_names_what_outlived_its_scope(arena_device, caplog):
+def test_debug_mode_names_what_leaked_from_its_scope(arena_device, caplog):
     arena = Arena(arena_device, debug=True)
     caplog.clear()  # the first arena of a process may have been built
     cache = {}
     with caplog.at_level(logging.WARNING, logger="bimkern.arena"), planned(arena):
         forgotten = cache["mask"] = torch.ones(FLOATS, device=arena_device)
-    (block,) = arena.outlived()
-    assert (block.scope, block.order, block.bytes) == ("work", 0, 4 * FLOATS)
-    function = "test_debug_mode_names_what_outlived_its_scope"
-    assert block.tensor == f"float32 [1000] held as 'forgotten' in {function}, 'mask'"
-    assert caplog.messages == [f"4000 bytes of scope 'work' (allocation 0) outlived it: {block.tensor}"]
+    (leak,) = arena.leaks()
+    assert (leak.scope, leak.order, leak.bytes) == ("work", 0, 4 * FLOATS)
+    function = "test_debug_mode_names_what_leaked_from_its_scope"
+    assert leak.tensor == f"float32 [1000] referred to as 'forgotten' in {function}, 'mask'"
+    assert caplog.messages == [f"allocation 0 of scope 'work' (4000 bytes) leaked: {leak.tensor}"]
     del forgotten, cache["mask"]
-    assert arena.stats().live_blocks == 0  # looking for it held nothing back
+    assert arena.stats().live_allocations == 0  # the scan kept no reference
 
 
 def test_debug_mode_leaves_no_frame_behind(arena_device):
@@ -309,18 +309,18 @@ def test_debug_mode_leaves_no_frame_behind(arena_device):
     finally:
         gc.enable()
     assert leaked.sum() == FLOATS
-    assert not [frame for frame in frames if frame.f_globals["__name__"] == outlived.__name__]
+    assert not [frame for frame in frames if frame.f_globals["__name__"] == leaks.__name__]
 
 
-def write_behind(tensor):
+def write_past(tensor):
     ctypes.memset(tensor.data_ptr() + tensor.nbytes, 0, 1)
 
 
-def test_debug_mode_finds_a_write_behind_the_end():
+def test_debug_mode_finds_a_write_past_the_end():
     arena = Arena(debug=True)
-    expected = "something wrote behind a block of 4000 bytes, allocation 0 of scope 'work'"
+    expected = r"write past the end of allocation 0 of scope 'work' \(4000 bytes\)"
     with pytest.raises(ArenaError, match=expected), planned(arena):
-        write_behind(torch.ones(FLOATS))
+        write_past(torch.ones(FLOATS))
     with arena.scope("work"):
         pass
 
@@ -329,12 +329,12 @@ def test_what_debug_mode_finds_does_not_replace_an_error():
     arena = Arena(debug=True)
 
     def fail():
-        write_behind(torch.ones(FLOATS))
+        write_past(torch.ones(FLOATS))
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine") as error, planned(arena):
         fail()
-    found = "arena: something wrote behind a block of 4000 bytes, allocation 0 of scope 'work'"
+    found = "arena: write past the end of allocation 0 of scope 'work' (4000 bytes)"
     assert error.value.__notes__ == [found]
     with arena.scope("work"):
         pass

@@ -196,7 +196,7 @@ def test_a_build_without_an_end_is_ended_with_all_its_processes(compiling, tmp_p
         build.build()
     assert failed.value.log.read_text().endswith("cmake did not end within 3 s\n")
     compiler = int((tmp_path / "compiler").read_text())
-    with contextlib.suppress(FileNotFoundError):  # or it is a zombie, which whoever adopted it has not seen yet
+    with contextlib.suppress(FileNotFoundError):  # or it is a zombie, which its new parent has not reaped yet
         assert Path(f"/proc/{compiler}/stat").read_text().split()[2] == "Z"
 
 
@@ -274,11 +274,11 @@ def test_what_a_wheel_has_is_built_once_for_all_processes(tmp_path, cache):
     own = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "bimkern", site / "bimkern", ignore=own, dirs_exist_ok=True)
     shutil.copy(ROOT / "bimkern" / "_native.so", site / "bimkern")
-    # Unoptimised, since that is quicker.
+    # Unoptimized, since that is quicker.
     environment = os.environ | {"CMAKE_BUILD_TYPE": "None", "BIMKERN_CUDA_ARCHS": "", "PYTHONPATH": str(site)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", ONE_STEP], cwd=site, env=environment, **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
+    outputs = [process.communicate(timeout=300) for process in both]
     (module,) = cache.rglob("*.so")
-    assert [out.split() for out, _ in told] == [["True", str(module)]] * 2, told
-    assert sum(err.count("building the arena for torch") for _, err in told) == 1
+    assert [out.split() for out, _ in outputs] == [["True", str(module)]] * 2, outputs
+    assert sum(err.count("building the arena for torch") for _, err in outputs) == 1

@@ -1,6 +1,6 @@
 """A GPU's memory as the arena's, without a GPU: the functions that torch calls, and every refusal.
 
-tests/csrc/arena/test_device_hook.cpp plays the device and torch's streams; the core's part is in test_device.cpp.
+tests/csrc/arena/test_device_hook.cpp simulates the device and torch's streams; test_device.cpp tests the core.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from bimkern.train.memory.live_bytes import held_bytes as held_by_the_run
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda", 0)
 OWNER, OTHER = 8, 16  # streams
-MISUSED_HAND_OFF = 7  # Fault::kHandOff in csrc/arena/error.h
+UNSYNCHRONIZED_FREE = 7  # Fault::kUnsynchronizedFree in csrc/arena/error.h
 MISUSED_FREES = {"double": 0, "foreign": 1}  # Fault::kDoubleFree, Fault::kForeignPointer
 STEPS = 6
 
@@ -36,28 +36,29 @@ class Hook:
         self.allocate = ctypes.CFUNCTYPE(address, size, ctypes.c_int, stream)(("bimkern_arena_alloc", library))
         self.free = ctypes.CFUNCTYPE(None, address, size, ctypes.c_int, stream)(("bimkern_arena_free", library))
         self.record_stream = ctypes.CFUNCTYPE(None, address, stream)(("bimkern_arena_record_stream", library))
-        library.played_left.restype = library.played_planned.restype = library.played_waits.restype = ctypes.c_int64
-        library.played_memory.argtypes = [ctypes.c_int64]
-        library.played_stream.argtypes = [ctypes.c_void_p]
-        library.played_unwind.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-        library.played_text.restype = ctypes.c_char_p
-        self.played = library
-        library.played_memory(2**30)
+        for count in (library.simulated_left, library.simulated_planned, library.simulated_waits):
+            count.restype = ctypes.c_int64
+        library.simulated_memory.argtypes = [ctypes.c_int64]
+        library.simulated_stream.argtypes = [ctypes.c_void_p]
+        library.simulated_unwind.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        library.simulated_text.restype = ctypes.c_char_p
+        self.library = library
+        library.simulated_memory(2**30)
 
     def open(self, number, *, debug=False):
-        self.played.played_stream(OWNER)
-        return self.played.played_open(number, b"step", debug)
+        self.library.simulated_stream(OWNER)
+        return self.library.simulated_open(number, b"step", debug)
 
     def close(self, number):
-        return self.played.played_close(number, b"step")
+        return self.library.simulated_close(number, b"step")
 
     def waits(self):
         found = (ctypes.c_uint64 * 16)()
-        count = self.played.played_waits(found, len(found))
+        count = self.library.simulated_waits(found, len(found))
         return list(zip(found[:count:2], found[1:count:2], strict=True))
 
     def step(self, number, *, user=None, **options):
-        """Allocate and free two blocks inside a scope; return the arena and their addresses."""
+        """Make and free two allocations inside a scope; return the arena and their addresses."""
         number, addresses = self.open(number, **options), []
         for size in (1000, 2000):
             addresses.append(self.allocate(size, 0, OWNER))
@@ -95,17 +96,17 @@ def test_torch_gets_planned_addresses_inside_of_scopes_on_their_stream(hook):
     seen = [hook.step(number)[1] for _ in range(STEPS)]
     assert seen[2] == seen[3] == seen[4] == seen[5]
     assert all(address % 512 == 0 for addresses in seen for address in addresses)
-    planned, left = hook.played.played_planned(number), hook.played.played_left()
+    planned, left = hook.library.simulated_planned(number), hook.library.simulated_left()
     assert planned > 0
     hook.open(number)
-    elsewhere = hook.allocate(5000, 0, OTHER)
-    assert hook.played.played_left() == left - 5000
+    other = hook.allocate(5000, 0, OTHER)
+    assert hook.library.simulated_left() == left - 5000
     assert hook.close(number) == -1
     outside = hook.allocate(5000, 0, OWNER)
-    for address, stream in ((elsewhere, OTHER), (outside, OWNER)):
+    for address, stream in ((other, OTHER), (outside, OWNER)):
         hook.free(address, 5000, 0, stream)
-    assert hook.played.played_left() == left
-    assert hook.played.played_planned(number) == planned
+    assert hook.library.simulated_left() == left
+    assert hook.library.simulated_planned(number) == planned
 
 
 @needs_compiler
@@ -121,36 +122,36 @@ def test_the_owner_waits_for_streams_that_torch_records(hook):
 
 
 @needs_compiler
-def test_debug_mode_asks_torch_on_which_stream_a_block_is_let_go(hook):
+def test_debug_mode_asks_torch_on_which_stream_an_allocation_is_freed(hook):
     number = hook.open(-1, debug=True)
     address = hook.allocate(1000, 0, OWNER)
-    hook.played.played_stream(OTHER)
+    hook.library.simulated_stream(OTHER)
     hook.free(address, 1000, 0, OWNER)
-    assert hook.close(number) == MISUSED_HAND_OFF
+    assert hook.close(number) == UNSYNCHRONIZED_FREE
     assert hook.waits() == [(OWNER, OTHER)]
     hook.step(number)
 
 
 @needs_compiler
 @pytest.mark.parametrize("misuse", MISUSED_FREES)
-def test_a_misused_free_is_told_when_the_scope_closes(hook, misuse):
+def test_a_misused_free_is_reported_when_the_scope_closes(hook, misuse):
     number, (dead, _) = hook.step(-1)
     for _ in range(STEPS):
         _, (dead, _) = hook.step(number)
     mine = ctypes.create_string_buffer(8)
     hook.open(number)
     address, text = {
-        "double": (dead, "which is in the arena and not live"),
-        "foreign": (ctypes.addressof(mine), "which the arena did not give out"),
+        "double": (dead, "which the arena owns but is not live"),
+        "foreign": (ctypes.addressof(mine), "which the arena did not allocate"),
     }[misuse]
-    for _ in range(2):  # the first is told
-        assert hook.played.played_unwind(address, OWNER) == 1
+    for _ in range(2):  # the first is reported
+        assert hook.library.simulated_unwind(address, OWNER) == 1
     assert hook.close(number) == MISUSED_FREES[misuse]
-    assert hook.played.played_text().decode() == f"arena: free of {address:#x}, {text}"
-    before = hook.played.played_planned(number)
+    assert hook.library.simulated_text().decode() == f"arena: free of {address:#x}, {text}"
+    before = hook.library.simulated_planned(number)
     for _ in range(STEPS):
         hook.step(number)
-    assert hook.played.played_planned(number) > before
+    assert hook.library.simulated_planned(number) > before
 
 
 @needs_compiler
@@ -162,17 +163,17 @@ def test_a_device_that_has_failed_does_not_end_the_process(hook, capfd):
     hook.open(number)
     lent = hook.allocate(1000, 0, OWNER)
     hook.record_stream(lent, OTHER)
-    hook.played.played_broken(1)
+    hook.library.simulated_broken(1)
     for address, stream in ((lent, OWNER), (pooled, OTHER)):
-        assert hook.played.played_unwind(address, stream) == 1
+        assert hook.library.simulated_unwind(address, stream) == 1
     assert hook.close(number) == -1
     other = hook.step(-1)[0]
     for _ in range(STEPS):
         hook.step(other)
-    assert hook.played.played_planned(other) > 0
-    hook.played.played_delete(other)  # gives back its regions
-    told = "bimkern: memory of a GPU was not given back: arena: cudaEventRecord failed: played\n"
-    assert capfd.readouterr().err == told  # once
+    assert hook.library.simulated_planned(other) > 0
+    hook.library.simulated_delete(other)  # gives back its regions
+    report = "bimkern: memory of a GPU was not freed: arena: cudaEventRecord failed: simulated\n"
+    assert capfd.readouterr().err == report  # once
 
 
 @needs_compiler
@@ -184,11 +185,11 @@ def test_an_empty_tensor_has_no_address(hook):
 @needs_compiler
 def test_without_memory_torch_gets_its_own_error(library):
     code = (
-        f"import ctypes, torch; library = ctypes.CDLL({str(library)!r}); library.played_memory(ctypes.c_int64(10)); "
+        f"import ctypes, torch; library = ctypes.CDLL({str(library)!r}); library.simulated_memory(ctypes.c_int64(10)); "
         "library.bimkern_arena_alloc(ctypes.c_ssize_t(1000), 0, None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode != 0  # nobody catches it there
+    assert done.returncode != 0  # nothing catches it there
     assert "c10::OutOfMemoryError" in done.stderr
     assert "CUDA out of memory on GPU 0: arena: no memory for 1000 bytes" in done.stderr
 
@@ -196,35 +197,37 @@ def test_without_memory_torch_gets_its_own_error(library):
 @pytest.fixture
 def machine(monkeypatch):
     """A torch with CUDA, a GPU and an allocator that can be replaced, as far as `install` can tell."""
-    played = SimpleNamespace(allocator=None, with_cuda=True, visible=True, initialized=False, claimed=[], recorders=[])
+    simulated = SimpleNamespace(
+        allocator=None, with_cuda=True, visible=True, initialized=False, claimed=[], recorders=[]
+    )
 
     class Allocator:
         def __init__(self, path, allocate, free):
             self.functions = (path, allocate, free)
 
         def allocator(self):
-            return SimpleNamespace(set_record_stream_fn=played.recorders.append)
+            return SimpleNamespace(set_record_stream_fn=simulated.recorders.append)
 
     module = arena._native.native()
-    played.module = SimpleNamespace(
+    simulated.module = SimpleNamespace(
         with_cuda=True,
         __file__=module.__file__,
-        claim_device=played.claimed.append,
+        claim_device=simulated.claimed.append,
         device_bytes=lambda index: (100 + index, 200),
         DeviceArena=lambda index, debug: (index, debug),
     )
-    monkeypatch.setattr(device, "native", lambda *, may_build=True: played.module)
-    monkeypatch.setattr("bimkern.arena.arena.native", lambda: played.module)
+    monkeypatch.setattr(device, "native", lambda *, may_build=True: simulated.module)
+    monkeypatch.setattr("bimkern.arena.arena.native", lambda: simulated.module)
     monkeypatch.setattr(device, "_installed", [])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: played.visible)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: played.initialized)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: simulated.visible)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: simulated.initialized)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda.memory, "CUDAPluggableAllocator", Allocator)
     monkeypatch.setattr(
-        torch.cuda.memory, "change_current_allocator", lambda given: setattr(played, "allocator", given)
+        torch.cuda.memory, "change_current_allocator", lambda given: setattr(simulated, "allocator", given)
     )
-    return played
+    return simulated
 
 
 def test_the_first_arena_replaces_torchs_allocator_and_the_others_share_it(machine):

@@ -6,17 +6,22 @@ import pytest
 import torch
 from PIL import Image
 
-from bimkern.arena import Arena, ArenaError, Block, Plan, Scope, draw, make_plan
+from bimkern.arena import Allocation, Arena, ArenaError, Plan, Scope, draw, make_plan
 from bimkern.arena.picture import live_bytes
 
-# Scope "a" has two blocks that share a place, one that lives on into "b", and one that lives into the next step.
+# Scope "a" has two allocations that share an offset, one freed in "b", and one that lives into the next step.
 SCOPES = (Scope("a", 0, 8, 0, 4), Scope("b", 10, 13, 4, 5))
-BLOCKS = (Block(0, 100, 1, 3), Block(0, 90, 2, 9), Block(0, 120, 4, 5), Block(0, 4, 6, None), Block(1, 200, 11, 12))
+ALLOCATIONS = tuple(
+    Allocation(*row) for row in ((0, 100, 1, 3), (0, 90, 2, 9), (0, 120, 4, 5), (0, 4, 6, None), (1, 200, 11, 12))
+)
+
+
+_BAD_FIELD = "Plan: a field is missing, unknown or of another type than expected"
 
 
 @pytest.fixture
 def plan():
-    return make_plan(SCOPES, BLOCKS, ticks=14, alignment=64)
+    return make_plan(SCOPES, ALLOCATIONS, ticks=14, alignment=64)
 
 
 def recorded(debug=False):
@@ -32,19 +37,19 @@ def work(arena):
 
 
 def test_a_plan_is_made_from_any_trace(plan):
-    assert (plan.scopes, plan.blocks) == (SCOPES, BLOCKS)
+    assert (plan.scopes, plan.allocations) == (SCOPES, ALLOCATIONS)
     assert plan.offsets[0] == plan.offsets[2] == plan.offsets[4] == 0
     assert plan.scope_bytes == 256  # scope b
-    assert plan.survivor_bytes == 128 + 2 * 64  # the second survivor has two places
+    assert plan.survivor_bytes == 128 + 2 * 64  # the second survivor has two slots
     assert plan.bound == 64 + 256
     assert plan.peak == 512
     assert plan.gap == pytest.approx(0.6)
-    assert [plan.survives(block) for block in plan.blocks] == [False, True, False, True, False]
+    assert [plan.survives(allocation) for allocation in plan.allocations] == [False, True, False, True, False]
 
 
 def test_the_alignment_and_the_padding_round_up():
-    plan = make_plan(SCOPES, BLOCKS, ticks=14, alignment=512, padding=512)
-    assert [plan.room(block) for block in plan.blocks] == [1024] * 5
+    plan = make_plan(SCOPES, ALLOCATIONS, ticks=14, alignment=512, padding=512)
+    assert [plan.room(allocation) for allocation in plan.allocations] == [1024] * 5
     assert (plan.scope_bytes, plan.survivor_bytes) == (1024, 3 * 1024)
 
 
@@ -54,7 +59,7 @@ def test_a_saved_plan_is_the_same_plan_and_the_same_text(plan, tmp_path):
         saved.save(path)
         assert Plan.load(path) == saved
         assert Plan.load(path).to_json() == path.read_text() == saved.to_json()
-    assert json.loads(plan.to_json())["blocks"][3] == [0, 4, 6, None, plan.offsets[3]]
+    assert json.loads(plan.to_json())["allocations"][3] == [0, 4, 6, None, plan.offsets[3]]
 
 
 def test_the_same_work_gives_the_same_plan():
@@ -65,17 +70,20 @@ def test_the_same_work_gives_the_same_plan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(format="another"), "Plan: expected a JSON object of format 'bimkern arena plan 1'"),
-        (lambda data: data.pop("ticks"), "Plan: a field is missing, unknown or of another type than expected"),
-        (lambda data: data.update(more=1), "Plan: a field is missing, unknown or of another type than expected"),
-        (lambda data: data["blocks"][0].pop(), "Plan: a field is missing, unknown or of another type than expected"),
-        (lambda data: data["blocks"].append(7), "Plan: a field is missing, unknown or of another type than expected"),
-        (lambda data: data.update(bound="large"), "Plan: a field is missing, unknown or of another type than expected"),
+        (lambda data: data.update(format="another"), "Plan: expected a JSON object of format 'bimkern arena plan 2'"),
+        (lambda data: data.pop("ticks"), _BAD_FIELD),
+        (lambda data: data.update(more=1), _BAD_FIELD),
+        (lambda data: data["allocations"][0].pop(), _BAD_FIELD),
+        (lambda data: data["allocations"].append(7), _BAD_FIELD),
+        (lambda data: data.update(bound="large"), _BAD_FIELD),
         (lambda data: data.update(bound=1), "arena: plan: the largest live sum is 320, got 1"),
-        (lambda data: data.update(bound=2**70), "Plan: a field is missing, unknown or of another type than expected"),
-        (lambda data: data["blocks"][0].__setitem__(3, 5), "arena: plan: blocks 2 and 0 live at the same time"),
-        (lambda data: data["blocks"][1].__setitem__(4, 32), "arena: plan: block 1 must lie aligned in a region of 256"),
-        (lambda data: data["scopes"][1].__setitem__(0, "a"), "arena: plan: scope 'a' is there twice"),
+        (lambda data: data.update(bound=2**70), _BAD_FIELD),
+        (
+            lambda data: data["allocations"][0].__setitem__(3, 5),
+            "arena: plan: allocations 2 and 0 live at the same time",
+        ),
+        (lambda data: data["allocations"][1].__setitem__(4, 32), "arena: plan: allocation 1 must be aligned inside"),
+        (lambda data: data["scopes"][1].__setitem__(0, "a"), "arena: plan: scope 'a' appears twice"),
     ],
 )
 def test_a_bad_plan_is_refused(plan, change, message):
@@ -92,10 +100,10 @@ def test_what_is_no_plan_is_refused(text):
 
 
 def test_a_bad_trace_is_refused():
-    with pytest.raises(ValueError, match="arena: plan: block 0 must have bytes and a life that begins in its scope"):
-        make_plan(SCOPES[:1], [Block(0, 0, 1, 3)] * 4, ticks=14, alignment=64)
-    with pytest.raises(ValueError, match="arena: plan: block 0 belongs to no scope"):
-        make_plan([], BLOCKS, ticks=14, alignment=64)
+    with pytest.raises(ValueError, match="arena: plan: allocation 0 must have a positive size and a lifetime"):
+        make_plan(SCOPES[:1], [Allocation(0, 0, 1, 3)] * 4, ticks=14, alignment=64)
+    with pytest.raises(ValueError, match="arena: plan: allocation 0 belongs to no scope"):
+        make_plan([], ALLOCATIONS, ticks=14, alignment=64)
 
 
 def test_an_arena_takes_a_plan_over(tmp_path):
@@ -112,7 +120,7 @@ def test_an_arena_takes_a_plan_over(tmp_path):
 def test_a_plan_for_another_arena_is_refused():
     with pytest.raises(ArenaError, match="plan: this arena aligns to 64 bytes and pads by 64, the plan to 64 and by 0"):
         Arena(debug=True).adopt(recorded())
-    device = make_plan(SCOPES, BLOCKS, ticks=14, alignment=512)
+    device = make_plan(SCOPES, ALLOCATIONS, ticks=14, alignment=512)
     with pytest.raises(ArenaError, match="plan: this arena aligns to 64 bytes and pads by 0, the plan to 512 and by 0"):
         Arena().adopt(device)
 
@@ -129,5 +137,5 @@ def test_a_plan_can_be_drawn(plan, tmp_path):
     draw(plan, tmp_path / "memory.png")
     with Image.open(tmp_path / "memory.png") as picture:
         assert picture.format == "PNG"
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20)}
-    assert {(31, 119, 180), (255, 127, 14)} <= colours  # both scopes
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colors  # both scopes

@@ -25,7 +25,7 @@ def slow(stream):
         torch.cuda._sleep(20_000_000)
 
 
-def test_a_lent_block_is_not_written_to_before_the_other_stream_has_read_it(cuda):
+def test_a_lent_allocation_is_not_written_to_before_the_other_stream_has_read_it(cuda):
     arena, side, sums = Arena(cuda), torch.cuda.Stream(cuda), []
     for i in range(STEPS):
         with arena.scope("work"):
@@ -36,7 +36,7 @@ def test_a_lent_block_is_not_written_to_before_the_other_stream_has_read_it(cuda
                 sums.append(lent.sum())
             lent.record_stream(side)
             del lent
-            torch.full((FLOATS,), -1.0, device=cuda)  # has its place
+            torch.full((FLOATS,), -1.0, device=cuda)  # takes its offset
     torch.cuda.synchronize()
     assert [value.item() for value in sums] == [float(i * FLOATS) for i in range(STEPS)]
     assert arena.stats().plans == 1
@@ -46,35 +46,33 @@ def test_a_lent_block_is_not_written_to_before_the_other_stream_has_read_it(cuda
 def test_debug_mode_names_a_stream_that_was_not_recorded(cuda):
     arena, side = Arena(cuda, debug=True), torch.cuda.Stream(cuda)
 
-    def step(*, stray):
+    def step(*, unsynchronized):
         with arena.scope("work"):
-            block = torch.ones(FLOATS, device=cuda)
-            with torch.cuda.stream(side if stray else torch.cuda.current_stream(cuda)):
-                del block
+            allocation = torch.ones(FLOATS, device=cuda)
+            with torch.cuda.stream(side if unsynchronized else torch.cuda.current_stream(cuda)):
+                del allocation
 
-    step(stray=False)
-    expected = (
-        f"a block of {4 * FLOATS} bytes, allocation 0 of scope 'work' was let go on a stream that was not recorded"
-    )
+    step(unsynchronized=False)
+    expected = rf"allocation 0 of scope 'work' \({4 * FLOATS} bytes\) was freed on a stream that does not own it"
     with pytest.raises(ArenaError, match=expected) as error:
-        step(stray=True)
-    assert error.value.fault == "hand_off"
-    assert arena.stats().strayed == 1
-    step(stray=False)
+        step(unsynchronized=True)
+    assert error.value.fault == "unsynchronized_free"
+    assert arena.stats().unsynchronized_frees == 1
+    step(unsynchronized=False)
 
 
-def test_debug_mode_finds_a_write_behind_the_end(cuda):
+def test_debug_mode_finds_a_write_past_the_end(cuda):
     arena = Arena(cuda, debug=True)
-    expected = "something wrote behind a block of 400 bytes, allocation 0 of scope 'work'"
+    expected = r"write past the end of allocation 0 of scope 'work' \(400 bytes\)"
     with pytest.raises(ArenaError, match=expected), arena.scope("work"):
-        write_behind(torch.ones(100, device=cuda))
+        write_past(torch.ones(100, device=cuda))
     with arena.scope("work"):
         pass
 
 
-def write_behind(block):
-    """Set the four bytes behind a tensor to 0, whoever they belong to."""
-    address = block.data_ptr() + block.nbytes
+def write_past(tensor):
+    """Set the four bytes after a tensor to 0."""
+    address = tensor.data_ptr() + tensor.nbytes
 
     class Claimed:
         __cuda_array_interface__ = {"shape": (1,), "typestr": "<f4", "data": (address, False), "version": 2}  # noqa: RUF012
@@ -87,10 +85,10 @@ def test_other_streams_are_served_by_the_pool(cuda):
     with arena.scope("work"):
         before = arena.stats()
         with torch.cuda.stream(side):
-            elsewhere = torch.ones(FLOATS, device=cuda)
+            other = torch.ones(FLOATS, device=cuda)
         after = arena.stats()
-    assert after.live_blocks == before.live_blocks
-    assert after.elsewhere_bytes - before.elsewhere_bytes == elsewhere.nbytes
+    assert after.live_allocations == before.live_allocations
+    assert after.other_bytes - before.other_bytes == other.nbytes
 
 
 def test_scopes_belong_to_one_stream(cuda):
@@ -111,7 +109,7 @@ def test_backward_runs_on_another_thread_and_is_planned(cuda):
             ((weight * 2).relu() @ weight).sum().backward()
             weight.grad = None
     stats = arena.stats()
-    assert (stats.plans, stats.diverged_steps, stats.elsewhere) == (1, 0, 0)
+    assert (stats.plans, stats.diverged_steps, stats.other_allocations) == (1, 0, 0)
     assert stats.upstream_calls_last_step == 0
 
 

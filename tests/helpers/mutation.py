@@ -1,7 +1,8 @@
-"""Faults put into a copy of the kernels, one at a time: their random cases must notice each."""
+"""Faults put into a copy of the sources, one at a time: random cases must notice each."""
 
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ class Fault:
 def chosen(faults: Sequence[Any], words: Sequence[str]) -> list[Any]:
     """Return the faults whose name has one of the words; without words, all."""
     return [f for f in faults if not words or any(word in f"{f.op}: {f.name}" for word in words)]
+
+
+def copy_tree(sources: Iterable[Path], root: Path, tree: Path) -> None:
+    """Copy files below root into the tree; files that are equal keep their time, so that they are not rebuilt."""
+    for source in sources:
+        copy = tree / source.relative_to(root)
+        if source.is_file() and not (copy.exists() and copy.read_bytes() == source.read_bytes()):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
 
 
 def check(faults: Sequence[Any], tree: Path, run: Callable[[Any], str | None]) -> int:

@@ -89,7 +89,7 @@ def test_nothing_outlives_a_step(train, monkeypatch):
 
     def watched(memory):
         if memory._arena is not None:
-            live.append(memory._arena.stats().live_blocks)
+            live.append(memory._arena.stats().live_allocations)
         return record(memory)
 
     monkeypatch.setattr(PlannedMemory, "record", watched)

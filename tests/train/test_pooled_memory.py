@@ -1,4 +1,4 @@
-"""Steps in a torch.cuda.MemPool: routing and lifecycle with a few simulated calls of torch.cuda, the rest on a GPU."""
+"""Steps in a torch.cuda.MemPool: routing and lifecycle with torch.cuda's calls simulated, the rest on a GPU."""
 
 from contextlib import contextmanager
 
@@ -19,7 +19,7 @@ CUDA = torch.device("cuda", 0)
 PASSING = 2  # steps of every kind of work
 
 
-class Played(list):
+class Simulated(list):
     """What was done, in order; `backend` is that of torch's allocator."""
 
     backend = "native"
@@ -27,7 +27,7 @@ class Played(list):
 
 @pytest.fixture
 def simulated(monkeypatch):
-    calls, count = Played(), iter(range(100))
+    calls, count = Simulated(), iter(range(100))
 
     class MemPool:
         def __init__(self):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bimkern.arena import Block, Plan, Scope, make_plan
+from bimkern.arena import Allocation, Plan, Scope, make_plan
 from bimkern.train.memory.live_bytes import LiveBytes
 
 
@@ -33,7 +33,7 @@ class StepTrace:
         self.outside = 0  # bytes allocated outside of scopes, freed ones included
         self.turns: list[tuple[int, int | None]] = []  # tick and micro-batch at every change of micro-batch
         self.lifetimes: list[Lifetime] = []
-        self.scopes: list[Scope] = []  # their blocks are the lifetimes inside scopes, in order
+        self.scopes: list[Scope] = []  # their allocations are the lifetimes inside scopes, in order
         self.ticks = 0
         self._batch: int | None = None
         self._scope: str | None = None
@@ -93,5 +93,5 @@ class StepTrace:
 
 def plan_of(scopes: Iterable[Scope], lifetimes: Iterable[Lifetime], ticks: int, alignment: int) -> Plan:
     """Plan the storages that are allocated inside scopes."""
-    blocks = [Block(one.scope, one.bytes, one.begin, one.end) for one in lifetimes if one.scope is not None]
-    return make_plan(scopes, blocks, ticks=ticks, alignment=alignment)
+    allocations = [Allocation(one.scope, one.bytes, one.begin, one.end) for one in lifetimes if one.scope is not None]
+    return make_plan(scopes, allocations, ticks=ticks, alignment=alignment)

@@ -1,5 +1,5 @@
-// A device without memory: its streams are vector clocks, so that it knows which work is done before which, whatever
-// the host does. It fails the test when memory is taken from work that is not known to be done.
+// A simulated device without memory, which tracks happens-before with one vector clock per stream. It fails the test
+// when memory is reused that an earlier operation, not ordered before, may still access.
 #pragma once
 
 #include <algorithm>
@@ -8,15 +8,15 @@
 
 #include "../expect.h"
 #include "arena/driver.h"
-#include "arena/upstream.h"
 #include "core/error.h"
+#include "fake_memory.h"
 
 namespace bimkern {
 
 class FakeDriver : public Driver {
  public:
   void* allocate(int64_t bytes, Stream stream) override {
-    // Of two neighbours in this memory one is aligned to kDriverAlignment alone.
+    // Of two neighbors in this memory one is aligned to kDriverAlignment alone.
     void* address = memory_.allocate(bytes);
     if (address != nullptr) {
       touch(address, bytes, stream);
@@ -27,7 +27,7 @@ class FakeDriver : public Driver {
     BIMKERN_CHECK(!broken_, "free failed");
     expect_done(address, bytes, stream);
     touch(address, bytes, stream);
-    works_.pop_back();  // nobody gets this memory again
+    works_.pop_back();  // no one gets this address again
     memory_.deallocate(address, bytes);
   }
   Event record(Stream stream) override {

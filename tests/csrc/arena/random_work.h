@@ -1,4 +1,4 @@
-// Random training-like work for an arena, and an oracle that watches what it gives out.
+// Random training-like work for an arena, and an oracle that checks its addresses.
 #pragma once
 
 #include <cstdlib>
@@ -8,6 +8,7 @@
 
 #include "../expect.h"
 #include "arena/arena.h"
+#include "fake_memory.h"
 
 namespace bimkern {
 
@@ -30,7 +31,7 @@ inline int64_t random_below(int64_t limit) {
 }
 inline bool one_in(int64_t n) { return random_below(n) == 0; }
 
-// Few large blocks and many small ones, as in training; some sizes come often.
+// Few large allocations and many small ones, as in training; some sizes come often.
 inline int64_t random_bytes() {
   const int64_t scale = int64_t{1} << (2 + random_below(20));
   return one_in(3) ? scale : 1 + random_below(scale);
@@ -64,14 +65,14 @@ struct Event {
   int64_t bytes;
 };
 
-// Scopes of stack-like and of mixed lifetimes; some blocks outlive their scope, a few the step.
+// Scopes of stack-like and of mixed lifetimes; some allocations outlive their scope, a few the step.
 inline std::vector<Event> random_step(int32_t num_scopes, int32_t allocations) {
   std::vector<Event> step;
   std::vector<int32_t> live;
   int32_t next = 0;
-  const auto free_one = [&](size_t place) {
-    step.push_back({Event::kFree, live[place], 0});
-    live.erase(live.begin() + static_cast<std::ptrdiff_t>(place));
+  const auto free_one = [&](size_t i) {
+    step.push_back({Event::kFree, live[i], 0});
+    live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
   };
   for (int32_t scope = 0; scope < num_scopes; ++scope) {
     step.push_back({Event::kOpen, scope, 0});

@@ -1,4 +1,4 @@
-// The arena's life: a step that passes, one that is recorded, plans that are replayed, left and made anew.
+// The arena's life: a step that passes, one that is recorded, plans that are replayed, left and replaced.
 #include <algorithm>
 
 #include "random_work.h"
@@ -17,20 +17,20 @@ class Step {
     }
   }
 
-  // The addresses given out, in order. scale: of every size; with_head: whether the second scope runs.
+  // Returns the addresses, in order. scale: of every size; with_head: whether the second scope runs.
   std::vector<void*> run(int64_t scale = 1, bool with_head = true) {
     std::vector<void*> given;
     const auto allocate = [&](int64_t bytes) {
       given.push_back(arena_.allocate(bytes * scale, kOwner));
       return given.back();
     };
-    arena_.open("block", kOwner);
+    arena_.open("layer", kOwner);
     void* a = allocate(1000);
     void* output = allocate(300);
     void* b = allocate(500);
     arena_.free(a);
     arena_.free(b);
-    arena_.close("block", kOwner);
+    arena_.close("layer", kOwner);
     if (with_head) {
       arena_.open("head", kOwner);
       void* c = allocate(2000);
@@ -56,7 +56,7 @@ class Step {
 // room() of the sizes above
 constexpr int64_t kScopePeak = 2048, kSurvivors = 320 + 2 * 64, kBound = 2048 + 320;
 
-void test_a_plan_is_in_force_from_the_third_step_on() {
+void test_a_plan_is_active_from_the_third_step_on() {
   FakeMemory memory;
   Arena arena(memory, false);
   Step step(arena);
@@ -96,7 +96,7 @@ void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
   EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 12);
 }
 
-void test_larger_work_is_served_by_the_upstream_and_planned_anew() {
+void test_larger_work_is_served_by_the_upstream_and_replanned() {
   FakeMemory memory;
   Arena arena(memory, false);
   Step step(arena);
@@ -144,12 +144,12 @@ void test_a_new_scope_is_served_by_the_upstream_and_planned() {
   EXPECT(arena.statistics().plans == 2 && arena.statistics().upstream_calls_last_step == 0);
 }
 
-void test_what_outlives_its_scope_keeps_its_memory() {
+void test_what_leaks_from_its_scope_keeps_its_memory() {
   FakeMemory memory;
   Arena arena(memory, true);
   std::vector<void*> leaked;
   const auto run = [&](bool leak) {
-    arena.open("block", kOwner);
+    arena.open("layer", kOwner);
     void* a = arena.allocate(1000, kOwner);
     void* b = arena.allocate(500, kOwner);
     arena.free(b);
@@ -158,49 +158,49 @@ void test_what_outlives_its_scope_keeps_its_memory() {
     } else {
       arena.free(a);
     }
-    arena.close("block", kOwner);
+    arena.close("layer", kOwner);
     return a;
   };
   for (int i = 0; i < 4; ++i) {
     run(false);
   }
   void* planned = run(true);
-  const std::vector<Outlived> found = arena.outlived();
+  const std::vector<Leak> found = arena.leaks();
   EXPECT(found.size() == 1 && found[0].address == planned && found[0].bytes == 1000);
-  EXPECT(found[0].scope == "block" && found[0].order == 0);
-  EXPECT(arena.statistics().outlived == 1);
+  EXPECT(found[0].scope == "layer" && found[0].order == 0);
+  EXPECT(arena.statistics().leaked == 1);
   const int64_t calls = memory.calls();
   EXPECT(run(false) != planned && memory.calls() == calls + 1 && arena.statistics().late == 1);
-  EXPECT(arena.outlived().empty());
+  EXPECT(arena.leaks().empty());
   arena.free(planned);
   EXPECT(run(false) == planned);
 }
 
 // A trainer may keep ten losses before it looks at them: the slots are two, and no new plan would change that.
-void test_what_is_held_for_many_steps_needs_no_new_plan() {
+void test_what_is_in_use_for_many_steps_needs_no_new_plan() {
   FakeMemory memory;
   Arena arena(memory, false);
   std::vector<void*> losses;
   for (int i = 0; i < 40; ++i) {
-    arena.open("block", kOwner);
+    arena.open("layer", kOwner);
     losses.push_back(arena.allocate(4, kOwner));
-    arena.close("block", kOwner);
+    arena.close("layer", kOwner);
     if (losses.size() == 10) {
       std::for_each(losses.begin(), losses.end(), [&](void* loss) { arena.free(loss); });
       losses.clear();
     }
   }
   const Statistics now = arena.statistics();
-  EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.held > 0 && now.planned > 0);
+  EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.still_in_use > 0 && now.planned > 0);
 }
 
 void test_work_that_never_repeats_is_not_planned_again_and_again() {
   FakeMemory memory;
   Arena arena(memory, false);
   for (int64_t i = 0; i < 1000; ++i) {
-    arena.open("block", kOwner);
+    arena.open("layer", kOwner);
     arena.free(arena.allocate(64 * (i + 1), kOwner));
-    arena.close("block", kOwner);
+    arena.close("layer", kOwner);
   }
   EXPECT(arena.statistics().plans < 30);
 }
@@ -221,13 +221,13 @@ void test_a_plan_can_be_taken_over() {
 }  // namespace
 
 int main() {
-  test_a_plan_is_in_force_from_the_third_step_on();
+  test_a_plan_is_active_from_the_third_step_on();
   test_a_smaller_batch_is_served_in_place_and_changes_nothing();
-  test_larger_work_is_served_by_the_upstream_and_planned_anew();
+  test_larger_work_is_served_by_the_upstream_and_replanned();
   test_a_dropped_scope_needs_no_new_plan();
   test_a_new_scope_is_served_by_the_upstream_and_planned();
-  test_what_outlives_its_scope_keeps_its_memory();
-  test_what_is_held_for_many_steps_needs_no_new_plan();
+  test_what_leaks_from_its_scope_keeps_its_memory();
+  test_what_is_in_use_for_many_steps_needs_no_new_plan();
   test_work_that_never_repeats_is_not_planned_again_and_again();
   test_a_plan_can_be_taken_over();
   return failures() > 0;

@@ -1,4 +1,5 @@
-// Random steps, repeated and disturbed, against an oracle: no two live blocks ever overlap, whatever leaves the plan.
+// Random steps, repeated and disturbed, against an oracle: no two live allocations ever overlap, whatever leaves the
+// plan.
 //   test_arena_random [OPERATIONS]
 #include <algorithm>
 
@@ -59,7 +60,7 @@ class Work {
     }
     left_over_.clear();
     EXPECT(oracle_.count() == 0);
-    EXPECT(arena_.statistics().live_blocks == 0);
+    EXPECT(arena_.statistics().live_allocations == 0);
     EXPECT(arena_.statistics().planned_bytes == 0 && arena_.statistics().fallback_bytes == 0);
   }
 
@@ -106,9 +107,9 @@ class Work {
       }
     }
     while (late_.size() > 20 || (!late_.empty() && one_in(40))) {
-      const auto place = late_.begin() + random_below(static_cast<int64_t>(late_.size()));
-      free(*place);
-      late_.erase(place);
+      const auto address = late_.begin() + random_below(static_cast<int64_t>(late_.size()));
+      free(*address);
+      late_.erase(address);
     }
   }
 
@@ -133,7 +134,7 @@ class Work {
 };
 
 // The same step again and again: from the second planned step on nothing comes from the upstream, the peak is the
-// plan's, and every block has its address again.
+// plan's, and every allocation has its address again.
 void test_steady_state() {
   FakeMemory memory(one_in(2) ? kHostAlignment : kDeviceAlignment);
   {
@@ -148,7 +149,7 @@ void test_steady_state() {
     }
     const Statistics now = work.statistics();
     EXPECT(memory.calls() == calls && now.upstream_calls_last_step == 0);
-    EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.late == 0 && now.held == 0 && now.outlived == 0);
+    EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.late == 0 && now.still_in_use == 0 && now.leaked == 0);
     EXPECT(now.fallback_peak == 0);
     EXPECT(now.planned_reach <= work.arena().plan().peak());
     EXPECT(now.planned_live_peak <= now.planned_reach);

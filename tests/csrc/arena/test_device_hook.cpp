@@ -1,5 +1,5 @@
-// python/device_hook.cpp beside a device that is not there: its memory is the host's, and torch's current stream is
-// whatever the caller says. tests/test_arena_device.py builds this as a library and calls it as torch would.
+// python/device_hook.cpp on a simulated device: its memory is the host's, and the caller sets torch's current stream.
+// tests/test_arena_device.py builds this as a library and calls it as torch would.
 #include <sys/types.h>
 
 #include <cstdlib>
@@ -31,12 +31,12 @@ class HostDriver final : public bimkern::Driver {
                               static_cast<size_t>(bimkern::room(bytes, bimkern::kDriverAlignment, 0)));
   }
   void free(void* address, int64_t bytes, bimkern::Stream) override {
-    BIMKERN_CHECK(!broken, "arena: cudaFreeAsync failed: played");
+    BIMKERN_CHECK(!broken, "arena: cudaFreeAsync failed: simulated");
     left += bytes;
     std::free(address);
   }
   Event record(bimkern::Stream stream) override {
-    BIMKERN_CHECK(!broken, "arena: cudaEventRecord failed: played");
+    BIMKERN_CHECK(!broken, "arena: cudaEventRecord failed: simulated");
     marks.push_back(stream);
     return marks.size() - 1;
   }
@@ -65,18 +65,18 @@ int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   return 0;
 }
 
-// What the test plays torch and the device with.
-void played_stream(void* stream) { current = stream; }
-void played_memory(int64_t bytes) { left = bytes; }
-void played_broken(int on) { broken = on != 0; }
-int64_t played_left() { return left; }
-int64_t played_waits(uint64_t* of, int64_t most) {
+// The test's controls of torch and of the device.
+void simulated_stream(void* stream) { current = stream; }
+void simulated_memory(int64_t bytes) { left = bytes; }
+void simulated_broken(int on) { broken = on != 0; }
+int64_t simulated_left() { return left; }
+int64_t simulated_waits(uint64_t* of, int64_t most) {
   const int64_t count = static_cast<int64_t>(waits.size());
   std::copy_n(waits.begin(), std::min(count, most), of);
   waits.clear();
   return count;
 }
-int played_open(int arena, const char* scope, int debug) {
+int simulated_open(int arena, const char* scope, int debug) {
   if (arena < 0) {
     arena = static_cast<int>(arenas.size());
     arenas.push_back(new bimkern::DeviceArena(0, debug != 0));
@@ -85,7 +85,7 @@ int played_open(int arena, const char* scope, int debug) {
   return arena;
 }
 // -> the fault that closing ended with, -1 for none
-int played_close(int arena, const char* scope) {
+int simulated_close(int arena, const char* scope) {
   try {
     arenas[static_cast<size_t>(arena)]->close(scope, false);
   } catch (const bimkern::ArenaError& error) {
@@ -94,13 +94,13 @@ int played_close(int arena, const char* scope) {
   }
   return -1;
 }
-const char* played_text() { return text; }  // of the last fault
-void played_delete(int arena) {
+const char* simulated_text() { return text; }  // of the last fault
+void simulated_delete(int arena) {
   delete arenas[static_cast<size_t>(arena)];
   arenas[static_cast<size_t>(arena)] = nullptr;
 }
 // What torch does when an error unwinds past tensors.
-int played_unwind(void* address, void* stream) {
+int simulated_unwind(void* address, void* stream) {
   struct Tensor {
     void *address, *stream;
     ~Tensor() { bimkern_arena_free(address, 0, 0, stream); }
@@ -112,5 +112,5 @@ int played_unwind(void* address, void* stream) {
     return std::strcmp(error.what(), "the user's") == 0;
   }
 }
-int64_t played_planned(int arena) { return arenas[static_cast<size_t>(arena)]->arena().statistics().planned; }
+int64_t simulated_planned(int arena) { return arenas[static_cast<size_t>(arena)]->arena().statistics().planned; }
 }

@@ -1,5 +1,5 @@
-// Random steps whose blocks several streams use, against an oracle of addresses and one of time: no two live blocks
-// overlap, and no stream gets memory, planned or of the pool, that another may still be working on.
+// Random steps whose allocations several streams use, against an oracle of addresses and one of time: no two live
+// allocations overlap, and no stream gets memory, planned or of the pool, that another may still be working on.
 //   test_device_random [OPERATIONS]
 #include "caught.h"
 #include "fake_driver.h"
@@ -24,7 +24,7 @@ class Work {
       free_one();
     }
     EXPECT(oracle_.count() == 0);
-    EXPECT(arena_.arena().statistics().live_blocks == 0);
+    EXPECT(arena_.arena().statistics().live_allocations == 0);
     device_.close_arena(arena_);
     EXPECT(device_.live_bytes() == 0 && driver_.memory().live_bytes() == 0 && driver_.memory().mistakes() == 0);
   }
@@ -37,12 +37,12 @@ class Work {
         case Event::kOpen:
           device_.open(arena_, name, kOwner);
           in_scope_ = true;
-          strayed_ = 0;
+          unsynchronized_ = 0;
           break;
         case Event::kClose: {
           const Caught error = caught([&] { device_.close(arena_, name, kOwner, false); });
-          EXPECT(error.fault.has_value() == (debug_ && strayed_ > 0));
-          EXPECT(!error.fault || error.fault == Fault::kHandOff);
+          EXPECT(error.fault.has_value() == (debug_ && unsynchronized_ > 0));
+          EXPECT(!error.fault || error.fault == Fault::kUnsynchronizedFree);
           in_scope_ = false;
           break;
         }
@@ -102,10 +102,10 @@ class Work {
     EXPECT(device_.record(live.address, live.user));
   }
 
-  void free(Live live, bool stray) {
-    if (stray && live.user == live.owner) {
+  void free(Live live, bool unsynchronized) {
+    if (unsynchronized && live.user == live.owner) {
       use(live, any_side());
-      strayed_ += arena_.arena().is_live(live.address);
+      unsynchronized_ += arena_.arena().is_live(live.address);
       device_.free(live.address, live.user);
     } else {
       device_.free(live.address, one_in(2) ? live.owner : live.user);
@@ -115,12 +115,12 @@ class Work {
   }
 
   void free_one() {
-    const auto place = free_later_.begin() + random_below(static_cast<int64_t>(free_later_.size()));
+    const auto live = free_later_.begin() + random_below(static_cast<int64_t>(free_later_.size()));
     if (one_in(4)) {
-      lend(*place);
+      lend(*live);
     }
-    free(*place, false);
-    free_later_.erase(place);
+    free(*live, false);
+    free_later_.erase(live);
   }
 
   FakeDriver driver_;
@@ -128,7 +128,7 @@ class Work {
   Device::StreamArena& arena_;
   bool debug_;
   bool in_scope_ = false;
-  int64_t strayed_ = 0;  // in the open scope
+  int64_t unsynchronized_ = 0;  // frees  // in the open scope
   Oracle oracle_{kDriverAlignment};
   std::vector<Live> free_later_;
   int64_t operations_ = 0;

@@ -1,4 +1,4 @@
-// Placements of up to 10^5 blocks: how far above the bound, and how long they take.
+// Placements of up to 10^5 allocations: how far above the bound, and how long they take.
 #include <array>
 #include <ctime>
 
@@ -10,7 +10,7 @@ using namespace bimkern;
 
 namespace {
 
-// The lives of a step's blocks, in one region.
+// The lives of a step's allocations, in one region.
 std::vector<Item> items_of(const std::vector<Event>& step) {
   std::vector<Item> items;
   int64_t tick = 0;
@@ -36,7 +36,7 @@ void test_large_cases_against_the_bound() {
       heights += place(items).height;
       const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
       bounds += largest_live_sum(items);
-      std::fprintf(stderr, "%d blocks placed in %.3f s, %.2f %% above the bound\n", count, seconds,
+      std::fprintf(stderr, "%d allocations placed in %.3f s, %.2f %% above the bound\n", count, seconds,
                    100.0 * static_cast<double>(heights) / static_cast<double>(bounds) - 100);
     }
     EXPECT(heights >= bounds);

@@ -1,4 +1,4 @@
-// Plans: what check() refuses, predecessors, and the table of live blocks.
+// Plans: what check() refuses, predecessors, and the table of live allocations.
 #include <algorithm>
 
 #include "arena/address_table.h"
@@ -9,7 +9,8 @@ using namespace bimkern;
 
 namespace {
 
-// Scope "a" [0, 7) with a block [1, 3), one [2, 9) that survives, and one [4, 6); scope "b" [10, 13) with [11, 12).
+// Scope "a" [0, 7) with an allocation [1, 3), one [2, 9) that survives, and one [4, 6); scope "b" [10, 13) with [11,
+// 12).
 Trace small_trace() {
   return {
       {{"a", 0, 7, 0, 3}, {"b", 10, 13, 3, 4}}, {{100, 1, 3, 0}, {100, 2, 9, 0}, {100, 4, 6, 0}, {50, 11, 12, 1}}, 14};
@@ -27,33 +28,35 @@ void expect_refused(const F& change, const std::string& text) {
 
 void test_bad_plans_are_refused() {
   expect_refused([](Plan& p) { p.alignment = 0; }, "alignment must be positive and padding not negative, got 0 and 0");
-  expect_refused([](Plan& p) { p.offsets.pop_back(); }, "4 blocks need as many offsets, got 3");
+  expect_refused([](Plan& p) { p.offsets.pop_back(); }, "4 allocations need as many offsets, got 3");
   expect_refused([](Plan& p) { p.trace.scopes[1].begin = 6; },
                  "scope 'b' must follow the one before it and end inside the step, got [6, 13) of 14 ticks");
-  expect_refused([](Plan& p) { p.trace.scopes[1].name = "a"; }, "scope 'a' is there twice");
-  expect_refused([](Plan& p) { p.trace.scopes[0].last = 2; }, "scope 'b' must own the blocks from 2 on, got [3, 4)");
-  expect_refused([](Plan& p) { p.trace.scopes.pop_back(); }, "block 3 belongs to no scope");
-  for (const auto& change :
-       {+[](Block& b) { b.bytes = 0; }, +[](Block& b) { b.bytes = int64_t{1} << 60; }, +[](Block& b) { b.scope = 7; },
-        +[](Block& b) { b.begin = 2; }, +[](Block& b) { b.end = 4; }, +[](Block& b) { b.end = 99; }}) {
-    expect_refused([&](Plan& p) { change(p.trace.blocks[2]); },
-                   "block 2 must have bytes and a life that begins in its scope");
+  expect_refused([](Plan& p) { p.trace.scopes[1].name = "a"; }, "scope 'a' appears twice");
+  expect_refused([](Plan& p) { p.trace.scopes[0].last = 2; },
+                 "scope 'b' must own the allocations from 2 on, got [3, 4)");
+  expect_refused([](Plan& p) { p.trace.scopes.pop_back(); }, "allocation 3 belongs to no scope");
+  for (const auto& change : {+[](Allocation& b) { b.bytes = 0; }, +[](Allocation& b) { b.bytes = int64_t{1} << 60; },
+                             +[](Allocation& b) { b.scope = 7; }, +[](Allocation& b) { b.begin = 2; },
+                             +[](Allocation& b) { b.end = 4; }, +[](Allocation& b) { b.end = 99; }}) {
+    expect_refused([&](Plan& p) { change(p.trace.allocations[2]); },
+                   "allocation 2 must have a positive size and a lifetime that begins in its scope");
   }
   expect_refused([](Plan& p) { p.offsets[0] = 32; },
-                 "block 0 must lie aligned in a region of 128 bytes, got offset 32 for 128");
+                 "allocation 0 must be aligned inside a region of 128 bytes, got offset 32 for 128");
   expect_refused([](Plan& p) { p.offsets[3] = 128; },
-                 "block 3 must lie aligned in a region of 128 bytes, got offset 128 for 64");
-  expect_refused([](Plan& p) { p.trace.blocks[0].end = 5; }, "blocks 2 and 0 live at the same time and overlap");
+                 "allocation 3 must be aligned inside a region of 128 bytes, got offset 128 for 64");
+  expect_refused([](Plan& p) { p.trace.allocations[0].end = 5; },
+                 "allocations 2 and 0 live at the same time and overlap");
   expect_refused([](Plan& p) { p.bound += 1; }, "the largest live sum is 256, got 257");
 }
 
 void test_a_bad_trace_is_not_planned() {
   Trace trace = small_trace();
-  trace.blocks[0].scope = 5;
+  trace.allocations[0].scope = 5;
   EXPECT(caught([&] { make_plan(trace, 64, 0); }).fault == Fault::kBadPlan);
 }
 
-// Predecessors against their meaning: the last block of the scope at each address before.
+// Predecessors against their meaning: the last allocation of the scope at each address before.
 void test_predecessors() {
   for (int repeat = 0; repeat < 20; ++repeat) {
     FakeMemory memory;
@@ -75,17 +78,17 @@ void test_predecessors() {
     }
     const Plan plan = make_plan(trace, 64, 0);
     const Predecessors found = predecessors(plan);
-    for (size_t i = 0; i < trace.blocks.size(); ++i) {
+    for (size_t i = 0; i < trace.allocations.size(); ++i) {
       std::set<int32_t> want;
       const auto covers = [&](size_t j, int64_t piece) {
-        return trace.blocks[j].scope == trace.blocks[i].scope && !survives(trace, trace.blocks[j]) &&
-               plan.offsets[j] <= piece && piece < plan.offsets[j] + room(plan, trace.blocks[j]);
+        return trace.allocations[j].scope == trace.allocations[i].scope && !survives(trace, trace.allocations[j]) &&
+               plan.offsets[j] <= piece && piece < plan.offsets[j] + room(plan, trace.allocations[j]);
       };
-      if (!survives(trace, trace.blocks[i])) {
-        // The owner changes at ends of blocks only.
+      if (!survives(trace, trace.allocations[i])) {
+        // The owner changes at ends of allocations only.
         std::set<int64_t> pieces = {plan.offsets[i]};
         for (size_t j = 0; j < i; ++j) {
-          pieces.insert({plan.offsets[j], plan.offsets[j] + room(plan, trace.blocks[j])});
+          pieces.insert({plan.offsets[j], plan.offsets[j] + room(plan, trace.allocations[j])});
         }
         for (const int64_t piece : pieces) {
           for (size_t j = i; covers(i, piece) && j-- > 0;) {
@@ -96,7 +99,8 @@ void test_predecessors() {
           }
         }
       }
-      const std::set<int32_t> got(found.blocks.begin() + found.first[i], found.blocks.begin() + found.first[i + 1]);
+      const std::set<int32_t> got(found.allocations.begin() + found.first[i],
+                                  found.allocations.begin() + found.first[i + 1]);
       EXPECT(got == want);
     }
   }
@@ -107,23 +111,23 @@ void test_address_table() {
   std::map<void*, int64_t> want;
   for (int i = 0; i < 20'000; ++i) {
     void* address = reinterpret_cast<void*>(64 * (1 + random_below(2000)));
-    LiveBlock* found = table.find(address);
+    LiveAllocation* found = table.find(address);
     EXPECT((found != nullptr) == (want.count(address) == 1));
     if (found != nullptr) {
       EXPECT(found->bytes == want[address]);
       table.erase(found);
       want.erase(address);
     } else {
-      LiveBlock block;
-      block.address = address;
-      block.bytes = want[address] = random_bytes();
+      LiveAllocation allocation;
+      allocation.address = address;
+      allocation.bytes = want[address] = random_bytes();
       table.reserve_one();
-      table.insert(block);
+      table.insert(allocation);
     }
     EXPECT(table.size() == want.size());
   }
   int64_t count = 0;
-  table.for_each([&](const LiveBlock& block) { count += want.at(block.address) == block.bytes; });
+  table.for_each([&](const LiveAllocation& allocation) { count += want.at(allocation.address) == allocation.bytes; });
   EXPECT(count == static_cast<int64_t>(want.size()));
 }
 

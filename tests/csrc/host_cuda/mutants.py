@@ -8,7 +8,6 @@ FAULTS, where a new kernel adds its own.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -97,13 +96,10 @@ def barriers() -> list[Fault]:
 
 
 def copy_tree() -> None:
-    """Copy what is compiled and run; files that are equal keep their time, so that they are not compiled again."""
+    """Copy what is compiled and run."""
     compiled = [ROOT / "CMakeLists.txt", *ROOT.glob("csrc/**/*"), *ROOT.glob("tests/csrc/**/*")]
-    for source in [*compiled, *ROOT.glob("bench/**/*.py"), ROOT / "bench" / "results" / "traffic.csv"]:
-        copy = WORK / "tree" / source.relative_to(ROOT)
-        if source.is_file() and not (copy.exists() and copy.read_bytes() == source.read_bytes()):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+    run = [*ROOT.glob("bench/**/*.py"), ROOT / "bench" / "results" / "traffic.csv"]
+    mutation.copy_tree([*compiled, *run], ROOT, WORK / "tree")
 
 
 def build(sanitizer: str) -> Path:

@@ -1,4 +1,4 @@
-"""Which tensor outlived its scope, and who holds it? For debug mode: it looks at every live Python object."""
+"""Which tensor leaked from its scope, and what refers to it? For debug mode: it scans every live Python object."""
 
 import gc
 import inspect
@@ -14,25 +14,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Outlived:
-    """A block that was alive when its scope closed, and should not have been."""
+class Leak:
+    """An allocation that was still live when its scope closed, against the plan."""
 
     scope: str
     order: int  # of the allocation in the scope, from 0
     bytes: int
-    tensor: str  # type, shape and names of what holds it
+    tensor: str  # dtype, shape and what refers to it
 
     def __str__(self) -> str:
-        return f"{self.bytes} bytes of scope {self.scope!r} (allocation {self.order}) outlived it: {self.tensor}"
+        return f"allocation {self.order} of scope {self.scope!r} ({self.bytes} bytes) leaked: {self.tensor}"
 
 
-def describe(blocks: Iterable[tuple[int, int, str, int]]) -> list[Outlived]:
-    """Turn (address, bytes, scope, order) into something that can be read."""
-    blocks = list(blocks)
-    tensors = _tensors_at({address for address, *_ in blocks})
+def describe(allocations: Iterable[tuple[int, int, str, int]]) -> list[Leak]:
+    """Describe allocations, each given as (address, bytes, scope, order)."""
+    allocations = list(allocations)
+    tensors = _tensors_at({address for address, *_ in allocations})
     return [
-        Outlived(scope, order, size, tensors.get(address, "held outside of Python, as by an autograd graph"))
-        for address, size, scope, order in blocks
+        Leak(scope, order, size, tensors.get(address, "not referred to from Python; an autograd graph may hold it"))
+        for address, size, scope, order in allocations
     ]
 
 
@@ -61,7 +61,7 @@ def _describe(tensor: Tensor, found: dict[int, list[Tensor]]) -> str:
     names = {name for holder in gc.get_referrers(tensor) if id(holder) not in own for name in _names(holder, tensor)}
     names |= {f"{name!r} in {frame.f_code.co_name}" for frame in _frames() for name in _locals(frame, tensor)}
     text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-    return f"{text} held as {', '.join(sorted(names))}" if names else text
+    return f"{text} referred to as {', '.join(sorted(names))}" if names else text
 
 
 def _names(holder: Any, tensor: Tensor) -> list[str]:
@@ -73,7 +73,7 @@ def _names(holder: Any, tensor: Tensor) -> list[str]:
 
 
 def _frames() -> Iterator[FrameType]:
-    """Yield the frames of all threads but for those of this module."""
+    """Yield the frames of all threads, except those of this module."""
     # Never its own frame: one that a variable of itself refers to is a cycle, and from Python 3.12 on keeps its callers
     # alive with all that they hold.
     innermost = sys._current_frames() | {threading.get_ident(): sys._getframe(1)}
@@ -87,7 +87,7 @@ def _frames() -> Iterator[FrameType]:
 
 def _locals(frame: FrameType, tensor: Tensor) -> list[str]:
     """Return the variables of a function that are the tensor."""
-    in_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # elsewhere variables live in a dict, found as such
+    in_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # other variables live in a dict, which is found as such
     if not in_function or sys.gettrace() is not None:
         return []
     variables = frame.f_locals

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from bimkern.train.config.run import RunConfig
 from bimkern.train.memory.budget import Needs
 
 # What a step needs does not depend on these.
-ANY = {
-    **{name: None for name in ("data", "out", "steps", "workers")},
-    **{name: 1 for name in ("epochs", "base_lr", "log_every", "save_every", "max_pixels")},
-    **{"seed": 0, "loader": "auto", "max_bad_ratio": 0.0, "arena": "auto"},
-}
+ANY = (
+    *("data", "out", "epochs", "steps", "base_lr", "seed", "loader", "workers", "max_bad_ratio", "max_pixels"),
+    *("arena", "log_every", "save_every"),
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +22,8 @@ def needs_counted_once():
     def least(needs, config):
         if config.run.teacher is not None:  # a file, whose content may change
             return count(needs, config)
-        kind = (needs._scaling._alignment, replace(config, run=replace(config.run, **ANY)))
+        any_run = {name: getattr(RunConfig, name) for name in ANY}
+        kind = (needs._scaling._alignment, replace(config, run=replace(config.run, **any_run)))
         if kind not in known:
             known[kind] = count(needs, config)
         return known[kind]

@@ -16,6 +16,10 @@ from bimkern.output import printing
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 2 for a wrong command line, 1 if a case failed."""
     try:
+        if arguments[:1] == ["traffic"]:
+            from bench import traffic  # triton, whose disassembler only this needs
+
+            return traffic.main(arguments[1:])
         with printing():
             options = cli.parse(arguments)
             if options.list_names:

@@ -28,7 +28,7 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config
 from bimkern.train.memory.estimate import ALIGNMENT, trace
-from bimkern.train.memory.extrapolate import Scaling
+from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
@@ -44,14 +44,14 @@ FIELDS = (
 
 def planned(config: Config, batch: int) -> dict[str, Any]:
     kind = Segment(image_size=config.method.encoder.image_size, batch_size=batch, micro_batch=batch)
-    need = Scaling().need(config, kind)
+    need = Extrapolation().estimate(config, kind)
     counted, _ = trace(config, kind)
     begin = time.perf_counter()
     plan = counted.plan(ALIGNMENT["cpu"])
     seconds = time.perf_counter() - begin
     told = need.peak - need.bound + plan.bound  # without weights and the like
     return {
-        "activations": counted.peak,
+        "activations": counted.live.peak,
         "told": told,
         "planned": plan.peak,
         "off": round(told / plan.peak - 1, 5),

@@ -13,7 +13,9 @@ from bench.entry import Entry, discover
 from bench.results import FOLDER
 from bimkern.recipes import RECIPES
 
-_USAGE = "python -m bench [NAME...] [options]   or   python -m bench step|freeze [RECIPE...] [options]"
+_USAGE = """\
+python -m bench [NAME...] [options]   or   python -m bench step|freeze [RECIPE...] [options]
+       or   python -m bench traffic [OP...] [--lines] [--save]"""
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
 the usual form in other programs), and append the results to bench/results/<device>.csv. Without a NAME: everything.
@@ -24,7 +26,9 @@ class UsageError(Exception):
     """The command line asks for what is not there; the message is one line."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises a UsageError for what it cannot read."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -70,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
+    parser = Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument("names", nargs="*", metavar="NAME", help="an entry from --list; after step or freeze: recipes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")

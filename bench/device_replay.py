@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bimkern.arena import Plan
-from bimkern.mim.flow import Scope
+from bimkern.mim.flow import ScopeFactory
 from bimkern.train.config.run import ArenaName
 from bimkern.train.memory import allocator
 
@@ -42,7 +42,7 @@ class Replay:
         events += [(scope.end, "close", i) for i, scope in enumerate(plan.scopes)]
         self._events = [(kind, i) for _, kind, i in sorted(events)]
 
-    def step(self, scope: Scope) -> None:
+    def step(self, scope: ScopeFactory) -> None:
         """Run the step once; what lives into the next one dies there, when its successor is born."""
         inside: AbstractContextManager[object] | None = None
         for kind, i in self._events:

@@ -80,7 +80,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
     flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHS={arch}"
-    arena = [python, "-m", "pytest", "tests/test_arena.py", "tests/test_arena_streams.py", "-k", "cuda", "-rs"]
+    arena = [python, "-m", "pytest", "tests/arena/test_arena.py", "tests/arena/test_streams.py", "-k", "cuda", "-rs"]
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),
@@ -105,7 +105,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
             name="arena-memcheck",
             command=[
                 *_watched("memcheck", "--report-api-errors", "no", "--track-stream-ordered-races", "all"),
-                *(python, "-m", "pytest", "tests/test_arena_streams.py", "-k", "cuda", "-rs"),
+                *(python, "-m", "pytest", "tests/arena/test_streams.py", "-k", "cuda", "-rs"),
             ],
             limit=90,
             environment=_GPU_ARENA,

@@ -14,6 +14,7 @@ from bench.results import Row, provenance
 from bench.timing import Ceilings, Clock, Times, clock_for, measure, summarize
 from bimkern.ops import backends
 from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.memory.tracker import AllocationTracker
 
 _BUDGET, _QUICK_BUDGET = 2.0, 0.02  # seconds a case
 
@@ -97,7 +98,7 @@ def _live_bytes(measure_: Measure, provider: str) -> int | None:
     """Count what lives at once in a step; the check has run one, so that the optimizer's state exists."""
     if provider not in measure_.parameters:
         return None
-    with LiveBytes(measure_.parameters[provider]) as counter:
+    with AllocationTracker(measure_.parameters[provider], counter := LiveBytes()):
         measure_.providers[provider]()
     return counter.peak
 

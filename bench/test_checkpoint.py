@@ -12,7 +12,7 @@ import torch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint
 
 ROUNDS = 3
@@ -34,7 +34,7 @@ def report(benchmark: Any, name: str, saved: Checkpoint) -> None:
 @pytest.mark.parametrize("which", ["first", "later"])
 def test_background(benchmark: Any, saved: tuple[str, Checkpoint], tmp_path: Path, which: str) -> None:
     name, checkpoint = saved
-    saver = Saver(tmp_path, every=1)
+    saver = AsyncSaver(tmp_path, every=1)
 
     def save() -> None:
         saver.save(checkpoint, 0.5, first=lambda: None, required=False)
@@ -43,7 +43,7 @@ def test_background(benchmark: Any, saved: tuple[str, Checkpoint], tmp_path: Pat
         nonlocal saver
         saver.wait()
         if which == "first":
-            saver = Saver(tmp_path, every=1)
+            saver = AsyncSaver(tmp_path, every=1)
             saver.reserve(checkpoint.model, checkpoint.optimizer)
             saver.wait()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
-from bimkern.mim.flow import MicroBatch, Scope
-from bimkern.mim.masking.random import StageView
+from bimkern.mim.flow import MicroBatch, ScopeFactory
+from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
@@ -95,16 +95,16 @@ class Ours:
         set_compute_dtype(self.model, case.torch_dtype)
         self._flow, self._images = config.method.flow, images
         self._ids = torch.arange(len(images), device=case.device)
-        units = self.model.units() if config.schedule.per_unit else None
+        groups = self.model.layer_groups() if config.schedule.per_group else None
         self._updates = [
-            GroupOptimizer(name, group, config.optim, device=case.device, fp16=False, units=units)
+            GroupOptimizer(name, group, config.optim, device=case.device, fp16=False, layer_groups=groups)
             for name, group in self._flow.partition(self.model).items()
         ]
 
-    def step(self, slices: int, frozen_units: int = 0, scope: Scope = nullcontext) -> Tensor:
+    def step(self, slices: int, frozen_groups: int = 0, scope: ScopeFactory = nullcontext) -> Tensor:
         batch = MicroBatch(self._images, self._views())
         return self._flow.step(
-            self.model, [batch], self._updates, slices=slices, frozen_units=frozen_units, scope=scope
+            self.model, [batch], self._updates, slices=slices, frozen_groups=frozen_groups, scope=scope
         )
 
     def losses(self) -> Tensor:

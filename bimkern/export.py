@@ -13,20 +13,26 @@ import tyro
 
 from bimkern import command
 from bimkern.errors import BimkernError
-from bimkern.exporters.export import Trained, depths, read_trained, write_hf, write_mae_program, write_timm
+from bimkern.exporters.hf import write_hf
+from bimkern.exporters.mae_program import write_mae_program
+from bimkern.exporters.own import write_own
+from bimkern.exporters.timm import write_timm
+from bimkern.exporters.trained import Trained, depths, read_trained
+from bimkern.models.encoder import WEIGHTS_FILE
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
 
-Format = Literal["timm", "mae", "hf"]
+Format = Literal["timm", "mae", "hf", "bimkern"]
 
 _HELP = f"""Write trained weights in the layout of another program.
 
 Formats:
-  timm  folder for timm.create_model: the encoder with its last norm, no classifier
-  mae   file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
-  hf    folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
-mae and hf require methods made of MAE's pieces; timm accepts all.
+  timm     folder for timm.create_model: the encoder with its last norm, no classifier
+  mae      file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
+  hf       folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
+  bimkern  folder with the encoder and its last norm under our own names
+mae and hf require methods made of MAE's pieces, timm an encoder that it has; bimkern accepts all.
 
 Examples:
   {_PROGRAM} runs/demo
@@ -85,10 +91,22 @@ class _Writer:
     how_to_load: Callable[[Path], str]
 
 
+def _load_our_own(path: Path) -> str:
+    return (
+        "import json, pathlib, safetensors.torch\n"
+        "from bimkern.pieces import from_json\n"
+        "from bimkern.models.encoder import EncoderConfig\n"
+        f"folder = pathlib.Path({str(path)!r})  # a config of your own pieces: import their module first\n"
+        "config = from_json(json.loads((folder / 'config.json').read_text()), EncoderConfig, 'encoder')\n"
+        f"model = config.load(safetensors.torch.load_file(folder / {WEIGHTS_FILE!r}))"
+    )
+
+
 _WRITERS: dict[Format, _Writer] = {
     "timm": _Writer(write_timm, "", _load_with_timm),
     "mae": _Writer(write_mae_program, ".pth", _load_with_mae_program),
     "hf": _Writer(write_hf, "", _load_with_hf),
+    "bimkern": _Writer(write_own, "", _load_our_own),
 }
 
 

@@ -14,9 +14,9 @@ from bimkern.errors import BimkernError
 from bimkern.output import printing
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
-from bimkern.train.memory.budget import Fits, Needs, kinds, search
-from bimkern.train.memory.estimate import Need, step_plan
-from bimkern.train.memory.extrapolate import COUNTED
+from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
+from bimkern.train.memory.estimate import MemoryEstimate, step_plan
+from bimkern.train.memory.extrapolate import METHOD
 from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
@@ -55,11 +55,11 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
-    """Steps of a run that need the same memory."""
+class PhaseEstimate:
+    """The memory of the steps of one phase."""
 
-    kind: Segment
-    need: Need
+    segment: Segment
+    estimate: MemoryEstimate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_picture(options.picture)
         limit = None if options.limit is None else _bytes(options.limit)
         config = replace(config, run=_run(config.run, options))
-        needs = Needs(options.device)
-        phases = [Phase(kind=kind, need=needs.need(config, kind)) for kind in kinds(config)]
-        fits = None if limit is None else search(config, needs, limit)
+        estimator = MemoryEstimator(options.device)
+        phases = [
+            PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
+        ]
+        fits = None if limit is None else find_fitting(config, estimator, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     except BimkernError as error:
@@ -127,52 +129,52 @@ def _bytes(text: str) -> int:
 
 
 def _draw(config: Config, device: str, path: Path) -> None:
-    plans: list[Plan] = [step_plan(config, kind, device) for kind in kinds(config)]
+    plans: list[Plan] = [step_plan(config, segment, device) for segment in segments(config)]
     draw(max(plans, key=lambda plan: plan.peak), path)
 
 
-def _largest(phases: Sequence[Phase]) -> Phase:
-    return max(phases, key=lambda phase: phase.need.peak)
+def _largest(phases: Sequence[PhaseEstimate]) -> PhaseEstimate:
+    return max(phases, key=lambda phase: phase.estimate.peak)
 
 
-def _json(phases: Sequence[Phase], fits: Fits | None) -> str:
+def _json(phases: Sequence[PhaseEstimate], fits: FittingOptions | None) -> str:
     largest = _largest(phases)
     each = [
         {
-            "image_size": phase.kind.image_size,
-            "batch_size": phase.kind.batch_size,
-            "micro_batch": phase.kind.micro_batch,
-            "peak": phase.need.peak,
+            "image_size": phase.segment.image_size,
+            "batch_size": phase.segment.batch_size,
+            "micro_batch": phase.segment.micro_batch,
+            "peak": phase.estimate.peak,
         }
         for phase in phases
     ]
-    found: dict[str, Any] = asdict(largest.need) | {"image_size": largest.kind.image_size, "phases": each}
+    found: dict[str, Any] = asdict(largest.estimate) | {"image_size": largest.segment.image_size, "phases": each}
     return json.dumps(found | ({} if fits is None else {"fits": asdict(fits)}))
 
 
-def _text(config: Config, phases: Sequence[Phase], limit: int | None, fits: Fits | None) -> str:
+def _text(config: Config, phases: Sequence[PhaseEstimate], limit: int | None, fits: FittingOptions | None) -> str:
     run, largest = config.run, _largest(phases)
-    need = largest.need
-    blocks = ", ".join(f"{name} {human_bytes(size)}" for name, size in need.scopes.items())
-    together = sum((need.weights, need.gradients, need.optimizer, need.inputs, need.activations))
+    estimate = largest.estimate
+    blocks = ", ".join(f"{name} {human_bytes(size)}" for name, size in estimate.scopes.items())
+    together = sum((estimate.weights, estimate.gradients, estimate.optimizer, estimate.inputs, estimate.activations))
     facts = {
-        "weights": human_bytes(need.weights),
-        "gradients": f"{human_bytes(need.gradients)} at most",
-        "optimizer": human_bytes(need.optimizer),
-        "inputs": f"{human_bytes(need.inputs)}, the images of a step",
-        "activations": f"{human_bytes(need.activations)} at most: {blocks}",
-        "peak": f"{human_bytes(need.peak)}; no order of the memory does with less than {human_bytes(need.bound)}",
-        "parts": f"{human_bytes(together)} together: more than the peak where gradients are born as activations die, "
-        "less where masks and gaps count",
+        "weights": human_bytes(estimate.weights),
+        "gradients": f"{human_bytes(estimate.gradients)} at most",
+        "optimizer": human_bytes(estimate.optimizer),
+        "inputs": f"{human_bytes(estimate.inputs)}, the images of a step",
+        "activations": f"{human_bytes(estimate.activations)} at most: {blocks}",
+        "peak": f"{human_bytes(estimate.peak)}; no placement needs less than {human_bytes(estimate.bound)}",
+        "parts": f"{human_bytes(together)} together: more than the peak if gradients are allocated as activations are "
+        "freed, less if masks and gaps count",
     }
     if len(phases) > 1:
         number = phases.index(largest) + 1
         facts["phase"] = f"all of this is for phase {number} of {len(phases)}, {_phase(largest)}; peaks: " + (
-            ", ".join(f"{human_bytes(phase.need.peak)} with {_phase(phase)}" for phase in phases)
+            ", ".join(f"{human_bytes(phase.estimate.peak)} with {_phase(phase)}" for phase in phases)
         )
     if limit is not None:
-        facts["limit"] = f"{_verdict(need, limit)}. {fits}"
-    facts["counted"] = COUNTED
+        facts["limit"] = f"{_verdict(estimate, limit)}. {fits}"
+    facts["method"] = METHOD
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "
         f"decoded in slices: {run.slices}, {run.precision}"
@@ -180,16 +182,16 @@ def _text(config: Config, phases: Sequence[Phase], limit: int | None, fits: Fits
     return "\n".join([head, *(f"  {name:11}  {fact}" for name, fact in facts.items())])
 
 
-def _phase(phase: Phase) -> str:
-    kind = phase.kind
-    return f"{kind.batch_size} images of {kind.image_size} px, {kind.micro_batch} at a time"
+def _phase(phase: PhaseEstimate) -> str:
+    segment = phase.segment
+    return f"{segment.batch_size} images of {segment.image_size} px, {segment.micro_batch} at a time"
 
 
-def _verdict(need: Need, limit: int) -> str:
-    if need.peak <= limit:
+def _verdict(estimate: MemoryEstimate, limit: int) -> str:
+    if estimate.peak <= limit:
         return f"the batch fits into {human_bytes(limit)}"
-    always = need.weights + need.optimizer
-    alone = f": weights and optimizer alone take {human_bytes(always)}" if always > limit else ""
+    static = estimate.weights + estimate.optimizer
+    alone = f": weights and optimizer alone take {human_bytes(static)}" if static > limit else ""
     return f"above {human_bytes(limit)}{alone}"
 
 

@@ -90,19 +90,21 @@ def _help(recipe: Recipe) -> str:
 
 def _closing_words(outcome: Outcome) -> str:
     config, folder, stages = outcome.config, outcome.folder, outcome.held_out
-    judged = "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
+    held_out = (
+        "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
+    )
     width = max(len(stage.name) for stage in stages)
-    caveats = dict.fromkeys(stage.caveat for stage in stages if stage.caveat)
-    if config.schedule.per_unit:
-        caveats["What was frozen before the end is judged as it was left."] = None
+    notes = dict.fromkeys(stage.note for stage in stages if stage.note)
+    if config.schedule.per_group:
+        notes["What was frozen before the end is evaluated as it was left."] = None
     return "\n".join(
         [
-            f"\nMean squared error on what is hidden, {judged}:",
+            f"\nMean squared error on what is hidden, {held_out}:",
             *(
-                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.guess} would give {stage.guess_error:#.3g}"
+                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
                 for stage in stages
             ),
-            *(f"({caveat})" for caveat in caveats),
+            *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
             "  pictures/reconstruction.png  what is hidden from each stage and what it predicts\n"
             "  pictures/curves.png, memory.png\n"

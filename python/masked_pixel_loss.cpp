@@ -1,6 +1,6 @@
 // torch ops masked_pixel_loss and masked_pixel_loss_bwd on the CPU; bimkern/ops/_triton has those on CUDA. Schemas:
 // bimkern/ops/masked_pixel_loss.py.
-#include "ops/masked_pixel_loss.h"
+#include "ops/masked_loss.h"
 
 #include "loss.h"
 
@@ -22,7 +22,7 @@ Tensor masked_pixel_loss_op(const Tensor& pred, const Tensor& images, const Tens
   const Patches patches = patches_of(op, images, mean, std, patch, normalize, weight.scalar_type());
   check_patches(op, patches, rows);
   NewLoss result(weight);
-  masked_pixel_loss(rows, patches, result.sum(), torch_pool(), simd_in_use());
+  masked_loss(rows, patches, result.sum(), torch_pool(), simd_in_use());
   return result.loss;
 }
 
@@ -36,8 +36,8 @@ Tensor masked_pixel_loss_bwd_op(const Tensor& grad, const Tensor& pred, const Te
   check_patches(op, patches, rows);
   check_loss_scalar(op, "grad", grad, weight);
   Tensor grad_pred = make_empty(pred, {pred.size(0), pred.size(1), pred.size(2)});
-  masked_pixel_loss_bwd(rows, patches, LossGrad{grad.const_data_ptr(), grad_pred.mutable_data_ptr()}, torch_pool(),
-                        simd_in_use());
+  masked_loss_bwd(rows, patches, LossGrad{grad.const_data_ptr(), grad_pred.mutable_data_ptr()}, torch_pool(),
+                  simd_in_use());
   return grad_pred;
 }
 

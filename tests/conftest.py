@@ -46,7 +46,7 @@ def arena_device(request):
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         if os.environ.get("BIMKERN_TEST_GPU_ARENA") != "1":
-            pytest.skip("wants a process of its own: see tests/test_arena.py")
+            pytest.skip("wants a process of its own: see tests/arena/test_arena.py")
         return torch.device("cuda", 0)
     return torch.device("cpu")
 
@@ -69,8 +69,8 @@ def fresh_random_numbers(request):
 
 @pytest.fixture
 def standins(monkeypatch):
-    """Make the packages of tests/standins importable, and forget them afterwards; return their folder."""
-    folder = Path(__file__).parent / "standins"
+    """Make the packages of tests/helpers/standins importable, and forget them afterwards; return their folder."""
+    folder = Path(__file__).parent / "helpers" / "standins"
     names = [path.name for path in folder.iterdir()]
 
     def forget():

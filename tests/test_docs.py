@@ -22,8 +22,11 @@ import bimkern
 from bench import cli
 from bimkern import ops
 from bimkern.export import Options
-from bimkern.exporters.export import Trained, write_backbones
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
+from bimkern.mim.schedule import Schedule
+from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import RunConfig
@@ -51,10 +54,15 @@ def test_code_runs_as_it_stands(page):
 def test_an_own_recipe_is_printed_with_what_it_changes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with mock.patch.dict(RECIPES):
-        exec(code_of("docs/extending.md"), {"__name__": "__main__"})
+        recipe, piece = markdown.python(ROOT / "docs/extending.md")
+        exec(recipe, {"__name__": "__main__"})
     printed = capsys.readouterr().out
     assert '"recipe": "bim_light"' in printed
     assert set(re.findall(r'"depth": (\d+)', printed[printed.index('"heads"') :])) == {"1"}
+    exec(piece, defined := {"__name__": "own_module"})
+    schedule = defined["LinearDecay"]()
+    assert to_json(schedule) == {"type": "LinearDecay", "from": "own_module"}
+    assert from_json(to_json(schedule), Schedule, "schedule") == schedule
 
 
 OPTIONS = {"bimkern.pretrain": RunConfig, "bimkern.plan": PlanOptions, "bimkern.export": Options}
@@ -143,7 +151,7 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
     resized = Image.open(tmp_path / "photo.jpg").resize((73, 93), Image.Resampling.BICUBIC)
     pixels = np.array(resized.crop((4, 14, 68, 78)))  # 64 of a short side of 64 / 0.875
     images = model.colors.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    tokens = model.encoder.embed(images, torch.arange(64)[None])
+    tokens = model.encoder.embed(images)
     for block in model.encoder.blocks:
         tokens = block(tokens)
     expected = model.heads[-1].in_norm(tokens)[:, 1:].mean(1)

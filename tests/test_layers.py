@@ -14,7 +14,7 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("errors", "rng", "units", "openmp", "output", "watchdog", "files", "figures"),
+    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
@@ -36,7 +36,7 @@ LAYERS = (
     COMMANDS,
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ENGINE = {"errors", "rng", "files", "optional", "ops", "nn", "models", "mim"}  # what other people's programs may take
+ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)
 

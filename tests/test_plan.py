@@ -63,7 +63,7 @@ def test_text_and_picture(capsys, tmp_path):
     text = planned(capsys, "bim_vit_test", "--batch-size", "16", "--limit", "1GiB", "--picture", str(picture))
     assert "bim_vit_test: steps of 16 images, 16 at a time, decoded in slices: 1, fp32" in text
     assert "stage3" in text
-    assert "the batch fits into 1.00 GiB. What fits: --batch-size" in text
+    assert "the batch fits into 1.00 GiB. Options that fit: --batch-size" in text
     with Image.open(picture) as image:
         assert image.width > 300
 
@@ -89,7 +89,7 @@ def test_parts_of_a_recipe_are_cut_to_the_batch(capsys):
 def test_a_limit_below_weights_and_optimizer_says_so(capsys):
     text = planned(capsys, "mae_vit_test", "--limit", "100KiB")
     assert "above 100 KiB: weights and optimizer alone take " in text
-    assert "Nothing fits; choose a smaller recipe" in text
+    assert "No option fits; choose a smaller recipe" in text
 
 
 def test_what_parts_are_together(capsys):
@@ -120,7 +120,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_a_picture_without_a_folder_is_refused_before_anything_is_counted(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "Needs", None)
+    monkeypatch.setattr(plan, "MemoryEstimator", None)
     code, output = refused(capsys, "mae_vit_test", "--picture", str(tmp_path / "none" / "memory.png"))
     assert code == 2
     assert f"there is no folder {tmp_path / 'none'}" in output

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.digits.images import Digits, Indices
 from bench.digits.methods import ENCODER
-from bimkern.data.augment import draw_ids, stream
+from bimkern.data.augment import draw_ids, sample_sequence
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
 from bimkern.mim.schedule import Cosine, Schedule
@@ -34,25 +34,25 @@ def pretrain(config: Config | None, images: Tensor, *, rate: float, steps: int, 
         return ViT(ENCODER)
     method, schedule, depth = config.method, config.schedule, config.method.encoder.depth
     model = MIM(method)
-    units = model.units() if schedule.per_unit else None
+    groups = model.layer_groups() if schedule.per_group else None
     updates = [
-        GroupOptimizer(name, group, config.optim, device=CPU, fp16=False, units=units)
+        GroupOptimizer(name, group, config.optim, device=CPU, fp16=False, layer_groups=groups)
         for name, group in method.flow.partition(model).items()
     ]
     for step in range(steps):
         progress = (step + 0.5) / steps
         _set_rates(updates, rate, schedule, progress, depth)
-        epochs, ids = stream(step * BATCH, BATCH, len(images), seed)
+        epochs, ids = sample_sequence(step * BATCH, BATCH, len(images), seed)
         batch = images[ids]
         views = model.views(batch, torch.from_numpy(draw_ids(epochs, ids)), seed)
-        frozen = schedule.frozen_units(progress, depth)
-        method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_units=frozen)
+        frozen = schedule.frozen_groups(progress, depth)
+        method.flow.step(model, [MicroBatch(batch, views)], updates, frozen_groups=frozen)
     return model.encoder
 
 
 def _set_rates(updates: list[GroupOptimizer], peak: float, schedule: Schedule, progress: float, depth: int = 1) -> None:
     for update in updates:
-        update.set_rates(lambda unit: peak * schedule.factor(progress, unit.number, depth, head=unit.head))
+        update.set_rates(lambda group: peak * schedule.factor(progress, group.number, depth, head=group.head))
 
 
 def cut(encoder: ViT, depth: int) -> ViT:
@@ -64,9 +64,7 @@ def cut(encoder: ViT, depth: int) -> ViT:
 
 def pooled(encoder: ViT, images: Tensor) -> Tensor:
     """Average the patch tokens that an encoder puts out, with nothing hidden: [B, D]."""
-    rows, columns = encoder.grid(images)
-    everything = torch.arange(rows * columns).expand(len(images), -1)
-    tokens = encoder.embed(images, everything, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
+    tokens = encoder.embed(images, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
     for block in encoder.blocks:
         tokens = block(tokens)
     return tokens[:, encoder.num_prefix :].mean(dim=1)
@@ -100,7 +98,7 @@ def finetune(
     update = GroupOptimizer("classifier", list(model.named_parameters()), _FINE_TUNING, device=CPU, fp16=False)
     for step in range(steps):
         _set_rates([update], rate, _FINE_TUNING_SCHEDULE, (step + 0.5) / steps)
-        _, ids = stream(step * BATCH, BATCH, len(train), seed)
+        _, ids = sample_sequence(step * BATCH, BATCH, len(train), seed)
         batch = train[ids]
         update.scale(cross_entropy(model(digits.images[batch]), labels[batch])).backward()
         update.apply()

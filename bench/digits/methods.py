@@ -6,8 +6,8 @@ be single pixels. Of 16 patches three quarters leave 4 visible; the growing mask
 
 from dataclasses import dataclass, replace
 
-from bimkern.mim.model import HeadConfig
-from bimkern.models.heads import DecoderConfig
+from bimkern.mim.schedule import Cosine
+from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local_blocks
 from bimkern.recipes.fastmim import SMALL_DECODER, fastmim
@@ -32,9 +32,10 @@ class DigitsMethod:
 
 def _small(config: Config, depth: int = ENCODER.depth) -> Config:
     """Put a recipe's method on the small encoder, with small heads and the warm-up of all."""
-    method = config.method
+    method, schedule = config.method, config.schedule
+    assert isinstance(schedule, Cosine)
     method = replace(method, encoder=replace(ENCODER, depth=depth), heads=tuple(map(_small_head, method.heads)))
-    return replace(config, method=method, schedule=replace(config.schedule, warmup=_WARMUP))
+    return replace(config, method=method, schedule=replace(schedule, warmup=_WARMUP))
 
 
 def _small_head(head: HeadConfig) -> HeadConfig:

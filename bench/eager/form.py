@@ -24,8 +24,10 @@ class Form:
 
 def find_form(method: Method) -> Form | None:
     """Return the usual form of a method, or None where none is written for one of its pieces or their options."""
-    masker, head, target = method.masker, method.heads[0], method.targets[0]
-    if not (isinstance(masker, RandomDrop) and isinstance(head, DecoderConfig) and isinstance(target, PixelTarget)):
+    masker, head, target, encoder = method.masker, method.heads[0], method.targets[0], method.encoder
+    if not (isinstance(encoder, ViTConfig) and isinstance(masker, RandomDrop)):
+        return None
+    if not (isinstance(head, DecoderConfig) and isinstance(target, PixelTarget)):
         return None
     decoder = DecoderConfig(width=head.width, depth=head.depth, num_heads=head.num_heads, mlp_ratio=head.mlp_ratio)
     local = isinstance(method.flow, Local)
@@ -40,10 +42,10 @@ def find_form(method: Method) -> Form | None:
     if method != plain:
         return None
     return Form(
-        encoder=method.encoder,
+        encoder=encoder,
         decoder=decoder,
         taps=method.taps,
-        kept=masker.entering(method.encoder.grid, len(method.taps)),
+        kept=masker.entering(encoder.grid, len(method.taps)),
         normalize=target.normalize,
         local=local,
     )

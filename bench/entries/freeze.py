@@ -1,7 +1,7 @@
-"""A step of a recipe whose layers freeze, at every number of frozen units; `python -m bench freeze RECIPE...`.
+"""A step of a recipe whose layers freeze, at every number of frozen layer groups; `python -m bench freeze RECIPE...`.
 
 All numbers are timed in turns, so that what the schedule saves in seconds can be held to what it saves in operations.
-Without frozen units the step is that of the same run without a freezing schedule.
+Without frozen groups the step is that of the same run without a freezing schedule.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ def freeze_entry(recipes: tuple[str, ...], batch_size: int | None) -> Entry:
         _DEFAULTS,
         recipes,
         batch_size,
-        summary="A training step at every number of frozen units, and what a freezing schedule saves.",
+        summary="A training step at every number of frozen layer groups, and what a freezing schedule saves.",
         measure=measure,
         closing=lambda measured: "\n\n".join(savings(case, rows) for case, rows in measured),
     )
@@ -42,8 +42,8 @@ def measure(case: Case) -> Measure:
     config = config_of(case)
     method, B = config.method, case.dims["B"]
     ours = Ours(config, case, random_images(config, case))
-    stages = {_name(units): units for units in freeze_shares(config.schedule, method.encoder.depth)}
-    runs: dict[str, Run] = {name: partial(ours.step, 1, units) for name, units in stages.items()}
+    stages = {_name(groups): groups for groups in freeze_shares(config.schedule, method.encoder.depth)}
+    runs: dict[str, Run] = {name: partial(ours.step, 1, groups) for name, groups in stages.items()}
     unfrozen = _name(0)
 
     def check(provider: str, got: Tensor, expected: Tensor) -> None:
@@ -59,19 +59,19 @@ def measure(case: Case) -> Measure:
         reference=ours.losses,
         check=check,
         matrix_flops=B * step_flops(method),
-        other_flops={name: B * step_flops(method, units) for name, units in stages.items()},
+        other_flops={name: B * step_flops(method, groups) for name, groups in stages.items()},
         parameters={name: list(ours.model.parameters()) for name in stages},
         items=B,
     )
 
 
 def savings(case: Case, rows: list[Row]) -> str:
-    """Lay out every number of frozen units, and what the schedule saves over a run."""
+    """Lay out every number of frozen layer groups, and what the schedule saves over a run."""
     config = config_of(case)
     method = config.method
     shares = freeze_shares(config.schedule, method.encoder.depth)
-    operations = {units: step_flops(method, units) / step_flops(method) for units in shares}
-    seconds = {units: row.ratio for row in rows for units in shares if row.provider == _name(units)}
+    operations = {groups: step_flops(method, groups) / step_flops(method) for groups in shares}
+    seconds = {groups: row.ratio for row in rows for groups in shares if row.provider == _name(groups)}
     lines = [f"{case.shape}: {'frozen':>6}  of the run  operations  seconds"]
     indent = " " * len(case.shape)
     lines += [f"{indent}  {u:>6}  {shares[u]:>10.1%}  {operations[u]:>10.3f}  {seconds[u]:>7.3f}" for u in shares]
@@ -84,11 +84,11 @@ def savings(case: Case, rows: list[Row]) -> str:
 
 
 def _mean(shares: dict[int, float], values: dict[int, float]) -> float:
-    return sum(share * values[units] for units, share in shares.items())
+    return sum(share * values[groups] for groups, share in shares.items())
 
 
-def _name(units: int) -> str:
-    return f"{units} frozen"
+def _name(groups: int) -> str:
+    return f"{groups} frozen"
 
 
 register(freeze_entry((), None))

@@ -26,7 +26,7 @@ from bimkern.data.source import image_folder
 from bimkern.data.step_layout import StepLayout
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times
-_WORKERS = 2  # processes or threads; what either prepares ahead, settle() has to use up
+_WORKERS = 2  # processes or threads; what either prepares ahead, drain() has to use up
 
 
 class Turn:
@@ -47,7 +47,7 @@ class Turn:
         self._done += self._count
         return batch.draw_ids.cpu(), torch.from_numpy(self._data[self._done - 1].draw_ids)
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Use up what was prepared while others had their turn: more than either loader prepares ahead."""
         self.load()
         self.load()
@@ -90,7 +90,7 @@ def measure(case: Case) -> Measure:
         check=check_batch,
         items=B * case.dims["batches"],
         # Alone, a loader has prepared nothing while others had their turn.
-        before={name: turn.settle for name, turn in turns.items()} if len(turns) > 1 else {},
+        before={name: turn.drain for name, turn in turns.items()} if len(turns) > 1 else {},
     )
 
 

@@ -12,13 +12,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.rng import WORD, philox4x32
+from bimkern.rng import WORD, Stream, draw
 
 Int64 = NDArray[np.int64]
 Interpolation = Literal["bicubic", "bilinear"]
 
-# The second counter word tells draws apart; masks use stream 0 (ops/random_keep.py).
-_CROP, _FLIP, _ORDER, _REPLACEMENT = 1, 2, 3, 4
 _TRIES = 10
 _EPOCH_SHIFT = 40
 
@@ -32,12 +30,11 @@ def draw_ids(epochs: Int64, sample_ids: Int64) -> Int64:
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64:
     """Return the order in which an epoch visits the samples, a permutation of [0, num_samples)."""
     ids = np.arange(num_samples, dtype=np.int64)
-    zeros = np.zeros_like(ids)
-    high, low, _, _ = philox4x32(ids, zeros + _ORDER, zeros + (epoch & WORD), zeros + (epoch >> 32), seed)
+    high, low, _, _ = draw(Stream.ORDER, ids, epoch, seed)
     return np.lexsort((low, high))
 
 
-def stream(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
+def sample_sequence(first: int, count: int, num_samples: int, seed: int) -> tuple[Int64, Int64]:
     """Return the epochs and sample ids at places [first, first + count) of the endless stream of epochs."""
     epochs, places = np.divmod(np.arange(first, first + count, dtype=np.int64), num_samples)
     ids = np.empty(count, dtype=np.int64)
@@ -57,7 +54,7 @@ def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int],
         attempt = 0
         while int(ids[place]) in unreadable:
             assert len(unreadable) < num_samples
-            word = _words(np.array([attempt]), _REPLACEMENT, draw_ids[place : place + 1], seed)[0]
+            word = draw(Stream.REPLACEMENT, np.array([attempt]), draw_ids[place : place + 1], seed)[0]
             ids[place], attempt = int(_uniform(word)[0] * num_samples), attempt + 1
     return ids
 
@@ -88,8 +85,9 @@ class RandomResizedCrop:
 
         The first of ten draws that fits is taken; where none does, the largest central box of an allowed aspect.
         """
-        counters = np.broadcast_to(np.arange(_TRIES, dtype=np.int64), (len(draw_ids), _TRIES))
-        u_area, u_ratio, u_left, u_top = (_uniform(w) for w in _words(counters, _CROP, draw_ids[:, None], seed))
+        tries = np.arange(_TRIES, dtype=np.int64)
+        words = draw(Stream.CROP, tries, draw_ids[:, None], seed)  # [B, tries]
+        u_area, u_ratio, u_left, u_top = (_uniform(word) for word in words)
         image_width, image_height = sizes[:, :1], sizes[:, 1:]  # [B, 1]
         area = image_width * image_height * (self.scale[0] + u_area * (self.scale[1] - self.scale[0]))
         low, high = np.log(self.ratio)
@@ -105,18 +103,13 @@ class RandomResizedCrop:
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Draw which samples are mirrored, [B]."""
-        return _uniform(_words(np.zeros_like(draw_ids), _FLIP, draw_ids, seed)[0]) < self.flip
+        return _uniform(draw(Stream.FLIP, 0, draw_ids, seed)[0]) < self.flip
 
     def _central_boxes(self, sizes: Int64) -> Int64:
         width, height = sizes[:, 0], sizes[:, 1]
         box_width = np.clip(np.rint(height * self.ratio[1]).astype(np.int64), 1, width)
         box_height = np.clip(np.rint(width / self.ratio[0]).astype(np.int64), 1, height)
         return np.stack([(width - box_width) // 2, (height - box_height) // 2, box_width, box_height], axis=-1)
-
-
-def _words(counters: Int64, stream: int, draw_ids: Int64, seed: int) -> tuple[Int64, Int64, Int64, Int64]:
-    ids = np.broadcast_to(draw_ids, counters.shape)
-    return philox4x32(counters, np.full_like(ids, stream), ids & WORD, (ids >> 32) & WORD, seed)
 
 
 def _uniform(words: Int64) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, stream
+from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, sample_sequence
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 
@@ -78,7 +78,7 @@ class MicroBatches:
         segment, step, part = self.layout.locate(index)
         offset = part * segment.micro_batch
         count = min(segment.micro_batch, segment.batch_size - offset)
-        epochs, sample_ids = stream(segment.image(step) + offset, count, len(self.images), self.seed)
+        epochs, sample_ids = sample_sequence(segment.image(step) + offset, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         images, augment = self.images, self.augment

@@ -1,7 +1,7 @@
-"""The image check: every file is read and decoded once before a run may count on it.
+"""The image check: every file is read and decoded once before a run relies on it.
 
-What was found is kept in the cache folder, a line of JSON per file, appended as the check goes. An image is looked at
-again only when its size or its time of change differ; a bad file always, as what is wrong may be around it.
+Results are cached, one line of JSON per image. An image is checked again only if its size or modification time has
+changed; a bad file is checked every time, since the cause may be elsewhere.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.data")
 
-_VERSION = 2  # of what the check looks at: a cache of another version is not read
-_AT_A_TIME = 16  # files that a process is given
+_VERSION = 2  # of the check; a cache of another version is not read
+_CHUNK = 16  # files per job of a worker
 _DIGEST_BYTES = 8
 
 Progress = Callable[[int, int], None]  # files checked, files to check
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a file was found to be."""
+class FileCheck:
+    """The result of checking a file."""
 
     bytes: int = 0
     mtime_ns: int = 0
@@ -39,30 +39,30 @@ class Found:
     width: int = 0  # pixels, upright
     height: int = 0
     orientation: int = UPRIGHT  # how the stored image is turned upright
-    pil_only: bool = False  # whether DALI might decode it to something else
-    fault: str | None = None  # why it cannot be trained on; all else is then as above
+    pil_only: bool = False  # whether DALI might decode it differently
+    fault: str | None = None  # why it cannot be trained on; the other fields then have their defaults
 
 
-def check(listing: Listing, *, workers: int, progress: Progress | None = None) -> dict[str, Found]:
-    """Decode every file of a listing that has not been decoded before, in as many processes as there are workers.
+def check(listing: Listing, *, workers: int, progress: Progress | None = None) -> dict[str, FileCheck]:
+    """Check the files of a listing in worker processes, except those in the cache.
 
     Args:
         listing: the files.
-        workers: processes; a few files, or 0, are decoded in the calling one.
-        progress: called after every few files.
+        workers: processes; with 0, or few files, the calling process decodes.
+        progress: called after every chunk of files.
 
     Returns:
-        What each file is, in the order of the listing.
+        The result for each file, in the order of the listing.
 
     Raises:
-        SourceError: the machine lacks the memory or the file handles for it.
+        SourceError: the machine is out of memory or file handles.
     """
     cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_digest(os.fsencode(listing.root.resolve()))}.jsonl")
     known = cache.read()
-    found = {f: known[f] for f in listing.files if f in known and _is_as_before(listing.root / f, known[f])}
+    found = {f: known[f] for f in listing.files if f in known and _is_unchanged(listing.root / f, known[f])}
     todo = [file for file in listing.files if file not in found]
     done = 0
-    for chunk in _inspect_all(listing.root, todo, workers):
+    for chunk in _check_all(listing.root, todo, workers):
         found |= chunk
         cache.append(chunk)
         done += len(chunk)
@@ -71,42 +71,42 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
     return {file: found[file] for file in listing.files}
 
 
-def readable(listing: Listing, found: dict[str, Found]) -> Images:
+def readable(listing: Listing, found: dict[str, FileCheck]) -> Images:
     """Return the images among the files of a listing."""
     return images(listing.root, {file: found[file] for file in listing.files if found[file].fault is None})
 
 
-def images(root: Path, found: Mapping[str, Found]) -> Images:
-    """Return what loaders need to know of some images, by their names below a root."""
+def images(root: Path, found: Mapping[str, FileCheck]) -> Images:
+    """Return what loaders need to know of images, given by their paths relative to root."""
     sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
     orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
     pil_only = np.array([one.pil_only for one in found.values()], dtype=bool)
     return Images(root, tuple(found), sizes, orientations, pil_only)
 
 
-def inspect(path: Path) -> Found:
+def check_file(path: Path) -> FileCheck:
     """Read and decode one file."""
     try:
         with open_file(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
-                return Found(fault="empty")
+                return FileCheck(fault="empty")
             image = decode(file)  # first: most of what is refused is not read to its end
             file.seek(0)
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
             size = upright_size(image.pixels.size, image.orientation)
-            return Found(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
+            return FileCheck(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
-        return Found(fault=str(error))
+        return FileCheck(fault=str(error))
     except OSError as error:
-        return Found(fault=error.strerror or str(error))
+        return FileCheck(fault=error.strerror or str(error))
 
 
-def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dict[str, Found]]:
-    chunks = [files[i : i + _AT_A_TIME] for i in range(0, len(files), _AT_A_TIME)]
+def _check_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
-    def work(i: int) -> dict[str, Found]:
-        return {file: inspect(root / file) for file in chunks[i]}
+    def work(i: int) -> dict[str, FileCheck]:
+        return {file: check_file(root / file) for file in chunks[i]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -114,11 +114,11 @@ def _inspect_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dic
     except (WorkerDied, OutOfResources, MemoryError) as error:
         why = str(error) or "out of memory"
         raise SourceError(
-            f"the images in {root} cannot be checked ({why}); what has been checked is not checked again"
+            f"the images in {root} cannot be checked ({why}); the next check continues where this one stopped"
         ) from error
 
 
-def _is_as_before(path: Path, found: Found) -> bool:
+def _is_unchanged(path: Path, found: FileCheck) -> bool:
     try:
         status = path.stat()
     except OSError:
@@ -128,13 +128,13 @@ def _is_as_before(path: Path, found: Found) -> bool:
 
 
 class _Cache:
-    """The images that were found before; without a place to keep them the check goes on, and says so."""
+    """Results of earlier checks; if they cannot be stored, the check continues with a warning."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._usable = True
 
-    def read(self) -> dict[str, Found]:
+    def read(self) -> dict[str, FileCheck]:
         found = {}
         try:
             records = jsonl.read(self._path)
@@ -143,12 +143,12 @@ class _Cache:
         for record in records:
             try:
                 file = record.pop("file")
-                found[file] = Found(**record)
+                found[file] = FileCheck(**record)
             except (KeyError, TypeError):
                 continue
         return found
 
-    def append(self, found: dict[str, Found]) -> None:
+    def append(self, found: dict[str, FileCheck]) -> None:
         good = [{"file": file} | asdict(result) for file, result in found.items() if result.fault is None]
         if not self._usable or not good:
             return
@@ -158,7 +158,7 @@ class _Cache:
         except OSError as error:
             self._usable = False
             logger.warning(
-                "%s cannot be written (%s): the images will be checked anew; XDG_CACHE_HOME names another place",
+                "%s cannot be written (%s): the next run checks the images again; set XDG_CACHE_HOME to another folder",
                 self._path,
                 error.strerror,
             )

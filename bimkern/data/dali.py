@@ -30,7 +30,7 @@ from torch import Tensor
 from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.check import Found, images
+from bimkern.data.check import FileCheck, images
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes, stored_boxes
 from bimkern.data.step_layout import StepLayout
@@ -41,7 +41,7 @@ _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
 # In source pixels on either side, times the factor by which the filter shrinks.
 _REACH: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 1}
-_SOUND = Found(width=8, height=8)
+_SOUND = FileCheck(width=8, height=8)
 _SOUND_BOX = (0, 0, _SOUND.width, _SOUND.height)
 _Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
@@ -94,7 +94,7 @@ class DaliLoader:
         plan = (data[index] for index in range(first, last))
         take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
         with _sound_image() as sound, _pool(self.threads) as pool:
-            pipeline = self._pipeline(data, _feed(data, plan, planned, sound, pool))
+            pipeline = self._pipeline(data, _external_source(data, plan, planned, sound, pool))
             for _ in range(first, last):
                 pipeline.schedule_run()
                 try:
@@ -208,7 +208,7 @@ class _Planned:
         return faults
 
 
-def _feed(
+def _external_source(
     data: MicroBatches, plan: Iterator[Crops], planned: deque[_Planned], sound: Path, pool: ThreadPoolExecutor
 ) -> Iterator[_Inputs]:
     """Yield what DALI needs for every micro-batch, and note in `planned` what it has been given."""

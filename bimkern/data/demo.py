@@ -1,16 +1,16 @@
 """The demo's photographs: those inside the installed scikit-image and scikit-learn wheels, nothing downloaded.
 
 They are written once as JPEGs to a cache folder. The right quarter of every photograph is kept out of training, so that
-what a model reconstructs can be judged on pixels it has never seen.
+what a model reconstructs can be evaluated on pixels it has never seen.
 """
 
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
 
 from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.files import atomic
 from bimkern.files.cache import cache_folder
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond
@@ -30,24 +30,13 @@ def demo_images() -> tuple[Listing, Listing]:
     folder = cache_folder() / "demo-v1"
     if not folder.is_dir():
         try:
-            _write_once(folder)
+            with atomic.created_folder(folder) as scratch:
+                _write(scratch)
         except OSError as error:
             raise SourceError(
                 f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
             ) from error
     return image_folder(folder / "train"), image_folder(folder / "heldout")
-
-
-def _write_once(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        written = Path(scratch) / "demo"
-        _write(written)
-        try:
-            written.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same bytes
-                raise
 
 
 def _write(folder: Path) -> None:

@@ -24,7 +24,7 @@ REMEDY = "convert images of other formats to JPEG or PNG"
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
-_SET_ASIDE_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
+_QUARANTINED_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
 _DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -106,7 +106,7 @@ def decode(file: BinaryIO) -> Decoded:
     """
     with _open(file) as image:
         try:
-            if image.format in _SET_ASIDE_ANIMATED and getattr(image, "is_animated", False):
+            if image.format in _QUARANTINED_ANIMATED and getattr(image, "is_animated", False):
                 raise BadImage("animated")
             if ";16" in str(image.tile):
                 raise BadImage("16 bits per channel; convert it to 8")

@@ -23,7 +23,7 @@ import bimkern
 from bimkern.data import dali, pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
-from bimkern.data.check import Found, images, inspect
+from bimkern.data.check import FileCheck, check_file, images
 from bimkern.data.dali import DaliLoader
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name
@@ -93,13 +93,13 @@ def difference(loader: DaliLoader, folder: Path) -> float:
 def _jpegs(folder: Path) -> MicroBatches:
     levels = np.random.default_rng(0).integers(0, 256, (_HEIGHT // 16, _WIDTH // 16, 3), dtype=np.uint8)
     picture = Image.fromarray(levels).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
-    found: dict[str, Found] = {}
+    found: dict[str, FileCheck] = {}
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         name = f"{orientation}.jpg"
         picture.save(folder / name, quality=95, exif=exif)
-        found[name] = inspect(folder / name)
+        found[name] = check_file(folder / name)
     layout = StepLayout.uniform(image_size=_CROP, batch_size=len(found), micro_batch=len(found))
     return MicroBatches(images=images(folder, found), augment=RandomResizedCrop(), seed=0, layout=layout)
 

@@ -1,4 +1,4 @@
-"""The feed of a run: its steps, one after the other, whatever becomes of single images and of what loads them."""
+"""A loader that survives bad images and its own death: it yields the steps of a run one after the other."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping
@@ -14,35 +14,35 @@ from bimkern.errors import RunError
 
 logger = logging.getLogger("bimkern.data")
 
-_DEATHS = 3  # in a row, before the loader is given up
+_MAX_DEATHS = 3  # at the same images
 
-SetAside = Callable[[Mapping[Path, str], int], None]  # bad files and why, steps done
-
-
-class FeedError(RunError, RuntimeError):
-    """No further step can be loaded; the message says why."""
+Quarantine = Callable[[Mapping[Path, str], int], None]  # bad files and the reasons, steps done
 
 
-class Feed:
-    """Load the steps of a run, without the images that go bad on the way, and through deaths of the loader."""
+class LoadingFailed(RunError, RuntimeError):
+    """The next step cannot be loaded; the message gives the reason."""
 
-    def __init__(self, loader: Loader, data: MicroBatches, set_aside: SetAside) -> None:
-        """Take a loader and what it is to load.
+
+class ResilientLoader:
+    """Load the steps of a run, replace images that go bad on the way, and restart the loader when it dies."""
+
+    def __init__(self, loader: Loader, data: MicroBatches, quarantine: Quarantine) -> None:
+        """Wrap a loader.
 
         Args:
-            loader: decodes.
-            data: the plan.
-            set_aside: told of files that cannot be read any more; it raises if they have become too many.
+            loader: decodes the images.
+            data: the micro-batches of the run.
+            quarantine: called with files that can no longer be read; raises if there are too many.
         """
         self.data = data
         self._loader = loader
-        self._set_aside = set_aside
+        self._quarantine = quarantine
 
     def steps(self, first: int, last: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of every step in [first, last).
 
         Raises:
-            FeedError: the loader keeps dying.
+            LoadingFailed: the loader keeps dying at the same images.
         """
         layout = self.data.layout
         micro_batches = self._micro_batches(layout.index(first), layout.index(last))
@@ -61,11 +61,11 @@ class Feed:
                 images = self.data.images
                 faults = {images.path(sample_id): reason for sample_id, reason in bad.faults.items()}
                 _, step, _ = self.data.layout.locate(index)
-                self._set_aside(faults, step)
+                self._quarantine(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))
             except (WorkerDied, OutOfResources, MemoryError) as death:
                 deaths, why = deaths + 1, str(death) or "out of memory"
-                if deaths == _DEATHS:
-                    raise FeedError(f"the loader died {deaths} times at the same images ({why})") from death
-                logger.warning("the loader died (%s) and is started again at the same images", why)
+                if deaths == _MAX_DEATHS:
+                    raise LoadingFailed(f"the loader died {deaths} times at the same images ({why})") from death
+                logger.warning("the loader died (%s); it is restarted at the same images", why)

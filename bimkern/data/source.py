@@ -1,11 +1,12 @@
 """Sources: which images there are.
 
-A sample id is the place of an image in the sorted list of a source, so it means the same on every machine.
+A sample id is the index of an image in the sorted list of a source, so it means the same on every machine.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from bimkern.data.formats import NAMES, OTHER_SUFFIXES, REMEDY, SUFFIXES, BadImage, OutOfResources, is_image
 from bimkern.errors import BimkernError
+
+_OPENERS = 16  # threads
 
 
 class SourceError(BimkernError, ValueError):
@@ -66,7 +69,7 @@ class Images:
 
 
 def image_folder(root: Path) -> Listing:
-    """List the files below a folder, with or without class folders, by their suffix or else their first bytes.
+    """List the images below a folder, with or without class folders: by suffix or, if unknown, by their first bytes.
 
     Raises:
         SourceError: the folder is missing or holds no image.
@@ -76,12 +79,22 @@ def image_folder(root: Path) -> Listing:
     try:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
+        unknown: list[Path] = []
         for path in _walk(root):
-            file, reason = path.relative_to(root).as_posix(), _why_skipped(path)
-            if reason is None:
+            file, suffix = path.relative_to(root).as_posix(), suffix_of(path.name)
+            if suffix in SUFFIXES:
                 files.append(file)
+            elif suffix in OTHER_SUFFIXES:
+                others[file] = "not opened, as its suffix is not that of an image"
             else:
-                others[file] = reason
+                unknown.append(path)
+        with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
+            for path, reason in zip(unknown, pool.map(_why_skipped, unknown), strict=True):
+                file = path.relative_to(root).as_posix()
+                if reason is None:
+                    files.append(file)
+                else:
+                    others[file] = reason
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
     except OutOfResources as error:
@@ -108,11 +121,7 @@ def _has_image_suffix(file: str) -> bool:
 
 
 def _why_skipped(path: Path) -> str | None:
-    """Return why a file is not even checked, None if it may be an image."""
-    if _has_image_suffix(path.name):
-        return None
-    if suffix_of(path.name) in OTHER_SUFFIXES:
-        return "not opened, as its suffix is not that of an image"
+    """Open a file of unknown suffix; return why it is skipped, None if it starts like an image."""
     try:
         return None if is_image(path) else f"not a {NAMES} image; {REMEDY}"
     except BadImage as error:

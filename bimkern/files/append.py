@@ -1,4 +1,4 @@
-"""A file that grows by whole pieces, also over a disk that is full for a while."""
+"""An append-only file of whole records, which survives a full disk."""
 
 import logging
 import os
@@ -6,51 +6,51 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from bimkern.files.best_effort import Outage
+from bimkern.files.best_effort import BestEffort
 
 logger = logging.getLogger("bimkern.train")
 
 
-class AppendedFile:
-    """Append pieces to a file. One that finds no room waits, and those behind it; none is ever torn."""
+class AppendOnlyFile:
+    """Append records to a file; on a full disk they are queued and written later, in order and never torn."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._size = self._file.seek(0, os.SEEK_END)
-        self._waiting: deque[bytes] = deque()
-        self._growth, self._sync = Outage(str(path)), Outage(f"{path} (onto the disk)")
+        self._queue: deque[bytes] = deque()
+        self._growth, self._sync = BestEffort(str(path)), BestEffort(f"{path} (to disk)")
 
-    def append(self, piece: bytes) -> None:
-        """Write a piece, and before it those that wait."""
-        self._waiting.append(piece)
-        self._write_waiting()
+    def append(self, record: bytes) -> None:
+        """Write the queued records, then this one."""
+        self._queue.append(record)
+        self._write_queue()
 
-    def cut(self, size: int, keep: Callable[[bytes], bool]) -> None:
-        """Shorten the file to size bytes, and forget waiting pieces unless they are to be kept."""
+    def truncate(self, size: int, keep: Callable[[bytes], bool]) -> None:
+        """Truncate the file to `size` bytes, and drop queued records that are not to be kept."""
         self._file.truncate(size)
         self._size = size
-        self._waiting = deque(filter(keep, self._waiting))
+        self._queue = deque(filter(keep, self._queue))
 
     def sync(self) -> None:
-        """Bring what was written onto the disk."""
-        with self._sync.tolerated():
+        """Wait until the file's content is on disk."""
+        with self._sync.attempt():
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._write_waiting()
-        if self._waiting:
-            logger.warning("%s lacks its last %d pieces, which found no room", self._path, len(self._waiting))
+        self._write_queue()
+        if self._queue:
+            logger.warning("%s lacks its last %d records: the disk is full", self._path, len(self._queue))
         self._file.close()
 
-    def _write_waiting(self) -> None:
-        with self._growth.tolerated():
-            while self._waiting:
+    def _write_queue(self) -> None:
+        with self._growth.attempt():
+            while self._queue:
                 try:
-                    rest = memoryview(self._waiting[0])
+                    rest = memoryview(self._queue[0])
                     while rest:
                         rest = rest[self._file.write(rest) :]
                 except OSError:
-                    self._file.truncate(self._size)  # takes back the part that found room
+                    self._file.truncate(self._size)  # removes a part that was written
                     raise
-                self._size += len(self._waiting.popleft())
+                self._size += len(self._queue.popleft())

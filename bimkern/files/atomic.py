@@ -1,13 +1,25 @@
-"""Files that are whole or absent, and on the disk before they are relied on, so that a power cut takes nothing back."""
+"""Atomic files and folders: complete or absent for every reader, also after a power cut.
+
+They are written under a temporary name, synced to disk, and renamed.
+"""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_SCRATCH = ".writing-"  # prefix of temporary names
+
+
+def is_scratch(path: Path) -> bool:
+    """Return whether a path is a temporary one; a process that was killed leaves its own behind."""
+    return path.name.startswith(_SCRATCH)
+
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Wait until the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,19 +29,67 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes path at the end: no reader sees half a file, nor a power cut."""
-    scratch = path.with_name(f".{path.name}")
+    """Yield a temporary path for a file, which replaces `path` on success and is deleted on failure."""
+    scratch = _scratch(path)
     try:
         yield scratch
-        fsync(scratch)
-        os.replace(scratch, path)
-        fsync(path.parent)
+        _publish(scratch, path)
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder, which replaces `path` on success and is deleted on failure.
+
+    The files in it are the caller's to sync.
+    """
+    scratch = _scratch(path)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed process
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        shutil.rmtree(path, ignore_errors=True)
+        _publish(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def created_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder, which becomes `path` unless another process was first with the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as own:
+        scratch = Path(own) / path.name
+        scratch.mkdir()
+        yield scratch
+        try:
+            _publish(scratch, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; a process that is killed meanwhile leaves no part of it under its name."""
+    scratch = _scratch(path)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.replace(path, scratch)
+    shutil.rmtree(scratch)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file and wait until its content is on the disk."""
+    """Write a file in place and wait until its content is on disk."""
     path.write_text(text)
     fsync(path)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{_SCRATCH}{path.name}")
+
+
+def _publish(scratch: Path, path: Path) -> None:
+    fsync(scratch)
+    os.replace(scratch, path)
+    fsync(path.parent)

@@ -1,4 +1,4 @@
-"""Files that a run can do without: what cannot be written is said once, until it can be again."""
+"""Best-effort writes: a run continues without them, and each outage is reported once."""
 
 import logging
 from collections.abc import Iterator
@@ -7,21 +7,22 @@ from contextlib import contextmanager
 logger = logging.getLogger("bimkern.train")
 
 
-class Outage:
-    """Go on without something; the warning comes once for each time in which it fails."""
+class BestEffort:
+    """Writes that may fail; the first failure after a success is logged as a warning."""
 
     def __init__(self, what: str) -> None:
+        """Write `what`, a noun for messages."""
         self._what = what
-        self._lasts = False
+        self._failing = False
 
     @contextmanager
-    def tolerated(self) -> Iterator[None]:
-        """Let what is written inside fail."""
+    def attempt(self) -> Iterator[None]:
+        """Suppress an OSError from the writes inside."""
         try:
             yield
         except OSError as error:
-            if not self._lasts:
+            if not self._failing:
                 logger.warning("%s cannot be written (%s); training goes on", self._what, error)
-            self._lasts = True
+            self._failing = True
         else:
-            self._lasts = False
+            self._failing = False

@@ -1,9 +1,9 @@
-"""Where this program keeps what it can make again."""
+"""The cache folder, for what can be recomputed."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return bimkern's folder below XDG_CACHE_HOME, or below ~/.cache; it may not exist yet."""
+    """Return bimkern's folder in XDG_CACHE_HOME, by default in ~/.cache; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimkern"

@@ -1,4 +1,4 @@
-"""Files of JSON objects, one a line, that survive being torn."""
+"""JSON Lines files: one object per line; a torn line is skipped."""
 
 import json
 import os
@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bimkern.files import atomic
+
 Record = dict[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """Read all objects; a line that is none, such as one torn by a killed process, is left out."""
+    """Read all objects; skip lines that hold none, for example one torn by a killed process."""
     if not path.is_file():
         return []
     return [record for line in path.read_bytes().splitlines() if (record := parse(line)) is not None]
 
 
 def parse(line: bytes) -> Record | None:
-    """Return the object that a line holds; None if it is none."""
+    """Return the object in a line, None if there is none."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -26,20 +28,20 @@ def parse(line: bytes) -> Record | None:
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add objects; a torn line before them is ended first."""
+    """Append objects, after ending a torn line."""
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
-        file.writelines(json.dumps(record).encode() + b"\n" for record in records)
+        file.writelines(map(_line, records))
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
-    """Write a whole file in the place of what was there, or nothing."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.unlink(missing_ok=True)
-    append(scratch, records)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    """Write an atomic file, replacing what was there."""
+    with atomic.replaced(path) as scratch:
+        scratch.write_bytes(b"".join(map(_line, records)))
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -2,7 +2,7 @@
 
 A flow runs one optimizer step: it computes the loss of every stage over all micro-batches of the step, backpropagates,
 and calls the updates. Every head decodes its batch in slices, since its loss is a sum over images. A stage whose last
-block is frozen is only passed through: its head decodes nothing.
+layer is frozen only runs forward: its head decodes nothing.
 
 Shapes: B images, T tokens of a stage, D width, S stages.
 """
@@ -16,10 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.masking.random import StageView
+from bimkern import pieces
+from bimkern.mim.masking.view import StageView
 from bimkern.mim.targets import StageTarget
 
-Scope = Callable[[str], AbstractContextManager[object]]
+ScopeFactory = Callable[[str], AbstractContextManager[object]]
 NamedParameters = list[tuple[str, nn.Parameter]]
 
 
@@ -30,8 +31,8 @@ class Staged(Protocol):
     def num_stages(self) -> int: ...
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
     def stage_parameters(self, stage: int) -> Iterable[tuple[str, nn.Parameter]]: ...
-    def is_frozen(self, stage: int, frozen_units: int) -> bool: ...
-    def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_units: int = 0) -> Tensor: ...
+    def is_frozen(self, stage: int, frozen_groups: int) -> bool: ...
+    def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_groups: int = 0) -> Tensor: ...
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]: ...
     def loss(
         self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
@@ -56,18 +57,49 @@ class MicroBatch:
     views: list[StageView]  # one for every stage
 
 
+class Flow(Protocol):
+    """A frozen dataclass that runs optimizer steps."""
+
+    def partition(self, model: Staged) -> dict[str, NamedParameters]:
+        """Return the groups of parameters that update on their own, by name."""
+
+    def step(
+        self,
+        model: Staged,
+        batches: Sequence[MicroBatch],
+        updates: Sequence[Update],
+        *,
+        slices: int = 1,
+        frozen_groups: int = 0,
+        scope: ScopeFactory = nullcontext,
+    ) -> Tensor:
+        """Run one step.
+
+        Args:
+            model: the network.
+            batches: the micro-batches of the step.
+            updates: one for every group of partition(), in its order.
+            slices: parts in which a head decodes a micro-batch.
+            frozen_groups: how many layer groups, from the first on, do not learn.
+            scope: called with a name for each part of the step; what is allocated inside has died at the next step.
+
+        Returns:
+            The losses of the stages, [S], detached; NaN for a stage that is frozen.
+        """
+
+
+@pieces.register(Flow)
 @dataclass(frozen=True)
 class Local:
     """Every stage learns from its own loss alone: forward, decode, backward, update, free, pass on the output.
 
-    With several micro-batches the order is block-major: all of them pass a stage before any enters the next, so that
+    With several micro-batches the order is stage-major: all of them pass a stage before any enters the next, so that
     the gradients of one stage exist at a time.
 
     Source: Luo et al. 2023 (BIM), section 3.2 and algorithm 1.
     """
 
     def partition(self, model: Staged) -> dict[str, NamedParameters]:
-        """Return the groups of parameters that update on their own, by name."""
         return {f"block {k + 1}": list(model.stage_parameters(k)) for k in range(model.num_stages)}
 
     def step(
@@ -77,18 +109,17 @@ class Local:
         updates: Sequence[Update],
         *,
         slices: int = 1,
-        frozen_units: int = 0,
-        scope: Scope = nullcontext,
+        frozen_groups: int = 0,
+        scope: ScopeFactory = nullcontext,
     ) -> Tensor:
-        """Run one step and return the losses of the stages, [S], detached; NaN for a stage that is frozen."""
         inputs = [batch.images for batch in batches]
         denominators = _denominators(batches)
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
-            frozen = model.is_frozen(stage, frozen_units)
+            frozen = model.is_frozen(stage, frozen_groups)
             with scope(f"stage{stage}"):
                 for i, batch in enumerate(batches):
-                    tokens = model.encode(stage, inputs[i], batch.views[stage], frozen_units)
+                    tokens = model.encode(stage, inputs[i], batch.views[stage], frozen_groups)
                     inputs[i] = tokens.detach()
                     if frozen:
                         continue
@@ -102,6 +133,7 @@ class Local:
         return losses
 
 
+@pieces.register(Flow)
 @dataclass(frozen=True)
 class EndToEnd:
     """The losses of all taps travel back to the images; one update for all parameters.
@@ -110,7 +142,6 @@ class EndToEnd:
     """
 
     def partition(self, model: Staged) -> dict[str, NamedParameters]:
-        """Return the groups of parameters that update on their own, by name."""
         return {"the network": list(model.named_parameters())}
 
     def step(
@@ -120,20 +151,19 @@ class EndToEnd:
         updates: Sequence[Update],
         *,
         slices: int = 1,
-        frozen_units: int = 0,
-        scope: Scope = nullcontext,
+        frozen_groups: int = 0,
+        scope: ScopeFactory = nullcontext,
     ) -> Tensor:
-        """Run one step and return the losses of the stages, [S], detached; NaN for a stage that is frozen."""
         (update,) = updates
         denominators = _denominators(batches)
         losses = torch.full_like(denominators, math.nan)
-        first = sum(model.is_frozen(stage, frozen_units) for stage in range(model.num_stages))
+        first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
         losses[first:] = 0
         with scope("step"):
             for batch in batches:
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):
-                    tokens = model.encode(stage, tokens, view, frozen_units)
+                    tokens = model.encode(stage, tokens, view, frozen_groups)
                     taps.append(tokens)
                 targets = model.targets(range(first, model.num_stages), batch.images)
                 for stage in range(first, model.num_stages):

@@ -1,78 +1,99 @@
-"""A masked-image-modelling method as data, and the network that it describes.
+"""A masked-image-modeling method as data, and the network that it describes.
 
-Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix tokens, D width, P values a patch.
+Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix tokens, T tokens, D width, M predicted
+cells, P values of a cell.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.flow import EndToEnd, Local
-from bimkern.mim.mask_embedding import HIDING
-from bimkern.mim.masking.blockwise import Blockwise
-from bimkern.mim.masking.random import RandomDrop, StageView
-from bimkern.mim.masking.units import BlockPixels, TokenReplace
-from bimkern.mim.schedule import Unit
-from bimkern.mim.targets import Colors, Distillation, HogTarget, PixelTarget, StageTarget, hog_vectors
-from bimkern.models.heads import DecoderConfig, LinearConfig, Prediction
+from bimkern.mim.flow import Flow
+from bimkern.mim.masking.masker import Masker
+from bimkern.mim.masking.view import StageView
+from bimkern.mim.schedule import LayerGroup
+from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
+from bimkern.models.encoder import EncoderConfig, Grid, Level
+from bimkern.models.heads import Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
-from bimkern.models.vit import ViT, ViTConfig
 from bimkern.ops import masked_loss
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-HeadConfig = DecoderConfig | LinearConfig
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """The pieces of a method. Stage k is the encoder's blocks from tap k-1 to tap k, read by head k."""
+    """The pieces of a method. Stage k is the encoder's layers from tap k-1 to tap k, read by head k."""
 
-    encoder: ViTConfig
-    taps: tuple[int, ...]  # the last block of every stage, 0-based
-    masker: RandomDrop | TokenReplace | BlockPixels | Blockwise
+    encoder: EncoderConfig
+    taps: tuple[int, ...]  # the last layer of every stage, 0-based
+    masker: Masker
     heads: tuple[HeadConfig, ...]  # one for every stage, or one for all
-    targets: tuple[PixelTarget | HogTarget, ...]  # likewise
-    flow: EndToEnd | Local
+    targets: tuple[Target, ...]  # likewise
+    flow: Flow
     distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         depth, num_stages = self.encoder.depth, len(self.taps)
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] != depth - 1:
-            raise ValueError(f"Method: taps must rise and end at the last block, {depth - 1}, got {self.taps}")
+            raise ValueError(f"Method: taps must rise and end at the last layer, {depth - 1}, got {self.taps}")
         for name, pieces in (("heads", self.heads), ("targets", self.targets)):
             if len(pieces) not in (1, num_stages):
                 raise ValueError(f"Method: {name} must hold 1 or {num_stages} pieces, got {len(pieces)}")
-        if self.masker.hiding == "drop" and any(isinstance(head, LinearConfig) for head in self.heads):
-            raise ValueError("Method: a LinearConfig head cannot predict patches that never enter the encoder")
-        if self.distillation is not None:
-            if self.masker.hiding == "drop":
-                raise ValueError("Method: features of patches that never enter the encoder cannot be learnt")
-            if len(self.distillation.blocks) != num_stages:
-                got = len(self.distillation.blocks)
-                raise ValueError(f"Method: distillation must name {num_stages} blocks of the teacher, got {got}")
-        self.masker.entering(self.encoder.grid, num_stages)
+        self._check_mask_embedding()
+        if self.distillation is not None and len(self.distillation.layers) != num_stages:
+            got = len(self.distillation.layers)
+            raise ValueError(f"Method: distillation must name {num_stages} layers of the teacher, got {got}")
+        size = self.encoder.image_size
+        self.masker.entering(self.encoder.level(0).grid(size, size), num_stages)
         for stage in range(num_stages):
-            scale = self.head(stage).scale
-            self.target(stage).length(self.encoder.channels, self.encoder.patch, scale)
-            if any(patches * scale % 1 for patches in self.encoder.grid):
-                rows, columns = self.encoder.grid
+            scale, level = self.head(stage).scale, self.level(stage)
+            self.target(stage).length(self.encoder.channels, level.patch, scale)
+            rows, columns = level.grid(size, size)
+            if rows * scale % 1 or columns * scale % 1:
                 raise ValueError(
-                    f"Method: image_size={self.encoder.image_size} with patch={self.encoder.patch} makes {rows} x "
-                    f"{columns} patches, which head {stage} cannot predict at scale {scale}"
+                    f"Method: image_size={size} with patch={level.patch} makes {rows} x {columns} patches, "
+                    f"which head {stage} cannot predict at scale {scale}"
                 )
+
+    def _check_mask_embedding(self) -> None:
+        """Make sure that encoder and heads can work with what stands for hidden patches."""
+        embedding, masker, encoder = self.masker.mask_embedding, type(self.masker).__name__, self.encoder.module
+        if not hasattr(encoder, embedding.needs):
+            raise ValueError(
+                f"Method: {masker} needs an encoder with {embedding.needs}(), which {encoder.__name__} has not"
+            )
+        if not embedding.drops:
+            return
+        for head in self.heads:
+            if not head.restores:
+                name = type(head).__name__
+                raise ValueError(f"Method: a {name} head cannot predict patches that do not enter the encoder")
+        if self.distillation is not None:
+            raise ValueError("Method: features of patches that do not enter the encoder cannot be learned")
+        patches = {self.level(stage).patch for stage in range(len(self.taps))}
+        if patches != {self.encoder.level(0).patch}:
+            raise ValueError(f"Method: {masker} leaves patches out, whose grid {encoder.__name__} changes on the way")
 
     def head(self, stage: int) -> HeadConfig:
         return self.heads[stage if len(self.heads) > 1 else 0]
 
-    def target(self, stage: int) -> PixelTarget | HogTarget:
+    def target(self, stage: int) -> Target:
         return self.targets[stage if len(self.targets) > 1 else 0]
+
+    def level(self, stage: int) -> Level:
+        """Describe the tokens that a stage puts out."""
+        return self.encoder.level(self.taps[stage] + 1)
+
+    def grid(self, stage: int, patches: Grid) -> Grid:
+        """Return the grid of the tokens that a stage puts out, from that of the patches that are embedded."""
+        patch = self.encoder.level(0).patch
+        return self.level(stage).grid(patches[0] * patch, patches[1] * patch)
 
 
 class MIM(nn.Module):
@@ -86,24 +107,26 @@ class MIM(nn.Module):
         super().__init__()
         self.method, self.teacher = method, teacher
         config = method.encoder
-        self.encoder = ViT(config)
-        self.hiding = HIDING[method.masker.hiding](config)
+        self.encoder: Any = config.module(config)
+        self.mask_embedding = method.masker.mask_embedding(config)
         self.heads = nn.ModuleList(self._build_head(stage) for stage in range(len(method.taps)))
         if method.distillation is not None:
-            width = _checked(teacher, method).config.width
-            self.projections = nn.ModuleList(Linear(config.width, width) for _ in method.taps)
+            theirs = _checked_levels(teacher, method)
+            widths = ((method.level(stage).width, level.width) for stage, level in enumerate(theirs))
+            self.projections = nn.ModuleList(Linear(*pair) for pair in widths)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
 
     def _build_head(self, stage: int) -> nn.Module:
         method, config = self.method, self.method.encoder
-        head = method.head(stage)
-        return head.build(
-            in_width=config.width,
-            out_length=method.target(stage).length(config.channels, config.patch, head.scale),
-            num_prefix=self.encoder.num_prefix,
-            restores=method.masker.hiding == "drop",
+        head, level = method.head(stage), method.level(stage)
+        built: nn.Module = head.build(
+            in_width=level.width,
+            out_length=method.target(stage).length(config.channels, level.patch, head.scale),
+            num_prefix=config.num_prefix,
+            restores=method.masker.mask_embedding.drops,
         )
+        return built
 
     @property
     def num_stages(self) -> int:
@@ -111,80 +134,87 @@ class MIM(nn.Module):
 
     @property
     def colors(self) -> Colors:
-        """What images are normalised by, in the dtype of the parameters."""
+        """The statistics that normalize images, in the dtype of the parameters."""
         return Colors(self.mean, self.std)
 
     def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
-        """Draw what every stage sees of images [B, C, H, W], of whom draw_ids [B], int64, name sample and epoch."""
-        views = self.method.masker.views(draw_ids, self.encoder.grid(images), self.num_stages, seed)
+        """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch."""
+        grid = self.method.encoder.level(0).grid(*images.shape[2:])
+        views = self.method.masker.views(draw_ids, grid, self.num_stages, seed)
         return [view.weighted(self.mean.dtype) for view in views]
 
-    def stage_blocks(self, stage: int) -> range:
-        """Return the numbers of a stage's blocks, 0-based."""
+    def stage_layers(self, stage: int) -> range:
+        """Return the numbers of a stage's layers, 0-based."""
         return range(self.method.taps[stage - 1] + 1 if stage else 0, self.method.taps[stage] + 1)
 
-    def units(self) -> dict[str, Unit]:
-        """Number the units that a schedule may treat one by one, for every parameter by name.
+    def layer_groups(self) -> dict[str, LayerGroup]:
+        """Return the layer group of every parameter, by its name.
 
-        Unit 0 is the embedding with the cls token, unit i block i, counted from 1; a head has the number of the block
-        that it reads.
+        Group 0 is the embedding with prefix tokens and mask embedding, group i layer i, counted from 1; a head has the
+        number of the layer that it reads.
         """
-        units = {name: Unit(0) for name, _ in self.named_parameters()}
-        for i, block in enumerate(self.encoder.blocks):
-            units |= {name: Unit(i + 1) for name, _ in block.named_parameters(prefix=f"encoder.blocks.{i}")}
+        groups = {name: LayerGroup(0) for name, _ in self.named_parameters()}
+        for name, _ in self.encoder.named_parameters():
+            groups[f"encoder.{name}"] = LayerGroup(self.method.encoder.layer_group(name))
         for k, tap in enumerate(self.method.taps):
-            readers = (f"heads.{k}.", f"projections.{k}.")
-            units |= {name: Unit(tap + 1, head=True) for name in units if name.startswith(readers)}
-        return units
+            reading = (f"heads.{k}.", f"projections.{k}.")
+            groups |= {name: LayerGroup(tap + 1, head=True) for name in groups if name.startswith(reading)}
+        return groups
 
     def stage_parameters(self, stage: int) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the named parameters that stage trains: its blocks, its head, and the embedding for stage 0."""
-        units = self.units()
-        mine = {1 + block for block in self.stage_blocks(stage)} | ({0} if stage == 0 else set())
-        return ((name, p) for name, p in self.named_parameters() if units[name].number in mine)
+        """Yield the named parameters that stage trains: its layers, its head, and the embedding for stage 0."""
+        groups = self.layer_groups()
+        mine = {1 + layer for layer in self.stage_layers(stage)} | ({0} if stage == 0 else set())
+        return ((name, p) for name, p in self.named_parameters() if groups[name].number in mine)
 
-    def is_frozen(self, stage: int, frozen_units: int) -> bool:
-        """Tell whether nothing of a stage learns any more: its last block, with its head, is among the frozen units."""
-        return self.method.taps[stage] + 1 < frozen_units
+    def is_frozen(self, stage: int, frozen_groups: int) -> bool:
+        """Return whether a stage has stopped learning: its last layer, with its head, is among the frozen groups."""
+        return self.method.taps[stage] + 1 < frozen_groups
 
-    def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_units: int = 0) -> Tensor:
+    def encode(self, stage: int, inputs: Tensor, view: StageView, frozen_groups: int = 0) -> Tensor:
         """Run a stage on what the stage before put out, or on uint8 images for stage 0: [B, R+T, D].
 
-        The first frozen_units units run without gradient, and nothing is kept for them.
+        The first frozen_groups layer groups run without gradient, and nothing is kept for them.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (stage > 0 or frozen_units == 0)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (stage > 0 or frozen_groups == 0)):
             if stage == 0:
-                tokens = self.hiding(self.encoder, inputs, view, self.mean, self.std)
+                tokens: Tensor = self.mask_embedding(self.encoder, inputs, view, self.mean, self.std)
             else:
-                tokens = view.enter(inputs, self.encoder.num_prefix)
-        for block in self.stage_blocks(stage):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and block + 1 >= frozen_units):
-                tokens = self.encoder.blocks[block](tokens)
+                tokens = view.enter(inputs, self.method.encoder.num_prefix)
+        for layer in self.stage_layers(stage):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and layer + 1 >= frozen_groups):
+                tokens = self.encoder.run_layer(layer, tokens, view)
         return tokens
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:
         """Compute for some stages, by stage, what costs less together; the rest loss() reads from the images."""
-        families: dict[HogTarget, dict[int, HogTarget]] = {}
+        families: dict[tuple[Hashable, int], dict[int, JointTarget]] = {}
         for stage in stages:
             target = self.method.target(stage)
-            if isinstance(target, HogTarget):
-                families.setdefault(target.family, {})[stage] = target
+            if isinstance(target, JointTarget):
+                key = target.family, self.method.level(stage).patch
+                families.setdefault(key, {})[stage] = target
         vectors: dict[int, Tensor] = {}
-        for members in families.values():
+        for (_, patch), members in families.items():
+            first, *_ = wanted = list(members.values())
             scales = [self.method.head(stage).scale for stage in members]
-            patch = self.method.encoder.patch
-            found = hog_vectors(list(members.values()), images, patch, scales, self.colors)
+            found = first.joint_vectors(wanted, images, patch, scales, self.colors)
             vectors |= {stage: target.to(self.mean.dtype) for stage, target in zip(members, found, strict=True)}
         features: dict[int, Tensor] = {}
         if self.teacher is not None and self.method.distillation is not None:
-            blocks = [self.method.distillation.blocks[stage] for stage in stages]
-            found = self.teacher.features(images, blocks, self.mean, self.std)
+            layers = [self.method.distillation.layers[stage] for stage in stages]
+            found = self.teacher.features(images, layers, self.mean, self.std)
             features = {stage: target.to(self.mean.dtype) for stage, target in zip(stages, found, strict=True)}
         return {stage: StageTarget(vectors.get(stage), features.get(stage)) for stage in stages}
 
+    def _head(self, stage: int) -> Head:
+        head: Any = self.heads[stage]  # ModuleList does not say
+        return head
+
     def predict(self, stage: int, tokens: Tensor, view: StageView) -> Tensor:
         """Predict every cell from the tokens [B, R+T, D] of a stage: [B, M, P]."""
-        return self.heads[stage](view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
+        shown = view.show(tokens, self.method.encoder.num_prefix)
+        return self._head(stage)(shown, view.decoded, self.method.grid(stage, view.grid))
 
     def loss(
         self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
@@ -199,32 +229,39 @@ class MIM(nn.Module):
             target: as targets() computed it.
             denominator: the loss weights of all images of the step, summed over their patches.
         """
-        head: Any = self.heads[stage]  # a Head; ModuleList does not say
-        config, wanted = self.method.head(stage), self.method.target(stage)
-        features = head.features(view.show(tokens, self.encoder.num_prefix), view.decoded, view.grid)
-        patch, cells = self.method.encoder.patch, denominator * config.scale**2
-        if isinstance(wanted, PixelTarget) and isinstance(head.pred, Prediction):
-            loss = wanted.loss(head.pred(features), images, view.hidden, patch, self.colors, cells)
+        method, head = self.method, self._head(stage)
+        scale, level, wanted = method.head(stage).scale, method.level(stage), method.target(stage)
+        grid, num_prefix = method.grid(stage, view.grid), method.encoder.num_prefix
+        weights = view.weights(grid)
+        merged = method.encoder.level(0).patch / level.patch  # patches a side that a token stands for, inverted
+        features = head.features(view.show(tokens, num_prefix), view.decoded, grid)
+        cells = denominator * (scale * merged) ** 2
+        if isinstance(wanted, FusedTarget) and isinstance(head.pred, Prediction):
+            loss = wanted.loss(head.pred(features), images, weights, level.patch, self.colors, cells)
         else:
             vectors = target.vectors
             if vectors is None:
-                vectors = wanted.vectors(images, patch, config.scale, self.colors)
-            loss = head.pred.loss(features, vectors, view.hidden, view.grid, cells, wanted.kind)
-        if target.features is not None and self.method.distillation is not None:
-            projected = self.projections[stage](tokens[:, self.encoder.num_prefix :])
-            learnt = masked_loss(projected, target.features, view.hidden, "l1", denominator=denominator)
-            loss = loss + self.method.distillation.weight * learnt
+                vectors = wanted.vectors(images, level.patch, scale, self.colors)
+            loss = head.pred.loss(features, vectors, weights, grid, cells, wanted.kind)
+        if target.features is not None and method.distillation is not None:
+            projected = self.projections[stage](tokens[:, num_prefix:])
+            tokens_hidden = denominator * merged**2
+            learned = masked_loss(projected, target.features, weights, "l1", denominator=tokens_hidden)
+            loss = loss + method.distillation.weight * learned
         return loss
 
 
-def _checked(teacher: Teacher | None, method: Method) -> Teacher:
-    """Make sure that there is a teacher whose patches are the student's, and that it has the blocks asked for."""
+def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
+    """Describe the tokens of the teacher that every stage learns; make sure that they are on the student's grids."""
     assert method.distillation is not None
     if teacher is None:
         raise TeacherError("this method learns from a teacher; name an exported backbone")
-    patch, depth = method.encoder.patch, teacher.config.depth
-    if teacher.config.patch != patch:
-        raise TeacherError(f"the teacher's patches must be those of the student, {patch}, got {teacher.config.patch}")
-    if not all(0 <= block < depth for block in method.distillation.blocks):
-        raise TeacherError(f"the teacher must have the blocks {method.distillation.blocks}, it has {depth}")
-    return teacher
+    layers, depth = method.distillation.layers, teacher.config.depth
+    if not all(0 <= layer < depth for layer in layers):
+        raise TeacherError(f"the teacher must have the layers {layers}, it has {depth}")
+    levels = [teacher.config.level(layer + 1) for layer in layers]
+    for stage, level in enumerate(levels):
+        patch = method.level(stage).patch
+        if level.patch != patch:
+            raise TeacherError(f"the teacher's patches must be those of the student, {patch}, got {level.patch}")
+    return levels

@@ -1,130 +1,165 @@
-"""Schedules: what changes in the course of a run, as functions of progress in [0, 1].
+"""Schedules: what changes over a run, as functions of progress in [0, 1].
 
-A schedule says what the peak learning rate is multiplied with, for every unit of the encoder where it tells them apart
-(0 is the embedding, i the i-th of `depth` blocks) and for the heads that read it, and how many units, from the first
-on, learn no more. A head stops with the unit that it reads.
+A schedule gives the factor of the peak learning rate, where need be for every layer group of the encoder (0 is the
+embedding, i the i-th of `depth` layers) and for the heads that read it, and how many groups, from the first on, have
+stopped learning. A head stops with the group that it reads.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from bimkern import pieces
 
 
-class Unit(NamedTuple):
-    """A unit of the encoder, or the heads that read it."""
+class LayerGroup(NamedTuple):
+    """The parameters of a layer of the encoder, or those of the heads that read it."""
 
     number: int
     head: bool = False
 
 
+class Schedule(Protocol):
+    """A frozen dataclass that gives the learning rates of a run."""
+
+    @property
+    def per_group(self) -> bool:
+        """Whether layer groups differ."""
+
+    def frozen_groups(self, progress: float, depth: int) -> int:
+        """Return how many groups, from the first on, have stopped learning."""
+
+    def factor(self, progress: float, group: int = 0, depth: int = 1, *, head: bool = False) -> float:
+        """Return the factor of the peak learning rate for a group or, with head, the heads that read it."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class _WarmUp(ABC):
+    """Linear warm-up from zero."""
+
+    warmup: float  # share of the run
+    per_group: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"{type(self).__name__}: warmup must be in [0, 1), a share of the run, got {self.warmup}")
+
+    def frozen_groups(self, progress: float, depth: int) -> int:
+        return 0
+
+    def factor(self, progress: float, group: int = 0, depth: int = 1, *, head: bool = False) -> float:
+        """Return the factor of the peak learning rate for a group or, with head, the heads that read it."""
+        if progress < self.warmup:
+            return self._warmup_peak(group, depth, head) * progress / self.warmup
+        return self._after_warmup(progress, group, depth, head)
+
+    def _warmup_peak(self, group: int, depth: int, head: bool) -> float:
+        return 1.0
+
+    @abstractmethod
+    def _after_warmup(self, progress: float, group: int, depth: int, head: bool) -> float: ...
+
+    def _elapsed(self, progress: float) -> float:
+        """Return the share of the run after warm-up that is done."""
+        return (progress - self.warmup) / (1 - self.warmup)
+
+
+def _cosine(elapsed: float, final: float = 0.0) -> float:
+    """Fall from 1 to final along half a cosine."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * elapsed))
+
+
+@pieces.register(Schedule)
+@dataclass(frozen=True, kw_only=True)
+class Cosine(_WarmUp):
     """Linear warm-up from zero, then half a cosine down to a floor.
 
     Source: Loshchilov & Hutter 2017 (SGDR), equation 5; He et al. 2022 (MAE), table 8 for warm-up and decay.
     """
 
-    warmup: float  # share of the run
     final: float = 0.0  # factor of the peak at the end
-    per_unit: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"Cosine: warmup must be in [0, 1), a share of the run, got {self.warmup}")
-
-    def frozen_units(self, progress: float, depth: int) -> int:
-        return 0
-
-    def factor(self, progress: float, unit: int = 0, depth: int = 1, *, head: bool = False) -> float:
-        """Return what the peak learning rate is multiplied with; the same for all units."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        position = (progress - self.warmup) / (1 - self.warmup)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * position))
+    def _after_warmup(self, progress: float, group: int, depth: int, head: bool) -> float:
+        return _cosine(self._elapsed(progress), self.final)
 
 
+@pieces.register(Schedule)
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """Linear warm-up from zero, then the peak, multiplied with gamma at every milestone.
+class MultiStep(_WarmUp):
+    """Linear warm-up from zero, then the peak, multiplied by gamma at every milestone.
 
     Source: Xie et al. 2022 (SimMIM), for 800 epochs; Guo et al. 2022 (FastMIM), for Swin-L.
     """
 
-    warmup: float  # share of the run
     milestones: tuple[float, ...]  # shares of the run, warm-up included
     gamma: float = 0.1
-    per_unit: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"Step: warmup must be in [0, 1), a share of the run, got {self.warmup}")
+        super().__post_init__()
         if not all(a < b for a, b in pairwise((self.warmup, *self.milestones, 1.0))):
-            raise ValueError(f"Step: milestones must rise between warmup={self.warmup} and 1, got {self.milestones}")
+            raise ValueError(
+                f"MultiStep: milestones must rise between warmup={self.warmup} and 1, got {self.milestones}"
+            )
         if not 0 < self.gamma < 1:
-            raise ValueError(f"Step: gamma must be in (0, 1), got {self.gamma}")
+            raise ValueError(f"MultiStep: gamma must be in (0, 1), got {self.gamma}")
 
-    def frozen_units(self, progress: float, depth: int) -> int:
-        return 0
-
-    def factor(self, progress: float, unit: int = 0, depth: int = 1, *, head: bool = False) -> float:
-        """Return what the peak learning rate is multiplied with; the same for all units."""
-        if progress < self.warmup:
-            return progress / self.warmup
+    def _after_warmup(self, progress: float, group: int, depth: int, head: bool) -> float:
         return self.gamma ** sum(milestone <= progress for milestone in self.milestones)
 
 
+@pieces.register(Schedule)
 @dataclass(frozen=True, kw_only=True)
-class FreezeOut:
-    """Units stop learning one after the other, the first ones first, each at the end of its own cosine.
+class FreezeOut(_WarmUp):
+    """Layer groups stop learning one after the other, the first ones first, each at the end of its own cosine.
 
-    Unit i of n learns for a share ((t0 + (1 - t0) * i / n) ** power) of the run after warm-up. Nothing has to be saved
+    Group i of n learns for a share ((t0 + (1 - t0) * i / n) ** power) of the run after warm-up. Nothing has to be saved
     or undone: what is frozen follows from the progress alone.
 
-    Source: Brock et al. 2017 (FreezeOut), sections 2 and 3; ViTFreeze (Topcuoglu & Akbas 2023), section 3, for units,
+    Source: Brock et al. 2017 (FreezeOut), sections 2 and 3; ViTFreeze (Topcuoglu & Akbas 2023), section 3, for groups,
     power and warm-up, and for heads, which keep the rate of the method that is frozen. The published program differs:
-    it warms every unit up to the common rate, from where it jumps to its own (warmup_to "common"), and gives heads the
-    rate of the unit that they read (heads "unit").
+    it warms every group up to the common rate, from where it jumps to its own (warmup_to "common"), and gives heads the
+    rate of the group that they read (heads "group").
     """
 
-    warmup: float  # share of the run, in which nothing is frozen
     t0: float = 0.8  # before the power
     power: int = 3
-    rate: Literal["scaled", "unscaled", "global"] = "scaled"  # "scaled": a unit that learns shortly learns faster
+    rate: Literal["scaled", "unscaled", "global"] = "scaled"  # "scaled": a group that learns shortly learns faster
     warmup_to: Literal["own", "common"] = "own"
-    heads: Literal["global", "unit"] = "global"  # the rate of heads, until they stop
+    heads: Literal["global", "group"] = "global"  # the rate of heads, until they stop
     final: float = 0.0  # of the one cosine of "global" rates and heads, as in Cosine
-    per_unit: ClassVar[bool] = True
+    per_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"FreezeOut: warmup must be in [0, 1), a share of the run, got {self.warmup}")
+        super().__post_init__()
         if not 0 < self.t0 <= 1:
             raise ValueError(f"FreezeOut: t0 must be in (0, 1], got {self.t0}")
         if self.power < 1:
             raise ValueError(f"FreezeOut: power must be at least 1, got {self.power}")
 
-    def share(self, unit: int, depth: int) -> float:
-        """Return for what share of the run after warm-up a unit learns."""
-        return (self.t0 + (1 - self.t0) * unit / depth) ** self.power
+    def share(self, group: int, depth: int) -> float:
+        """Return for what share of the run after warm-up a group learns."""
+        return (self.t0 + (1 - self.t0) * group / depth) ** self.power
 
-    def frozen_units(self, progress: float, depth: int) -> int:
-        """Return how many units, from the first on, have come to their end."""
-        elapsed = (progress - self.warmup) / (1 - self.warmup)
-        return sum(elapsed > self.share(unit, depth) for unit in range(depth + 1))
+    def frozen_groups(self, progress: float, depth: int) -> int:
+        elapsed = self._elapsed(progress)
+        return sum(elapsed > self.share(group, depth) for group in range(depth + 1))
 
-    def factor(self, progress: float, unit: int = 0, depth: int = 1, *, head: bool = False) -> float:
-        """Return what the peak learning rate is multiplied with; it is zero for frozen units and their heads."""
-        share, common = self.share(unit, depth), self.rate == "global" or (head and self.heads == "global")
-        peak = 1 / share if self.rate == "scaled" and not common else 1.0
-        if progress < self.warmup:
-            return (peak if self.warmup_to == "own" else 1.0) * progress / self.warmup
-        elapsed = (progress - self.warmup) / (1 - self.warmup)
+    def _warmup_peak(self, group: int, depth: int, head: bool) -> float:
+        return self._peak(group, depth, head) if self.warmup_to == "own" else 1.0
+
+    def _after_warmup(self, progress: float, group: int, depth: int, head: bool) -> float:
+        elapsed, share = self._elapsed(progress), self.share(group, depth)
         if elapsed > share:
             return 0.0
-        if common:
-            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * elapsed))
-        return peak * 0.5 * (1 + math.cos(math.pi * elapsed / share))
+        if self._is_common(head):
+            return _cosine(elapsed, self.final)
+        return self._peak(group, depth, head) * _cosine(elapsed / share)
 
+    def _peak(self, group: int, depth: int, head: bool) -> float:
+        return 1 / self.share(group, depth) if self.rate == "scaled" and not self._is_common(head) else 1.0
 
-Schedule = Cosine | Step | FreezeOut
+    def _is_common(self, head: bool) -> bool:
+        """Return whether the rate is that of the whole run."""
+        return self.rate == "global" or (head and self.heads == "global")

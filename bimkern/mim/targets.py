@@ -3,13 +3,14 @@
 Shapes: B images, C channels, H W pixels, N patches, M = N * scale**2 cells, P values a cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from bimkern import pieces
 from bimkern.ops import hog, masked_pixel_loss, pixel_targets
 
 LossKind = Literal["l2", "l1"]
@@ -17,7 +18,7 @@ LossKind = Literal["l2", "l1"]
 
 @dataclass(frozen=True)
 class Colors:
-    """Mean and standard deviation of the channels of pixels in [0, 1], by which images are normalised."""
+    """Mean and standard deviation of the channels of pixels in [0, 1], by which images are normalized."""
 
     mean: Tensor  # [C]
     std: Tensor  # [C]
@@ -27,15 +28,17 @@ class Colors:
         return (images.to(self.mean.dtype) / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def restore(self, pixels: Tensor) -> Tensor:
-        """Bring normalised pixels [..., C, H, W] back to [0, 1], wherever they are."""
+        """Bring normalized pixels [..., C, H, W] back to [0, 1], on their own device."""
         mean, std = (values.to(pixels).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels * std + mean).clamp(0, 1)
 
 
 class Target(Protocol):
-    """What a recipe says of a target."""
+    """What a stage predicts; a frozen dataclass."""
 
-    kind: LossKind
+    @property
+    def kind(self) -> LossKind:
+        """The error of a prediction."""
 
     def length(self, channels: int, patch: int, scale: float) -> int:
         """Return P.
@@ -45,7 +48,31 @@ class Target(Protocol):
         """
 
     def vectors(self, images: Tensor, patch: int, scale: float, colors: Colors) -> Tensor:
-        """Compute [B, M, P] from uint8 images [B, C, H, W]."""
+        """Compute [B, M, P] from uint8 images [B, C, H, W]; patch is the side of a token in pixels."""
+
+
+@runtime_checkable
+class JointTarget(Target, Protocol):
+    """A target that costs less when several stages compute it together."""
+
+    @property
+    def family(self) -> Hashable:
+        """Equal for targets that can be computed together."""
+
+    def joint_vectors(
+        self, members: Sequence[Any], images: Tensor, patch: int, scales: Sequence[float], colors: Colors
+    ) -> list[Tensor]:
+        """Compute the vectors of targets of this family, each at its scale."""
+
+
+@runtime_checkable
+class FusedTarget(Target, Protocol):
+    """A target whose loss can be computed without its vectors."""
+
+    def loss(
+        self, pred: Tensor, images: Tensor, weight: Tensor, patch: int, colors: Colors, denominator: Tensor
+    ) -> Tensor:
+        """Average the error of predictions [B, N, P] of whole tokens by weight [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +89,13 @@ class StageTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Every stage also learns to predict what a block of a teacher puts out for hidden patches, through a projection.
+    """Every stage also learns to predict the tokens of a teacher's layer for hidden patches, through a projection.
 
-    Source: Guo et al. 2022 (FastMIM), section 5.6: an L1 loss beside the first. It leaves open which blocks, which
+    Source: Guo et al. 2022 (FastMIM), section 5.6: an L1 loss beside the first. It leaves open which layers, which
     tokens and at what weight; here the teacher sees the whole image, and its features have mean 0 and variance 1.
     """
 
-    blocks: tuple[int, ...]  # of the teacher, 0-based, one for every stage
+    layers: tuple[int, ...]  # of the teacher, 0-based, one for every stage
     weight: float = 1.0
 
 
@@ -84,9 +111,10 @@ def cell_side(patch: int, scale: float) -> int:
     return int(side)
 
 
+@pieces.register(Target)
 @dataclass(frozen=True, kw_only=True)
 class PixelTarget:
-    """The pixels of a cell, raw or normalised by the cell's own mean and variance.
+    """The pixels of a cell, raw or normalized by the cell's own mean and variance.
 
     Source: He et al. 2022 (MAE), section 3 "reconstruction target" and table 1d; l1 Xie et al. 2022 (SimMIM), 3.4.
     """
@@ -118,12 +146,13 @@ class PixelTarget:
         )
 
 
+@pieces.register(Target)
 @dataclass(frozen=True, kw_only=True)
 class HogTarget:
     """Histograms of oriented gradients, of one or several cells for every cell of the predicted grid.
 
     They are taken from uint8 pixels, whose gradients are exact; with a bias, which ties them to the pixels' scale, from
-    normalised ones.
+    normalized ones.
 
     Source: Wei et al. 2022 (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), section 3.3, for several scales;
     window and bias as in published programs.
@@ -138,7 +167,7 @@ class HogTarget:
 
     @property
     def family(self) -> "HogTarget":
-        """What targets share that hog_vectors computes together."""
+        """What targets have in common that hog_vectors computes together."""
         return self if self.bias is None else replace(self, bias=(0.0, 0.0))
 
     def length(self, channels: int, patch: int, scale: float = 1.0) -> int:
@@ -159,6 +188,11 @@ class HogTarget:
 
     def vectors(self, images: Tensor, patch: int, scale: float, colors: Colors) -> Tensor:
         return hog_vectors([self], images, patch, [scale], colors)[0]
+
+    def joint_vectors(
+        self, members: Sequence["HogTarget"], images: Tensor, patch: int, scales: Sequence[float], colors: Colors
+    ) -> list[Tensor]:
+        return hog_vectors(members, images, patch, scales, colors)
 
 
 def hog_vectors(

@@ -16,23 +16,23 @@ from torch import Tensor
 from bimkern import optional
 
 AttentionName = Literal["sdpa", "xformers"]
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values and result: each [B, T, H, E]
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values and result: each [B, T, H, E]
 
 NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
 _REMEDY = "it takes an NVIDIA GPU and pip install 'bimkern[xformers]'; or choose sdpa"
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Mix the values of every head by softmax(q k^T / sqrt(E)), with whichever kernel torch chooses."""
+    """Average the values of every head by softmax(q k^T / sqrt(E)), with the kernel that torch chooses."""
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
-def _xformers() -> Mix:
-    mix: Mix = optional.load("xformers.ops").memory_efficient_attention  # scales by 1 / sqrt(E) too
-    return mix
+def _xformers() -> AttentionFn:
+    attention_fn: AttentionFn = optional.load("xformers.ops").memory_efficient_attention  # scales by 1 / sqrt(E) too
+    return attention_fn
 
 
-_OPTIONAL: dict[AttentionName, Callable[[], Mix]] = {"xformers": _xformers}
+_OPTIONAL: dict[AttentionName, Callable[[], AttentionFn]] = {"xformers": _xformers}
 
 
 def unusable(
@@ -44,7 +44,7 @@ def unusable(
         name: a package that is not torch is imported here, and nowhere else.
         device: where it is to run.
         dtype: of queries, keys and values.
-        deterministic: whether torch will be told to repeat its results; xformers then drops some of its kernels.
+        deterministic: whether torch must repeat its results; xformers then drops some of its kernels.
     """
     if name not in _OPTIONAL:
         return None
@@ -55,7 +55,9 @@ def unusable(
     return None
 
 
-def choose(name: AttentionName, device: torch.device, dtype: torch.dtype, *, deterministic: bool = False) -> Mix:
+def choose(
+    name: AttentionName, device: torch.device, dtype: torch.dtype, *, deterministic: bool = False
+) -> AttentionFn:
     """Return the attention that --attention names; arguments as for unusable.
 
     Raises:
@@ -67,13 +69,13 @@ def choose(name: AttentionName, device: torch.device, dtype: torch.dtype, *, det
     return _OPTIONAL[name]() if name in _OPTIONAL else sdpa
 
 
-def _try(mix: Mix, device: torch.device, dtype: torch.dtype, deterministic: bool) -> None:
+def _try(attention_fn: AttentionFn, device: torch.device, dtype: torch.dtype, deterministic: bool) -> None:
     """Run a few tokens forward and backward: which kernels a build has for a device shows only when they are called."""
     qkv = torch.ones(3, 1, 8, 1, 32, device=device, dtype=dtype, requires_grad=True)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or deterministic)
     try:
-        mix(*qkv.unbind(0)).sum().backward()
+        attention_fn(*qkv.unbind(0)).sum().backward()
     except Exception as error:
         reason = optional.first_line(error).rstrip(":")
         raise optional.Unusable(f"does not run on {device} in {dtype} ({reason})") from error

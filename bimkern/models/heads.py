@@ -1,27 +1,28 @@
-"""Heads: how a tap of the encoder becomes a prediction.
+"""Heads: from the tokens after a layer of the encoder to a prediction.
 
 Shapes: B images, N tokens, K shown tokens, R prefix tokens, D width of the encoder, W width of the features that are
 decoded, P values predicted a cell, M cells: N times the square of the head's scale.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.models.layers import Block, LayerNorm, Linear, init_linear
+from bimkern import pieces
+from bimkern.models.encoder import Grid
+from bimkern.models.layers import LayerNorm, Linear, TransformerLayer, init_linear
 from bimkern.models.pos_embed import SinCosPositions
 from bimkern.nn import MatchHead
 from bimkern.ops import masked_loss, restore_tokens
 from bimkern.ops.match import SCALES
 
-Grid = tuple[int, int]
-
 
 class Head(Protocol):
-    """A module that decodes tokens in two steps: features of every patch, then what is predicted of them."""
+    """A module that decodes tokens in two steps: features of every patch, then what is predicted from them."""
 
+    in_norm: nn.Module  # the encoder's last norm, with which a head begins
     pred: "Prediction | MatchHead"
 
     def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
@@ -29,6 +30,28 @@ class Head(Protocol):
 
     def __call__(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
         """Predict every cell, [B, M, P]."""
+
+
+class HeadConfig(Protocol):
+    """The numbers of a head; a frozen dataclass."""
+
+    @property
+    def scale(self) -> float:
+        """Scale of the predicted grid, against that of the tokens."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether it can predict patches that did not enter the encoder."""
+
+    def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> Any:
+        """Build a Head, an nn.Module.
+
+        Args:
+            in_width: D.
+            out_length: P.
+            num_prefix: R.
+            restores: whether the hidden patches are left out of its tokens.
+        """
 
 
 class Prediction(Linear):
@@ -50,11 +73,12 @@ class Prediction(Linear):
         return masked_loss(self(features), target, mask, kind, denominator=denominator)
 
 
+@pieces.register(HeadConfig)
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A decoder of transformer blocks over all tokens; its features may be rescaled before they are read.
+    """A decoder of transformer layers over all tokens; its features may be rescaled before they are read.
 
-    Source: He et al. 2022 (MAE), section 4.1 and table 1: 8 blocks, 512 wide, whatever the encoder; Wang et al. 2023
+    Source: He et al. 2022 (MAE), section 4.1 and table 1: 8 layers, 512 wide, whatever the encoder; Wang et al. 2023
     (LocalMIM), section 3.2, for scales; Guo et al. 2022 (FastMIM), section 3, for none of its own positions.
     """
 
@@ -64,6 +88,7 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     positions: bool = True
     match_scale: float | None = None  # of the grid that is predicted, against the tokens'; None: a linear prediction
+    restores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -79,6 +104,7 @@ class DecoderConfig:
         return MAEDecoder(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores)
 
 
+@pieces.register(HeadConfig)
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
     """A norm and a linear layer, for encoders that all tokens pass.
@@ -87,21 +113,21 @@ class LinearConfig:
     """
 
     init_std: float = 0.02
+    restores: ClassVar[bool] = False
 
     @property
     def scale(self) -> float:
         return 1.0
 
     def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "LinearHead":
-        if restores:
-            raise ValueError("LinearConfig: a linear head cannot predict patches that never enter the encoder")
+        assert not restores  # Method has checked it
         return LinearHead(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix)
 
 
 class MAEDecoder(nn.Module):
-    """The encoder's last norm, a projection, transformer blocks over all tokens, and the prediction.
+    """The encoder's last norm, a projection, transformer layers over all tokens, and the prediction.
 
-    Source: He et al. 2022 (MAE), section 3 "MAE decoder"; Luo et al. 2023 (BIM), section 3.2: one for every block.
+    Source: He et al. 2022 (MAE), section 3 "MAE decoder"; Luo et al. 2023 (BIM), section 3.2: one for every stage.
     """
 
     pred: Prediction | MatchHead
@@ -116,7 +142,7 @@ class MAEDecoder(nn.Module):
         if restores:
             self.mask_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            TransformerLayer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.width)
         if config.match_scale is None:

@@ -1,17 +1,18 @@
 """The layers every model here is made of, and the one precision policy they follow.
 
-Parameters stay float32. Matrix products run in the compute dtype. Normalisation statistics, softmax and the residual
+Parameters stay float32. Matrix products run in the compute dtype. Normalization statistics, softmax and the residual
 stream are float32. No autocast: its lists differ between devices, and memory could not be predicted.
 
 Shapes: B images, T tokens (prefix and patches), D width, H heads, E width of a head.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bimkern.models.attention import Mix, sdpa
-from bimkern.nn import MatchHead
+from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.ops import embed_visible
 
 LAYER_NORM_EPS = 1e-6
@@ -57,7 +58,7 @@ class PatchEmbed(nn.Conv2d):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in the dtype of its own parameters, whatever comes in."""
+    """Layer normalization in the dtype of its own parameters, whatever comes in."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=LAYER_NORM_EPS)
@@ -70,14 +71,14 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.mix: Mix = sdpa
+        self.attention_fn: AttentionFn = sdpa
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).unbind(2)  # each [B, T, H, E]
-        return self.proj(self.mix(q, k, v).reshape(B, T, D))
+        return self.proj(self.attention_fn(q, k, v).reshape(B, T, D))
 
 
 class Mlp(nn.Module):
@@ -90,8 +91,8 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block.
+class TransformerLayer(nn.Module):
+    """A pre-norm transformer layer.
 
     Source: Dosovitskiy et al. 2021 (ViT), equations 2 and 3.
     """
@@ -109,21 +110,28 @@ class Block(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise linear layers as MAE does: Xavier-uniform weights, zero biases. Use with Module.apply."""
+    """Initialize linear layers as MAE does: Xavier-uniform weights, zero biases. Use with Module.apply."""
     if isinstance(module, Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Run the matrix products of every layer of model in dtype."""
-    for module in model.modules():
-        if isinstance(module, (Linear, PatchEmbed, MatchHead)):
-            module.compute_dtype = dtype
+    """Run the matrix products of every module with a compute_dtype in dtype."""
+    _set(model, "compute_dtype", dtype)
 
 
-def set_attention(model: nn.Module, mix: Mix) -> None:
-    """Mix tokens by mix in every attention layer of model."""
+def set_attention(model: nn.Module, attention_fn: AttentionFn) -> None:
+    """Compute attention by attention_fn in every module that has one."""
+    _set(model, "attention_fn", attention_fn)
+
+
+def _set(model: nn.Module, name: str, value: Any) -> None:
     for module in model.modules():
-        if isinstance(module, Attention):
-            module.mix = mix
+        if hasattr(module, name):
+            setattr(module, name, value)
+
+
+def layer_flops(tokens: int, width: int, hidden: int) -> int:
+    """Count the operations of a transformer layer's matrix products on the tokens of one image, a multiply-add as 2."""
+    return 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens**2 * width

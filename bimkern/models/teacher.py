@@ -1,11 +1,13 @@
 """A trained encoder whose features another one learns to predict.
 
-Shapes: B images, C channels, H W pixels, N patches, D width of the teacher.
+Shapes: B images, C channels, H W pixels, N tokens, D width of the teacher.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bimkern import pieces
 from bimkern.errors import BimkernError
-from bimkern.models import layouts
-from bimkern.models.vit import ViT, ViTConfig
-
-_NUMBERS = ("width", "depth", "num_heads", "patch", "image_size")
+from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig, WholeImages
 
 
 class TeacherError(BimkernError, ValueError):
@@ -25,99 +25,78 @@ class TeacherError(BimkernError, ValueError):
 
 
 class Teacher:
-    """A Vision Transformer that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
+    """An encoder that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
 
-    def __init__(self, encoder: ViT, positions: Tensor, sha256: str = "") -> None:
-        """Take an encoder, its positions [N, D] at its own image size, and the SHA-256 of the file it comes from."""
+    def __init__(self, encoder: Any, sha256: str = "") -> None:
+        """Take an encoder and the SHA-256 of the file that it comes from."""
         self.sha256 = sha256
         self.encoder = encoder.eval().requires_grad_(False)
-        self._positions = positions
-        self._tables: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
     @property
-    def config(self) -> ViTConfig:
-        return self.encoder.config
+    def config(self) -> EncoderConfig:
+        config: EncoderConfig = self.encoder.config
+        return config
 
     @torch.no_grad()
-    def features(self, images: Tensor, blocks: Sequence[int], mean: Tensor, std: Tensor) -> list[Tensor]:
-        """Return what some blocks, 0-based, put out for every patch of whole images, each of mean 0 and variance 1.
+    def features(self, images: Tensor, layers: Sequence[int], mean: Tensor, std: Tensor) -> list[Tensor]:
+        """Return the tokens after some layers, 0-based, of whole images, each of mean 0 and variance 1.
 
         Args:
             images: [B, C, H, W] uint8, of any size that the patches divide: positions are interpolated.
-            blocks: of the teacher.
-            mean, std: [C], as for ViT.embed.
+            layers: of the teacher.
+            mean, std: [C], as for Encoder.embed.
 
         Returns:
             [B, N, D] for each.
         """
-        encoder = self.encoder
-        if encoder.cls_token.device != images.device:
-            encoder.to(images.device)
-        grid = encoder.grid(images)
-        everything = torch.arange(grid[0] * grid[1], device=images.device).expand(len(images), -1)
-        pos = self._positions_on(grid, images.device)
-        tokens = encoder.patch_embed(images, everything, pos, prefix=encoder.cls_token[0], mean=mean, std=std)
+        if next(self.encoder.parameters()).device != images.device:
+            self.encoder.to(images.device)
+        view = WholeImages(self.config.level(0).grid(*images.shape[2:]))
+        tokens = self.encoder.embed(images, mean, std)
         found = {}
-        for i, block in enumerate(encoder.blocks[: max(blocks) + 1]):
-            tokens = block(tokens)
-            if i in blocks:
-                patches = tokens[:, encoder.num_prefix :]
-                found[i] = F.layer_norm(patches, patches.shape[-1:])
-        return [found[i] for i in blocks]
-
-    def _positions_on(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the positions of a grid, [N, D], each table built once."""
-        if (grid, device) not in self._tables:
-            table = self._positions
-            if grid != self.config.grid:
-                own = table.T.reshape(1, -1, *self.config.grid)
-                table = F.interpolate(own, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
-            self._tables[grid, device] = table.to(device)
-        return self._tables[grid, device]
+        for layer in range(max(layers) + 1):
+            tokens = self.encoder.run_layer(layer, tokens, view)
+            if layer in layers:
+                patches = tokens[:, self.config.num_prefix :]
+                found[layer] = F.layer_norm(patches, patches.shape[-1:])
+        return [found[layer] for layer in layers]
 
 
-def read_teacher_config(path: Path) -> ViTConfig:
-    """Read what encoder a backbone of `bimkern.export --format timm` says it holds, a folder or the file in it.
+def read_encoder_config(path: Path) -> EncoderConfig:
+    """Read which encoder an exported backbone says it holds, a folder or the file in it.
 
     Raises:
         TeacherError: the file cannot be read, or does not say it.
     """
     try:
         with safe_open(_weights_file(path), framework="pt") as file:
-            numbers: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"it cannot be read ({error})") from error
-    missing = [name for name in _NUMBERS if not numbers.get(name, "").isdecimal()]
-    if missing:
-        raise TeacherError(f"it does not say its {', '.join(missing)}; python -m bimkern.export writes files that do")
+    if "encoder" not in metadata:
+        raise TeacherError("it does not say which encoder it holds; python -m bimkern.export writes files that do")
     try:
-        return ViTConfig(**{name: int(numbers[name]) for name in _NUMBERS})
+        config: EncoderConfig = pieces.from_json(json.loads(metadata["encoder"]), EncoderConfig, "encoder")
     except ValueError as error:
-        raise TeacherError(f"what it says of itself is wrong ({error})") from error
+        raise TeacherError(f"its description is wrong ({error})") from error
+    return config
 
 
 def load_teacher(path: Path) -> Teacher:
-    """Read a backbone that `bimkern.export --format timm` wrote, a folder or the file in it.
+    """Read a backbone that `bimkern.export` wrote in the format timm or bimkern, a folder or the file in it.
 
     Raises:
         TeacherError: the file cannot be read, or is no such backbone.
     """
-    encoder = ViT(read_teacher_config(path))
-    weights_file = _weights_file(path)
+    config, weights_file = read_encoder_config(path), _weights_file(path)
     try:
         with weights_file.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        weights = load_file(weights_file)
-        encoder.load_state_dict(layouts.from_timm(weights))
-        positions = weights["pos_embed"]
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        encoder = config.load(load_file(weights_file))
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise TeacherError(f"it is no such backbone ({' '.join(str(error).split())})") from error
-    rows, columns = encoder.config.grid
-    shape = [1, encoder.num_prefix + rows * columns, encoder.config.width]
-    if list(positions.shape) != shape:
-        raise TeacherError(f"it is no such backbone (pos_embed must be {shape}, got {list(positions.shape)})")
-    return Teacher(encoder, positions[0, encoder.num_prefix :], sha256)
+    return Teacher(encoder, sha256)
 
 
 def _weights_file(path: Path) -> Path:
-    return path / layouts.WEIGHTS if path.is_dir() else path
+    return path / WEIGHTS_FILE if path.is_dir() else path

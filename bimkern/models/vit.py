@@ -1,17 +1,86 @@
-"""The Vision Transformer encoder, cut into stages.
+"""The Vision Transformer encoder.
 
 Shapes: B images, C channels, H W pixels, N patches, K kept patches, D width; one prefix token (cls).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.models.layers import Block, PatchEmbed, init_linear
-from bimkern.models.pos_embed import SinCosPositions
+from bimkern import pieces
+from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.layers import PatchEmbed, TransformerLayer, init_linear, layer_flops
+from bimkern.models.pos_embed import SinCosPositions, StoredPositions, sincos_table, with_prefix
+from bimkern.ops import restore_tokens
 
 
+class ViT(nn.Module):
+    """A ViT with fixed sin-cos positions and a cls token; parameter names are those of MAE and timm.
+
+    There is no final norm: each head brings its own.
+    """
+
+    num_prefix = 1
+    positions: SinCosPositions | StoredPositions
+
+    def __init__(self, config: "ViTConfig") -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.channels, config.width, config.patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(
+            TransformerLayer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.positions = SinCosPositions(config.width)
+        self.apply(init_linear)
+
+    def grid(self, images: Tensor) -> Grid:
+        """Return the rows and columns of patches that images [B, C, H, W] are cut into."""
+        return self.config.level(0).grid(*images.shape[2:])
+
+    def pos_embed(self, images: Tensor) -> Tensor:
+        """Return the positions of the patches of images, [N, D]."""
+        return self.positions(self.grid(images), self.cls_token)
+
+    def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        rows, columns = self.grid(images)
+        everything = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
+        return self.embed_visible(images, everything, mean, std)
+
+    def embed_visible(
+        self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> Tensor:
+        return self.patch_embed(images, keep, self.pos_embed(images), prefix=self.cls_token[0], mean=mean, std=std)
+
+    def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        visible = self.patch_embed(images, view.keep, prefix=self.cls_token[0], mean=mean, std=std)  # [B, R+K, D]
+        pos = self.pos_embed(images)
+        return self._fill(visible, view, token.flatten(), pos)
+
+    def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """A painted patch has the same embedding wherever it lies, so the image itself is never painted."""
+        visible = self.patch_embed(images, view.keep, prefix=self.cls_token[0], mean=mean, std=std)
+        assert self.patch_embed.bias is not None
+        painted = self.patch_embed.weight.sum(dim=(2, 3)) @ color.flatten() + self.patch_embed.bias
+        return self._fill(visible, view, painted, self.pos_embed(images))
+
+    def _fill(self, visible: Tensor, view: View, token: Tensor, pos: Tensor) -> Tensor:
+        """Put visible tokens [B, R+K, D] at their positions among all N, and token [D] at the others."""
+        assert view.keep is not None
+        assert view.hidden is not None
+        token = token.to(visible.dtype)
+        if view.keep.shape[1] == len(pos):  # as many as there are, where images differ in how many are hidden
+            prefix, patches = visible[:, : self.num_prefix], visible[:, self.num_prefix :]
+            return torch.cat([prefix, torch.where(view.hidden[..., None] > 0, token, patches) + pos], dim=1)
+        return restore_tokens(visible, view.keep, token, pos, num_tokens=len(pos), num_prefix=self.num_prefix)
+
+    def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
+        return self.blocks[layer](tokens)
+
+
+@pieces.register(EncoderConfig)
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Size of a Vision Transformer.
@@ -26,6 +95,8 @@ class ViTConfig:
     image_size: int = 224
     channels: int = 3
     mlp_ratio: float = 4.0
+    module: ClassVar[type[ViT]] = ViT
+    num_prefix: ClassVar[int] = ViT.num_prefix
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "num_heads", "patch", "image_size", "channels"):
@@ -37,47 +108,78 @@ class ViTConfig:
             raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 
     @property
-    def grid(self) -> tuple[int, int]:
-        side = self.image_size // self.patch
-        return side, side
+    def grid(self) -> Grid:
+        """Rows and columns of patches of an image of image_size."""
+        return self.level(0).grid(self.image_size, self.image_size)
 
+    def level(self, num_layers: int) -> Level:
+        return Level(self.width, self.patch)
 
-class ViT(nn.Module):
-    """A ViT with fixed sin-cos positions and a cls token; parameter names are those of MAE and timm.
+    def layer_group(self, name: str) -> int:
+        part, _, rest = name.partition(".")
+        return int(rest.partition(".")[0]) + 1 if part == "blocks" else 0
 
-    There is no final norm: each head brings its own.
-    """
+    def cut(self, depth: int) -> "ViTConfig":
+        return replace(self, depth=depth)
 
-    num_prefix = 1
+    def resized(self, image_size: int) -> "ViTConfig":
+        return replace(self, image_size=image_size)
 
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = PatchEmbed(config.channels, config.width, config.patch)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
-        )
-        self.positions = SinCosPositions(config.width)
-        self.apply(init_linear)
+    def embedding_flops(self, num_visible: int) -> int:
+        return 2 * num_visible * self.width * self.channels * self.patch**2
 
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """Return the rows and columns of patches that images [B, C, H, W] are cut into."""
-        return images.shape[2] // self.config.patch, images.shape[3] // self.config.patch
+    def layer_flops(self, layer: int, num_patches: int) -> int:
+        return layer_flops(num_patches + self.num_prefix, self.width, int(self.width * self.mlp_ratio))
 
-    def embed(self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-        """Embed the kept patches of images, with their positions, behind the cls token: [B, 1+K, D].
+    def layout(self, program: Program) -> Layout:
+        positions = with_prefix(sincos_table(self.width, self.grid))
+        patch_embed = ("patch_embed.", "patch_embed.proj.")
+        if program == "hf-vit-mae":
+            return Layout(
+                names=(
+                    ("patch_embed.", "vit.embeddings.patch_embeddings.projection."),
+                    ("blocks.", "vit.encoder.layer."),
+                    ("", "vit.embeddings."),
+                ),
+                norm="vit.layernorm.",
+                tables={"vit.embeddings.position_embeddings": positions},
+                settings={
+                    "hidden_size": self.width,
+                    "num_hidden_layers": self.depth,
+                    "num_attention_heads": self.num_heads,
+                    "intermediate_size": int(self.width * self.mlp_ratio),
+                    "image_size": self.image_size,
+                    "patch_size": self.patch,
+                    "num_channels": self.channels,
+                },
+            )
+        settings = {
+            "architecture": "vit_base_patch16_224",  # any VisionTransformer: model_args give every size
+            "num_features": self.width,
+            "model_args": {
+                "img_size": self.image_size,
+                "patch_size": self.patch,
+                "in_chans": self.channels,
+                "embed_dim": self.width,
+                "depth": self.depth,
+                "num_heads": self.num_heads,
+                "mlp_ratio": self.mlp_ratio,
+                "fc_norm": False,  # else timm would drop the trained norm for a new one behind the pooling
+            },
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        return Layout(names=(patch_embed,), norm="norm.", tables={"pos_embed": positions}, settings=settings)
 
-        Args:
-            images: [B, C, H, W], uint8 or floating; any H and W that the patches divide.
-            keep: [B, K], as for gather_tokens.
-            mean, std: [C], to normalise with (uint8 first goes to [0, 1]); None where the images are already.
-        """
-        return self.patch_embed(images, keep, self.pos_embed(images), prefix=self.cls_token[0], mean=mean, std=std)
-
-    def pos_embed(self, images: Tensor) -> Tensor:
-        """Return the positions of the patches of images, [N, D]."""
-        return self.positions(self.grid(images), self.cls_token)
+    def load(self, weights: Weights) -> ViT:
+        """Build the encoder of a backbone in timm's layout; its position table is kept, and resized bicubically."""
+        encoder, layout = ViT(self), self.layout("timm")
+        encoder.load_state_dict({name: weights[layout.name(name)] for name in encoder.state_dict()})
+        shape, positions = list(layout.tables["pos_embed"].shape), weights["pos_embed"]
+        if list(positions.shape) != shape:
+            raise ValueError(f"pos_embed must be {shape}, got {list(positions.shape)}")
+        encoder.positions = StoredPositions(positions[0, self.num_prefix :], self.grid)
+        return encoder
 
 
 # Dosovitskiy et al. 2021, table 1 (B, L, H); Touvron et al. 2021 (DeiT), table 1 (Ti, S).

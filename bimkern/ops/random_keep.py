@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
-from bimkern.rng import WORD, philox4x32
+from bimkern.rng import WORD, Stream, draw, philox4x32
 
 # A symbolic step: torch.compile would otherwise recompile a loop at every step.
 _ARGUMENTS = "Tensor sample_ids, int num_tokens, int num_keep, int seed"
@@ -20,21 +20,17 @@ _backend.declare("random_keep", kernels={"cpu": "native", "cuda": "native"})
 
 MAX_TOKENS = 2**31 - 1
 
-_STREAM, _STEP_STREAM = 0, 6  # second counter words; the loader (data/augment.py) and mim/blockwise.py use others
-
 
 def token_priorities(sample_ids: Tensor, num_tokens: int, seed: int) -> Tensor:
     """Return a random 32-bit word for every token of every sample, [B, N] int64: the lowest stay longest."""
-    blocks = torch.arange((num_tokens + 3) // 4, device=sample_ids.device).expand(len(sample_ids), -1)  # [B, N/4]
-    ids = sample_ids.unsqueeze(1).expand_as(blocks)
-    stream = torch.full_like(blocks, _STREAM)
-    words = philox4x32(blocks, stream, ids & WORD, (ids >> 32) & WORD, seed)
+    blocks = torch.arange((num_tokens + 3) // 4, device=sample_ids.device)  # four words each
+    words = draw(Stream.MASK, blocks, sample_ids.unsqueeze(1), seed)  # each [B, N/4]
     return torch.stack(words, dim=-1).flatten(1)[:, :num_tokens]  # [B, N]
 
 
 def _step_key(seed: int, step: int) -> int:
     """Return the 64 bits that a step draws by: the seed at step 0, two words drawn from it at others."""
-    low, high, _, _ = philox4x32(step & WORD, _STEP_STREAM, (step >> 32) & WORD, 0, seed)
+    low, high, _, _ = philox4x32(step & WORD, Stream.STEP.value, (step >> 32) & WORD, 0, seed)
     return low | high << 32 if step else seed
 
 

@@ -57,7 +57,7 @@ def progressive(config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES) -
         Phase(share=epochs / sum(_PHASE_EPOCHS), image_size=size, micro_factor=(sizes[0] / size) ** 2)
         for epochs, size in zip(_PHASE_EPOCHS, sizes, strict=True)
     )
-    method = replace(config.method, encoder=replace(config.method.encoder, image_size=sizes[-1]))
+    method = replace(config.method, encoder=config.method.encoder.resized(sizes[-1]))
     return replace(config, recipe=name, method=method, phases=phases)
 
 
@@ -66,7 +66,7 @@ VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
 def distilled(name: str, config: Config, teacher_block: int) -> Config:
     """Learn the features of a teacher as well: section 5.6, ViT-L for ViT-B, after fine-tuning it."""
-    distillation = Distillation(blocks=(teacher_block,))
+    distillation = Distillation(layers=(teacher_block,))
     return replace(config, recipe=name, method=replace(config.method, distillation=distillation))
 
 

@@ -10,7 +10,7 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.masking.units import TokenReplace
 from bimkern.mim.model import Method
-from bimkern.mim.schedule import Step
+from bimkern.mim.schedule import MultiStep
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import LinearConfig
 from bimkern.models.vit import VIT_BASE, ViTConfig
@@ -32,7 +32,7 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
         method=Method(
             encoder=encoder,
             taps=(encoder.depth - 1,),
-            masker=TokenReplace(ratio=0.6, unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
+            masker=TokenReplace(ratio=0.6, mask_unit=max(1, _UNIT // encoder.patch)),  # section 4.1.1
             heads=(LinearConfig(),),  # section 3.3
             targets=(PixelTarget(normalize=False, kind="l1"),),  # section 3.4
             flow=EndToEnd(),
@@ -46,7 +46,7 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
             undecayed=("cls_token", "mask_token"),  # likewise
         ),
         # of the published program, for 800 epochs; its 100 epochs have another peak and a cosine
-        schedule=Step(warmup=10 / _EPOCHS, milestones=(700 / _EPOCHS,), gamma=0.1),
+        schedule=MultiStep(warmup=10 / _EPOCHS, milestones=(700 / _EPOCHS,), gamma=0.1),
         run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=0.5e-4, slices=1),  # 1e-4 for 512 images
     )
 

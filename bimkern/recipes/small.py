@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from bimkern.mim.model import HeadConfig
-from bimkern.models.heads import DecoderConfig
+from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, growing

@@ -10,19 +10,20 @@ from torch import Tensor
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.pil import PilLoader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import StepLayout
-from bimkern.exporters.export import Trained, write_backbones
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
-from bimkern.mim.schedule import Unit
+from bimkern.mim.schedule import LayerGroup
 from bimkern.models import attention
 from bimkern.train import network
 from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting.held_out import NUM_IMAGES, Judge, StageOutcome
-from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.trainer import StepResult
 
 
@@ -30,7 +31,7 @@ class Pretraining:
     """Train the encoder of a config's method, and its heads, on images alone."""
 
     def __init__(
-        self, config: Config, layout: StepLayout, *, images: RunImages, pictures: Path, device: torch.device
+        self, config: Config, layout: StepLayout, *, images: FrozenDataset, pictures: Path, device: torch.device
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -46,20 +47,20 @@ class Pretraining:
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(device)
         dtype = DTYPES[run.precision]
-        mix = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
-        network.compute_with(self.model, dtype, mix)
+        attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
+        network.set_compute(self.model, dtype, attention_fn)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16"}
         options["make"] = adapters.choose(run.optimizer, device)
-        options["units"] = self.model.units() if config.schedule.per_unit else None
+        options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        self._judge = Judge(*self._load_held_out(images), run.seed, pictures)
+        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
 
     def compile(self) -> None:
-        network.compile_blocks(self.model)
+        network.compile_layers(self.model)
 
     def step(self, index: int, batch: Sequence[Batch], memory: StepMemory) -> StepResult:
         """Run optimizer step `index`, from 0; the rate that it returns is that of the last block.
@@ -70,24 +71,24 @@ class Pretraining:
         segment, progress = self._layout.at(index), self._layout.progress(index)
         peak = run.peak_lr_of(segment.batch_size)
 
-        def rate(unit: Unit) -> float:
-            return peak * schedule.factor(progress, unit.number, depth, head=unit.head)
+        def rate(group: LayerGroup) -> float:
+            return peak * schedule.factor(progress, group.number, depth, head=group.head)
 
         for update in self.updates:
             update.set_rates(rate)
         batches = []
         for images, ids in map(self._on_device, batch):
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
-        frozen_units = schedule.frozen_units(progress, depth)
+        frozen_groups = schedule.frozen_groups(progress, depth)
         losses = self._config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
-            frozen_units=frozen_units,
-            scope=memory.scope((segment, frozen_units)),
+            frozen_groups=frozen_groups,
+            scope=memory.scope((segment, frozen_groups)),
         )
-        return StepResult(losses, self._num_frozen(index), rate(Unit(depth)))
+        return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def conditions(self, index: int) -> dict[str, int]:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}
@@ -103,30 +104,30 @@ class Pretraining:
             )
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        return self._judge.sketch(self.model, records, f"{self._config.recipe}, step {done}", plan)
+        return self._held_out.snapshot(self.model, records, f"{self._config.recipe}, step {done}", plan)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
-    def evaluate(self) -> list[StageOutcome]:
+    def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""
-        return self._judge.outcome(self.model)
+        return self._held_out.errors(self.model)
 
     def _num_frozen(self, index: int) -> int:
         """Return how many stages, from the first on, do not learn in a step."""
         depth = self._config.method.encoder.depth
-        units = self._config.schedule.frozen_units(self._layout.progress(index), depth)
-        return sum(self.model.is_frozen(stage, units) for stage in range(self.model.num_stages))
+        groups = self._config.schedule.frozen_groups(self._layout.progress(index), depth)
+        return sum(self.model.is_frozen(stage, groups) for stage in range(self.model.num_stages))
 
-    def _load_held_out(self, images: RunImages) -> tuple[Tensor, Tensor]:
+    def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
-        count = min(NUM_IMAGES, 4 * len(images.judged))
+        count = min(NUM_IMAGES, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
         seed = self._config.run.seed + 1
-        data = MicroBatches(images=images.judged, augment=self._config.augment, seed=seed, layout=layout)
-        ((batch,),) = Feed(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
+        data = MicroBatches(images=images.held_out, augment=self._config.augment, seed=seed, layout=layout)
+        ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
         return self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

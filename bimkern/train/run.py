@@ -16,13 +16,13 @@ from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
 from bimkern.train.memory import allocator
-from bimkern.train.memory.budget import OutOfMemory, check_that_it_fits, halved
+from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
-from bimkern.train.reporting.held_out import StageOutcome
+from bimkern.train.reporting.held_out import HeldOutError
 from bimkern.train.reporting.progress import checking
 from bimkern.train.reporting.summary import describe_briefly
-from bimkern.train.run_folder.dataset_manifest import RunImages, settle
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.trainer import Trainer
 
@@ -45,7 +45,7 @@ class Outcome:
 
     config: Config  # with the micro-batch that it ended with
     folder: RunFolder
-    held_out: list[StageOutcome]  # of every stage
+    held_out: list[HeldOutError]  # of every stage
 
 
 def run(config: Config) -> Outcome:
@@ -60,7 +60,7 @@ def run(config: Config) -> Outcome:
         Diverged, Starved: it cannot continue.
     """
     inputs = find_inputs(config.run)
-    check_that_it_fits(config, resolve_device(config.run.device))
+    check_memory(config, resolve_device(config.run.device))
     folder = _open_folder(config, inputs.listing.root)
     images = _check_images(config, inputs, folder)
     say(describe_briefly(config, images, inputs.loader_choice))
@@ -69,7 +69,7 @@ def run(config: Config) -> Outcome:
         try:
             return _train(config, images, loader, folder)
         except OutOfMemory as error:
-            config = replace(config, run=halved(config.run))
+            config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
         loader, _ = _choose(config.run)
@@ -92,7 +92,7 @@ def find_inputs(options: RunConfig) -> Inputs:
     return Inputs(listing, held_out, *_choose(options))
 
 
-def _train(config: Config, images: RunImages, loader: Loader, folder: RunFolder) -> Outcome:
+def _train(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:
     device = devices.claim(config.run.device)
     layout = config.step_layout(len(images.images))
     task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device)
@@ -126,7 +126,7 @@ def _open_folder(config: Config, data: Path) -> RunFolder:
     return folder
 
 
-def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> RunImages:
+def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> FrozenDataset:
     """Decode every file once, and fix what the run trains on and is evaluated on."""
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     listings = [inputs.listing, *([] if inputs.held_out is None else [inputs.held_out])]
@@ -135,11 +135,11 @@ def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> RunImage
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
     ratio = config.run.max_bad_ratio
-    images = settle(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
+    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
     if inputs.held_out is None:
         return images
     root, results = inputs.held_out.root, found[1]
     damaged = [file for file, result in results.items() if result.fault is not None]
     if damaged:
         raise SourceError(f"{root / damaged[0]} is damaged; delete {root.parent}: it is made again")
-    return replace(images, judged=readable(inputs.held_out, results))
+    return replace(images, held_out=readable(inputs.held_out, results))

@@ -12,30 +12,31 @@ from torch import Tensor, nn
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.loader import Loader
-from bimkern.data.resilient_loader import Feed, FeedError
+from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import StepMemory
-from bimkern.train.memory.budget import OutOfMemory, is_shortage
+from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
+from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
-from bimkern.train.reporting.supply import Shortage, Supply
-from bimkern.train.reporting.throughput import Clock, TimedLoader
-from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.reporting.throughput import Throughput, TimedLoader
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
 from bimkern.watchdog import Interrupted, stopped_by
@@ -94,7 +95,7 @@ class Trainer:
         task: Task,
         layout: StepLayout,
         *,
-        images: RunImages,
+        images: FrozenDataset,
         loader: Loader,
         folder: RunFolder,
         device: torch.device,
@@ -105,10 +106,10 @@ class Trainer:
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
         data = MicroBatches(images=images.images, augment=config.augment, seed=run.seed, layout=layout)
-        self.feed = Feed(self.loader, data, images.quarantine.add)
-        self._shortage = Shortage()
+        self.resilient_loader = ResilientLoader(self.loader, data, images.quarantine.add)
+        self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
-        self.saver = Saver(folder.checkpoints, every=run.save_every)
+        self.saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._memory = allocator.choose(run.arena, device, compiled=run.compile)
@@ -141,7 +142,7 @@ class Trainer:
         except OutOfMemory as error:
             if signals.received is None:
                 raise
-            raise signals.stopped(f"; {error}; nothing is saved since step {self.saver.saved_step}") from error
+            raise signals.stopped(f"; {error}; nothing saved since step {self.saver.saved_step}") from error
         if signals.received is not None:  # in or after the last step: all is saved, and what comes may hang
             raise signals.stopped(f" after step {session.done}, the last")
 
@@ -160,7 +161,7 @@ class Trainer:
             if done == 1 or done % run.log_every == 0 or last:
                 record = self._record(session, result)
                 session.log.log(record)
-                self._shortage.note(done, record["data_wait"], record["images_per_s"], session.supply)
+                self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
                 self._roll_back(session, batch)
                 continue
@@ -172,11 +173,11 @@ class Trainer:
 
     def _next(self, session: "_Session") -> list[Batch]:
         try:
-            return session.supply.next()
+            return session.prefetcher.next()
         except Interrupted:
             self._end(session)
             raise
-        except (FeedError, SourceError) as error:
+        except (LoadingFailed, SourceError) as error:
             saved = f"{session.done} steps are done and saved"
             try:
                 self._save_last(session)
@@ -200,12 +201,13 @@ class Trainer:
         number = index - max(session.first, segment.first_step)
         if number == 0:
             self._live_activation_bytes = None
-        counted = LiveBytes(self.task.model.parameters()) if number == 1 and not self.config.run.compile else None
+        counted = LiveBytes() if number == 1 and not self.config.run.compile else None
+        tracker = None if counted is None else AllocationTracker(self.task.model.parameters(), counted)
         try:
-            with counted or nullcontext():
+            with tracker or nullcontext():
                 result = self.task.step(index, batch, self._memory)
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             result = None
         if result is None:  # raised out here, the error keeps nothing of the step alive
@@ -235,9 +237,9 @@ class Trainer:
     def _record(self, session: "_Session", result: StepResult) -> dict[str, Any]:
         done, frozen = session.done, result.num_frozen
         learning = result.losses[frozen:].tolist()  # waits for the device
-        lap = session.clock.lap(done)
+        interval = session.throughput.interval(done)
         held, peak = held_bytes(self.device)
-        seen, seen_before = (self.layout.image(step) for step in (done, done - lap.steps))
+        seen, seen_before = (self.layout.image(step) for step in (done, done - interval.steps))
         return {
             "step": done,
             "epoch": seen / len(self.images.images),
@@ -246,9 +248,9 @@ class Trainer:
             "loss_per_block": [None] * frozen + learning,
             "lr": result.lr,
             "skipped_updates": [int(update.skipped) for update in self.task.updates],
-            "images_per_s": (seen - seen_before) / lap.seconds,
-            "data_wait": lap.waited / lap.seconds,
-            "images_set_aside": len(self.images.quarantine.files),
+            "images_per_s": (seen - seen_before) / interval.seconds,
+            "data_wait": interval.waited / interval.seconds,
+            "images_quarantined": len(self.images.quarantine.files),
             "held_bytes": held,
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
@@ -345,9 +347,9 @@ class _Session:
     def load_from(self, done: int) -> None:
         """Begin, or begin again, behind so many steps."""
         self.first = self.done = done
-        self._steps = self._trainer.feed.steps(done, self._last)
-        self.supply = Supply(self._steps, self._trainer.loader)
-        self.clock = Clock(self._trainer.loader, done)
+        self._steps = self._trainer.resilient_loader.steps(done, self._last)
+        self.prefetcher = Prefetcher(self._steps, self._trainer.loader)
+        self.throughput = Throughput(self._trainer.loader, done)
 
     def __enter__(self) -> Self:
         self._stack.callback(self.log.close)

@@ -22,6 +22,36 @@ struct alignas(sizeof(T) * kCount) Pack {
   T value[kCount];
 };
 
+constexpr int kInFlight = 4;  // packs that a thread loads before it stores
+
+// Copies a row by a warp. All loads of a turn come before its stores: the compiler may not move one across another, as
+// out might be where the next is read.
+template <typename P>
+__device__ __forceinline__ void copy_row(const P* row, int packs, P* out) {
+  for (int first = threadIdx.x; first < packs; first += kInFlight * kWarp) {
+    P loaded[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (first + i * kWarp < packs) {
+        loaded[i] = row[first + i * kWarp];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (first + i * kWarp < packs) {
+        out[first + i * kWarp] = loaded[i];
+      }
+    }
+  }
+}
+
+template <typename P>
+__device__ __forceinline__ void fill_row(const P& value, int packs, P* out) {
+  for (int i = threadIdx.x; i < packs; i += kWarp) {
+    out[i] = value;
+  }
+}
+
 // Whether every row that starts at pointer + i * stride can be read in packs.
 inline bool is_packable(const void* pointer, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % kPackBytes == 0 && stride_bytes % kPackBytes == 0;

@@ -18,6 +18,10 @@ namespace bimkern {
 // kUInt8 is for pixels alone: dispatch_pixels.
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
+inline int64_t bytes_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : dtype == DType::kUInt8 ? 1 : 2;
+}
+
 struct float16 {
   uint16_t bits;
 };
@@ -119,6 +123,12 @@ void dispatch(DType dtype, const F& f) {
       break;
   }
   BIMKERN_CHECK(false, "dtype must be one of float32, float16, bfloat16, float64, got tag ", static_cast<int>(dtype));
+}
+
+// The same with the type that sums of dtype are computed in.
+template <typename F>
+void dispatch_arithmetic(DType dtype, const F& f) {
+  dispatch(dtype, [&](auto type) { f(typename Arithmetic<decltype(type)>::type{}); });
 }
 
 // The same for images, which may also be bytes.

@@ -117,6 +117,27 @@ BIMKERN_INLINE inline T store_as(A value) {
   return Arithmetic<T>::store(static_cast<typename Arithmetic<T>::type>(value));
 }
 
+// A row of a type that does not compute in A, which is rare: compiled for no instruction set.
+template <typename A>
+void convert_row(DType dtype, const void* rows, int64_t at, int64_t width, A* out) {
+  dispatch(dtype, [&](auto type) {
+    const auto* row = static_cast<const decltype(type)*>(rows) + at;
+    for (int64_t d = 0; d < width; ++d) {
+      out[d] = load_as<A>(row[d]);
+    }
+  });
+}
+
+template <typename A>
+void convert_row_back(const A* row, int64_t width, DType dtype, void* rows, int64_t at) {
+  dispatch(dtype, [&](auto type) {
+    auto* out = static_cast<decltype(type)*>(rows) + at;
+    for (int64_t d = 0; d < width; ++d) {
+      out[d] = store_as<decltype(type)>(row[d]);
+    }
+  });
+}
+
 // A packet of any type as A, and back.
 template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
@@ -159,12 +180,55 @@ BIMKERN_INLINE inline void store_row(Set set, const typename Arithmetic<T>::type
       [=](int64_t d) BIMKERN_INLINE { out[d] = Arithmetic<T>::store(sum[d]); });
 }
 
+// Whether the arithmetic of dtype is A's.
+template <typename A>
+bool computes_in(DType dtype) {
+  return std::is_same_v<A, double> ? dtype == DType::kFloat64 : dtype != DType::kFloat64 && dtype != DType::kUInt8;
+}
+
+// Calls f with rows + at as a pointer to dtype if that computes in A, else to A. To be called for each row: chosen by a
+// kernel as a whole, a type would have all of that compiled once more.
+template <typename A, typename Void, typename F>
+BIMKERN_INLINE inline void visit_row(DType dtype, Void* rows, int64_t at, const F& f) {
+  const auto as = [=](auto type) BIMKERN_INLINE {
+    using T = std::conditional_t<std::is_const_v<Void>, const decltype(type), decltype(type)>;
+    return static_cast<T*>(rows) + at;
+  };
+  if constexpr (std::is_same_v<A, double>) {
+    return f(as(double{}));
+  } else if (dtype == DType::kFloat16) {
+    return f(as(float16{}));
+  } else if (dtype == DType::kBFloat16) {
+    return f(as(bfloat16{}));
+  } else {
+    return f(as(float{}));
+  }
+}
+
+template <typename Set, typename A>
+BIMKERN_INLINE inline void load_row(Set set, DType dtype, const void* rows, int64_t at, int64_t width, A* out) {
+  visit_row<A>(dtype, rows, at, [=](const auto* row) BIMKERN_INLINE { load_row(set, row, width, out); });
+}
+
+template <typename Set, typename A>
+BIMKERN_INLINE inline void store_row(Set set, const A* sum, int64_t width, DType dtype, void* rows, int64_t at) {
+  visit_row<A>(dtype, rows, at, [=](auto* row) BIMKERN_INLINE { store_row(set, sum, width, row); });
+}
+
 // out = row, in the type of out.
 template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline void widen_row(Set set, const T* row, int64_t width, A* out) {
   cover_row(
       width, [=](int64_t d) BIMKERN_INLINE { load_packet(set, row + d, out + d); },
       [=](int64_t d) BIMKERN_INLINE { out[d] = load_as<A>(row[d]); });
+}
+
+template <typename Set, typename A>
+BIMKERN_INLINE inline void widen_row(Set set, DType dtype, const void* rows, int64_t at, int64_t width, A* out) {
+  if (!computes_in<A>(dtype)) {
+    return convert_row(dtype, rows, at, width, out);
+  }
+  visit_row<A>(dtype, rows, at, [=](const auto* row) BIMKERN_INLINE { widen_row(set, row, width, out); });
 }
 
 // Lanes of a sum that is the same on every instruction set: which lane an element goes to depends on the count alone.

@@ -14,61 +14,70 @@
 namespace bimkern {
 namespace {
 
-template <typename Set, typename From, typename T>
-BIMKERN_INLINE inline void normalise_pixels(Set set, const From* pixels, int64_t count, Affine<Normal<T>> affine,
-                                            Normal<T>* scratch, T* out) {
-  Normal<T>* wide = scratch;
-  if constexpr (!kIsNarrow<T>) {
-    wide = out;
-  }
+// One channel of a patch, normalised, to out + at.
+template <typename Set, typename From, typename A>
+BIMKERN_INLINE inline void normalise_pixels(Set set, const From* pixels, int64_t count, Affine<A> affine, A* scratch,
+                                            DType dtype, void* out, int64_t at) {
+  const bool is_narrow = bytes_of(dtype) < static_cast<int64_t>(sizeof(A));
+  A* wide = is_narrow ? scratch : static_cast<A*>(out) + at;
   for (int64_t i = 0; i < count; ++i) {
     wide[i] = normalised(pixels[i], affine);
   }
-  if constexpr (kIsNarrow<T>) {
-    store_row(set, wide, count, out);
+  if (is_narrow) {
+    store_row(set, wide, count, dtype, out, at);
   }
 }
 
-template <typename From, typename T>
+// Pixels that do not compute in A are converted first, and From is A.
+template <typename From, typename A>
 void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd) {
-  using A = Normal<T>;
   const TokenSizes size = args.size;
   const int64_t patch = args.patch;
   const int64_t area = patch * patch;
-  const auto* images = static_cast<const From*>(args.images);
+  const int64_t pixel_bytes = bytes_of(args.image_dtype);
+  const bool in_place = !std::is_same_v<From, A> || pixel_bytes == sizeof(A);
   const auto* mean = static_cast<const A*>(args.mean);
   const auto* std = static_cast<const A*>(args.std);
-  auto* out = static_cast<T*>(args.out);
-  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  const int64_t row_bytes = size.width * bytes_of(args.dtype);
   const auto corner_of = [&](int64_t row) {
     const int64_t image = row / size.kept;
     const int64_t id = args.keep.ids[image * args.keep.image_stride + row % size.kept * args.keep.token_stride];
-    return images + image * args.image_stride + id / args.columns * patch * args.row_stride +
+    return image * args.image_stride + id / args.columns * patch * args.row_stride +
            id % args.columns * patch * args.column_stride;
+  };
+  const auto affine_of = [&](int64_t channel) {
+    return args.image_dtype == DType::kUInt8 ? normalisation<uint8_t>(mean, std, channel)
+                                             : normalisation<A>(mean, std, channel);
   };
   parallel(size.images * size.kept, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     std::vector<From> pixels(area);
-    std::vector<A> wide(kIsNarrow<T> ? area : 0);
+    std::vector<A> wide(area);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
-        const From* corner = corner_of(i);
-        const From* next = corner_of(std::min(i + 1, end - 1));
+        const int64_t corner = corner_of(i), next = corner_of(std::min(i + 1, end - 1));
         for (int64_t c = 0; c < size.width / area; ++c) {
-          prefetch_pixels(next + c * args.channel_stride, patch, args.row_stride, args.column_stride);
-          cut_pixels(corner + c * args.channel_stride, patch, args.row_stride, args.column_stride, pixels.data());
-          normalise_pixels(set, pixels.data(), area, normalisation<From>(mean, std, c), wide.data(),
-                           out + i * size.width + c * area);
+          const int64_t at = corner + c * args.channel_stride;
+          prefetch_pixels(static_cast<const char*>(args.images) + (next + c * args.channel_stride) * pixel_bytes, patch,
+                          args.row_stride * pixel_bytes, args.column_stride * pixel_bytes);
+          if (in_place) {
+            cut_pixels(static_cast<const From*>(args.images) + at, patch, args.row_stride, args.column_stride,
+                       pixels.data());
+          } else if constexpr (std::is_same_v<From, A>) {
+            convert_pixels(args.image_dtype, args.images, at, patch, args.row_stride, args.column_stride,
+                           pixels.data());
+          }
+          normalise_pixels(set, pixels.data(), area, affine_of(c), wide.data(), args.dtype, args.out,
+                           i * size.width + c * area);
         }
       }
     });
   });
 }
 
-template <typename T, typename A>
+template <typename A>
 void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
   const TokenSizes size = args.size;
   const int64_t rows = size.prefix + size.kept;  // per image
-  const auto* product = static_cast<const T*>(args.product);
   const auto* bias = static_cast<const A*>(args.bias);
   const auto* pos = static_cast<const A*>(args.pos);
   const auto* prefix = static_cast<const A*>(args.prefix);
@@ -83,7 +92,7 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
           std::memcpy(out, prefix + i % rows * args.prefix_token_stride, row_bytes);
           continue;
         }
-        widen_row(set, product + (image * size.kept + place) * size.width, size.width, out);
+        widen_row(set, args.product_dtype, args.product, (image * size.kept + place) * size.width, size.width, out);
         if (pos == nullptr) {
           add_row(set, out, bias, size.width, out);
           continue;
@@ -103,9 +112,11 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
 void visible_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd) {
   check_keep("embed_visible", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch_pixels(args.image_dtype, [&](auto pixel) {
-      dispatch(args.dtype, [&](auto type) { cut_patches<decltype(pixel), decltype(type)>(args, parallel, simd); });
-    });
+    if (args.dtype == DType::kFloat64) {
+      return cut_patches<double, double>(args, parallel, simd);
+    }
+    dispatch_pixels(args.image_dtype == DType::kFloat64 ? DType::kFloat32 : args.image_dtype,
+                    [&](auto pixel) { cut_patches<decltype(pixel), float>(args, parallel, simd); });
   }
 }
 
@@ -114,9 +125,7 @@ void add_embeddings(const AddEmbeddings& args, const Parallel& parallel, Simd si
     check_keep("embed_visible", args.keep, args.size);
   }
   if (args.size.width > 0) {
-    dispatch(args.product_dtype, [&](auto type) {
-      dispatch_wide(args.dtype, [&](auto wide) { add_rows<decltype(type), decltype(wide)>(args, parallel, simd); });
-    });
+    dispatch_wide(args.dtype, [&](auto wide) { add_rows<decltype(wide)>(args, parallel, simd); });
   }
 }
 

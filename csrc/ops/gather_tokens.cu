@@ -1,7 +1,7 @@
-// CUDA kernels of gather_tokens.h, all bound by memory; bwd while keep is short: see warp_find in keep_cuda.h.
+// CUDA kernels of gather_tokens.h, all bound by memory.
 //
 // gather: a warp per row of the result; reads the kept rows, their positions (from L2 after the first image) and ids.
-// bwd: a warp per row of the result; looks its token up in keep, then copies or clears: one pass, no atomics.
+// bwd: a warp per row of the result; its block looks eight tokens up in keep, then it copies or clears: one pass.
 // bwd_pos: a block per token and slice of D; its threads read the token's place in one image each, which a small kernel
 // found before, then add the rows in the order of the images, so the sum does not depend on the launch.
 #include "ops/gather_tokens.h"
@@ -10,19 +10,31 @@
 namespace bimkern {
 namespace {
 
-constexpr int kRowsPerBlock = 8;
 constexpr int kSumThreads = 128;
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 
+// out = row + pos, by a warp: see copy_row.
 template <typename T, int kPack>
-__device__ Pack<T, kPack> add(Pack<T, kPack> a, Pack<T, kPack> b) {  // by reference they are read one by one
-  using A = Arithmetic<T>;
-  Pack<T, kPack> sum;
+__device__ __forceinline__ void add_row(const Pack<T, kPack>* row, const Pack<T, kPack>* pos, int packs,
+                                        Pack<T, kPack>* out) {
+  constexpr int kPairs = kInFlight / 2;
+  for (int first = threadIdx.x; first < packs; first += kPairs * kWarp) {
+    Pack<T, kPack> loaded[kPairs];
+    Pack<T, kPack> shift[kPairs];
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) {
-    sum.value[i] = A::store(A::load(a.value[i]) + A::load(b.value[i]));
+    for (int i = 0; i < kPairs; ++i) {
+      if (first + i * kWarp < packs) {
+        loaded[i] = row[first + i * kWarp];
+        shift[i] = pos[first + i * kWarp];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if (first + i * kWarp < packs) {
+        out[first + i * kWarp] = add(loaded[i], shift[i]);
+      }
+    }
   }
-  return sum;
 }
 
 template <typename T, int kPack>
@@ -41,56 +53,42 @@ __global__ void gather_kernel(GatherTokens args) {
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
   if (place >= 0 && !is_token(id, size)) {
-    for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = filled_with<T, kPack>(NAN);
-    }
+    fill_row(filled_with<T, kPack>(NAN), packs, out);
     return;
   }
   const auto* source =
       reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + image * args.tokens_image_stride +
                                  (size.prefix + id) * args.tokens_token_stride);
   if (place < 0 || args.pos == nullptr) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = source[i];
-    }
+    copy_row(source, packs, out);
     return;
   }
-  const auto* pos = reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + id * args.pos_token_stride);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < packs; i += kWarp) {
-    out[i] = add(source[i], pos[i]);
-  }
+  add_row(source, reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + id * args.pos_token_stride), packs, out);
 }
 
 template <typename T, int kPack>
-__global__ void scatter_kernel(GatherTokensBwd args) {
+__global__ void scatter_kernel(GatherTokensBwd args, unsigned blocks_per_image) {
   using P = Pack<T, kPack>;
+  __shared__ BlockPlaces places[1];
   const TokenSizes size = args.size;
-  const int64_t rows = size.prefix + size.tokens;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
-  if (row >= size.images * rows) {
+  const int64_t image = blockIdx.x / blocks_per_image;
+  const int64_t first = int64_t{blockIdx.x % blocks_per_image} * kRowsPerBlock - size.prefix;  // negative: a prefix row
+  block_find(args.keep, size, image, first, places);
+  const int64_t token = first + threadIdx.y;
+  if (token >= size.tokens) {
     return;
   }
-  const int64_t image = row / rows;
-  const int64_t token = row % rows - size.prefix;
-  const int64_t place = token < 0 ? token : warp_find(args.keep, size, image, token);
+  const int64_t place = token < 0 ? token : place_of(places[0], threadIdx.y);
+  const int64_t row = image * (size.prefix + size.tokens) + size.prefix + token;
   auto* out = reinterpret_cast<P*>(static_cast<T*>(args.result) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
   if (token >= 0 && place < 0) {
-    const P fill = filled_with<T, kPack>(place == kWrong ? NAN : 0.0f);
-    for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = fill;
-    }
+    fill_row(filled_with<T, kPack>(place == kWrong ? NAN : 0.0f), packs, out);
     return;
   }
-  const auto* source =
-      reinterpret_cast<const P*>(static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
-                                 (size.prefix + place) * args.grad_token_stride);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < packs; i += kWarp) {
-    out[i] = source[i];
-  }
+  const T* source = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
+                    (size.prefix + place) * args.grad_token_stride;
+  copy_row(reinterpret_cast<const P*>(source), packs, out);
 }
 
 template <typename T, int kPack>
@@ -168,8 +166,12 @@ void launch_scatter(const GatherTokensBwd& args, cudaStream_t stream) {
   if (rows == 0 || args.size.width == 0) {
     return;
   }
+  const int64_t blocks_per_image = ceil_div<int64_t>(args.size.prefix + args.size.tokens, kRowsPerBlock);
+  BIMKERN_CHECK(args.size.images * blocks_per_image <= kMaxBlocksX, "gather_tokens_bwd: at most ",
+                kMaxBlocksX / blocks_per_image, " images fit a launch, got ", args.size.images);
   const auto kernel = rows_packable(args, sizeof(T)) ? scatter_kernel<T, kPackBytes / sizeof(T)> : scatter_kernel<T, 1>;
-  kernel<<<row_blocks("gather_tokens_bwd", rows), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);
+  kernel<<<static_cast<unsigned>(args.size.images * blocks_per_image), dim3(kWarp, kRowsPerBlock), 0, stream>>>(
+      args, static_cast<unsigned>(blocks_per_image));
   check_launch("gather_tokens_bwd");
 }
 

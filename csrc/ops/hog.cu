@@ -3,9 +3,10 @@
 // A block takes squares as large as the coarsest cell, all channels: 32 x 32 pixels for cells of 4, 8, 16, 32. A thread
 // owns a smaller square (4 x 4) of one channel and its histogram in shared memory, so nothing is added atomically and
 // no sum depends on timing. It walks down its square with three rows of pixels in registers; rows come as one load of
-// four pixels a thread, whole lines a warp, and what neighbours share comes from the caches. Then the block adds fine
-// histograms up to coarse ones, and a warp writes a cell's vectors, which lie next to each other.
-// Histograms are an odd number of words apart, so that threads that go through them in step meet different banks.
+// four pixels a thread, whole lines a warp, and the pixels beside them from the lanes beside it. Then the block adds
+// fine histograms up to coarse ones, and a warp writes a cell's vectors, which lie next to each other. Squares of a
+// block form a strip, one behind the other, and so do their cells in shared memory. Cells and channels are an odd
+// number of words apart, so that threads that go through them in step meet different banks.
 //
 // Cell sizes that no finer one divides, or that differ in bias, or that make a square too large for shared memory,
 // start from the pixels again, in a launch of their own.
@@ -19,9 +20,12 @@ namespace bimkern {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr int kBlocksPerSM = 3;  // at least: caps the registers
-constexpr int kColumns = 4;      // pixels that a thread loads at once
+constexpr int kMaxTurns = 2;           // of the threads, to make a block's lines longer
+constexpr int kPackedBlocksPerSM = 4;  // at least: caps the registers
+constexpr int kBlocksPerSM = 3;        // the same where pixels come one by one
+constexpr int kColumns = 4;            // pixels that a thread loads at once
 constexpr int kMinUnit = 4;
+constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kSharedBytes = 48 * 1024;  // what every launch may have
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
@@ -32,13 +36,14 @@ struct Launch {
   HogBoundaries boundaries;
   float weights[kMaxHogWindow];
   int32_t source[kMaxHogLevels];
-  int32_t first[kMaxHogLevels];  // histogram of each level in shared memory, counted in histograms
+  int32_t first[kMaxHogLevels];  // cell of each level in shared memory
   int32_t side;                  // pixels of a square, the least common multiple of the cells
   int32_t unit;                  // pixels of the small square of a thread; divides the first cell
   int32_t channels;              // of a block
   int32_t squares;               // of a block
   int32_t spread;                // words of a histogram: bins, the inverse norm, and one more where that is even
-  int32_t histograms;            // in shared memory
+  int32_t cell_spread;           // words of the histograms of a cell, and one more where that is even
+  int32_t cells;                 // in shared memory
 
   __host__ __device__ int32_t across(int32_t i) const { return side / static_cast<int32_t>(args.level[i].cell); }
 };
@@ -59,19 +64,28 @@ __device__ __forceinline__ int mirrored(int at, int count) {
   return max(inside, 0);
 }
 
-// Pixels x - 1 to x + kColumns of a row.
+// Where a thread is: its plane, and whether the lanes beside it are left and right of it in the same row.
+template <typename T>
+struct Place {
+  const T* plane;
+  bool has_left, has_right;
+};
+
+// Pixels x - 1 to x + kColumns of a row. Called by whole warps.
 template <typename T, bool kPacked>
-__device__ __forceinline__ void load_row(const Hog& args, const T* plane, int y, int x, float* row) {
+__device__ __forceinline__ void load_row(const Hog& args, const Place<T>& place, int y, int x, float* row) {
   const int width = static_cast<int>(args.width);
-  const T* from = plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
+  const T* from = place.plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
   if constexpr (kPacked) {
     const auto pack = *reinterpret_cast<const Pack<T, kColumns>*>(from + x);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       row[1 + i] = pixel(pack.value[i]);
     }
-    row[0] = x == 0 ? row[2] : pixel(from[x - 1]);
-    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1] : pixel(from[x + kColumns]);
+    const float left = __shfl_up_sync(kAllLanes, row[kColumns], 1);
+    const float right = __shfl_down_sync(kAllLanes, row[1], 1);
+    row[0] = x == 0 ? row[2] : place.has_left ? left : pixel(from[x - 1]);
+    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1] : place.has_right ? right : pixel(from[x + kColumns]);
   } else {
 #pragma unroll
     for (int i = 0; i < kColumns + 2; ++i) {
@@ -80,18 +94,18 @@ __device__ __forceinline__ void load_row(const Hog& args, const T* plane, int y,
   }
 }
 
-// Adds a strip of at most kColumns columns and unit rows to a histogram.
+// Adds at most kColumns columns and unit rows to a histogram. Called by whole warps; null: nothing is added.
 template <typename T, int kQuads, bool kPacked>
-__device__ __forceinline__ void add_strip(const Launch& launch, const T* plane, int top, int x, int columns,
-                                          float* histogram) {
+__device__ __forceinline__ void add_columns(const Launch& launch, const Place<T>& place, int top, int x, int columns,
+                                            float* histogram) {
   const Hog& args = launch.args;
   float above[kColumns + 2];
   float here[kColumns + 2];
-  load_row<T, kPacked>(args, plane, top - 1, x, above);
-  load_row<T, kPacked>(args, plane, top, x, here);
+  load_row<T, kPacked>(args, place, top - 1, x, above);
+  load_row<T, kPacked>(args, place, top, x, here);
   for (int y = top; y < top + launch.unit; ++y) {
     float below[kColumns + 2];
-    load_row<T, kPacked>(args, plane, y + 1, x, below);
+    load_row<T, kPacked>(args, place, y + 1, x, below);
 #pragma unroll
     for (int i = 1; i <= kColumns; ++i) {
       // Differences first, then sums: what is equal on both sides leaves an exact zero.
@@ -106,7 +120,7 @@ __device__ __forceinline__ void add_strip(const Launch& launch, const T* plane, 
         const float weight = launch.weights[y % args.window] * launch.weights[(x + i - 1) % args.window];
         magnitude = __fmul_rn(magnitude, weight);
       }
-      if (kPacked || i <= columns) {
+      if (histogram != nullptr && (kPacked || i <= columns)) {
         histogram[hog_bin<kQuads>(biased_x, biased_y, launch.boundaries)] += magnitude;
       }
     }
@@ -123,23 +137,29 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
                                            int channels, float* shared) {
   const Hog& args = launch.args;
   const int across = launch.side / launch.unit;
-  for (int i = threadIdx.x; i < squares * channels * across * across; i += blockDim.x) {
-    const int column = i % across;
-    const int row = i / across % across;
-    const int channel = i / (across * across) % channels;
-    const int square = i / (across * across) / channels;
-    const Square at = square_at(launch, first_square + square);
+  const int columns = squares * across;  // of the strip
+  const int count = columns * across * channels;
+  const bool beside = launch.unit == kColumns;
+  for (int begin = 0; begin < count; begin += blockDim.x) {
+    const bool active = begin + static_cast<int>(threadIdx.x) < count;
+    const int i = active ? begin + threadIdx.x : count - 1;  // a warp stays whole
+    const int column = i % columns;
+    const int row = i / columns % across;
+    const int channel = i / columns / across;
+    const int lane = threadIdx.x % kWarp;
+    const Square at = square_at(launch, first_square + column / across);
     const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
                      (first_channel + channel) * args.channel_stride;
+    const Place<T> place{plane, beside && lane > 0 && column > 0, beside && lane < kWarp - 1 && column < columns - 1};
     const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
-    const int left = static_cast<int>(at.column * launch.side) + column * launch.unit;
+    const int left = static_cast<int>(at.column * launch.side) + column % across * launch.unit;
     float* histogram =
-        shared + (((square * across + row) * across + column) * launch.channels + channel) * launch.spread;
-    for (int b = 0; b < args.bins; ++b) {
+        active ? shared + (row * columns + column) * launch.cell_spread + channel * launch.spread : nullptr;
+    for (int b = 0; b < args.bins && active; ++b) {
       histogram[b] = 0;
     }
     for (int x = 0; x < launch.unit; x += kColumns) {
-      add_strip<T, kQuads, kPacked>(launch, plane, top, left + x, launch.unit - x, histogram);
+      add_columns<T, kQuads, kPacked>(launch, place, top, left + x, launch.unit - x, histogram);
     }
   }
 }
@@ -148,29 +168,46 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
 __device__ __forceinline__ void add_cells(const Launch& launch, const float* fine, int fine_across, float* coarse,
                                           int across, int squares, int channels) {
   const int factor = fine_across / across;
+  const int columns = squares * across;
   const int bins = launch.args.bins;
-  for (int i = threadIdx.x; i < squares * across * across * channels * bins; i += blockDim.x) {
+  for (int i = threadIdx.x; i < columns * across * channels * bins; i += blockDim.x) {
     const int bin = i % bins;
     const int channel = i / bins % channels;
     const int cell = i / bins / channels;
-    const int column = cell % across;
-    const int row = cell / across;  // over all squares: their rows of cells follow each other
+    const int column = cell % columns;
+    const int row = cell / columns;
+    const int place = channel * launch.spread + bin;
     float sum = 0;
     for (int y = row * factor; y < (row + 1) * factor; ++y) {
       float row_sum = 0;  // long sums round less in two steps
       for (int x = column * factor; x < (column + 1) * factor; ++x) {
-        row_sum += fine[((y * fine_across + x) * launch.channels + channel) * launch.spread + bin];
+        row_sum += fine[(y * columns * factor + x) * launch.cell_spread + place];
       }
       sum += row_sum;
     }
-    coarse[(cell * launch.channels + channel) * launch.spread + bin] = sum;
+    coarse[cell * launch.cell_spread + place] = sum;
   }
 }
 
-// Writes the cells of one level in one square. A warp per cell.
+// Puts the inverse norm behind every histogram of a level.
+__device__ __forceinline__ void add_norms(const Launch& launch, float* histograms, int cells, int channels) {
+  const int bins = launch.args.bins;
+  for (int i = threadIdx.x; i < cells * channels; i += blockDim.x) {
+    float* histogram = histograms + i / channels * launch.cell_spread + i % channels * launch.spread;
+    float sum = 0;
+    for (int b = 0; b < bins; ++b) {
+      sum += histogram[b] * histogram[b];
+    }
+    const float norm = sqrtf(sum);
+    histogram[bins] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  }
+}
+
+// Writes the cells of one level in one square, whose histograms begin where the first of them does, in a strip with so
+// many columns. A warp per cell.
 template <typename Out>
 __device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, const Square& at, const float* histograms,
-                                            int first_channel, int channels) {
+                                            int columns, int first_channel, int channels) {
   const Hog& args = launch.args;
   const HogLevel& level = args.level[i];
   const int across = launch.across(i);
@@ -188,8 +225,9 @@ __device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, con
     for (int cell = threadIdx.x / kWarp; cell < across * across; cell += blockDim.x / kWarp) {
       const int row_here = static_cast<int>((cell + 0.5f) * inverse_across);
       const int row = static_cast<int>(at.row) * across + row_here;
-      const int column = static_cast<int>(at.column) * across + cell - row_here * across;
-      const float* histogram = histograms + cell * launch.channels * launch.spread;
+      const int column_here = cell - row_here * across;
+      const int column = static_cast<int>(at.column) * across + column_here;
+      const float* histogram = histograms + (row_here * columns + column_here) * launch.cell_spread;
       const float value = histogram[place] * histogram[norm];
       if (group == 1) {
         out[(row * image_across + column) * vector + index] = Arithmetic<Out>::store(value);
@@ -203,7 +241,8 @@ __device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, con
 }
 
 template <typename T, int kQuads, bool kPacked>
-__global__ void __launch_bounds__(kMaxThreads, kBlocksPerSM) hog_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kMaxThreads, kPacked ? kPackedBlocksPerSM : kBlocksPerSM)
+    hog_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ float shared[];
   const Hog& args = launch.args;
   const int64_t all_squares = args.images * (args.height / launch.side) * (args.width / launch.side);
@@ -217,29 +256,24 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSM) hog_kernel(const __
   for (int i = launch.first[0] == 0 ? 1 : 0; i < args.num_levels; ++i) {
     const int from = i == 0 ? 0 : launch.first[launch.source[i]];
     const int fine_across = i == 0 ? launch.side / launch.unit : launch.across(launch.source[i]);
-    add_cells(launch, shared + from * launch.spread, fine_across, shared + launch.first[i] * launch.spread,
+    add_cells(launch, shared + from * launch.cell_spread, fine_across, shared + launch.first[i] * launch.cell_spread,
               launch.across(i), squares, channels);
     __syncthreads();
   }
-  for (int i = launch.first[0] + threadIdx.x; i < launch.histograms; i += blockDim.x) {
-    float* histogram = shared + i * launch.spread;
-    float sum = 0;
-    for (int b = 0; b < args.bins; ++b) {
-      sum += histogram[b] * histogram[b];
-    }
-    const float norm = sqrtf(sum);
-    histogram[args.bins] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  for (int i = 0; i < args.num_levels; ++i) {
+    add_norms(launch, shared + launch.first[i] * launch.cell_spread, squares * launch.across(i) * launch.across(i),
+              channels);
   }
   __syncthreads();
   for (int square = 0; square < squares; ++square) {
     const Square at = square_at(launch, first_square + square);
     for (int i = 0; i < args.num_levels; ++i) {
-      const int cells = launch.across(i) * launch.across(i);
-      const float* histograms = shared + (launch.first[i] + square * cells * launch.channels) * launch.spread;
+      const int across = launch.across(i);
+      const float* histograms = shared + (launch.first[i] + square * across) * launch.cell_spread;
       if (args.out_dtype == DType::kBFloat16) {
-        write_cells<bfloat16>(launch, i, at, histograms, first_channel, channels);
+        write_cells<bfloat16>(launch, i, at, histograms, squares * across, first_channel, channels);
       } else {
-        write_cells<float>(launch, i, at, histograms, first_channel, channels);
+        write_cells<float>(launch, i, at, histograms, squares * across, first_channel, channels);
       }
     }
   }
@@ -256,31 +290,42 @@ bool plan(Launch& launch) {
   }
   launch.side = static_cast<int32_t>(side);
   launch.spread = (args.bins + 1) | 1;
-  const int64_t room = kSharedBytes / static_cast<int64_t>(sizeof(float)) / launch.spread;  // histograms
+  const int64_t room = kSharedBytes / static_cast<int64_t>(sizeof(float));  // words
   for (int32_t unit = std::min(root, kMinUnit); unit <= root; ++unit) {
     if (root % unit != 0) {
       continue;
     }
-    const int64_t units = side / unit * (side / unit);
-    int64_t histograms = unit == root ? 0 : units;  // of one channel and square
+    const int64_t across = side / unit;
+    int64_t cells = unit == root ? 0 : across * across;  // of a square
     for (int32_t i = 0; i < args.num_levels; ++i) {
-      histograms += static_cast<int64_t>(launch.across(i)) * launch.across(i);
+      cells += static_cast<int64_t>(launch.across(i)) * launch.across(i);
     }
-    if (histograms > room) {
+    int64_t most_channels = room / cells / launch.spread;
+    if (cells * (most_channels * launch.spread | 1) > room) {
+      --most_channels;
+    }
+    if (most_channels < 1) {
       continue;
     }
-    const int64_t parts = ceil_div(args.channels, std::min(args.channels, room / histograms));
+    const int64_t parts = ceil_div(args.channels, std::min(args.channels, most_channels));
     const int64_t channels = ceil_div(args.channels, parts);
+    const int64_t cell_spread = channels * launch.spread | 1;
+    const int64_t units = across * across * channels;  // of a square
+    int64_t wanted = std::max<int64_t>(1, kMaxThreads / units);
+    const int64_t line = kWarp / across;  // squares side by side, as wide as a warp
+    if (kWarp % across == 0 && line * units <= kMaxTurns * kMaxThreads) {
+      wanted = std::max(line, wanted - wanted % line);  // so warps take whole lines, which begin where sectors do
+    }
     const int64_t all_squares = args.images * (args.height / side) * (args.width / side);
-    const int64_t wanted = std::max<int64_t>(1, kMaxThreads / (units * channels));
-    const int64_t squares = std::min({wanted, room / (histograms * channels), all_squares});
+    const int64_t squares = std::min({wanted, room / (cells * cell_spread), all_squares});
     launch.unit = unit;
     launch.channels = static_cast<int32_t>(channels);
     launch.squares = static_cast<int32_t>(squares);
-    launch.histograms = unit == root ? 0 : static_cast<int32_t>(units * channels * squares);
+    launch.cell_spread = static_cast<int32_t>(cell_spread);
+    launch.cells = unit == root ? 0 : static_cast<int32_t>(across * across * squares);
     for (int32_t i = 0; i < args.num_levels; ++i) {
-      launch.first[i] = launch.histograms;
-      launch.histograms += static_cast<int32_t>(launch.across(i) * launch.across(i) * channels * squares);
+      launch.first[i] = launch.cells;
+      launch.cells += static_cast<int32_t>(launch.across(i) * launch.across(i) * squares);
     }
     return true;
   }
@@ -305,7 +350,7 @@ void run(const Launch& launch, cudaStream_t stream) {
   const int64_t units = int64_t{launch.side / launch.unit} * (launch.side / launch.unit) * launch.channels;
   const int64_t turns = ceil_div<int64_t>(units * launch.squares, kMaxThreads);
   const int64_t threads = ceil_div<int64_t>(ceil_div(units * launch.squares, turns), kWarp) * kWarp;
-  const auto bytes = static_cast<size_t>(launch.histograms) * launch.spread * sizeof(float);
+  const auto bytes = static_cast<size_t>(launch.cells) * launch.cell_spread * sizeof(float);
   const bool packed = launch.unit % kColumns == 0 && is_aligned(args, sizeof(T));
   dispatch_quads(args.bins, [&](auto quads) {
     constexpr int kQuads = decltype(quads)::value;

@@ -27,25 +27,67 @@ __device__ __forceinline__ Pack<T, kCount> filled_with(float value) {
   return pack;
 }
 
-// The place of one token, found by a warp that reads all ids of the image: independent loads, which come from the cache
-// for all rows but the first. All lanes get the answer. These are 8*K bytes a row of D values: with K=49 fewer than the
-// row's own, but with N=4096, K=1024 and D=512 in bfloat16 8 KB for a row of 1 KB, so that the caches set the pace.
-__device__ __forceinline__ int64_t warp_find(const Keep& keep, const TokenSizes& size, int64_t image, int64_t token) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const int64_t* ids = keep.ids + image * keep.image_stride;
-  int64_t place = kHidden;
-  bool wrong = false;
-#pragma unroll 4
-  for (int64_t k = threadIdx.x; k < size.kept; k += kWarp) {
-    const int64_t id = ids[k * keep.token_stride];
-    wrong |= !is_token(id, size) || (id == token && place != kHidden);
-    place = id == token ? k : place;
+template <typename T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> add(Pack<T, kCount> a, Pack<T, kCount> b) {  // by reference: read one by one
+  using A = Arithmetic<T>;
+  Pack<T, kCount> sum;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    sum.value[i] = A::store(A::load(a.value[i]) + A::load(b.value[i]));
   }
-  const unsigned holders = __ballot_sync(kAll, place != kHidden);
-  if (__ballot_sync(kAll, wrong) != 0 || __popc(holders) > 1) {
-    return kWrong;
+  return sum;
+}
+
+constexpr int kRowsPerBlock = 8;  // a warp each
+
+// What a block knows of an image: the place of each of its tokens, and behind them whether an id is out of range.
+using BlockPlaces = int32_t[kRowsPerBlock + 1];
+
+__device__ __forceinline__ int32_t place_of(const BlockPlaces& places, int row) {
+  return places[kRowsPerBlock] != 0 ? kWrong : places[row];
+}
+
+// The places of the tokens first, first + 1, ... in up to kImages images from image on, found by a block of kWarp x
+// kRowsPerBlock threads, which reads each id once. With K=49 these are few bytes beside eight rows; with N=4096, K=1024
+// and D=512 in bfloat16 they are as many as the rows.
+template <int kImages>
+__device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& size, int64_t image, int64_t first,
+                                           BlockPlaces (&places)[kImages]) {
+  static_assert(kRowsPerBlock % kImages == 0, "a warp reads the ids of one image");
+  if (threadIdx.y < kImages && threadIdx.x <= kRowsPerBlock) {
+    places[threadIdx.y][threadIdx.x] = threadIdx.x < kRowsPerBlock ? kHidden : 0;
   }
-  return holders == 0 ? kHidden : __shfl_sync(kAll, place, __ffs(static_cast<int>(holders)) - 1);
+  __syncthreads();
+  BlockPlaces& own = places[threadIdx.y % kImages];
+  image += threadIdx.y % kImages;
+  if (image < size.images) {
+    constexpr int kStep = kRowsPerBlock / kImages * kWarp;
+    const int64_t* ids = keep.ids + image * keep.image_stride;
+    for (int64_t begin = threadIdx.y / kImages * kWarp + threadIdx.x; begin < size.kept; begin += kInFlight * kStep) {
+      int64_t id[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t k = begin + i * kStep;
+        if (k < size.kept) {
+          id[i] = ids[k * keep.token_stride];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t k = begin + i * kStep;
+        const int64_t row = id[i] - first;
+        if (k >= size.kept) {
+          break;
+        }
+        if (!is_token(id[i], size)) {
+          atomicExch(&own[kRowsPerBlock], 1);
+        } else if (row >= 0 && row < kRowsPerBlock && atomicExch(&own[row], static_cast<int32_t>(k)) != kHidden) {
+          atomicExch(&own[row], kWrong);  // the last of those that come here leaves it behind
+        }
+      }
+    }
+  }
+  __syncthreads();
 }
 
 // The places of all tokens, [B, N], for kernels that go through the images token by token; a warp per image. All tokens

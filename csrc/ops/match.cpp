@@ -101,11 +101,11 @@ BIMKERN_INLINE inline void activate_row(const A* __restrict weight, const A* __r
   }
 }
 
-template <typename Set, typename T, typename A>
+template <typename Set, typename A>
 BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, A* row) {
   const int64_t width = args.width;
   auto* stats = static_cast<A*>(args.stats) + 2 * i;
-  load_row(set, static_cast<const T*>(args.x) + i * width, width, row);
+  load_row(set, args.dtype, args.x, i * width, width, row);
   add_to_row(static_cast<const A*>(args.x_bias), width, row);
   const A mean = mean_of(row, width);
   for (int64_t d = 0; d < width; ++d) {
@@ -114,7 +114,7 @@ BIMKERN_INLINE inline void norm_row(Set set, const MatchNorm& args, int64_t i, A
   const A scale = 1 / std::sqrt(dot(row, row, width) / static_cast<A>(width) + static_cast<A>(args.eps));
   activate_row(static_cast<const A*>(args.weight), static_cast<const A*>(args.bias), scale, width, row,
                static_cast<A*>(args.slope) + i * width);
-  store_row(set, row, width, static_cast<T*>(args.out) + i * width);
+  store_row(set, row, width, args.dtype, args.out, i * width);
   stats[0] = mean;
   stats[1] = scale;
 }
@@ -143,20 +143,19 @@ BIMKERN_INLINE inline void norm_bwd_row(const A* __restrict row, A mean, A along
 }
 
 // Adds to a block's sums [3, E]; row, grad: scratch.
-template <typename Set, typename T, typename A>
+template <typename Set, typename A>
 BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i, A* row, A* grad, A* sums) {
   const int64_t width = args.width;
   const auto* slope = static_cast<const A*>(args.slope) + i * width;
   const auto* stats = static_cast<const A*>(args.stats) + 2 * i;
-  T* grad_row = static_cast<T*>(args.grad) + i * width;
-  load_row(set, static_cast<const T*>(args.x) + i * width, width, row);
+  load_row(set, args.dtype, args.x, i * width, width, row);
   add_to_row(static_cast<const A*>(args.x_bias), width, row);
-  load_row(set, grad_row, width, grad);
+  load_row(set, args.dtype, args.grad, i * width, width, grad);
   affine_bwd_row(static_cast<const A*>(args.weight), slope, stats[0], stats[1], width, row, grad, sums, sums + width);
   const A mean = mean_of(grad, width);
   const A along = dot(grad, row, width) / static_cast<A>(width);
   norm_bwd_row(row, mean, along, stats[1], width, grad, sums + 2 * width);
-  store_row(set, grad, width, grad_row);
+  store_row(set, grad, width, args.dtype, args.grad, i * width);
 }
 
 // total += sums, which start anew.
@@ -177,22 +176,20 @@ void add_blocks(const double* scratch, int64_t blocks, int64_t width, double* su
   }
 }
 
-template <typename T>
+template <typename A>
 void norm(const MatchNorm& args, const Parallel& parallel, Simd simd) {
-  using A = typename Arithmetic<T>::type;
   parallel(match_blocks(args.rows), 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(args.width);
     vectorised(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin * kMatchBlock; i < std::min(args.rows, end * kMatchBlock); ++i) {
-        norm_row<decltype(set), T>(set, args, i, row.data());
+        norm_row(set, args, i, row.data());
       }
     });
   });
 }
 
-template <typename T>
+template <typename A>
 void norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
-  using A = typename Arithmetic<T>::type;
   const int64_t blocks = match_blocks(args.rows), width = args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(width), grad(width), sums(3 * width);
@@ -202,7 +199,7 @@ void norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
         std::fill_n(total, 3 * width, 0.0);
         const int64_t last = std::min(args.rows, (block + 1) * kMatchBlock);
         for (int64_t i = block * kMatchBlock; i < last; ++i) {
-          bwd_row<decltype(set), T>(set, args, i, row.data(), grad.data(), sums.data());
+          bwd_row(set, args, i, row.data(), grad.data(), sums.data());
           if ((i + 1) % kSummed == 0 || i + 1 == last) {
             move_sums(3 * width, sums.data(), total);
           }
@@ -247,7 +244,7 @@ BIMKERN_INLINE inline A absolute_row(A weight, int64_t width, A* __restrict row,
 }
 
 // The predictions of one hidden cell; returns its share of the loss. row, sign: scratch of width S.
-template <typename Set, typename T, typename A>
+template <typename Set, typename A>
 BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t i, A* row, A* sign, A* columns) {
   const int64_t cells = args.cells.rows * args.cells.columns;
   const int64_t id = args.cells.ids[i];
@@ -263,12 +260,13 @@ BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t
   const int64_t runs = side_by_side ? 1 : square, length = side_by_side ? square * args.length : args.length;
   double loss = 0;
   for (int64_t q = 0; q < squares * squares; ++q) {
-    T* pred = static_cast<T*>(args.pred) + (i * squares * squares + q) * args.width;
+    const int64_t pred_at = (i * squares * squares + q) * args.width;
     if (weight == 0) {  // what does not count is not read: it may be NaN
-      std::fill(pred, pred + args.width, store_as<T>(A(0)));
+      const int64_t bytes = bytes_of(args.dtype);
+      std::memset(static_cast<char*>(args.pred) + pred_at * bytes, 0, args.width * bytes);
       continue;
     }
-    load_row(set, pred, args.width, row);
+    load_row(set, args.dtype, args.pred, pred_at, args.width, row);
     const int64_t y = top + q / squares * square, x = left + q % squares * square;
     int64_t d = 0;
     for (int64_t line = 0; line < square; ++line) {
@@ -280,14 +278,13 @@ BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t
     std::fill(row + d, row + args.width, A(0));
     loss += args.kind == LossKind::kL2 ? squared_row(weight, args.width, row, columns)
                                        : absolute_row(weight, args.width, row, columns, sign);
-    store_row(set, row, args.width, pred);
+    store_row(set, row, args.width, args.dtype, args.pred, pred_at);
   }
   return loss;
 }
 
-template <typename T>
+template <typename A>
 void error(const MatchError& args, const Parallel& parallel, Simd simd) {
-  using A = typename Arithmetic<T>::type;
   const int64_t blocks = match_blocks(args.cells.count), sums = 1 + args.width;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> row(args.width), sign(args.width), columns(args.width);
@@ -297,7 +294,7 @@ void error(const MatchError& args, const Parallel& parallel, Simd simd) {
         std::fill_n(total, sums, 0.0);
         const int64_t last = std::min(args.cells.count, (block + 1) * kMatchBlock);
         for (int64_t i = block * kMatchBlock; i < last; ++i) {
-          total[0] += error_cell<decltype(set), T>(set, args, i, row.data(), sign.data(), columns.data());
+          total[0] += error_cell(set, args, i, row.data(), sign.data(), columns.data());
           if ((i + 1) % kSummed == 0 || i + 1 == last) {
             move_sums(args.width, columns.data(), total + 1);
           }
@@ -327,16 +324,16 @@ void match_rows_bwd(const MatchRowsBwd& args, const Parallel& parallel) {
 }
 
 void match_norm(const MatchNorm& args, const Parallel& parallel, Simd simd) {
-  dispatch(args.dtype, [&](auto type) { norm<decltype(type)>(args, parallel, simd); });
+  dispatch_arithmetic(args.dtype, [&](auto type) { norm<decltype(type)>(args, parallel, simd); });
 }
 
 void match_norm_bwd(const MatchNormBwd& args, const Parallel& parallel, Simd simd) {
-  dispatch(args.dtype, [&](auto type) { norm_bwd<decltype(type)>(args, parallel, simd); });
+  dispatch_arithmetic(args.dtype, [&](auto type) { norm_bwd<decltype(type)>(args, parallel, simd); });
 }
 
 void match_error(const MatchError& args, const Parallel& parallel, Simd simd) {
   check_cells("match_error", args.cells, 0, args.cells.count);
-  dispatch(args.dtype, [&](auto type) { error<decltype(type)>(args, parallel, simd); });
+  dispatch_arithmetic(args.dtype, [&](auto type) { error<decltype(type)>(args, parallel, simd); });
 }
 
 }  // namespace bimkern

@@ -71,6 +71,7 @@ class PatchReader {
   explicit PatchReader(const Patches& patches)
       : patches_(patches),
         area_(patches.patch * patches.patch),
+        pixel_bytes_(bytes_of(patches.dtype)),
         planes_(patches.length() * sizeof(double)),
         pixels_(patches.length() * sizeof(double)),
         offsets_(patches.channels * kTile),
@@ -83,35 +84,34 @@ class PatchReader {
     }
   }
 
+  int64_t length() const { return patches_.length(); }
+
   // Asks for the pixels of a patch.
   BIMKERN_INLINE void prefetch(int64_t index) const {
-    switch (patches_.dtype) {
-      case DType::kUInt8:
-        return prefetch_as<uint8_t>(index);
-      case DType::kFloat64:
-        return prefetch_as<double>(index);
-      case DType::kFloat32:
-        return prefetch_as<float>(index);
-      default:
-        return prefetch_as<float16>(index);
+    const char* corner = static_cast<const char*>(patches_.pixels) + corner_of(index) * pixel_bytes_;
+    for (int64_t c = 0; c < patches_.channels; ++c) {
+      prefetch_pixels(corner + c * patches_.channel_stride * pixel_bytes_, patches_.patch,
+                      patches_.row_stride * pixel_bytes_, patches_.column_stride * pixel_bytes_);
     }
   }
 
   // The vector of a patch, [P]. The type of the pixels is chosen by the patch, or callers would be compiled for each.
   template <typename Set>
   BIMKERN_INLINE void read(Set set, int64_t index, A* out) {
-    switch (patches_.dtype) {
-      case DType::kUInt8:
-        return read_as<uint8_t>(set, index, out);
-      case DType::kFloat32:
-        return read_as<float>(set, index, out);
-      case DType::kFloat16:
-        return read_as<float16>(set, index, out);
-      case DType::kBFloat16:
-        return read_as<bfloat16>(set, index, out);
-      case DType::kFloat64:
-        return read_as<double>(set, index, out);
+    const int64_t corner = corner_of(index);
+    if constexpr (std::is_same_v<A, float>) {
+      switch (patches_.dtype) {
+        case DType::kUInt8:
+          return standardise_patch(set, cut<uint8_t>(corner), out);
+        case DType::kFloat16:
+          return standardise_patch(set, cut<float16>(corner), out);
+        case DType::kBFloat16:
+          return standardise_patch(set, cut<bfloat16>(corner), out);
+        default:
+          break;
+      }
     }
+    standardise_patch(set, pixel_bytes_ == sizeof(A) ? cut<A>(corner) : convert(corner), out);
   }
 
  private:
@@ -131,27 +131,15 @@ class PatchReader {
                                            : normalisation<A>(mean, std, channel);
   }
 
-  template <typename From>
-  const From* corner_of(int64_t index) const {
+  int64_t corner_of(int64_t index) const {
     const int64_t per_image = patches_.rows * patches_.columns;
     const int64_t place = index % per_image;
-    return static_cast<const From*>(patches_.pixels) + index / per_image * patches_.image_stride +
-           place / patches_.columns * patches_.patch * patches_.row_stride +
+    return index / per_image * patches_.image_stride + place / patches_.columns * patches_.patch * patches_.row_stride +
            place % patches_.columns * patches_.patch * patches_.column_stride;
   }
 
-  template <typename From>
-  BIMKERN_INLINE void prefetch_as(int64_t index) const {
-    const From* corner = corner_of<From>(index);
-    for (int64_t c = 0; c < patches_.channels; ++c) {
-      prefetch_pixels(corner + c * patches_.channel_stride, patches_.patch, patches_.row_stride,
-                      patches_.column_stride);
-    }
-  }
-
-  template <typename From, typename Set>
-  BIMKERN_INLINE void read_as(Set set, int64_t index, A* out) {
-    const From* planes = cut<From>(index);
+  template <typename Set, typename From>
+  BIMKERN_INLINE void standardise_patch(Set set, const From* planes, A* out) {
     const From* pixels = interleave(planes);
     if constexpr (std::is_same_v<From, uint8_t>) {
       standardise(set, pixels, patches_.normalize ? byte_statistics(set, planes) : Statistics{0, 0, 1}, out);
@@ -165,12 +153,21 @@ class PatchReader {
 
   // [C, p*p]: the image rows of a patch are too short to fill vectors.
   template <typename From>
-  BIMKERN_INLINE const From* cut(int64_t index) {
-    const From* corner = corner_of<From>(index);
+  BIMKERN_INLINE const From* cut(int64_t corner) {
+    const From* from = static_cast<const From*>(patches_.pixels) + corner;
     From* planes = reinterpret_cast<From*>(planes_.data());
     for (int64_t c = 0; c < patches_.channels; ++c) {
-      cut_pixels(corner + c * patches_.channel_stride, patches_.patch, patches_.row_stride, patches_.column_stride,
+      cut_pixels(from + c * patches_.channel_stride, patches_.patch, patches_.row_stride, patches_.column_stride,
                  planes + c * area_);
+    }
+    return planes;
+  }
+
+  const A* convert(int64_t corner) {
+    A* planes = reinterpret_cast<A*>(planes_.data());
+    for (int64_t c = 0; c < patches_.channels; ++c) {
+      convert_pixels(patches_.dtype, patches_.pixels, corner + c * patches_.channel_stride, patches_.patch,
+                     patches_.row_stride, patches_.column_stride, planes + c * area_);
     }
     return planes;
   }
@@ -278,11 +275,17 @@ class PatchReader {
 
   const Patches& patches_;
   int64_t area_;
+  int64_t pixel_bytes_;
   std::vector<char> planes_;  // [C, p*p] of any type
   std::vector<char> pixels_;  // [p*p, C] of any type
   std::vector<A> offsets_;    // of the elements of a tile
   std::vector<A> scales_;
   std::vector<double> means_;  // [C], of value - first
 };
+
+// The vectors of patches [begin, end), dense; asks for patch `next` in good time. Compiled once for float and double,
+// in pixel_targets.cpp: inlined into every loop it was most of the build, and a call is short beside a patch.
+template <typename A>
+void read_patches(PatchReader<A>& reader, Simd simd, int64_t begin, int64_t end, int64_t next, A* out);
 
 }  // namespace bimkern

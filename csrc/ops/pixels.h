@@ -64,12 +64,11 @@ BIMKERN_INLINE inline void copy_chunks(const char* from, size_t bytes, char* to)
 
 // Asks for one channel of a patch. Its image rows are short and far apart, so the machine does not foresee them. To be
 // inlined all the way: GCC drops a call of a function that does nothing but prefetch.
-template <typename From>
-BIMKERN_INLINE inline void prefetch_pixels(const From* corner, int64_t patch, int64_t row_stride,
-                                           int64_t column_stride) {
-  for (int64_t y = 0; y < patch; ++y) {
-    __builtin_prefetch(corner + y * row_stride);
-    __builtin_prefetch(corner + y * row_stride + (patch - 1) * column_stride);
+BIMKERN_INLINE inline void prefetch_pixels(const char* corner, int64_t patch, int64_t row_bytes, int64_t column_bytes) {
+  const int64_t last = (patch - 1) * column_bytes;
+  for (int64_t y = 0; y < patch; ++y, corner += row_bytes) {
+    __builtin_prefetch(corner);
+    __builtin_prefetch(corner + last);
   }
 }
 
@@ -97,6 +96,21 @@ BIMKERN_INLINE inline void cut_pixels(const From* corner, int64_t patch, int64_t
       pixels[y * patch + x] = corner[y * row_stride + x * column_stride];
     }
   }
+}
+
+// The same of pixels of a type that does not compute in A, as A, which is rare: compiled for no instruction set.
+template <typename A>
+void convert_pixels(DType dtype, const void* images, int64_t at, int64_t patch, int64_t row_stride,
+                    int64_t column_stride, A* pixels) {
+  dispatch_pixels(dtype, [&](auto type) {
+    const auto* corner = static_cast<const decltype(type)*>(images) + at;
+    for (int64_t y = 0; y < patch; ++y) {
+      for (int64_t x = 0; x < patch; ++x) {
+        pixels[y * patch + x] =
+            static_cast<A>(Arithmetic<decltype(type)>::load(corner[y * row_stride + x * column_stride]));
+      }
+    }
+  });
 }
 
 }  // namespace bimkern

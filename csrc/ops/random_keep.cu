@@ -20,6 +20,10 @@ constexpr int kDigits = 1 << kDigitBits;
 constexpr int kDigitsPerLane = kDigits / kWarp;
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
+// Where the count of a digit lies: a gap behind every 32, so that lanes that go through their digits meet different
+// banks.
+__device__ __forceinline__ uint32_t slot(uint32_t digit) { return digit + digit / kWarp; }
+
 // What is known of the word searched for: its upper digits, and its rank, from 1, among the words that begin with them.
 struct Search {
   uint32_t digits;
@@ -46,11 +50,10 @@ __device__ __forceinline__ PhiloxCounter group_words(const RandomKeep& args, con
 // One digit more, by one warp: the digit in whose count the rank falls. The same on all lanes.
 __device__ __forceinline__ Search next_digit(const uint32_t* counts, Search search) {
   const unsigned lane = threadIdx.x % kWarp;
-  const uint32_t* own = counts + lane * kDigitsPerLane;
   uint32_t through = 0;  // counts of this lane's digits and all before
 #pragma unroll
   for (int i = 0; i < kDigitsPerLane; ++i) {
-    through += own[i];
+    through += counts[slot(lane * kDigitsPerLane + i)];
   }
   uint32_t before = through;
 #pragma unroll
@@ -63,8 +66,8 @@ __device__ __forceinline__ Search next_digit(const uint32_t* counts, Search sear
   uint32_t digit = lane * kDigitsPerLane;
   uint32_t rank = search.rank - before;
   if (lane == owner) {
-    for (; rank > counts[digit]; ++digit) {
-      rank -= counts[digit];
+    for (; rank > counts[slot(digit)]; ++digit) {
+      rank -= counts[slot(digit)];
     }
   }
   digit = __shfl_sync(0xffffffffu, digit, owner);
@@ -95,7 +98,7 @@ __device__ __forceinline__ uint64_t sum_before(uint64_t value, uint64_t* warp_su
 }
 
 __global__ void __launch_bounds__(kMaxThreads) random_keep_kernel(RandomKeep args) {
-  __shared__ uint32_t counts[kDigits];
+  __shared__ uint32_t counts[kDigits + kDigits / kWarp];
   __shared__ Search shared_search;
   __shared__ uint64_t warp_sums[kMaxWarps];
   const int64_t image = blockIdx.x;
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kMaxThreads) random_keep_kernel(RandomKeep arg
   Search search{0, static_cast<uint32_t>(args.kept)};
   for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
     for (int i = threadIdx.x; i < kDigits; i += blockDim.x) {
-      counts[i] = 0;
+      counts[slot(i)] = 0;
     }
     __syncthreads();
     for (int64_t group = threadIdx.x; group < groups; group += blockDim.x) {
@@ -119,7 +122,7 @@ __global__ void __launch_bounds__(kMaxThreads) random_keep_kernel(RandomKeep arg
       for (int j = 0; j < kWordsPerBlock; ++j) {
         const uint32_t upper = words.word[j] >> shift;
         if (group * kWordsPerBlock + j < args.candidates && upper >> kDigitBits == search.digits) {
-          atomicAdd(&counts[upper % kDigits], 1u);
+          atomicAdd(&counts[slot(upper % kDigits)], 1u);
         }
       }
     }

@@ -1,71 +1,87 @@
-// CUDA kernels of restore_tokens.h, all bound by memory while keep is short: see warp_find in keep_cuda.h.
+// CUDA kernels of restore_tokens.h, all bound by memory.
 //
-// forward: a warp per row of the result; its lanes look the token up together, then copy the visible row or the mask
-// token and add the position. Reads the visible rows once, writes the result once; ids, mask token and positions come
-// from the caches.
-// backward: a block per row and slice of D, its threads in kLanes sets that share the images out. One pass over the
-// gradient: rows of kept tokens are copied out, every row is added to the sum of its token over the images that hide it
-// or over those that keep it. A small kernel finds the places of all tokens before, so that a token's place and its row
-// are loaded at once. The sums of the sets are added in their order, and another small kernel adds the hidden sums of
-// all tokens: no sum depends on timing.
+// forward: a warp per token, or prefix row, of four images: it reads the position and the mask token for all of them,
+// and the visible rows of those that keep the token. Its block looks eight tokens up in keep. Reads the visible rows
+// once, writes the result once; what all images share comes from the caches. backward: a block per row and slice of D,
+// its threads in kLanes sets that share the images out. One pass over the gradient: rows of kept tokens are copied out,
+// every row is added to the sum of its token over the images that hide it or over those that keep it. A small kernel
+// finds the places of all tokens before, so that a token's place and its row are loaded at once. The sums of the sets
+// are added in their order, and another small kernel adds the hidden sums of all tokens: no sum depends on timing.
 #include "ops/keep_cuda.h"
 #include "ops/restore_tokens.h"
 
 namespace bimkern {
 namespace {
 
-constexpr int kRowsPerBlock = 8;
-constexpr int kLanes = 8;          // sets of threads, each with its share of the images
-constexpr int kImagesPerLane = 4;  // loads in flight per thread
+constexpr int kImagesPerBlock = 4;  // of the forward: they share the position of a token
+constexpr int kLanes = 8;           // sets of threads, each with its share of the images
+constexpr int kImagesPerLane = 4;   // loads in flight per thread
 constexpr int kBatch = kLanes * kImagesPerLane;
 constexpr int kBlocksPerSM = 3;  // at least: caps the registers
+constexpr int kBankBytes = 128;  // that the banks of shared memory give at once
 constexpr int kTokenLanes = 32;  // threads that share the tokens out in the last sum
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
 
 template <typename T, int kPack>
-__global__ void __launch_bounds__(kWarp* kRowsPerBlock) restore_kernel(RestoreTokens args) {
+__global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
+    restore_kernel(RestoreTokens args, unsigned blocks_per_image) {
   using P = Pack<T, kPack>;
-  using A = Arithmetic<T>;
+  __shared__ BlockPlaces places[kImagesPerBlock];
   const TokenSizes size = args.size;
-  const int64_t rows = size.prefix + size.tokens;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
-  if (row >= size.images * rows) {
+  const int64_t image = int64_t{blockIdx.x / blocks_per_image} * kImagesPerBlock;
+  const int64_t first = int64_t{blockIdx.x % blocks_per_image} * kRowsPerBlock - size.prefix;  // negative: a prefix row
+  block_find(args.keep, size, image, first, places);
+  const int64_t token = first + threadIdx.y;
+  if (token >= size.tokens) {
     return;
   }
-  const int64_t image = row / rows;
-  const int64_t token = row % rows - size.prefix;
-  const int64_t place = token < 0 ? token : warp_find(args.keep, size, image, token);
-  auto* out = reinterpret_cast<P*>(static_cast<T*>(args.out) + row * size.width);
   const int packs = static_cast<int>(size.width / kPack);
-  if (token >= 0 && place == kWrong) {
-    for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = filled_with<T, kPack>(NAN);
-    }
-    return;
-  }
-  const bool hidden = token >= 0 && place == kHidden;
-  const T* visible = static_cast<const T*>(args.visible) + image * args.visible_image_stride +
-                     (size.prefix + place) * args.visible_token_stride;
-  const auto* source = reinterpret_cast<const P*>(hidden ? static_cast<const T*>(args.mask_token) : visible);
-  if (token < 0 || args.pos == nullptr) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < packs; i += kWarp) {
-      out[i] = source[i];
-    }
-    return;
-  }
-  const auto* pos = reinterpret_cast<const P*>(static_cast<const T*>(args.pos) + token * args.pos_token_stride);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < packs; i += kWarp) {
-    const P a = source[i];
-    const P b = pos[i];
-    P sum;
+  const int images = static_cast<int>(min(size.images - image, int64_t{kImagesPerBlock}));
+  const P* row[kImagesPerBlock];  // null: hidden
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) {
-      sum.value[j] = A::store(A::load(a.value[j]) + A::load(b.value[j]));
+  for (int i = 0; i < kImagesPerBlock; ++i) {
+    const int64_t place = token < 0 ? token : place_of(places[i], threadIdx.y);
+    const T* visible = static_cast<const T*>(args.visible) + (image + i) * args.visible_image_stride +
+                       (size.prefix + place) * args.visible_token_stride;
+    row[i] = i < images && (token < 0 || place >= 0) ? reinterpret_cast<const P*>(visible) : nullptr;
+  }
+  const bool adds = token >= 0 && args.pos != nullptr;
+  const auto* mask_token = static_cast<const P*>(args.mask_token);
+  const T* pos = adds ? static_cast<const T*>(args.pos) + token * args.pos_token_stride : nullptr;
+  const int64_t image_packs = (size.prefix + size.tokens) * packs;  // of out
+  auto* out = static_cast<P*>(args.out) + image * image_packs + (size.prefix + token) * packs;
+  for (int column = threadIdx.x; column < packs; column += kWarp) {
+    // All loads come before the stores: the compiler may not move them, as out might be where the next are read.
+    P value[kImagesPerBlock];
+    P hidden{};
+    P shift{};
+    if (token >= 0) {
+      hidden = mask_token[column];
     }
-    out[i] = sum;
+    if (adds) {
+      shift = reinterpret_cast<const P*>(pos)[column];
+    }
+#pragma unroll
+    for (int i = 0; i < kImagesPerBlock; ++i) {
+      value[i] = hidden;
+      if (row[i] != nullptr) {
+        value[i] = row[i][column];
+      }
+    }
+    P* to = out + column;
+#pragma unroll
+    for (int i = 0; i < kImagesPerBlock; ++i) {
+      if (i < images) {
+        *to = adds ? add(value[i], shift) : value[i];
+      }
+      to += image_packs;
+    }
+  }
+  for (int i = 0; i < images; ++i) {
+    if (token >= 0 && place_of(places[i], threadIdx.y) == kWrong) {
+      fill_row(filled_with<T, kPack>(NAN), packs, out + i * image_packs);
+    }
   }
 }
 
@@ -75,8 +91,11 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   using A = Arithmetic<T>;
   using Sum = typename A::type;
   constexpr int kColumns = kWarp * kPack;  // of D, per block
+  // Element by element of the packs, so that lanes that store theirs meet different banks. The gap does the same for
+  // lanes that read the elements of one pack after the other.
+  constexpr int kSpread = kWarp + kBankBytes / static_cast<int>(sizeof(Sum)) / kPack;
   __shared__ int32_t places[kBatch];
-  __shared__ Sum lane_sums[2][kLanes][kColumns];
+  __shared__ Sum lane_sums[2][kLanes][kPack][kSpread];
   const TokenSizes size = args.size;
   const int64_t row = blockIdx.x;
   const int64_t token = row - size.prefix;
@@ -130,8 +149,8 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   }
 #pragma unroll
   for (int j = 0; j < kPack; ++j) {
-    lane_sums[0][threadIdx.y][threadIdx.x * kPack + j] = hidden_sum[j];
-    lane_sums[1][threadIdx.y][threadIdx.x * kPack + j] = kept_sum[j];
+    lane_sums[0][threadIdx.y][j][threadIdx.x] = hidden_sum[j];
+    lane_sums[1][threadIdx.y][j][threadIdx.x] = kept_sum[j];
   }
   __syncthreads();
   for (int i = threadIdx.y * kWarp + threadIdx.x; i < kColumns; i += kWarp * kLanes) {
@@ -143,8 +162,8 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
     Sum kept{0};
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
-      hidden += lane_sums[0][lane][i];
-      kept += lane_sums[1][lane][i];
+      hidden += lane_sums[0][lane][i % kPack][i / kPack];
+      kept += lane_sums[1][lane][i % kPack][i / kPack];
     }
     static_cast<Sum*>(args.hidden_sums)[token * size.width + d] = hidden;
     if (args.grad_pos != nullptr) {
@@ -190,15 +209,17 @@ void launch_restore(const RestoreTokens& args, cudaStream_t stream) {
   if (rows == 0 || args.size.width == 0) {
     return;
   }
-  const int64_t blocks = ceil_div<int64_t>(rows, kRowsPerBlock);
-  BIMKERN_CHECK(blocks <= kMaxBlocksX, "restore_tokens: at most ", kMaxBlocksX * kRowsPerBlock,
-                " rows fit a launch, got ", rows);
+  const int64_t blocks_per_image = ceil_div<int64_t>(args.size.prefix + args.size.tokens, kRowsPerBlock);
+  const int64_t blocks = blocks_per_image * ceil_div<int64_t>(args.size.images, kImagesPerBlock);
+  BIMKERN_CHECK(blocks <= kMaxBlocksX, "restore_tokens: at most ", kMaxBlocksX / blocks_per_image * kImagesPerBlock,
+                " images fit a launch, got ", args.size.images);
   const bool packed = is_packable(args.visible, args.visible_image_stride * kSize) &&
                       is_packable(args.visible, args.visible_token_stride * kSize) && is_packable(args.mask_token, 0) &&
                       is_packable(args.out, args.size.width * kSize) &&
                       is_packable(args.pos, args.pos_token_stride * kSize);
   const auto kernel = packed ? restore_kernel<T, kPackBytes / kSize> : restore_kernel<T, 1>;
-  kernel<<<static_cast<unsigned>(blocks), dim3(kWarp, kRowsPerBlock), 0, stream>>>(args);
+  kernel<<<static_cast<unsigned>(blocks), dim3(kWarp, kRowsPerBlock), 0, stream>>>(
+      args, static_cast<unsigned>(blocks_per_image));
   check_launch("restore_tokens");
 }
 

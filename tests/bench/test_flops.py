@@ -48,9 +48,9 @@ def build(recipe, **changes):
     return Ours(config, case, random_images(config, case))
 
 
-def counted(ours, frozen_units=0):
+def counted(ours, frozen_groups=0):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=KNOWN) as counter:
-        ours.step(slices=1, frozen_units=frozen_units)
+        ours.step(slices=1, frozen_groups=frozen_groups)
     return counter.get_total_flops()
 
 
@@ -66,10 +66,10 @@ def test_every_recipe(recipe, decoded_alone):
 
 
 @pytest.mark.parametrize("recipe", FREEZING)
-@pytest.mark.parametrize("frozen_units", range(9))
-def test_every_number_of_frozen_units(recipe, frozen_units, decoded_alone):
+@pytest.mark.parametrize("frozen_groups", range(9))
+def test_every_number_of_frozen_groups(recipe, frozen_groups, decoded_alone):
     ours = build(recipe)
-    assert counted(ours, frozen_units) == B * step_flops(ours.model.method, frozen_units)
+    assert counted(ours, frozen_groups) == B * step_flops(ours.model.method, frozen_groups)
 
 
 @pytest.mark.parametrize(

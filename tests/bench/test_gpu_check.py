@@ -86,7 +86,7 @@ def test_an_arena_has_a_process_of_its_own_and_is_watched(tmp_path):
     assert not own.may_be_absent
     assert watched.command[0] == "compute-sanitizer"
     files = [word for word in (*own.command, *watched.command) if word.startswith("tests/")]
-    assert set(files) == {"tests/test_arena.py", "tests/test_arena_streams.py"}
+    assert set(files) == {"tests/arena/test_arena.py", "tests/arena/test_streams.py"}
     assert all((ROOT / file).exists() for file in files)
 
 

@@ -47,7 +47,7 @@ def test_same_weights_after_learning(recipe):
     ours, usual, images = pair(recipe)
     before = {name: p.detach().clone() for name, p in ours.model.named_parameters()}
     for update in ours._updates:
-        update.set_rates(lambda unit: 1e-3)
+        update.set_rates(lambda group: 1e-3)
     for optimizer in usual.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/rows.h"
 #include "expect.h"
 #include "sample.h"
 

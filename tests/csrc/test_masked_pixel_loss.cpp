@@ -1,6 +1,4 @@
-// masked_pixel_loss is masked_loss against pixel_targets, to the last bit, every way to run them.
-#include "ops/masked_pixel_loss.h"
-
+// masked_loss against patches is that against their pixel_targets, to the last bit, every way to run them.
 #include "expect.h"
 #include "ops/masked_loss.h"
 #include "sample.h"
@@ -32,8 +30,8 @@ void test_case(int64_t images, int64_t channels, int64_t rows, int64_t columns, 
   run_every_way([&](const Parallel& parallel, Simd simd) {
     float loss = -1;
     std::vector<float> scratch(weight.size()), grad(pred.size(), -1);
-    masked_pixel_loss(loss_rows, patches, LossSum{&loss, scratch.data()}, parallel, simd);
-    masked_pixel_loss_bwd(loss_rows, patches, LossGrad{&grad_loss, grad.data()}, parallel, simd);
+    masked_loss(loss_rows, patches, LossSum{&loss, scratch.data()}, parallel, simd);
+    masked_loss_bwd(loss_rows, patches, LossGrad{&grad_loss, grad.data()}, parallel, simd);
     EXPECT(loss == want);
     EXPECT(grad == want_grad);
   });

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bimkern.data.augment import RandomResizedCrop, draw_ids, epoch_order, stream
+from bimkern.data.augment import RandomResizedCrop, draw_ids, epoch_order, sample_sequence
 
 CROP = RandomResizedCrop()
 
@@ -25,8 +25,8 @@ def test_an_epoch_visits_every_sample_once():
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 40])
 def test_the_stream_does_not_depend_on_how_it_is_cut(batch):
-    whole = stream(0, 120, 17, seed=5)
-    parts = [stream(first, min(batch, 120 - first), 17, seed=5) for first in range(0, 120, batch)]
+    whole = sample_sequence(0, 120, 17, seed=5)
+    parts = [sample_sequence(first, min(batch, 120 - first), 17, seed=5) for first in range(0, 120, batch)]
     for k in range(2):
         assert np.array_equal(np.concatenate([part[k] for part in parts]), whole[k])
     assert np.array_equal(whole[0], np.arange(120) // 17)

@@ -12,7 +12,7 @@ from image_kinds import turned_files
 from PIL import Image
 
 from bimkern.data import check as checks
-from bimkern.data.check import check, inspect, readable
+from bimkern.data.check import check, check_file, readable
 from bimkern.data.source import SourceError, image_folder
 from bimkern.files.cache import cache_folder
 
@@ -27,8 +27,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def looked_at(monkeypatch):
     """The files that are decoded in this process."""
-    files, plain = [], inspect
-    monkeypatch.setattr(checks, "inspect", lambda path: files.append(path.name) or plain(path))
+    files, plain = [], check_file
+    monkeypatch.setattr(checks, "check_file", lambda path: files.append(path.name) or plain(path))
     return files
 
 
@@ -89,7 +89,7 @@ def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, wo
     for i in range(20):
         picture(seed=i).save(folder / f"{i}.jpg")
     listing = image_folder(folder)
-    plain = inspect
+    plain = check_file
 
     def without_handles(path):
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -99,11 +99,11 @@ def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, wo
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
-    monkeypatch.setattr(checks, "inspect", without_handles)
+    monkeypatch.setattr(checks, "check_file", without_handles)
     with pytest.raises(SourceError, match=r"cannot be checked \(.*Too many open files.*\)") as raised:
         check(listing, workers=workers)
     assert "\n" not in str(raised.value)
-    monkeypatch.setattr(checks, "inspect", plain)
+    monkeypatch.setattr(checks, "check_file", plain)
     assert all(result.fault is None for result in check(listing, workers=workers).values())
 
 
@@ -126,7 +126,7 @@ def test_an_image_is_not_copied_to_learn_its_upright_size(folder, monkeypatch):
     monkeypatch.delattr(Image.Image, "transpose")
     for name, (content, orientation) in turned_files(picture(60, 48)).items():
         (folder / name).write_bytes(content)
-        found = inspect(folder / name)
+        found = check_file(folder / name)
         assert (found.width, found.height) == ((48, 60) if orientation >= 5 else (60, 48))
 
 
@@ -159,20 +159,20 @@ def test_names_that_are_no_text_are_remembered(folder, looked_at):
 def test_a_killed_check_is_an_error_in_one_line_and_goes_on_where_it_was(folder, monkeypatch):
     for i in range(200):
         picture(8, 8, seed=i).save(folder / f"{i:03}.png")
-    plain = inspect
+    plain = check_file
 
     def die(path: Path):
         if path.name == "150.png":
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(path)
 
-    monkeypatch.setattr(checks, "inspect", die)
+    monkeypatch.setattr(checks, "check_file", die)
     with pytest.raises(SourceError, match=r"cannot be checked \(.*fewer workers need less memory") as raised:
         check(image_folder(folder), workers=1)
     assert "\n" not in str(raised.value)
     kept = len(cache_file().read_text().splitlines())
     assert kept % 16 == 0
-    monkeypatch.setattr(checks, "inspect", plain)
+    monkeypatch.setattr(checks, "check_file", plain)
     assert len(check(image_folder(folder), workers=0)) == 200
 
 

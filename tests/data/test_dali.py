@@ -193,10 +193,12 @@ def hung_file(tmp_path):
     next(loaded)
     (tmp_path / "one.jpg").rename(tmp_path / "file")
     os.mkfifo(tmp_path / "one.jpg")
-    yield loaded
-    (tmp_path / "one.jpg").rename(tmp_path / "pipe")
-    (tmp_path / "file").rename(tmp_path / "one.jpg")
-    (tmp_path / "pipe").write_bytes(b"")  # lets DALI's threads go
+    try:
+        yield loaded
+    finally:  # lets DALI's threads go: they hold a lock of the process, for which every later test would wait
+        (tmp_path / "one.jpg").rename(tmp_path / "pipe")
+        (tmp_path / "file").rename(tmp_path / "one.jpg")
+        (tmp_path / "pipe").write_bytes(b"")
 
 
 def test_a_crop_of_pils_that_hangs_does_not_hold_up_the_end(tmp_path, monkeypatch):
@@ -215,9 +217,11 @@ def test_a_crop_of_pils_that_hangs_does_not_hold_up_the_end(tmp_path, monkeypatc
     next(loaded)
     assert hangs.wait(10)
     begin = time.monotonic()
-    loaded.close()
-    assert time.monotonic() - begin < 5
-    gate.set()
+    try:
+        loaded.close()
+        assert time.monotonic() - begin < 5
+    finally:
+        gate.set()
 
 
 def test_a_dali_that_hangs_does_not_hold_up_the_end(tmp_path):

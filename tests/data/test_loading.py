@@ -1,6 +1,7 @@
 """Sources and both loaders, on files that are really written."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from checked import checked_images, upright
 from disk import mode, umask_of
 from PIL import Image
 
-from bimkern.data import pil
+from bimkern.data import pil, source
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, image_folder
 from bimkern.data.step_layout import StepLayout
 
@@ -51,7 +52,7 @@ def batches(images, **changes):
 
 
 def steps_of(loader, data, first, last):
-    return Feed(loader, data, lambda faults, steps_done: pytest.fail(str(faults))).steps(first, last)
+    return ResilientLoader(loader, data, lambda faults, steps_done: pytest.fail(str(faults))).steps(first, last)
 
 
 def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
@@ -96,6 +97,14 @@ def test_captions_are_not_opened(folder, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda path, *args: opened.append(path.name) or plain(path, *args))
     image_folder(folder)
     assert opened == ["four"]
+
+
+def test_files_of_unknown_suffix_are_opened_side_by_side(folder, monkeypatch):
+    for i in range(4):
+        (folder / f"rest-{i}").write_text("not an image")
+    all_open = threading.Barrier(4, timeout=60)
+    monkeypatch.setattr(source, "is_image", lambda path: all_open.wait() < 0)
+    assert sum(file.startswith("rest-") for file in image_folder(folder).others) == 4
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])

@@ -1,4 +1,4 @@
-"""The feed: images that go bad are replaced by rule, and a loader that dies is started again."""
+"""The resilient loader: images that go bad are replaced by rule, and a loader that dies is started again."""
 
 import multiprocessing
 import os
@@ -16,12 +16,12 @@ from checked import checked_images
 from PIL import Image
 
 from bimkern.data import dali
-from bimkern.data.augment import RandomResizedCrop, replacements, stream
+from bimkern.data.augment import RandomResizedCrop, replacements, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.dali import DaliLoader
 from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
-from bimkern.data.resilient_loader import Feed, FeedError
+from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -64,7 +64,7 @@ def spoil(path, fault):
 
 
 class Told:
-    """What a feed told of bad files."""
+    """The bad files that a loader reported."""
 
     def __init__(self):
         self.calls = []
@@ -85,16 +85,16 @@ def assert_same_steps(ours, theirs):
 def test_a_file_that_goes_bad_is_told_and_replaced_by_rule(folder, loader, fault, workers):
     data, told = plan(folder), Told()
     spoil(folder / "5.jpg", fault)
-    feed = Feed(loader(workers), data, told)
-    steps = list(feed.steps(0, 6))
+    loading = ResilientLoader(loader(workers), data, told)
+    steps = list(loading.steps(0, 6))
     ((faults, steps_done),) = told.calls
     assert faults.keys() == {"5.jpg"}
     assert faults["5.jpg"]
-    _, ids = stream(0, 36, 9, data.seed)
+    _, ids = sample_sequence(0, 36, 9, data.seed)
     assert steps_done == ids.tolist().index(5) // 6
     # The same as if it had been known from the start: so a run that is resumed goes on alike.
-    assert_same_steps(steps, Feed(loader(0), without(data, 5), pytest.fail).steps(0, 6))
-    assert feed.data.images.unreadable == {5}
+    assert_same_steps(steps, ResilientLoader(loader(0), without(data, 5), pytest.fail).steps(0, 6))
+    assert loading.data.images.unreadable == {5}
 
 
 def test_everything_else_stays_as_it_was(folder):
@@ -129,7 +129,7 @@ def test_files_may_go_bad_one_after_the_other_until_it_is_too_many(folder, loade
             raise ValueError("that is enough")
 
     data, told = plan(folder, batch_size=3, micro_batch=3), Told()
-    steps = Feed(loader(1), data, too_many).steps(0, 1000)
+    steps = ResilientLoader(loader(1), data, too_many).steps(0, 1000)
     for name in ("1.jpg", "4.jpg", "8.jpg"):
         next(steps)
         spoil(folder / name, "gone")
@@ -144,7 +144,7 @@ def test_an_image_that_only_dali_cannot_decode_is_found(folder, monkeypatch, mic
     data, told = plan(folder, micro_batch=micro_batch), Told()
     spoil(folder / "5.jpg", "half")
     monkeypatch.setattr(dali.pil, "crop", lambda *args: None)  # as if PIL could
-    list(Feed(DaliLoader(threads=1, device=CPU), data, told).steps(0, 3))
+    list(ResilientLoader(DaliLoader(threads=1, device=CPU), data, told).steps(0, 3))
     ((faults, _),) = told.calls
     assert re.fullmatch(r"PIL decodes it and DALI does not \([^\n]{9,200}\)", faults["5.jpg"])
 
@@ -159,33 +159,31 @@ def test_a_dali_that_fails_on_everything_is_not_blamed_on_the_images(folder, mon
     data = plan(folder)
     monkeypatch.setattr(fn, "resize", broken)
     with pytest.raises(
-        FeedError, match=r"died 3 times at the same images \(DALI fails \(.*; --loader pil does without"
+        LoadingFailed, match=r"died 3 times at the same images \(DALI fails \(.*; --loader pil does without"
     ):
-        list(Feed(DaliLoader(threads=1, device=CPU), data, pytest.fail).steps(0, 3))
+        list(ResilientLoader(DaliLoader(threads=1, device=CPU), data, pytest.fail).steps(0, 3))
 
 
 def test_a_killed_worker_is_replaced_at_the_same_images(folder, caplog):
     data = plan(folder)
-    expected = Feed(PilLoader(workers=0), data, pytest.fail).steps(0, 60)
+    expected = ResilientLoader(PilLoader(workers=0), data, pytest.fail).steps(0, 60)
     others = set(multiprocessing.active_children())  # that another test left to the garbage collector
-    steps = Feed(PilLoader(workers=2), data, pytest.fail).steps(0, 60)
+    steps = ResilientLoader(PilLoader(workers=2), data, pytest.fail).steps(0, 60)
     seen = [next(steps)]
     worker, *_ = set(multiprocessing.active_children()) - others
     os.kill(worker.pid, signal.SIGKILL)
     seen += steps
     assert_same_steps(seen, expected)
-    assert (
-        "was ended by SIGKILL; fewer workers need less memory) and is started again at the same images" in caplog.text
-    )
+    assert "was ended by SIGKILL; fewer workers need less memory); it is restarted at the same images" in caplog.text
 
 
 def test_a_shortage_of_file_handles_is_not_the_images_fault(folder):
     data, limits = plan(folder), resource.getrlimit(resource.RLIMIT_NOFILE)
-    steps = Feed(PilLoader(workers=0), data, pytest.fail).steps(0, 9)
+    steps = ResilientLoader(PilLoader(workers=0), data, pytest.fail).steps(0, 9)
     next(steps)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
-        with pytest.raises(FeedError, match="no file can be read"):
+        with pytest.raises(LoadingFailed, match="no file can be read"):
             next(steps)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -205,9 +203,9 @@ def test_a_shortage_of_memory_is_not_the_images_fault(tmp_path, monkeypatch, loa
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "resize", out_of_memory)
-        with pytest.raises(FeedError, match=r"the loader died 3 times at the same images \(out of memory\)"):
-            next(Feed(loader, data, pytest.fail).steps(0, 9))
-    assert len(next(Feed(loader, data, pytest.fail).steps(0, 9))) == 2
+        with pytest.raises(LoadingFailed, match=r"the loader died 3 times at the same images \(out of memory\)"):
+            next(ResilientLoader(loader, data, pytest.fail).steps(0, 9))
+    assert len(next(ResilientLoader(loader, data, pytest.fail).steps(0, 9))) == 2
 
 
 def test_a_loader_that_keeps_dying_is_given_up(folder):
@@ -216,8 +214,8 @@ def test_a_loader_that_keeps_dying_is_given_up(folder):
             yield from PilLoader(workers=0).batches(data, first, min(last, 3))
             raise WorkerDied("killed")
 
-    seen, steps = [], Feed(Dying(), plan(folder), pytest.fail).steps(0, 9)
-    with pytest.raises(FeedError, match=r"the loader died 3 times at the same images \(killed\)"):
+    seen, steps = [], ResilientLoader(Dying(), plan(folder), pytest.fail).steps(0, 9)
+    with pytest.raises(LoadingFailed, match=r"the loader died 3 times at the same images \(killed\)"):
         seen.extend(steps)
     assert len(seen) == 1
 

@@ -8,10 +8,10 @@ import torch
 from bad_files import picture
 from checked import checked_images
 
-from bimkern.data.augment import RandomResizedCrop, stream
+from bimkern.data.augment import RandomResizedCrop, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.loader import choose_loader
-from bimkern.data.resilient_loader import Feed
+from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import Segment, StepLayout
 
 # Steps 0 to 3, 4 to 6, and from 7 on: the size changes with and without the batch, and grows and shrinks.
@@ -47,7 +47,7 @@ def plan(folder, layout=LAYOUT):
 
 
 def steps_of(loader, data, first, last, told=lambda faults, step: pytest.fail(str(faults))):
-    return list(Feed(loader, data, told).steps(first, last))
+    return list(ResilientLoader(loader, data, told).steps(first, last))
 
 
 def assert_same_steps(ours, theirs):
@@ -85,7 +85,7 @@ def test_loaders_follow_and_nothing_is_dropped(folder, loader, workers):
     for parts, size in zip(steps, SIZES, strict=True):
         assert all(part.images.shape[1:] == (3, size, size) for part in parts)
     ids = torch.cat([part.draw_ids for parts in steps for part in parts]) & (2**40 - 1)
-    assert ids.tolist() == stream(0, LAYOUT.image(10), 9, data.seed)[1].tolist()
+    assert ids.tolist() == sample_sequence(0, LAYOUT.image(10), 9, data.seed)[1].tolist()
 
 
 @pytest.mark.parametrize("first", [3, 4, 5, 7])
@@ -106,7 +106,9 @@ def test_every_size_is_loaded_as_in_a_run_without_changes(folder, loader):
 def test_a_file_found_bad_behind_a_change_is_told_and_replaced_by_rule(folder, loader, fault, workers):
     data, told = plan(folder), []
     first = 3
-    ids = stream(LAYOUT.image(first), 9, 9, data.seed)[1].tolist()  # an epoch begins here: its last image comes latest
+    ids = sample_sequence(LAYOUT.image(first), 9, 9, data.seed)[
+        1
+    ].tolist()  # an epoch begins here: its last image comes latest
     bad, step = ids[-1], 4
     assert LAYOUT.image(step) <= LAYOUT.image(first) + 8 < LAYOUT.image(step + 1)
     path = data.images.path(bad)

@@ -28,7 +28,7 @@ def train(device):
         images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator).to(device)
         views = model.views(images, torch.arange(BATCH, device=device) + step * BATCH, seed=7)
         for update in updates:
-            update.set_rates(lambda unit: 1e-3)
+            update.set_rates(lambda group: 1e-3)
         steps.append((views, model.method.flow.step(model, [MicroBatch(images, views)], updates)))
     return steps
 

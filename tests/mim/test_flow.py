@@ -13,6 +13,7 @@ from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.group import GroupOptimizer
 
 SEED = 11
@@ -166,7 +167,7 @@ def test_immediate_updates_equal_one_update_at_the_end_bit_for_bit():
             for name, group in flow.partition(model).items()
         ]
         for update in updates:
-            update.set_rates(lambda unit: 1e-3)
+            update.set_rates(lambda group: 1e-3)
         for _ in range(3):
             flow.step(model, micro_batches(model, 4), [AtTheEnd(u) for u in updates] if delayed else updates, slices=2)
             if delayed:
@@ -224,7 +225,7 @@ def live_peak(recipe, slices, **changes):
     updates = [GroupOptimizer(*group, AdamWConfig(), device=torch.device("cpu"), fp16=False) for group in groups]
     batches = micro_batches(model, 16)
     model.method.flow.step(model, batches, updates)  # optimizer state is born here
-    with LiveBytes(model.parameters()) as counter:
+    with AllocationTracker(model.parameters(), counter := LiveBytes()):
         model.method.flow.step(model, batches, updates, slices=slices)
     return counter.peak
 

@@ -19,7 +19,7 @@ CODE = replace(SCHEDULE, warmup_to="common")
 
 RHO = (0.51200, 0.54467, 0.57870, 0.61413, 0.65096, 0.68925, 0.72900, 0.77025, 0.81304, 0.85737, 0.90330, 0.95083, 1)
 FREEZE_EPOCHS = (56.08, 59.02, 62.08, 65.27, 68.59, 72.03, 75.61, 79.32, 83.17, 87.16, 91.30, 95.57, 100)
-# Rates times 1000 of units 0, 2, 6 and 12 in the published program.
+# Rates times 1000 of groups 0, 2, 6 and 12 in the published program.
 RATES = {
     5: (0.8, 0.8, 0.8, 0.8),
     9.99: (1.5984, 1.5984, 1.5984, 1.5984),
@@ -32,31 +32,31 @@ RATES = {
 
 
 def test_shares_of_the_run():
-    assert [SCHEDULE.share(unit, DEPTH) for unit in range(DEPTH + 1)] == pytest.approx(RHO, abs=5e-6)
+    assert [SCHEDULE.share(group, DEPTH) for group in range(DEPTH + 1)] == pytest.approx(RHO, abs=5e-6)
     linear = FreezeOut(warmup=0.1, t0=0.5, power=1)
-    assert [linear.share(unit, DEPTH) for unit in (0, 1, 6, 12)] == pytest.approx([0.5, 0.5417, 0.75, 1], abs=5e-5)
+    assert [linear.share(group, DEPTH) for group in (0, 1, 6, 12)] == pytest.approx([0.5, 0.5417, 0.75, 1], abs=5e-5)
 
 
 @pytest.mark.parametrize(("epoch", "rates"), RATES.items())
 def test_rates_of_the_published_program(epoch, rates):
-    found = [1e3 * PEAK * CODE.factor(epoch / EPOCHS, unit, DEPTH) for unit in (0, 2, 6, 12)]
+    found = [1e3 * PEAK * CODE.factor(epoch / EPOCHS, group, DEPTH) for group in (0, 2, 6, 12)]
     assert found == pytest.approx(rates, abs=5e-6)
 
 
-def test_every_unit_warms_up_to_its_own_rate():
+def test_every_group_warms_up_to_its_own_rate():
     """Without the published program's jump at the end of warm-up."""
-    for unit in (0, 6, 12):
-        before, after = (SCHEDULE.factor(0.1 + step, unit, DEPTH) for step in (-1e-9, 1e-9))
+    for group in (0, 6, 12):
+        before, after = (SCHEDULE.factor(0.1 + step, group, DEPTH) for step in (-1e-9, 1e-9))
         assert before == pytest.approx(after, rel=1e-6)
     jump = [CODE.factor(0.1 + step, 0, DEPTH) for step in (-1e-9, 1e-9)]
     assert jump[1] / jump[0] == pytest.approx(1.9531, abs=5e-5)
 
 
-def test_units_freeze_in_turn():
-    for unit, epoch in enumerate(FREEZE_EPOCHS[:-1]):
-        assert SCHEDULE.frozen_units((epoch - 0.02) / EPOCHS, DEPTH) == unit
-        assert SCHEDULE.frozen_units((epoch + 0.02) / EPOCHS, DEPTH) == unit + 1
-    assert SCHEDULE.frozen_units(1.0, DEPTH) == DEPTH  # the last block learns to the end
+def test_groups_freeze_in_turn():
+    for group, epoch in enumerate(FREEZE_EPOCHS[:-1]):
+        assert SCHEDULE.frozen_groups((epoch - 0.02) / EPOCHS, DEPTH) == group
+        assert SCHEDULE.frozen_groups((epoch + 0.02) / EPOCHS, DEPTH) == group + 1
+    assert SCHEDULE.frozen_groups(1.0, DEPTH) == DEPTH  # the last block learns to the end
 
 
 def test_unscaled_and_global_rates():
@@ -72,7 +72,7 @@ def test_heads_keep_the_common_rate_until_the_block_that_they_read_is_frozen():
     schedule, cosine = replace(SCHEDULE, final=1e-6 / PEAK), Cosine(warmup=0.1, final=1e-6 / PEAK)
     for tap in (2, 4, 10, 12):
         for progress in (0.05, 0.1, 0.3, 0.62, 0.68, 0.91, 1.0):
-            frozen = schedule.frozen_units(progress, DEPTH) > tap
+            frozen = schedule.frozen_groups(progress, DEPTH) > tap
             expected = 0 if frozen else cosine.factor(progress)
             assert schedule.factor(progress, tap, DEPTH, head=True) == pytest.approx(expected)
     assert schedule.factor(0.3, 2, DEPTH) > 1.1 * schedule.factor(0.3, 2, DEPTH, head=True)
@@ -81,7 +81,7 @@ def test_heads_keep_the_common_rate_until_the_block_that_they_read_is_frozen():
 
 
 def test_heads_take_the_rate_of_what_they_read_as_in_the_published_program():
-    schedule = replace(CODE, heads="unit", final=0.1)
+    schedule = replace(CODE, heads="group", final=0.1)
     for tap in (2, 4, 10, 12):
         for epoch in (5, 30, 62, 63, 100):
             own = schedule.factor(epoch / EPOCHS, tap, DEPTH)
@@ -89,22 +89,24 @@ def test_heads_take_the_rate_of_what_they_read_as_in_the_published_program():
     assert 1e3 * PEAK * schedule.factor(0.3, 2, DEPTH, head=True) == pytest.approx(1.8751, abs=5e-6)
 
 
-@pytest.mark.parametrize("heads", ["global", "unit"])
+@pytest.mark.parametrize("heads", ["global", "group"])
 def test_the_optimizer_gives_every_head_its_rate(heads):
     model = MIM(RECIPES["vitfreeze_vit_test"].config.method)  # 8 blocks, read behind the 2nd, 4th, 6th and 8th
     schedule = replace(SCHEDULE, heads=heads)
     ((name, parameters),) = EndToEnd().partition(model).items()
-    options = {"device": torch.device("cpu"), "fp16": False, "units": model.units()}
+    options = {"device": torch.device("cpu"), "fp16": False, "layer_groups": model.layer_groups()}
     update = GroupOptimizer(name, parameters, AdamWConfig(), **options)
-    progress = 0.1 + 0.9 * (SCHEDULE.share(2, 8) + SCHEDULE.share(3, 8)) / 2  # units 0, 1 and 2 are frozen
-    update.set_rates(lambda unit: schedule.factor(progress, unit.number, 8, head=unit.head))
+    progress = 0.1 + 0.9 * (SCHEDULE.share(2, 8) + SCHEDULE.share(3, 8)) / 2  # groups 0, 1 and 2 are frozen
+    update.set_rates(lambda group: schedule.factor(progress, group.number, 8, head=group.head))
     names = {parameter: name for name, parameter in parameters}
     found = {names[p]: group["lr"] for group in update._optimizer.inner.param_groups for p in group["params"]}
     assert len(found) == len(names)
-    own = [schedule.factor(progress, unit, 8) for unit in range(9)]
+    own = [schedule.factor(progress, group, 8) for group in range(9)]
     for stage, tap in enumerate(model.method.taps):
         head = {rate for name, rate in found.items() if name.startswith(f"heads.{stage}.")}
-        assert head == {0.0 if stage == 0 else own[tap + 1] if heads == "unit" else Cosine(warmup=0.1).factor(progress)}
+        assert head == {
+            0.0 if stage == 0 else own[tap + 1] if heads == "group" else Cosine(warmup=0.1).factor(progress)
+        }
         block = {rate for name, rate in found.items() if name.startswith(f"encoder.blocks.{tap}.")}
         assert block == {own[tap + 1]}
 
@@ -129,7 +131,7 @@ class KeepGradients:
         self.applied += 1
 
 
-def step(flow, frozen_units):
+def step(flow, frozen_groups):
     """One step; returns the model, the losses, the updates and the bytes that autograd saved."""
     torch.manual_seed(0)
     model = MIM(replace(RECIPES["vitfreeze_vit_test"].config.method, flow=flow))
@@ -138,7 +140,7 @@ def step(flow, frozen_units):
     updates = [KeepGradients() for _ in flow.partition(model)]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-        losses = flow.step(model, [batch], updates, frozen_units=frozen_units)
+        losses = flow.step(model, [batch], updates, frozen_groups=frozen_groups)
     return model, losses, updates, sum(saved)
 
 
@@ -146,13 +148,13 @@ FLOWS = [EndToEnd(), Local()]
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=str)
-@pytest.mark.parametrize("frozen_units", range(9))
-def test_exactly_the_units_that_learn_have_gradients(flow, frozen_units):
-    model, losses, updates, _ = step(flow, frozen_units)
-    units = model.units()
+@pytest.mark.parametrize("frozen_groups", range(9))
+def test_exactly_the_groups_that_learn_have_gradients(flow, frozen_groups):
+    model, losses, updates, _ = step(flow, frozen_groups)
+    groups = model.layer_groups()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert learning == {name for name in units if units[name].number >= frozen_units}
-    frozen = [tap + 1 < frozen_units for tap in model.method.taps]
+    assert learning == {name for name in groups if groups[name].number >= frozen_groups}
+    frozen = [tap + 1 < frozen_groups for tap in model.method.taps]
     assert losses.isnan().tolist() == frozen
     expected = [0 if stage else 1 for stage in frozen] if isinstance(flow, Local) else [1]
     assert [update.applied for update in updates] == expected
@@ -170,8 +172,8 @@ def test_what_still_learns_has_the_gradients_that_it_would_have(flow):
 
 @pytest.mark.parametrize("flow", FLOWS, ids=str)
 def test_a_frozen_prefix_saves_nothing_for_backward(flow):
-    """Units 3, 5 and 7 are blocks alone; 2, 4 and 6 are read by a head that goes with them."""
-    saved = [step(flow, frozen_units)[3] for frozen_units in range(9)]
+    """Groups 3, 5 and 7 are layers alone; 2, 4 and 6 are read by a head that goes with them."""
+    saved = [step(flow, frozen_groups)[3] for frozen_groups in range(9)]
     freed = [before - after for before, after in pairwise(saved)]
     assert min(freed) > 0
     assert freed[3] == freed[5] == freed[7] < min(freed[2], freed[4], freed[6])

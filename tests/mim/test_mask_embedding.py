@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bimkern.mim.mask_embedding import MaskPixels
 from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.masking.units import BlockPixels, TokenReplace
@@ -36,7 +37,7 @@ def sample(model, size=64):
 
 
 def entered(model, images, view):
-    return model.hiding(model.encoder, images, view, model.mean, model.std)
+    return model.mask_embedding(model.encoder, images, view, model.mean, model.std)
 
 
 def assert_tokens(tokens, model, images, patches):
@@ -45,7 +46,7 @@ def assert_tokens(tokens, model, images, patches):
 
 
 MASKERS = [
-    TokenReplace(ratio=0.6, unit=2),
+    TokenReplace(ratio=0.6, mask_unit=2),
     Blockwise(ratio=0.4),
     Blockwise(ratio=0.4, exact=False),
 ]
@@ -57,17 +58,17 @@ def test_a_token_takes_the_place_of_hidden_embeddings(masker, size):
     model = build(masker)
     images, view = sample(model, size)
     patches = embedded(model, model.colors.normalize(images))
-    patches = torch.where(view.hidden.unsqueeze(-1) > 0, model.hiding.mask_token, patches)
+    patches = torch.where(view.hidden.unsqueeze(-1) > 0, model.mask_embedding.mask_token, patches)
     assert_tokens(entered(model, images, view), model, images, patches)
 
 
 @pytest.mark.parametrize("unit", [1, 2])
 @pytest.mark.parametrize("size", [64, 96])
 def test_painting_is_painting_the_image(unit, size):
-    model = build(BlockPixels(ratio=0.75, unit=unit))
+    model = build(BlockPixels(ratio=0.75, mask_unit=unit))
     images, view = sample(model, size)
     hidden = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    painted = model.colors.normalize(images) * (1 - hidden) + hidden * model.hiding.mask_token
+    painted = model.colors.normalize(images) * (1 - hidden) + hidden * model.mask_embedding.mask_token
     assert_tokens(entered(model, images, view), model, images, embedded(model, painted))
 
 
@@ -78,17 +79,17 @@ def test_gradients_reach_the_token_and_the_embedding(masker):
     direction = torch.randn_like(entered(model, images, view))
     (entered(model, images, view) * direction).sum().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    assert ours.keys() == {"hiding.mask_token", "encoder.cls_token"} | {
+    assert ours.keys() == {"mask_embedding.mask_token", "encoder.cls_token"} | {
         f"encoder.patch_embed.{name}" for name in ("weight", "bias")
     }
     model.zero_grad()
     pixels = model.colors.normalize(images)
     hidden = view.hidden.unsqueeze(-1)
-    if masker.hiding == "paint":
+    if masker.mask_embedding is MaskPixels:
         mask = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
-        patches = embedded(model, torch.where(mask > 0, model.hiding.mask_token, pixels))
+        patches = embedded(model, torch.where(mask > 0, model.mask_embedding.mask_token, pixels))
     else:
-        patches = torch.where(hidden > 0, model.hiding.mask_token, embedded(model, pixels))
+        patches = torch.where(hidden > 0, model.mask_embedding.mask_token, embedded(model, pixels))
     plain = torch.cat([model.encoder.cls_token.expand(B, -1, -1), patches], dim=1)
     (plain * direction).sum().backward()
     for name, grad in ours.items():

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bimkern.mim.masking.random import RandomDrop, num_kept
+from bimkern.mim.masking.masker import num_kept
+from bimkern.mim.masking.random import RandomDrop
 
 RATIOS = (0.40, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90)
 KEPT = {

@@ -7,7 +7,7 @@ import torch
 
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruction.reconstruct import hidden_at, hidden_errors, masked, reconstruct, stage_name
+from bimkern.mim.reconstruction.reconstruct import hidden_errors, masked, reconstruct, stage_name
 from bimkern.mim.targets import PixelTarget, unpatchify
 from bimkern.ops import masked_loss, pixel_targets, scale_mask
 from bimkern.recipes import RECIPES
@@ -28,7 +28,7 @@ def photos(model):
 
 
 def hidden_pixels(view, images):
-    return hidden_at(view, tuple(images.shape[2:])).expand_as(images).bool()
+    return view.hidden_share(tuple(images.shape[2:])).expand_as(images).bool()
 
 
 def test_unpatchify_undoes_raw_targets():
@@ -39,10 +39,10 @@ def test_unpatchify_undoes_raw_targets():
 @every_kind
 def test_visible_places_are_the_truth_and_hidden_ones_the_prediction(recipe):
     model = build(recipe)
-    for result in reconstruct(model, photos(model), IDS, seed=0):
+    for stage, result in enumerate(reconstruct(model, photos(model), IDS, seed=0)):
         hidden = (result.hidden > 0).expand_as(result.truth)
         assert hidden.any()
-        assert not hidden.all() or result.scale < 1  # a coarse cell is rarely visible as a whole
+        assert not hidden.all() or model.method.head(stage).scale < 1  # a coarse cell is rarely visible as a whole
         assert torch.equal(result.pasted()[~hidden], result.truth[~hidden])
         assert torch.equal(result.pasted()[hidden], result.predicted()[hidden])
         assert not torch.isclose(result.pasted()[hidden], result.truth[hidden], atol=1e-6).all()
@@ -56,7 +56,7 @@ def test_predicting_the_target_reads_as_the_truth_and_has_no_error(recipe):
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
         target, scale = model.method.target(stage), model.method.head(stage).scale
         perfect = replace(result, vectors=target.vectors(images, encoder.patch, scale, model.colors))
-        statistics = perfect.reader.statistics[-1]
+        statistics = perfect.renderer.statistics[-1]
         assert statistics == ("truth" if isinstance(target, PixelTarget) else "visible")
         torch.testing.assert_close(perfect.predicted(statistics), perfect.truth, rtol=1e-4, atol=1e-4)
         assert perfect.error(perfect.predicted(statistics)) < 1e-8 < perfect.error(result.predicted())
@@ -68,8 +68,9 @@ def test_the_error_is_that_of_the_loss(recipe):
     model = build(recipe)
     images, patch = photos(model), model.method.encoder.patch
     for stage, result in enumerate(reconstruct(model, images, IDS, seed=0)):
-        target = model.method.target(stage).vectors(images, patch, result.scale, model.colors)
-        loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, result.scale))
+        scale = model.method.head(stage).scale
+        target = model.method.target(stage).vectors(images, patch, scale, model.colors)
+        loss = masked_loss(result.vectors, target, scale_mask(result.view.hidden, scale))
         torch.testing.assert_close(result.error(result.predicted()), loss)
 
 
@@ -98,21 +99,21 @@ def test_statistics_are_those_of_the_average_visible_patch():
 
 
 @pytest.mark.parametrize("recipe", ["bim_vit_test_growing", "localmim_vit_test_pixels"])
-def test_a_flat_image_is_guessed_exactly_by_its_mean_visible_colour(recipe):
-    """And missed by an untrained model, whose target has no place for the colour."""
+def test_a_flat_image_is_matched_by_its_mean_visible_color(recipe):
+    """And missed by an untrained model, whose target has no room for the color."""
     model = build(recipe, targets=(PixelTarget(normalize=False),))
-    errors, guesses = hidden_errors(model, torch.full_like(photos(model), 200), IDS, seed=0)
-    assert errors.shape == guesses.shape == (4,)
-    assert (guesses < 1e-10).all()
+    errors, baselines = hidden_errors(model, torch.full_like(photos(model), 200), IDS, seed=0)
+    assert errors.shape == baselines.shape == (4,)
+    assert (baselines < 1e-10).all()
     assert (errors > 0.01).all()
 
 
-def test_repeated_edges_are_guessed_by_their_mean_visible_histogram():
+def test_repeated_edges_are_matched_by_their_mean_visible_histogram():
     model = build("localmim_vit_test")
     waves = (127 + 120 * torch.sin(torch.arange(64) * torch.pi / 2)).byte().expand(5, 3, 64, 64)
-    errors, guesses = hidden_errors(model, waves, IDS, seed=0)
-    assert (guesses < 1e-2).all()
-    assert (errors > guesses).all()
+    errors, baselines = hidden_errors(model, waves, IDS, seed=0)
+    assert (baselines < 1e-2).all()
+    assert (errors > baselines).all()
 
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "fastmim_vit_test", "simmim_vit_test", "maskfeat_vit_test"])
@@ -136,4 +137,4 @@ def test_images_of_another_size_are_read_on_their_own_grid():
 
 def test_stages_are_named_by_the_block_that_is_read():
     method = RECIPES["localmim_vit_test"].config.method
-    assert [stage_name(method, stage) for stage in range(4)] == [f"after block {k}" for k in (2, 4, 6, 8)]
+    assert [stage_name(method, stage) for stage in range(4)] == [f"after layer {k}" for k in (2, 4, 6, 8)]

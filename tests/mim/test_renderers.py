@@ -1,4 +1,4 @@
-"""Readers: every prediction stands in its place, and its picture shows it."""
+"""Renderers: every prediction is at its position, and its picture shows it."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruction.renderers import reader_of
+from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.mim.targets import HogTarget
 from bimkern.ops import hog
 from bimkern.recipes import RECIPES
 
 
-def read_by(recipe, stage=0, **changes):
-    return reader_of(MIM(replace(RECIPES[recipe].config.method, **changes)), stage)
+def renderer_of(recipe, stage=0, **changes):
+    return renderer_for(MIM(replace(RECIPES[recipe].config.method, **changes)), stage)
 
 
 def photos(size=64):
@@ -31,47 +31,47 @@ def photos(size=64):
 )
 def test_histograms_stand_at_their_cells(recipe, stage, cell):
     images = photos()
-    places = read_by(recipe, stage).truth(images)
+    places = renderer_of(recipe, stage).truth(images)
     expected = hog(images, cell, 9).unflatten(1, (64 // cell, 64 // cell)).permute(0, 3, 1, 2)
     assert torch.equal(places, expected)
 
 
 def test_histograms_of_a_resized_image_stand_at_their_cells_too():
-    reader = read_by("mae_vit_test", targets=(HogTarget(cells=2, resize_patch=16),))
-    assert reader.truth(photos(32)).shape == (2, 27, 8, 8)
+    renderer = renderer_of("mae_vit_test", targets=(HogTarget(cells=2, resize_patch=16),))
+    assert renderer.truth(photos(32)).shape == (2, 27, 8, 8)
 
 
 def test_a_picture_of_pixels_is_the_photograph():
-    images, reader = photos(), read_by("simmim_vit_test")
-    size = reader.size(reader.truth(images))
-    assert (size, reader.size(torch.zeros(1, 3, 224, 224))) == (192, 224)
-    picture = reader.draw(reader.truth(images)[1], size)
+    images, renderer = photos(), renderer_of("simmim_vit_test")
+    size = renderer.size(renderer.truth(images))
+    assert (size, renderer.size(torch.zeros(1, 3, 224, 224))) == (192, 224)
+    picture = renderer.draw(renderer.truth(images)[1], size)
     enlarged = (images[1] / 255).repeat_interleave(3, 1).repeat_interleave(3, 2)
     torch.testing.assert_close(picture, enlarged, rtol=0, atol=1e-6)
-    assert reader.target_name(reader.truth(images)) is None
+    assert renderer.target_name(renderer.truth(images)) is None
 
 
 def test_a_picture_of_histograms_shows_their_strokes_whatever_their_length():
-    images, reader = photos(), read_by("localmim_vit_test")
-    truth = reader.truth(images)
-    assert reader.size(truth) == 160
-    assert reader.size(torch.zeros(1, 27, 56, 56)) == 336
-    assert reader.target_name(truth) == "target, 16 x 16"
-    picture = reader.draw(truth[0], 240)
+    images, renderer = photos(), renderer_of("localmim_vit_test")
+    truth = renderer.truth(images)
+    assert renderer.size(truth) == 160
+    assert renderer.size(torch.zeros(1, 27, 56, 56)) == 336
+    assert renderer.target_name(truth) == "target, 16 x 16"
+    picture = renderer.draw(truth[0], 240)
     assert picture.shape == (3, 240, 240)
     assert picture.max() > 0.5
     shortened = torch.where(truth[0] > 0, 0.1 * truth[0], -0.5)  # as a prediction may be
-    torch.testing.assert_close(reader.draw(shortened, 240), picture)
-    half = reader.draw(torch.cat([torch.zeros(27, 8, 16), truth[0, :, 8:]], dim=1), 240)
+    torch.testing.assert_close(renderer.draw(shortened, 240), picture)
+    half = renderer.draw(torch.cat([torch.zeros(27, 8, 16), truth[0, :, 8:]], dim=1), 240)
     assert not half[:, :120].any()
     torch.testing.assert_close(half[:, 120:], picture[:, 120:])
 
 
 @pytest.mark.parametrize(
-    ("recipe", "note", "caveat", "guess"),
+    ("recipe", "legend", "note", "baseline"),
     [
-        ("simmim_vit_test", "no statistics of the truth are used", "", "the mean visible colour"),
-        ("mae_vit_test", "hidden truth, which leaks", "may still lose to the guess", "the mean visible colour"),
+        ("simmim_vit_test", "no statistics of the truth are used", "", "the mean visible color"),
+        ("mae_vit_test", "hidden truth, which leaks", "may still lose to the baseline", "the mean visible color"),
         (
             "localmim_vit_test",
             "no statistics of the truth are used; all are drawn at length 1",
@@ -80,9 +80,9 @@ def test_a_picture_of_histograms_shows_their_strokes_whatever_their_length():
         ),
     ],
 )
-def test_what_was_used_is_said(recipe, note, caveat, guess):
-    reader = read_by(recipe)
-    assert note in reader.note
-    assert caveat in reader.caveat
-    assert bool(caveat) == bool(reader.caveat)
-    assert reader.guess == guess
+def test_what_was_used_is_said(recipe, legend, note, baseline):
+    renderer = renderer_of(recipe)
+    assert legend in renderer.legend
+    assert note in renderer.note
+    assert bool(note) == bool(renderer.note)
+    assert renderer.baseline == baseline

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bimkern.mim.schedule import Cosine, Step
+from bimkern.mim.schedule import Cosine, MultiStep
 
 
 def test_cosine_warms_up_linearly_and_decays_to_its_floor():
@@ -28,24 +28,24 @@ def test_cosine_gives_maes_rates():
 
 
 def test_steps_divide_the_peak_at_every_milestone():
-    schedule = Step(warmup=0.1, milestones=(0.5, 0.75), gamma=0.1)
+    schedule = MultiStep(warmup=0.1, milestones=(0.5, 0.75), gamma=0.1)
     found = [schedule.factor(progress) for progress in (0.0, 0.05, 0.1, 0.4999, 0.5, 0.7499, 0.75, 1.0)]
     assert found == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert schedule.frozen_units(1.0, 12) == 0
+    assert schedule.frozen_groups(1.0, 12) == 0
 
 
 def test_steps_without_warmup_or_milestones_stay_at_the_peak():
-    assert [Step(warmup=0, milestones=()).factor(progress) for progress in (0.0, 1.0)] == [1, 1]
+    assert [MultiStep(warmup=0, milestones=()).factor(progress) for progress in (0.0, 1.0)] == [1, 1]
 
 
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"Step: warmup must be in \[0, 1\), a share of the run, got 10"):
-        Step(warmup=10, milestones=())
+        MultiStep(warmup=10, milestones=())
     for milestones in ((0.05, 0.5), (0.5, 0.5), (0.5, 1.0)):
         wrong = re.escape(f"Step: milestones must rise between warmup=0.1 and 1, got {milestones}")
         with pytest.raises(ValueError, match=wrong):
-            Step(warmup=0.1, milestones=milestones)
+            MultiStep(warmup=0.1, milestones=milestones)
     with pytest.raises(ValueError, match=r"Step: gamma must be in \(0, 1\), got 1"):
-        Step(warmup=0.1, milestones=(0.5,), gamma=1)
+        MultiStep(warmup=0.1, milestones=(0.5,), gamma=1)
     with pytest.raises(ValueError, match=r"Cosine: warmup must be in \[0, 1\), a share of the run, got 40"):
         Cosine(warmup=40)

@@ -1,4 +1,4 @@
-"""Maskers that hide square units and fill them in: counts, places, and views that every stage shares."""
+"""Maskers that hide square mask units and fill them in: counts, positions, and views that every stage shares."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def hidden_of(masker, grid, ids=IDS, seed=0):
 @pytest.mark.parametrize(("grid", "units", "hidden"), [((12, 12), 36, 22), ((14, 14), 49, 30)])
 def test_token_replace_hides_the_published_number_of_units(grid, units, hidden):
     """22 of 36 at 192 pixels, 30 of 49 at 224: a share that is not whole is raised."""
-    assert hidden_of(TokenReplace(ratio=0.6, unit=2), grid).sum((1, 2)).tolist() == [4 * hidden] * len(IDS)
-    assert TokenReplace(ratio=0.6, unit=2).num_visible(units) == units - hidden
+    assert hidden_of(TokenReplace(ratio=0.6, mask_unit=2), grid).sum((1, 2)).tolist() == [4 * hidden] * len(IDS)
+    assert TokenReplace(ratio=0.6, mask_unit=2).num_visible(units) == units - hidden
 
 
 @pytest.mark.parametrize(("grid", "visible"), [((8, 8), 16), ((4, 4), 4)])
@@ -30,14 +30,14 @@ def test_block_pixels_keep_the_published_number(grid, visible):
 
 @pytest.mark.parametrize("unit", [2, 3])
 def test_units_are_hidden_whole(unit):
-    hidden = hidden_of(TokenReplace(ratio=0.5, unit=unit), (6, 12))
+    hidden = hidden_of(TokenReplace(ratio=0.5, mask_unit=unit), (6, 12))
     cells = hidden.unflatten(2, (-1, unit)).unflatten(1, (-1, unit)).transpose(2, 3).flatten(3)
     assert torch.equal(cells.amin(-1), cells.amax(-1))
     assert 0 < hidden.mean() < 1
 
 
 def test_keep_lists_the_visible_patches_in_order():
-    view = TokenReplace(ratio=0.6, unit=2).views(IDS, (14, 14), 1, seed=3)[0]
+    view = TokenReplace(ratio=0.6, mask_unit=2).views(IDS, (14, 14), 1, seed=3)[0]
     assert torch.equal(view.keep, view.keep.sort(dim=1).values)
     assert torch.equal(view.hidden.scatter(1, view.keep, 1), torch.ones_like(view.hidden))
     assert (view.hidden.gather(1, view.keep) == 0).all()
@@ -51,7 +51,7 @@ def test_a_mask_depends_on_seed_and_sample_alone():
 
 
 def test_all_tokens_enter_every_stage():
-    assert TokenReplace(ratio=0.6, unit=2).entering((14, 14), 4) == [196] * 4
+    assert TokenReplace(ratio=0.6, mask_unit=2).entering((14, 14), 4) == [196] * 4
 
 
 @pytest.mark.parametrize("masker", [TokenReplace, BlockPixels])
@@ -60,10 +60,10 @@ def test_says_what_is_wrong(masker):
     for ratio in (0.0, 1.0):
         with pytest.raises(ValueError, match=rf"{name}: ratio must be in \(0, 1\), got {ratio}"):
             masker(ratio=ratio)
-    with pytest.raises(ValueError, match=f"{name}: unit must be at least 1 patch, got 0"):
-        masker(ratio=0.5, unit=0)
-    with pytest.raises(ValueError, match=f"{name}: unit must divide the 14 x 15 patches, got 2"):
-        masker(ratio=0.5, unit=2).views(IDS, (14, 15), 1, 0)
+    with pytest.raises(ValueError, match=f"{name}: mask_unit must be at least 1 patch, got 0"):
+        masker(ratio=0.5, mask_unit=0)
+    with pytest.raises(ValueError, match=f"{name}: mask_unit must divide the 14 x 15 patches, got 2"):
+        masker(ratio=0.5, mask_unit=2).views(IDS, (14, 15), 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_says_what_is_wrong(masker):
     [(BlockPixels, 0.9, 4), (BlockPixels, 1e-17, 0), (TokenReplace, 0.9, 4), (TokenReplace, 0.76, 4)],
 )
 def test_what_hides_nothing_or_everything_is_refused(masker, ratio, hidden):
-    masker = masker(ratio=ratio, unit=2)
-    message = f"ratio must hide at least 1 and leave at least 1 of 4 units, got {ratio}, which hides {hidden}"
+    masker = masker(ratio=ratio, mask_unit=2)
+    message = f"ratio must hide at least 1 and leave at least 1 of 4 mask units, got {ratio}, which hides {hidden}"
     for refused in (lambda: masker.entering((4, 4), 1), lambda: masker.views(IDS, (4, 4), 1, 0)):
         with pytest.raises(ValueError, match=f"{type(masker).__name__}: {message}"):
             refused()

@@ -7,7 +7,7 @@ import torch
 from tolerance import assert_no_worse_than_torch
 
 from bimkern.models.attention import choose, sdpa
-from bimkern.models.layers import Attention, Block, set_attention, set_compute_dtype
+from bimkern.models.layers import Attention, TransformerLayer, set_attention, set_compute_dtype
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def test_equals_reference(standins, name, dtype):
 
 
 def test_a_model_is_set_to_one_attention(standins):
-    model = torch.nn.Sequential(Block(32, 2), Block(32, 4)).double()
+    model = torch.nn.Sequential(TransformerLayer(32, 2), TransformerLayer(32, 4)).double()
     x = torch.randn(2, 5, 32, dtype=torch.float64)
     expected = model(x)
     set_attention(model, choose("xformers", CPU, torch.float64))

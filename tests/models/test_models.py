@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bimkern.models.heads import DecoderConfig, MAEDecoder, Prediction
-from bimkern.models.layers import Block, LayerNorm, set_compute_dtype
+from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
 
@@ -46,9 +46,9 @@ def test_embedding_keeps_the_chosen_patches_behind_the_cls_token():
     torch.manual_seed(0)
     model = ViT(SMALL).double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    everything = model.embed(images, torch.arange(16).expand(2, -1))
+    everything = model.embed(images)
     keep = torch.tensor([[1, 5, 9], [0, 2, 15]])
-    some = model.embed(images, keep)
+    some = model.embed_visible(images, keep)
     assert torch.equal(some[:, 0], model.cls_token[0].expand(2, -1))
     for b in range(2):
         # Close, not equal: how a row of a matrix product is rounded may depend on the number of rows.
@@ -88,7 +88,7 @@ def test_a_decoder_may_have_no_block():
 def test_precision_policy(dtype):
     """Products in half precision; norms and the residual stream in float32."""
     torch.manual_seed(0)
-    block = Block(32, 2)
+    block = TransformerLayer(32, 2)
     x = torch.randn(2, 5, 32)
     exact = block(x)
     set_compute_dtype(block, dtype)

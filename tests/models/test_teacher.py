@@ -1,5 +1,6 @@
 """A teacher: read from an exported backbone, seen by the student, untouched by training."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bimkern.exporters.export import Trained, write_timm
+from bimkern.exporters.timm import write_timm
+from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import Distillation
-from bimkern.models.layouts import WEIGHTS
+from bimkern.models.encoder import WEIGHTS_FILE
 from bimkern.models.teacher import TeacherError, load_teacher
 from bimkern.recipes import RECIPES
 
@@ -30,7 +32,7 @@ def trained():
 def path(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     write_timm(folder, Trained(TEACHER, 7, trained.state_dict()), 4)
-    return folder / WEIGHTS
+    return folder / WEIGHTS_FILE
 
 
 def features(teacher, model, images, blocks):
@@ -39,8 +41,7 @@ def features(teacher, model, images, blocks):
 
 def test_features_are_those_of_the_trained_encoder(trained, path):
     first, last = features(load_teacher(path), trained, IMAGES, [0, 3])
-    everything = torch.arange(16).expand(2, -1)
-    tokens = trained.encoder.embed(IMAGES, everything, trained.mean, trained.std)
+    tokens = trained.encoder.embed(IMAGES, trained.mean, trained.std)
     for i, block in enumerate(trained.encoder.blocks):
         tokens = block(tokens)
         if i in (0, 3):
@@ -118,37 +119,49 @@ def test_the_loss_is_an_l1_error_on_hidden_patches(path):
 def test_says_what_is_wrong(path, tmp_path):
     with pytest.raises(TeacherError, match="this method learns from a teacher"):
         MIM(STUDENT)
-    with pytest.raises(TeacherError, match=re.escape("the teacher must have the blocks (4,), it has 4")):
-        MIM(replace(STUDENT, distillation=Distillation(blocks=(4,))), load_teacher(path))
+    with pytest.raises(TeacherError, match=re.escape("the teacher must have the layers (4,), it has 4")):
+        MIM(replace(STUDENT, distillation=Distillation(layers=(4,))), load_teacher(path))
     with pytest.raises(TeacherError, match="patches must be those of the student, 8, got 16"):
         MIM(
             replace(STUDENT, encoder=replace(STUDENT.encoder, patch=8), targets=TEACHER.method.targets),
             load_teacher(path),
         )
-    with pytest.raises(ValueError, match="distillation must name 1 blocks of the teacher, got 2"):
-        replace(STUDENT, distillation=Distillation(blocks=(1, 2)))
-    with pytest.raises(ValueError, match="features of patches that never enter the encoder cannot be learnt"):
-        replace(RECIPES["mae_vit_test"].config.method, distillation=Distillation(blocks=(1,)))
+    with pytest.raises(ValueError, match="distillation must name 1 layers of the teacher, got 2"):
+        replace(STUDENT, distillation=Distillation(layers=(1, 2)))
+    with pytest.raises(ValueError, match="features of patches that do not enter the encoder cannot be learned"):
+        replace(RECIPES["mae_vit_test"].config.method, distillation=Distillation(layers=(1,)))
     with pytest.raises(TeacherError, match="it cannot be read"):
         load_teacher(tmp_path / "nothing")
     nameless = tmp_path / "nameless.safetensors"
     save_file(load_file(path), nameless)
-    with pytest.raises(TeacherError, match="it does not say its width, depth, num_heads, patch, image_size"):
+    with pytest.raises(TeacherError, match=r"it does not say which encoder it holds; python -m bimkern\.export writes"):
         load_teacher(nameless)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("patch", "0", r"what it says of itself is wrong \(ViTConfig: patch must be at least 1, got 0\)"),
-        ("num_heads", "5", r"what it says of itself is wrong \(ViTConfig: width must be a multiple of num_heads=5"),
-        ("depth", "²", "it does not say its depth"),
-        ("image_size", "32", r"it is no such backbone \(pos_embed must be \[1, 5, 32\], got \[1, 17, 32\]\)"),
-        ("width", "64", "it is no such backbone .*size mismatch"),
+        ("patch", 0, r"its description is wrong \(encoder: ViTConfig: patch must be at least 1, got 0\)"),
+        (
+            "num_heads",
+            5,
+            r"its description is wrong \(encoder: ViTConfig: width must be a multiple of num_heads=5",
+        ),
+        ("depth", "²", r"its description is wrong \(encoder: "),
+        ("type", "CNN", r"its description is wrong \(encoder: unknown type 'CNN'; choose one of .*ViTConfig"),
+        ("image_size", 32, r"it is no such backbone \(pos_embed must be \[1, 5, 32\], got \[1, 17, 32\]\)"),
+        ("width", 64, "it is no such backbone .*size mismatch"),
+        ("depth", 5, r"it is no such backbone \('blocks.4.norm1.weight'\)"),
     ],
 )
 def test_a_header_that_is_wrong_is_an_error_of_the_teacher(path, tmp_path, name, value, message):
-    numbers = {"width": "32", "depth": "4", "num_heads": "2", "patch": "16", "image_size": "64"}
-    save_file(load_file(path), tmp_path / "wrong.safetensors", metadata=numbers | {name: value})
+    encoder = {"type": "ViTConfig", "width": 32, "depth": 4, "num_heads": 2, "patch": 16, "image_size": 64}
+    save_file(load_file(path), tmp_path / "wrong.safetensors", {"encoder": json.dumps(encoder | {name: value})})
     with pytest.raises(TeacherError, match=message):
+        load_teacher(tmp_path / "wrong.safetensors")
+
+
+def test_a_header_that_is_no_json_is_an_error_of_the_teacher(path, tmp_path):
+    save_file(load_file(path), tmp_path / "wrong.safetensors", {"encoder": "ViT-B"})
+    with pytest.raises(TeacherError, match="its description is wrong"):
         load_teacher(tmp_path / "wrong.safetensors")

@@ -155,11 +155,11 @@ def test_simmim_exempts_tokens_from_weight_decay():
     config = RECIPES["simmim_vit_test"].config
     model = MIM(config.method)
     decayed = {name for name, p in model.named_parameters() if config.optim.decays(name, p)}
-    assert not decayed & {"encoder.cls_token", "hiding.mask_token"}
+    assert not decayed & {"encoder.cls_token", "mask_embedding.mask_token"}
     assert "encoder.patch_embed.weight" in decayed
     fastmim = RECIPES["fastmim_vit_test"].config
     assert fastmim.optim.decays(
-        "hiding.mask_token", MIM(fastmim.method).hiding.mask_token
+        "mask_embedding.mask_token", MIM(fastmim.method).mask_embedding.mask_token
     )  # 4-D: decayed, as published
 
 
@@ -209,7 +209,7 @@ def test_how_far_the_last_loss_travels(name):
     isolated = isinstance(model.method.flow, Local)
     updates = [OneLoss(0 if k == last else None) for k in range(last + 1)] if isolated else [OneLoss(last)]
     model.method.flow.step(model, [batch], updates)
-    blocks = [[model.encoder.blocks[block] for block in model.stage_blocks(k)] for k in range(last + 1)]
+    blocks = [[model.encoder.blocks[layer] for layer in model.stage_layers(k)] for k in range(last + 1)]
     grads = [[p.grad for block in stage for p in block.parameters()] for stage in blocks]
     reached = [any(grad is not None and grad.any() for grad in stage) for stage in grads]
     assert reached == [not isolated or k == last for k in range(last + 1)]

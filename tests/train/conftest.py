@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from bimkern.train.config.run import RunConfig
-from bimkern.train.memory.budget import Needs
+from bimkern.train.memory.budget import MemoryEstimator
 
-# What a step needs does not depend on these.
+# The memory of a step does not depend on these.
 ANY = (
     *("data", "out", "epochs", "steps", "base_lr", "seed", "loader", "workers", "max_bad_ratio", "max_pixels"),
     *("arena", "log_every", "save_every"),
@@ -15,19 +15,19 @@ ANY = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def needs_counted_once():
-    """Runs of a kind ask how much memory a step needs; counting takes longer than their few steps."""
-    count, known = Needs.least, {}
+def memory_estimated_once():
+    """Estimate the memory of a step once for all runs with the same one: that takes longer than the steps of a test."""
+    estimate, known = MemoryEstimator.lower_bound, {}
 
-    def least(needs, config):
+    def lower_bound(estimator, config):
         if config.run.teacher is not None:  # a file, whose content may change
-            return count(needs, config)
+            return estimate(estimator, config)
         any_run = {name: getattr(RunConfig, name) for name in ANY}
-        kind = (needs._scaling._alignment, replace(config, run=replace(config.run, **any_run)))
+        kind = (estimator._extrapolation._alignment, replace(config, run=replace(config.run, **any_run)))
         if kind not in known:
-            known[kind] = count(needs, config)
+            known[kind] = estimate(estimator, config)
         return known[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Needs, "least", least)
+        patch.setattr(MemoryEstimator, "lower_bound", lower_bound)
         yield

@@ -94,7 +94,7 @@ def test_xformers_changes_rounding_alone_and_may_take_over(photos, whole, killed
     torchs, run = losses(whole()), killed()
     seen = importlib.import_module("xformers.ops").seen
     train(photos, run, "--attention", "xformers")
-    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and what is judged
+    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and the held-out evaluation
     np.testing.assert_allclose(losses(run), torchs, rtol=1e-4)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.async_saver import Saver
-from bimkern.train.checkpoint.pinned_buffer import HostMemory
+from bimkern.train.checkpoint.async_saver import AsyncSaver
+from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 
 
@@ -38,7 +38,7 @@ def gate():
 @pytest.mark.parametrize("reserved", [True, False])
 def test_the_bytes_are_those_of_a_save_in_the_foreground(device, tmp_path, reserved):
     saved = [make(device, step) for step in (1, 2, 3)]
-    with Saver(tmp_path / "background", every=1) as saver:
+    with AsyncSaver(tmp_path / "background", every=1) as saver:
         if reserved:
             saver.reserve(saved[0].model, saved[0].optimizer)
         for loss, checkpoint in zip((0.5, 0.4, 0.6), saved, strict=True):
@@ -53,7 +53,7 @@ def test_the_bytes_are_those_of_a_save_in_the_foreground(device, tmp_path, reser
 def test_the_loop_may_go_on_while_a_save_is_written(device, tmp_path, gate):
     checkpoint = make(device)
     before = {name: tensor.clone() for name, tensor in checkpoint.model.items()}
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.save(checkpoint, 0.5, first=gate.wait, required=False)
         for tensor in checkpoint.model.values():
             tensor.zero_()
@@ -64,7 +64,7 @@ def test_the_loop_may_go_on_while_a_save_is_written(device, tmp_path, gate):
 
 
 def test_a_save_waits_for_the_one_before(tmp_path, gate):
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.save(make("cpu", 1), 0.5, first=gate.wait, required=False)
         threading.Timer(0.1, gate.set).start()
         saver.save(make("cpu", 2), 0.5, first=lambda: (tmp_path / "step-00000001").stat(), required=True)
@@ -76,7 +76,7 @@ def test_tensors_may_come_change_shape_and_go(tmp_path):
     del second.model["b"]
     second.model["w"] = torch.randn(3, 3)
     second.optimizer["new"] = torch.randn(5)
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         for checkpoint in (first, second):
             saver.save(checkpoint, 0.5, first=nothing, required=False)
     loaded = checkpoints.load_latest(tmp_path)
@@ -87,11 +87,11 @@ def test_tensors_may_come_change_shape_and_go(tmp_path):
 
 def test_a_failed_save_is_a_warning_and_never_the_best(tmp_path, caplog):
     (tmp_path / ".writing-step-00000002").write_text("a file in the way of the folder")
-    with Saver(tmp_path, every=7) as saver:
+    with AsyncSaver(tmp_path, every=7) as saver:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4)):
             saver.save(make("cpu", step), loss, first=nothing, required=False)
     assert "step-00000002 cannot be written" in caplog.text
-    assert "training goes on, the next save is after 7 steps" in caplog.text
+    assert "training continues, the next save is after 7 steps" in caplog.text
     assert saver.best == {"step": 3, "loss": 0.4}
     assert [checkpoints.load(path).step for path in sorted(tmp_path.glob("step-*"))] == [1, 3]
 
@@ -99,14 +99,14 @@ def test_a_failed_save_is_a_warning_and_never_the_best(tmp_path, caplog):
 def test_a_required_save_that_keeps_failing_raises(tmp_path, monkeypatch):
     monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.01, 0.01))
     (tmp_path / ".writing-step-00000009").write_text("a file in the way of the folder")
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.save(make("cpu", 4), 0.5, first=nothing, required=True)
-        with pytest.raises(CheckpointError, match=r"step-00000009 cannot be written .*; nothing is saved since step 4"):
+        with pytest.raises(CheckpointError, match=r"step-00000009 cannot be written .*; nothing saved since step 4"):
             saver.save(make("cpu", 9), 0.5, first=nothing, required=True)
 
 
 def test_what_else_goes_wrong_in_the_background_is_raised_in_the_loop(tmp_path):
-    saver = Saver(tmp_path, every=1)
+    saver = AsyncSaver(tmp_path, every=1)
     saver.save(make("cpu"), 0.5, first=lambda: 1 // 0, required=False)
     with pytest.raises(ZeroDivisionError):
         saver.save(make("cpu"), 0.5, first=nothing, required=False)
@@ -114,7 +114,7 @@ def test_what_else_goes_wrong_in_the_background_is_raised_in_the_loop(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         for step, loss in ((1, float("nan")), (2, 0.5), (3, float("nan"))):
             saver.save(make("cpu", step), loss, first=nothing, required=True)
     assert saver.best == {"step": 2, "loss": 0.5}
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
 
 def test_the_best_is_sought_anew_under_other_conditions(tmp_path):
     found = []
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.best = {"step": 1, "loss": 0.1}  # of a program that knew no conditions
         for step, loss, size in ((2, 0.5, 32), (3, 0.6, 32), (4, 0.4, 32), (5, 0.9, 64), (6, float("nan"), 96)):
             conditions = {"frozen_stages": 0, "image_size": size}
@@ -134,7 +134,7 @@ def test_the_best_is_sought_anew_under_other_conditions(tmp_path):
 
 def leave_while_saving(folder, gate, exception):
     """Leave the context with an exception while the save of step 2 is held back; the gate opens a little later."""
-    with Saver(folder, every=1) as saver:
+    with AsyncSaver(folder, every=1) as saver:
         saver.save(make("cpu", 1), 0.5, first=nothing, required=True)
         saver.save(make("cpu", 2), 0.5, first=gate.wait, required=False)
         threading.Timer(0.1, gate.set).start()
@@ -154,7 +154,7 @@ def test_leaving_by_an_exception_leaves_no_thread_and_no_half_of_a_save(tmp_path
 
 
 def test_an_interrupt_while_the_loop_waits_ends_the_save(tmp_path, gate):
-    saver = Saver(tmp_path, every=1)
+    saver = AsyncSaver(tmp_path, every=1)
     saver.save(make("cpu"), 0.5, first=gate.wait, required=False)
     threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     threading.Timer(0.2, gate.set).start()
@@ -167,16 +167,16 @@ def test_without_memory_for_a_copy_the_loop_waits_for_saves(tmp_path, monkeypatc
     def no_memory(*arguments, **options):
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(HostMemory, "_block", no_memory)
+    monkeypatch.setattr(PinnedBuffer, "_buffer", no_memory)
     saved = [make("cpu", step) for step in (1, 2)]
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.reserve(saved[0].model, saved[0].optimizer)
         for checkpoint in saved:
             before = checkpoint.model["w"].clone()
             saver.save(checkpoint, 0.5, first=nothing, required=False)
             checkpoint.model["w"].zero_()
             assert torch.equal(checkpoints.load_latest(tmp_path).model["w"], before)
-    assert caplog.text.count("no memory for a copy of what is saved (can't allocate memory)") == 1
+    assert caplog.text.count("no memory to copy checkpoints to (can't allocate memory)") == 1
 
 
 def test_a_required_save_is_tried_again(tmp_path, monkeypatch, caplog):
@@ -185,19 +185,19 @@ def test_a_required_save_is_tried_again(tmp_path, monkeypatch, caplog):
     obstacle.write_text("a file in the way of the folder")
     tries = iter([nothing, nothing, obstacle.unlink])
     drawn = []
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         saver.save(
             make("cpu", 2), 0.5, first=lambda: next(tries)(), then=lambda: drawn.append("picture"), required=True
         )
     assert saver.saved_step == 2
-    assert caplog.text.count("it is tried again in 0.05 s") == 2
+    assert caplog.text.count("retrying in 0.05 s") == 2
     assert drawn == ["picture"]
 
 
 def test_what_comes_after_a_save_comes_after_a_failed_one_too(tmp_path):
     (tmp_path / ".writing-step-00000001").write_text("a file in the way of the folder")
     left = []
-    with Saver(tmp_path, every=1) as saver:
+    with AsyncSaver(tmp_path, every=1) as saver:
         for step in (1, 2):
             saver.save(
                 make("cpu", step),

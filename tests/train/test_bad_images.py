@@ -94,8 +94,8 @@ def test_twenty_kinds_of_bad_file_are_set_aside_and_the_rest_is_trained_on(photo
     records = lines(tmp_path / "mixed" / "quarantine.jsonl")
     assert {record["file"] for record in records} == reasons.keys()
     assert all(reasons[record["file"]] in record["reason"] and record["step"] is None for record in records)
-    assert lines(tmp_path / "mixed" / "metrics.jsonl")[-1]["images_set_aside"] == len(reasons)
-    assert f"{len(reasons)} of {len(reasons) + 25} images set aside (animated.png: animated, " in caplog.text
+    assert lines(tmp_path / "mixed" / "metrics.jsonl")[-1]["images_quarantined"] == len(reasons)
+    assert f"{len(reasons)} of {len(reasons) + 25} images quarantined (animated.png: animated, " in caplog.text
     assert lines(tmp_path / "mixed" / "images.jsonl") == lines(tmp_path / "plain" / "images.jsonl")
 
 
@@ -114,7 +114,7 @@ def test_non_image_files_are_named_by_suffix_and_are_no_fault(photos, tmp_path, 
         assert heic["examples"] == ["photo.HEIC"]
         assert "convert images of other formats to JPEG or PNG" in heic["reason"]
         assert (empty["file"], empty["reason"]) == ("empty.jpg", "empty")
-    assert "1 of 13 images set aside (empty.jpg: empty)" in caplog.text
+    assert "1 of 13 images quarantined (empty.jpg: empty)" in caplog.text
 
 
 def test_what_the_check_refuses_without_an_images_suffix_is_skipped_for_its_own_reason(photos, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_
     out = tmp_path / "run"
     at_step(5, (photos / "07.jpg").unlink)
     main(arguments(photos, out, "--steps", "30", "--save-every", "30", "--workers", "1", "--loader", loader))
-    assert "1 of 12 images set aside (07.jpg: No such file" in caplog.text
+    assert "1 of 12 images quarantined (07.jpg: No such file" in caplog.text
     (record,) = lines(out / "quarantine.jsonl")
     assert record["file"] == "07.jpg"
     assert record["step"] > 0
@@ -222,7 +222,7 @@ def test_a_killed_loader_process_changes_nothing(photos, tmp_path, at_step, capl
     out = tmp_path / "run"
     at_step(5, lambda: multiprocessing.active_children()[0].kill())
     main(arguments(photos, out, "--steps", "30", "--workers", "2"))
-    assert "is started again at the same images" in caplog.text
+    assert "it is restarted at the same images" in caplog.text
     train(photos, tmp_path / "plain", "--steps", "30")
     assert losses(out) == losses(tmp_path / "plain")
     ours, theirs = (checkpoints.load_latest(folder / "checkpoints").model for folder in (out, tmp_path / "plain"))
@@ -312,7 +312,7 @@ def test_a_file_that_went_bad_between_runs_is_set_aside_until_it_is_back(photos,
     (photos / "03.jpg").write_bytes(content)
     train(photos, tmp_path / "run", "--steps", "2")
     assert lines(tmp_path / "run" / "quarantine.jsonl") == []
-    assert "1 images that were set aside are as before, and back (03.jpg)" in caplog.text
+    assert "1 images released from quarantine: they are as recorded again (03.jpg)" in caplog.text
 
 
 def test_checkpoints_of_other_images_are_refused(photos, tmp_path, capsys):
@@ -329,7 +329,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     for i in range(12):
         picture(1500, 1200, seed=i).save(photos / f"{i:02}.jpg")
     train(photos, tmp_path / "run", "--steps", "6", "--batch-size", "12")
-    assert "of the time goes into waiting for images. The loader alone gives" in caplog.text
+    assert "of the time is spent waiting for images. The loader alone reaches" in caplog.text
     assert caplog.text.count("waiting for images") == 1
 
 

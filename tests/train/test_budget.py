@@ -17,14 +17,14 @@ from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.memory import budget
 from bimkern.train.memory.budget import (
-    Needs,
-    check_that_it_fits,
+    MemoryEstimator,
+    available_memory,
+    check_memory,
     fewest,
-    halved,
-    is_shortage,
+    find_fitting,
+    halve_micro_batch,
+    is_out_of_memory,
     largest,
-    memory_there_is,
-    search,
 )
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, caps
     with pytest.raises(SystemExit) as stop:
         main(["mae_vit_test", *options])
     assert stop.value.code == 2
-    assert "mae_vit_test needs at least" in capsys.readouterr().err
+    assert "mae_vit_test estimator at least" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -96,39 +96,42 @@ def test_a_refusal_says_what_fits(monkeypatch, reason):
     monkeypatch.setattr(budget, "unusable", lambda: reason)
     config = RECIPES["bim_vit_test"].config
     config = replace(config, run=replace(config.run, batch_size=256))
-    monkeypatch.setattr(budget, "memory_there_is", lambda device: 9 * 2**20)
+    monkeypatch.setattr(budget, "available_memory", lambda device: 9 * 2**20)
     with pytest.raises(ConfigError) as refused:
-        check_that_it_fits(config, CPU)
+        check_memory(config, CPU)
     text = str(refused.value)
-    assert "for steps of 256 images, 256 at a time, decoded in slices: 1; there is 9 MiB. What fits: --slices" in text
+    assert (
+        "for steps of 256 images, 256 at a time, decoded in slices: 1; 9 MiB are available. Options that fit: --slices"
+        in text
+    )
     words = text.replace(",", "").split()
     for option in ("slices", "micro-batch", "batch-size"):
         value = int(words[words.index(f"--{option}") + 1])
-        check_that_it_fits(replace(config, run=replace(config.run, **{option.replace("-", "_"): value})), CPU)
+        check_memory(replace(config, run=replace(config.run, **{option.replace("-", "_"): value})), CPU)
 
 
 def test_room_is_for_a_larger_micro_batch_where_the_batch_comes_in_parts(monkeypatch):
     config = RECIPES["bim_vit_test"].config
     config = replace(config, run=replace(config.run, batch_size=256, micro_batch=4))
-    needs, limit = Needs(), 2**24
-    fits = search(config, needs, limit)
+    estimator, limit = MemoryEstimator(), 2**24
+    fits = find_fitting(config, estimator, limit)
     assert (fits.batch_size, fits.slices) == (None, None)
     assert 4 < fits.micro_batch < 256
 
     def peak(micro_batch):
-        return needs.peak(replace(config, run=replace(config.run, micro_batch=micro_batch)))
+        return estimator.peak(replace(config, run=replace(config.run, micro_batch=micro_batch)))
 
     assert peak(fits.micro_batch) <= limit < peak(fits.micro_batch + 2)
 
 
 def test_nothing_fits_into_nothing(monkeypatch):
-    monkeypatch.setattr(budget, "memory_there_is", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"there is 1000 B\. Nothing fits; choose a smaller recipe"):
-        check_that_it_fits(RECIPES["mae_vit_test"].config, CPU)
+    monkeypatch.setattr(budget, "available_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"1000 B are available\. No option fits; choose a smaller recipe"):
+        check_memory(RECIPES["mae_vit_test"].config, CPU)
 
 
 def test_memory_that_is_there():
-    assert 2**26 < memory_there_is(CPU) < 2**50
+    assert 2**26 < available_memory(CPU) < 2**50
 
 
 @pytest.mark.parametrize(("slope", "limit", "expected"), [(7, 702, 100), (7, 6, None), (0, 1, 2**20), (1, 40, 40)])
@@ -150,21 +153,21 @@ def test_the_fewest_within_a_limit():
     assert fewest(lambda n: 0, 1, 4, 4) is None
 
 
-def test_a_shortage_is_told_from_other_errors():
-    with pytest.raises(RuntimeError) as shortage:
+def test_out_of_memory_is_recognized():
+    with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
-    assert is_shortage(shortage.value)
-    assert is_shortage(MemoryError())
-    assert is_shortage(torch.OutOfMemoryError())
-    assert not is_shortage(RuntimeError("shapes do not fit"))
-    assert not is_shortage(RuntimeError('torch_call_dispatcher( "aten::new_empty", ...) API call failed at ops.h'))
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(RuntimeError('torch_call_dispatcher( "aten::new_empty", ...) API call failed at ops.h'))
 
 
 SHORT_IN_A_KERNEL = """
 import resource, torch
 from pathlib import Path
 from bimkern.ops import gather_tokens
-from bimkern.train.memory.budget import is_shortage
+from bimkern.train.memory.budget import is_out_of_memory
 
 tokens, keep, pos = torch.zeros(64, 196, 1024), torch.arange(196).repeat(64, 1), torch.zeros(196, 1024)
 gather_tokens(tokens[:1], keep[:1], pos)
@@ -173,7 +176,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20, 
 try:
     gather_tokens(tokens, keep, pos)
 except RuntimeError as error:
-    print("aten::new_empty" in str(error), is_shortage(error))
+    print("aten::new_empty" in str(error), is_out_of_memory(error))
 """
 
 
@@ -181,16 +184,16 @@ except RuntimeError as error:
     not hasattr(ctypes.CDLL(torch._C.__file__), "torch_exception_get_what_without_backtrace"),
     reason="this torch does not tell a kernel why an allocation failed",
 )
-def test_a_shortage_in_a_kernel_says_so():
+def test_out_of_memory_in_a_kernel_says_so():
     done = subprocess.run([sys.executable, "-c", SHORT_IN_A_KERNEL], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 def test_half_as_many_images_at_a_time():
-    assert halved(RunConfig(batch_size=9)).micro_batch == 4
-    assert halved(RunConfig(batch_size=9, micro_batch=2)).batch_size == 9
+    assert halve_micro_batch(RunConfig(batch_size=9)).micro_batch == 4
+    assert halve_micro_batch(RunConfig(batch_size=9, micro_batch=2)).batch_size == 9
     with pytest.raises(ConfigError, match="not enough memory to train on one image at a time"):
-        halved(RunConfig(batch_size=9, micro_batch=1))
+        halve_micro_batch(RunConfig(batch_size=9, micro_batch=1))
 
 
 @pytest.mark.parametrize(
@@ -208,5 +211,5 @@ def test_a_cgroup_leaves_what_its_cached_files_hold(monkeypatch, tmp_path, files
     for name, text in files.items():
         (tmp_path / f"memory.{name}").write_text(text)
     monkeypatch.setattr(budget, "_CGROUP", tmp_path)
-    there = memory_there_is(CPU)
+    there = available_memory(CPU)
     assert there == room if room is not None else there > 2**20

@@ -98,7 +98,7 @@ def test_a_step_can_be_saved_again(tmp_path):
 
 
 def test_a_hundred_kills_in_the_middle_of_saving_leave_a_checkpoint_and_no_litter(tmp_path):
-    command = [sys.executable, Path(__file__).with_name("killed_savers.py"), tmp_path, "100"]
+    command = [sys.executable, Path(__file__).parents[1] / "helpers/killed_savers.py", tmp_path, "100"]
     environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,19 +107,19 @@ def test_a_hundred_kills_in_the_middle_of_saving_leave_a_checkpoint_and_no_litte
 
 def test_all_is_on_the_disk_before_it_is_renamed_and_the_renaming_after(tmp_path, monkeypatch):
     """A power cut cannot be had, so the calls are recorded, each with the sizes of the files as it is made."""
-    events, fsync, rename = [], os.fsync, os.rename
+    events, fsync, replace = [], os.fsync, os.replace
 
     def recorded_fsync(descriptor):
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         events.append((path, path.stat().st_size if path.is_file() else sorted(p.name for p in path.iterdir())))
         fsync(descriptor)
 
-    def recorded_rename(source, target):
+    def recorded_replace(source, target):
         events.append((source, target))
-        rename(source, target)
+        replace(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "rename", recorded_rename)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     save(tmp_path, 1)
     final, scratch = tmp_path / "step-00000001", tmp_path / ".writing-step-00000001"
     names = sorted(path.name for path in final.iterdir())

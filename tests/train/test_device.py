@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bimkern.train import device as devices
-from bimkern.train.checkpoint.async_saver import Saver
-from bimkern.train.checkpoint.pinned_buffer import HostMemory
+from bimkern.train.checkpoint.async_saver import AsyncSaver
+from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_saves_run_with_the_device_of_their_tensors(monkeypatch, tmp_path):
     entered = []
     monkeypatch.setattr(devices, "current", lambda gpu: entered.append(gpu) or threading.Lock())
     gpu = torch.device("cuda", 1)
-    saver = Saver(tmp_path, every=1)
+    saver = AsyncSaver(tmp_path, every=1)
     saver._start(lambda: entered.append("work"), gpu, "a save")
     saver.wait()
     assert entered == [gpu, "work"]
@@ -67,7 +67,7 @@ def tensors():
 
 
 def test_copies_lie_in_one_block_side_by_side():
-    memory, given = HostMemory(), tensors()
+    memory, given = PinnedBuffer(), tensors()
     copies = memory.copy(given)
     assert all(
         torch.equal(copy, tensor) and copy.dtype == tensor.dtype for copy, tensor in zip(copies, given, strict=True)
@@ -87,8 +87,8 @@ def test_memory_for_a_gpu_is_pinned_where_it_can_be_and_released(monkeypatch, ca
         cudaHostUnregister=lambda *arguments: calls.append(arguments),
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
-    memory = HostMemory()
-    block = memory._block(1000, pinned=True)
+    memory = PinnedBuffer()
+    block = memory._buffer(1000, pinned=True)
     assert calls == [(block.data_ptr(), 1000, 1)]
     assert ("cannot be pinned (CUDA error 2)" in caplog.text) == bool(error)
     del memory

@@ -1,6 +1,7 @@
 """Runs that learn from a teacher: how it computes, what it means for memory, and which one it is."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 
@@ -64,18 +65,21 @@ def test_the_teacher_computes_in_the_precision_of_the_run(
 def test_the_teacher_mixes_tokens_by_the_attention_of_the_run(teacher):
     calls = []
 
-    def mix(*qkv):
+    def attention_fn(*qkv):
         calls.append(qkv)
         return sdpa(*qkv)
 
     model = network.build(config_with(teacher))
     assert model.teacher is not None
-    network.compute_with(model, torch.bfloat16, mix)
+    network.set_compute(model, torch.bfloat16, attention_fn)
     model.targets([0], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert len(calls) == 4
     assert {tensor.dtype for qkv in calls for tensor in qkv} == {torch.bfloat16}
     assert all(
-        m.mix is mix for part in (model, model.teacher.encoder) for m in part.modules() if isinstance(m, Attention)
+        m.attention_fn is attention_fn
+        for part in (model, model.teacher.encoder)
+        for m in part.modules()
+        if isinstance(m, Attention)
     )
 
 
@@ -116,9 +120,9 @@ def test_another_teacher_at_the_same_path_is_refused(photos, tmp_path, capsys):
 
 def test_a_teacher_that_makes_no_sense_is_one_line(photos, teacher, tmp_path, capsys):
     path = tmp_path / "wrong.safetensors"
-    numbers = {"width": "32", "depth": "4", "num_heads": "2", "patch": "0", "image_size": "64"}
-    save_file(load_file(teacher), path, metadata=numbers)
+    encoder = {"type": "ViTConfig", "width": 32, "depth": 4, "num_heads": 2, "patch": 0, "image_size": 64}
+    save_file(load_file(teacher), path, metadata={"encoder": json.dumps(encoder)})
     with pytest.raises(SystemExit) as stopped:
         train(photos, tmp_path / "run", path, "--steps", "2")
     assert stopped.value.code == 2
-    assert f"--teacher {path}: what it says of itself is wrong" in capsys.readouterr().err
+    assert f"--teacher {path}: its description is wrong" in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""What a step needs, told beforehand, against what the arena of a run then plans and measures."""
+"""What a step needs, estimate beforehand, against what the arena of a run then plans and measures."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,13 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
-from bimkern.train.memory.estimate import exact_need, step_plan
-from bimkern.train.memory.extrapolate import Scaling
+from bimkern.train.memory import estimate
+from bimkern.train.memory.estimate import exact_estimate, step_plan
+from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
 
 
-def kind(recipe, batch, micro):
+def segment(recipe, batch, micro):
     size = RECIPES[recipe].config.method.encoder.image_size
     return Segment(image_size=size, batch_size=batch, micro_batch=micro)
 
@@ -42,64 +44,73 @@ def real_steps(given, batch, micro):
     return arena
 
 
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """An exact count and a plan of the same steps look at one trace of them."""
+    monkeypatch.setattr(estimate, "trace", functools.cache(estimate.trace))
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return write_teacher(tmp_path_factory.mktemp("teacher") / "backbone")
 
 
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in SMALL_RECIPES])
-def test_real_steps_need_what_was_told_before_them(recipe, teacher):
+def test_real_steps_need_what_was_estimated(recipe, teacher):
     given = config(recipe, slices=2, precision="fp32")
     if given.method.distillation is not None:
         given = config(recipe, slices=2, precision="fp32", teacher=teacher)
-    steps = kind(recipe, 64, 32)
-    told, arena = Scaling().need(given, steps), real_steps(given, 64, 32)
+    steps = segment(recipe, 64, 32)
+    estimate, arena = Extrapolation().estimate(given, steps), real_steps(given, 64, 32)
     plan, stats = arena.plan(), arena.stats()
     assert (stats.plans, stats.diverged_steps) == (1, 0)
     assert stats.planned_reach == plan.peak
-    always = exact_need(given, steps).bound - step_plan(given, steps).bound  # weights and the like: not in the plan
-    assert abs(told.bound - always - plan.bound) <= 256
-    assert told.peak == pytest.approx(always + plan.peak, rel=0.02)
+    static = exact_estimate(given, steps).bound - step_plan(given, steps).bound  # weights and the like: not in the plan
+    assert abs(estimate.bound - static - plan.bound) <= 256
+    assert estimate.peak == pytest.approx(static + plan.peak, rel=0.02)
 
 
 @pytest.mark.parametrize("recipe", ["bim_vit_test", "mae_vit_test", "localmim_vit_test"])
 @pytest.mark.parametrize(("batch", "micro", "slices"), [(32, 32, 1), (32, 32, 2), (45, 16, 5), (9, 2, 1)])
-def test_what_small_steps_tell_is_what_an_exact_count_finds(recipe, batch, micro, slices):
-    given, steps = config(recipe, slices=slices), kind(recipe, batch, micro)
-    told, counted = Scaling().need(given, steps), exact_need(given, steps)
+def test_extrapolation_equals_an_exact_trace(recipe, batch, micro, slices):
+    given, steps = config(recipe, slices=slices), segment(recipe, batch, micro)
+    estimate, counted = Extrapolation().estimate(given, steps), exact_estimate(given, steps)
     for part in ("weights", "gradients", "optimizer", "inputs"):
-        assert getattr(told, part) == getattr(counted, part), part
-    assert told.scopes.keys() == counted.scopes.keys()
+        assert getattr(estimate, part) == getattr(counted, part), part
+    assert estimate.scopes.keys() == counted.scopes.keys()
     for part in ("activations", "bound"):  # some scalars are as many as the micro-batches
-        assert abs(getattr(told, part) - getattr(counted, part)) <= 256, part
-    assert told.peak == pytest.approx(counted.peak, rel=0.01)
+        assert abs(getattr(estimate, part) - getattr(counted, part)) <= 256, part
+    assert estimate.peak == pytest.approx(counted.peak, rel=0.01)
 
 
 def test_parts_of_a_step():
     given = config("bim_vit_test")
-    need, model = Scaling().need(given, kind("bim_vit_test", 8, 8)), MIM(given.method)
+    estimate, model = Extrapolation().estimate(given, segment("bim_vit_test", 8, 8)), MIM(given.method)
     sizes = [sum(p.nbytes for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
     buffers = sum(b.nbytes for b in model.buffers())
-    assert need.weights == sum(sizes) + buffers
-    assert need.gradients == max(sizes)
-    assert need.optimizer == 2 * sum(sizes) + 4 * len(list(model.parameters()))
-    assert need.inputs == 8 * (3 * 32 * 32 + 8)
-    assert need.activations == max(need.scopes.values())
-    assert list(need.scopes) == ["stage0", "stage1", "stage2", "stage3"]
-    assert need.bound <= need.peak <= 1.03 * need.bound
-    assert need.peak < need.weights + need.gradients + need.optimizer + need.inputs + need.activations
+    assert estimate.weights == sum(sizes) + buffers
+    assert estimate.gradients == max(sizes)
+    assert estimate.optimizer == 2 * sum(sizes) + 4 * len(list(model.parameters()))
+    assert estimate.inputs == 8 * (3 * 32 * 32 + 8)
+    assert estimate.activations == max(estimate.scopes.values())
+    assert list(estimate.scopes) == ["stage0", "stage1", "stage2", "stage3"]
+    assert estimate.bound <= estimate.peak <= 1.03 * estimate.bound
+    assert (
+        estimate.peak
+        < estimate.weights + estimate.gradients + estimate.optimizer + estimate.inputs + estimate.activations
+    )
 
 
-def test_the_least_is_the_bound_of_a_need():
-    scaling = Scaling()
+def test_the_lower_bound_is_that_of_an_estimate():
+    extrapolation = Extrapolation()
     for slices, micro in ((1, 32), (1, 5), (4, 16), (4, 4)):
-        given, steps = config("bim_vit_test", slices=slices), kind("bim_vit_test", 32, micro)
-        need = scaling.need(given, steps)
-        assert scaling.least(given, steps) == need.bound
-        assert scaling.always(given, steps) == need.weights + need.optimizer < need.bound
+        given, steps = config("bim_vit_test", slices=slices), segment("bim_vit_test", 32, micro)
+        estimate = extrapolation.estimate(given, steps)
+        assert extrapolation.lower_bound(given, steps) == estimate.bound
+        assert extrapolation.static_bytes(given, steps) == estimate.weights + estimate.optimizer < estimate.bound
 
 
 def test_a_gpu_aligns_to_more():
-    given, steps = config("mae_vit_test"), kind("mae_vit_test", 8, 8)
+    given, steps = config("mae_vit_test"), segment("mae_vit_test", 8, 8)
     assert step_plan(given, steps, "cuda").alignment == 512
-    assert Scaling("cuda").need(given, steps).peak > Scaling().need(given, steps).peak
+    assert Extrapolation("cuda").estimate(given, steps).peak > Extrapolation().estimate(given, steps).peak

@@ -168,7 +168,7 @@ def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_goes_on(p
     assert code == 1
     assert "step 3, the last, is done; " in error
     assert "step-00000003 cannot be written ([Errno 27] File too large" in error
-    assert "; nothing is saved since step 0; the same command resumes the run\n" in error
+    assert "; nothing saved since step 0; the same command resumes the run\n" in error
     train(photos, tmp_path / "run", "--steps", "3")
     assert checkpoints.load_latest(tmp_path / "run" / "checkpoints").step == 3
 
@@ -186,7 +186,7 @@ def test_a_run_without_data_never_calls_saved_what_is_not(photos, tmp_path, caps
     code, error = ended(photos, tmp_path / "run", capsys, "--steps", "9", "--save-every", "4")
     assert code == 1
     assert "4 steps are done; " in error
-    assert "; nothing is saved since step 0; the same command resumes the run" in error
+    assert "; nothing saved since step 0; the same command resumes the run" in error
     assert "and saved" not in error
 
 

@@ -16,7 +16,7 @@ from disk import full_disk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bimkern.files.append import AppendedFile
+from bimkern.files.append import AppendOnlyFile
 from bimkern.train.checkpoint import store as checkpoints
 
 
@@ -113,7 +113,7 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     run, folder = disk
     run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
     # Filled again and again: a save that fails, or drops an old one, gives some room back.
-    run.wait_for(lambda: fill_with_bytes(folder) or run.said("No space left on device); training goes on, the next"))
+    run.wait_for(lambda: fill_with_bytes(folder) or run.said("No space left on device); training continues, the next"))
     run.wait_for(lambda: fill_with_names(folder) or run.said("/checkpoints/.writing-step"))
     run.wait_for(lambda: run.said("pictures cannot be written"))
     run.process.send_signal(signal.SIGTERM)
@@ -121,8 +121,8 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     run.end()
     saved = checkpoints.newest_intact(run.out / "checkpoints").step
     (said,) = run.said("stopped by SIGTERM after step")
-    assert f"; nothing is saved since step {saved}; the same command resumes the run" in said
-    assert len(run.said("it is tried again in")) == 2
+    assert f"; nothing saved since step {saved}; the same command resumes the run" in said
+    assert len(run.said("retrying in")) == 2
     assert not run.said("Traceback")
     steps = run.steps_in_metrics()
     assert steps == list(range(1, steps[-1] + 1))
@@ -134,7 +134,7 @@ def test_training_goes_on_and_what_had_no_room_is_written_later(run):
     run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
     full = (run.out / "metrics.jsonl").stat().st_size + 100  # a third of a line
     run.limit(full)
-    run.wait_for(lambda: len(run.said("training goes on, the next save is after 20 steps")) >= 2)
+    run.wait_for(lambda: len(run.said("training continues, the next save is after 20 steps")) >= 2)
     run.wait_for(lambda: run.said("pictures cannot be written"))
     before = run.steps_in_metrics()
     assert (run.out / "metrics.jsonl").read_bytes().endswith(b"\n")
@@ -155,7 +155,7 @@ def test_training_goes_on_and_what_had_no_room_is_written_later(run):
 
 
 def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     pieces = [bytes([65 + i]) * 1000 for i in range(12)]
     for outage in (1, 2):
         written, waiting = pieces[: 6 * outage - 3], pieces[6 * outage - 3 : 6 * outage]
@@ -171,7 +171,7 @@ def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
 
 
 def test_what_never_found_room_is_counted_at_the_end(tmp_path, caplog):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     with full_disk(1500):
         for _ in range(3):
             file.append(b"x" * 1000)
@@ -181,7 +181,7 @@ def test_what_never_found_room_is_counted_at_the_end(tmp_path, caplog):
 
 
 def test_waiting_pieces_can_be_forgotten(tmp_path):
-    file = AppendedFile(tmp_path / "log")
+    file = AppendOnlyFile(tmp_path / "log")
     file.append(b"a" * 1000)
     with full_disk(1500):
         for piece in (b"b", b"c", b"d"):

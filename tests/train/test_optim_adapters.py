@@ -20,7 +20,7 @@ def optimizer(name, parameters, *, fp16=False, **config):
     made = GroupOptimizer(
         "all", list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16, make=choose(name, CPU)
     )
-    made.set_rates(lambda unit: 0.1)
+    made.set_rates(lambda group: 0.1)
     return made
 
 

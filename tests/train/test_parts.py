@@ -15,6 +15,7 @@ from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError, RunConfig, resolve_device
 from bimkern.train.config.serialize import differences, to_json
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.history import History
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 def optimizer(parameters, *, fp16=False, **config):
     made = GroupOptimizer("all", list(parameters.items()), AdamWConfig(**config), device=CPU, fp16=fp16)
-    made.set_rates(lambda unit: 0.1)
+    made.set_rates(lambda group: 0.1)
     return made
 
 
@@ -101,7 +102,7 @@ def test_live_bytes_counts_activations_and_nothing_else():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 1))
     x = torch.randn(1000, 64)
-    with LiveBytes(model.parameters()) as counter:
+    with AllocationTracker(model.parameters(), counter := LiveBytes()):
         hidden = model[1](model[0](x))
         size = 1000 * 256 * 4
         assert counter.now == 2 * size  # the first linear layer's output and that of GELU

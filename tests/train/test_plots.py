@@ -10,6 +10,8 @@ from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
 from bimkern.recipes import RECIPES
+from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.reporting import plots
 
 
@@ -24,21 +26,21 @@ def predicted(recipe, rows=2, **changes):
 @pytest.mark.parametrize(
     ("recipe", "titles"),
     [
-        ("mae_vit_test", ["12 of 16 hidden", "after block 4", "after block 4*"]),
-        ("simmim_vit_test", ["12 of 16 hidden", "after block 4"]),
-        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after block 4"]),
+        ("mae_vit_test", ["12 of 16 hidden", "after layer 4", "after layer 4*"]),
+        ("simmim_vit_test", ["12 of 16 hidden", "after layer 4"]),
+        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after layer 4"]),
         (
             "localmim_vit_test",
             [
-                *("12 of 16 hidden", "target, 16 x 16", "after block 2", "target, 8 x 8", "after block 4"),
-                *("target, 4 x 4", "after block 6", "target, 2 x 2", "after block 8"),
+                *("12 of 16 hidden", "target, 16 x 16", "after layer 2", "target, 8 x 8", "after layer 4"),
+                *("target, 4 x 4", "after layer 6", "target, 2 x 2", "after layer 8"),
             ],
         ),
         (
             "bim_hog_vit_test",
             [
-                *("11 of 16 hidden", "target, 8 x 8", "after block 1", "12 of 16 hidden", "after block 2"),
-                *("13 of 16 hidden", "after block 3", "14 of 16 hidden", "after block 4"),
+                *("11 of 16 hidden", "target, 8 x 8", "after layer 1", "12 of 16 hidden", "after layer 2"),
+                *("13 of 16 hidden", "after layer 3", "14 of 16 hidden", "after layer 4"),
             ],
         ),
     ],
@@ -59,13 +61,13 @@ def test_images_that_differ_in_how_much_is_hidden_are_counted_from_least_to_most
     assert 39 < int(least) < int(most) <= 78
 
 
-def test_the_note_names_the_statistics_of_every_kind_of_target():
+def test_the_legend_names_the_statistics_of_every_kind_of_target():
     method = RECIPES["localmim_vit_test"].config.method
     shown = predicted("localmim_vit_test", targets=(*method.targets[:2], *2 * [PixelTarget(normalize=True)]))
-    assert shown.note.splitlines() == [
+    assert shown.legend.splitlines() == [
         "histograms of oriented gradients, where patches are visible the target's: no statistics of the truth are "
         "used; all are drawn at length 1",
-        "de-normalised with brightness and contrast of the average visible patch;",
+        "de-normalized with brightness and contrast of the average visible patch;",
         "* with those of the hidden truth, which leaks",
     ]
 
@@ -94,6 +96,15 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
 
 def test_curves_take_stages_that_stop_learning(tmp_path):
     records = [{"step": step, "lr": 0.1, "loss_per_block": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
-    plots.draw_curves(tmp_path / "curves.png", records, ["after block 2", "after block 4"])
+    plots.draw_curves(tmp_path / "curves.png", records, ["after layer 2", "after layer 4"])
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 10
+
+
+def test_drawing_holds_a_few_tiles_at_a_time(tmp_path):
+    """Whole rows in floats take a hundred megabytes, which malloc keeps for the rest of the run."""
+    shown = predicted("bim_vit_test", rows=6)
+    with AllocationTracker([], live := LiveBytes()):
+        plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
+    tile = 3 * shown.size**2 * torch.float32.itemsize
+    assert 0 < live.peak <= 8 * tile < shown.num_rows * len(shown.columns) * tile

@@ -71,7 +71,7 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
         assert record.keys() == {
             *("step", "epoch", "image_size", "loss", "loss_per_block", "lr", "skipped_updates", "images_per_s"),
-            *("data_wait", "images_set_aside", "held_bytes", "peak_bytes", "live_activation_bytes"),
+            *("data_wait", "images_quarantined", "held_bytes", "peak_bytes", "live_activation_bytes"),
             *MEMORY,
         }
         assert len(record["loss_per_block"]) == 4

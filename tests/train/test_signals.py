@@ -22,7 +22,7 @@ from bimkern.mim.model import MIM
 from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.pretraining import Pretraining
-from bimkern.train.reporting.held_out import Judge
+from bimkern.train.reporting.held_out import HeldOutEvaluation
 from bimkern.train.signals import StopSignals, Terminated
 
 
@@ -171,7 +171,7 @@ def test_a_step_without_memory(photos, out, capsys, monkeypatch):
     monkeypatch.setattr(Pretraining, "step", step)
     error = ended(photos, out, capsys, "--steps", "9", "--save-every", "1", "--workers", "0")
     assert "stopped by SIGTERM; step 3: not enough memory for" in error
-    assert "at a time; nothing is saved since step 2; the same command resumes the run" in error
+    assert "at a time; nothing saved since step 2; the same command resumes the run" in error
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_save_that_hangs(photos, out, capsys, monkeypatch, answer, gate, when)
     monkeypatch.setattr(checkpoints, "save", save)
     steps = "99" if when == "between saves" else "4"
     error = ended(photos, out, capsys, "--steps", steps, "--save-every", "2", "--workers", "0")
-    assert re.search(r"by SIGTERM; the save of step 4 has made no progress for \d s; nothing is saved since", error)
-    assert "nothing is saved since step 2; the same command resumes the run" in error
+    assert re.search(r"by SIGTERM; the save of step 4 has made no progress for \d s; nothing saved since", error)
+    assert "nothing saved since step 2; the same command resumes the run" in error
     assert saved_step(out) == 2
 
 
@@ -248,9 +248,9 @@ def test_a_save_that_is_slow_is_finished(photos, out, capsys, monkeypatch):
 def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, gate):
     answer("the save of step 2 has made no progress", after=0.3)
     drawn = []
-    monkeypatch.setattr(Judge, "sketch", lambda *args: lambda: drawn.append(gate.wait()))
+    monkeypatch.setattr(HeldOutEvaluation, "snapshot", lambda *args: lambda: drawn.append(gate.wait()))
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
-    assert "s since its files were written; its pictures are given up" in caplog.text
+    assert "s since its files were written; its pictures are abandoned" in caplog.text
     assert saved_step(out) == steps_logged(out)[-1] > 2
     assert not drawn
 

@@ -101,15 +101,17 @@ def test_metrics_and_console_tell_size_epoch_and_learning_rate(photos, tmp_path,
 
 
 def test_images_a_second_are_counted_across_a_change(photos, tmp_path, monkeypatch):
-    """A lap of steps of 8 and of 4 images."""
+    """An interval of steps of 8 and of 4 images."""
     register(monkeypatch, "growing", GROWING)
-    laps = []
-    plain = trainer.Clock.lap
-    monkeypatch.setattr(trainer.Clock, "lap", lambda clock, done: laps.append(plain(clock, done)) or laps[-1])
+    intervals = []
+    plain = trainer.Throughput.interval
+    monkeypatch.setattr(
+        trainer.Throughput, "interval", lambda self, done: intervals.append(plain(self, done)) or intervals[-1]
+    )
     train("growing", photos, tmp_path / "run", "--epochs", "16", "--steps", "None", "--log-every", "8")
     crossing = records(tmp_path / "run")[2]
     assert crossing["step"] == 16
-    assert crossing["images_per_s"] == pytest.approx((4 * 8 + 4 * 4) / laps[2].seconds)
+    assert crossing["images_per_s"] == pytest.approx((4 * 8 + 4 * 4) / intervals[2].seconds)
 
 
 def test_the_best_checkpoint_is_sought_anew_at_every_size(photos, tmp_path, monkeypatch):
@@ -171,7 +173,7 @@ def test_compiled_blocks_follow_and_are_not_compiled_anew_for_every_size(monkeyp
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    network.compile_blocks(model)
+    network.compile_layers(model)
     graphs = []
     for batch, expected in zip(batches, plain, strict=True):
         torch.testing.assert_close(losses_of(model, batch), expected)
@@ -208,7 +210,7 @@ def test_twenty_changes_leak_nothing_and_cost_little(photos, tmp_path, monkeypat
     monkeypatch.setattr(Watch, "held", [], raising=False)
     monkeypatch.setattr(Watch, "seconds", [], raising=False)
     monkeypatch.setattr(trainer, "Reporter", Watch)
-    monkeypatch.setattr(trainer.Shortage, "note", lambda *args: None)  # it would load some steps ahead, once
+    monkeypatch.setattr(trainer.BottleneckWarning, "note", lambda *args: None)  # it would load some steps ahead, once
     train("changing", photos, tmp_path / "run", "--workers", "1", "--loader", loader)
     assert [record["image_size"] for record in records(tmp_path / "run")] == ([64] * 3 + [32] * 3) * 10 + [64] * 3
     *exact, resident = zip(*Watch.held, strict=True)

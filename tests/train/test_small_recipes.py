@@ -24,7 +24,7 @@ STEPS = 4
 TEACHER = "fastmim_vit_test"
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
-freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items() if c.schedule.per_unit])
+freezing = pytest.mark.parametrize("recipe", [name for name, c in RECIPES.items() if c.schedule.per_group])
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_it_runs_to_its_end(finished, recipe):
         assert len(record["loss_per_block"]) == len(config.method.taps)
         learning = [loss for loss in record["loss_per_block"] if loss is not None]
         assert record["loss"] == pytest.approx(sum(learning))
-        assert config.schedule.per_unit or len(learning) == len(config.method.taps)
+        assert config.schedule.per_group or len(learning) == len(config.method.taps)
     for tap in config.method.taps:
-        assert f"\n  after block {tap + 1}  " in printed
+        assert f"\n  after layer {tap + 1}  " in printed
     for name in ("reconstruction", "curves", "memory"):
         with Image.open(out / "pictures" / f"{name}.png") as picture:
             assert picture.width > 300
@@ -97,7 +97,7 @@ def test_it_runs_to_its_end(finished, recipe):
 @freezing
 def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     out, printed = finished(recipe)
-    assert "(What was frozen before the end is judged as it was left.)" in printed
+    assert "(What was frozen before the end is evaluated as it was left.)" in printed
     assert "loss frozen" in printed
     assert [record["loss_per_block"][0] is None for record in records(out)] == [False, False, False, True]
     (file,) = (out / "tensorboard").iterdir()
@@ -128,12 +128,11 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
     images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
     pixels = model.colors.normalize(images)
-    everything = torch.arange(encoder.grid[0] * encoder.grid[1]).repeat(2, 1)
-    tokens = model.encoder.embed(pixels, everything)
+    tokens = model.encoder.embed(pixels)
     names = []
     for stage, tap in enumerate(method.taps):
-        for block in model.stage_blocks(stage):
-            tokens = model.encoder.blocks[block](tokens)
+        for layer in model.stage_layers(stage):
+            tokens = model.encoder.blocks[layer](tokens)
         names.append(f"backbone-depth{tap + 1:02d}")
         theirs = timm.create_model(f"local-dir:{out / 'exported' / names[-1]}", pretrained=True).eval()
         features = model.heads[stage].in_norm(tokens)
@@ -174,6 +173,6 @@ def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
     for before, after in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-    units = network.build(RECIPES[recipe]).units()
-    stopped = {name for name in units if torch.equal(frozen.model[name], theirs.model[name])}
-    assert stopped == {name for name, unit in units.items() if unit.number <= 5}
+    groups = network.build(RECIPES[recipe]).layer_groups()
+    stopped = {name for name in groups if torch.equal(frozen.model[name], theirs.model[name])}
+    assert stopped == {name for name, group in groups.items() if group.number <= 5}

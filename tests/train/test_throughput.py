@@ -1,4 +1,4 @@
-"""The clock counts what it should, and a shortage of data is measured where nothing else runs."""
+"""Throughput counts what it should, and a slow loader is timed while nothing else runs."""
 
 import time
 
@@ -7,8 +7,8 @@ import torch
 
 from bimkern.data.batches import BadImages, Batch
 from bimkern.train.device import StepEdge
-from bimkern.train.reporting.supply import Shortage, Supply
-from bimkern.train.reporting.throughput import Clock, TimedLoader
+from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
+from bimkern.train.reporting.throughput import Throughput, TimedLoader
 
 SLOW, FAST = 0.2, 0.01  # seconds until the first micro-batch of a start, and until any other
 
@@ -32,8 +32,8 @@ def idle():
     return False
 
 
-def supply(loader, count=40):
-    return Supply(([batch] for batch in loader.batches(None, 0, count)), loader)
+def prefetcher(loader, count=40):
+    return Prefetcher(([batch] for batch in loader.batches(None, 0, count)), loader)
 
 
 def indices(batches):
@@ -42,30 +42,30 @@ def indices(batches):
 
 def test_the_start_of_a_loader_counts_neither_as_waiting_nor_as_time():
     loader = TimedLoader(Loader(fails_at=3), idle)
-    clock, seen, index = Clock(loader, 10), [], 0
-    while index < 6:  # as the feed starts a loader again
+    throughput, seen, index = Throughput(loader, 10), [], 0
+    while index < 6:  # as ResilientLoader starts a loader again
         try:
             for batch in loader.batches(None, index, 6):
                 seen.append(batch)
                 index += 1
         except BadImages:
             pass
-    lap = clock.lap(16)
+    interval = throughput.interval(16)
     assert indices(seen) == list(range(6))
-    assert lap.steps == 6
-    assert loader.started >= 2 * SLOW
-    assert 4 * FAST <= lap.waited <= lap.seconds  # two of six are first ones
-    assert lap.seconds - lap.waited < SLOW  # nothing but waiting went on
-    assert clock.lap(16).waited == 0
+    assert interval.steps == 6
+    assert loader.startup >= 2 * SLOW
+    assert 4 * FAST <= interval.waited <= interval.seconds  # two of six are first ones
+    assert interval.seconds - interval.waited < SLOW  # nothing but waiting went on
+    assert throughput.interval(16).waited == 0
 
 
 def test_a_wait_during_which_the_device_works_counts_as_none():
     busy = iter([True, False, True])
     loader = TimedLoader(Loader(), lambda: next(busy))
-    clock = Clock(loader, 0)
+    throughput = Throughput(loader, 0)
     assert len(list(zip(range(4), loader.batches(None, 0, 9), strict=False))) == 4
-    lap = clock.lap(4)
-    assert FAST <= lap.waited <= lap.seconds - 2 * FAST
+    interval = throughput.interval(4)
+    assert FAST <= interval.waited <= interval.seconds - 2 * FAST
 
 
 def test_a_step_that_the_device_has_not_finished_is_pending(device):
@@ -79,7 +79,7 @@ def test_a_step_that_the_device_has_not_finished_is_pending(device):
 
 def test_the_rate_of_the_loader_alone_is_measured_and_no_step_is_lost():
     loader = TimedLoader(Loader(), idle)
-    steps = supply(loader)
+    steps = prefetcher(loader)
     (first,) = steps.next()
     rate = steps.loader_rate()
     assert 4 / SLOW < rate <= 4 / FAST
@@ -88,9 +88,9 @@ def test_the_rate_of_the_loader_alone_is_measured_and_no_step_is_lost():
         steps.next()
 
 
-def test_what_fails_while_steps_are_loaded_ahead_fails_when_its_turn_comes():
+def test_an_error_while_prefetching_is_raised_in_its_turn():
     loader = TimedLoader(Loader(fails_at=4), idle)
-    steps = supply(loader)
+    steps = prefetcher(loader)
     steps.next()
     assert steps.loader_rate() is not None
     assert indices(steps.next()[0] for _ in range(3)) == [1, 2, 3]
@@ -99,52 +99,52 @@ def test_what_fails_while_steps_are_loaded_ahead_fails_when_its_turn_comes():
             steps.next()
 
 
-def test_few_bytes_are_kept_ahead(monkeypatch):
-    monkeypatch.setattr("bimkern.train.reporting.supply._BYTES", 3 * 48)
+def test_few_bytes_are_prefetched(monkeypatch):
+    monkeypatch.setattr("bimkern.train.reporting.bottleneck._MAX_BYTES", 3 * 48)
     loader = TimedLoader(Loader(), idle)
-    steps = supply(loader)
+    steps = prefetcher(loader)
     assert steps.loader_rate() is not None
     assert len(steps._ready) == 3
 
 
-def test_a_shortage_is_said_once_and_after_two_laps_in_a_row(caplog):
+def test_a_slow_loader_is_reported_once_and_after_two_intervals_in_a_row(caplog):
     loader = TimedLoader(Loader(), idle)
-    shortage, steps = Shortage(), supply(loader)
+    warning, steps = BottleneckWarning(), prefetcher(loader)
     steps.next()
     for step, share in enumerate((0.06, 0.05, 0.06)):
-        shortage.note(step, share, 100.0, steps)
+        warning.note(step, share, 100.0, steps)
     assert not caplog.text
     for step in (3, 4, 5):
-        shortage.note(step, 0.5, 100.0, steps)
+        warning.note(step, 0.5, 100.0, steps)
     (said,) = caplog.messages
-    assert said.startswith("step 3: 50 % of the time goes into waiting for images. The loader alone gives ")
-    rate = float(said.split("gives ")[1].split(" images/s, the run takes 100;")[0])
+    assert said.startswith("step 3: 50 % of the time is spent waiting for images. The loader alone reaches ")
+    rate = float(said.split("reaches ")[1].split(" images/s, the run needs 100;")[0])
     assert round(4 / SLOW) < rate <= 4 / FAST
 
 
 @pytest.mark.parametrize(
     ("images_per_s", "threads", "why"),
     [
-        (1.0, 2, "training leaves it too few cores: a lower OMP_NUM_THREADS (now 2) leaves it some"),
-        (1.0, 1, "training leaves it too few cores: training runs on one thread already"),
-        (1e6, 2, "its ceiling here"),
+        (1.0, 2, "training leaves it too few cores: a lower OMP_NUM_THREADS (now 2) frees some"),
+        (1.0, 1, "training leaves it too few cores: training already runs on one thread"),
+        (1e6, 2, "its limit here"),
     ],
 )
-def test_a_shortage_is_the_loaders_or_that_of_the_cores(caplog, monkeypatch, images_per_s, threads, why):
+def test_the_warning_names_the_loader_or_the_cores(caplog, monkeypatch, images_per_s, threads, why):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     loader = TimedLoader(Loader(), idle)
-    shortage, steps = Shortage(), supply(loader)
+    warning, steps = BottleneckWarning(), prefetcher(loader)
     steps.next()
     for step in range(2):
-        shortage.note(step, 0.5, images_per_s, steps)
+        warning.note(step, 0.5, images_per_s, steps)
     assert why in caplog.text
 
 
 def test_nothing_is_said_at_the_end_of_the_data(caplog):
     loader = TimedLoader(Loader(), idle)
-    shortage, steps = Shortage(), supply(loader, 2)
+    warning, steps = BottleneckWarning(), prefetcher(loader, 2)
     steps.next()
     for step in range(3):
-        shortage.note(step, 0.5, 100.0, steps)
+        warning.note(step, 0.5, 100.0, steps)
     assert not caplog.text
     assert indices(steps.next()) == [1]

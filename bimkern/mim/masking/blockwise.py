@@ -10,19 +10,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bimkern.mim.masking.random import Grid, Hiding, StageView, check_hidden
-from bimkern.mim.masking.units import filled_view
+from bimkern import pieces
+from bimkern.mim.mask_embedding import MaskEmbedding, MaskToken
+from bimkern.mim.masking.masker import Masker, check_hidden
+from bimkern.mim.masking.view import StageView, filled_view
+from bimkern.models.encoder import Grid
 from bimkern.ops.random_keep import token_priorities
-from bimkern.rng import WORD, philox4x32
+from bimkern.rng import WORD, Stream, draw
 
-_STREAM = 5  # second counter word; data/augment.py and ops/random_keep.py use others
 _ATTEMPTS = 96  # in all; a mask takes 20 to 50
 _FAILURES = 10  # in a row, which end a mask short of its target
 
 
+@pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class Blockwise:
-    """Hide rectangles that may overlap, behind a mask token that takes the place of patch embeddings.
+    """Hide rectangles that may overlap, behind a mask token that replaces patch embeddings.
 
     The published loop stops at or below its target, so images differ in how much is hidden and weigh differently in the
     loss. `exact` hides random further patches up to the target.
@@ -34,7 +37,7 @@ class Blockwise:
     min_share: float = 0.2  # of the hidden patches that a rectangle has at least: 15 of 78
     aspect: float = 0.3  # least height over width, and width over height
     exact: bool = True
-    hiding: ClassVar[Hiding] = "replace"
+    mask_embedding: ClassVar[type[MaskEmbedding]] = MaskToken
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -45,7 +48,7 @@ class Blockwise:
             raise ValueError(f"Blockwise: aspect must be in (0, 1], got {self.aspect}")
 
     def num_hidden(self, grid: Grid) -> int:
-        """Return how many patches a mask hides, at most so many where it need not be exact.
+        """Return how many patches a mask hides; at most that many where it need not be exact.
 
         Raises:
             ValueError: it would hide no patch or all, or has no room for a rectangle.
@@ -99,7 +102,6 @@ class Blockwise:
 
 def _uniform(draw_ids: Tensor, seed: int) -> tuple[Tensor, ...]:
     """Draw four numbers in [0, 1) for every attempt, each [A, B]."""
-    attempts = torch.arange(_ATTEMPTS, device=draw_ids.device).unsqueeze(1).expand(-1, len(draw_ids))
-    ids = draw_ids.expand_as(attempts)
-    words = philox4x32(attempts, torch.full_like(ids, _STREAM), ids & WORD, (ids >> 32) & WORD, seed)
+    attempts = torch.arange(_ATTEMPTS, device=draw_ids.device).unsqueeze(1)  # [A, 1]
+    words = draw(Stream.RECTANGLE, attempts, draw_ids, seed)
     return tuple(word.double() / (WORD + 1) for word in words)

@@ -1,95 +1,23 @@
-"""Maskers: which patches are hidden, per image and per stage; here those whose hidden patches are left out.
+"""Random masks whose hidden patches do not enter the encoder.
 
 Shapes: B images, N patches, K kept patches.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from bimkern.ops import gather_tokens, keep_to_mask, random_keep
-
-Hiding = Literal["drop", "replace", "paint"]
-Grid = tuple[int, int]
-
-
-def num_kept(num_tokens: int, ratio: float) -> int:
-    """Return how many tokens a mask of this ratio keeps, by the published rule int(N * (1 - ratio)).
-
-    The product is truncated in double precision, as in MAE: 100 tokens at 0.9 keep 9, not 10.
-    """
-    return int(num_tokens * (1 - ratio))
+from bimkern import pieces
+from bimkern.mim.mask_embedding import DropMasked, MaskEmbedding
+from bimkern.mim.masking.masker import Masker, check_hidden, num_kept
+from bimkern.mim.masking.view import StageView
+from bimkern.models.encoder import Grid
+from bimkern.ops import keep_to_mask, random_keep
 
 
-def check_hidden(argument: str, ratio: float, num_hidden: int, num_tokens: int, what: str = "patches") -> None:
-    """Refuse a mask that hides nothing, of which there is no loss, or everything, which leaves no input.
-
-    Raises:
-        ValueError: num_hidden is not in [1, num_tokens - 1].
-    """
-    if not 0 < num_hidden < num_tokens:
-        raise ValueError(
-            f"{argument} must hide at least 1 and leave at least 1 of {num_tokens} {what}, "
-            f"got {ratio}, which hides {num_hidden}"
-        )
-
-
-@dataclass(frozen=True)
-class StageView:
-    """What one stage sees of a batch: which tokens enter it, which its head decodes, which count in the loss."""
-
-    grid: Grid  # rows and columns of the N patches
-    keep: Tensor  # [B, K] visible patches of this stage
-    within: Tensor | None  # [B, K] their places among the tokens of the stage before; None where that has the same
-    hidden: Tensor  # [B, N] loss weight
-    decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the hidden ones filled in
-    decoded_within: Tensor | None  # [B, K'] their places among this stage's tokens; None where they are all of them
-
-    def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
-        """Drop the tokens of the stage before that this stage does not see."""
-        return tokens if self.within is None else gather_tokens(tokens, self.within, num_prefix=num_prefix)
-
-    def show(self, tokens: Tensor, num_prefix: int) -> Tensor:
-        """Drop the tokens of this stage that its head is not shown."""
-        if self.decoded_within is None:
-            return tokens
-        return gather_tokens(tokens, self.decoded_within, num_prefix=num_prefix)
-
-    def weighted(self, dtype: torch.dtype) -> "StageView":
-        """Return the view with loss weights of dtype."""
-        return replace(self, hidden=self.hidden.to(dtype))
-
-    def rows(self, rows: slice) -> "StageView":
-        """Return the view of a slice of the batch."""
-        tensors: dict[str, Any] = {name: v[rows] for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
-
-
-class Masker(Protocol):
-    """Draws which patches are hidden from whom."""
-
-    @property
-    def hiding(self) -> Hiding:
-        """How hidden patches are kept from the encoder; hiding.py has a module for each."""
-
-    def entering(self, grid: Grid, num_stages: int) -> list[int]:
-        """Return how many patches enter every stage.
-
-        Raises:
-            ValueError: such a grid or number of stages cannot be masked, or nothing or everything would be hidden.
-        """
-
-    def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
-        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone.
-
-        Raises:
-            ValueError: as entering.
-        """
-
-
+@pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class RandomDrop:
     """Hide a random share of the patches; only the others enter the encoder.
@@ -104,7 +32,7 @@ class RandomDrop:
     ratios: tuple[float, ...]  # one for every stage, or one for all
     decoder_sees: Literal["before_drop", "after_drop"] = "before_drop"
     loss_mask: Literal["stage", "first"] = "stage"
-    hiding: ClassVar[Hiding] = "drop"
+    mask_embedding: ClassVar[type[MaskEmbedding]] = DropMasked
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):

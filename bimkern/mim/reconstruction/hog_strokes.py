@@ -1,4 +1,4 @@
-"""HOG vectors as a picture: every cell a star of strokes along the edges that it has seen.
+"""HOG vectors as a picture: every cell is a star of strokes along its edges.
 
 Shapes: h w cells, C channels, S side of a drawn cell in pixels.
 """
@@ -18,7 +18,7 @@ def draw_hog(vectors: Tensor, grid: tuple[int, int], bins: int, side: int = 16) 
 
     A bin is a stroke through the middle of its cell, along the edge: at a right angle to the bin's gradients. Its
     brightness is the square of the value, since the squares of a histogram add up to one; negative values, which a
-    prediction may have, are left out. Channels are drawn in their own colour, so what all three of an RGB image agree
+    prediction may have, are left out. Channels are drawn in their own color, so what all three of an RGB image agree
     on is white.
 
     Args:
@@ -52,7 +52,7 @@ def _strokes(bins: int, side: int) -> Tensor:
     """How much of each pixel the stroke of each bin covers, [bins, S, S]."""
     width = max(_WIDTH * side, _MIN_WIDTH)
     half = (_LENGTH * side - width) / 2
-    offset = torch.arange(side) - (side - 1) / 2  # of pixel centres
+    offset = torch.arange(side) - (side - 1) / 2  # of pixel centers
     y, x = offset[:, None], offset[None, :]
     strokes = []
     for bin in range(bins):

@@ -1,20 +1,22 @@
-"""Readers: what a prediction says, laid out over the image, in units that can be compared, and as a picture.
+"""Renderers: predictions laid out over the image, in units that can be compared, and as pictures.
 
-A map has one place for what is seen in one piece: a pixel with its colours, or a cell with its histograms.
+A map has a position for every pixel with its colors, or for every cell with its histograms.
 
-Shapes: B images, C channels, H W pixels, M predicted cells, P values a cell, h w places, Q values a place, S pixels.
+Shapes: B images, C channels, H W pixels, M predicted cells, P values of a cell, h w positions, Q values of a position,
+S pixels.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from bimkern.mim.masking.random import Grid
+from bimkern import pieces
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.hog_strokes import draw_hog
-from bimkern.mim.targets import Colors, HogTarget, PixelTarget, cell_side, unpatchify
+from bimkern.mim.targets import Colors, HogTarget, PixelTarget, Target, cell_side, unpatchify
+from bimkern.models.encoder import Grid
 from bimkern.ops import pixel_targets
 
 Statistics = Literal["visible", "truth"]
@@ -24,25 +26,29 @@ _STROKE = 6  # pixels of a drawn cell, at least
 _PANEL = 160  # pixels of a picture, at least
 
 
-class Reader(Protocol):
-    """What a stage predicts, and how it is shown."""
+class Renderer(Protocol):
+    """Compares the predictions of a stage with the truth, and draws both; registered for a class of targets."""
 
-    guess: ClassVar[str]  # in words: the mean of the visible places of a map
+    baseline: ClassVar[str]  # in words: the mean of the visible positions of a map
+
+    @classmethod
+    def of(cls, model: MIM, stage: int, target: Any) -> Self:
+        """Return the renderer of a stage that predicts a target."""
 
     @property
-    def note(self) -> str:
+    def legend(self) -> str:
         """Say whose statistics a picture of predictions uses."""
 
     @property
-    def caveat(self) -> str:
-        """Say what the error does not measure; empty where it measures what is learnt."""
+    def note(self) -> str:
+        """Say what the error does not measure; empty where it measures what is learned."""
 
     @property
     def statistics(self) -> tuple[Statistics, ...]:
         """Return the choices that read() has, the honest one first."""
 
     def truth(self, images: Tensor) -> Tensor:
-        """Compute what predictions are held against, [B, Q, h, w], from uint8 images [B, C, H, W]."""
+        """Compute what predictions are compared with, [B, Q, h, w], from uint8 images [B, C, H, W]."""
 
     def read(self, vectors: Tensor, grid: Grid, truth: Tensor, shown: Tensor, statistics: Statistics) -> Tensor:
         """Lay predictions out in the units of the truth, [B, Q, h, w].
@@ -51,7 +57,7 @@ class Reader(Protocol):
             vectors: [B, M, P], of a grid of cells.
             grid: its rows and columns.
             truth: [B, Q, h, w]; with "visible" statistics only what is shown of it counts.
-            shown: [B, 1, h, w], the share of every place that the stage sees.
+            shown: [B, 1, h, w], the share of every position that the stage sees.
             statistics: one of those above.
         """
 
@@ -59,46 +65,47 @@ class Reader(Protocol):
         """Return the title of a picture of the truth; None where it would show the original."""
 
     def size(self, truth: Tensor) -> int:
-        """Return S of the smallest picture that shows every place of a map [B, Q, h, w]."""
+        """Return S of the smallest picture that shows every position of a map [B, Q, h, w]."""
 
-    def draw(self, places: Tensor, size: int) -> Tensor:
+    def draw(self, values: Tensor, size: int) -> Tensor:
         """Draw a map of one image [Q, h, w], on the host: [C, S, S] in [0, 1]."""
 
 
+@pieces.register(Renderer, of=PixelTarget)
 @dataclass(frozen=True)
-class PixelReader:
-    """Pixels in normalised colours.
+class PixelRenderer:
+    """Pixels in normalized colors.
 
-    Predictions of normalised cells carry no brightness or contrast. These are put back from the average visible cell
+    Predictions of normalized cells carry no brightness or contrast. These are put back from the average visible cell
     (an honest reconstruction), or from the hidden cell itself (it leaks, and a picture that uses it must say so).
     """
 
     target: PixelTarget
     side: int  # of a cell
     colors: Colors
-    guess: ClassVar[str] = "the mean visible colour"
+    baseline: ClassVar[str] = "the mean visible color"
 
     @classmethod
-    def of(cls, model: MIM, stage: int, target: PixelTarget) -> "PixelReader":
-        side = cell_side(model.method.encoder.patch, model.method.head(stage).scale)
+    def of(cls, model: MIM, stage: int, target: PixelTarget) -> "PixelRenderer":
+        side = cell_side(model.method.level(stage).patch, model.method.head(stage).scale)
         return cls(target, side, model.colors)
 
     @property
-    def note(self) -> str:
+    def legend(self) -> str:
         if not self.target.normalize:
             return "raw pixel predictions: no statistics of the truth are used"
         return (
-            "de-normalised with brightness and contrast of the average visible patch;\n"
+            "de-normalized with brightness and contrast of the average visible patch;\n"
             "* with those of the hidden truth, which leaks"
         )
 
     @property
-    def caveat(self) -> str:
+    def note(self) -> str:
         if not self.target.normalize:
             return ""
         return (
-            "The target is normalised per patch: brightness and contrast are those of the average visible patch,\n"
-            "so a good model may still lose to the guess. The loss says how well it learns."
+            "The target is normalized per patch: brightness and contrast are those of the average visible patch,\n"
+            "so a good model may still lose to the baseline. The loss says how well it learns."
         )
 
     @property
@@ -131,29 +138,30 @@ class PixelReader:
     def size(self, truth: Tensor) -> int:
         return _at_least(_PANEL, truth.shape[-1])
 
-    def draw(self, places: Tensor, size: int) -> Tensor:
-        return adaptive_avg_pool2d(self.colors.restore(places), size)
+    def draw(self, values: Tensor, size: int) -> Tensor:
+        return adaptive_avg_pool2d(self.colors.restore(values), size)
 
 
+@pieces.register(Renderer, of=HogTarget)
 @dataclass(frozen=True)
-class HogReader:
+class HogRenderer:
     """Histograms of oriented gradients, [C * bins] of every cell."""
 
     target: HogTarget
     patch: int
     scale: float
     colors: Colors
-    guess: ClassVar[str] = "the mean visible histogram"
-    note: ClassVar[str] = (
+    baseline: ClassVar[str] = "the mean visible histogram"
+    legend: ClassVar[str] = (
         "histograms of oriented gradients, where patches are visible the target's: "
         "no statistics of the truth are used; all are drawn at length 1"
     )
-    caveat: ClassVar[str] = ""
+    note: ClassVar[str] = ""
     statistics: ClassVar[tuple[Statistics, ...]] = ("visible",)
 
     @classmethod
-    def of(cls, model: MIM, stage: int, target: HogTarget) -> "HogReader":
-        return cls(target, model.method.encoder.patch, model.method.head(stage).scale, model.colors)
+    def of(cls, model: MIM, stage: int, target: HogTarget) -> "HogRenderer":
+        return cls(target, model.method.level(stage).patch, model.method.head(stage).scale, model.colors)
 
     def truth(self, images: Tensor) -> Tensor:
         grid = tuple(int(side // self.patch * self.scale) for side in images.shape[2:])
@@ -173,21 +181,31 @@ class HogReader:
     def size(self, truth: Tensor) -> int:
         return _at_least(max(_PANEL, _STROKE * truth.shape[-1]), truth.shape[-1])
 
-    def draw(self, places: Tensor, size: int) -> Tensor:
-        grid, bins = (places.shape[1], places.shape[2]), self.target.bins
-        histograms = normalize(places.clamp(min=0).unflatten(0, (-1, bins)), dim=1)  # [C, bins, h, w]
+    def draw(self, values: Tensor, size: int) -> Tensor:
+        grid, bins = (values.shape[1], values.shape[2]), self.target.bins
+        histograms = normalize(values.clamp(min=0).unflatten(0, (-1, bins)), dim=1)  # [C, bins, h, w]
         vectors = histograms.pow(_EXPONENT).flatten(2).flatten(0, 1).T
         return adaptive_avg_pool2d(draw_hog(vectors, grid, bins, side=size // grid[1]), size)
 
 
-_READERS: dict[type, Any] = {PixelTarget: PixelReader, HogTarget: HogReader}
+def renderer_class(target: Target) -> type[Renderer]:
+    """Return what draws predictions of a target.
+
+    Raises:
+        PieceError: nothing is registered for it.
+    """
+    found: type[Renderer] = pieces.find_for(Renderer, type(target))
+    return found
 
 
-def reader_of(model: MIM, stage: int) -> Reader:
-    """Return what reads the predictions of a stage."""
+def renderer_for(model: MIM, stage: int) -> Renderer:
+    """Return what draws the predictions of a stage.
+
+    Raises:
+        PieceError: nothing is registered for its target.
+    """
     target = model.method.target(stage)
-    reader: Reader = _READERS[type(target)].of(model, stage, target)
-    return reader
+    return renderer_class(target).of(model, stage, target)
 
 
 def _at_least(size: int, side: int) -> int:

@@ -1,1 +1,1 @@
-"""Checkpoints: written in the background, whole or not at all."""
+"""Checkpoints: atomic, verified, and written in the background."""

@@ -1,6 +1,6 @@
-"""Saving in the background: the loop pays for a copy in memory, a thread for the disk.
+"""Asynchronous checkpoints: the training loop copies tensors to host memory, a thread writes them to disk.
 
-The copy takes as many bytes of host memory as the weights and the optimizer's state. It is kept from save to save.
+The copy takes as much host memory as the weights and the optimizer's state, and is reused by every save.
 """
 
 import logging
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.pinned_buffer import HostMemory
+from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.watchdog import STALLED, Interrupted, Task, Watchdog
 
@@ -27,43 +27,43 @@ logger = logging.getLogger("bimkern.train")
 
 Tensors = dict[str, Tensor]
 
-_PAUSES = (1.0, 3.0)  # seconds before a required save is tried again
+_PAUSES = (1.0, 3.0)  # seconds before a required save is retried
 
 
-class Saver:
-    """Write a run's checkpoints, one at a time; leaving the context waits for the last one.
+class AsyncSaver:
+    """Write the checkpoints of a run, one at a time; leaving the context waits for the last one.
 
-    A KeyboardInterrupt that leaves the context, or arrives while the loop waits, ends a running save: its checkpoint is
-    not written, those before it stand. A save that makes no progress is reported; once a stop was requested
-    (watchdog.stopped_by), it is given up with Interrupted.
+    A KeyboardInterrupt that leaves the context, or arrives during a wait, cancels the running save and keeps the
+    checkpoints before it. A save without progress is reported; after a stop was requested (watchdog.stopped_by), it is
+    abandoned with Interrupted.
     """
 
     def __init__(self, folder: Path, *, every: int) -> None:
-        """Save into a folder, every so many steps (which only the warning of a failed save mentions)."""
+        """Save to a folder, every so many steps (used only in the warning about a failed save)."""
         self.best: dict[str, Any] | None = None  # step, loss and conditions of the best checkpoint written
-        self.saved_step = 0  # of the newest
+        self.saved_step = 0  # step of the newest checkpoint written
         self._folder, self._every = folder, every
-        self._memory = HostMemory()
+        self._buffer = PinnedBuffer()
         self._task: Task[object] | None = None
         self._watchdog = Watchdog("a save")
-        self._past_files = False  # what is running does what comes after the files of a checkpoint
-        self._skip_then = False  # that hung, and so it is not done again
-        self._abandoned = threading.Event()
+        self._files_done = False  # the running save has written its files and calls `then`
+        self._skip_then = False  # an earlier `then` hung
+        self._canceled = threading.Event()
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "AsyncSaver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self._abandoned.set()
-        with suppress(_Abandoned):
+            self._canceled.set()
+        with suppress(_Canceled):
             self.wait()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
-        """Get the memory for copies of such tensors in the background, so that the first save is as short as others."""
+        """Allocate host memory for such tensors in the background, so that the first save is as fast as the others."""
         self.wait()
         tensors = [*model.values(), *optimizer.values()]
-        self._start(lambda: self._memory.fit(tensors), _gpu(tensors), "getting memory for saves")
+        self._start(lambda: self._buffer.allocate(tensors), _gpu(tensors), "allocating memory for checkpoints")
 
     def save(
         self,
@@ -75,18 +75,18 @@ class Saver:
         then: Callable[[], object] = lambda: None,
         required: bool,
     ) -> None:
-        """Copy a checkpoint and write it in the background, once the save before it is through.
+        """Copy a checkpoint and write it in the background, after the previous save has finished.
 
         Args:
-            checkpoint: its tensors may change as soon as this returns; `best` is added to its state.
-            loss: the lowest so far makes the checkpoint the best one, and NaN never does.
-            conditions: what the loss depends on beside the weights; under others than before, the best is sought anew.
-            first: called in the background before anything is written.
-            then: called in the background after that.
-            required: wait until it is written, and try again. Any other that cannot be written is a warning.
+            checkpoint: its tensors may be modified once this returns; `best` is added to its state.
+            loss: the lowest so far makes this the best checkpoint; NaN never does.
+            conditions: what the loss depends on besides the weights; only losses under the same ones compare.
+            first: called in the background before the files are written.
+            then: called in the background after they are written, or could not be.
+            required: wait until it is written, and retry on failure. Failure of any other save is a warning.
 
         Raises:
-            CheckpointError: it is required and cannot be written.
+            CheckpointError: the checkpoint is required and cannot be written.
         """
         self.wait()
         best = self.best
@@ -96,7 +96,7 @@ class Saver:
         best_step = best["step"] if best else checkpoint.step
         checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
         tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
-        gpu, copies = _gpu(tensors), self._memory.copy(tensors)
+        gpu, copies = _gpu(tensors), self._buffer.copy(tensors)
         written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
         copied = None if gpu is None else devices.recorded(gpu)
 
@@ -109,57 +109,57 @@ class Saver:
             except CheckpointError as error:
                 if required:
                     raise
-                logger.warning("%s; training goes on, the next save is after %d steps", error, self._every)
+                logger.warning("%s; training continues, the next save is after %d steps", error, self._every)
             else:
                 self.best, self.saved_step = best, checkpoint.step
             self._check()
-            self._past_files = True
+            self._files_done = True
             if not self._skip_then:
                 then()
 
         what = f"the save of step {checkpoint.step}"
         if required:
-            self._insist(write, gpu, what)
+            self._save_with_retries(write, gpu, what)
         else:
             self._start(write, gpu, what)
             if copies is None:
                 self.wait()
 
-    def _insist(self, write: Callable[[], None], gpu: torch.device | None, what: str) -> None:
-        """Write and wait; try again after a while, in which somebody may make room."""
+    def _save_with_retries(self, write: Callable[[], None], gpu: torch.device | None, what: str) -> None:
+        """Write and wait; retry after pauses, in which disk space may be freed."""
         for pause in (*_PAUSES, None):
             self._start(write, gpu, what)
             try:
                 self.wait()
             except CheckpointError as error:
                 if pause is None:
-                    raise CheckpointError(f"{error}; nothing is saved since step {self.saved_step}") from error
-                logger.warning("%s; it is tried again in %g s", error, pause)
+                    raise CheckpointError(f"{error}; nothing saved since step {self.saved_step}") from error
+                logger.warning("%s; retrying in %g s", error, pause)
                 time.sleep(pause)
             else:
                 return
 
     def wait(self) -> None:
-        """Wait for what is running in the background, and raise what it raised.
+        """Wait for the background task, and raise its error.
 
         Raises:
-            Interrupted: a stop was requested, and it makes no progress.
+            Interrupted: a stop was requested, and the task makes no progress.
         """
         if self._task is None:
             return
         try:
             self._task.result(self._watchdog)
         except KeyboardInterrupt:
-            self._abandoned.set()
+            self._canceled.set()
             self._task.join(STALLED)
             raise
         except Interrupted as hung:
-            if self._past_files:
+            if self._files_done:
                 self._skip_then = True
-                logger.warning("%s since its files were written; its pictures are given up", hung)
+                logger.warning("%s since its files were written; its pictures are abandoned", hung)
                 return
-            self._abandoned.set()
-            raise Interrupted(f"{hung}; nothing is saved since step {self.saved_step}") from hung
+            self._canceled.set()
+            raise Interrupted(f"{hung}; nothing saved since step {self.saved_step}") from hung
         finally:
             self._task = None
 
@@ -168,17 +168,17 @@ class Saver:
             with devices.current(gpu):
                 task()
 
-        self._watchdog, self._past_files = Watchdog(what, patient=True), False
+        self._watchdog, self._files_done = Watchdog(what, patient=True), False
         self._task = Task(work, name="bimkern saver")
 
     def _check(self) -> None:
         self._watchdog.progress()
-        if self._abandoned.is_set():
-            raise _Abandoned
+        if self._canceled.is_set():
+            raise _Canceled
 
 
-class _Abandoned(Exception):
-    """Nobody waits for this save any more."""
+class _Canceled(Exception):
+    """The save was canceled."""
 
 
 def _gpu(tensors: list[Tensor]) -> torch.device | None:
@@ -186,7 +186,7 @@ def _gpu(tensors: list[Tensor]) -> torch.device | None:
 
 
 def _with_tensors(checkpoint: Checkpoint, tensors: list[Tensor]) -> Checkpoint:
-    """Return a checkpoint with other tensors under the same names."""
+    """Return the checkpoint with its tensors replaced, in order."""
     rest = iter(tensors)
     model, optimizer = (dict(zip(names, rest, strict=False)) for names in (checkpoint.model, checkpoint.optimizer))
     return replace(checkpoint, model=model, optimizer=optimizer)

@@ -1,8 +1,9 @@
-"""Safetensors files, written piece by piece, their SHA-256 taken on the way.
+"""Safetensors files, written in pieces of 16 MiB and hashed on the way.
 
-The bytes are those of the library's save_file, in half the time that it and a second pass for the SHA-256 take. What
-counts more: a thread can stop between two pieces, while a process that ends inside the library's call aborts; and the
-file has the mode that the umask gives, while the library's is 0600 whatever the umask.
+The bytes are those of the library's save_file, which is not used because it can neither report progress nor be
+canceled: 512 MiB are one call of 3.3 s, and on a disk that hangs the call never ends. It also gives each file the mode
+0600, whatever the umask, and its error for a full disk has no errno. Time and memory are equal: with SHA-256 and fsync,
+512 MiB take 6.3 s by save_file and a second pass, 6.4 s here, and 1 MiB of memory each (safetensors 0.8.0, two cores).
 """
 
 import hashlib
@@ -30,7 +31,7 @@ _CODES = {
 }
 _RANK = {dtype: -i for i, dtype in enumerate(_CODES)}
 _PIECE = 2**24  # bytes
-_SYNCED = 2**26  # bytes that at most are not on the disk yet
+_SYNC_EVERY = 2**26  # bytes
 
 
 def write(
@@ -40,13 +41,13 @@ def write(
     metadata: Mapping[str, str] | None = None,
     between: Callable[[], object] = lambda: None,
 ) -> str:
-    """Write tensors to a file and onto the disk; return the file's SHA-256.
+    """Write tensors to a file, sync it to disk, and return its SHA-256.
 
     Args:
-        path: file that is made or replaced.
-        tensors: of any device and layout.
+        path: created or overwritten.
+        tensors: on any device, of any layout.
         metadata: for the header, in this order.
-        between: called before each piece; what it raises ends the writing.
+        between: called before each piece; an exception from it cancels the write.
 
     Same as: safetensors.torch.save_file.
     """
@@ -57,7 +58,7 @@ def write(
             digest.update(piece)
             while piece:
                 piece = piece[file.write(piece) :]
-            if file.tell() - synced >= _SYNCED:  # or the last fsync is as long as the file, and looks like a hang
+            if file.tell() - synced >= _SYNC_EVERY:  # else the last fsync takes long, and looks like a hang
                 os.fdatasync(file.fileno())
                 synced = file.tell()
         os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, checked byte by byte before they are believed.
+"""Checkpoints: atomic, and verified byte by byte when they are loaded.
 
-A checkpoint is a folder `step-00000100` of safetensors, JSON, and a manifest with the SHA-256 of each file. It is
-written under a temporary name, fsynced, and renamed. The last two are kept, and the best.
+A checkpoint is a folder `step-00000100` of safetensors, JSON, and a manifest with the SHA-256 of each file. The last
+two and the best are kept.
 """
 
 import hashlib
@@ -23,7 +23,6 @@ from bimkern.train.checkpoint import safetensors_writer
 
 logger = logging.getLogger("bimkern.train")
 
-_TEMPORARY = ".writing-"
 _MANIFEST = "manifest.json"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _KEPT = 2
@@ -35,7 +34,7 @@ class CheckpointError(BimkernError, RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on; its randomness needs nothing, it is a function of the step."""
+    """Everything needed to resume a run. There is no random state: random numbers are a function of the step."""
 
     step: int  # optimizer steps done
     model: dict[str, Tensor]
@@ -44,32 +43,26 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Callable[[], object] = lambda: None) -> Path:
-    """Write a checkpoint below folder and drop those that are neither recent nor the best; return its path.
+    """Write a checkpoint and delete those that are neither recent nor the best; return its path.
 
     Args:
-        folder: the run's checkpoints.
+        folder: of the run's checkpoints.
         checkpoint: what to write.
-        best_step: of the checkpoint that is kept, however old it grows.
-        between: called every few megabytes; what it raises ends the save, which then leaves nothing.
+        best_step: of the best checkpoint, which is kept.
+        between: called every few megabytes; an exception from it cancels the save, which then leaves nothing behind.
 
     Raises:
-        CheckpointError: it cannot be written; the checkpoints before it are as they were.
+        CheckpointError: it cannot be written; earlier checkpoints are unchanged.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    scratch = _scratch(final)
     try:
-        _write(scratch, checkpoint, between)
-        shutil.rmtree(final, ignore_errors=True)
-        scratch.rename(final)
-        atomic.fsync(folder)
-    except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{final} cannot be written ({error})") from error
-        raise
+        with atomic.replaced_folder(final) as scratch:
+            _write(scratch, checkpoint, between)
+    except OSError as error:
+        raise CheckpointError(f"{final} cannot be written ({error})") from error
     kept = _steps(folder)
     here = kept.index(final)
-    # What lies beyond was passed over as damaged or left by rolling back: this run will not come to it.
+    # Later ones were skipped as damaged, or rolled back from.
     for other in (*kept[: max(0, here + 1 - _KEPT)], *kept[here + 1 :]):
         if other.name != f"step-{best_step:08d}":
             _drop(other)
@@ -77,8 +70,6 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
 
 
 def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
     atomic.write_text(folder / _STATE, state)
     sums = {
@@ -87,41 +78,33 @@ def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) 
         _STATE: hashlib.sha256(state.encode()).hexdigest(),
     }
     atomic.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
-    atomic.fsync(folder)
 
 
 def _drop(path: Path) -> None:
-    """Delete a checkpoint; if killed on the way, none is left that has only half of its files."""
     try:
-        scratch = _scratch(path)
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(path.rename(scratch))
+        atomic.remove_folder(path)
     except OSError as error:
         logger.warning("%s is no longer needed and cannot be deleted (%s)", path, error)
 
 
-def _scratch(path: Path) -> Path:
-    return path.with_name(f"{_TEMPORARY}{path.name}")
-
-
 def load_latest(folder: Path) -> Checkpoint | None:
-    """Clean up what a killed save left, and load the newest checkpoint that is intact, for a run to go on from.
+    """Delete what a killed save left, and load the newest intact checkpoint, to resume from.
 
-    Same as: newest_intact, which changes nothing and may therefore read what a live run writes.
+    Same as: newest_intact, which changes nothing and is therefore safe on the folder of a live run.
     """
-    for litter in folder.glob(f"{_TEMPORARY}*"):
+    for litter in filter(atomic.is_scratch, folder.glob(".*")):
         shutil.rmtree(litter)
     return newest_intact(folder)
 
 
 def newest_intact(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint that is intact; damaged ones are named and passed over.
+    """Load the newest intact checkpoint; damaged ones are skipped with a warning.
 
     Returns:
         None where there is no checkpoint at all.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is intact.
+        CheckpointError: no checkpoint is intact.
     """
     reasons = []
     for path in reversed(_steps(folder)):
@@ -139,7 +122,7 @@ def newest_intact(folder: Path) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Load one checkpoint after checking every byte of it.
+    """Load one checkpoint after verifying every byte of it.
 
     Raises:
         CheckpointError: a file is missing or damaged.

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+import bimkern.mim.builtin  # noqa: F401  # registers our pieces, which configs name
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
@@ -152,7 +153,7 @@ class Config:
         Raises:
             ValueError: such images cannot be cut into patches, or masked.
         """
-        return replace(self.method, encoder=replace(self.method.encoder, image_size=image_size))
+        return replace(self.method, encoder=self.method.encoder.resized(image_size))
 
     def all_phases(self) -> tuple[Phase, ...]:
         """Return the phases, one where nothing changes."""

@@ -1,20 +1,13 @@
 """The config of a run as JSON: written, read back, and compared."""
 
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any
 
+from bimkern import pieces
+from bimkern.pieces import PieceError, to_json
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
-
-def to_json(value: Any) -> Any:
-    """Turn a config into JSON values; every dataclass says its type."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+__all__ = ["differences", "from_json", "refuse_other", "to_json"]
 
 
 def from_json(saved: Any) -> Config:
@@ -23,30 +16,11 @@ def from_json(saved: Any) -> Config:
     Raises:
         ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
     """
-    config: Config = _read(saved, Config, "config")
+    try:
+        config: Config = pieces.from_json(saved, Config, "config")
+    except PieceError as error:
+        raise ConfigError(str(error)) from error
     return config
-
-
-def _read(saved: Any, hint: Any, where: str) -> Any:
-    """Turn a JSON value into what an annotation asks for."""
-    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if saved is None and type(None) in choices:
-        return None
-    types: dict[str, Any] = {c.__name__: c for c in choices if isinstance(c, type) and is_dataclass(c)}
-    if types:
-        name = saved.get("type") if isinstance(saved, dict) else None
-        if name not in types:
-            raise ConfigError(f"{where}: unknown type {name!r}; choose one of {', '.join(types)}")
-        hints = get_type_hints(types[name])
-        values = {n: _read(v, hints.get(n), f"{where}.{n}") for n, v in saved.items() if n != "type"}
-        try:
-            return types[name](**values)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {error}") from error
-    if isinstance(saved, list):
-        (item, *_) = next((get_args(choice) for choice in choices if get_origin(choice) is tuple), (None,))
-        return tuple(_read(value, item, f"{where}[{i}]") for i, value in enumerate(saved))
-    return Path(saved) if isinstance(saved, str) and Path in choices else saved
 
 
 # Of runs older than an option.
@@ -60,7 +34,7 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
         lines = []
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
-            if path not in {f"run.{free}" for free in FREE_OPTIONS}:
+            if name != "from" and path not in {f"run.{free}" for free in FREE_OPTIONS}:
                 lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]

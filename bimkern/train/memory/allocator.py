@@ -1,4 +1,4 @@
-"""Where the memory of a run's steps comes from: torch's allocator, a pool of torch's, or an arena that plans it."""
+"""The allocator of a run's steps: torch's own, a pool of torch's, or an arena that plans them."""
 
 import logging
 from collections.abc import Hashable, Iterator
@@ -8,30 +8,30 @@ from typing import Any, Protocol
 import torch
 
 from bimkern.arena import Arena, ArenaUnavailable, Plan, install, unusable
-from bimkern.mim.flow import Scope
+from bimkern.mim.flow import ScopeFactory
 from bimkern.train.config.run import ArenaName, ConfigError
 
 logger = logging.getLogger("bimkern.train")
 
-# Of every kind of work: in the first, optimizer state and tables are born; in the second, live activations are counted.
+# After every change of work: the first step allocates optimizer state and tables, the second counts live activations.
 _UNPLANNED_STEPS = 2
 
 
 class StepMemory(Protocol):
-    def scope(self, work: Hashable) -> Scope:
-        """Begin a step; work names what its allocations follow from, and changes when they do."""
+    def scope(self, work: Hashable) -> ScopeFactory:
+        """Begin a step; `work` is what determines its allocations, and differs when they do."""
 
     def plan(self) -> Plan | None:
-        """Return the plan in force, if there is one."""
+        """Return the current plan, if there is one."""
 
     def record(self) -> dict[str, Any]:
-        """Return numbers for the metrics; None for what is not known."""
+        """Return numbers for the metrics; None for unknown ones."""
 
 
 class TorchMemory:
     """torch's allocator."""
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         return nullcontext
 
     def plan(self) -> Plan | None:
@@ -42,9 +42,9 @@ class TorchMemory:
 
 
 class PlannedMemory:
-    """An arena, which records a step, plans it and gives all later ones the same places.
+    """An arena: it records a step, plans it, and places the allocations of later steps at the same offsets.
 
-    Other work gets a new arena: the memory of the old plan is given back before that of the new one is asked for.
+    Other work gets a new arena; the memory of the old plan is released before the new one is allocated.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class PlannedMemory:
         self._steps_begun = 0
         self._num_plans = 0  # of earlier arenas
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         if work != self._work:
             self._forget()
             self._work, self._steps_begun = work, 0
@@ -91,9 +91,9 @@ class PlannedMemory:
 
 
 class PooledMemory:
-    """A torch.cuda.MemPool: torch's own allocator, with segments that nothing but the steps' tensors lie in.
+    """A torch.cuda.MemPool: torch's own allocator, with segments that hold only tensors of the steps.
 
-    Other work gets a new pool: the old one's memory is given back. Never ran on a GPU yet.
+    Other work gets a new pool; the memory of the old one is released. It has not yet run on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,15 +102,15 @@ class PooledMemory:
         self._work: Hashable = None
         self._steps_begun = 0
 
-    def scope(self, work: Hashable) -> Scope:
+    def scope(self, work: Hashable) -> ScopeFactory:
         if work != self._work:
-            self._pool = None  # gives back all of its segments in which nothing lives
+            self._pool = None  # releases its empty segments
             self._work, self._steps_begun = work, 0
         self._steps_begun += 1
         if self._steps_begun <= _UNPLANNED_STEPS:
             return nullcontext
         if self._pool is None:
-            torch.cuda.empty_cache()  # what the steps before held outside of it
+            torch.cuda.empty_cache()  # releases what earlier steps cached outside of it
             self._pool = torch.cuda.MemPool()
         return self._in_pool
 

@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, what would, and what to do when it did not."""
+"""The memory budget: whether a run fits into memory, which options make it fit, and what out-of-memory looks like."""
 
 import functools
 from collections.abc import Callable
@@ -12,109 +12,111 @@ from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
 from bimkern.errors import RunError
 from bimkern.train.config.run import Config, ConfigError, RunConfig
-from bimkern.train.memory.estimate import Need
-from bimkern.train.memory.extrapolate import Scaling
+from bimkern.train.memory.estimate import MemoryEstimate
+from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Of torch on a CPU, which has no type for it. Our own kernels pass them on since torch 2.13: before, a shortage there
-# ends the run like any other error.
+# Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
+# out of memory in a kernel ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
-_MOST_IMAGES = 2**20  # a batch that is looked for
-_MOST_SLICES = 32  # so many already cost a fifth of the time
+_MAX_IMAGES = 2**20  # of a batch to search for
+_MAX_SLICES = 32  # slow a step down by a fifth
 
 
 class OutOfMemory(RunError, RuntimeError):
-    """There was no memory for a step; the message says for how many images at a time."""
+    """A step ran out of memory; the message names its micro-batch."""
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Tell whether an error says that there is no memory."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
 
 
-def halved(run: RunConfig) -> RunConfig:
-    """Return the options with half as many images at a time, and the same batch.
+def halve_micro_batch(run: RunConfig) -> RunConfig:
+    """Return the options with half the micro-batch and the same batch.
 
     Raises:
-        ConfigError: one at a time is the least.
+        ConfigError: the micro-batch is one image.
     """
     if run.images_at_a_time == 1:
         raise ConfigError("there is not enough memory to train on one image at a time; choose a smaller recipe")
     return replace(run, micro_batch=run.images_at_a_time // 2)
 
 
-def memory_there_is(device: torch.device) -> int:
-    """Return the bytes that a process may still get on a device."""
+def available_memory(device: torch.device) -> int:
+    """Return the bytes that this process can still allocate on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     (available,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return min(available, _cgroup_room())
+    return min(available, _available_in_cgroup())
 
 
-def _cgroup_room() -> int:
+def _available_in_cgroup() -> int:
     try:
         limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
         lines = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        cached = int(lines["inactive_file"])  # of files, which the kernel gives up for whoever asks
+        cached = int(lines["inactive_file"])  # file cache, which the kernel reclaims on demand
         return 2**63 if limit == "max" else max(int(limit) - int(used) + cached, 0)
     except (OSError, ValueError, KeyError):
         return 2**63  # no cgroup, or one of another kind
 
 
-def kinds(config: Config) -> list[Segment]:
-    """Return the kinds of steps that a run has."""
+def segments(config: Config) -> list[Segment]:
+    """Return one segment for every phase of a run."""
     run = config.run
     return [phase.segment(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
 
 
-def check_that_it_fits(config: Config, device: torch.device) -> None:
-    """Make sure that no kind of step needs more memory than there is.
+def check_memory(config: Config, device: torch.device) -> None:
+    """Check that steps of every phase fit into the available memory.
 
     Raises:
-        ConfigError: one does, in whatever order it is used; the message says what would fit.
+        ConfigError: they do not; the message suggests options that fit.
     """
-    run, needs, there = config.run, Needs(device.type), memory_there_is(device)
-    needed = needs.least(config)
-    if needed > there:
+    run, estimator, available = config.run, MemoryEstimator(device.type), available_memory(device)
+    needed = estimator.lower_bound(config)
+    if needed > available:
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "
-            f"{run.images_at_a_time} at a time, decoded in slices: {run.slices}; there is {human_bytes(there)}. "
-            f"{search(config, needs, there)}"
+            f"{run.images_at_a_time} at a time, decoded in slices: {run.slices}; {human_bytes(available)} are "
+            f"available. {find_fitting(config, estimator, available)}"
         )
 
 
-class Needs:
-    """What runs of a recipe need, in the step that needs most."""
+class MemoryEstimator:
+    """Estimate the memory of runs of a recipe: of the phase that needs most."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self._scaling = Scaling(device)
+        self._extrapolation = Extrapolation(device)
 
-    def need(self, config: Config, kind: Segment) -> Need:
-        """Tell what steps of a kind need, as the arena plans them.
+    def estimate(self, config: Config, segment: Segment) -> MemoryEstimate:
+        """Estimate the steps of one segment, as the arena plans them.
 
         Raises:
-            ArenaUnavailable: nothing can be planned here.
+            ArenaUnavailable: the arena cannot plan on this machine.
         """
-        return self._scaling.need(config, kind)
+        return self._extrapolation.estimate(config, segment)
 
     def peak(self, config: Config) -> int:
-        """Tell the peak of the plans, or the least of all orders of the memory where nothing can be planned."""
-        return self.least(config) if unusable() else max(self.need(config, kind).peak for kind in kinds(config))
+        """Return the peak of the plans, or its lower bound where the arena cannot plan."""
+        if unusable():
+            return self.lower_bound(config)
+        return max(self.estimate(config, segment).peak for segment in segments(config))
 
-    def least(self, config: Config) -> int:
-        """Tell what no order of the memory can do without: quick, and at most a few percent below the peak."""
-        return max(self._scaling.least(config, kind) for kind in kinds(config))
+    def lower_bound(self, config: Config) -> int:
+        """Return the lower bound of the peak for any placement: fast, and within a few percent of the peak."""
+        return max(self._extrapolation.lower_bound(config, segment) for segment in segments(config))
 
-    def always(self, config: Config) -> int:
-        """Tell what weights and the optimizer's state take, whatever the steps are."""
-        return max(self._scaling.always(config, kind) for kind in kinds(config))
+    def static_bytes(self, config: Config) -> int:
+        """Return the bytes of the weights and of the optimizer state."""
+        return max(self._extrapolation.static_bytes(config, segment) for segment in segments(config))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fits:
-    """What fits into a limit, changed one at a time; None where nothing does, and for what need not change."""
+class FittingOptions:
+    """Values that fit into a limit, each as the only change; None where none fits or no change is needed."""
 
     batch_size: int | None
     slices: int | None
@@ -130,42 +132,44 @@ class Fits:
             )
             if value is not None
         ]
-        return f"What fits: {', or '.join(found)}" if found else "Nothing fits; choose a smaller recipe"
+        return f"Options that fit: {', or '.join(found)}" if found else "No option fits; choose a smaller recipe"
 
 
-def search(config: Config, needs: Needs, limit: int) -> Fits:
-    """Find the largest batch that fits and, where the wanted one does not, the fewest slices or micro-batches.
+def find_fitting(config: Config, estimator: MemoryEstimator, limit: int) -> FittingOptions:
+    """Find the largest batch that fits and, if the given one does not, the fewest slices or the largest micro-batch.
 
-    If the wanted batch fits in micro-batches, find the largest micro-batch instead: larger batches would only add
-    micro-batches. Candidates are found by the least that is needed, and what is returned fits by its plan.
+    If the given batch fits in several micro-batches, find only the largest micro-batch: a larger batch would just have
+    more of them. The search uses lower bounds; the results are verified by their plans.
     """
     run = config.run
     at_a_time = run.images_at_a_time
-    if needs.always(config) > limit:
-        return Fits(batch_size=None, slices=None, micro_batch=None)
+    if estimator.static_bytes(config) > limit:
+        return FittingOptions(batch_size=None, slices=None, micro_batch=None)
 
-    def cost_of(least_or_peak: Callable[[Config], int], option: str) -> Callable[[int], int]:
+    def cost_of(bytes_of: Callable[[Config], int], option: str) -> Callable[[int], int]:
         def cost(value: int) -> int:
             changed: dict[str, Any] = {option: value}
-            return least_or_peak(replace(config, run=replace(run, **changed)))
+            return bytes_of(replace(config, run=replace(run, **changed)))
 
         return cost
 
-    def most(option: str, start: int, *, grow: bool) -> int | None:
-        found = largest(cost_of(needs.least, option), limit, start, grow=grow)
-        return found and largest(cost_of(needs.peak, option), limit, found, grow=False)
+    def best(option: str, start: int, *, grow: bool) -> int | None:
+        found = largest(cost_of(estimator.lower_bound, option), limit, start, grow=grow)
+        return found and largest(cost_of(estimator.peak, option), limit, found, grow=False)
 
-    batch = most("batch_size", run.batch_size, grow=True)
+    batch = best("batch_size", run.batch_size, grow=True)
     if batch is not None and batch >= run.batch_size:
         if at_a_time < run.batch_size:
-            return Fits(batch_size=None, slices=None, micro_batch=most("micro_batch", run.batch_size, grow=False))
-        return Fits(batch_size=batch, slices=None, micro_batch=None)
-    most_slices = min(at_a_time, _MOST_SLICES)
-    slices = fewest(cost_of(needs.least, "slices"), limit, run.slices, most_slices)
+            return FittingOptions(
+                batch_size=None, slices=None, micro_batch=best("micro_batch", run.batch_size, grow=False)
+            )
+        return FittingOptions(batch_size=batch, slices=None, micro_batch=None)
+    max_slices = min(at_a_time, _MAX_SLICES)
+    slices = fewest(cost_of(estimator.lower_bound, "slices"), limit, run.slices, max_slices)
     if slices is not None:
-        peak = cost_of(needs.peak, "slices")
-        slices = next((number for number in range(slices, most_slices + 1) if peak(number) <= limit), None)
-    return Fits(batch_size=batch, slices=slices, micro_batch=most("micro_batch", at_a_time - 1, grow=False))
+        peak = cost_of(estimator.peak, "slices")
+        slices = next((number for number in range(slices, max_slices + 1) if peak(number) <= limit), None)
+    return FittingOptions(batch_size=batch, slices=slices, micro_batch=best("micro_batch", at_a_time - 1, grow=False))
 
 
 def fewest(cost: Callable[[int], int], limit: int, start: int, most: int) -> int | None:
@@ -194,7 +198,7 @@ def largest(cost: Callable[[int], int], limit: int, start: int, *, grow: bool = 
         return None
     low, high = 1, start
     while cost(high) <= limit:
-        if not grow or high >= _MOST_IMAGES:
+        if not grow or high >= _MAX_IMAGES:
             return high
         low, high = high, 4 * high
     tries = 0

@@ -1,4 +1,4 @@
-"""What a step needs before it is run: counted on fake tensors, which have shapes but neither memory nor arithmetic."""
+"""Memory estimates: a step is traced on fake tensors, which have shapes but neither memory nor values."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,16 +15,17 @@ from bimkern.mim.flow import MicroBatch, NamedParameters
 from bimkern.mim.model import MIM
 from bimkern.train import network
 from bimkern.train.config.run import DTYPES, Config
-from bimkern.train.memory.trace import Allocations
+from bimkern.train.memory.trace import StepTrace
+from bimkern.train.memory.tracker import AllocationTracker
 
-ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes: csrc/arena/upstream.h
+ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes, as in csrc/arena/upstream.h
 
-_STATES = 2  # of the optimizer for every parameter, as large as it; and one number
-_DRAWN = 3  # micro-batches of a plan at most: each of the others is like the one before
+_STATES = 2  # optimizer tensors per parameter, of its size; there is also one scalar
+_PLANNED = 3  # micro-batches in a plan at most; further ones are alike
 
 
 class _FreeGradients:
-    """The update of a group as far as memory is concerned."""
+    """An optimizer step of a group that only frees its gradients."""
 
     def __init__(self, group: NamedParameters) -> None:
         self._group = group
@@ -38,14 +39,14 @@ class _FreeGradients:
 
 
 class _NoValues(TorchDispatchMode):
-    """Answer 0 to whoever asks a fake tensor for its value, as torch does where it draws truncated normal weights."""
+    """Return False for the value of a fake tensor; torch asks for one when it draws truncated normal weights."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
 class _InTurns(list[MicroBatch]):
-    """Micro-batches that tell whose turn it is."""
+    """Micro-batches that report which of them is being iterated over."""
 
     def __init__(self, batches: list[MicroBatch], turn: Callable[[int | None], None]) -> None:
         super().__init__(batches)
@@ -59,70 +60,70 @@ class _InTurns(list[MicroBatch]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
-    """Bytes that a step needs. Not all of them are needed at once, so the peak is less than the sum.
+class MemoryEstimate:
+    """Bytes that a step needs. They are not all needed at once, so the peak is less than the sum.
 
-    Weights, optimizer and inputs are there all the time; activations and gradients are born and die in the step. On top
-    come the process, its loader, copies for saving, and what is no result of an operation: workspaces of libraries.
+    Weights, optimizer and inputs are static; activations and gradients live within the step. Not included are the
+    process, its loader, copies for checkpoints, and workspaces of libraries, which fake-tensor tracing cannot see.
     """
 
-    weights: int  # with buffers, and a teacher's
-    gradients: int  # that are accumulated, at most
+    weights: int  # with buffers, and those of a teacher
+    gradients: int  # accumulated ones, at their peak
     optimizer: int
     inputs: int  # images of all micro-batches
-    activations: int  # with their gradients, at most
-    scopes: dict[str, int]  # activations inside each scope, at most
-    bound: int  # no order of the memory can do with less
+    activations: int  # with their gradients, at their peak
+    scopes: dict[str, int]  # peak of activations inside each scope
+    bound: int  # lower bound of the peak, for any placement
     peak: int  # as the arena plans it
 
 
-def step_plan(config: Config, kind: Segment, device: str = "cpu") -> Plan:
-    """Plan the memory of a step; of many micro-batches, that of a few."""
-    return trace(config, _shortened(kind, _DRAWN))[0].plan(ALIGNMENT[device])
+def step_plan(config: Config, segment: Segment, device: str = "cpu") -> Plan:
+    """Plan the memory of a step, with at most three micro-batches."""
+    return trace(config, _shortened(segment, _PLANNED))[0].plan(ALIGNMENT[device])
 
 
-def live_activation_peak(config: Config, kind: Segment) -> int:
-    """Count the most bytes of activations and their gradients that live at once while a micro-batch passes the network.
+def live_activation_peak(config: Config, segment: Segment) -> int:
+    """Return the peak of live bytes of activations and their gradients in a step of one micro-batch.
 
-    Equal to the `live_activation_bytes` that a CPU run without accumulation counts on real tensors, in steps of that
-    kind. A GPU's attention kernels may save a little more or less.
+    It equals the `live_activation_bytes` that a CPU run without accumulation measures. Attention kernels of a GPU may
+    save a little more or less.
     """
-    return trace(config, replace(kind, batch_size=kind.micro_batch))[0].peak
+    return trace(config, replace(segment, batch_size=segment.micro_batch))[0].live.peak
 
 
-def exact_need(config: Config, kind: Segment, device: str = "cpu") -> Need:
-    """Count what steps of a kind need, all of their micro-batches and slices: minutes, where they are many."""
-    counted, model = trace(config, kind)
-    weights, optimizer = held(model)
-    inputs, plan = image_bytes(config, kind), counted.plan(ALIGNMENT[device])
-    always = weights + optimizer + inputs + counted.outside
-    return Need(
+def exact_estimate(config: Config, segment: Segment, device: str = "cpu") -> MemoryEstimate:
+    """Trace a step with all of its micro-batches and slices, which takes minutes if there are many."""
+    counted, model = trace(config, segment)
+    weights, optimizer = static_bytes(model)
+    inputs, plan = image_bytes(config, segment), counted.plan(ALIGNMENT[device])
+    static = weights + optimizer + inputs + counted.outside
+    return MemoryEstimate(
         weights=weights,
         gradients=counted.gradient_peak,
         optimizer=optimizer,
         inputs=inputs,
-        activations=counted.peak,
+        activations=counted.live.peak,
         scopes=counted.activations,
-        bound=always + plan.bound,
-        peak=always + plan.peak,
+        bound=static + plan.bound,
+        peak=static + plan.peak,
     )
 
 
-def trace(config: Config, kind: Segment) -> tuple[Allocations, MIM]:
-    """Run a step of some kind on fake tensors."""
-    run, side, channels = config.run, kind.image_size, config.method.encoder.channels
-    sizes = [min(kind.micro_batch, kind.batch_size - i * kind.micro_batch) for i in range(kind.per_step)]
+def trace(config: Config, segment: Segment) -> tuple[StepTrace, MIM]:
+    """Run a step on fake tensors."""
+    run, side, channels = config.run, segment.image_size, config.method.encoder.channels
+    sizes = [min(segment.micro_batch, segment.batch_size - i * segment.micro_batch) for i in range(segment.per_step)]
     with FakeTensorMode():
         with _NoValues():
             model = network.build(config)
-        network.compute_with(model, DTYPES[run.precision])
+        network.set_compute(model, DTYPES[run.precision])
         updates = [_FreeGradients(group) for group in config.method.flow.partition(model).values()]
         given = [
             (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
             for size in sizes
         ]
         _build_tables(model, *given[0], run.seed)
-        with Allocations(model.parameters()) as counted:
+        with AllocationTracker(model.parameters(), counted := StepTrace()):
             batches = []
             for i, (images, ids) in enumerate(given):
                 counted.turn(i)
@@ -134,26 +135,26 @@ def trace(config: Config, kind: Segment) -> tuple[Allocations, MIM]:
     return counted, model
 
 
-def held(model: MIM) -> tuple[int, int]:
-    """Return the bytes of weights and of the optimizer's state."""
+def static_bytes(model: MIM) -> tuple[int, int]:
+    """Return the bytes of the weights and of the optimizer state."""
     parameters = list(model.parameters())
     modules: list[nn.Module] = [model] if model.teacher is None else [model, model.teacher.encoder]
     weights = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
     return weights, sum(_STATES * p.nbytes + torch.float32.itemsize for p in parameters)
 
 
-def image_bytes(config: Config, kind: Segment) -> int:
-    return kind.batch_size * (config.method.encoder.channels * kind.image_size**2 + torch.int64.itemsize)
+def image_bytes(config: Config, segment: Segment) -> int:
+    return segment.batch_size * (config.method.encoder.channels * segment.image_size**2 + torch.int64.itemsize)
 
 
-def _shortened(kind: Segment, count: int) -> Segment:
-    """Return a kind of step that has so many whole micro-batches, or its own where these are no more."""
-    return kind if kind.per_step <= count else replace(kind, batch_size=count * kind.micro_batch)
+def _shortened(segment: Segment, count: int) -> Segment:
+    """Return the segment with at most `count` micro-batches, all of full size if any are dropped."""
+    return segment if segment.per_step <= count else replace(segment, batch_size=count * segment.micro_batch)
 
 
 @torch.no_grad()
 def _build_tables(model: MIM, images: Tensor, ids: Tensor, seed: int) -> None:
-    """Have the model, and its teacher, build what they keep for images of a size, by passing some through."""
+    """Run the model and its teacher once, so that they build and cache their tables for this image size."""
     tokens = images
     for stage, view in enumerate(model.views(images, ids, seed)):
         tokens = model.encode(stage, tokens, view)

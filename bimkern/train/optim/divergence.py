@@ -8,7 +8,8 @@ import torch
 
 from bimkern.data.batches import Batch
 from bimkern.errors import RunError
-from bimkern.files.best_effort import Outage
+from bimkern.files import atomic
+from bimkern.files.best_effort import BestEffort
 from bimkern.train.checkpoint import safetensors_writer
 from bimkern.train.config.run import Precision
 from bimkern.train.optim.group import GroupOptimizer
@@ -51,12 +52,8 @@ class Divergence:
         """Keep the batch for whoever wants to know; return where it is, as far as the disk has room for it."""
         path = self._folder / f"diverged-step-{done:08d}.safetensors"
         tensors = {name: torch.cat([getattr(part, name) for part in batch]) for name in ("images", "draw_ids")}
-        with Outage(str(path)).tolerated():
-            try:
-                safetensors_writer.write(path, tensors)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
+        with BestEffort(str(path)).attempt(), atomic.replaced(path) as scratch:
+            safetensors_writer.write(scratch, tensors)
         return f"the last batch is in {path}" if path.is_file() else "there was no room for the last batch"
 
     def returned(self, done: int, step: int, dumped: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.schedule import Unit
+from bimkern.mim.schedule import LayerGroup
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import MakeOptimizer, adamw
 
@@ -30,28 +30,29 @@ class GroupOptimizer:
         device: torch.device,
         fp16: bool,
         make: MakeOptimizer = adamw,
-        units: Mapping[str, Unit] | None = None,
+        layer_groups: Mapping[str, LayerGroup] | None = None,
     ) -> None:
-        """Take the named parameters; those of different units, where given, may learn at different rates."""
+        """Take the named parameters; those of different layer groups, where given, may learn at different rates."""
         self.name = name
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
-        groups: dict[tuple[Unit, bool], dict[str, Any]] = {}
+        groups: dict[tuple[LayerGroup, bool], dict[str, Any]] = {}
         for full_name, parameter in parameters:
-            unit, decays = (units or {}).get(full_name, Unit(0)), config.decays(full_name, parameter)
+            group = (layer_groups or {}).get(full_name, LayerGroup(0))
+            decays = config.decays(full_name, parameter)
             weight_decay = config.weight_decay if decays else 0.0
-            fresh = {"params": [], "weight_decay": weight_decay, "unit": unit}
-            groups.setdefault((unit, decays), fresh)["params"].append(parameter)
+            fresh = {"params": [], "weight_decay": weight_decay, "layer_group": group}
+            groups.setdefault((group, decays), fresh)["params"].append(parameter)
         self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
 
-    def set_rates(self, rate: Callable[[Unit], float]) -> None:
-        """Set the learning rate of every unit and its heads."""
+    def set_rates(self, rate: Callable[[LayerGroup], float]) -> None:
+        """Set the learning rate of every layer group."""
         groups = self._optimizer.inner.param_groups
         for group in groups:
-            group["lr"] = rate(group["unit"])
+            group["lr"] = rate(group["layer_group"])
         if not any(group["lr"] for group in groups):
             self.skipped_in_a_row.zero_()  # nothing is left that could fail to learn
 

@@ -1,4 +1,4 @@
-"""What a run is judged by and shown on: images that are put aside, and what its stages predict of them."""
+"""Held-out evaluation: how well the stages reconstruct images that are not trained on, as numbers and as pictures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from bimkern.arena import Plan
-from bimkern.files.best_effort import Outage
+from bimkern.files.best_effort import BestEffort
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
-from bimkern.mim.reconstruction.renderers import reader_of
+from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.train.reporting import plots
 
 NUM_IMAGES = 64
@@ -19,45 +19,43 @@ _DRAWN_IMAGES = 6
 
 
 @dataclass(frozen=True)
-class StageOutcome:
-    """How well a stage predicts what is hidden of images that were put aside, against a plain guess."""
+class HeldOutError:
+    """The error of a stage on masked patches of held-out images, beside that of a simple baseline."""
 
     name: str
     error: float
-    guess: str  # in words
-    guess_error: float
-    caveat: str  # what the error does not measure, or nothing
+    baseline: str  # in words
+    baseline_error: float
+    note: str  # what the error does not measure; may be empty
 
 
-Outcome = list[StageOutcome]
-
-
-class Judge:
-    """Reconstruct the same images, with the same masks, whenever it is asked."""
+class HeldOutEvaluation:
+    """Reconstruct the same images with the same masks at every call."""
 
     def __init__(self, images: Tensor, draw_ids: Tensor, seed: int, folder: Path) -> None:
-        """Take images [B, C, H, W] uint8, their draw ids [B], the masks' seed, and a folder for pictures."""
+        """Take images [B, C, H, W] uint8, their draw ids [B], the seed of the masks, and a folder for pictures."""
         self._images, self._draw_ids, self._seed = images, draw_ids, seed
-        self._folder, self._outage = folder, Outage(f"{folder}")
+        self._folder, self._writing = folder, BestEffort(f"{folder}")
 
-    def outcome(self, model: MIM) -> Outcome:
-        errors, guesses = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
-        outcome = []
-        for stage, (error, guess_error) in enumerate(zip(errors.tolist(), guesses.tolist(), strict=True)):
-            reader, name = reader_of(model, stage), stage_name(model.method, stage)
-            outcome.append(StageOutcome(name, error, reader.guess, guess_error, reader.caveat))
-        return outcome
+    def errors(self, model: MIM) -> list[HeldOutError]:
+        """Return the error of every stage."""
+        errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
+        found = []
+        for stage, (error, baseline) in enumerate(zip(errors.tolist(), baselines.tolist(), strict=True)):
+            renderer, name = renderer_for(model, stage), stage_name(model.method, stage)
+            found.append(HeldOutError(name, error, renderer.baseline, baseline, renderer.note))
+        return found
 
-    def sketch(
+    def snapshot(
         self, model: MIM, records: list[dict[str, Any]], title: str, plan: Plan | None = None
     ) -> Callable[[], None]:
-        """Predict what the pictures show, with the weights as they are; return what draws it, in any thread."""
+        """Predict with the current weights; return a function that draws the pictures, in any thread."""
         drawn = slice(0, _DRAWN_IMAGES)
         names = [stage_name(model.method, stage) for stage in range(model.num_stages)]
         shown = plots.predict(model, self._images[drawn], self._draw_ids[drawn], self._seed)
 
         def draw() -> None:
-            with self._outage.tolerated():
+            with self._writing.attempt():
                 plots.draw_reconstructions(self._folder / "reconstruction.png", shown, title)
                 if records:
                     plots.draw_curves(self._folder / "curves.png", records, names)

@@ -1,4 +1,4 @@
-"""The history of a run, as its curves show it: evenly spaced records, so many that a picture can tell them apart."""
+"""The history of a run for its curves: evenly spaced records, at most as many as a picture can show."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _LENGTH = 2000  # at most
 
 
 class History:
-    """Take every logged record; keep every one, or every second, fourth, ... of a longer run, and the latest."""
+    """Keep every logged record or, in longer runs, every second, fourth, ..., and always the latest."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []
@@ -21,6 +21,6 @@ class History:
             self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what was kept, in the order in which it was added."""
+        """Return the kept records in order."""
         last = [] if self._latest is None or self._kept[-1] is self._latest else [self._latest]
         return self._kept + last

@@ -1,4 +1,8 @@
-"""metrics.jsonl: one JSON object per logged step, and the same numbers as TensorBoard events."""
+"""Metrics: one JSON object per logged step in metrics.jsonl, and the same numbers as TensorBoard events.
+
+Events are encoded by tensorboard but appended here: after one event that found the disk full, its own writer raises at
+every later one, even if there is space again.
+"""
 
 import io
 import json
@@ -14,14 +18,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bimkern.files import jsonl
-from bimkern.files.append import AppendedFile
+from bimkern.files.append import AppendOnlyFile
 from bimkern.train.reporting.history import History
 
 FILE = "metrics.jsonl"
 
 
 def read(folder: Path) -> History:
-    """Read the records of a run; a line torn by a killed process is left out."""
+    """Read the records of a run; a torn line is skipped."""
     history = History()
     for record in jsonl.read(folder / FILE):
         history.add(record)
@@ -29,22 +33,22 @@ def read(folder: Path) -> History:
 
 
 class Metrics:
-    """Append records to a run's metrics."""
+    """The metrics of a run, open for appending."""
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
-        """Open the metrics of a run and drop what was logged after a step."""
+        """Open the metrics of a run and drop the records after a step."""
         self.history = History()
         self._path = folder / FILE
-        self._lines = AppendedFile(self._path)
+        self._lines = AppendOnlyFile(self._path)
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._events = AppendedFile(board / name)
+        self._events = AppendOnlyFile(board / name)
         self._events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
         self.cut_back(after_step)
 
     def cut_back(self, after_step: int) -> None:
-        """Drop what was logged after a step, in place: that needs no room on the disk."""
+        """Drop the records after a step, in place, which needs no disk space."""
 
         def stands(line: bytes) -> bool:
             record = jsonl.parse(line)
@@ -60,12 +64,12 @@ class Metrics:
                 if not (line.endswith(b"\n") and stands(line)):
                     break
                 size += len(line)
-        self._lines.cut(size, keep=stands)
-        start = SessionLog(status=SessionLog.START)  # makes readers drop what they have of this step and later ones
+        self._lines.truncate(size, keep=stands)
+        start = SessionLog(status=SessionLog.START)  # readers then drop this step and later ones
         self._events.append(_framed(Event(wall_time=time.time(), step=after_step + 1, session_log=start)))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record; a number that is not finite becomes null, which every JSON reader takes."""
+        """Append a record; numbers that are not finite become null, as JSON requires."""
         record = {name: _finite(value) for name, value in record.items()}
         self.history.add(record)
         self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
@@ -78,7 +82,7 @@ class Metrics:
         self._events.append(_framed(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=scalars))))
 
     def sync(self) -> None:
-        """Bring what was logged onto the disk, so that no checkpoint is ahead of it after a power cut."""
+        """Sync the records to disk, so that no checkpoint is ahead of them after a power cut."""
         self._lines.sync()
 
     def close(self) -> None:
@@ -87,7 +91,7 @@ class Metrics:
 
 
 def _framed(event: Any) -> bytes:
-    """Return an event as it stands in a file of TensorBoard's: its length, itself, and a checksum of each."""
+    """Encode an event as in a TensorBoard file: its length, its content, and a checksum of each."""
     frame = io.BytesIO()
     RecordWriter(frame).write(event.SerializeToString())
     return frame.getvalue()

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d
 
 from bimkern.arena import Plan, draw_sawtooth
 from bimkern.figures import new_figure
 from bimkern.files import atomic
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import StageReconstruction, masked, reconstruct, stage_name
-from bimkern.mim.reconstruction.renderers import Reader
+from bimkern.mim.reconstruction.renderers import Renderer
 
 _GAP = 0.05  # around a picture, of its side
 _LINE = 0.12  # a line of text, likewise
@@ -37,12 +37,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Original, masked, and what every stage predicts; the note says whose statistics were used."""
+    """Original, masked, and what every stage predicts; the legend says whose statistics were used."""
 
     columns: list[Column]
     num_rows: int
     size: int  # S of a picture, in pixels
-    note: str
+    legend: str
 
 
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
@@ -57,9 +57,9 @@ def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstr
             columns += _targets(result)
         columns += _predictions(stage_name(model.method, stage), result)
         before = result
-    size = max(result.reader.size(result.truth) for result in results)
-    note = "\n".join(dict.fromkeys(result.reader.note for result in results))
-    return Reconstructions(columns, len(images), size, note)
+    size = max(result.renderer.size(result.truth) for result in results)
+    legend = "\n".join(dict.fromkeys(result.renderer.legend for result in results))
+    return Reconstructions(columns, len(images), size, legend)
 
 
 def _photographs(title: str, pixels: Tensor) -> Column:
@@ -73,38 +73,39 @@ def _count(hidden: Tensor) -> str:
 
 
 def _targets(result: StageReconstruction) -> list[Column]:
-    title = result.reader.target_name(result.truth)
-    return [] if title is None else [_drawn(title, result.reader, result.truth)]
+    title = result.renderer.target_name(result.truth)
+    return [] if title is None else [_drawn(title, result.renderer, result.truth)]
 
 
 def _predictions(name: str, result: StageReconstruction) -> list[Column]:
     """Return what a stage predicts, with each choice of statistics."""
     return [
-        _drawn(f"{name}{mark}", result.reader, result.pasted(statistics))
-        for statistics, mark in zip(result.reader.statistics, ("", "*"), strict=False)
+        _drawn(f"{name}{mark}", result.renderer, result.pasted(statistics))
+        for statistics, mark in zip(result.renderer.statistics, ("", "*"), strict=False)
     ]
 
 
-def _drawn(title: str, reader: Reader, places: Tensor) -> Column:
-    host = places.float().cpu()
-    return Column(title, lambda row, size: reader.draw(host[row], size))
+def _drawn(title: str, renderer: Renderer, values: Tensor) -> Column:
+    host = values.float().cpu()
+    return Column(title, lambda row, size: renderer.draw(host[row], size))
 
 
 def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None:
-    """Draw reconstructions, one image a row; not as a figure with axes, which would take many times as long."""
+    """Draw reconstructions, one image per row. A matplotlib figure with as many axes would take many times as long.
+
+    Tiles are converted one by one: whole rows of floats took 90 MB, which malloc then kept.
+    """
     gap = max(1, round(_GAP * shown.size))
-    rows = [
-        torch.cat([_framed(column.draw(row, shown.size), gap) for column in shown.columns], dim=2)
-        for row in range(shown.num_rows)
-    ]
-    mosaic = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
-    line = round(_LINE * shown.size)
+    side = shown.size + 2 * gap
+    width, line = side * len(shown.columns), round(_LINE * shown.size)
     font = ImageFont.load_default(size=line / 1.5)
-    letters = int(mosaic.shape[1] / font.getlength("n"))
-    texts = [title, *(part for text in shown.note.splitlines() for part in wrap(text, letters))]
+    letters = int(width / font.getlength("n"))
+    texts = [title, *(part for text in shown.legend.splitlines() for part in wrap(text, letters))]
     head = (len(texts) + 2) * line
-    picture = Image.new("RGB", (mosaic.shape[1], mosaic.shape[0] + head), "white")
-    picture.paste(Image.fromarray(mosaic), (0, head))
+    picture = Image.new("RGB", (width, side * shown.num_rows + head), "white")
+    for row in range(shown.num_rows):
+        for i, column in enumerate(shown.columns):
+            picture.paste(_tile(column.draw(row, shown.size)), (i * side + gap, head + row * side + gap))
     pen = ImageDraw.Draw(picture)
     for i, text in enumerate(texts):
         pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
@@ -115,8 +116,10 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
         picture.save(scratch, format="png", compress_level=_COMPRESSION)
 
 
-def _framed(picture: Tensor, gap: int) -> Tensor:
-    return pad(picture.expand(3, -1, -1), (gap, gap, gap, gap), value=1.0)
+def _tile(picture: Tensor) -> Image.Image:
+    """Convert a picture [C, S, S] in [0, 1]."""
+    pixels = picture.expand(3, -1, -1).permute(1, 2, 0)  # [S, S, 3]
+    return Image.fromarray(pixels.mul(255).round().byte().contiguous().numpy())
 
 
 def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The mean of scalars that are on a device, read once."""
+"""The mean of scalars on a device, without waiting for the device at every one."""
 
 import math
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class RunningMean:
-    """Add up scalars where they are; nothing waits for the device until the mean is taken."""
+    """Sum scalars on their device; only take() waits for it."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
@@ -18,7 +18,7 @@ class RunningMean:
         self._count += 1
 
     def take(self) -> float:
-        """Return the mean of what was added, NaN if nothing was, and begin anew."""
+        """Return the mean, NaN if nothing was added, and reset."""
         mean = math.nan if self._sum is None else self._sum.item() / self._count
         self.clear()
         return mean

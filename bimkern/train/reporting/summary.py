@@ -11,13 +11,13 @@ from bimkern.train import network
 from bimkern.train.config.run import Config, resolve_device
 from bimkern.train.config.serialize import to_json
 from bimkern.train.memory.estimate import live_activation_peak
-from bimkern.train.run_folder.dataset_manifest import RunImages
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.units import human_bytes
 
 _FEW_STEPS = 100
 
 
-def describe_briefly(config: Config, images: RunImages, loader: str) -> str:
+def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     """Say what a run trains on, how long, and what loads its images."""
     run, num_images = config.run, len(images.images)
     layout = config.step_layout(num_images)

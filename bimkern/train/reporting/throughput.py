@@ -1,4 +1,4 @@
-"""The clock of a run: how long its steps take, and how much of that they wait for data."""
+"""Throughput of a run: the time between logged steps, and how much of it is spent waiting for data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,55 +9,58 @@ from bimkern.data.loader import Loader
 
 
 class TimedLoader:
-    """A loader that knows how long it was waited for.
+    """A loader that measures how long it is waited for.
 
-    A wait during which the device has work costs nothing and counts as none. That is an approximation: the device is
-    looked at when the wait ends, so a wait that it slept through in part counts whole, from its beginning.
+    A wait that overlaps with GPU work counts as zero. This is an approximation: the GPU is queried when the wait ends,
+    so a wait that overlaps in part counts in full.
     """
 
     def __init__(self, loader: Loader, busy: Callable[[], bool]) -> None:
-        """Take a loader, and what says whether the device is still at work."""
-        self.started = 0.0  # seconds until the first micro-batch of every start
-        self.waited = 0.0  # seconds for the others
-        self.images = 0  # of those others
+        """Wrap a loader; busy() returns whether the device still has work."""
+        self.startup = 0.0  # seconds until the first micro-batch, of all starts together
+        self.waited = 0.0  # seconds for the other micro-batches
+        self.images = 0  # in those other micro-batches
         self._loader, self._busy = loader, busy
 
     def batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
-        """Yield what the loader yields, and raise what it raises."""
-        batches, fresh = self._loader.batches(data, first, last), True
+        """Yield and raise what the loader does."""
+        batches, starting = self._loader.batches(data, first, last), True
         while True:
             begin = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
             seconds = time.perf_counter() - begin
-            if fresh:
-                self.started += seconds
+            if starting:
+                self.startup += seconds
             else:
                 self.images += len(batch.images)
                 self.waited += 0 if self._busy() else seconds
-            fresh = False
+            starting = False
             yield batch
 
 
 @dataclass(frozen=True)
-class Lap:
+class Interval:
+    """The time between two logged steps."""
+
     steps: int
     seconds: float
-    waited: float  # seconds of them
+    waited: float  # seconds of it spent waiting for data
 
 
-class Clock:
-    """Time laps of steps; a loader's start does not count, what is saved and drawn within the loop does."""
+class Throughput:
+    """Measure intervals of steps: checkpoints and pictures are included, the start-up of loaders is not."""
 
     def __init__(self, loader: TimedLoader, done: int) -> None:
+        """Start the first interval after `done` steps."""
         self._loader = loader
         self._last = self._now(done)
 
-    def lap(self, done: int) -> Lap:
-        """Return what has passed since the last lap."""
+    def interval(self, done: int) -> Interval:
+        """End the interval after `done` steps, start the next, and return it."""
         last, self._last = self._last, self._now(done)
-        return Lap(done - last.steps, self._last.seconds - last.seconds, self._last.waited - last.waited)
+        return Interval(done - last.steps, self._last.seconds - last.seconds, self._last.waited - last.waited)
 
-    def _now(self, done: int) -> Lap:
-        return Lap(done, time.perf_counter() - self._loader.started, self._loader.waited)
+    def _now(self, done: int) -> Interval:
+        return Interval(done, time.perf_counter() - self._loader.startup, self._loader.waited)

@@ -1,1 +1,1 @@
-"""The folder of a run, and the list of images that it is trained on."""
+"""The folder of a run, and the dataset that it is trained on."""

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether this command may go on in it."""
+"""The folder of a run: which run it belongs to, and whether this process may use it."""
 
 import fcntl
 import json
@@ -13,10 +13,9 @@ from bimkern.train.config.serialize import from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
-_SCRATCH = f".{_CONFIG}"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
-_MADE_FIRST = {_LOCK, _SCRATCH, IMAGES, f".{IMAGES}", QUARANTINE, "checkpoints", "pictures", "exported"}
+_MADE_FIRST = {_LOCK, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
 
 
 class RunFolder:
@@ -37,7 +36,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            foreign = {path.name for path in self.path.iterdir()} - _MADE_FIRST
+            foreign = {path.name for path in self.path.iterdir() if not atomic.is_scratch(path)} - _MADE_FIRST
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
         if not os.access(self.path, os.W_OK):
@@ -55,7 +54,7 @@ class RunFolder:
             raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
 
     def record(self, config: Config) -> None:
-        """Write config.json, once it is sure that this run may go on here.
+        """Write config.json, after it is certain that this run may use the folder.
 
         Raises:
             ConfigError: it cannot be written.

@@ -59,9 +59,9 @@ namespace host_cuda {
 template <typename T>
 using NotDeduced = std::common_type_t<T>;
 
-// *to = f(*to); returns what was there.
+// *to = f(*to); returns what was there. Inlined, as all atomics: traffic/counter.cpp tells accesses apart by who asks.
 template <typename T, typename F>
-T update(T* to, const F& f) {
+__forceinline__ T update(T* to, const F& f) {
   T old;
   __atomic_load(to, &old, __ATOMIC_RELAXED);
   T next = f(old);
@@ -74,23 +74,23 @@ T update(T* to, const F& f) {
 }  // namespace host_cuda
 
 template <typename T>
-T atomicAdd(T* to, host_cuda::NotDeduced<T> value) {
+__forceinline__ T atomicAdd(T* to, host_cuda::NotDeduced<T> value) {
   return host_cuda::update(to, [=](T old) { return old + value; });
 }
 template <typename T>
-T atomicMax(T* to, host_cuda::NotDeduced<T> value) {
+__forceinline__ T atomicMax(T* to, host_cuda::NotDeduced<T> value) {
   return host_cuda::update(to, [=](T old) { return std::max(old, value); });
 }
 template <typename T>
-T atomicMin(T* to, host_cuda::NotDeduced<T> value) {
+__forceinline__ T atomicMin(T* to, host_cuda::NotDeduced<T> value) {
   return host_cuda::update(to, [=](T old) { return std::min(old, value); });
 }
 template <typename T>
-T atomicExch(T* to, host_cuda::NotDeduced<T> value) {
+__forceinline__ T atomicExch(T* to, host_cuda::NotDeduced<T> value) {
   return host_cuda::update(to, [=](T) { return value; });
 }
 template <typename T>
-T atomicCAS(T* to, host_cuda::NotDeduced<T> expected, host_cuda::NotDeduced<T> value) {
+__forceinline__ T atomicCAS(T* to, host_cuda::NotDeduced<T> expected, host_cuda::NotDeduced<T> value) {
   return host_cuda::update(to, [=](T old) { return old == expected ? value : old; });
 }
 

@@ -2,8 +2,9 @@
 
     make mutants [WORDS="..."]      those whose name has a word; without: all
 
-A fault is noticed when `fuzz_host_cuda` fails: by a wrong result, or by a sanitizer. Every barrier of every kernel is
-removed once; other faults are listed in FAULTS, where a new kernel adds its own.
+A fault is noticed when `fuzz_host_cuda` fails: by a wrong result, or by a sanitizer; or, where it costs memory traffic
+alone, when `python -m bench traffic` does. Every barrier of every kernel is removed once; other faults are listed in
+FAULTS, where a new kernel adds its own.
 """
 
 import os
@@ -17,14 +18,14 @@ import mutation
 
 ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / "build" / "mutants"
-MEMORY, RACES = "address,undefined", "thread"
+MEMORY, RACES, TRAFFIC = "address,undefined", "thread", "traffic"
 ROUNDS = {MEMORY: 30, RACES: 6}
 BARRIER = "__syncthreads();"
 
 
 @dataclass(frozen=True)
 class Fault(mutation.Fault):
-    sanitizer: str = MEMORY
+    check: str = MEMORY  # what must notice it: a sanitizer, or the count of traffic
     file: str = ""  # without: the kernel file of the op
 
     @property
@@ -42,27 +43,47 @@ FAULTS = [
     Fault("gather_tokens", "row stride's alignment not asked",
           "is_packable(args.tokens, args.tokens_token_stride * kSize)", "true"),
     Fault("gather_tokens", "result's alignment not asked", "is_packable(args.out, args.size.width * kSize)", "true"),
-    Fault("hog", "histograms one word short", "launch.spread * sizeof(float);", "launch.spread * sizeof(float) - 4;"),
-    Fault("hog", "border not mirrored", "x + kColumns == width ? row[kColumns - 1] : pixel(from[x + kColumns])",
-          "pixel(from[x + kColumns])"),
+    Fault("hog", "histograms one word short", "launch.cell_spread * sizeof(float);",
+          "launch.cell_spread * sizeof(float) - 4;"),
+    Fault("hog", "border not mirrored", "x + kColumns == width ?", "x > width ?"),
+    Fault("hog", "pixels of the lane behind the last of a strip", "column < columns - 1", "true"),
+    Fault("hog", "pixels of a lane of another warp", "lane > 0 && column > 0", "column > 0"),
+    Fault("hog", "lanes beside each other are taken for pixels", "launch.unit == kColumns", "true"),
     Fault("hog", "image stride's alignment not asked", "args.image_stride % kColumns == 0", "true"),
     Fault("hog", "channel stride's alignment not asked", "args.channel_stride % kColumns == 0", "true"),
     Fault("random_keep", "every lane its own digit", "__shfl_sync(0xffffffffu, digit, owner)", "digit"),
     Fault("random_keep", "half of the mask", "__shfl_up_sync(0xffffffffu, through, step)",
           "__shfl_up_sync(0xffffu, through, step)"),
-    Fault("random_keep", "counts not added atomically", "atomicAdd(&counts[upper % kDigits], 1u);",
-          "counts[upper % kDigits] += 1u;", RACES),
+    Fault("random_keep", "counts not added atomically", "atomicAdd(&counts[slot(upper % kDigits)], 1u);",
+          "counts[slot(upper % kDigits)] += 1u;", RACES),
     Fault("restore_tokens", "a column too many", "column < packs", "column <= packs"),
-    Fault("restore_tokens", "a row too many", "row >= size.images * rows", "row > size.images * rows"),
+    Fault("restore_tokens", "a token too many", "token >= size.tokens", "token > size.tokens"),
+    Fault("restore_tokens", "an image too many", "if (i < images)", "if (i <= images)"),
     Fault("restore_tokens", "positions' alignment not asked", "is_packable(args.pos, args.pos_token_stride * kSize)",
           "true"),
     Fault("restore_tokens", "mask token's alignment not asked", "is_packable(args.mask_token, 0)", "true"),
-    Fault("restore_tokens", "an id left out of the search", "k < size.kept", "k + 1 < size.kept",
+    Fault("restore_tokens", "an id left out of the search", "k >= size.kept", "k + 1 >= size.kept",
           file="ops/keep_cuda.h"),
-    Fault("restore_tokens", "every lane its own place",
-          "__shfl_sync(kAll, place, __ffs(static_cast<int>(holders)) - 1)", "place", file="ops/keep_cuda.h"),
+    Fault("restore_tokens", "an id twice is none", "atomicExch(&own[row], kWrong)", "static_cast<void>(0)",
+          file="ops/keep_cuda.h"),
     Fault("gather_tokens", "places without a barrier", "__syncwarp();", ";", RACES, file="ops/keep_cuda.h"),
-    Fault("scale_mask", "a value too many", "i >= count", "i > count"),
+    Fault("gather_tokens", "places without a barrier before they are wrong", "__syncwarp();", ";", RACES,
+          file="ops/keep_cuda.h", occurrence=2),
+    Fault("scale_mask", "a value too many", "i >= squares.values", "i > squares.values"),
+    Fault("embed_visible", "an id out of range is followed to a patch", "if (!is_token(id, size))", "if (false)"),
+    Fault("embed_visible", "an id out of range is followed to a position", "if (is_token(id, size))", "if (true)"),
+    Fault("restore_tokens", "places of a block, without the barrier before", BARRIER, ";", RACES,
+          file="ops/keep_cuda.h"),
+    Fault("restore_tokens", "places of a block, without the barrier behind", BARRIER, ";", RACES,
+          file="ops/keep_cuda.h", occurrence=2),
+    Fault("gather_tokens", "rows read element by element", "loaded[i] = row[first + i * kWarp];",
+          "for (int j = 0; j < kPack; ++j) loaded[i].value[j] = row[first + i * kWarp].value[j];", TRAFFIC),
+    Fault("restore_tokens", "rows never in packets", "const bool packed = is_packable(args.visible,",
+          "const bool packed = false && is_packable(args.visible,", TRAFFIC),
+    Fault("restore_tokens", "sums of the lanes without a gap", "kSpread = kWarp +", "kSpread = kWarp + 0 *", TRAFFIC),
+    Fault("hog", "pixels beside a thread's own are loaded", "place.has_left ?", "false ?", TRAFFIC),
+    Fault("hog", "norms of squares that are not there", "squares * launch.across(i) * launch.across(i),",
+          "launch.squares * launch.across(i) * launch.across(i),", TRAFFIC),
 ]  # fmt: skip
 
 
@@ -76,8 +97,9 @@ def barriers() -> list[Fault]:
 
 
 def copy_tree() -> None:
-    """Copy what is compiled; files that are equal keep their time, so that they are not compiled again."""
-    for source in [ROOT / "CMakeLists.txt", *ROOT.glob("csrc/**/*"), *ROOT.glob("tests/csrc/**/*")]:
+    """Copy what is compiled and run; files that are equal keep their time, so that they are not compiled again."""
+    compiled = [ROOT / "CMakeLists.txt", *ROOT.glob("csrc/**/*"), *ROOT.glob("tests/csrc/**/*")]
+    for source in [*compiled, *ROOT.glob("bench/**/*.py"), ROOT / "bench" / "results" / "traffic.csv"]:
         copy = WORK / "tree" / source.relative_to(ROOT)
         if source.is_file() and not (copy.exists() and copy.read_bytes() == source.read_bytes()):
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +121,22 @@ def build(sanitizer: str) -> Path:
     return folder / "tests" / "csrc" / "host_cuda" / "fuzz_host_cuda"
 
 
-def run(sanitizer: str, op: str) -> str | None:
-    """Run the random cases of an op; return what they notice."""
-    command = [build(sanitizer), str(ROUNDS[sanitizer]), os.environ.get("BIMKERN_TEST_SEED", "100"), op]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+def run(check: str, op: str) -> str | None:
+    """Run the random cases of an op, or count its traffic; return what they notice."""
+    tree = WORK / "tree"
+    if check == TRAFFIC:
+        command = [sys.executable, "-m", "bench", "traffic", op]
+    else:
+        command = [build(check), str(ROUNDS[check]), os.environ.get("BIMKERN_TEST_SEED", "100"), op]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # of bimkern; bench is the tree's
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode == 0:
         return None
     marks = {
-        "MISMATCH": "wrong result", "data race": "race", "AddressSanitizer": "bad address", "runtime error": "undefined"
+        "MISMATCH": "wrong result", "data race": "race", "AddressSanitizer": "bad address",
+        "runtime error": "undefined", " -> ": "traffic", "not written yet": "uninitialized",
     }  # fmt: skip
     noticed = [name for mark, name in marks.items() if mark in done.stdout + done.stderr]
     return " and ".join(noticed) or f"exit code {done.returncode}"
@@ -116,11 +146,11 @@ def main(words: list[str]) -> int:
     """Return 1 if a fault is missed, or if there are faults without one put in."""
     faults = mutation.chosen(FAULTS + barriers(), words)
     copy_tree()
-    for sanitizer, op in sorted({(fault.sanitizer, fault.op) for fault in faults}):
-        if noticed := run(sanitizer, op):
-            sys.exit(f"error: {op}, {sanitizer}: {noticed} without a fault: mend that first")
-    faults.sort(key=lambda fault: (fault.sanitizer, fault.path))
-    return mutation.check(faults, WORK / "tree", lambda fault: run(fault.sanitizer, fault.op))
+    for check, op in sorted({(fault.check, fault.op) for fault in faults}):
+        if noticed := run(check, op):
+            sys.exit(f"error: {op}, {check}: {noticed} without a fault: mend that first")
+    faults.sort(key=lambda fault: (fault.check, fault.path))
+    return mutation.check(faults, WORK / "tree", lambda fault: run(fault.check, fault.op))
 
 
 if __name__ == "__main__":

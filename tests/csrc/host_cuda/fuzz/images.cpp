@@ -64,6 +64,11 @@ void patches(DType image_dtype, DType dtype) {
   args.out = got.data();
   visible_patches_cuda(args, nullptr);
   expect_same(got, want, "visible_patches");
+  if (const int64_t image = ids.spoil(size); image >= 0) {
+    const int64_t values = size.kept * size.width;
+    visible_patches_cuda(args, nullptr);
+    expect_nan(got, image * values, (image + 1) * values, true, "visible_patches");
+  }
 }
 
 template <typename T, typename A>
@@ -92,6 +97,9 @@ void embeddings(DType product_dtype, DType dtype) {
   args.out = got.data();
   add_embeddings_cuda(args, nullptr);
   expect_same(got, want, "add_embeddings");
+  if (ids.spoil(size) >= 0) {
+    add_embeddings_cuda(args, nullptr);  // its row is NaN already: the id must not be followed
+  }
 }
 
 Hog random_hog(int64_t side, DType dtype) {

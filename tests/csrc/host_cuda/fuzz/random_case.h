@@ -180,6 +180,21 @@ struct Ids {
     keep = Keep{buffer.data(), image_stride, token_stride};
   }
 
+  struct Repeated {
+    int64_t image, token;
+  };
+
+  // Keeps a token of an image twice; image -1: fewer than two are kept.
+  Repeated repeat(const TokenSizes& size) const {
+    if (size.images == 0 || size.kept < 2) {
+      return {-1, -1};
+    }
+    const int64_t image = pick(0, size.images - 1);
+    int64_t* ids = &buffer[image * keep.image_stride];
+    const int64_t token = ids[pick(1, size.kept - 1) * keep.token_stride] = ids[0];
+    return {image, token};
+  }
+
   // Puts an id out of range where one is kept, and returns its image; -1: none is kept. No kernel may follow it.
   int64_t spoil(const TokenSizes& size) const {
     if (size.images == 0 || size.kept == 0) {

@@ -1,5 +1,5 @@
 // gather_tokens and restore_tokens: copies keep their bits, sums differ by the rounding of their order. Then once more
-// with an id out of range.
+// with an id that is there twice, and with one out of range.
 #include "fuzz.h"
 #include "ops/gather_tokens.h"
 #include "ops/restore_tokens.h"
@@ -50,6 +50,12 @@ void gather(DType dtype) {
   gather_tokens_bwd_pos_cuda(bwd, nullptr);
   expect_same(got_pos, want_pos, "gather_tokens_bwd_pos");
 
+  if (const auto [image, token] = ids.repeat(size); image >= 0) {
+    const int64_t row = image * (size.prefix + size.tokens) + size.prefix + token;
+    bwd.result = got_grad.data();
+    gather_tokens_bwd_cuda(bwd, nullptr);
+    expect_nan(got_grad, row * size.width, (row + 1) * size.width, false, "gather_tokens_bwd");
+  }
   if (const int64_t image = ids.spoil(size); image >= 0) {
     const int64_t rows = size.prefix + size.kept, grad_rows = size.prefix + size.tokens;
     gather_tokens_cuda(args, nullptr);
@@ -134,6 +140,11 @@ void restore(DType dtype) {
   expect_near(got_pos, want_pos, kUnit<T>, sums, "grad_pos");
   expect_near(got_mask, want_mask, kUnit<T>, sums * static_cast<double>(size.tokens), "grad_mask_token");
 
+  if (const auto [image, token] = ids.repeat(size); image >= 0) {
+    const int64_t row = image * (size.prefix + size.tokens) + size.prefix + token;
+    restore_tokens_cuda(args, nullptr);
+    expect_nan(got, row * size.width, (row + 1) * size.width, false, "restore_tokens");
+  }
   if (const int64_t image = ids.spoil(size); image >= 0) {
     const int64_t rows = size.prefix + size.tokens, visible_rows = size.prefix + size.kept;
     restore_tokens_cuda(args, nullptr);

@@ -1,4 +1,4 @@
-"""An arena on a GPU: streams, threads, what torch reports. In a process of their own: tests/test_arena.py says how."""
+"""An arena on a GPU: streams, threads, what torch reports; in a process of their own, as test_arena.py says."""
 
 import os
 

@@ -10,9 +10,12 @@ import torch
 from interop import import_or_skip
 from PIL import Image
 
-from bimkern.exporters.export import Trained, write_hf, write_timm
+from bimkern.exporters.autoencoder import read_autoencoder
+from bimkern.exporters.hf import write_hf
+from bimkern.exporters.mae_program import program_weights
+from bimkern.exporters.timm import write_timm
+from bimkern.exporters.trained import Trained
 from bimkern.mim.model import IMAGENET_STD, MIM
-from bimkern.models import layouts
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.ops import keep_to_mask, masked_loss, pixel_targets, random_keep
@@ -43,9 +46,13 @@ def sample(model, num_keep, batch=3):
     return images, random_keep(torch.arange(batch), N, num_keep, seed=seed)
 
 
+def mae_program(run, depth):
+    return program_weights(read_autoencoder(run, depth, "mae-program"))
+
+
 def encode(model, images, keep, depth):
     """The kept tokens after `depth` blocks, as its head takes them: [B, 1+K, D]."""
-    tokens = model.encoder.embed(model.colors.normalize(images), keep)
+    tokens = model.encoder.embed_visible(model.colors.normalize(images), keep)
     for block in model.encoder.blocks[:depth]:
         tokens = block(tokens)
     return tokens
@@ -92,8 +99,8 @@ def test_the_classifier_is_all_that_timm_misses(recipe, name):
     timm = import_or_skip("timm")
     with torch.device("meta"):
         model, theirs = MIM(RECIPES[recipe].config.method), timm.create_model(name).state_dict()
-    encoder = model.method.encoder
-    ours = layouts.to_timm(layouts.cut(model.state_dict(), depth=encoder.depth, head=0), encoder.grid)
+    encoder, run = model.method.encoder, Trained(RECIPES[recipe].config, 7, model.state_dict())
+    ours = run.backbone(encoder.depth, encoder.layout("timm"))
     shapes = {key: list(tensor.shape) for key, tensor in theirs.items() if key not in ("head.weight", "head.bias")}
     assert {key: list(tensor.shape) for key, tensor in ours.items()} == shapes
 
@@ -211,7 +218,7 @@ def published_vit_base():
 def test_the_mae_program_finds_its_names_and_shapes():
     with torch.device("meta"):
         weights = MIM(RECIPES["mae_vit_base"].config.method).state_dict()
-    theirs = layouts.to_mae_program(layouts.cut(weights, depth=12, head=0), (14, 14))
+    theirs = mae_program(Trained(RECIPES["mae_vit_base"].config, 7, weights), 12)
     assert {name: list(tensor.shape) for name, tensor in theirs.items()} == published_vit_base()
 
 
@@ -227,7 +234,7 @@ def from_mae_program(name):
 @every_tap
 def test_the_mae_program_finds_every_value(recipe, depth):
     model, run = trained(recipe)
-    theirs = layouts.to_mae_program(run.cut(depth), (4, 4))
+    theirs = mae_program(run, depth)
     for name in ("pos_embed", "decoder_pos_embed"):
         table = theirs.pop(name)
         assert not table[:, 0].any()

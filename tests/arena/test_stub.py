@@ -8,7 +8,7 @@ import pytest
 
 from bimkern.arena._native import native
 
-STUB = Path(__file__).parent.parent / "bimkern" / "arena" / "_arena.pyi"
+STUB = Path(__file__).parents[2] / "bimkern" / "arena" / "_arena.pyi"
 _SPELLINGS = {  # of pybind11 releases
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "typing.SupportsInt": "int",

@@ -8,10 +8,11 @@ import torch
 from options import filled
 from PIL import Image
 
-from bimkern.exporters.export import Trained, write_timm
+from bimkern.exporters.timm import write_timm
+from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
-from bimkern.models.layouts import WEIGHTS
+from bimkern.models.encoder import WEIGHTS_FILE
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES, Recipe
 
@@ -39,7 +40,7 @@ def write_teacher(folder, seed=0, image_size=128):
         config, method=replace(config.method, encoder=replace(config.method.encoder, image_size=image_size))
     )
     write_timm(folder, Trained(config, 1, MIM(config.method).state_dict()), 4)
-    return folder / WEIGHTS
+    return folder / WEIGHTS_FILE
 
 
 def register(monkeypatch, name, phases=None, *, base="fastmim_p_vit_test", **options):

@@ -17,7 +17,7 @@ from bimkern import arena
 from bimkern.arena import Arena, ArenaUnavailable, device, held_bytes, install, unusable
 from bimkern.train.memory.live_bytes import held_bytes as held_by_the_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda", 0)
 OWNER, OTHER = 8, 16  # streams
 MISUSED_HAND_OFF = 7  # Fault::kHandOff in csrc/arena/error.h

@@ -13,7 +13,7 @@ import torch
 from bimkern import arena, info
 from bimkern.arena import ArenaUnavailable, _native, build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ONE_STEP = """
 import torch
 from bimkern.arena import Arena, _native

@@ -9,7 +9,11 @@ import torch
 from disk import full_disk, mode, umask_of
 from safetensors import safe_open
 
-from bimkern.exporters.export import Trained, read_trained, write_backbones, write_hf, write_mae_program, write_timm
+from bimkern.exporters.hf import write_hf
+from bimkern.exporters.mae_program import write_mae_program
+from bimkern.exporters.own import write_backbones, write_own
+from bimkern.exporters.timm import write_timm
+from bimkern.exporters.trained import Trained, read_trained
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
@@ -19,7 +23,7 @@ from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
 CONFIG = RECIPES["bim_vit_test"].config
-every_format = pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf])
+every_format = pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf, write_own])
 
 
 def trained(step=20):
@@ -46,13 +50,8 @@ def test_a_backbone_for_every_depth_says_what_it_is(tmp_path):
             "format": "pt",
             "recipe": "bim_vit_test",
             "step": "20",
-            "depth": "3",
-            "width": "32",
-            "num_heads": "2",
-            "mlp_ratio": "4.0",
-            "patch": "8",
-            "image_size": "32",
-            "channels": "3",
+            "encoder": '{"type": "ViTConfig", "width": 32, "depth": 3, "num_heads": 2, "patch": 8, "image_size": 32, '
+            '"channels": 3, "mlp_ratio": 4.0}',
             "interpolation": "bicubic",
             "mean": "[0.485, 0.456, 0.406]",
             "std": "[0.229, 0.224, 0.225]",
@@ -65,7 +64,7 @@ def test_a_backbone_for_every_depth_says_what_it_is(tmp_path):
 def test_the_mae_program_reads_weights_without_running_a_pickle(tmp_path):
     write_mae_program(tmp_path / "mae.pth", trained(), 4)
     loaded = torch.load(tmp_path / "mae.pth", weights_only=True)
-    assert loaded["metadata"]["num_heads"] == "2"
+    assert json.loads(loaded["metadata"]["encoder"])["num_heads"] == 2
     assert torch.equal(loaded["model"]["decoder_pred.bias"], torch.zeros(192))
 
 
@@ -136,7 +135,7 @@ def test_the_layouts_of_mae_refuse_what_is_not_maes(tmp_path, write, recipe, dep
         config = replace(config, method=replace(config.method, heads=(head,)))
     message = (
         r"formats mae and hf hold MAE's pieces alone \(RandomDrop, a decoder with positions, pixels of every patch\); "
-        f"{recipe} has {found} after block {depth}; --format timm takes its encoder"
+        f"{recipe} has {found} after layer {depth}; --format timm takes its encoder"
     )
     with pytest.raises(ConfigError, match=message):
         write(tmp_path / "out", Trained(config, 20, MIM(config.method).state_dict()), depth)

@@ -2,7 +2,7 @@
 
 Scopes are entered by hand where a test needs to know every allocation. A process that has an arena on a GPU has no
 other allocator there, so that these tests want one of their own: BIMKERN_TEST_GPU_ARENA=1 python -m pytest
-tests/test_arena.py tests/test_arena_streams.py -k cuda.
+tests/arena/test_arena.py tests/arena/test_streams.py -k cuda.
 """
 
 import ctypes

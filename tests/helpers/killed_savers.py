@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.async_saver import Saver
+from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint
 
 SECONDS = 0.03  # of saving before the latest kill; a save takes about a tenth
@@ -27,7 +27,7 @@ def checkpoint(step):
 
 
 def save_without_end(folder, first, acknowledge):
-    with Saver(folder, every=1) as saver:
+    with AsyncSaver(folder, every=1) as saver:
         for step in range(first, 10**9):
             saver.save(checkpoint(step), random.random(), first=lambda: None, required=False)
             saver.wait()

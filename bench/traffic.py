@@ -1,0 +1,159 @@
+"""`python -m bench traffic`: the memory traffic of the CUDA kernels on the shapes of a ViT-B, counted on the CPU.
+
+The kernels run in the stand-in for CUDA of tests/csrc/host_cuda, which sees every address. For each kernel:
+
+    accesses   loads, stores and atomics of whole warps: more of them where packets become elements
+    requested  32-byte sectors that the accesses of all warps ask for, each access on its own
+    blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
+    launch     distinct sectors of the launch: what a perfect L2 cache leaves
+    passes     times that accesses take the banks of shared memory; least_passes: without a bank conflict
+
+over the bytes that the kernel has to move at least. These are counts of addresses, not times.
+"""
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+
+from bench import sass
+from bench.cli import Parser, UsageError
+from bench.kernels import ROOT, CompileError
+from bench.results import FOLDER
+from bench.traffic_count import Launch, Row, TrafficError, build, instance, launches
+
+OPS = tuple(sorted(path.stem for path in (ROOT / "csrc" / "ops").glob("*.cu")))
+TABLE = FOLDER / "traffic.csv"
+COLUMNS = [f.name.rstrip("_") for f in fields(Row)]
+TOLERANCE = 0.05
+
+_USAGE = "python -m bench traffic [OP...] [--lines] [--save]"
+_OPCODES = {
+    ("global", "read"): ("LDG", "LD"),
+    ("global", "write"): ("STG", "ST"),
+    ("global", "atomic"): ("ATOMG", "ATOM", "RED"),
+    ("shared", "read"): ("LDS", "LD"),
+    ("shared", "write"): ("STS", "ST"),
+    ("shared", "atomic"): ("ATOMS", "ATOM"),
+}
+
+
+def save(rows: Iterable[Row], path: Path = TABLE) -> None:
+    """Write the table anew."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(astuple(row) for row in rows)
+
+
+def load(path: Path = TABLE) -> list[Row]:
+    """Read the table."""
+    types = [int if f.type is int else str for f in fields(Row)]
+    with path.open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == COLUMNS, f"{path}: has other columns than this version writes"
+    names = [f.name for f in fields(Row)]
+    return [
+        Row(**{name: kind(text) for name, kind, text in zip(names, types, line, strict=True)})  # type: ignore[arg-type]
+        for line in lines
+    ]
+
+
+def differences(found: Iterable[Row], held: Iterable[Row]) -> list[str]:
+    """Name the counts that differ from the table by more than the tolerance, and rows that one of them lacks."""
+    now, before = {row.key: row for row in found}, {row.key: row for row in held}
+    texts = [f"{' '.join(key)}: not in the table" for key in now.keys() - before.keys()]
+    texts += [f"{' '.join(key)}: not counted any more" for key in before.keys() - now.keys()]
+    for key in now.keys() & before.keys():
+        for name, count in now[key].counts.items():
+            expected = before[key].counts[name]
+            if abs(count - expected) > TOLERANCE * expected:
+                texts.append(f"{' '.join(key)}: {name} {expected} -> {count}")
+    return sorted(texts)
+
+
+def faults(found: Iterable[Launch], held: Iterable[Row]) -> list[str]:
+    """Name the differences to the table, and reads of what is not initialized."""
+    found = list(found)
+    return differences((launch.row for launch in found), held) + [
+        f"{' '.join(launch.row.key)}: {launch.uninitialized} reads of shared memory that is not written yet"
+        for launch in found
+        if launch.uninitialized
+    ]
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Lay rows out as Markdown, sectors over the ideal."""
+    lines = [
+        "| op | kernel | pass | shape | dtype | ideal | accesses | requested | blocks | launch | passes / least |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        sectors = (row.requested_sectors, row.block_sectors, row.launch_sectors)
+        ratios = " | ".join(f"{row.ratio(count):.2f}x" for count in sectors)
+        passes = f"{row.passes} / {row.least_passes}"
+        lines.append(f"| {' | '.join(row.key)} | {row.ideal_bytes} | {row.accesses} | {ratios} | {passes} |")
+    return "\n".join(lines)
+
+
+def lines_table(launch: Launch, code: Sequence[sass.Instruction]) -> str:
+    """Lay the lines of a launch out, beside the loads and stores of those lines in nvcc's code for sm_90."""
+    head = f"{' '.join(launch.row.key)}"
+    texts = [head, f"  {'line':24} {'memory':14} {'bytes':>5} {'accesses':>9} {'each':>6} {'least':>6}  nvcc"]
+    for line in launch.lines:
+        opcodes = _OPCODES[line.space, line.access]
+        own = [at for at in code if f"{at.file}:{at.line}" == line.place and at.does(*opcodes)]
+        names = Counter(at.opcode for at in own)
+        machine = ", ".join(f"{name} x{count}" for name, count in sorted(names.items()))
+        other = "" if not own or line.width in {at.width for at in own} else "  other widths"
+        texts.append(
+            f"  {line.place:24} {line.space + ' ' + line.access:14} {line.width:5} {line.warps:9} "
+            f"{line.cost / line.warps:6.2f} {line.least_cost / line.warps:6.2f}  {machine}{other}"
+        )
+    return "\n".join(texts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return 1 if the table does not hold any more, or a kernel reads what is not initialized."""
+    given = _parser().parse_args(arguments)
+    if unknown := set(given.ops) - set(OPS):
+        raise UsageError(f"no op with a CUDA kernel is named {min(unknown)!r}; choose from {', '.join(OPS)}")
+    try:
+        return _run(given)
+    except (TrafficError, CompileError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    build()
+    found = launches()
+    shown = [launch for launch in found if not given.ops or launch.row.op in given.ops]
+    if given.lines:
+        code = {op: _code(op) for op in dict.fromkeys(launch.row.op for launch in shown)}
+        print("\n\n".join(lines_table(one, code[one.row.op][instance(one.symbol)]) for one in shown))
+    else:
+        print(table(launch.row for launch in shown))
+    if given.save:
+        save(launch.row for launch in found)
+        print(f"\n{len(found)} rows written to {TABLE}")
+        return 0
+    wrong = faults(found, load())
+    print("\n" + "\n".join(wrong or [f"as in {TABLE}, within {TOLERANCE:.0%}"]))
+    return 1 if wrong else 0
+
+
+def _code(op: str) -> dict[tuple[str, str], list[sass.Instruction]]:
+    code = sass.disassemble(ROOT / "csrc" / "ops" / f"{op}.cu")
+    return {instance(symbol): instructions for symbol, instructions in code.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m bench traffic", usage=_USAGE, description=__doc__.partition("\n\n")[0])
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}; without: all")
+    parser.add_argument("--lines", action="store_true", help="by source line, beside nvcc's code")
+    parser.add_argument("--save", action="store_true", help=f"write {TABLE.name} anew")
+    return parser

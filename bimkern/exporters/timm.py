@@ -1,0 +1,52 @@
+"""Folders for timm.create_model("local-dir:..."): an encoder and its last norm, without a classifier.
+
+Without a config timm would take its defaults: images resized to 224 px and normalized by 0.5.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bimkern.exporters.trained import POOLING, Preprocessing, Trained
+from bimkern.exporters.whole_file import write_json, write_weights
+from bimkern.models.encoder import WEIGHTS_FILE, Layout
+from bimkern.train.config.run import ConfigError
+
+_CROP = 224 / 256  # side of the central crop over the short side of the resized image; MAE's evaluation
+
+
+def write_timm(path: Path, trained: Trained, depth: int) -> None:
+    """Write such a folder.
+
+    Raises:
+        ConfigError: timm has no such encoder, or the folder cannot be written.
+    """
+    layout, encoder = trained.encoder(depth).layout("timm"), trained.config.method.encoder
+    if layout is None:
+        raise ConfigError(f"timm has no network for {type(encoder).__name__}; --format bimkern takes every encoder")
+    write_weights(path / WEIGHTS_FILE, trained.backbone(depth, layout), trained.metadata(depth))
+    write_json(path / "config.json", _config(layout, encoder.channels, trained.preprocessing))
+
+
+def _config(layout: Layout, channels: int, images: Preprocessing) -> dict[str, Any]:
+    """Describe a backbone as timm does in the config.json of a model folder: what to build, what to feed it."""
+    settings = layout.settings
+    return {
+        "architecture": settings["architecture"],
+        "num_classes": 0,
+        "num_features": settings["num_features"],
+        "global_pool": POOLING,
+        "model_args": {**settings["model_args"], "num_classes": 0, "global_pool": POOLING},
+        "pretrained_cfg": {
+            "input_size": [channels, images.image_size, images.image_size],
+            "fixed_input_size": True,
+            "interpolation": images.interpolation,
+            "crop_pct": _CROP,
+            "crop_mode": "center",
+            "mean": images.mean,
+            "std": images.std,
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": settings["first_conv"],
+            "classifier": settings["classifier"],
+        },
+    }

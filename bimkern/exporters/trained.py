@@ -1,0 +1,130 @@
+"""The trained weights of a run, to be exported at every depth at which a head reads the encoder.
+
+A backbone of depth K is the first K layers of the encoder. Every exported file says in its header what it holds.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bimkern import pieces
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, Method
+from bimkern.models.encoder import EncoderConfig, Layout, Weights
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.checkpoint.store import CheckpointError
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.serialize import refuse_other
+from bimkern.train.run_folder.folder import RunFolder
+
+# The cls token gets no loss of its own, so features are those of the patches, averaged after the last norm; all
+# methods fine-tune from the patches' average.
+POOLING = "avg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes an encoder's input: resized, cropped to a square, scaled to [0, 1], normalized."""
+
+    image_size: int  # pixels a side
+    interpolation: str  # bicubic or bilinear
+    mean: tuple[float, ...]  # of every channel, likewise std
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.image_size} px, {self.interpolation}, mean {self.mean}, std {self.std}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights of a run after a step, and the config that says what they are."""
+
+    config: Config
+    step: int
+    weights: Weights
+
+    def cut(self, depth: int) -> dict[str, Tensor]:
+        """Keep the first layers of the encoder, as `encoder.`, and the head that reads them, as `head.`."""
+        method, kept = self.config.method, {}
+        head = f"heads.{depths(method).index(depth)}."
+        for name, tensor in self.weights.items():
+            part, _, rest = name.partition(".")
+            if part == "encoder" and method.encoder.layer_group(rest) <= depth:
+                kept[name] = tensor
+            elif name.startswith(head):
+                kept["head." + name.removeprefix(head)] = tensor
+        return kept
+
+    def backbone(self, depth: int, layout: Layout) -> dict[str, Tensor]:
+        """Name what cut() kept as another program does; the head is left out but for its first norm."""
+        kept = self.cut(depth)
+        encoder = {layout.name(name): tensor for name, tensor in below("encoder", kept)}
+        norm = {layout.norm + name: tensor for name, tensor in below("head.in_norm", kept)}
+        return encoder | norm | dict(layout.tables)
+
+    def encoder(self, depth: int) -> EncoderConfig:
+        return self.config.method.encoder.cut(depth)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images went through in training, but for the random crops and flips."""
+        return Preprocessing(
+            image_size=self.config.method.encoder.image_size,
+            interpolation=self.config.augment.interpolation,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+
+    def metadata(self, depth: int) -> dict[str, str]:
+        """Say what an exported file holds, so that a loader can refuse what merely has the right shapes.
+
+        Returns:
+            The encoder, as in config.json, and how its images are prepared; encoder, mean and std are JSON.
+        """
+        images = self.preprocessing
+        return {
+            "format": "pt",  # readers of safetensors look here for the framework that wrote the tensors
+            "recipe": self.config.recipe,
+            "step": str(self.step),
+            "encoder": json.dumps(pieces.to_json(self.encoder(depth))),
+            "interpolation": images.interpolation,
+            "mean": json.dumps(images.mean),
+            "std": json.dumps(images.std),
+            "global_pool": POOLING,
+        }
+
+
+def below(part: str, weights: Weights) -> Iterable[tuple[str, Tensor]]:
+    """Yield the weights of a part by their names inside it."""
+    prefix = f"{part}."
+    return ((name.removeprefix(prefix), tensor) for name, tensor in weights.items() if name.startswith(prefix))
+
+
+def depths(method: Method) -> tuple[int, ...]:
+    """Return the depths that can be exported: the numbers of layers after which a head reads the encoder."""
+    return tuple(tap + 1 for tap in method.taps)
+
+
+def read_trained(path: Path) -> tuple[RunFolder, Trained]:
+    """Read a run folder at its newest intact checkpoint, or one checkpoint of a run folder; nothing is changed.
+
+    Raises:
+        ConfigError: there is no run, its config is of another version, or the checkpoint is of another run.
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a folder; give a run folder or one of its checkpoints")
+    run, above = RunFolder(path), RunFolder(path.resolve().parent.parent)
+    if (config := run.config()) is not None:
+        checkpoint = checkpoints.newest_intact(run.checkpoints)
+        if checkpoint is None:
+            raise CheckpointError(f"{path} has no checkpoint yet")
+    elif (config := above.config()) is not None:
+        run, checkpoint = above, checkpoints.load(path)
+    else:
+        raise ConfigError(f"{path} is neither a run folder, with a config.json, nor a checkpoint inside one")
+    what = f"{path}: the checkpoint of step {checkpoint.step} is of a run"
+    refuse_other(checkpoint.state.get("config"), config, what, "export it from that run's own folder")
+    return run, Trained(config, checkpoint.step, checkpoint.model)

@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all, in a folder that is made if need be.
+
+Every function raises ConfigError where its path cannot be written.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bimkern.files import atomic
+from bimkern.train.checkpoint import safetensors_writer
+from bimkern.train.config.run import ConfigError
+
+
+def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors."""
+    with whole(path) as scratch:
+        safetensors_writer.write(scratch, weights, metadata=metadata)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, as atomic.replaced does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replaced(path) as scratch:
+            yield scratch
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error})") from error

@@ -1,0 +1,8 @@
+"""Our own pieces: importing this module registers all of them."""
+
+from bimkern.mim import flow, schedule, targets
+from bimkern.mim.masking import blockwise, random, units
+from bimkern.mim.reconstruction import renderers
+from bimkern.models import heads, vit
+
+__all__ = ["blockwise", "flow", "heads", "random", "renderers", "schedule", "targets", "units", "vit"]

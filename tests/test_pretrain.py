@@ -164,7 +164,7 @@ for options in (["--steps", "1"], ["--optimizer", "apex_adam", "--dry-run"]):
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
     """What a process has imported after a run of the defaults, and then after one that asks for more."""
-    paths = os.pathsep.join([str(Path(__file__).parent / "standins"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).parent / "helpers" / "standins"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", IMPORTED, tmp_path_factory.mktemp("imports") / "run"]
     environment = os.environ | {"PYTHONPATH": paths}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

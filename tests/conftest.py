@@ -1,5 +1,6 @@
 """What every test stands on: a device, fresh random numbers, and outputs that start poisoned."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each oth
 import torch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
+
+
+def pytest_collection_finish():
+    gc.freeze()  # the modules and thousands of tests stay: no collection of garbage need look at them
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """The demo learns from photographs, and reconstructs parts of them that it has never seen.
 
-Three fifths of its steps are enough to show that.
+Half of its steps are enough to show that.
 """
 
 import json
@@ -11,7 +11,7 @@ from bimkern.pretrain import main
 
 def test_the_demo_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    main(["demo", "--steps", "300", "--out", str(tmp_path / "run")])
+    main(["demo", "--steps", "250", "--out", str(tmp_path / "run")])
 
     losses = [json.loads(line)["loss_per_block"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for first, *curve in zip(*losses, strict=True):

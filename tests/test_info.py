@@ -21,8 +21,35 @@ def run(*arguments, search_path="", **environment):
     ).stdout
 
 
-def test_says_one_fact_a_line():
-    report = run().splitlines()
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """What the command prints, in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bimkern-info", *arguments])
+        info.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The report of an installation whose packages are other ones, or do not fit, or are half there."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "apex.py").write_text("")
+    (folder / "xformers.py").write_text("raise OSError('built for another torch\\nand another CUDA')")
+    (folder / "torchvision.py").write_text(TORCHVISION_FOR_CUDA)
+    (folder / "timm.py").write_text("import torchvision")
+    package = folder / "nvidia" / "nvimgcodec"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '0.8.1'")
+    return json.loads(run("--json", search_path=folder))
+
+
+def test_says_one_fact_a_line(printed):
+    report = printed().splitlines()
     assert f"{'bimkern':12} {__version__}" in report
     assert "arena        cpu: usable" in report
     for op in ops.backends():
@@ -33,31 +60,27 @@ def test_says_one_fact_a_line():
         assert sum(line.startswith(choice) for line in report) == 1
 
 
-def test_json_holds_the_same():
-    report = json.loads(run("--json"))
+def test_json_holds_the_same(printed):
+    report = json.loads(printed("--json"))
     assert report["versions"]["bimkern"] == __version__
     assert report["ops"].keys() == ops.backends().keys()
     assert report["optional"].keys() == info.OPTIONAL.keys()
     assert all((found["version"] is None) == (found["reason"] is not None) for found in report["optional"].values())
 
 
-def test_what_may_be_chosen_is_usable_or_has_a_reason(standins, tmp_path):
-    (tmp_path / "apex.py").write_text("")
-    (tmp_path / "xformers.py").write_text("raise OSError('built for another torch\\nand another CUDA')")
-    broken = json.loads(run("--json", search_path=tmp_path))["choices"]
-    assert broken["attention"] == {"sdpa": None, "xformers": "cannot be imported: built for another torch"}
+def test_what_may_be_chosen_is_usable_or_has_a_reason(broken, standins, printed):
+    choices = broken["choices"]
+    assert choices["attention"] == {"sdpa": None, "xformers": "cannot be imported: built for another torch"}
     not_nvidias = "a package of this name is installed, but it is not NVIDIA's"
-    assert broken["optimizer"] == {"adamw": None, "apex_adam": not_nvidias, "apex_lamb": not_nvidias}
-    report = run(search_path=standins).splitlines()
+    assert choices["optimizer"] == {"adamw": None, "apex_adam": not_nvidias, "apex_lamb": not_nvidias}
+    report = printed().splitlines()
     for option in ("attention", "optimizer"):
-        for name in broken[option]:
-            assert f"{option} {name:12} usable on {broken['device']}" in report
+        for name in choices[option]:
+            assert f"{option} {name:12} usable on {choices['device']}" in report
 
 
-def test_a_torchvision_built_for_cuda_is_named_with_the_remedy(tmp_path):
-    (tmp_path / "torchvision.py").write_text(TORCHVISION_FOR_CUDA)
-    (tmp_path / "timm.py").write_text("import torchvision")
-    report = run(search_path=tmp_path).splitlines()
+def test_a_torchvision_built_for_cuda_is_named_with_the_remedy(broken):
+    report = info.lines(broken)
     reason = (
         "cannot be imported: operator torchvision::nms does not exist (torchvision was built for CUDA, or for another "
         "torch: install it from the index that torch came from; beside a CPU torch, "
@@ -73,12 +96,8 @@ def test_says_which_instruction_set_the_cpu_kernels_use():
     assert "BIMKERN_CPU cannot be met" in native
 
 
-def test_tells_the_version_of_nvimagecodec(tmp_path):
-    package = tmp_path / "nvidia" / "nvimgcodec"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    (package / "__init__.py").write_text("__version__ = '0.8.1'")
-    assert "optional nvimgcodec   0.8.1" in run(search_path=tmp_path).splitlines()
+def test_tells_the_version_of_nvimagecodec(broken):
+    assert "optional nvimgcodec   0.8.1" in info.lines(broken)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from matching import DEFAULT, SCALES, sample
+from matching import DEFAULT, SCALES, compiler, sample
 from torch import nn
 
 from bimkern.nn import MatchHead
@@ -82,7 +82,7 @@ def test_every_parameter_learns(device, scale):
 def test_compiles_without_graph_break(device, scale):
     head = MatchHead(32, 6, scale).to(device)
     features, target, mask, *_ = sample(device, torch.float32, scale, **DEFAULT)
-    compiled = torch.compile(head.loss, fullgraph=True)
+    compiled = torch.compile(head.loss, fullgraph=True, backend=compiler(scale))
     losses = compiled(features, target, mask, GRID), head.loss(features, target, mask, GRID)
     torch.testing.assert_close(*losses)
     got, want = (torch.autograd.grad(loss, list(head.parameters())) for loss in losses)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from matching import DEFAULT, SCALES, grads, named, ours, predictions, sample, torchs
+from matching import DEFAULT, SCALES, compiler, grads, named, ours, predictions, sample, torchs
 from tolerance import assert_no_worse_than_torch
 
 from bimkern.arena import Arena, unusable
@@ -295,7 +295,7 @@ def test_opcheck(device, scale, dtype):
 @pytest.mark.parametrize("scale", SCALES)
 def test_compiles_without_graph_break(device, scale, dynamic):
     torch.compiler.reset()  # all cases share one function, and its recompilations are limited
-    compiled = torch.compile(ours(scale, GRID), fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(ours(scale, GRID), fullgraph=True, dynamic=dynamic, backend=compiler(scale))
     for B in (3, 5):
         features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT | {"B": B})
         leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]

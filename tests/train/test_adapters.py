@@ -1,5 +1,6 @@
 """Whole runs with xformers and apex, or rather with stand-ins that keep their interfaces."""
 
+import functools
 import importlib
 import json
 import logging
@@ -54,44 +55,60 @@ def saved(out):
     return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
 
 
-def cut_back(out):
-    """Make a finished run one that was killed after its checkpoint of step 3."""
-    shutil.rmtree(out / "checkpoints" / "step-00000005")
-    return out
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """Return the folder of a finished run with some options; each is trained once."""
+
+    @functools.cache
+    def run(*options):
+        out = tmp_path_factory.mktemp("whole") / "run"
+        train(photos, out, *options)
+        return out
+
+    return run
+
+
+@pytest.fixture
+def killed(whole, tmp_path):
+    """Make a copy of a finished run one that was killed after its checkpoint of step 3."""
+
+    def run(*options):
+        out = shutil.copytree(whole(*options), tmp_path / "killed")
+        shutil.rmtree(out / "checkpoints" / "step-00000005")
+        return out
+
+    return run
 
 
 @pytest.mark.parametrize("options", ADAPTERS, ids=" ".join)
-def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(photos, tmp_path, options):
-    train(photos, tmp_path / "whole", *options)
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    train(photos, cut_back(tmp_path / "resumed"), *options)
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
-    ours, theirs = saved(tmp_path / "resumed"), saved(tmp_path / "whole")
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(photos, whole, killed, options):
+    resumed = killed(*options)
+    train(photos, resumed, *options)
+    assert losses(resumed) == losses(whole(*options))
+    ours, theirs = saved(resumed), saved(whole(*options))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_xformers_changes_rounding_alone_and_may_take_over(photos, tmp_path):
-    train(photos, tmp_path / "run")
-    torchs = losses(tmp_path / "run")
+def test_xformers_changes_rounding_alone_and_may_take_over(photos, whole, killed):
+    torchs, run = losses(whole()), killed()
     seen = importlib.import_module("xformers.ops").seen
-    train(photos, cut_back(tmp_path / "run"), "--attention", "xformers")
+    train(photos, run, "--attention", "xformers")
     assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and the held-out evaluation
-    np.testing.assert_allclose(losses(tmp_path / "run"), torchs, rtol=1e-4)
+    np.testing.assert_allclose(losses(run), torchs, rtol=1e-4)
 
 
-def test_apex_adam_learns_what_adamw_learns_and_lamb_does_not(photos, tmp_path):
-    for name in ("adamw", "apex_adam", "apex_lamb"):
-        train(photos, tmp_path / name, "--optimizer", name)
-    np.testing.assert_allclose(losses(tmp_path / "apex_adam"), losses(tmp_path / "adamw"), rtol=1e-3)
-    assert not np.allclose(losses(tmp_path / "apex_lamb"), losses(tmp_path / "adamw"), rtol=1e-3)
-    assert np.isfinite(losses(tmp_path / "apex_lamb")).all()
+def test_apex_adam_learns_what_adamw_learns_and_lamb_does_not(whole):
+    adamw = losses(whole())
+    adam, lamb = (losses(whole("--optimizer", name)) for name in ("apex_adam", "apex_lamb"))
+    np.testing.assert_allclose(adam, adamw, rtol=1e-3)
+    assert not np.allclose(lamb, adamw, rtol=1e-3)
+    assert np.isfinite(lamb).all()
 
 
-def test_one_optimizer_does_not_go_on_from_the_state_of_another(photos, tmp_path, capsys):
-    train(photos, tmp_path / "run")
+def test_one_optimizer_does_not_go_on_from_the_state_of_another(photos, killed, capsys):
     with pytest.raises(SystemExit) as stop:
-        train(photos, cut_back(tmp_path / "run"), "--optimizer", "apex_adam")
+        train(photos, killed(), "--optimizer", "apex_adam")
     assert stop.value.code == 2
     message = "holds a run with other settings (run.optimizer: adamw before, apex_adam now)"
     assert message in capsys.readouterr().err

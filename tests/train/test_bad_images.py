@@ -1,13 +1,13 @@
 """Runs on folders with bad images, and on images that change under them."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from bimkern.data.workers import WorkerDied
 from bimkern.files import jsonl
 from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.pretraining import Pretraining
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 
@@ -63,12 +64,21 @@ def losses(out):
     return [(record["step"], record["loss_per_block"]) for record in lines(out / "metrics.jsonl")]
 
 
-def wait_for_step(out, step, process):
-    deadline = time.monotonic() + 120
-    while not any(record[0] >= step for record in losses(out)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.fixture
+def at_step(monkeypatch):
+    """Let something happen in mid-run, once, before the steps from some number on."""
+
+    def install(number, happen):
+        step, once = Pretraining.step, iter([happen])
+
+        def watched(self, index, *arguments):
+            if index >= number:
+                next(once, lambda: None)()
+            return step(self, index, *arguments)
+
+        monkeypatch.setattr(Pretraining, "step", watched)
+
+    return install
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -152,17 +162,17 @@ def test_large_images_are_trained_on_when_they_are_allowed(photos, tmp_path, cap
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_resumed_run_turns_its_images_as_before(photos, tmp_path, loader):
+def test_a_resumed_run_turns_its_images_as_before(photos, tmp_path, loader, at_step):
     for name, (content, _) in turned_files(picture(60, 48)).items():
         (photos / name).write_bytes(content)
-    options = ("--batch-size", "16", "--loader", loader)
-    train(photos, tmp_path / "plain", "--steps", "40", *options)
-    process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "0", *options)
-    wait_for_step(tmp_path / "run", 1, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    train(photos, tmp_path / "run", "--steps", "40", *options)
+    options = ("--batch-size", "16", "--steps", "12", "--loader", loader)
+    train(photos, tmp_path / "plain", *options)
+    at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        train(photos, tmp_path / "run", *options)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert len(losses(tmp_path / "run")) == 6
+    train(photos, tmp_path / "run", *options)
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
 
 
@@ -177,53 +187,43 @@ def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_path, loader):
+def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_path, loader, at_step, capfd, caplog):
     out = tmp_path / "run"
-    process = start(photos, out, "--steps", "60", "--save-every", "60", "--workers", "1", "--loader", loader)
-    wait_for_step(out, 5, process)
-    (photos / "07.jpg").unlink()
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "1 of 12 images quarantined (07.jpg: No such file" in error
+    at_step(5, (photos / "07.jpg").unlink)
+    main(arguments(photos, out, "--steps", "30", "--save-every", "30", "--workers", "1", "--loader", loader))
+    assert "1 of 12 images quarantined (07.jpg: No such file" in caplog.text
     (record,) = lines(out / "quarantine.jsonl")
     assert record["file"] == "07.jpg"
     assert record["step"] > 0
-    assert [step for step, _ in losses(out)] == list(range(1, 61))
-    assert "Traceback" not in error
+    assert [step for step, _ in losses(out)] == list(range(1, 31))
+    assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(photos, tmp_path):
+def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(photos, tmp_path, at_step, capfd):
     out, away = tmp_path / "run", tmp_path / "away"
-    process = start(photos, out, "--steps", "80", "--save-every", "1000", "--workers", "1")
-    wait_for_step(out, 5, process)
-    photos.rename(away)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
+    options = ("--steps", "40", "--save-every", "1000")
+    at_step(5, lambda: photos.rename(away))
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(photos, out, "--workers", "1", *options))
+    assert stop.value.code == 1
+    error = capfd.readouterr().err
     assert "images cannot be read, more than --max-bad-ratio 0.1" in error
     assert "once they can be read again, or with a larger --max-bad-ratio, the same command resumes the run" in error
     assert "Traceback" not in error
     saved = checkpoints.load_latest(out / "checkpoints").step
     assert saved == losses(out)[-1][0] > 0
     away.rename(photos)
-    train(photos, out, "--steps", "80", "--save-every", "1000")
+    train(photos, out, *options)
     assert lines(out / "quarantine.jsonl") == []
-    assert [step for step, _ in losses(out)] == list(range(1, 81))
+    assert [step for step, _ in losses(out)] == list(range(1, 41))
 
 
-def children(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def test_a_killed_loader_process_changes_nothing(photos, tmp_path):
+def test_a_killed_loader_process_changes_nothing(photos, tmp_path, at_step, caplog):
     out = tmp_path / "run"
-    process = start(photos, out, "--steps", "60", "--workers", "2")
-    wait_for_step(out, 5, process)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "it is restarted at the same images" in error
-    train(photos, tmp_path / "plain", "--steps", "60")
+    at_step(5, lambda: multiprocessing.active_children()[0].kill())
+    main(arguments(photos, out, "--steps", "30", "--workers", "2"))
+    assert "it is restarted at the same images" in caplog.text
+    train(photos, tmp_path / "plain", "--steps", "30")
     assert losses(out) == losses(tmp_path / "plain")
     ours, theirs = (checkpoints.load_latest(folder / "checkpoints").model for folder in (out, tmp_path / "plain"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

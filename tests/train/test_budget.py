@@ -65,13 +65,13 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test"])
 def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays(photos, tmp_path, recipe):
-    options = ["--data", str(photos), "--workers", "0", "--batch-size", "2048", "--steps", "2", "--log-every", "1"]
-    main([recipe, *options, "--micro-batch", "256", "--out", str(tmp_path / "plain")])
-    limited = [sys.executable, "-c", LIMITED, "160", recipe, *options, "--out", str(tmp_path / "limited")]
+    options = ["--data", str(photos), "--workers", "0", "--batch-size", "1024", "--steps", "2", "--log-every", "1"]
+    main([recipe, *options, "--micro-batch", "128", "--out", str(tmp_path / "plain")])
+    limited = [sys.executable, "-c", LIMITED, "80", recipe, *options, "--out", str(tmp_path / "limited")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # more threads want addresses too
     done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "step 1: not enough memory for 2048 images at a time; continuing with --micro-batch 1024" in done.stderr
+    assert "step 1: not enough memory for 1024 images at a time; continuing with --micro-batch 512" in done.stderr
     (plain, other) = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("plain", "limited")
@@ -79,8 +79,8 @@ def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays
     for one, two in zip(plain, other, strict=True):
         assert one["loss_per_block"] == pytest.approx(two["loss_per_block"], rel=1e-4)
     run = json.loads((tmp_path / "limited" / "config.json").read_text())["run"]
-    assert run["batch_size"] == 2048
-    assert run["micro_batch"] < 2048
+    assert run["batch_size"] == 1024
+    assert run["micro_batch"] < 1024
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What a step needs, estimate beforehand, against what the arena of a run then plans and measures."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
+from bimkern.train.memory import estimate
 from bimkern.train.memory.estimate import exact_estimate, step_plan
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
@@ -40,6 +42,12 @@ def real_steps(given, batch, micro):
         batches = [MicroBatch(part, model.views(part, draws, 0)) for part, draws in zip(images, ids, strict=True)]
         flow.step(model, batches, updates, slices=given.run.slices, scope=arena.scope if step else Arena().scope)
     return arena
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """An exact count and a plan of the same steps look at one trace of them."""
+    monkeypatch.setattr(estimate, "trace", functools.cache(estimate.trace))
 
 
 @pytest.fixture(scope="module")

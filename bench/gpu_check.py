@@ -31,11 +31,11 @@ _LEFT_OUT = ("loaders",)  # needs DALI, and has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
-    *(f"tests/test_{name}.py" for name in ("demo", "export", "info", "layers", "plan", "pretrain")),
+    *(f"tests/test_{name}.py" for name in ("demo", "docs", "export", "info", "layers", "plan", "pretrain")),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "bad_images", "distilled_runs", "estimate", "faults")),
     *(f"tests/train/test_{name}.py" for name in ("allocator", "budget", "full_disk", "output", "reads", "run")),
     *(f"tests/train/test_{name}.py" for name in ("signals", "size_changes", "size_changes_bad_images")),
-    "tests/train/test_small_recipes.py",
+    *("tests/train/test_small_recipes.py", "tests/train/test_second_encoder.py", "tests/recipes/test_own_pieces.py"),
     *("tests/csrc", "tests/bench"),
 )
 

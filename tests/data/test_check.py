@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_done_without(folder, monkeyp
     picture().save(folder / "a.jpg")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "a.jpg"))
     assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
-    assert "XDG_CACHE_HOME names another place" in caplog.text
+    assert "set XDG_CACHE_HOME to another folder" in caplog.text
 
 
 def test_names_that_are_no_text_are_remembered(folder, looked_at):

@@ -20,7 +20,7 @@ def table(config, num_images, **options):
 
 
 def begins(config, num_images, **options):
-    return [segment.first_step for segment in table(config, num_images, **options).layout.segments]
+    return [segment.first_step for segment in table(config, num_images, **options).segments]
 
 
 def with_phases(*phases, **options):
@@ -137,7 +137,10 @@ def test_impossible_phases_are_named(values, message):
         ([(0.5, 32), (0.4, 64)], "Config: the shares of the phases must add up to 1, got 0.9"),
         ([(0.5, 64), (0.5, 48)], "Config: the last phase must have the encoder's image_size=64, got 48"),
         ([(0.5, 40), (0.5, 64)], "ViTConfig: image_size must be a multiple of patch=16, got 40"),
-        ([(0.5, 16), (0.5, 64)], "BlockPixels: ratio must hide at least 1 and leave at least 1 of 1 units, got 0.75"),
+        (
+            [(0.5, 16), (0.5, 64)],
+            "BlockPixels: ratio must hide at least 1 and leave at least 1 of 1 mask units, got 0.75",
+        ),
     ],
 )
 def test_impossible_successions_are_named(phases, message):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bimkern import pretrain
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
+from bimkern.train import run as runs
 from bimkern.train.config.run import ConfigError
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import PlannedMemory, TorchMemory
@@ -135,8 +135,8 @@ def test_a_cpu_has_no_pools(capsys):
 
 def test_a_run_prepares_its_memory_before_it_asks_a_gpu_for_anything(monkeypatch):
     asked = []
-    monkeypatch.setattr(pretrain.step_memory, "prepare", lambda name, device, *, compiled: asked.append(name))
+    monkeypatch.setattr(runs.allocator, "prepare", lambda name, device, *, compiled: asked.append(name))
     stop = SimpleNamespace(choose=lambda *args, **options: asked.append("attention"))
-    monkeypatch.setattr(pretrain, "attention", stop)
-    pretrain._choose(RECIPES["mae_vit_test"].config.run)
+    monkeypatch.setattr(runs, "attention", stop)
+    runs._choose(RECIPES["mae_vit_test"].config.run)
     assert asked == ["auto", "attention"]

@@ -35,7 +35,10 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("adapters", "bad_images", "distilled_runs", "estimate", "faults")),
     *(f"tests/train/test_{name}.py" for name in ("allocator", "budget", "full_disk", "output", "reads", "run")),
     *(f"tests/train/test_{name}.py" for name in ("signals", "size_changes", "size_changes_bad_images")),
-    *("tests/train/test_small_recipes.py", "tests/train/test_second_encoder.py", "tests/recipes/test_own_pieces.py"),
+    *(
+        *(f"tests/train/test_{name}.py" for name in ("run_from_python", "second_encoder", "small_recipes")),
+        "tests/recipes/test_own_pieces.py",
+    ),
     *("tests/csrc", "tests/bench"),
 )
 

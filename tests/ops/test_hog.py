@@ -67,7 +67,7 @@ def test_golden_ramps(device, ramp, bin9, bin18):
 
 
 @pytest.mark.parametrize(
-    ("bins", "cell", "options", "place", "values"),
+    ("bins", "cell", "options", "position", "values"),
     [
         (9, 8, {}, (1, 1, 0), ".02732 .04921 .28005 .57404 .76066 .08559 .04433 .02732 .01526"),
         (9, 8, {}, (2, 1, 2), ".17558 .51188 .51926 .20755 .2662 .37363 .36632 .12342 .18589"),

@@ -18,7 +18,6 @@ from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
-from bimkern.models.encoder import WEIGHTS_FILE
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -93,12 +92,8 @@ class _Writer:
 
 def _load_our_own(path: Path) -> str:
     return (
-        "import json, pathlib, safetensors.torch\n"
-        "from bimkern.pieces import from_json\n"
-        "from bimkern.models.encoder import EncoderConfig\n"
-        f"folder = pathlib.Path({str(path)!r})  # a config of your own pieces: import their module first\n"
-        "config = from_json(json.loads((folder / 'config.json').read_text()), EncoderConfig, 'encoder')\n"
-        f"model = config.load(safetensors.torch.load_file(folder / {WEIGHTS_FILE!r}))"
+        "from bimkern.models.exported import load_encoder\n"
+        f"model = load_encoder({str(path)!r})  # an encoder of your own: import its module first"
     )
 
 

@@ -1,6 +1,8 @@
 """The export command: what it writes loads as it says, and mistakes are short."""
 
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def test_what_it_says_about_loading_works(run, capsys, name, suffix, module):
     expected = checkpoints.load_latest(Path(run) / "checkpoints").model
     assert any(torch.equal(tensor, expected["heads.3.mask_token"]) for tensor in weights.values()) == (name != "timm")
     assert any(torch.equal(tensor, expected["encoder.blocks.3.mlp.fc1.weight"]) for tensor in weights.values())
+
+
+def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_path, capsys):
+    main([run, "--format", "bimkern", "--depth", "3"])
+    recipe = textwrap.dedent(capsys.readouterr().out.partition("To load it:\n")[2])
+    saved = tmp_path / "state.pt"
+    code = f"{recipe}\nimport torch\ntorch.save(model.state_dict(), {str(saved)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    found, trained = torch.load(saved, weights_only=True), checkpoints.load_latest(Path(run) / "checkpoints").model
+    assert "blocks.2.norm1.bias" in found
+    assert "blocks.3.norm1.bias" not in found
+    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in found.items())
 
 
 def test_depth_and_place_can_be_chosen(run, tmp_path):

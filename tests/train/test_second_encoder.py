@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -275,7 +276,10 @@ def test_its_backbones_are_exported_under_our_own_names(finished, capsys):
         encoder = config.load(weights)
         tokens = encoder.embed(torch.zeros(1, 3, 32, 32))
         assert encoder.run_layer(1, tokens, WholeImages((8, 8))).shape == (1, 64, 16)
-    assert "config.load(safetensors.torch.load_file(folder / 'model.safetensors'))" in told
+    loaded = {}
+    exec(textwrap.dedent(told.partition("To load it:\n")[2]), loaded)
+    assert loaded["model"].config == ENCODER.cut(2)
+    assert torch.equal(loaded["model"].state_dict()["layers.1.norm.weight"], trained["encoder.layers.1.norm.weight"])
 
 
 @pytest.mark.parametrize(

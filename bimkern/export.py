@@ -18,6 +18,7 @@ from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
+from bimkern.output import printing
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BimkernError as error:
         command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
-    print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
+    with printing():
+        print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 
 
 def _choose_depth(wanted: int | None, available: tuple[int, ...]) -> int:

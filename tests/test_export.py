@@ -1,6 +1,7 @@
 """The export command: what it writes loads as it says, and mistakes are short."""
 
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -73,6 +74,16 @@ def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_pa
     assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in found.items())
 
 
+def test_a_closed_pipe_ends_it_without_a_word(run):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "bimkern.export", run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    command.stdout.close()
+    with command:
+        assert command.stderr.read() == ""
+    assert command.returncode == -signal.SIGPIPE
+
+
 def test_depth_and_place_can_be_chosen(run, tmp_path):
     main([f"{run}/checkpoints/step-00000012", "--format", "mae", "--depth", "2", "--out", "deep/er/two.pth"])
     weights = torch.load(tmp_path / "deep/er/two.pth", weights_only=True)["model"]
@@ -102,3 +113,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments,
     assert message in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "run" / "exported").iterdir())
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"python -m bimkern.export: {tmp_path / 'config.json'} cannot be read (Is a directory)\n"
+    )

@@ -7,8 +7,8 @@ import torch
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
-from bimkern.models.layers import TransformerLayer, set_attention, set_compute_dtype
 from bimkern.models.exported import BackboneError, read_encoder_config
+from bimkern.models.layers import TransformerLayer, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import Config, ConfigError

@@ -142,7 +142,7 @@ def test_says_what_is_wrong(path, tmp_path):
         load_teacher(tmp_path / "nothing")
     nameless = tmp_path / "nameless.safetensors"
     save_file(load_file(path), nameless)
-    with pytest.raises(BackboneError, match=r"it does not say which encoder it holds; python -m bimkern\.export writes"):
+    with pytest.raises(BackboneError, match=r"it does not say which encoder it holds; python -m bimkern\.export"):
         load_teacher(nameless)
 
 

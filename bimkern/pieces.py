@@ -172,7 +172,8 @@ def _dataclass_from_json(saved: Any, types: dict[str, Any], where: str) -> Any:
 def _check_dataclass(piece: Any) -> None:
     """Make sure that JSON can hold a piece; annotations that are no fields are those of a class without @dataclass."""
     known = getattr(piece, "__dataclass_fields__", {})
-    if not is_dataclass(piece) or not piece.__dataclass_params__.frozen or get_annotations(piece).keys() - known.keys():
+    frozen = getattr(getattr(piece, "__dataclass_params__", None), "frozen", False)
+    if not frozen or get_annotations(piece).keys() - known.keys():
         remedy = "write @dataclass(frozen=True, kw_only=True) below @pieces.register"
         raise TypeError(f"{piece.__name__} must be a frozen dataclass; {remedy}")
     if taken := [name for name in _RESERVED if name in known]:

@@ -248,6 +248,13 @@ def test_its_memory_is_planned_as_it_is_measured(finished, monkeypatch, capsys, 
     assert last["planned_bytes"] == last["planned_peak_bytes"]
 
 
+def test_the_command_says_in_which_layout_its_backbones_are(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "two_stages", Recipe(summary="for a test", config=CONFIGS["two_stages"]))
+    for name, layout in (("two_stages", "in our own layout"), ("simmim_vit_test", "for timm")):
+        train(name, photos, tmp_path / name, "--batch-size", "6", "--steps", "1")
+        assert f"the encoder up to each head, {layout}\n" in capsys.readouterr().out
+
+
 def test_its_layers_freeze_by_a_schedule(photos, tmp_path, monkeypatch):
     schedule = FreezeOut(warmup=0.1, t0=0.5, power=3)
     config = replace(CONFIGS["two_stages_local"], recipe="two_stages_frozen", schedule=schedule)

@@ -1,12 +1,13 @@
 """Pieces: what a run is made of, by kind and name, ours and those of a user's own file; and their JSON.
 
 A kind is a protocol, such as Masker, Target or Schedule. A piece is a frozen dataclass that registers itself where its
-module is imported, and is then read from config files, planned, saved and resumed like ours. Its fields hold numbers,
-text, paths, other dataclasses, and tuples, lists and dicts of these:
+module is imported, and is then read from config files, planned, saved and resumed like ours:
 
     @pieces.register(Masker)
     @dataclass(frozen=True, kw_only=True)
     class Checkerboard: ...
+
+Its fields hold numbers, text, paths, other dataclasses, and tuples, lists and dicts of these.
 
 A renderer is registered for the class of targets that it draws: `@pieces.register(Renderer, of=HogTarget)`.
 """
@@ -176,7 +177,7 @@ def _check_dataclass(piece: Any) -> None:
     if not frozen or get_annotations(piece).keys() - known.keys():
         remedy = "write @dataclass(frozen=True, kw_only=True) below @pieces.register"
         raise TypeError(f"{piece.__name__} must be a frozen dataclass; {remedy}")
-    if taken := [name for name in _RESERVED if name in known]:
+    if taken := [field.name for field in fields(piece) if field.name in _RESERVED]:
         raise TypeError(f"{piece.__name__} must not have a field named {taken[0]}; rename it")
 
 

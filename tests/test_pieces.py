@@ -40,7 +40,13 @@ class Everything:
     by_name: dict[str, tuple[int, ...]] = field(default_factory=dict)
     path: Path | None = None
     anything: Any = None
-    total: int = field(init=False, default=0)
+
+
+@pieces.register(Filter)
+@dataclass(frozen=True)
+class Computed:
+    numbers: tuple[int, ...]
+    total: int = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "total", sum(self.numbers))
@@ -67,6 +73,10 @@ def there_and_back(value):
 )
 def test_what_is_written_comes_back(given):
     assert there_and_back(Everything(**given)) == Everything(**given)
+
+
+def test_what_a_piece_computes_is_computed_again():
+    assert there_and_back(Computed((1, 2))) == Computed((1, 2))
 
 
 def test_json_equals_what_is_read_back_from_a_file():

@@ -18,7 +18,7 @@ from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
-from bimkern.models.encoder import WEIGHTS_FILE
+from bimkern.output import printing
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -93,12 +93,8 @@ class _Writer:
 
 def _load_our_own(path: Path) -> str:
     return (
-        "import json, pathlib, safetensors.torch\n"
-        "from bimkern.pieces import from_json\n"
-        "from bimkern.models.encoder import EncoderConfig\n"
-        f"folder = pathlib.Path({str(path)!r})  # a config of your own pieces: import their module first\n"
-        "config = from_json(json.loads((folder / 'config.json').read_text()), EncoderConfig, 'encoder')\n"
-        f"model = config.load(safetensors.torch.load_file(folder / {WEIGHTS_FILE!r}))"
+        "from bimkern.models.exported import load_encoder\n"
+        f"model = load_encoder({str(path)!r})  # an encoder of your own: import its module first"
     )
 
 
@@ -124,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BimkernError as error:
         command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
-    print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
+    with printing():
+        print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 
 
 def _choose_depth(wanted: int | None, available: tuple[int, ...]) -> int:

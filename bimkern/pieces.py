@@ -7,19 +7,23 @@ module is imported, and is then read from config files, planned, saved and resum
     @dataclass(frozen=True, kw_only=True)
     class Checkerboard: ...
 
+Its fields hold numbers, text, paths, other dataclasses, and tuples, lists and dicts of these.
+
 A renderer is registered for the class of targets that it draws: `@pieces.register(Renderer, of=HogTarget)`.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T", bound=type)
 Kind = Any  # a protocol class; `type` would refuse it
 _PACKAGE = __name__.partition(".")[0]
+_RESERVED = ("type", "from")  # what the JSON of a piece says besides its fields
 
 _NAMED: dict[Kind, dict[str, type]] = {}
 _FOR_CLASS: dict[Kind, dict[type, type]] = {}
@@ -37,7 +41,8 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
         of: the class that it serves, where pieces of this kind are found by class and not by name.
 
     Raises:
-        TypeError: a public member of the protocol is missing.
+        TypeError: a public member of the protocol is missing; or it is found by name, that is from JSON, and is no
+            frozen dataclass, or has a field named type or from.
         ValueError: another class has this name, or serves this class.
     """
 
@@ -45,6 +50,8 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
         missing = sorted(_members(kind) - _members(piece) - set(dir(piece)))
         if missing:
             raise TypeError(f"{piece.__name__} is no {kind.__name__}: it has no {', '.join(missing)}")
+        if of is None:
+            _check_dataclass(piece)
         known: dict[Any, type] = (_NAMED if of is None else _FOR_CLASS).setdefault(kind, {})
         key, other = of or piece.__name__, known.get(of or piece.__name__)
         if other is not None and _full_name(other) != _full_name(piece):  # equal where a module is loaded again
@@ -77,15 +84,34 @@ def find_for(kind: Kind, served: type) -> Any:
     )
 
 
-def to_json(value: Any) -> Any:
-    """Turn dataclasses into JSON values; each says its type, and where it comes from if it is not ours."""
+def to_json(value: Any, where: str = "") -> Any:
+    """Turn dataclasses into JSON values; each says its type, and where it comes from if it is not ours.
+
+    Args:
+        value: a dataclass, or what a field of one may hold.
+        where: its name, for errors; a dataclass has its class's by default.
+
+    Raises:
+        PieceError: a field holds something else.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        source = {} if cls.__module__.partition(".")[0] == _PACKAGE else {"from": cls.__module__}
-        return {"type": cls.__name__} | source | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        where = where or cls.__name__
+        source = {} if cls.__module__.partition(".")[0] == _PACKAGE else {"from": _source(cls)}
+        given = {f.name: to_json(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value) if f.init}
+        if taken := [name for name in _RESERVED if name in given]:
+            raise PieceError(f"{where}: a field of {cls.__name__} must not be named {taken[0]}; rename it")
+        return {"type": cls.__name__} | source | given
     if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):  # bool is an int
+        return value
+    what = "numbers, text, paths, dataclasses, and tuples, lists and dicts (by text) of these"
+    raise PieceError(f"{where}: a config holds {what}, got {type(value).__name__}")
 
 
 def from_json(saved: Any, hint: Any, where: str) -> Any:
@@ -93,40 +119,83 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
 
     Args:
         saved: the JSON value.
-        hint: a dataclass, a kind of pieces, a tuple, a union of these, or anything else, which is taken as it is.
+        hint: a dataclass, a kind of pieces, a tuple, list or dict, a union of these, or anything else, which is taken
+            as it is.
         where: its name, for errors.
 
     Raises:
         PieceError: a type is unknown here, or a value is missing, unknown or refused.
     """
-    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if saved is None and type(None) in choices:
         return None
     types: dict[str, Any] = {}
     for choice in choices:
         if isinstance(choice, type):
             types |= {choice.__name__: choice} if is_dataclass(choice) else registered(choice)
+    generic = {origin: choice for choice in reversed(choices) if (origin := get_origin(choice)) is not None}
+    if isinstance(saved, list) and (generic or not types):
+        return _list_from_json(saved, generic.get(tuple), generic.get(list), where)
+    if isinstance(saved, dict) and dict in generic and not ("type" in saved and types):
+        _, item = get_args(generic[dict])
+        return {key: from_json(value, item, f"{where}[{key!r}]") for key, value in saved.items()}
     if types:
         return _dataclass_from_json(saved, types, where)
-    if isinstance(saved, list):
-        (item, *_) = next((get_args(choice) for choice in choices if get_origin(choice) is tuple), (None,))
-        return tuple(from_json(value, item, f"{where}[{i}]") for i, value in enumerate(saved))
     return Path(saved) if isinstance(saved, str) and Path in choices else saved
+
+
+def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -> tuple[Any, ...] | list[Any]:
+    """Turn a list into the tuple that is asked for, or the list; into a tuple where neither is."""
+    items = get_args(as_list if as_tuple is None else as_tuple) or (None, ...)
+    if as_tuple is None or items[1:] == (...,):
+        items = items[:1] * len(saved)
+    if len(items) != len(saved):
+        raise PieceError(f"{where}: must hold {len(items)} values, got {len(saved)}")
+    found = [from_json(value, item, f"{where}[{i}]") for i, (value, item) in enumerate(zip(saved, items, strict=True))]
+    return found if as_list is not None and as_tuple is None else tuple(found)
 
 
 def _dataclass_from_json(saved: Any, types: dict[str, Any], where: str) -> Any:
     name = saved.get("type") if isinstance(saved, dict) else None
     if name not in types:
         source = saved.get("from") if isinstance(saved, dict) else None
-        remedy = f"import {source}, which defines it, first; or " if source else ""
+        remedy = f"import {_named_source(source)}, which defines it, first; or " if source else ""
         raise PieceError(f"{where}: unknown type {name!r}; {remedy}choose one of {', '.join(sorted(types))}")
     hints = get_type_hints(types[name])
-    given = {n: v for n, v in saved.items() if n not in ("type", "from")}
+    given = {n: v for n, v in saved.items() if n not in _RESERVED}
     values = {n: from_json(v, hints.get(n), f"{where}.{n}") for n, v in given.items()}
     try:
         return types[name](**values)
     except (TypeError, ValueError) as error:
         raise PieceError(f"{where}: {error}") from error
+
+
+def _check_dataclass(piece: Any) -> None:
+    """Make sure that JSON can hold a piece; annotations that are no fields are those of a class without @dataclass."""
+    known = getattr(piece, "__dataclass_fields__", {})
+    frozen = getattr(getattr(piece, "__dataclass_params__", None), "frozen", False)
+    if not frozen or get_annotations(piece).keys() - known.keys():
+        remedy = "write @dataclass(frozen=True, kw_only=True) below @pieces.register"
+        raise TypeError(f"{piece.__name__} must be a frozen dataclass; {remedy}")
+    if taken := [field.name for field in fields(piece) if field.name in _RESERVED]:
+        raise TypeError(f"{piece.__name__} must not have a field named {taken[0]}; rename it")
+
+
+def _source(cls: type) -> str:
+    """Return the module that defines a class; of a program that is run, its name or else its file."""
+    if cls.__module__ != "__main__":
+        return cls.__module__
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:
+        return main.__spec__.name
+    file = getattr(main, "__file__", None)  # a prompt has none
+    return cls.__module__ if file is None else str(Path(file).resolve())
+
+
+def _named_source(source: str) -> str:
+    if source == "__main__":
+        return "the file"
+    return f"the file {source}" if source.endswith(".py") else source
 
 
 def _members(cls: type) -> set[str]:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BimkernError as error:
         command.end(_PROGRAM, str(error), exit_code=error.exit_code)
     except OSError as error:
-        command.end(_PROGRAM, f"{options.picture} cannot be written ({error.strerror})", exit_code=1)
+        command.end(_PROGRAM, f"cannot continue ({error})", exit_code=1)
     with printing():
         print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
 
@@ -130,7 +130,10 @@ def _bytes(text: str) -> int:
 
 def _draw(config: Config, device: str, path: Path) -> None:
     plans: list[Plan] = [step_plan(config, segment, device) for segment in segments(config)]
-    draw(max(plans, key=lambda plan: plan.peak), path)
+    try:
+        draw(max(plans, key=lambda plan: plan.peak), path)
+    except OSError as error:
+        command.end(_PROGRAM, f"{path} cannot be written ({error.strerror})", exit_code=1)
 
 
 def _largest(phases: Sequence[PhaseEstimate]) -> PhaseEstimate:

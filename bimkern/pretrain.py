@@ -95,6 +95,7 @@ def _closing_words(outcome: Outcome) -> str:
     )
     width = max(len(stage.name) for stage in stages)
     notes = dict.fromkeys(stage.note for stage in stages if stage.note)
+    layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"
     if config.schedule.per_group:
         notes["What was frozen before the end is evaluated as it was left."] = None
     return "\n".join(
@@ -110,7 +111,7 @@ def _closing_words(outcome: Outcome) -> str:
             "  pictures/curves.png, memory.png\n"
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"
-            "  exported/                    the encoder up to each head, for timm\n\n"
+            f"  exported/                    the encoder up to each head, {layout}\n\n"
             f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
             f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256",
         ]

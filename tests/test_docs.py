@@ -26,6 +26,7 @@ from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import Schedule
+from bimkern.models.encoder import Encoder, EncoderConfig
 from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
@@ -63,6 +64,13 @@ def test_an_own_recipe_is_printed_with_what_it_changes(tmp_path, monkeypatch, ca
     schedule = defined["LinearDecay"]()
     assert to_json(schedule) == {"type": "LinearDecay", "from": "own_module"}
     assert from_json(to_json(schedule), Schedule, "schedule") == schedule
+
+
+def test_every_member_of_an_encoder_is_named():
+    text = (ROOT / "docs/extending.md").read_text()
+    named = {name for protocol in (EncoderConfig, Encoder) for name in vars(protocol) if not name.startswith("_")}
+    assert len(named) > 13
+    assert not [name for name in named if f"`{name}`" not in text]
 
 
 OPTIONS = {"bimkern.pretrain": RunConfig, "bimkern.plan": PlanOptions, "bimkern.export": Options}

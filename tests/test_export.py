@@ -1,6 +1,9 @@
 """The export command: what it writes loads as it says, and mistakes are short."""
 
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -59,6 +62,28 @@ def test_what_it_says_about_loading_works(run, capsys, name, suffix, module):
     assert any(torch.equal(tensor, expected["encoder.blocks.3.mlp.fc1.weight"]) for tensor in weights.values())
 
 
+def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_path, capsys):
+    main([run, "--format", "bimkern", "--depth", "3"])
+    recipe = textwrap.dedent(capsys.readouterr().out.partition("To load it:\n")[2])
+    saved = tmp_path / "state.pt"
+    code = f"{recipe}\nimport torch\ntorch.save(model.state_dict(), {str(saved)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    found, trained = torch.load(saved, weights_only=True), checkpoints.load_latest(Path(run) / "checkpoints").model
+    assert "blocks.2.norm1.bias" in found
+    assert "blocks.3.norm1.bias" not in found
+    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in found.items())
+
+
+def test_a_closed_pipe_ends_it_without_a_word(run):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "bimkern.export", run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    command.stdout.close()
+    with command:
+        assert command.stderr.read() == ""
+    assert command.returncode == -signal.SIGPIPE
+
+
 def test_depth_and_place_can_be_chosen(run, tmp_path):
     main([f"{run}/checkpoints/step-00000012", "--format", "mae", "--depth", "2", "--out", "deep/er/two.pth"])
     weights = torch.load(tmp_path / "deep/er/two.pth", weights_only=True)["model"]
@@ -88,3 +113,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments,
     assert message in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "run" / "exported").iterdir())
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"python -m bimkern.export: {tmp_path / 'config.json'} cannot be read (Is a directory)\n"
+    )

@@ -38,7 +38,8 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
-METHOD_NAME = re.compile(rf"({'|'.join(METHODS)})(_.*)?", re.IGNORECASE)
+# mae, mae_program, MAEDecoder; not bimkern, nor BIMKERN_CPU.
+METHOD_NAME = re.compile(rf"(?!(?i:bimkern))(?i:{'|'.join(METHODS)})([A-Z_].*)?")
 
 
 def name_of(path):
@@ -127,6 +128,13 @@ def test_matplotlib_is_imported_in_one_place(path):
 
 
 NAMELESS = [path for path in PYTHON if part_of(module_of(path)) not in ("recipes", "dropin", *COMMANDS)]
+
+
+@pytest.mark.parametrize("name", ["mae", "mae_program", "MAE_RECIPES", "MAEDecoder", "SimMIM", "bimHead"])
+def test_a_method_is_recognized_by_any_spelling(name):
+    assert METHOD_NAME.fullmatch(name)
+    assert not METHOD_NAME.fullmatch(f"un{name}")
+    assert not METHOD_NAME.fullmatch("BIMKERN_CPU")
 
 
 @pytest.mark.parametrize("path", NAMELESS, ids=name_of)

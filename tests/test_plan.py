@@ -131,3 +131,15 @@ def test_a_picture_that_cannot_be_written(capsys, tmp_path):
     code, output = refused(capsys, "mae_vit_test", "--picture", str(tmp_path / "memory.png"))
     assert code == 1
     assert "cannot be written" in output
+
+
+@pytest.mark.parametrize("options", [[], ["--picture", "memory.png"]], ids=["text", "picture"])
+def test_what_cannot_be_read_is_not_said_of_the_picture(capsys, monkeypatch, tmp_path, options):
+    def fails(*given):
+        raise PermissionError(13, "Permission denied", "weights")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan.MemoryEstimator, "estimate", fails)
+    code, output = refused(capsys, "mae_vit_test", *options)
+    assert code == 1
+    assert output.endswith("plan: cannot continue ([Errno 13] Permission denied: 'weights')\n")

@@ -188,14 +188,14 @@ class MIM(nn.Module):
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:
         """Compute for some stages, by stage, what costs less together; the rest loss() reads from the images."""
-        families: dict[tuple[Hashable, int], dict[int, JointTarget]] = {}
+        families: dict[tuple[type, Hashable, int], dict[int, JointTarget]] = {}
         for stage in stages:
             target = self.method.target(stage)
             if isinstance(target, JointTarget):
-                key = target.family, self.method.level(stage).patch
+                key = type(target), target.family, self.method.level(stage).patch
                 families.setdefault(key, {})[stage] = target
         vectors: dict[int, Tensor] = {}
-        for (_, patch), members in families.items():
+        for (*_, patch), members in families.items():
             first, *_ = wanted = list(members.values())
             scales = [self.method.head(stage).scale for stage in members]
             found = first.joint_vectors(wanted, images, patch, scales, self.colors)

@@ -57,7 +57,7 @@ class JointTarget(Target, Protocol):
 
     @property
     def family(self) -> Hashable:
-        """Equal for targets that can be computed together."""
+        """Equal for targets of one class that can be computed together."""
 
     def joint_vectors(
         self, members: Sequence[Any], images: Tensor, patch: int, scales: Sequence[float], colors: Colors

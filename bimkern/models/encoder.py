@@ -123,7 +123,7 @@ class EncoderConfig(Protocol):
         """Return the encoder in the terms of another program; None where it has no such network."""
 
     def load(self, weights: Weights) -> nn.Module:
-        """Build an encoder from the weights of a backbone in timm's layout, or in our own names where timm has none.
+        """Build an encoder from the weights of a backbone under our own names, or in timm's layout where it has one.
 
         Raises:
             KeyError, RuntimeError, ValueError: they are not those of such an encoder.

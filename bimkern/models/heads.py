@@ -100,8 +100,10 @@ class DecoderConfig:
     def scale(self) -> float:
         return 1.0 if self.match_scale is None else self.match_scale
 
-    def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "MAEDecoder":
-        return MAEDecoder(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores)
+    def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "TransformerDecoder":
+        return TransformerDecoder(
+            self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores
+        )
 
 
 @pieces.register(HeadConfig)
@@ -124,7 +126,7 @@ class LinearConfig:
         return LinearHead(self, in_width=in_width, out_length=out_length, num_prefix=num_prefix)
 
 
-class MAEDecoder(nn.Module):
+class TransformerDecoder(nn.Module):
     """The encoder's last norm, a projection, transformer layers over all tokens, and the prediction.
 
     Source: He et al. 2022 (MAE), section 3 "MAE decoder"; Luo et al. 2023 (BIM), section 3.2: one for every stage.

@@ -4,24 +4,21 @@ Shapes: B images, C channels, H W pixels, N tokens, D width of the teacher.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from bimkern import pieces
 from bimkern.errors import BimkernError
-from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig, WholeImages
+from bimkern.models.encoder import EncoderConfig, WholeImages
+from bimkern.models.exported import BackboneError, load_encoder, weights_file
 
 
 class TeacherError(BimkernError, ValueError):
-    """A file holds no encoder that can teach; the message says why."""
+    """An encoder cannot teach a method, or is missing; the message says why."""
 
 
 class Teacher:
@@ -62,41 +59,16 @@ class Teacher:
         return [found[layer] for layer in layers]
 
 
-def read_encoder_config(path: Path) -> EncoderConfig:
-    """Read which encoder an exported backbone says it holds, a folder or the file in it.
-
-    Raises:
-        TeacherError: the file cannot be read, or does not say it.
-    """
-    try:
-        with safe_open(_weights_file(path), framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise TeacherError(f"it cannot be read ({error})") from error
-    if "encoder" not in metadata:
-        raise TeacherError("it does not say which encoder it holds; python -m bimkern.export writes files that do")
-    try:
-        config: EncoderConfig = pieces.from_json(json.loads(metadata["encoder"]), EncoderConfig, "encoder")
-    except ValueError as error:
-        raise TeacherError(f"its description is wrong ({error})") from error
-    return config
-
-
 def load_teacher(path: Path) -> Teacher:
     """Read a backbone that `bimkern.export` wrote in the format timm or bimkern, a folder or the file in it.
 
     Raises:
-        TeacherError: the file cannot be read, or is no such backbone.
+        BackboneError: the file cannot be read, or is no such backbone.
     """
-    config, weights_file = read_encoder_config(path), _weights_file(path)
+    encoder = load_encoder(path)
     try:
-        with weights_file.open("rb") as file:
+        with weights_file(path).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        encoder = config.load(load_file(weights_file))
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise TeacherError(f"it is no such backbone ({' '.join(str(error).split())})") from error
+    except OSError as error:
+        raise BackboneError(f"{path}: it cannot be read ({error})") from error
     return Teacher(encoder, sha256)
-
-
-def _weights_file(path: Path) -> Path:
-    return path / WEIGHTS_FILE if path.is_dir() else path

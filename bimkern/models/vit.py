@@ -172,8 +172,14 @@ class ViTConfig:
         return Layout(names=(patch_embed,), norm="norm.", tables={"pos_embed": positions}, settings=settings)
 
     def load(self, weights: Weights) -> ViT:
-        """Build the encoder of a backbone in timm's layout; its position table is kept, and resized bicubically."""
+        """Build the encoder of a backbone in timm's layout, whose position table is kept, or under our own names.
+
+        A kept table is resized bicubically.
+        """
         encoder, layout = ViT(self), self.layout("timm")
+        if not layout.tables.keys() & weights.keys():  # our own: positions are computed for every size
+            encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+            return encoder
         encoder.load_state_dict({name: weights[layout.name(name)] for name in encoder.state_dict()})
         shape, positions = list(layout.tables["pos_embed"].shape), weights["pos_embed"]
         if list(positions.shape) != shape:

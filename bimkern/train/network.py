@@ -7,8 +7,9 @@ import torch
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
+from bimkern.models.exported import BackboneError, read_encoder_config
 from bimkern.models.layers import TransformerLayer, set_attention, set_compute_dtype
-from bimkern.models.teacher import Teacher, TeacherError, load_teacher, read_encoder_config
+from bimkern.models.teacher import Teacher, TeacherError, load_teacher
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import Config, ConfigError
 
@@ -33,6 +34,8 @@ def build(config: Config) -> MIM:
         return MIM(config.method, None if path is None else _teacher(path))
     except TeacherError as error:
         raise ConfigError(f"--teacher {path}: {error}") from error
+    except BackboneError as error:
+        raise ConfigError(f"--teacher {error}") from error
 
 
 def set_compute(model: MIM, dtype: torch.dtype, attention_fn: AttentionFn = sdpa) -> None:

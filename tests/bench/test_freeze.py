@@ -11,7 +11,7 @@ from bench.flops import step_flops
 from bench.refcheck import WrongResult
 from bench.report import case as layout
 from bench.runner import Bench, rows
-from bimkern.models.heads import MAEDecoder
+from bimkern.models.heads import TransformerDecoder
 from bimkern.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ def test_all_numbers_that_the_schedule_comes_to(made):
 
 
 def test_heads_of_frozen_taps_are_not_run(made, monkeypatch):
-    decoded, features = [], MAEDecoder.features
-    monkeypatch.setattr(MAEDecoder, "features", lambda *given: decoded.append(given[0]) or features(*given))
+    decoded, features = [], TransformerDecoder.features
+    monkeypatch.setattr(TransformerDecoder, "features", lambda *given: decoded.append(given[0]) or features(*given))
     counts = []
     for run in made.providers.values():
         decoded.clear()

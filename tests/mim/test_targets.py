@@ -1,5 +1,8 @@
 """Targets: cell sizes from patch and scale, layouts, families of histograms, and what cannot be."""
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +35,36 @@ def test_several_cells_make_one_vector():
     target = HogTarget(cells=2)
     assert target.length(3, 16) == 108
     assert torch.equal(target.vectors(IMAGES, 16, 1.0, COLORS), hog(IMAGES, 8, patch=16))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A target that is computed together with others of its class, whatever theirs is."""
+
+    value: float = 1.0
+    kind: str = "l2"
+    family: ClassVar[str] = "constant"
+
+    def length(self, channels, patch, scale=1.0):
+        return 1
+
+    def vectors(self, images, patch, scale, colors):
+        return torch.full((len(images), 16, 1), self.value)
+
+    def joint_vectors(self, members, images, patch, scales, colors):
+        return [type(self).vectors(member, images, patch, 1.0, colors) for member in members]
+
+
+class Negative(Constant):
+    def vectors(self, images, patch, scale, colors):
+        return -super().vectors(images, patch, scale, colors)
+
+
+def test_targets_of_two_classes_are_not_computed_together():
+    base = RECIPES["bim_vit_test"].config.method
+    model = MIM(replace(base, targets=(Constant(1.0), Negative(2.0), Constant(3.0), Negative(4.0))))
+    found = model.targets(range(4), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert [found[stage].vectors[0, 0].item() for stage in range(4)] == [1.0, -2.0, 3.0, -4.0]
 
 
 def test_a_family_is_computed_in_one_pass():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bimkern.models.heads import DecoderConfig, MAEDecoder, Prediction
+from bimkern.models.heads import DecoderConfig, Prediction, TransformerDecoder
 from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
@@ -66,7 +66,9 @@ def test_a_patch_is_embedded_by_the_published_kernel_layout():
 
 
 def test_decoder_predicts_every_patch_and_drops_the_prefix():
-    decoder = MAEDecoder(DecoderConfig(width=16, depth=2, num_heads=2), in_width=32, out_length=12, num_prefix=1)
+    decoder = TransformerDecoder(
+        DecoderConfig(width=16, depth=2, num_heads=2), in_width=32, out_length=12, num_prefix=1
+    )
     keep = torch.arange(6).expand(3, -1)
     assert decoder(torch.randn(3, 7, 32), keep, (4, 5)).shape == (3, 20, 12)
 
@@ -80,7 +82,9 @@ def test_the_loss_of_a_prediction_is_masked_loss(denominator):
 
 
 def test_a_decoder_may_have_no_block():
-    decoder = MAEDecoder(DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, num_prefix=1)
+    decoder = TransformerDecoder(
+        DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, num_prefix=1
+    )
     assert decoder(torch.randn(3, 3, 32), torch.arange(2).expand(3, -1), (4, 4)).shape == (3, 16, 12)
 
 

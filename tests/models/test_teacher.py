@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import Distillation
 from bimkern.models.encoder import WEIGHTS_FILE
+from bimkern.models.exported import BackboneError
 from bimkern.models.teacher import TeacherError, load_teacher
 from bimkern.recipes import RECIPES
 
@@ -49,9 +51,15 @@ def test_features_are_those_of_the_trained_encoder(trained, path):
             torch.testing.assert_close(first if i == 0 else last, expected)
 
 
+def test_our_own_layout_teaches_the_same(trained, path, tmp_path):
+    write_own(tmp_path / "ours", Trained(TEACHER, 7, trained.state_dict()), 4)
+    (ours,), (theirs,) = (features(load_teacher(of), trained, IMAGES, [3]) for of in (tmp_path / "ours", path))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_the_folder_is_as_good_as_the_file_in_it(path):
     assert load_teacher(path.parent).sha256 == load_teacher(path).sha256
-    with pytest.raises(TeacherError, match="it cannot be read"):
+    with pytest.raises(BackboneError, match="it cannot be read"):
         load_teacher(path.parent.parent)
 
 
@@ -130,11 +138,11 @@ def test_says_what_is_wrong(path, tmp_path):
         replace(STUDENT, distillation=Distillation(layers=(1, 2)))
     with pytest.raises(ValueError, match="features of patches that do not enter the encoder cannot be learned"):
         replace(RECIPES["mae_vit_test"].config.method, distillation=Distillation(layers=(1,)))
-    with pytest.raises(TeacherError, match="it cannot be read"):
+    with pytest.raises(BackboneError, match="it cannot be read"):
         load_teacher(tmp_path / "nothing")
     nameless = tmp_path / "nameless.safetensors"
     save_file(load_file(path), nameless)
-    with pytest.raises(TeacherError, match=r"it does not say which encoder it holds; python -m bimkern\.export writes"):
+    with pytest.raises(BackboneError, match=r"it does not say which encoder it holds; python -m bimkern\.export"):
         load_teacher(nameless)
 
 
@@ -157,11 +165,11 @@ def test_says_what_is_wrong(path, tmp_path):
 def test_a_header_that_is_wrong_is_an_error_of_the_teacher(path, tmp_path, name, value, message):
     encoder = {"type": "ViTConfig", "width": 32, "depth": 4, "num_heads": 2, "patch": 16, "image_size": 64}
     save_file(load_file(path), tmp_path / "wrong.safetensors", {"encoder": json.dumps(encoder | {name: value})})
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(BackboneError, match=message):
         load_teacher(tmp_path / "wrong.safetensors")
 
 
 def test_a_header_that_is_no_json_is_an_error_of_the_teacher(path, tmp_path):
     save_file(load_file(path), tmp_path / "wrong.safetensors", {"encoder": "ViT-B"})
-    with pytest.raises(TeacherError, match="its description is wrong"):
+    with pytest.raises(BackboneError, match="its description is wrong"):
         load_teacher(tmp_path / "wrong.safetensors")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
@@ -55,6 +56,13 @@ def changed(path, value):
 def test_what_cannot_be_read_is_named(path, value, message):
     with pytest.raises(ConfigError, match=message):
         from_json(changed(path, value))
+
+
+def test_a_value_that_json_cannot_hold_is_an_error_of_the_config():
+    config = RECIPES["mae_vit_test"].config
+    config = replace(config, schedule=replace(config.schedule, warmup=torch.tensor(0.05)))
+    with pytest.raises(ConfigError, match=r"^config\.schedule\.warmup: a config holds .*, got Tensor$"):
+        to_json(config)
 
 
 def test_an_option_that_an_older_run_did_not_know_takes_its_default():

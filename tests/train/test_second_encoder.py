@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -247,6 +248,13 @@ def test_its_memory_is_planned_as_it_is_measured(finished, monkeypatch, capsys, 
     assert last["planned_bytes"] == last["planned_peak_bytes"]
 
 
+def test_the_command_says_in_which_layout_its_backbones_are(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "two_stages", Recipe(summary="for a test", config=CONFIGS["two_stages"]))
+    for name, layout in (("two_stages", "in our own layout"), ("simmim_vit_test", "for timm")):
+        train(name, photos, tmp_path / name, "--batch-size", "6", "--steps", "1")
+        assert f"the encoder up to each head, {layout}\n" in capsys.readouterr().out
+
+
 def test_its_layers_freeze_by_a_schedule(photos, tmp_path, monkeypatch):
     schedule = FreezeOut(warmup=0.1, t0=0.5, power=3)
     config = replace(CONFIGS["two_stages_local"], recipe="two_stages_frozen", schedule=schedule)
@@ -275,7 +283,10 @@ def test_its_backbones_are_exported_under_our_own_names(finished, capsys):
         encoder = config.load(weights)
         tokens = encoder.embed(torch.zeros(1, 3, 32, 32))
         assert encoder.run_layer(1, tokens, WholeImages((8, 8))).shape == (1, 64, 16)
-    assert "config.load(safetensors.torch.load_file(folder / 'model.safetensors'))" in told
+    loaded = {}
+    exec(textwrap.dedent(told.partition("To load it:\n")[2]), loaded)
+    assert loaded["model"].config == ENCODER.cut(2)
+    assert torch.equal(loaded["model"].state_dict()["layers.1.norm.weight"], trained["encoder.layers.1.norm.weight"])
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,23 @@ from dataclasses import fields
 from typing import Any
 
 from bimkern import pieces
-from bimkern.pieces import PieceError, to_json
+from bimkern.pieces import PieceError
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
 __all__ = ["differences", "from_json", "refuse_other", "to_json"]
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Turn a config into JSON values.
+
+    Raises:
+        ConfigError: a piece holds what JSON cannot.
+    """
+    try:
+        saved: dict[str, Any] = pieces.to_json(config, "config")
+    except PieceError as error:
+        raise ConfigError(str(error)) from error
+    return saved
 
 
 def from_json(saved: Any) -> Config:

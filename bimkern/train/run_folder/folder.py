@@ -90,7 +90,7 @@ class RunFolder:
         """Read the config of the run that the folder holds; None where it holds none.
 
         Raises:
-            ConfigError: the config is damaged, or of another version of this program.
+            ConfigError: the config cannot be read, is damaged, or of another version of this program.
         """
         saved = self._saved_config()
         try:
@@ -127,4 +127,6 @@ class RunFolder:
             return None
         except ValueError as error:
             raise ConfigError(f"{self.path / _CONFIG} is damaged ({error})") from error
+        except OSError as error:
+            raise ConfigError(f"{self.path / _CONFIG} cannot be read ({error.strerror})") from error
         return saved

@@ -1,0 +1,59 @@
+"""An exported backbone read back: what `bimkern.export` writes in the format timm or bimkern, a folder or its file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+import bimkern.models.vit  # noqa: F401  # registers the built-in encoder
+from bimkern import pieces
+from bimkern.errors import BimkernError
+from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
+
+
+class BackboneError(BimkernError, ValueError):
+    """A file holds no encoder; the message names it and says why."""
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file that holds the weights of a backbone."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def read_encoder_config(path: Path) -> EncoderConfig:
+    """Read which encoder a backbone says it holds.
+
+    Raises:
+        BackboneError: the file cannot be read, or does not say it.
+    """
+    try:
+        with safe_open(weights_file(path), framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"{path}: it cannot be read ({error})") from error
+    if "encoder" not in metadata:
+        remedy = "python -m bimkern.export writes files that do"
+        raise BackboneError(f"{path}: it does not say which encoder it holds; {remedy}")
+    try:
+        config: EncoderConfig = pieces.from_json(json.loads(metadata["encoder"]), EncoderConfig, "encoder")
+    except ValueError as error:
+        raise BackboneError(f"{path}: its description is wrong ({error})") from error
+    return config
+
+
+def load_encoder(path: Path | str) -> Any:
+    """Build the encoder of a backbone, an nn.Module that follows Encoder, on the CPU.
+
+    The module of an encoder of your own must have been imported.
+
+    Raises:
+        BackboneError: the file cannot be read, or is no such backbone.
+    """
+    path = Path(path)
+    config = read_encoder_config(path)
+    try:
+        return config.load(load_file(weights_file(path)))
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise BackboneError(f"{path}: it is no such backbone ({' '.join(str(error).split())})") from error

@@ -98,9 +98,9 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
           continue;
         }
         const int64_t id = args.keep.ids[image * args.keep.image_stride + position * args.keep.token_stride];
-        const A* position = pos + id * args.pos_token_stride;
+        const A* pos_row = pos + id * args.pos_token_stride;
         for (int64_t d = 0; d < size.width; ++d) {
-          out[d] = out[d] + bias[d] + position[d];
+          out[d] = out[d] + bias[d] + pos_row[d];
         }
       }
     });

@@ -48,8 +48,7 @@ stress:
 
 # Puts faults into the kernels, one at a time: the random cases must notice each. WORDS="barrier hog": these alone.
 mutants:
-	PYTHONPATH=tests/helpers $(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
-	PYTHONPATH=tests/helpers $(PYTHON) tests/ops/triton_mutants.py $(WORDS)
+	$(PYTHON) tests/helpers/mutation.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -51,7 +51,7 @@ void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd
   };
   parallel(size.images * size.kept, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     std::vector<From> pixels(area);
-    std::vector<A> wide(area);
+    std::vector<A> wide(bytes_of(args.dtype) < static_cast<int64_t>(sizeof(A)) ? area : 0);
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t corner = corner_of(i), next = corner_of(std::min(i + 1, end - 1));

@@ -31,7 +31,9 @@ def test_a_triton_kernel_that_does_not_compile_is_not_noticed(monkeypatch, tmp_p
     pytest.importorskip("triton")
     mutants = script("tests/ops/triton_mutants.py")
     for folder in ("bimkern", "bench", "tests/ops"):
-        shutil.copytree(mutants.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        shutil.copytree(
+            mutants.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
     monkeypatch.setattr(mutants, "TREE", tmp_path)
     monkeypatch.setattr(mutants, "ROUNDS", 1)
     fault = mutants.Fault("pixel_targets", "no name", "tl.arange(0, BLOCK)", "tl.no_name(0, BLOCK)")

@@ -1,6 +1,6 @@
 """Faults put into a copy of the kernels, one at a time: their random cases must notice each.
 
-    python tests/helpers/mutation.py [WORD]...      those of all kernels whose name has a word; without: all
+python tests/helpers/mutation.py [WORD]...      those of all kernels whose name has a word; without: all
 """
 
 import os

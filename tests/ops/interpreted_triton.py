@@ -102,7 +102,6 @@ def test_masked_loss_reads_strides_and_nothing_that_does_not_count():
     assert not grad[weight == 0].any()
 
 
-@pytest.mark.parametrize(("length", "values"), [(768, 8), (588, 4), (108, 4), (54, 2), (27, 1), (8, 8)])
 def test_accesses_are_those_of_a_launch():
     pred, weight = torch.randn(2, 9, 16), torch.ones(2, 9)
     with recorded() as accesses:
@@ -110,6 +109,7 @@ def test_accesses_are_those_of_a_launch():
     assert {(access.launch, access.program) for access in accesses} == {(1, 0), (2, 0)}  # tiles, then their sums
 
 
+@pytest.mark.parametrize(("length", "values"), [(768, 8), (588, 4), (108, 4), (54, 2), (27, 1), (8, 8)])
 def test_rows_are_aligned_as_their_length_is(length, values):
     tokens = torch.empty(2, 50, length, dtype=torch.bfloat16)
     assert alignment(tokens) == values

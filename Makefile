@@ -50,9 +50,7 @@ stress:
 # Puts faults into the kernels and the arena, one at a time: random cases must notice each. WORDS="barrier hog": these
 # alone.
 mutants:
-	PYTHONPATH=tests/helpers $(PYTHON) tests/csrc/host_cuda/mutants.py $(WORDS)
-	PYTHONPATH=tests/helpers $(PYTHON) tests/ops/triton_mutants.py $(WORDS)
-	PYTHONPATH=tests/helpers $(PYTHON) tests/csrc/arena/mutants.py $(WORDS)
+	$(PYTHON) tests/helpers/mutation.py $(WORDS)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -2,7 +2,7 @@
 
     python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
-Without recipes: all of them but the distilled ones, into bench/results/arena.csv, which is written anew. All in fp32.
+Without recipes: all of them but the distilled ones, into bench/results/arena.csv, which is replaced. All in fp32.
 `told` is what `python -m bimkern.plan` says before a step, `planned` and `bound` are what the step itself, counted on
 tensors without memory, needs: activations and gradients together. What is measured (by default all tiny ones and three
 others) takes four real steps, of which the arena replays two, in a process of its own, whose peak is `process`.

@@ -4,7 +4,7 @@
 
 Whole processes, in turns. "ours" is what our commands set (bimkern/openmp.py), "sleep" the policy PASSIVE alone, "spin"
 the default of GNU's runtime.
-The medians go to bench/results/busy_neighbor.csv, which is written anew.
+The medians go to bench/results/busy_neighbor.csv, which is replaced.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Warm and cold malloc on a CPU.
 
-By default glibc maps every large tensor anew and gives it back when it is freed, so that page faults drown what is
+By default glibc maps every large tensor again and gives it back when it is freed, so that page faults drown what is
 measured; a process that has run for a while, or another allocator, does not pay them. Both states are chosen by
 environment variables, before a process starts.
 """

@@ -3,6 +3,7 @@
 nvcc compiles, the disassembler of Triton's wheel reads.
 """
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,12 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton.backends.nvidia import __file__ as nvidia
-
 from bench.kernels import ROOT, CompileError
 
 ARCHITECTURE = 90
-NVDISASM = Path(nvidia).parent / "bin" / "nvdisasm"
 
 _KERNEL = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)(?: inlined at)?')
@@ -35,7 +33,7 @@ class Instruction:
         return next((_BYTES[part] for part in self.opcode.split(".") if part in _BYTES), 4)
 
     def does(self, *opcodes: str) -> bool:
-        """Say whether it is one of these: LDG, STG."""
+        """Return whether it is one of these: LDG, STG."""
         return self.opcode.partition(".")[0] in opcodes
 
 
@@ -43,18 +41,26 @@ def disassemble(path: Path) -> dict[str, list[Instruction]]:
     """Compile a CUDA file for one architecture; return the instructions of each of its kernels, by their symbols.
 
     Raises:
-        CompileError: there is no nvcc, or it refuses the file.
+        CompileError: nvcc or triton is not installed, or nvcc refuses the file.
     """
     if shutil.which("nvcc") is None:
         raise CompileError("no nvcc on the PATH")
+    nvdisasm = _nvdisasm()
     with tempfile.TemporaryDirectory() as folder:
         cubin = f"{folder}/kernels.cubin"
         command = ["nvcc", "-O3", "-std=c++17", f"-I{ROOT / 'csrc'}", f"-arch=sm_{ARCHITECTURE}", "-lineinfo", "-cubin"]
         done = subprocess.run([*command, str(path), "-o", cubin], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise CompileError(done.stderr)
-        done = subprocess.run([NVDISASM, "-g", "-c", cubin], capture_output=True, text=True, check=True)
+        done = subprocess.run([nvdisasm, "-g", "-c", cubin], capture_output=True, text=True, check=True)
     return parse(done.stdout)
+
+
+def _nvdisasm() -> Path:
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        raise CompileError("triton is not installed, whose disassembler reads nvcc's code: pip install triton")
+    return Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 
 
 def parse(listing: str) -> dict[str, list[Instruction]]:

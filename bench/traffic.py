@@ -42,7 +42,7 @@ _OPCODES = {
 
 
 def save(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Write the table anew."""
+    """Replace the table."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -117,7 +117,11 @@ def lines_table(launch: Launch, code: Sequence[sass.Instruction]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return 1 if the table does not hold any more, or a kernel reads what is not initialized."""
+    """Run the command.
+
+    Returns:
+        1 if the counts differ from the table, or a kernel reads what is not initialized; 2 if nothing was counted.
+    """
     given = _parser().parse_args(arguments)
     if unknown := set(given.ops) - set(OPS):
         raise UsageError(f"no op with a CUDA kernel is named {min(unknown)!r}; choose from {', '.join(OPS)}")
@@ -125,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run(given)
     except (TrafficError, CompileError) as error:
         print(f"bench: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -155,5 +159,5 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench traffic", usage=_USAGE, description=__doc__.partition("\n\n")[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}; without: all")
     parser.add_argument("--lines", action="store_true", help="by source line, beside nvcc's code")
-    parser.add_argument("--save", action="store_true", help=f"write {TABLE.name} anew")
+    parser.add_argument("--save", action="store_true", help=f"replace {TABLE.name}")
     return parser

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,11 @@ SECTOR = 32
 
 
 class TrafficError(Exception):
-    """The counts cannot be had; the message says why."""
+    """Counting failed; the message says why."""
+
+
+class TrafficUnavailable(TrafficError):
+    """This machine cannot count: a tool is missing, or the stand-in for CUDA does not run here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +92,21 @@ def build() -> None:
     """Compile the kernels with a counter at each access.
 
     Raises:
-        TrafficError: they do not compile, or this machine cannot run the stand-in for CUDA.
+        TrafficError: they do not compile.
+        TrafficUnavailable: a tool is missing, or this machine cannot run the stand-in for CUDA.
     """
+    for tool in ("cmake", "ninja", "addr2line"):
+        if shutil.which(tool) is None:
+            raise TrafficUnavailable(f"{tool} was not found, which counting needs")
     options = ("-DBIMKERN_CUDA=OFF", "-DBIMKERN_BRIDGE=OFF")
     _run(["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options])
     printed = _run(["cmake", "--build", str(BUILD), "--target", PROGRAM.name])
     if not PROGRAM.exists():
-        raise TrafficError(printed)  # says why it is not built here
+        raise TrafficUnavailable(printed)  # says why it is not built here
 
 
 def _run(command: Sequence[str], text: str | None = None) -> str:
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise TrafficError(f"{command[0]} was not found, which counting needs") from error
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TrafficError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -18,6 +18,7 @@ class Access:
     """One load or store of one program: the addresses that its mask lets through, each of so many bytes."""
 
     kind: Literal["load", "store"]
+    launch: int  # of the launches recorded
     program: int
     addresses: Addresses  # [*]
     size: int
@@ -27,12 +28,20 @@ class Access:
 def recorded() -> Iterator[list[Access]]:
     """Note every access of the kernels that run inside, in their order."""
     accesses: list[Access] = []
+    launches = 0
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    set_grid_dim = InterpreterBuilder.set_grid_dim  # called once for each launch
 
     def note(kind: Literal["load", "store"], builder: Any, pointers: Any, mask: Any) -> None:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
-        accesses.append(Access(kind=kind, program=builder.grid_idx[0], addresses=addresses, size=size))
+        program = builder.grid_idx[0]
+        accesses.append(Access(kind=kind, launch=launches, program=program, addresses=addresses, size=size))
+
+    def counted_launch(builder: Any, *grid: int) -> None:
+        nonlocal launches
+        launches += 1
+        set_grid_dim(builder, *grid)
 
     def noted_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         note("load", builder, pointers, mask)
@@ -43,6 +52,7 @@ def recorded() -> Iterator[list[Access]]:
         return store(builder, pointers, value, mask, *rest)
 
     with (
+        mock.patch.object(InterpreterBuilder, "set_grid_dim", counted_launch),
         mock.patch.object(InterpreterBuilder, "create_masked_load", noted_load),
         mock.patch.object(InterpreterBuilder, "create_masked_store", noted_store),
     ):

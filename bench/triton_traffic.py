@@ -1,6 +1,6 @@
 """The memory traffic of the Triton kernels, counted in Triton's interpreter, without a GPU.
 
-    python -m bench.triton_traffic      into bench/results/traffic_triton.csv, which is written anew
+    python -m bench.triton_traffic      into bench/results/traffic_triton.csv, which is replaced
 
 Against the bytes that an op has to move at least:
 
@@ -141,7 +141,7 @@ def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any)
         touched = np.unique(access.addresses // _SECTOR)  # no value lies across two
         asked += len(access.addresses) * access.size
         requested += len(touched)
-        blocks[access.program].append(touched)
+        blocks[access.launch, access.program].append(touched)
     distinct = [np.unique(np.concatenate(touched)) for touched in blocks.values()]
     return Row(
         asked_bytes=asked,

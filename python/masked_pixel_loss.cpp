@@ -1,5 +1,5 @@
-// torch ops masked_pixel_loss and masked_pixel_loss_bwd on the CPU; bimkern/ops/_triton has those on CUDA. Schemas:
-// bimkern/ops/masked_pixel_loss.py.
+// torch ops masked_pixel_loss and masked_pixel_loss_bwd on the CPU; kernel: ops/masked_loss.h, with patches as targets.
+// bimkern/ops/_triton has those on CUDA. Schemas: bimkern/ops/masked_pixel_loss.py.
 #include "ops/masked_loss.h"
 
 #include "loss.h"

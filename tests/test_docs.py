@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from unittest import mock
 
-import markdown
+import manual_pages
 import numpy as np
 import pytest
 import torch
@@ -39,12 +39,12 @@ TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "do
 
 def code_of(page):
     """The Python of a page, one block."""
-    (code,) = markdown.python(ROOT / page)
+    (code,) = manual_pages.python(ROOT / page)
     return code
 
 
 def test_all_code_is_run():
-    assert {page.relative_to(ROOT).as_posix() for page in markdown.PAGES if markdown.python(page)} == TESTED
+    assert {page.relative_to(ROOT).as_posix() for page in manual_pages.PAGES if manual_pages.python(page)} == TESTED
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
@@ -55,7 +55,7 @@ def test_code_runs_as_it_stands(page):
 def test_an_own_recipe_is_printed_with_what_it_changes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with mock.patch.dict(RECIPES):
-        recipe, piece = markdown.python(ROOT / "docs/extending.md")
+        recipe, piece = manual_pages.python(ROOT / "docs/extending.md")
         exec(recipe, {"__name__": "__main__"})
     printed = capsys.readouterr().out
     assert '"recipe": "bim_light"' in printed
@@ -79,7 +79,7 @@ OPTIONS = {"bimkern.pretrain": RunConfig, "bimkern.plan": PlanOptions, "bimkern.
 @pytest.mark.parametrize("program", OPTIONS)
 def test_commands_name_recipes_and_options_that_exist(program):
     known = {f"--{field.name.replace('_', '-')}" for field in fields(OPTIONS[program])} | {"--help"}
-    found = markdown.commands(program)
+    found = manual_pages.commands(program)
     assert found
     for arguments in found:
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
@@ -90,21 +90,21 @@ def test_commands_name_recipes_and_options_that_exist(program):
 
 def test_commands_of_the_bench_are_understood():
     patterns = {"[NAME...]", "RECIPE...", "--help"}
-    found = [arguments for arguments in markdown.commands("bench") if not patterns & set(arguments)]
+    found = [arguments for arguments in manual_pages.commands("bench") if not patterns & set(arguments)]
     assert len(found) > 3
     for arguments in found:
         cli.parse(arguments)
 
 
 @pytest.mark.parametrize(
-    "page", [*markdown.PAGES, *ROOT.glob("C*.md"), ROOT / "SECURITY.md"], ids=lambda page: page.stem
+    "page", [*manual_pages.PAGES, *ROOT.glob("C*.md"), ROOT / "SECURITY.md"], ids=lambda page: page.stem
 )
 def test_links_lead_to_files(page):
-    assert not [link for link in markdown.links(page) if not (page.parent / link).exists()]
+    assert not [link for link in manual_pages.links(page) if not (page.parent / link).exists()]
 
 
 def test_files_that_are_named_exist():
-    for page in markdown.PAGES:
+    for page in manual_pages.PAGES:
         named = re.findall(r"`((?:tests|bench|csrc|bimkern|docs)/[\w./]+)`", page.read_text())
         assert not [name for name in named if not (ROOT / name).exists()], page
 
@@ -114,7 +114,7 @@ def test_readme_stays_short():
 
 
 def test_recipes_that_are_named_exist():
-    named = {name for page in markdown.PAGES for name in re.findall(r"`(\w+_vit_\w+)`", page.read_text())}
+    named = {name for page in manual_pages.PAGES for name in re.findall(r"`(\w+_vit_\w+)`", page.read_text())}
     assert len(named) > 20
     assert named <= set(RECIPES)
 

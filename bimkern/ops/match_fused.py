@@ -272,7 +272,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _is_last_use(saved: Tensor) -> bool:
-    """Tell whether what was saved may be overwritten: not under retain_graph, nor while a compiler traces."""
+    """Return whether what was saved may be overwritten: not under retain_graph, nor while a compiler traces."""
     return _KEEPS_GRAPH is not None and type(saved) in (Tensor, FakeTensor) and not _KEEPS_GRAPH()
 
 

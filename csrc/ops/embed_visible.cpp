@@ -51,7 +51,7 @@ void cut_patches(const VisiblePatches& args, const Parallel& parallel, Simd simd
   };
   parallel(size.images * size.kept, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     std::vector<From> pixels(area);
-    std::vector<A> wide(area);
+    std::vector<A> wide(bytes_of(args.dtype) < static_cast<int64_t>(sizeof(A)) ? area : 0);
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t corner = corner_of(i), next = corner_of(std::min(i + 1, end - 1));
@@ -98,9 +98,9 @@ void add_rows(const AddEmbeddings& args, const Parallel& parallel, Simd simd) {
           continue;
         }
         const int64_t id = args.keep.ids[image * args.keep.image_stride + position * args.keep.token_stride];
-        const A* embedding = pos + id * args.pos_token_stride;
+        const A* pos_row = pos + id * args.pos_token_stride;
         for (int64_t d = 0; d < size.width; ++d) {
-          out[d] = out[d] + bias[d] + embedding[d];
+          out[d] = out[d] + bias[d] + pos_row[d];
         }
       }
     });

@@ -75,13 +75,15 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int64_t k = begin + i * kStep;
-        const int64_t row = id[i] - first;
         if (k >= size.kept) {
           break;
         }
         if (!is_token(id[i], size)) {
           atomicExch(&own[kRowsPerBlock], 1);
-        } else if (row >= 0 && row < kRowsPerBlock && atomicExch(&own[row], static_cast<int32_t>(k)) != kHidden) {
+          continue;
+        }
+        const int64_t row = id[i] - first;
+        if (row >= 0 && row < kRowsPerBlock && atomicExch(&own[row], static_cast<int32_t>(k)) != kHidden) {
           atomicExch(&own[row], kWrong);  // the last of those that come here leaves it behind
         }
       }

@@ -158,7 +158,7 @@ BIMKERN_INLINE inline void bwd_row(Set set, const MatchNormBwd& args, int64_t i,
   store_row(set, grad, width, args.dtype, args.grad, i * width);
 }
 
-// total += sums, which start anew.
+// total += sums; sums = 0.
 template <typename A>
 BIMKERN_INLINE inline void move_sums(int64_t width, A* __restrict sums, double* __restrict total) {
   for (int64_t d = 0; d < width; ++d) {

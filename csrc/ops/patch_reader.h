@@ -241,8 +241,8 @@ class PatchReader {
     const A mean =
         lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
     const A squares = lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE {
-      const A centerd = (values[i] - first) - mean;
-      return centerd * centerd;
+      const A centered = (values[i] - first) - mean;
+      return centered * centered;
     });
     return {first, mean, scale_of(static_cast<double>(squares))};
   }

@@ -2,7 +2,7 @@
 //
 // forward: parallel over rows of the result. Reads the visible rows, writes every row once; mask token and positions
 // stay in the caches. Ordinary stores: streaming ones save reading the result before it is written and lose more than
-// that to whoever reads it next.
+// that to the next reader.
 // backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads
 // long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that hide
 // it, one of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.

@@ -1,8 +1,7 @@
 """What the CUDA kernels move, by a count of every address: bench/results/traffic.csv holds, and it is good enough."""
 
-import platform
-import re
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -22,15 +21,15 @@ MOST = {
     ("embed_visible", "add_embeddings_kernel"): 1.65,
     ("hog", "hog_kernel"): 2.2,
 }
-# Cells of seven pixels are read one by one, and lines of 72 pixels do not begin where sectors do.
-LEFT_OUT = re.compile(r"cells=7$|H=72 ")
+# Rows of an op that need more: cells of seven pixels are read one by one, and lines of 72 do not start with sectors.
+MORE = {" cells=7": 14, " H=72 ": 2.6}
 
 
-@pytest.mark.skipif(
-    platform.system() != "Linux" or shutil.which("g++") is None, reason="the stand-in for CUDA needs Linux and GCC"
-)
 def test_the_kernels_move_what_the_table_says():
-    traffic_count.build()
+    try:
+        traffic_count.build()
+    except traffic_count.TrafficUnavailable as error:
+        pytest.skip(str(error))
     launches = traffic_count.launches()
     assert traffic.faults(launches, traffic.load()) == []
     conflicts = {launch.row.key: launch.worst_conflict for launch in launches if launch.worst_conflict > 2}
@@ -42,17 +41,21 @@ def test_every_kernel_has_rows_and_moves_little():
     assert {row.op for row in rows} == set(traffic.OPS)
     assert len({row.key for row in rows}) == len(rows)
     for (op, kernel), most in MOST.items():
-        own = [row for row in rows if (row.op, row.kernel) == (op, kernel) and not LEFT_OUT.search(row.shape)]
-        ratios = [row.ratio(row.requested_sectors) for row in own]
-        assert ratios
-        assert max(ratios) <= most, kernel
+        own = [row for row in rows if (row.op, row.kernel) == (op, kernel)]
+        assert own
+        for row in own:
+            bound = next((more for part, more in MORE.items() if part in row.shape), most)
+            assert row.ratio(row.requested_sectors) <= bound, row
 
 
 def test_reads_element_by_element_are_noticed():
     rows = traffic.load()
     first, *rest = rows
     assert traffic.differences(rows, rows) == []
-    assert traffic.differences([replace(first, passes=first.passes), *rest], rows) == []
+    within, beyond = (replace(first, accesses=round(first.accesses * (1 + share))) for share in (0.04, 0.06))
+    assert within != first
+    assert traffic.differences([within, *rest], rows) == []
+    assert len(traffic.differences([beyond, *rest], rows)) == 1
     slower = replace(first, requested_sectors=first.requested_sectors * 2)
     (text,) = traffic.differences([slower, *rest], rows)
     assert text.startswith("gather_tokens gather_kernel fwd B=4 ")
@@ -74,7 +77,7 @@ def test_the_table_is_written_as_it_is_read(tmp_path):
          ("gather_kernel", "IfLi4E")),
         ("_ZN7bimkern12_GLOBAL__N_110hog_kernelINS_8bfloat16ELi1ELb0EEEvNS0_6LaunchE",
          ("hog_kernel", "INS_8bfloat16ELi1ELb0E")),
-        ("_ZN7bimkernL13places_kernelENS_4KeepENS_10TokenSizesEPi", ("positions_kernel", "")),
+        ("_ZN7bimkernL16positions_kernelENS_4KeepENS_10TokenSizesEPi", ("positions_kernel", "")),
     ],
 )  # fmt: skip
 def test_kernels_of_both_compilers_have_one_name(symbol, expected):
@@ -94,3 +97,21 @@ def test_an_unknown_op_is_refused(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("bench: no op with a CUDA kernel is named 'match'; choose from embed_visible, ")
+
+
+@pytest.mark.parametrize("tool", ["cmake", "ninja", "addr2line"])
+def test_says_which_tool_is_missing(tool, monkeypatch, capsys):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else which(name) or name)
+    assert main(["traffic"]) == 2
+    assert capsys.readouterr().err == f"bench: {tool} was not found, which counting needs\n"
+
+
+def test_a_failed_compile_is_no_missing_tool(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    failed = subprocess.CompletedProcess([], 1, "no such header\n", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(traffic_count.TrafficError, match="no such header") as caught:
+        traffic_count.build()
+    assert not isinstance(caught.value, traffic_count.TrafficUnavailable)
+    assert main(["traffic"]) == 2

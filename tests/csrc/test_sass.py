@@ -4,16 +4,20 @@ A count of addresses on the CPU (tests/bench/test_traffic.py) cannot see these: 
 """
 
 import functools
+import importlib.util
+import re
 import shutil
 from itertools import groupby
 
 import pytest
 
 from bench import sass
-from bench.kernels import ROOT
+from bench.kernels import ROOT, CompileError
 from bench.traffic_count import instance
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+needs_code = pytest.mark.skipif(
+    shutil.which("nvcc") is None or importlib.util.find_spec("triton") is None, reason="no nvcc, or no triton"
+)
 
 IN_FLIGHT = 4  # loads of a thread, at least, before it stores
 # Loads that are no part of a row: ids of 8 bytes, of which some are in flight at once, and positions of 4.
@@ -34,6 +38,7 @@ def code(op):
     return {instance(symbol): instructions for symbol, instructions in disassembled.items()}
 
 
+@needs_code
 @pytest.mark.parametrize("types", PACKED)
 @pytest.mark.parametrize(("op", "kernel"), OTHER_LOADS)
 def test_rows_move_in_packets_of_16_bytes(op, kernel, types):
@@ -46,6 +51,7 @@ def test_rows_move_in_packets_of_16_bytes(op, kernel, types):
         assert set(widths["STG"]) == {16}
 
 
+@needs_code
 @pytest.mark.parametrize("types", PACKED)
 @pytest.mark.parametrize(
     ("op", "kernel"),
@@ -58,7 +64,25 @@ def test_loads_come_before_stores(op, kernel, types):
     assert min(loads) >= IN_FLIGHT, loads
 
 
+@needs_code
 def test_scale_mask_divides_in_32_bits():
     for kernel, instructions in code("scale_mask").items():
-        reciprocals = {at.opcode for at in instructions if at.does("I2F") and at.opcode.endswith(".RP")}
-        assert reciprocals == {"I2F.U32.RP"}, kernel  # the routine for 64 bits begins with I2F.U64.RP
+        conversions = {at.opcode for at in instructions if at.does("I2F")}
+        assert "I2F.U32.RP" in conversions, kernel  # what a division in 32 bits begins with
+        assert not {opcode for opcode in conversions if opcode.startswith("I2F.U64")}, kernel
+        calls = [at for at in instructions if at.does("CALL")]  # of the routine that divides in 64 bits
+        assert [at for at in calls if at.file != "scale_mask.h"] == [], kernel  # which divides sums, not integers
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "message"),
+    [
+        (None, "no nvcc on the PATH"),
+        ("nvcc", "triton is not installed, whose disassembler reads nvcc's code: pip install triton"),
+    ],
+)
+def test_says_what_is_not_installed(nvcc, message, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: nvcc)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CompileError, match=f"^{re.escape(message)}$"):
+        sass.disassemble(ROOT / "csrc" / "ops" / "scale_mask.cu")

@@ -57,7 +57,7 @@ def test_boxes_have_the_asked_area_and_aspect():
     assert 0.74 < aspect.min() < 0.78
     assert 1.29 < aspect.max() < 1.35
     assert abs(np.log(aspect).mean()) < 0.02
-    assert abs((boxes[:, 0] - (500 - boxes[:, 2]) / 2).mean()) < 3  # centerd on average
+    assert abs((boxes[:, 0] - (500 - boxes[:, 2]) / 2).mean()) < 3  # centered on average
 
 
 def test_an_image_that_no_draw_fits_gets_the_largest_central_box():

@@ -1,11 +1,20 @@
-"""Faults put into a copy of the sources, one at a time: random cases must notice each."""
+"""Faults put into a copy of the sources, one at a time: random cases must notice each.
 
+python tests/helpers/mutation.py [WORD]...      those whose name has a word; without: all
+"""
+
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("tests/csrc/host_cuda/mutants.py", "tests/csrc/arena/mutants.py", "tests/ops/triton_mutants.py")
+NONE_CHOSEN = 3  # exit code of a script without a fault that has one of the words
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,13 @@ class Fault:
 
 
 def chosen(faults: Sequence[Any], words: Sequence[str]) -> list[Any]:
-    """Return the faults whose name has one of the words; without words, all."""
-    return [f for f in faults if not words or any(word in f"{f.op}: {f.name}" for word in words)]
+    """Return the faults whose name has one of the words; without words, all.
+
+    Raises:
+        SystemExit: there are none; its code is NONE_CHOSEN.
+    """
+    found = [f for f in faults if not words or any(word in f"{f.op}: {f.name}" for word in words)]
+    return found or sys.exit(NONE_CHOSEN)
 
 
 def copy_tree(sources: Iterable[Path], root: Path, tree: Path) -> None:
@@ -64,3 +78,20 @@ def check(faults: Sequence[Any], tree: Path, run: Callable[[Any], str | None]) -
         print(f"{fault.op + ': ' + fault.name:65} {noticed or 'MISSED'}", flush=True)
     print(f"{len(faults) - missed} of {len(faults)} faults noticed")
     return 1 if missed else 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Run all scripts; return 1 if one of them fails, or none has a fault with one of the words."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    codes = {
+        subprocess.run([sys.executable, ROOT / script, *words], env=environment, check=False).returncode
+        for script in SCRIPTS
+    }
+    if codes == {NONE_CHOSEN}:
+        print(f"error: no fault's name has one of: {', '.join(words)}", file=sys.stderr)
+        return 1
+    return 0 if codes <= {0, NONE_CHOSEN} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -15,8 +15,8 @@ PATCH, GRID, HEADS = 8, 4, 2
 
 
 def layer_norm(x, weights, name):
-    centerd = x - x.mean(-1, keepdim=True)
-    scaled = centerd / (centerd.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 

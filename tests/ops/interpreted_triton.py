@@ -6,6 +6,7 @@ import pytest
 import torch
 from tolerance import assert_no_worse_than_torch
 
+from bench.triton_accesses import recorded
 from bimkern.ops._triton import masked_loss as rows
 from bimkern.ops._triton import masked_pixel_loss as patches
 from bimkern.ops._triton import pixel_targets as targets
@@ -101,6 +102,13 @@ def test_masked_loss_reads_strides_and_nothing_that_does_not_count():
     assert not grad[weight == 0].any()
 
 
+def test_accesses_are_those_of_a_launch():
+    pred, weight = torch.randn(2, 9, 16), torch.ones(2, 9)
+    with recorded() as accesses:
+        rows.masked_loss(pred, pred, weight, weight.sum(), False)
+    assert {(access.launch, access.program) for access in accesses} == {(1, 0), (2, 0)}  # tiles, then their sums
+
+
 @pytest.mark.parametrize(("length", "values"), [(768, 8), (588, 4), (108, 4), (54, 2), (27, 1), (8, 8)])
 def test_rows_are_aligned_as_their_length_is(length, values):
     tokens = torch.empty(2, 50, length, dtype=torch.bfloat16)
@@ -116,6 +124,7 @@ def test_rows_are_aligned_as_the_worst_of_length_stride_and_start():
     assert alignment(torch.empty(2, 9, 18)[..., :16]) == 2
     assert alignment(wide, torch.empty(2, 9, 16)[..., 1:]) == 1
     assert alignment(torch.empty(1, 1, 16).expand(2, 9, 16)) == 8
+    assert alignment(torch.empty(1, 9, 16).as_strided((1, 9, 16), (145, 16, 1))) == 8  # one image has no next
 
 
 def test_many_partial_sums_are_added():

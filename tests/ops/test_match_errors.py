@@ -97,6 +97,15 @@ def test_the_loss_says_what_is_wrong(odd, message):
         match_loss(**arguments() | odd)
 
 
+@pytest.mark.parametrize("name", ["target", "mask"])
+def test_a_constant_is_refused_after_it_passed_without_a_gradient(name):
+    given = arguments()
+    match_loss(**given)
+    given[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^match_loss: {name} must not require a gradient"):
+        match_loss(**given)
+
+
 @pytest.mark.parametrize(
     ("odd", "message"),
     [

@@ -70,14 +70,20 @@ FAULTS = [
 
 
 def run(op: str) -> str | None:
-    """Run the random cases of an op in the copied tree; return what they notice first."""
+    """Run the random cases of an op in the copied tree; return what they notice: a wrong result, or a crash.
+
+    Raises:
+        SystemExit: they fail otherwise: the kernel does not compile.
+    """
     command = [sys.executable, "tests/ops/fuzz_triton.py", str(ROUNDS), os.environ.get("BIMKERN_TEST_SEED", "100"), op]
     environment = os.environ | {"PYTHONPATH": str(TREE), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
-    errors = [line for line in done.stderr.splitlines() if "Error: " in line]
-    return errors[0] if errors else f"exit code {done.returncode}"
+    if done.returncode < 0:
+        return f"signal {-done.returncode}"
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("AssertionError: ")]
+    return wrong[0] if wrong else sys.exit(done.stderr)
 
 
 def main(words: list[str]) -> int:

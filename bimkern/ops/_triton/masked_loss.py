@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bimkern.ops._triton.launch import launch, power_of_2
-from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
+from bimkern.ops._triton.rows import alignment, row_starts, row_strides, with_contiguous_rows
 
 _TILE = 1024  # values
 _MAX_COLUMNS = 256
@@ -163,5 +163,5 @@ def _tiles(
         "num_warps": 4,
     }
     sizes = weight.numel(), pred.shape[1], pred.shape[2]
-    strides = pred.stride()[:2], target.stride()[:2], weight.stride()
+    strides = row_strides(pred), row_strides(target), weight.stride()
     return triton.cdiv(weight.numel(), rows), (sizes, *strides), constants

@@ -14,7 +14,7 @@ from torch import Tensor
 from bimkern.ops._triton.launch import launch
 from bimkern.ops._triton.masked_loss import WIDE, slope_of, sum_of
 from bimkern.ops._triton.pixels import patch_arguments, patch_constants, read_patch
-from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
+from bimkern.ops._triton.rows import alignment, row_starts, row_strides, with_contiguous_rows
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def masked_pixel_loss(
     pred = with_contiguous_rows(pred)
     partial = weight.new_empty(weight.numel())
     if weight.numel():
-        arguments = pred.stride()[:2], weight.stride(), *patch_arguments(images, mean, std, patch)
+        arguments = row_strides(pred), weight.stride(), *patch_arguments(images, mean, std, patch)
         constants = patch_constants(images, patch, normalize)
         constants |= {"ALIGNMENT": alignment(pred), "L2": not absolute, "WIDE": WIDE[weight.dtype]}
         launch(loss_patches, weight.numel(), pred, weight, partial, *arguments, **constants)
@@ -124,7 +124,7 @@ def masked_pixel_loss_bwd(
     pred = with_contiguous_rows(pred)
     grad_pred = torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
     if weight.numel():
-        arguments = pred.stride()[:2], weight.stride(), *patch_arguments(images, mean, std, patch)
+        arguments = row_strides(pred), weight.stride(), *patch_arguments(images, mean, std, patch)
         constants = patch_constants(images, patch, normalize)
         constants |= {"ALIGNMENT": alignment(pred), "L2": not absolute, "WIDE": WIDE[weight.dtype]}
         rows = grad, pred, weight, denominator, grad_pred

@@ -130,6 +130,8 @@ def run(check: str, op: str) -> str | None:
     )
     if done.returncode == 0:
         return None
+    if check == TRAFFIC and done.returncode != 1:  # nothing was counted
+        sys.exit(done.stderr)
     marks = {
         "MISMATCH": "wrong result", "data race": "race", "AddressSanitizer": "bad address",
         "runtime error": "undefined", " -> ": "traffic", "not written yet": "uninitialized",

@@ -202,7 +202,7 @@ struct Ids {
     }
     const int64_t image = pick(0, size.images - 1);
     const int64_t at = image * keep.image_stride + pick(0, size.kept - 1) * keep.token_stride;
-    buffer[at] = one_of<int64_t>({-1, size.tokens, int64_t{1} << 62});
+    buffer[at] = one_of<int64_t>({-1, size.tokens, int64_t{1} << 62, INT64_MIN});
     return image;
   }
 };

@@ -1,6 +1,6 @@
 // The kernels on the shapes of a ViT-B at 224 px with four images, and what each of their launches has to move at
 // least.
-//   traffic_host_cuda [OP...]      a JSON object for every launch; `python -m bench traffic` makes tables of them
+//   traffic_host_cuda      a JSON object for every launch; `python -m bench traffic` makes tables of them
 #include <cinttypes>
 #include <cstdio>
 #include <set>
@@ -30,12 +30,6 @@ constexpr DType kFloats[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16,
 const char* name_of(DType dtype) {
   constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "float64", "uint8"};
   return kNames[static_cast<int>(dtype)];
-}
-
-int64_t bytes_of(DType dtype) {
-  int64_t bytes = 0;
-  dispatch_pixels(dtype, [&](auto type) { bytes = sizeof(type); });
-  return bytes;
 }
 
 // Whole numbers from 0 to 255, in any type.

@@ -139,6 +139,8 @@ def test_what_is_public_is_documented(name):
         assert item.__doc__, f"{name}.{public}"
         methods = inspect.getmembers(item, inspect.isfunction) if inspect.isclass(item) else []
         for method, defined in methods:
+            if not defined.__module__.startswith("bimkern"):  # transformers adds one to every nn.Module
+                continue
             assert method.startswith("_") or inspect.getdoc(defined), f"{name}.{public}.{method}"
 
 

@@ -8,8 +8,7 @@
 // block form a strip, one behind the other, and so do their cells in shared memory. Cells and channels are an odd
 // number of words apart, so that threads that go through them in step meet different banks.
 //
-// Cell sizes that no finer one divides, or that differ in bias, or that make a square too large for shared memory,
-// start from the pixels again, in a launch of their own.
+// Cell sizes that no finer one divides, of another bias, or too large for shared memory get a launch of their own.
 #include <algorithm>
 #include <numeric>
 

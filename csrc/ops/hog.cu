@@ -151,8 +151,7 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
     const Square at = square_at(launch, first_square + column / across);
     const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
                      (first_channel + channel) * args.channel_stride;
-    const Position<T> position{plane, beside && lane > 0 && column > 0,
-                               beside && lane < kWarp - 1 && column < columns - 1};
+    const Position<T> own{plane, beside && lane > 0 && column > 0, beside && lane < kWarp - 1 && column < columns - 1};
     const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
     const int left = static_cast<int>(at.column * launch.side) + column % across * launch.unit;
     float* histogram =
@@ -161,7 +160,7 @@ __device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_s
       histogram[b] = 0;
     }
     for (int x = 0; x < launch.unit; x += kColumns) {
-      add_columns<T, kQuads, kPacked>(launch, position, top, left + x, launch.unit - x, histogram);
+      add_columns<T, kQuads, kPacked>(launch, own, top, left + x, launch.unit - x, histogram);
     }
   }
 }

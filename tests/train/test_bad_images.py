@@ -348,7 +348,7 @@ def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monk
     picture(1200, 1200).save(photos / "00.jpg")
     process = start(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers))
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache").rglob("*.jsonl")):
+    while not any(path.stat().st_size for path in (tmp_path / "cache").rglob("*.jsonl")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -88,7 +88,7 @@ def test_what_cannot_fit_is_refused_before_the_first_step(photos, tmp_path, caps
     with pytest.raises(SystemExit) as stop:
         main(["mae_vit_test", *options])
     assert stop.value.code == 2
-    assert "mae_vit_test estimator at least" in capsys.readouterr().err
+    assert "mae_vit_test needs at least" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

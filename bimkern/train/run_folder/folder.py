@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
+from weakref import WeakValueDictionary
 
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError
@@ -17,7 +19,7 @@ _CONFIG = "config.json"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
 _MADE_FIRST = {_LOCK, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
-_CLAIMED: set[Path] = set()  # by runs of this process
+_CLAIMED: WeakValueDictionary[Path, "RunFolder"] = WeakValueDictionary()  # by runs of this process
 
 
 class RunFolder:
@@ -44,17 +46,20 @@ class RunFolder:
             raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
         if not os.access(self.path, os.W_OK):
             raise ConfigError(f"--out {self.path} cannot be written")
-        self._claim()
-        saved = self._saved_config()
-        if saved is None and foreign:
-            raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
-        if saved is not None:
-            refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
-        try:
-            for folder in (self.checkpoints, self.pictures, self.exported):
-                folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
+        with ExitStack() as stack:
+            self._claim()
+            stack.callback(self.close)
+            saved = self._saved_config()
+            if saved is None and foreign:
+                raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
+            if saved is not None:
+                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
+            try:
+                for folder in (self.checkpoints, self.pictures, self.exported):
+                    folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
+            stack.pop_all()
 
     def record(self, config: Config) -> None:
         """Write config.json, after it is certain that this run may use the folder.
@@ -71,7 +76,6 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder; the end of the process does so, too."""
         if self._lock is not None:
-            _CLAIMED.discard(self.path.resolve())
             self._lock.close()
             self._lock = None
 
@@ -100,7 +104,10 @@ class RunFolder:
 
     def _claim(self) -> None:
         """Hold the folder for this run until it is closed, or the process ends, however it ends."""
-        if self.path.resolve() in _CLAIMED:
+        if self._lock is not None:
+            return
+        holder = _CLAIMED.get(self.path.resolve())
+        if holder is not None and holder._lock is not None:
             raise ConfigError(f"--out {self.path} is in use by another run of this process; choose another")
         lock = (self.path / _LOCK).open("a+")
         try:
@@ -118,7 +125,7 @@ class RunFolder:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         self._lock = lock
-        _CLAIMED.add(self.path.resolve())
+        _CLAIMED[self.path.resolve()] = self
 
     def _saved_config(self) -> dict[str, Any] | None:
         try:

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bimkern import optional
 from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
@@ -53,7 +54,7 @@ def unusable(device: torch.device = _CPU) -> str | None:
         if device.type == "cuda":
             _run_nothing(device)
     except Exception as error:  # a library that does not load may raise anything
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return optional.first_line(error)
     return None
 
 

@@ -79,12 +79,6 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(scratch)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in place and wait until its content is on disk."""
-    path.write_text(text)
-    fsync(path)
-
-
 def _scratch(path: Path) -> Path:
     return path.with_name(f"{_SCRATCH}{path.name}")
 

@@ -19,7 +19,6 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.dali import DaliLoader
-from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.step_layout import StepLayout
@@ -27,21 +26,6 @@ from bimkern.data.workers import WorkerDied, ahead
 
 CPU = torch.device("cpu")
 FAULTS = ("garbage", "garbage jpeg", "half", "empty", "gone", "other size")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for i in range(9):
-        picture(40 + i, 30, seed=i).save(tmp_path / f"{i}.jpg")
-    return tmp_path
-
-
-@pytest.fixture(params=["pil", "dali"])
-def loader(request):
-    """Return a function of the number of workers."""
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return lambda workers: choose_loader(request.param, CPU, workers)[0]
 
 
 def plan(folder, **changes):

@@ -5,12 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bad_files import picture
 from checked import checked_images
 
 from bimkern.data.augment import RandomResizedCrop, sample_sequence
 from bimkern.data.batches import MicroBatches
-from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import Segment, StepLayout
 
@@ -25,21 +23,6 @@ LAYOUT = StepLayout(
 )
 SIZES = [16] * 4 + [24] * 3 + [8] * 3
 PARTS = [2] * 4 + [3] * 3 + [1] * 3
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for i in range(9):
-        picture(40 + i, 30, seed=i).save(tmp_path / f"{i}.jpg")
-    return tmp_path
-
-
-@pytest.fixture(params=["pil", "dali"])
-def loader(request):
-    """Return a function of the number of workers."""
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return lambda workers: choose_loader(request.param, torch.device("cpu"), workers)[0]
 
 
 def plan(folder, layout=LAYOUT):

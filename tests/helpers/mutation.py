@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ NONE_CHOSEN = 3  # exit code of a script without a fault that has one of the wor
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(ABC):
     """A text of a kernel's file that is replaced; which file, a subclass says."""
 
     op: str  # whose cases run
@@ -28,8 +29,8 @@ class Fault:
     occurrence: int = field(default=1, kw_only=True)
 
     @property
-    def path(self) -> Path:
-        raise NotImplementedError
+    @abstractmethod
+    def path(self) -> Path: ...
 
     def put_in(self, text: str) -> str:
         """Replace the occurrence of the old text.

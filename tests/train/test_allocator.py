@@ -3,10 +3,9 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from growing import write_photos
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
@@ -21,12 +20,7 @@ PLANNED_FROM = 5  # two steps pass, the arena's first and its recorded one
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for i in range(11):
-        coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("files") / "photos", count=11)
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ import sys
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from disk import mode, umask_of
-from growing import MEMORY, NOT_REPEATABLE
+from growing import MEMORY, NOT_REPEATABLE, write_photos
 from options import filled
 from PIL import Image
 
@@ -29,12 +28,7 @@ needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for i in range(11):
-        coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("files") / "photos", count=11)
 
 
 def train(recipe, photos, out, *options):

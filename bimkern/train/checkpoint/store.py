@@ -71,13 +71,13 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
 
 def _write(folder: Path, checkpoint: Checkpoint, between: Callable[[], object]) -> None:
     state = json.dumps({"step": checkpoint.step} | checkpoint.state, indent=2)
-    atomic.write_text(folder / _STATE, state)
+    _write_text(folder / _STATE, state)
     sums = {
         _MODEL: safetensors_writer.write(folder / _MODEL, checkpoint.model, between=between),
         _OPTIMIZER: safetensors_writer.write(folder / _OPTIMIZER, checkpoint.optimizer, between=between),
         _STATE: hashlib.sha256(state.encode()).hexdigest(),
     }
-    atomic.write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
+    _write_text(folder / _MANIFEST, json.dumps(sums, indent=2))
 
 
 def _drop(path: Path) -> None:
@@ -150,3 +150,9 @@ def _steps(folder: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file, inside a folder that is not visible yet, and wait until its content is on disk."""
+    path.write_text(text)
+    atomic.fsync(path)

@@ -17,7 +17,7 @@ of the encoder, d of a decoder, H the hidden one of an MLP; V values of a patch,
   transformer layer  2 T (4 D^2 + 2 D H) + 4 T^2 D
   embedding          2 K D V, also where all N patches pass the encoder
   decoder            2 T D d for the entry of the tokens that it is shown, its layers of width d at N + 1 tokens
-  its prediction     2 N d P; read at a scale s, of hidden patches alone and layer by layer: 2 s d P each, after 4 d^2
+  its prediction     2 N d P; read at a scale s, of masked patches alone and layer by layer: 2 s d P each, after 4 d^2
                      at s = 2 and 8 d^2 at s = 4; at s = 1/2 of all cells, N d P / 2 together
   linear head        2 N D P
   a step             3 times the forward pass; the embedding, whose input has no gradient, twice;
@@ -33,9 +33,9 @@ def prediction_flops(head: HeadConfig, width: int, out_length: int, weights: Ten
         return 2 * num_tokens * width * out_length
     if head.scale < 1:
         return 2 * int(num_tokens * head.scale**2) * width * out_length
-    num_hidden = int(weights.count_nonzero())
+    num_masked = int(weights.count_nonzero())
     deconvolved = {1: 0, 2: 4 * width**2, 4: 8 * width**2}[int(head.scale)]
-    return num_hidden * (deconvolved + 2 * int(head.scale) * width * out_length)
+    return num_masked * (deconvolved + 2 * int(head.scale) * width * out_length)
 
 
 def head_flops(method: Method, stage: int, view: StageView) -> int:

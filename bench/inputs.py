@@ -27,5 +27,5 @@ def keep(case: Case) -> Tensor:
 
 
 def ids_restore(keep: Tensor, num_tokens: int) -> Tensor:
-    """Return the position of every patch among [kept..., hidden...], [B, N]: how MIM programs remember a mask."""
+    """Return the position of every patch among [kept..., masked...], [B, N]: how MIM programs remember a mask."""
     return keep_to_mask(keep, num_tokens).argsort(dim=1, stable=True).argsort(dim=1)

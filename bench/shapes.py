@@ -27,14 +27,14 @@ class Shapes:
 
 
 def _patches(width: int, *, size: int = 224, patch: int = 16) -> Dims:
-    """Tokens of an image with 75 % hidden: He et al. 2022 (MAE), section 4.1."""
+    """Tokens of an image with 75 % masked: He et al. 2022 (MAE), section 4.1."""
     side = size // patch
     return {"N": side**2, "K": side**2 // 4, "D": width}
 
 
 _BASE, _LARGE, _DECODER = _patches(768), _patches(1024), _patches(512)
 
-# The encoder's entry: with positions in one pass, without where a growing mask drops tokens between blocks.
+# The encoder's entry: with positions in one pass, without where a growing mask drops tokens between stages.
 GATHER = Shapes(images=(_BASE | {"P": 0}, _BASE | {"P": 196}, _LARGE | {"P": 196}))
 
 # Patch embedding of ViT-B/16 and of ViT-H/14.

@@ -114,14 +114,14 @@ class Ours:
             for stage, view in enumerate(self._views()):
                 tokens = self.model.encode(stage, tokens, view)
                 target = self.model.targets([stage], self._images)[stage]
-                total = view.hidden.sum()
+                total = view.masked.sum()
                 loss = self.model.loss(stage, tokens, images=self._images, view=view, target=target, denominator=total)
                 losses.append(loss)
         return torch.stack(losses)
 
     def noise(self) -> Tensor:
-        """Return noise [B, N] whose order hides the patches that step() hides: those of later stages come first."""
-        return torch.stack([view.hidden for view in self._views()]).sum(dim=0)
+        """Return noise [B, N] whose order masks the patches that step() masks: those of later stages come first."""
+        return torch.stack([view.masked for view in self._views()]).sum(dim=0)
 
     def _views(self) -> list[StageView]:
         return self.model.views(self._images, self._ids, seed=0)

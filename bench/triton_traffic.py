@@ -10,7 +10,7 @@ Against the bytes that an op has to move at least:
     launch     distinct sectors of all its launches: what a perfect L2 cache leaves
 
 The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
-`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches hidden.
+`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked.
 """
 
 import csv
@@ -105,7 +105,7 @@ def _count() -> Iterator[Row]:
     from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
 
     weight = (torch.arange(_IMAGES * _PATCHES).view(_IMAGES, _PATCHES) % 4 != 0).float()
-    hidden, total, grad = int(weight.sum()), weight.sum(), torch.tensor(1.0)
+    masked, total, grad = int(weight.sum()), weight.sum(), torch.tensor(1.0)
     mean = std = torch.full((3,), 0.5)
     for patch, dtype in ((16, torch.float32), (16, torch.bfloat16), (14, torch.bfloat16)):
         P, side = 3 * patch**2, math.isqrt(_PATCHES) * patch
@@ -117,7 +117,7 @@ def _count() -> Iterator[Row]:
             ("masked_pixel_loss", masked_pixel_loss, images, (mean, std, patch, True, False)),
         ):
             arguments = pred, truth, weight, total, *options
-            read = hidden * P * (pred.itemsize + truth.itemsize) + weight.nbytes
+            read = masked * P * (pred.itemsize + truth.itemsize) + weight.nbytes
             yield _counted(getattr(module, op), arguments, op=op, pass_="fwd", ideal_bytes=read, **case)
             both = read + pred.nbytes
             yield _counted(

@@ -36,7 +36,7 @@ mae and hf require methods made of MAE's pieces, timm an encoder that it has; bi
 
 Examples:
   {_PROGRAM} runs/demo
-  {_PROGRAM} runs/demo --depth 2 --format hf --out demo-2-blocks
+  {_PROGRAM} runs/demo --depth 2 --format hf --out demo-2-layers
   {_PROGRAM} runs/mine/checkpoints/step-00001000 --format mae --out mine.pth"""
 
 

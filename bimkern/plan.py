@@ -158,14 +158,14 @@ def _json(phases: Sequence[PhaseEstimate], fits: FittingOptions | None) -> str:
 def _text(config: Config, phases: Sequence[PhaseEstimate], limit: int | None, fits: FittingOptions | None) -> str:
     run, largest = config.run, _largest(phases)
     estimate = largest.estimate
-    blocks = ", ".join(f"{name} {human_bytes(size)}" for name, size in estimate.scopes.items())
+    scopes = ", ".join(f"{name} {human_bytes(size)}" for name, size in estimate.scopes.items())
     together = sum((estimate.weights, estimate.gradients, estimate.optimizer, estimate.inputs, estimate.activations))
     facts = {
         "weights": human_bytes(estimate.weights),
         "gradients": f"{human_bytes(estimate.gradients)} at most",
         "optimizer": human_bytes(estimate.optimizer),
         "inputs": f"{human_bytes(estimate.inputs)}, the images of a step",
-        "activations": f"{human_bytes(estimate.activations)} at most: {blocks}",
+        "activations": f"{human_bytes(estimate.activations)} at most: {scopes}",
         "peak": f"{human_bytes(estimate.peak)}; no placement needs less than {human_bytes(estimate.bound)}",
         "parts": f"{human_bytes(together)} together: more than the peak if gradients are allocated as activations are "
         "freed, less if masks and gaps count",

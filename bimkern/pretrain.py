@@ -100,14 +100,14 @@ def _closing_words(outcome: Outcome) -> str:
         notes["What was frozen before the end is evaluated as it was left."] = None
     return "\n".join(
         [
-            f"\nMean squared error on what is hidden, {held_out}:",
+            f"\nMean squared error on what is masked, {held_out}:",
             *(
                 f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
                 for stage in stages
             ),
             *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
-            "  pictures/reconstruction.png  what is hidden from each stage and what it predicts\n"
+            "  pictures/reconstruction.png  what is masked from each stage and what it predicts\n"
             "  pictures/curves.png, memory.png\n"
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"

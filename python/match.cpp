@@ -40,11 +40,11 @@ MatchCells cells_of(const char* op, const Tensor& ids, int64_t images, int64_t r
   return MatchCells{ids.const_data_ptr<int64_t>(), ids.size(0), images, rows, columns};
 }
 
-int64_t match_hidden_op(const Tensor& mask, bool every, Tensor ids) {
-  const char* op = "match_hidden";
+int64_t match_masked_op(const Tensor& mask, bool every, Tensor ids) {
+  const char* op = "match_masked";
   STD_TORCH_CHECK(mask.dim() == 2, op, ": mask must be [B, N], got ", mask.dim(), " dimensions");
   check_buffer(op, "ids", ids, ScalarType::Long, {mask.size(0) * mask.size(1)});
-  MatchHidden args{};
+  MatchMasked args{};
   args.dtype = dtype_of(op, mask);
   args.images = mask.size(0);
   args.cells = mask.size(1);
@@ -53,7 +53,7 @@ int64_t match_hidden_op(const Tensor& mask, bool every, Tensor ids) {
   args.cell_stride = mask.stride(1);
   args.ids = ids.mutable_data_ptr<int64_t>();
   args.every = every;
-  return match_hidden(args);
+  return match_masked(args);
 }
 
 void match_rows_op(const Tensor& tokens, const Tensor& ids, Tensor out) {
@@ -190,7 +190,7 @@ void match_error_op(const Tensor& ids, const Tensor& weight, const Tensor& targe
 }  // namespace bimkern
 
 STABLE_TORCH_LIBRARY_IMPL(bimkern, CPU, library) {
-  library.impl("match_hidden", TORCH_BOX(&bimkern::match_hidden_op));
+  library.impl("match_masked", TORCH_BOX(&bimkern::match_masked_op));
   library.impl("match_rows", TORCH_BOX(&bimkern::match_rows_op));
   library.impl("match_rows_bwd", TORCH_BOX(&bimkern::match_rows_bwd_op));
   library.impl("match_norm", TORCH_BOX(&bimkern::match_norm_op));

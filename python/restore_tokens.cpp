@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_bwd_op(const Tensor& grad, con
   Tensor grad_visible = make_empty(grad, {grad.size(0), num_prefix + keep.size(1), width});
   Tensor grad_mask_token = make_empty(grad, {width});
   Tensor grad_pos = make_empty(grad, {with_pos ? num_tokens : 0, width});
-  Tensor hidden_sums = make_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
+  Tensor masked_sums = make_empty(grad, {num_tokens, width}, is_double ? ScalarType::Double : ScalarType::Float);
   RestoreTokensBwd args{};
   args.dtype = dtype_of(op, grad);
   args.size = sizes(grad, keep, num_tokens, num_prefix);
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_bwd_op(const Tensor& grad, con
   args.grad_visible = grad_visible.mutable_data_ptr();
   args.grad_mask_token = grad_mask_token.mutable_data_ptr();
   args.grad_pos = with_pos ? grad_pos.mutable_data_ptr() : nullptr;
-  args.hidden_sums = hidden_sums.mutable_data_ptr();
+  args.masked_sums = masked_sums.mutable_data_ptr();
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
     Tensor positions = make_places(keep, num_tokens);

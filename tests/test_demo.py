@@ -13,12 +13,12 @@ def test_the_demo_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     main(["demo", "--steps", "250", "--out", str(tmp_path / "run")])
 
-    losses = [json.loads(line)["loss_per_block"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss_per_stage"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for first, *curve in zip(*losses, strict=True):
         assert sum(curve[-5:]) / 5 < 0.45 * first
 
     printed = capsys.readouterr().out
     found = re.findall(r"after layer (\d)  (\S+); the mean visible color would give (\S+)", printed)
-    assert [block for block, _, _ in found] == ["1", "2", "3", "4"]
+    assert [layer for layer, _, _ in found] == ["1", "2", "3", "4"]
     for _, error, baseline in found:
         assert float(error) < 0.8 * float(baseline)

@@ -162,8 +162,8 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
     pixels = np.array(resized.crop((4, 14, 68, 78)))  # 64 of a short side of 64 / 0.875
     images = model.colors.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     tokens = model.encoder.embed(images)
-    for block in model.encoder.blocks:
-        tokens = block(tokens)
+    for layer in model.encoder.blocks:
+        tokens = layer(tokens)
     expected = model.heads[-1].in_norm(tokens)[:, 1:].mean(1)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 

@@ -22,8 +22,8 @@ nearest neighbors, a linear probe and fine-tuning, and say which findings of the
 _TERMS = """\
 The same for all: encoder, images, steps, batch, warm-up and optimizer; not the operations of a step. Every method takes
 the best of three rates of pre-training, by a linear probe, and of three of fine-tuning, chosen with the first seed on a
-third of the training half; an MAE of fewer blocks takes those of the whole one. Scratch has the fine-tuning's steps
-alone. Nothing is augmented. Features are patch tokens averaged, with nothing hidden. The halves are those of every
+third of the training half; an MAE of fewer layers takes those of the whole one. Scratch has the fine-tuning's steps
+alone. Nothing is augmented. Features are patch tokens averaged, with nothing masked. The halves are those of every
 seed.
 """
 _RATES = (("pre-training", "rate", Plan.rates), ("fine-tuning", "finetune_rate", Plan.finetune_rates))
@@ -69,7 +69,7 @@ def _measure(plan: Plan, processes: int, out: Path) -> None:
         keeper.add(rows)
         for row in rows:
             elapsed = f"{time.perf_counter() - began:6.0f} s"
-            print(f"{elapsed}  {row.method}, blocks {row.blocks}, seed {row.seed}: {row.linear:.1%} linear", flush=True)
+            print(f"{elapsed}  {row.method}, layers {row.layers}, seed {row.seed}: {row.linear:.1%} linear", flush=True)
     print()
 
 

@@ -56,17 +56,17 @@ def _set_rates(updates: list[GroupOptimizer], peak: float, schedule: Schedule, p
 
 
 def cut(encoder: ViT, depth: int) -> ViT:
-    """Copy an encoder's first depth blocks."""
+    """Copy an encoder's first depth layers."""
     encoder = deepcopy(encoder)
     encoder.blocks = encoder.blocks[:depth]
     return encoder
 
 
 def pooled(encoder: ViT, images: Tensor) -> Tensor:
-    """Average the patch tokens that an encoder puts out, with nothing hidden: [B, D]."""
+    """Average the patch tokens that an encoder puts out, with nothing masked: [B, D]."""
     tokens = encoder.embed(images, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
-    for block in encoder.blocks:
-        tokens = block(tokens)
+    for layer in encoder.blocks:
+        tokens = layer(tokens)
     return tokens[:, encoder.num_prefix :].mean(dim=1)
 
 

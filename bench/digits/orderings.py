@@ -68,8 +68,8 @@ def half_width(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _name(key: Key) -> str:
-    method, blocks = key
-    return method if blocks == METHODS[method].depths[-1] else f"{method}, first {blocks} blocks"
+    method, layers = key
+    return method if layers == METHODS[method].depths[-1] else f"{method}, first {layers} layers"
 
 
 _WHOLE = ENCODER.depth
@@ -77,7 +77,7 @@ _SCRATCH, _MAE, _BIM = ("scratch", _WHOLE), ("MAE", _WHOLE), ("BIM", _WHOLE)
 _GROWING, _FASTMIM = ("BIM, growing mask", _WHOLE), ("FastMIM", _WHOLE)
 _LOCALMIM, _ISOLATED, _VITFREEZE = ("LocalMIM", _WHOLE), ("LocalMIM, isolated", _WHOLE), ("ViTFreeze", _WHOLE)
 
-# ImageNet accuracies of the BIM paper's table 3, ViT-B, behind each block: BIM, MAE truncated, MAE trained alone.
+# ImageNet accuracies of the BIM paper's table 3, ViT-B, behind each stage: BIM, MAE truncated, MAE trained alone.
 _BIM_TABLE_3 = ((70.59, 65.88, 70.59), (79.06, 75.02, 79.04), (81.39, 79.46, 81.48), (82.98, 83.01, 83.01))
 
 

@@ -51,10 +51,10 @@ def _draw_depths(axes: Axes, table: Table, metric: str) -> None:
         below = [mean - min(of_seeds) for mean, of_seeds in zip(means, values, strict=True)]
         above = [max(of_seeds) - mean for mean, of_seeds in zip(means, values, strict=True)]
         axes.errorbar(
-            [blocks for _, blocks in keys], means, yerr=(below, above), marker="o", markersize=4, capsize=3, label=label
+            [layers for _, layers in keys], means, yerr=(below, above), marker="o", markersize=4, capsize=3, label=label
         )
     axes.set_title(f"{METRICS[metric]}, %: mean and range", fontsize=9)
     axes.set_xticks(DEPTHS)
-    axes.set_xlabel("transformer blocks", fontsize=8)
+    axes.set_xlabel("layers", fontsize=8)
     axes.grid(axis="y", linewidth=0.4)
     axes.legend(fontsize=7)

@@ -100,7 +100,7 @@ def _evaluate(method: DigitsMethod, encoder: ViT, digits: Digits, seed: int, pla
     values = probe.features(encoder, digits)
     return Row(
         method=method.name,
-        blocks=len(encoder.blocks),
+        layers=len(encoder.blocks),
         seed=seed,
         rate=rates.pretrain,
         finetune_rate=rates.finetune,

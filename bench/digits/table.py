@@ -13,7 +13,7 @@ from bench.results import ResultsError
 METRICS = {"knn": "kNN", "linear": "linear", "finetuned": "fine-tuned"}
 PIXELS = "pixels"  # not a method: the 64 values of a scan, for comparison
 
-Key = tuple[str, int]  # a method, and the number of blocks that are evaluated
+Key = tuple[str, int]  # a method, and the number of layers that are evaluated
 Table = dict[Key, dict[str, list[float]]]  # the accuracies of all seeds, by metric
 
 
@@ -22,7 +22,7 @@ class Row:
     """One encoder of one seed. Accuracies are on the held-out half."""
 
     method: str
-    blocks: int = 0
+    layers: int = 0
     seed: int = 0
     rate: float | None = None  # of pre-training, chosen on the validation part with the first seed
     finetune_rate: float | None = None  # likewise
@@ -79,7 +79,7 @@ def read(path: Path) -> tuple[Table, list[dict[str, str]]]:
         raise ResultsError(f"{path}: holds no rows")
     table: Table = {}
     for row in rows:
-        accuracies = table.setdefault((row["method"], int(row["blocks"])), {metric: [] for metric in METRICS})
+        accuracies = table.setdefault((row["method"], int(row["layers"])), {metric: [] for metric in METRICS})
         for metric, values in accuracies.items():
             if row[metric]:
                 values.append(float(row[metric]))
@@ -104,11 +104,11 @@ def percent(values: list[float]) -> str:
 
 
 def lay_out(table: Table) -> str:
-    """Lay out the table: methods as they are declared, whatever came first, each from its last block up."""
+    """Lay out the table: methods as they are declared, whatever came first, each from its last layer up."""
     order = [PIXELS, *METHODS]
     keys = sorted(table, key=lambda key: (order.index(key[0]), -key[1]))
-    cells = [["", "blocks", *METRICS.values()]]
-    cells += [[name, str(blocks or ""), *map(percent, table[name, blocks].values())] for name, blocks in keys]
+    cells = [["", "layers", *METRICS.values()]]
+    cells += [[name, str(layers or ""), *map(percent, table[name, layers].values())] for name, layers in keys]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
     return "\n".join(lines)

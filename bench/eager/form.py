@@ -12,7 +12,7 @@ from bimkern.models.vit import ViTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """An autoencoder of pixels whose hidden patches are left out, with the same decoder behind every tap."""
+    """An autoencoder of pixels whose masked patches are left out, with the same decoder behind every tap."""
 
     encoder: ViTConfig
     decoder: DecoderConfig

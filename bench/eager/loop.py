@@ -1,4 +1,4 @@
-"""The usual training step: autocast, one backward and one AdamW as torch gives it, for the network or for every block.
+"""The usual training step: autocast, one backward and one AdamW as torch gives it, for the network or for every stage.
 
 Left out, in favour of these loops: waiting for the loss at every step, and the norm of the gradients.
 """

@@ -46,7 +46,7 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=_EPS)
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("pos_embed", _positions(config.width, config.grid), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
 
     def embed(self, images: Tensor, ids_keep: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("pos_embed", _positions(config.width, encoder.grid), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=_EPS)
         self.pred = nn.Linear(config.width, encoder.channels * encoder.patch**2)
@@ -105,8 +105,8 @@ class Decoder(nn.Module):
         tokens = torch.cat([x[:, 1:], mask_tokens.to(x.dtype)], dim=1)
         tokens = torch.gather(tokens, 1, ids_restore.unsqueeze(-1).repeat(1, 1, x.shape[2]))
         x = torch.cat([x[:, :1], tokens], dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
+        for layer in self.blocks:
+            x = layer(x)
         return self.pred(self.norm(x))[:, 1:]
 
 
@@ -133,8 +133,8 @@ class Network(nn.Module):
         first = self.form.taps[stage - 1] + 1 if stage else 0
         kept = self.form.kept[stage]
         x = self.encoder.embed(x, ids_shuffle[:, :kept]) if stage == 0 else x[:, : 1 + kept]
-        for block in self.encoder.blocks[first : self.form.taps[stage] + 1]:
-            x = block(x)
+        for layer in self.encoder.blocks[first : self.form.taps[stage] + 1]:
+            x = layer(x)
         return x
 
     def patchify(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from bimkern.ops.keep_to_mask import keep_to_mask, keep_to_mask_reference
 
 @entry("keep_to_mask", shapes=shapes.KEEP, dtypes=("float32",), passes=("fwd",))
 def measure(case: Case) -> Measure:
-    """Turn kept patches into a mask that is 1 where hidden."""
+    """Turn kept patches into a mask that is 1 where masked."""
     keep, B, N, K = inputs.keep(case), *(case.dims[letter] for letter in "BNK")
     compiled = case.compiled(keep_to_mask_reference)
     return Measure(

@@ -10,7 +10,7 @@ from bimkern.ops.masked_loss import masked_loss, masked_loss_reference
 
 
 def select(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """One usual form: hidden rows are picked by a boolean mask, then compared."""
+    """One usual form: masked rows are picked by a boolean mask, then compared."""
     return (pred[mask].to(target.dtype) - target[mask]).square().mean()
 
 
@@ -29,15 +29,15 @@ def weighted(pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 @entry("masked_loss", shapes=shapes.LOSS)
 def measure(case: Case) -> Measure:
-    """Mean squared error of hidden tokens, float32 targets."""
+    """Mean squared error of masked tokens, float32 targets."""
     B, N, K, P = (case.dims[letter] for letter in "BNKP")
     pred = inputs.floats(case, "B", "N", "P")
     target = torch.randn(B, N, P, device=case.device)
     weight = keep_to_mask(inputs.keep(case), N)
     mask, total = weight.bool(), weight.sum()
     compiled = case.compiled(masked_loss_reference)
-    # Hidden rows of predictions and targets in; back: the same, and all gradients out.
-    hidden = B * (N - K) * P * (case.itemsize + target.itemsize) + weight.nbytes
+    # Masked rows of predictions and targets in; back: the same, and all gradients out.
+    masked = B * (N - K) * P * (case.itemsize + target.itemsize) + weight.nbytes
     return Measure(
         ours=lambda: masked_loss(pred, target, weight, denominator=total),
         rivals={
@@ -48,5 +48,5 @@ def measure(case: Case) -> Measure:
         },
         reference=lambda: masked_loss_reference(pred, target, weight, total, False),
         leaves=[pred],
-        bytes=hidden if case.pass_name == "fwd" else 2 * hidden + B * N * P * case.itemsize,
+        bytes=masked if case.pass_name == "fwd" else 2 * masked + B * N * P * case.itemsize,
     )

@@ -30,14 +30,14 @@ def usual(pred: Tensor, images: Tensor, weight: Tensor, mean: Tensor, std: Tenso
 
 
 def select_first(pred: Tensor, images: Tensor, mask: Tensor, mean: Tensor, std: Tensor, patch: int) -> Tensor:
-    """The best form in plain torch: hidden patches are cut from the bytes before anything else."""
+    """The best form in plain torch: masked patches are cut from the bytes before anything else."""
     vectors = patchify(images, patch)[mask].unflatten(-1, (-1, images.shape[1]))
     return (pred[mask] - normalized(((vectors / 255 - mean) / std).flatten(1))).square().mean()
 
 
 @entry("masked_pixel_loss", shapes=shapes.PIXEL_LOSS)
 def measure(case: Case) -> Measure:
-    """Mean squared error of hidden patches, normalized one by one, from uint8 images."""
+    """Mean squared error of masked patches, normalized one by one, from uint8 images."""
     B, N, K, p = (case.dims[letter] for letter in "BNKp")
     side, length = math.isqrt(N) * p, 3 * p * p
     pred = inputs.floats(case, "B", "N", length)
@@ -46,8 +46,8 @@ def measure(case: Case) -> Measure:
     mask, total = weight.bool(), weight.sum()
     mean, std = (torch.rand(3, device=case.device) + 0.2 for _ in range(2))
     compiled = case.compiled(masked_pixel_loss_reference)
-    # Hidden rows of predictions and bytes of the images in; back: the same, and all gradients out.
-    hidden = B * (N - K) * length * (case.itemsize + 1) + weight.nbytes
+    # Masked rows of predictions and bytes of the images in; back: the same, and all gradients out.
+    masked = B * (N - K) * length * (case.itemsize + 1) + weight.nbytes
     return Measure(
         ours=lambda: masked_pixel_loss(pred, images, weight, patch=p, mean=mean, std=std, denominator=total),
         rivals={
@@ -57,5 +57,5 @@ def measure(case: Case) -> Measure:
         },
         reference=lambda: masked_pixel_loss_reference(pred, images, weight, total, mean, std, p, True, False),
         leaves=[pred],
-        bytes=hidden if case.pass_name == "fwd" else 2 * hidden + B * N * length * case.itemsize,
+        bytes=masked if case.pass_name == "fwd" else 2 * masked + B * N * length * case.itemsize,
     )

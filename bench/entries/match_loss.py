@@ -1,4 +1,4 @@
-"""match_loss against the convolutions of MIM programs, and against the same for hidden tokens alone.
+"""match_loss against the convolutions of MIM programs, and against the same for masked tokens alone.
 
 Shapes: B images, N = side x side tokens, D width, E and F widths after the deconvolutions, L values of a prediction.
 """
@@ -41,8 +41,8 @@ class Matching(Predicting):
         predictions = super().convolutions().float()
         return ((predictions - self.target).square().mean(-1) * mask.flatten(1)).sum() / mask.sum()
 
-    def hidden(self) -> Tensor:
-        """The best form in plain torch: rows of hidden tokens, the prediction folded into the last deconvolution."""
+    def masked(self) -> Tensor:
+        """The best form in plain torch: rows of masked tokens, the prediction folded into the last deconvolution."""
         pred, pred_bias, up1, up1_bias, up2, up2_bias = self.cast(*self.layers[:4], *self.layers[6:])
         side, pred = self.side, pred.flatten(1)
         features, mask, target = self.features, self.mask, self.target
@@ -75,7 +75,7 @@ class Matching(Predicting):
 
 @entry("match_loss", shapes=shapes.MATCH)
 def measure(case: Case) -> Measure:
-    """Predict hidden cells at another scale and take their loss; what forward makes is not written to memory."""
+    """Predict masked cells at another scale and take their loss; what forward makes is not written to memory."""
     B, N, K, D, L = (case.dims[letter] for letter in "BNKDL")
     scale = case.dims["scale"]
     matching = Matching(case)
@@ -84,11 +84,11 @@ def measure(case: Case) -> Measure:
     cells = B * (N - K) if scale >= 1 else B * N // 4
     passes = 1 if case.pass_name == "fwd" else 3  # a product's backward is two
     target = cells * int(max(1, scale)) ** 2 * L
-    # Hidden rows and their target in; back: gradients of all tokens out.
+    # Masked rows and their target in; back: gradients of all tokens out.
     one_way = 4 * (B * (N - K) * D + target)
     return Measure(
         ours=matching.ours,
-        rivals={"conv": matching.convolutions, "hidden": matching.hidden, "compile": compiled},
+        rivals={"conv": matching.convolutions, "masked": matching.masked, "compile": compiled},
         reference=matching.reference,
         check=matching.check,
         leaves=matching.leaves,

@@ -19,7 +19,7 @@ def cat_gather_add(visible: Tensor, ids_restore: Tensor, mask_token: Tensor, pos
 
 
 def clone_put(visible: Tensor, keep: Tensor, mask_token: Tensor, pos: Tensor, num_prefix: int) -> Tensor:
-    """The best form in plain torch: hidden rows are the same in every image, so clone a table and put visible rows."""
+    """The best form in plain torch: masked rows are the same in every image, so clone a table and put visible rows."""
     B, R = len(visible), num_prefix
     zeros = pos.new_zeros(R, pos.shape[1])
     table = torch.cat([zeros, mask_token + pos]).expand(B, -1, -1)  # [B, R+N, D]

@@ -100,7 +100,7 @@ class Local:
     """
 
     def partition(self, model: Staged) -> dict[str, NamedParameters]:
-        return {f"block {k + 1}": list(model.stage_parameters(k)) for k in range(model.num_stages)}
+        return {f"stage {k + 1}": list(model.stage_parameters(k)) for k in range(model.num_stages)}
 
     def step(
         self,
@@ -179,7 +179,7 @@ class EndToEnd:
 def _denominators(batches: Sequence[MicroBatch]) -> Tensor:
     """Sum the loss weights of every stage over the whole step, [S]."""
     stages = range(len(batches[0].views))
-    return torch.stack([torch.stack([batch.views[s].hidden.sum() for batch in batches]).sum() for s in stages])
+    return torch.stack([torch.stack([batch.views[s].masked.sum() for batch in batches]).sum() for s in stages])
 
 
 def _decode(

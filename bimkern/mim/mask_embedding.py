@@ -1,4 +1,4 @@
-"""Mask embeddings: what stands for hidden patches in the encoder. Nothing, a token, or a color in the image.
+"""Mask embeddings: what stands for masked patches in the encoder. Nothing, a token, or a color in the image.
 
 Shapes: B images, C channels, H W pixels, N patches, K visible patches, R prefix tokens, D width.
 """
@@ -18,7 +18,7 @@ INIT_STD = 0.02
 class MaskEmbedding(nn.Module, ABC):
     """Embeds a batch for the first stage."""
 
-    drops: ClassVar[bool] = False  # whether hidden patches do not enter the encoder
+    drops: ClassVar[bool] = False  # whether masked patches do not enter the encoder
     needs: ClassVar[str]  # the method that an encoder must have
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -43,7 +43,7 @@ class DropMasked(MaskEmbedding):
 
 
 class MaskToken(MaskEmbedding):
-    """A learned token replaces the embedding of a hidden patch: [B, R+N, D].
+    """A learned token replaces the embedding of a masked patch: [B, R+N, D].
 
     Source: Bao et al. 2022 (BEiT), section 2.3; Xie et al. 2022 (SimMIM), section 3.2; Wei et al. 2022 (MaskFeat).
     """
@@ -59,7 +59,7 @@ class MaskToken(MaskEmbedding):
 
 
 class MaskPixels(MaskEmbedding):
-    """Hidden patches are painted over in the normalized image with one learned color: [B, R+N, D].
+    """Masked patches are painted over in the normalized image with one learned color: [B, R+N, D].
 
     Source: Guo et al. 2022 (FastMIM), section 3; the color as in its published program.
     """

@@ -62,7 +62,7 @@ class Method:
                 )
 
     def _check_mask_embedding(self) -> None:
-        """Make sure that encoder and heads can work with what stands for hidden patches."""
+        """Make sure that encoder and heads can work with what stands for masked patches."""
         embedding, masker, encoder = self.masker.mask_embedding, type(self.masker).__name__, self.encoder.module
         if not hasattr(encoder, embedding.needs):
             raise ValueError(
@@ -219,7 +219,7 @@ class MIM(nn.Module):
     def loss(
         self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
     ) -> Tensor:
-        """Compute the error of a stage's predictions on hidden cells, summed by weight, over denominator.
+        """Compute the error of a stage's predictions on masked cells, summed by weight, over denominator.
 
         Args:
             stage: k.
@@ -245,8 +245,8 @@ class MIM(nn.Module):
             loss = head.pred.loss(features, vectors, weights, grid, cells, wanted.kind)
         if target.features is not None and method.distillation is not None:
             projected = self.projections[stage](tokens[:, num_prefix:])
-            tokens_hidden = denominator * merged**2
-            learned = masked_loss(projected, target.features, weights, "l1", denominator=tokens_hidden)
+            tokens_masked = denominator * merged**2
+            learned = masked_loss(projected, target.features, weights, "l1", denominator=tokens_masked)
             loss = loss + method.distillation.weight * learned
         return loss
 

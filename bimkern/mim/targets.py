@@ -89,7 +89,7 @@ class StageTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Every stage also learns to predict the tokens of a teacher's layer for hidden patches, through a projection.
+    """Every stage also learns to predict the tokens of a teacher's layer for masked patches, through a projection.
 
     Source: Guo et al. 2022 (FastMIM), section 5.6: an L1 loss beside the first. It leaves open which layers, which
     tokens and at what weight; here the teacher sees the whole image, and its features have mean 0 and variance 1.

@@ -41,20 +41,20 @@ class View(Protocol):
 
     @property
     def keep(self) -> Tensor | None:
-        """The visible patches, [B, K] int64; all N where images differ in how many are hidden. None: all."""
+        """The visible patches, [B, K] int64; all N where images differ in how many are masked. None: all."""
 
     @property
-    def hidden(self) -> Tensor | None:
-        """Which patches are hidden, [B, N] of 0 and 1. None: no patch is."""
+    def masked(self) -> Tensor | None:
+        """Which patches are masked, [B, N] of 0 and 1. None: no patch is."""
 
 
 @dataclass(frozen=True)
 class WholeImages:
-    """The view of images of which nothing is hidden."""
+    """The view of images of which nothing is masked."""
 
     grid: Grid
     keep: None = None
-    hidden: None = None
+    masked: None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class EncoderConfig(Protocol):
 
 
 class Encoder(Protocol):
-    """The module. One that can hide patches has at least one of the methods of the three protocols below."""
+    """The module. One that can mask patches has at least one of the methods of the three protocols below."""
 
     @property
     def config(self) -> Any:
@@ -150,7 +150,7 @@ class Encoder(Protocol):
 
 
 class EmbedsVisible(Encoder, Protocol):
-    """An encoder into which hidden patches need not enter."""
+    """An encoder into which masked patches need not enter."""
 
     def embed_visible(
         self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None
@@ -159,14 +159,14 @@ class EmbedsVisible(Encoder, Protocol):
 
 
 class EmbedsFilled(Encoder, Protocol):
-    """An encoder in which a token can replace hidden patches."""
+    """An encoder in which a token can replace masked patches."""
 
     def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Embed all patches, the hidden ones as token [1, 1, D] plus their position: [B, R+N, D]."""
+        """Embed all patches, the masked ones as token [1, 1, D] plus their position: [B, R+N, D]."""
 
 
 class EmbedsPainted(Encoder, Protocol):
     """An encoder whose images can be painted over."""
 
     def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Embed images whose hidden patches have one color [1, C, 1, 1], in normalized pixels: [B, R+N, D]."""
+        """Embed images whose masked patches have one color [1, C, 1, 1], in normalized pixels: [B, R+N, D]."""

@@ -50,7 +50,7 @@ class HeadConfig(Protocol):
             in_width: D.
             out_length: P.
             num_prefix: R.
-            restores: whether the hidden patches are left out of its tokens.
+            restores: whether the masked patches are left out of its tokens.
         """
 
 
@@ -69,7 +69,7 @@ class Prediction(Linear):
         denominator: Tensor | float | None = None,
         kind: str = "l2",
     ) -> Tensor:
-        """Average the error over the hidden cells: masked_loss."""
+        """Average the error over the masked cells: masked_loss."""
         return masked_loss(self(features), target, mask, kind, denominator=denominator)
 
 
@@ -163,8 +163,8 @@ class TransformerDecoder(nn.Module):
             x = restore_tokens(x, decoded, token, pos, num_tokens=num_tokens, num_prefix=self.num_prefix)
         elif pos is not None:
             x = torch.cat([x[:, : self.num_prefix], x[:, self.num_prefix :] + pos], dim=1)
-        for block in self.blocks:
-            x = block(x)
+        for layer in self.blocks:
+            x = layer(x)
         return self.norm(x)[:, self.num_prefix :]
 
     def forward(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:

@@ -69,11 +69,11 @@ class ViT(nn.Module):
     def _fill(self, visible: Tensor, view: View, token: Tensor, pos: Tensor) -> Tensor:
         """Put visible tokens [B, R+K, D] at their positions among all N, and token [D] at the others."""
         assert view.keep is not None
-        assert view.hidden is not None
+        assert view.masked is not None
         token = token.to(visible.dtype)
-        if view.keep.shape[1] == len(pos):  # as many as there are, where images differ in how many are hidden
+        if view.keep.shape[1] == len(pos):  # as many as there are, where images differ in how many are masked
             prefix, patches = visible[:, : self.num_prefix], visible[:, self.num_prefix :]
-            return torch.cat([prefix, torch.where(view.hidden[..., None] > 0, token, patches) + pos], dim=1)
+            return torch.cat([prefix, torch.where(view.masked[..., None] > 0, token, patches) + pos], dim=1)
         return restore_tokens(visible, view.keep, token, pos, num_tokens=len(pos), num_prefix=self.num_prefix)
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:

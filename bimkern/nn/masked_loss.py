@@ -1,4 +1,4 @@
-"""MaskedLoss: the error of hidden tokens' predictions, as a module.
+"""MaskedLoss: the error of masked tokens' predictions, as a module.
 
 Shapes: B images, N tokens, P values a token.
 """

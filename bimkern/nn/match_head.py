@@ -64,7 +64,7 @@ class MatchHead(nn.Module):
         denominator: Tensor | float | None = None,
         kind: str = "l2",
     ) -> Tensor:
-        """Average the error over the hidden cells: match_loss."""
+        """Average the error over the masked cells: match_loss."""
         return match_loss(
             features,
             self.layers,

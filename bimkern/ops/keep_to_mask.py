@@ -1,4 +1,4 @@
-"""keep_to_mask: 1 where a token is hidden.
+"""keep_to_mask: 1 where a token is masked.
 
 Shapes: B images, N tokens, K kept tokens.
 """
@@ -19,7 +19,7 @@ def keep_to_mask_reference(keep: Tensor, num_tokens: int) -> Tensor:
 
 
 def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
-    """Turn kept token ids into a mask of hidden tokens.
+    """Turn kept token ids into a mask of masked tokens.
 
     Args:
         keep: [B, K], int64 ids in [0, N), in any order, none twice in an image; 0 <= K <= N. On a CPU the values are
@@ -28,7 +28,7 @@ def keep_to_mask(keep: Tensor, num_tokens: int) -> Tensor:
         num_tokens: N.
 
     Returns:
-        [B, N], float32: 1 where hidden, 0 where kept.
+        [B, N], float32: 1 where masked, 0 where kept.
 
     Raises:
         ValueError, TypeError: a shape or dtype is off; the message names it.

@@ -1,4 +1,4 @@
-"""masked_loss: the error of the hidden tokens' predictions.
+"""masked_loss: the error of the masked tokens' predictions.
 
 Shapes: B images, N tokens, P values a token.
 """
@@ -22,7 +22,7 @@ KINDS = ("l2", "l1")
 
 
 def masked_loss_reference(pred: Tensor, target: Tensor, weight: Tensor, denominator: Tensor, absolute: bool) -> Tensor:
-    """He et al. 2022 (MAE), section 3: the mean error of a token's values, over the hidden tokens."""
+    """He et al. 2022 (MAE), section 3: the mean error of a token's values, over the masked tokens."""
     counts = (weight != 0).unsqueeze(-1)  # where not, nothing is read: neither NaN nor infinity may come through
     error = torch.where(counts, pred.to(weight.dtype) - target.to(weight.dtype), 0)
     per_token = (error.abs() if absolute else error.square()).mean(dim=-1)  # [B, N]
@@ -46,7 +46,7 @@ def masked_loss(
     Args:
         pred: [B, N, P], float32, float16, bfloat16 or float64; any strides, fastest with P contiguous.
         target: [B, N, P], float32, float16, bfloat16 or float64. A constant: it must not require a gradient.
-        weight: [B, N], bool or one of these dtypes; in [0, 1], 1 where hidden. The arithmetic is done in float32, or
+        weight: [B, N], bool or one of these dtypes; in [0, 1], 1 where masked. The arithmetic is done in float32, or
             float64 where target is. It must not require a gradient.
         kind: "l2" (squared error) or "l1" (absolute error).
         denominator: scalar tensor on the device of pred, or a number; by default sum(weight). Slices, micro-batches and

@@ -59,7 +59,7 @@ def masked_pixel_loss(
         pred: [B, N, P], float32, float16, bfloat16 or float64; patches in raster order, values (row, column, channel).
         images: [B, C, H, W], uint8, float32, float16, bfloat16 or float64, H and W multiples of patch; any strides.
             uint8 is divided by 255. A constant: no gradient flows to them.
-        weight: [B, N], bool, float32, float16, bfloat16 or float64, in [0, 1], 1 where hidden. The arithmetic is
+        weight: [B, N], bool, float32, float16, bfloat16 or float64, in [0, 1], 1 where masked. The arithmetic is
             done in float32, or float64 where weight or images are. It must not require a gradient.
         kind: "l2" (squared error) or "l1" (absolute error).
         patch: side in pixels.

@@ -153,7 +153,7 @@ def match_loss(
         features, layers, scale, grid, dtype: as of match_predict.
         target: [B, M, P], float32 (float64 where dtype is), in which the error is computed; any strides. Gets no
             gradient, and must not require one.
-        mask: [B, N], bool or one of these dtypes, 1 where hidden. Gets no gradient, and must not require one.
+        mask: [B, N], bool or one of these dtypes, 1 where masked. Gets no gradient, and must not require one.
         kind: "l2" (squared error) or "l1" (absolute error).
         denominator: scalar tensor on the device of features, or a number; by default the sum of all weights. Slices,
             micro-batches and ranks pass that of the whole batch, so that their losses and gradients add up to those of

@@ -1,4 +1,4 @@
-"""match_loss without predictions in memory: hidden cells in chunks, error and gradients of each chunk at once.
+"""match_loss without predictions in memory: masked cells in chunks, error and gradients of each chunk at once.
 
 Per chunk: gather its rows, multiply (x4: norm and GELU, multiply), take the error and its gradient, and go all the way
 back, so that forward leaves finished gradients behind, which backward scales. Products are the library's; the stages
@@ -6,9 +6,9 @@ between them are kernels. The last deconvolution and the prediction have nothing
 multiplied instead of the tokens.
 
 What is allocated follows from shapes alone, so that the memory of a step can be planned, and counted on tensors without
-values: buffers are those of CHUNK cells, whatever is hidden, and chunks allocate nothing.
+values: buffers are those of CHUNK cells, whatever is masked, and chunks allocate nothing.
 
-Shapes: B images, N = rows x columns cells, n hidden ones, D width, E and F widths after the deconvolutions, C width
+Shapes: B images, N = rows x columns cells, n masked ones, D width, E and F widths after the deconvolutions, C width
 before the last product (E at x4, else D), P values predicted, S those of a 2x2 square (x1: of a cell) with padding.
 """
 
@@ -37,7 +37,7 @@ _backend.schemas.define(
     "match_loss(Tensor features, Tensor?[] layers, Tensor target, Tensor mask, float scale, int rows, int columns,"
     " bool absolute, Tensor denominator, ScalarType dtype) -> Tensor"
 )
-_backend.schemas.define("match_hidden(Tensor mask, bool every, Tensor(a!) ids) -> int")
+_backend.schemas.define("match_masked(Tensor mask, bool every, Tensor(a!) ids) -> int")
 _backend.schemas.define("match_rows(Tensor tokens, Tensor cells, Tensor(a!) out) -> ()")
 _backend.schemas.define(
     "match_rows_bwd(Tensor grad_rows, Tensor cells, int begin, int end, Tensor(a!) grad_tokens) -> ()"
@@ -107,7 +107,7 @@ def _loss(
         learned = (features, up, up_bias, norm_weight, norm_bias, weight, bias)
         with_grads = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
         side = int(max(scale, 1))
-        # Of squares of tokens nearly all are hidden, and how many depends on luck: products of all have one shape.
+        # Of squares of tokens nearly all are masked, and how many depends on luck: products of all have one shape.
         total = _backend.run(
             "match_total", *learned, target, mask, rows, columns, side, absolute, NORM_EPS, dtype, scale < 1, with_grads
         )[0]
@@ -135,7 +135,7 @@ class _Sum:
             self.total += self._wide.copy_(torch.mm(rows.T, columns, out=self._product))
 
 
-@torch.library.register_fake("bimkern::match_hidden", lib=_backend.schemas)
+@torch.library.register_fake("bimkern::match_masked", lib=_backend.schemas)
 def _(mask: Tensor, every: bool, ids: Tensor) -> int:
     """Find none: for who counts what match_total allocates, which is the same for any number."""
     return 0
@@ -179,7 +179,7 @@ def _total(
         return features.new_zeros(shape, dtype=dtype)
 
     ids = buffer(mask.numel(), dtype=torch.int64)
-    ids = ids[: ops.match_hidden(mask, every, ids)]  # [n]
+    ids = ids[: ops.match_masked(mask, every, ids)]  # [n]
     num_chunks = max(1, -(-len(ids) // CHUNK))
     chunk = -(-len(ids) // num_chunks)
 

@@ -26,7 +26,7 @@ def scale_mask_reference(mask: Tensor, rows: int, columns: int, average: int, re
 def scale_mask(mask: Tensor, factor: float, *, grid: tuple[int, int] | None = None) -> Tensor:
     """Bring a mask to a grid with `factor` times the rows and columns: repeat its values, or average squares of them.
 
-    At a coarser scale the values are weights in [0, 1], the share of a cell that is hidden, with no threshold.
+    At a coarser scale the values are weights in [0, 1], the share of a cell that is masked, with no threshold.
 
     Args:
         mask: [B, N], float32, float16, bfloat16, float64 or bool, tokens in raster order; any strides.

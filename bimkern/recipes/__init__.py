@@ -14,7 +14,7 @@ from bimkern.recipes.vitfreeze import VITFREEZE_RECIPES
 
 FAMILIES: dict[str, tuple[Recipe, ...]] = {  # as --help lists them
     "For a first look": DEMO_RECIPES,
-    "BIM: blocks that learn independently": BIM_RECIPES,
+    "BIM: stages that learn independently": BIM_RECIPES,
     "LocalMIM: targets at four scales": LOCALMIM_RECIPES,
     "ViTFreeze: LocalMIM that freezes its first layers first": VITFREEZE_RECIPES,
     "FastMIM: small images, HOG targets": FASTMIM_RECIPES,

@@ -16,22 +16,22 @@ GROWING_MASK = (0.65, 0.70, 0.80, 0.85)  # section 3.3 and table 4; mean 0.75
 _EPOCHS = 400  # tables 1 and 2; also 800
 
 
-def local_blocks(depth: int, num_blocks: int = 4) -> tuple[int, ...]:
-    """Return the taps that cut an encoder into equal blocks; four of them in section 4.1."""
-    if depth % num_blocks:
-        raise ValueError(f"local_blocks: depth must be a multiple of num_blocks={num_blocks}, got {depth}")
-    return tuple(range(depth // num_blocks - 1, depth, depth // num_blocks))
+def local_stages(depth: int, num_stages: int = 4) -> tuple[int, ...]:
+    """Return the taps that cut an encoder into equal stages; the paper calls them blocks, and has four."""
+    if depth % num_stages:
+        raise ValueError(f"local_stages: depth must be a multiple of num_stages={num_stages}, got {depth}")
+    return tuple(range(depth // num_stages - 1, depth, depth // num_stages))
 
 
-def local(config: Config, name: str, num_blocks: int = 4) -> Config:
-    """Cut the encoder of a run with one tap into blocks that learn alone, each with a head like the one there was."""
+def local(config: Config, name: str, num_stages: int = 4) -> Config:
+    """Cut the encoder of a run with one tap into stages that learn alone, each with a head like the one there was."""
     method = config.method
-    method = replace(method, taps=local_blocks(method.encoder.depth, num_blocks), flow=Local())  # algorithm 1
+    method = replace(method, taps=local_stages(method.encoder.depth, num_stages), flow=Local())  # algorithm 1
     return replace(config, recipe=name, method=method)
 
 
 def bim(name: str, encoder: ViTConfig, ratios: tuple[float, ...]) -> Config:
-    """MAE in four blocks that learn alone; every number not set here is MAE's, as in section 4.1."""
+    """MAE in four stages that learn alone; every number not set here is MAE's, as in section 4.1."""
     base = local(mae(name, encoder), name)
     return replace(
         base,
@@ -42,7 +42,7 @@ def bim(name: str, encoder: ViTConfig, ratios: tuple[float, ...]) -> Config:
 
 
 BIM_RECIPES = tuple(
-    Recipe(summary=f"BIM, ViT-{size}, four local blocks{note}", config=bim(f"bim_vit_{name}{suffix}", encoder, ratios))
+    Recipe(summary=f"BIM, ViT-{size}, four local stages{note}", config=bim(f"bim_vit_{name}{suffix}", encoder, ratios))
     for name, size, encoder in (("base", "B/16", VIT_BASE), ("large", "L/16", VIT_LARGE), ("huge", "H/14", VIT_HUGE))
     for suffix, note, ratios in (("", "", FIXED_MASK), ("_growing", ", growing mask", GROWING_MASK))
 )

@@ -15,13 +15,13 @@ from bimkern.train.config.run import Config
 
 
 def bim_hog(name: str, encoder: ViTConfig, target: HogTarget = HOG) -> Config:
-    """BIM whose blocks predict FastMIM's histograms in place of pixels, at FastMIM's 128 pixels."""
+    """BIM whose stages predict FastMIM's histograms in place of pixels, at FastMIM's 128 pixels."""
     config = bim(name, encoder, GROWING_MASK)
     return replace(config, method=replace(config.method, targets=(target,)))
 
 
 def growing(config: Config, name: str) -> Config:
-    """Hide more patches from every stage, as BIM does."""
+    """Mask more patches from every stage, as BIM does."""
     assert isinstance(config.method.flow, Local)
     method = replace(config.method, masker=RandomDrop(ratios=GROWING_MASK))
     return replace(config, recipe=name, method=method)
@@ -35,11 +35,11 @@ COMBINED_RECIPES = (
         config=bim_hog("bim_hog_vit_base", replace(VIT_BASE, image_size=IMAGE_SIZE)),
     ),
     Recipe(
-        summary="BIM over FastMIM, ViT-B/16 at 128 pixels, four local blocks",
+        summary="BIM over FastMIM, ViT-B/16 at 128 pixels, four local stages",
         config=local(VIT_BASE_128, "bim_fastmim_vit_base"),
     ),
     Recipe(
-        summary="BIM over FastMIM-P, ViT-B/16, four local blocks, images growing from 128 to 192 pixels",
+        summary="BIM over FastMIM-P, ViT-B/16, four local stages, images growing from 128 to 192 pixels",
         config=progressive(local(VIT_BASE_128, "bim_fastmim_vit_base"), "bim_fastmim_p_vit_base"),
     ),
     Recipe(
@@ -47,7 +47,7 @@ COMBINED_RECIPES = (
         config=growing(isolated(_LOCALMIM), "localmim_vit_base_isolated_growing"),
     ),
     Recipe(
-        summary="ViTFreeze inside isolated blocks, ViT-B/16",
+        summary="ViTFreeze inside isolated stages, ViT-B/16",
         config=vitfreeze("vitfreeze_vit_base_isolated", isolated(_LOCALMIM)),
     ),
 )

@@ -13,7 +13,7 @@ from bimkern.train.config.run import Config, RunConfig
 
 
 def demo() -> Config:
-    """Four blocks of one layer each with a growing mask; the numbers are ours, chosen for two CPU cores."""
+    """Four stages of one layer each with a growing mask; the numbers are ours, chosen for two CPU cores."""
     encoder = ViTConfig(image_size=64, patch=8, width=128, depth=4, num_heads=4)
     base = bim("demo", encoder, GROWING_MASK)
     return replace(

@@ -26,7 +26,7 @@ LARGE_DECODER = DecoderConfig(width=512, depth=8, num_heads=16, positions=False)
 
 
 def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int | None = None) -> Config:
-    """Train at 128 pixels on images whose hidden patches are painted over, to predict HOG.
+    """Train at 128 pixels on images whose masked patches are painted over, to predict HOG.
 
     depth cuts the encoder, table 1c: the layers above it are left to fine-tuning.
     """
@@ -64,9 +64,9 @@ def progressive(config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES) -
 VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
 
-def distilled(name: str, config: Config, teacher_block: int) -> Config:
+def distilled(name: str, config: Config, teacher_layer: int) -> Config:
     """Learn the features of a teacher as well: section 5.6, ViT-L for ViT-B, after fine-tuning it."""
-    distillation = Distillation(layers=(teacher_block,))
+    distillation = Distillation(layers=(teacher_layer,))
     return replace(config, recipe=name, method=replace(config.method, distillation=distillation))
 
 
@@ -86,6 +86,6 @@ FASTMIM_RECIPES = (
     ),
     Recipe(
         summary="FastMIM, ViT-B/16, distilled from a ViT-L/16 (--teacher)",
-        config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_block=VIT_LARGE.depth - 1),
+        config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_layer=VIT_LARGE.depth - 1),
     ),
 )

@@ -24,7 +24,7 @@ HOG_BIASES = ((0.21, -0.13), (-0.07, 0.29), (0.32, 0.05), (-0.18, -0.26))
 
 
 def taps(depth: int) -> tuple[int, ...]:
-    """Return the blocks behind which reconstruction is read: the 2nd, 4th, L-2nd and last, section 4.4 and table 5."""
+    """Return the layers behind which reconstruction is read: the 2nd, 4th, L-2nd and last, section 4.4 and table 5."""
     return (1, 3, depth - 3, depth - 1)
 
 
@@ -38,7 +38,7 @@ def localmim(
     biased: bool = False,
     base_lr: float = 2e-4,
 ) -> Config:
-    """HOG at four scales, fine ones from early blocks.
+    """HOG at four scales, fine ones from early layers.
 
     bins: 18 in appendix C; the published command for ViT-B takes 9 without bias, that for ViT-L 18 with it.
     """

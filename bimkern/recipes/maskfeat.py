@@ -47,5 +47,5 @@ _BASE = maskfeat("maskfeat_vit_base", VIT_BASE)
 
 MASKFEAT_RECIPES = (
     Recipe(summary="MaskFeat, ViT-B/16, HOG", config=_BASE),
-    Recipe(summary="BIM over MaskFeat, ViT-B/16, four local blocks", config=local(_BASE, "bim_maskfeat_vit_base")),
+    Recipe(summary="BIM over MaskFeat, ViT-B/16, four local stages", config=local(_BASE, "bim_maskfeat_vit_base")),
 )

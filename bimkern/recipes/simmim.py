@@ -55,5 +55,5 @@ _BASE = simmim("simmim_vit_base", VIT_BASE)
 
 SIMMIM_RECIPES = (
     Recipe(summary="SimMIM, ViT-B/16", config=_BASE),
-    Recipe(summary="BIM over SimMIM, ViT-B/16, four local blocks", config=local(_BASE, "bim_simmim_vit_base")),
+    Recipe(summary="BIM over SimMIM, ViT-B/16, four local stages", config=local(_BASE, "bim_simmim_vit_base")),
 )

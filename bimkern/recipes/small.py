@@ -17,7 +17,7 @@ from bimkern.train.config.run import Config, RunConfig
 
 _ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
 _LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch
-_LAYERED = replace(_LARGE_PATCHES, depth=8)  # for taps of two blocks each
+_LAYERED = replace(_LARGE_PATCHES, depth=8)  # for stages of two layers each
 _SIZES = (32, 48, 64)  # of images that grow, in pixels
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
@@ -58,7 +58,7 @@ SMALL_RECIPES = (
     _small(vitfreeze("vitfreeze_vit_test", _localmim("localmim_vit_test"))),
     _small(vitfreeze("vitfreeze_vit_test_isolated", isolated(_localmim("localmim_vit_test")))),
     _small(_fastmim("fastmim_vit_test")),
-    _small(distilled("fastmim_vit_test_distilled", _fastmim("fastmim_vit_test"), teacher_block=3)),
+    _small(distilled("fastmim_vit_test_distilled", _fastmim("fastmim_vit_test"), teacher_layer=3)),
     _small(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test")),
     _small(progressive(_fastmim("fastmim_vit_test"), "fastmim_p_vit_test", _SIZES)),
     _small(progressive(local(_fastmim("fastmim_vit_test"), "bim_fastmim_vit_test"), "bim_fastmim_p_vit_test", _SIZES)),

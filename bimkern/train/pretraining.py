@@ -63,7 +63,7 @@ class Pretraining:
         network.compile_layers(self.model)
 
     def step(self, index: int, batch: Sequence[Batch], memory: StepMemory) -> StepResult:
-        """Run optimizer step `index`, from 0; the rate that it returns is that of the last block.
+        """Run optimizer step `index`, from 0; the rate that it returns is that of the last stage.
 
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
         """

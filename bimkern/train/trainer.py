@@ -245,7 +245,7 @@ class Trainer:
             "epoch": seen / len(self.images.images),
             "image_size": self.layout.at(done - 1).image_size,
             "loss": sum(learning),
-            "loss_per_block": [None] * frozen + learning,
+            "loss_per_stage": [None] * frozen + learning,
             "lr": result.lr,
             "skipped_updates": [int(update.skipped) for update in self.task.updates],
             "images_per_s": (seen - seen_before) / interval.seconds,

@@ -57,14 +57,14 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* positions, const P
         std::memcpy(result + i * size.width, image_grad + row * args.grad_token_stride, row_bytes);
       }
       while (i < image_end) {
-        int64_t hidden = 0;
-        while (i + hidden < image_end && image_positions[row + hidden] == kHidden) {
-          ++hidden;
+        int64_t masked = 0;
+        while (i + masked < image_end && image_positions[row + masked] == kMasked) {
+          ++masked;
         }
-        std::memset(result + i * size.width, 0, hidden * row_bytes);
-        i += hidden;
-        row += hidden;
-        for (; i < image_end && image_positions[row] != kHidden; ++row, ++i) {
+        std::memset(result + i * size.width, 0, masked * row_bytes);
+        i += masked;
+        row += masked;
+        for (; i < image_end && image_positions[row] != kMasked; ++row, ++i) {
           const int64_t from = size.prefix + image_positions[row];
           std::memcpy(result + i * size.width, image_grad + from * args.grad_token_stride, row_bytes);
         }
@@ -92,7 +92,7 @@ void sum_rows(const GatherTokensBwd& args, const int32_t* positions, const Paral
           const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
           for (int64_t token = first; token < last; ++token) {
             const int32_t position = positions[image * size.tokens + token];
-            if (position != kHidden) {
+            if (position != kMasked) {
               const T* row = grad + (size.prefix + position) * args.grad_token_stride;
               accumulate_row(set, row, size.width, sums.data() + (token - first) * size.width);
             }

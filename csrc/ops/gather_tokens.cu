@@ -104,11 +104,11 @@ __global__ void sum_kernel(GatherTokensBwd args) {
   typename A::type sum[kPack] = {};
   for (int64_t first = 0; first < size.images; first += kSumThreads) {
     const int64_t mine = first + threadIdx.x;
-    positions[threadIdx.x] = mine < size.images ? args.positions[mine * size.tokens + token] : kHidden;
+    positions[threadIdx.x] = mine < size.images ? args.positions[mine * size.tokens + token] : kMasked;
     __syncthreads();
     const int images = static_cast<int>(min(size.images - first, int64_t{kSumThreads}));
     for (int i = 0; i < images && column < packs; ++i) {
-      if (positions[i] == kHidden) {
+      if (positions[i] == kMasked) {
         continue;
       }
       P pack = filled_with<T, kPack>(NAN);

@@ -22,12 +22,12 @@ bool ascends(const int64_t* ids, int64_t stride, const TokenSizes& size) {
 // The positions of one image, [N].
 void locate_tokens(const char* op, const Keep& keep, const TokenSizes& size, const char* name, int64_t image,
                    int32_t* positions) {
-  std::fill_n(positions, size.tokens, kHidden);
+  std::fill_n(positions, size.tokens, kMasked);
   for (int64_t k = 0; k < size.kept; ++k) {
     const int64_t id = keep.ids[image * keep.image_stride + k * keep.token_stride];
     BIMKERN_CHECK(id >= 0 && id < size.tokens, op, ": ", name, " must hold ids in [0, N=", size.tokens, "), got ", id,
                   " in image ", image);
-    BIMKERN_CHECK(positions[id] == kHidden, op, ": ", name, " must not repeat an id within an image, got ", id,
+    BIMKERN_CHECK(positions[id] == kMasked, op, ": ", name, " must not repeat an id within an image, got ", id,
                   " twice in image ", image);
     positions[id] = static_cast<int32_t>(k);
   }

@@ -27,12 +27,12 @@ struct TokenSizes {
 };
 
 // Of a token that is not kept.
-constexpr int32_t kHidden = -1;
+constexpr int32_t kMasked = -1;
 
 // Both for host memory only. They throw Error, which calls keep by its name, where a value is out of range or repeated.
 void check_keep(const char* op, const Keep& keep, const TokenSizes& size, const char* name = "keep");
 
-// The position of every token in keep, [B, N], or kHidden.
+// The position of every token in keep, [B, N], or kMasked.
 std::vector<int32_t> positions_of(const char* op, const Keep& keep, const TokenSizes& size);
 
 }  // namespace bimkern

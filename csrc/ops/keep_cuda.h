@@ -55,7 +55,7 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
                                            BlockPositions (&positions)[kImages]) {
   static_assert(kRowsPerBlock % kImages == 0, "a warp reads the ids of one image");
   if (threadIdx.y < kImages && threadIdx.x <= kRowsPerBlock) {
-    positions[threadIdx.y][threadIdx.x] = threadIdx.x < kRowsPerBlock ? kHidden : 0;
+    positions[threadIdx.y][threadIdx.x] = threadIdx.x < kRowsPerBlock ? kMasked : 0;
   }
   __syncthreads();
   BlockPositions& own = positions[threadIdx.y % kImages];
@@ -83,7 +83,7 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
           continue;
         }
         const int64_t row = id[i] - first;
-        if (row >= 0 && row < kRowsPerBlock && atomicExch(&own[row], static_cast<int32_t>(k)) != kHidden) {
+        if (row >= 0 && row < kRowsPerBlock && atomicExch(&own[row], static_cast<int32_t>(k)) != kMasked) {
           atomicExch(&own[row], kWrong);  // the last of those that come here leaves it behind
         }
       }
@@ -101,14 +101,14 @@ __device__ __forceinline__ void block_find(const Keep& keep, const TokenSizes& s
   const int64_t* ids = keep.ids + image * keep.image_stride;
   int32_t* own = positions + image * size.tokens;
   for (int64_t token = threadIdx.x; token < size.tokens; token += kWarp) {
-    own[token] = kHidden;
+    own[token] = kMasked;
   }
   __syncwarp();
   bool wrong = false;
   for (int64_t k = threadIdx.x; k < size.kept; k += kWarp) {
     const int64_t id = ids[k * keep.token_stride];
     if (is_token(id, size)) {
-      wrong |= atomicExch(&own[id], static_cast<int32_t>(k)) != kHidden;
+      wrong |= atomicExch(&own[id], static_cast<int32_t>(k)) != kMasked;
     } else {
       wrong = true;
     }

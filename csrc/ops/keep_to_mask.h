@@ -1,4 +1,4 @@
-// keep_to_mask: 1 where a token is hidden, 0 where it is kept. Letters and strides: keep.h.
+// keep_to_mask: 1 where a token is masked, 0 where it is kept. Letters and strides: keep.h.
 #pragma once
 
 #include "core/parallel.h"

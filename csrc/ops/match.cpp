@@ -37,12 +37,12 @@ void check_cells(const char* op, const MatchCells& cells, int64_t begin, int64_t
 }
 
 template <typename A>
-int64_t find_hidden(const MatchHidden& args) {
+int64_t find_masked(const MatchMasked& args) {
   int64_t found = 0;
   for (int64_t image = 0; image < args.images; ++image) {
     const A* row = static_cast<const A*>(args.mask) + image * args.image_stride;
     for (int64_t cell = 0; cell < args.cells; ++cell) {
-      args.ids[found] = image * args.cells + cell;  // stays if it is hidden
+      args.ids[found] = image * args.cells + cell;  // stays if it is masked
       found += args.every || row[cell * args.cell_stride] != 0;
     }
   }
@@ -243,7 +243,7 @@ BIMKERN_INLINE inline A absolute_row(A weight, int64_t width, A* __restrict row,
   return loss;
 }
 
-// The predictions of one hidden cell; returns its share of the loss. row, sign: scratch of width S.
+// The predictions of one masked cell; returns its share of the loss. row, sign: scratch of width S.
 template <typename Set, typename A>
 BIMKERN_INLINE inline double error_cell(Set set, const MatchError& args, int64_t i, A* row, A* sign, A* columns) {
   const int64_t cells = args.cells.rows * args.cells.columns;
@@ -307,9 +307,9 @@ void error(const MatchError& args, const Parallel& parallel, Simd simd) {
 
 }  // namespace
 
-int64_t match_hidden(const MatchHidden& args) {
+int64_t match_masked(const MatchMasked& args) {
   int64_t found = 0;
-  dispatch_wide(args.dtype, [&](auto type) { found = find_hidden<decltype(type)>(args); });
+  dispatch_wide(args.dtype, [&](auto type) { found = find_masked<decltype(type)>(args); });
   return found;
 }
 

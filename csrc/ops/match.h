@@ -1,4 +1,4 @@
-// The stages of match_loss between its matrix products, over a chunk of hidden cells: their rows gathered, the norm and
+// The stages of match_loss between its matrix products, over a chunk of masked cells: their rows gathered, the norm and
 // GELU after the first deconvolution, the error of the predictions with its gradient, and the way back.
 //
 // Letters: B images of N = rows x columns cells, n cells of the chunk, D width of a token, q rows that the first
@@ -23,7 +23,7 @@ struct MatchCells {
   int64_t columns;
 };
 
-struct MatchHidden {
+struct MatchMasked {
   DType dtype;  // float32 or float64
   int64_t images;
   int64_t cells;     // N
@@ -31,7 +31,7 @@ struct MatchHidden {
   int64_t image_stride;
   int64_t cell_stride;
   int64_t* ids;  // [B * N]: those of cells whose mask is not zero come first, ascending; the rest is undefined
-  bool every;    // take all cells for hidden
+  bool every;    // take all cells for masked
 };
 
 struct MatchRows {
@@ -45,7 +45,7 @@ struct MatchRows {
 };
 
 // Writes all rows from the first of the chunk (of all, where begin is 0) to the first of the next one, zero where no
-// cell is hidden.
+// cell is masked.
 struct MatchRowsBwd {
   DType dtype;
   MatchCells cells;  // of all chunks
@@ -108,7 +108,7 @@ constexpr int64_t kMatchBlock = 32;
 inline int64_t match_blocks(int64_t rows) { return ceil_div(rows, kMatchBlock); }
 
 // CPU. The ids are checked first where they decide what is read or written; throws Error.
-int64_t match_hidden(const MatchHidden& args);  // how many are hidden
+int64_t match_masked(const MatchMasked& args);  // how many are masked
 void match_rows(const MatchRows& args, const Parallel& parallel);
 void match_rows_bwd(const MatchRowsBwd& args, const Parallel& parallel);
 void match_norm(const MatchNorm& args, const Parallel& parallel, Simd simd);

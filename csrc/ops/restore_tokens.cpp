@@ -4,7 +4,7 @@
 // stay in the caches. Ordinary stores: streaming ones save reading the result before it is written and lose more than
 // that to the next reader.
 // backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads
-// long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that hide
+// long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that mask
 // it, one of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.
 #include "ops/restore_tokens.h"
 
@@ -35,7 +35,7 @@ void restore_rows(const RestoreTokens& args, const int32_t* positions, const Par
         const int64_t token = i % rows - size.prefix;  // negative: a prefix row
         const int64_t position = token < 0 ? token : positions[image * size.tokens + token];
         const T* source = mask_token;
-        if (token < 0 || position != kHidden) {
+        if (token < 0 || position != kMasked) {
           source = visible + image * args.visible_image_stride + (size.prefix + position) * args.visible_token_stride;
         }
         if (token < 0 || pos == nullptr) {
@@ -63,13 +63,13 @@ void copy_prefix(const RestoreTokensBwd& args, const Parallel& parallel) {
   });
 }
 
-// Gradients of the tokens [begin, end): those of visible, the sums of pos, and the hidden sums.
+// Gradients of the tokens [begin, end): those of visible, the sums of pos, and the masked sums.
 template <typename Set, typename T>
 BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, const int32_t* positions,
                                               int64_t begin, int64_t end, typename Arithmetic<T>::type* kept_sums) {
   const TokenSizes size = args.size;
-  auto* hidden_sums = static_cast<typename Arithmetic<T>::type*>(args.hidden_sums) + begin * size.width;
-  std::fill_n(hidden_sums, (end - begin) * size.width, 0);
+  auto* masked_sums = static_cast<typename Arithmetic<T>::type*>(args.masked_sums) + begin * size.width;
+  std::fill_n(masked_sums, (end - begin) * size.width, 0);
   std::fill_n(kept_sums, (end - begin) * size.width, 0);
   for (int64_t image = 0; image < size.images; ++image) {
     const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
@@ -77,8 +77,8 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
     for (int64_t token = begin; token < end; ++token) {
       const T* row = grad + (size.prefix + token) * args.grad_token_stride;
       const int64_t position = positions[image * size.tokens + token];
-      if (position == kHidden) {
-        accumulate_row(set, row, size.width, hidden_sums + (token - begin) * size.width);
+      if (position == kMasked) {
+        accumulate_row(set, row, size.width, masked_sums + (token - begin) * size.width);
       } else {
         T* copy = grad_visible + (size.prefix + position) * size.width;
         accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
@@ -87,7 +87,7 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
   }
   if (args.grad_pos != nullptr) {
     for (int64_t i = 0; i < (end - begin) * size.width; ++i) {
-      kept_sums[i] += hidden_sums[i];
+      kept_sums[i] += masked_sums[i];
     }
     store_row(set, kept_sums, (end - begin) * size.width, static_cast<T*>(args.grad_pos) + begin * size.width);
   }
@@ -98,14 +98,14 @@ template <typename T>
 void sum_tokens(const RestoreTokensBwd& args, const Parallel& parallel, Simd simd) {
   using Sum = typename Arithmetic<T>::type;
   const TokenSizes size = args.size;
-  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
+  const auto* masked_sums = static_cast<const Sum*>(args.masked_sums);
   auto* grad_mask_token = static_cast<T*>(args.grad_mask_token);
   parallel(size.width, grain_rows(size.tokens * static_cast<int64_t>(sizeof(Sum))), [&](int64_t begin, int64_t end) {
     std::vector<double> sums(end - begin);
     vectorized(simd, [&](auto) BIMKERN_INLINE {
       for (int64_t token = 0; token < size.tokens; ++token) {
         for (int64_t d = begin; d < end; ++d) {
-          sums[d - begin] += hidden_sums[token * size.width + d];
+          sums[d - begin] += masked_sums[token * size.width + d];
         }
       }
       for (int64_t d = begin; d < end; ++d) {

@@ -4,9 +4,9 @@
 // and the visible rows of those that keep the token. Its block looks eight tokens up in keep. Reads the visible rows
 // once, writes the result once; what all images share comes from the caches. backward: a block per row and slice of D,
 // its threads in kLanes sets that share the images out. One pass over the gradient: rows of kept tokens are copied out,
-// every row is added to the sum of its token over the images that hide it or over those that keep it. A small kernel
+// every row is added to the sum of its token over the images that mask it or over those that keep it. A small kernel
 // finds the positions of all tokens before, so that a token's position and its row are loaded at once. The sums of the
-// sets are added in their order, and another small kernel adds the hidden sums of all tokens: no sum depends on timing.
+// sets are added in their order, and another small kernel adds the masked sums of all tokens: no sum depends on timing.
 #include "ops/keep_cuda.h"
 #include "ops/restore_tokens.h"
 
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
   }
   const int packs = static_cast<int>(size.width / kPack);
   const int images = static_cast<int>(min(size.images - image, int64_t{kImagesPerBlock}));
-  const P* row[kImagesPerBlock];  // null: hidden
+  const P* row[kImagesPerBlock];  // null: masked
 #pragma unroll
   for (int i = 0; i < kImagesPerBlock; ++i) {
     const int64_t position = token < 0 ? token : position_of(positions[i], threadIdx.y);
@@ -54,17 +54,17 @@ __global__ void __launch_bounds__(kWarp* kRowsPerBlock, kBlocksPerSM)
   for (int column = threadIdx.x; column < packs; column += kWarp) {
     // All loads come before the stores: the compiler may not move them, as out might be where the next are read.
     P value[kImagesPerBlock];
-    P hidden{};
+    P masked{};
     P shift{};
     if (token >= 0) {
-      hidden = mask_token[column];
+      masked = mask_token[column];
     }
     if (adds) {
       shift = reinterpret_cast<const P*>(pos)[column];
     }
 #pragma unroll
     for (int i = 0; i < kImagesPerBlock; ++i) {
-      value[i] = hidden;
+      value[i] = masked;
       if (row[i] != nullptr) {
         value[i] = row[i][column];
       }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kWarp + threadIdx.x;
   const auto* grad = static_cast<const T*>(args.grad_out) + row * args.grad_token_stride;
   auto* grad_visible = static_cast<T*>(args.grad_visible);
-  Sum hidden_sum[kPack] = {};
+  Sum masked_sum[kPack] = {};
   Sum kept_sum[kPack] = {};
   for (int64_t first = 0; first < size.images; first += kBatch) {
     P loaded[kImagesPerLane] = {};
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
     const int thread = threadIdx.y * kWarp + threadIdx.x;
     if (thread < kBatch) {
       const int64_t image = first + thread;
-      positions[thread] = token >= 0 && image < size.images ? args.positions[image * size.tokens + token] : kHidden;
+      positions[thread] = token >= 0 && image < size.images ? args.positions[image * size.tokens + token] : kMasked;
     }
     __syncthreads();
 #pragma unroll
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
       int64_t position = token < 0 ? token : positions[i * kLanes + threadIdx.y];
       if (token >= 0 && position == kWrong) {
         loaded[i] = filled_with<T, kPack>(NAN);
-        position = token < size.kept ? token : kHidden;  // so all K rows of grad_visible are NaN, since K <= N
+        position = token < size.kept ? token : kMasked;  // so all K rows of grad_visible are NaN, since K <= N
       }
       if (token < 0 || position >= 0) {
         const int64_t to = (image * (size.prefix + size.kept) + size.prefix + position) * size.width;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
         const Sum value = A::load(loaded[i].value[j]);
-        hidden_sum[j] += position < 0 ? value : Sum{0};
+        masked_sum[j] += position < 0 ? value : Sum{0};
         kept_sum[j] += position < 0 ? Sum{0} : value;
       }
     }
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
   }
 #pragma unroll
   for (int j = 0; j < kPack; ++j) {
-    lane_sums[0][threadIdx.y][j][threadIdx.x] = hidden_sum[j];
+    lane_sums[0][threadIdx.y][j][threadIdx.x] = masked_sum[j];
     lane_sums[1][threadIdx.y][j][threadIdx.x] = kept_sum[j];
   }
   __syncthreads();
@@ -158,16 +158,16 @@ __global__ void __launch_bounds__(kWarp* kLanes, kBlocksPerSM) restore_bwd_kerne
     if (d >= size.width) {
       return;
     }
-    Sum hidden{0};
+    Sum masked{0};
     Sum kept{0};
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
-      hidden += lane_sums[0][lane][i % kPack][i / kPack];
+      masked += lane_sums[0][lane][i % kPack][i / kPack];
       kept += lane_sums[1][lane][i % kPack][i / kPack];
     }
-    static_cast<Sum*>(args.hidden_sums)[token * size.width + d] = hidden;
+    static_cast<Sum*>(args.masked_sums)[token * size.width + d] = masked;
     if (args.grad_pos != nullptr) {
-      static_cast<T*>(args.grad_pos)[token * size.width + d] = A::store(hidden + kept);
+      static_cast<T*>(args.grad_pos)[token * size.width + d] = A::store(masked + kept);
     }
   }
 }
@@ -181,12 +181,12 @@ __global__ void __launch_bounds__(kWarp* kTokenLanes) mask_token_kernel(RestoreT
   __shared__ double lane_sums[kTokenLanes][kWarp];
   const TokenSizes size = args.size;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  const auto* hidden_sums = static_cast<const Sum*>(args.hidden_sums);
+  const auto* masked_sums = static_cast<const Sum*>(args.masked_sums);
   double sum = 0;
   if (d < size.width) {
 #pragma unroll 8
     for (int64_t token = threadIdx.y; token < size.tokens; token += kTokenLanes) {
-      sum += hidden_sums[token * size.width + d];
+      sum += masked_sums[token * size.width + d];
     }
   }
   lane_sums[threadIdx.y][threadIdx.x] = sum;

@@ -32,7 +32,7 @@ struct RestoreTokensBwd {
   void* grad_visible;     // [B, R+K, D]
   void* grad_mask_token;  // [D]
   void* grad_pos;         // [N, D], null: not wanted
-  void* hidden_sums;      // [N, D], scratch in the arithmetic type of dtype: sums over the images that hide a token
+  void* masked_sums;      // [N, D], scratch in the arithmetic type of dtype: sums over the images that mask a token
   int32_t* positions = nullptr;  // [B, N], scratch of restore_tokens_bwd_cuda
 };
 

@@ -149,7 +149,7 @@ def test_pretraining_repeats_and_learns(digits, name):
     assert not torch.equal(after["cls_token"], other["cls_token"])
 
 
-def test_a_cut_encoder_gives_what_its_blocks_gave(digits):
+def test_a_cut_encoder_gives_what_its_layers_gave(digits):
     encoder, images = ViT(ENCODER), digits.images[:4]
     seen = []
     encoder.blocks[3].register_forward_hook(lambda module, inputs, tokens: seen.append(tokens[:, 1:].mean(1)))
@@ -231,7 +231,7 @@ def test_half_the_interval_of_a_difference():
 
 def test_the_table_is_laid_out_as_methods_are_declared():
     lines = lay_out(made_up() | {(PIXELS, 0): {"knn": [0.9], "linear": [0.8], "finetuned": []}}).splitlines()
-    assert lines[0].split() == ["blocks", "kNN", "linear", "fine-tuned"]
+    assert lines[0].split() == ["layers", "kNN", "linear", "fine-tuned"]
     assert lines[1].split() == ["pixels", "90.0", "80.0"]
     assert [line.split()[0] for line in lines[2:5]] == ["scratch", "MAE", "MAE"]
     assert lines[2].endswith("51.0 ± 1.0")

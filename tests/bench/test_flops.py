@@ -24,20 +24,20 @@ FREEZING = ["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"]
 KNOWN = {torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight)}
 
 
-def hidden_alone(features, layers, target, mask, scale, *, kind, grid, denominator, dtype):
+def masked_alone(features, layers, target, mask, scale, *, kind, grid, denominator, dtype):
     """match_loss that decodes no visible patch, where cells belong to one patch alone."""
     whole = {"grid": grid, "dtype": dtype}
     if scale < 1:
         pred = match_predict(features, layers, scale, **whole)
         squares = mask.unflatten(1, (grid[0] // 2, 2, grid[1] // 2, 2))
         return masked_loss(pred, target, squares.mean(dim=(2, 4)).flatten(1), kind, denominator=denominator)
-    side, num_hidden = int(scale), int(mask[0].sum())
-    hidden = mask.argsort(dim=1, descending=True)[:, :num_hidden]
+    side, num_masked = int(scale), int(mask[0].sum())
+    masked = mask.argsort(dim=1, descending=True)[:, :num_masked]
     rows = torch.arange(len(mask))[:, None]
     # A grid of one column: the cells of a patch are then neighbors.
-    pred = match_predict(features[rows, hidden], layers, scale, grid=(num_hidden, 1), dtype=dtype)
+    pred = match_predict(features[rows, masked], layers, scale, grid=(num_masked, 1), dtype=dtype)
     cells = target.unflatten(1, (grid[0], side, grid[1], side)).transpose(2, 3).flatten(1, 2)  # [B, N, side, side, P]
-    wanted = cells[rows, hidden].flatten(1, 3)
+    wanted = cells[rows, masked].flatten(1, 3)
     return masked_loss(pred, wanted, torch.ones_like(wanted[..., 0]), kind, denominator=denominator)
 
 
@@ -56,7 +56,7 @@ def counted(ours, frozen_groups=0):
 
 @pytest.fixture
 def decoded_alone(monkeypatch):
-    monkeypatch.setattr(match_head, "match_loss", hidden_alone)
+    monkeypatch.setattr(match_head, "match_loss", masked_alone)
 
 
 @pytest.mark.parametrize("recipe", SMALL)
@@ -90,7 +90,7 @@ def test_options_of_maskers(recipe, options, decoded_alone):
 def test_visible_patches_need_no_decoding(recipe, monkeypatch):
     ours = build(recipe)
     before = ours.step(slices=1)
-    monkeypatch.setattr(match_head, "match_loss", hidden_alone)
+    monkeypatch.setattr(match_head, "match_loss", masked_alone)
     torch.testing.assert_close(ours.step(slices=1), before)
 
 

@@ -15,7 +15,7 @@ from bimkern.models.heads import TransformerDecoder
 from bimkern.recipes import RECIPES
 
 CPU = torch.device("cpu")
-RECIPE = "vitfreeze_vit_test"  # eight blocks, heads behind units 2, 4, 6 and 8
+RECIPE = "vitfreeze_vit_test"  # eight layers, heads behind units 2, 4, 6 and 8
 CASE = Case(device=CPU, dims={"recipe": RECIPE, "B": 2}, dtype="float32", pass_name="step")
 
 

@@ -23,7 +23,7 @@ def test_the_committed_table_is_what_is_counted():
 
 def test_losses_move_no_more_than_they_must():
     for row in triton_traffic.read(triton_traffic.RESULTS.read_text()):
-        # Rows of 14 or 16 bytes of a hidden patch share sectors with visible ones.
+        # Rows of 14 or 16 bytes of a masked patch share sectors with visible ones.
         assert 0.999 <= row.ratio(row.launch_sectors) <= 1.13, row
         if row.op == "masked_loss":
             assert row.ratio(row.requested_sectors) <= 1.06, row

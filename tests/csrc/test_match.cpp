@@ -21,15 +21,15 @@ bool near(const std::vector<float>& got, const std::vector<double>& want, double
 }
 
 template <typename T>
-void test_hidden(DType dtype) {
+void test_masked(DType dtype) {
   const std::vector<T> mask = {1, 0, T(0.25), -1, 0, 9, 0, 9, 0, 0, 0, -1, 0, 9, T(1e-30), 9};  // 2 rows of 4, 2 apart
   std::vector<int64_t> ids(8, -7);
-  const int64_t count = match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), false});
+  const int64_t count = match_masked({dtype, 2, 4, mask.data(), 8, 2, ids.data(), false});
   ids.resize(count);
   EXPECT((ids == std::vector<int64_t>{0, 1, 7}));
-  EXPECT(match_hidden({dtype, 0, 4, mask.data(), 8, 2, ids.data(), false}) == 0);
+  EXPECT(match_masked({dtype, 0, 4, mask.data(), 8, 2, ids.data(), false}) == 0);
   ids.assign(8, -7);
-  EXPECT(match_hidden({dtype, 2, 4, mask.data(), 8, 2, ids.data(), true}) == 8);
+  EXPECT(match_masked({dtype, 2, 4, mask.data(), 8, 2, ids.data(), true}) == 8);
   EXPECT((ids == std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}));
 }
 
@@ -113,12 +113,12 @@ void test_norm(int64_t rows, int64_t width) {
 }
 
 void test_error(int64_t side, LossKind kind) {
-  constexpr int64_t kRows = 3, kColumns = 4, kLength = 5, kHidden = 9;
+  constexpr int64_t kRows = 3, kColumns = 4, kLength = 5, kMasked = 9;
   const int64_t squares = side == 4 ? 4 : 1, cells_a_row = side == 1 ? 1 : 4, width = 32;
-  const std::vector<int64_t> ids = random_ids({1, 0, 2 * kRows * kColumns, kHidden, 1});
+  const std::vector<int64_t> ids = random_ids({1, 0, 2 * kRows * kColumns, kMasked, 1});
   const std::vector<float> weight = normals(2 * kRows * kColumns), bias = normals(width);
   const std::vector<float> target = normals(2 * kRows * kColumns * side * side * kLength);
-  const std::vector<float> pred = normals(kHidden * squares * width);
+  const std::vector<float> pred = normals(kMasked * squares * width);
   std::vector<double> want(pred.size()), sums(1 + width);
   for (size_t i = 0; i < pred.size(); ++i) {
     const int64_t d = i % width, q = i / width % squares, id = ids[i / width / squares];
@@ -139,10 +139,10 @@ void test_error(int64_t side, LossKind kind) {
   }
   run_every_way([&](const Parallel& parallel, Simd simd) {
     std::vector<float> found = pred;
-    std::vector<double> got(1 + width), scratch(match_blocks(kHidden) * (1 + width), -1e30);
+    std::vector<double> got(1 + width), scratch(match_blocks(kMasked) * (1 + width), -1e30);
     match_error({DType::kFloat32,
                  kind,
-                 {ids.data(), kHidden, 2, kRows, kColumns},
+                 {ids.data(), kMasked, 2, kRows, kColumns},
                  side,
                  kLength,
                  width,
@@ -177,8 +177,8 @@ void test_errors() {
 }  // namespace
 
 int main() {
-  test_hidden<float>(DType::kFloat32);
-  test_hidden<double>(DType::kFloat64);
+  test_masked<float>(DType::kFloat32);
+  test_masked<double>(DType::kFloat64);
   test_rows();
   for (const int64_t width : {1, 15, 16, 17, 128}) {
     test_norm(67, width);

@@ -15,13 +15,13 @@ namespace {
 constexpr float kPoison = -1e30f;
 
 struct Grads {
-  std::vector<float> visible, mask_token, pos, hidden_sums;
+  std::vector<float> visible, mask_token, pos, masked_sums;
 
   explicit Grads(const TokenSizes& size)
       : visible(size.images * (size.prefix + size.kept) * size.width, kPoison),
         mask_token(size.width, kPoison),
         pos(size.tokens * size.width, kPoison),
-        hidden_sums(size.tokens * size.width, kPoison) {}
+        masked_sums(size.tokens * size.width, kPoison) {}
 };
 
 struct Case {
@@ -62,7 +62,7 @@ struct Case {
                             grads.visible.data(),
                             grads.mask_token.data(),
                             with_pos ? grads.pos.data() : nullptr,
-                            grads.hidden_sums.data()};
+                            grads.masked_sums.data()};
   }
 };
 
@@ -86,7 +86,7 @@ void test_case(const TokenSizes& size, bool with_pos) {
   std::vector<float> want_out(size.images * sample.rows * size.width);
   Grads want(size);
   want.pos.assign(want.pos.size(), 0.0f);
-  std::vector<float> kept_sums = want.pos, hidden_sums = want.pos, sizes = want.pos;  // sizes: of the terms, added up
+  std::vector<float> kept_sums = want.pos, masked_sums = want.pos, sizes = want.pos;  // sizes: of the terms, added up
   for (int64_t image = 0; image < size.images; ++image) {
     const int64_t* ids = sample.ids.data() + image * size.kept;
     for (int64_t row = 0; row < sample.rows; ++row) {
@@ -94,15 +94,15 @@ void test_case(const TokenSizes& size, bool with_pos) {
       const int64_t position = token < 0 ? token : position_of(ids, size.kept, token);
       const int64_t visible = image * (size.prefix + size.kept) + size.prefix + position;
       for (int64_t d = 0; d < size.width; ++d) {
-        const bool hidden = token >= 0 && position < 0;
+        const bool masked = token >= 0 && position < 0;
         const float added = token >= 0 && with_pos ? sample.pos[token * size.width + d] : 0.0f;
         const int64_t at = (image * sample.rows + row) * size.width + d;
-        want_out[at] = (hidden ? sample.mask_token[d] : sample.visible[visible * size.width + d]) + added;
-        if (!hidden) {
+        want_out[at] = (masked ? sample.mask_token[d] : sample.visible[visible * size.width + d]) + added;
+        if (!masked) {
           want.visible[visible * size.width + d] = sample.grad[at];
         }
         if (token >= 0) {
-          (hidden ? hidden_sums : kept_sums)[token * size.width + d] += sample.grad[at];
+          (masked ? masked_sums : kept_sums)[token * size.width + d] += sample.grad[at];
           sizes[token * size.width + d] += std::abs(sample.grad[at]);
         }
       }
@@ -111,9 +111,9 @@ void test_case(const TokenSizes& size, bool with_pos) {
   std::vector<double> mask_token(size.width);
   std::vector<float> all_sizes(size.width);
   for (int64_t i = 0; i < size.tokens * size.width; ++i) {
-    mask_token[i % size.width] += hidden_sums[i];
+    mask_token[i % size.width] += masked_sums[i];
     all_sizes[i % size.width] += sizes[i];
-    want.pos[i] = with_pos ? kept_sums[i] + hidden_sums[i] : kPoison;
+    want.pos[i] = with_pos ? kept_sums[i] + masked_sums[i] : kPoison;
   }
   want.mask_token.assign(mask_token.begin(), mask_token.end());
   run_every_way([&](const Parallel& parallel, Simd simd) {

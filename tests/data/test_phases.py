@@ -139,7 +139,7 @@ def test_impossible_phases_are_named(values, message):
         ([(0.5, 40), (0.5, 64)], "ViTConfig: image_size must be a multiple of patch=16, got 40"),
         (
             [(0.5, 16), (0.5, 64)],
-            "BlockPixels: ratio must hide at least 1 and leave at least 1 of 1 mask units, got 0.75",
+            "BlockPixels: ratio must mask at least 1 and leave at least 1 of 1 mask units, got 0.75",
         ),
     ],
 )

@@ -51,10 +51,10 @@ def mae_program(run, depth):
 
 
 def encode(model, images, keep, depth):
-    """The kept tokens after `depth` blocks, as its head takes them: [B, 1+K, D]."""
+    """The kept tokens after `depth` layers, as its head takes them: [B, 1+K, D]."""
     tokens = model.encoder.embed_visible(model.colors.normalize(images), keep)
-    for block in model.encoder.blocks[:depth]:
-        tokens = block(tokens)
+    for layer in model.encoder.blocks[:depth]:
+        tokens = layer(tokens)
     return tokens
 
 
@@ -126,15 +126,15 @@ def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, dept
     pixels = model.colors.normalize(images)
     tokens = encode(model, images, keep, depth)
     prediction = head_of(model, depth)(tokens, keep, model.method.encoder.grid)
-    hidden = keep_to_mask(keep, N).double()
-    loss = masked_loss(prediction, pixel_targets(pixels, model.method.encoder.patch, True), hidden)
+    masked = keep_to_mask(keep, N).double()
+    loss = masked_loss(prediction, pixel_targets(pixels, model.method.encoder.patch, True), masked)
 
     theirs.double().eval()
     noise = noise_that_keeps(keep, N)
     features = theirs.vit(pixels, noise=noise).last_hidden_state
     torch.testing.assert_close(features, head_of(model, depth).in_norm(tokens))
     output = theirs(pixels, noise=noise)
-    assert torch.equal(output.mask.double(), hidden)
+    assert torch.equal(output.mask.double(), masked)
     torch.testing.assert_close(output.logits, prediction)
     torch.testing.assert_close(output.loss, loss)
 
@@ -177,9 +177,9 @@ def test_timm_and_transformers_prepare_images_as_training_does(tmp_path, interpo
 
 
 def published_vit_base():
-    """Names and shapes of the MAE program's ViT-B, from its paper's sizes: 12 blocks 768 wide, 8 blocks 512 wide."""
+    """Names and shapes of the MAE program's ViT-B, from its paper's sizes: 12 layers 768 wide, 8 layers 512 wide."""
 
-    def block(name, width):
+    def layer(name, width):
         return {
             **{f"{name}.{norm}.{part}": [width] for norm in ("norm1", "norm2") for part in ("weight", "bias")},
             f"{name}.attn.qkv.weight": [3 * width, width],
@@ -209,9 +209,9 @@ def published_vit_base():
         "decoder_pred.bias": [768],
     }
     for i in range(12):
-        shapes |= block(f"blocks.{i}", 768)
+        shapes |= layer(f"blocks.{i}", 768)
     for i in range(8):
-        shapes |= block(f"decoder_blocks.{i}", 512)
+        shapes |= layer(f"decoder_blocks.{i}", 512)
     return shapes
 
 
@@ -241,13 +241,13 @@ def test_the_mae_program_finds_every_value(recipe, depth):
         assert torch.equal(table[0, 1:], sincos_table(32, (4, 4)))
     back = {from_mae_program(name): tensor for name, tensor in theirs.items()}
     assert back.keys() == run.cut(depth).keys()
-    head, blocks = head_of(model, depth).state_dict(), model.encoder.state_dict()
+    head, encoder = head_of(model, depth).state_dict(), model.encoder.state_dict()
     for name, tensor in back.items():
         part, _, rest = name.partition(".")
-        assert torch.equal(tensor, (blocks if part == "encoder" else head)[rest]), name
+        assert torch.equal(tensor, (encoder if part == "encoder" else head)[rest]), name
 
 
-def test_a_cut_holds_its_blocks_and_its_head_alone():
+def test_a_cut_holds_its_layers_and_its_head_alone():
     _, run = trained("bim_vit_test")
     names = run.cut(2)
     assert {name.split(".")[2] for name in names if name.startswith("encoder.blocks.")} == {"0", "1"}

@@ -28,19 +28,19 @@ def draw_layers(device, dtype, scale, D, P):
     }
 
 
-def draw_mask(device, dtype, B, N, hidden=0.75):
-    """Draw 0 and 1, with exactly round(hidden * N) ones an image."""
+def draw_mask(device, dtype, B, N, masked=0.75):
+    """Draw 0 and 1, with exactly round(masked * N) ones an image."""
     order = torch.rand(B, N, device=device).argsort(dim=1).argsort(dim=1)
-    return (order < round(hidden * N)).to(dtype)
+    return (order < round(masked * N)).to(dtype)
 
 
-def sample(device, dtype=torch.float32, scale=4, *, B, rows, columns, D, P, own=torch.float32, hidden=0.75):
+def sample(device, dtype=torch.float32, scale=4, *, B, rows, columns, D, P, own=torch.float32, masked=0.75):
     """Return features, target, mask and the layers; their dtype is own."""
     N = rows * columns
     features = torch.randn(B, N, D, device=device).to(dtype)
     target = torch.randn(B, int(N * scale**2), P, device=device, dtype=torch.promote_types(dtype, torch.float32))
     layers = draw_layers(device, own, scale, D, P)
-    return features, target, draw_mask(device, target.dtype, B, N, hidden), *layers.values()
+    return features, target, draw_mask(device, target.dtype, B, N, masked), *layers.values()
 
 
 def compiler(scale):

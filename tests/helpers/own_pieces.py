@@ -22,7 +22,7 @@ from bimkern.recipes import RECIPES
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class Checkerboard:
-    """Hide every other patch: the black ones or the white ones, by the draw id."""
+    """Mask every other patch: the black ones or the white ones, by the draw id."""
 
     mask_embedding: ClassVar = MaskToken
 

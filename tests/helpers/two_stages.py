@@ -50,12 +50,12 @@ class TwoStages(nn.Module):
         return self.patch_embed(images).flatten(2).mT
 
     def embed_filled(self, images, view, token, mean, std):
-        return torch.where(view.hidden[..., None] > 0, token, self.embed(images, mean, std))
+        return torch.where(view.masked[..., None] > 0, token, self.embed(images, mean, std))
 
     def embed_painted(self, images, view, color, mean, std):
         pixels = (images.to(mean.dtype) / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-        hidden = F.interpolate(view.hidden.unflatten(1, (1, *view.grid)), images.shape[2:])
-        return self.embed(torch.where(hidden > 0, color, pixels))
+        masked = F.interpolate(view.masked.unflatten(1, (1, *view.grid)), images.shape[2:])
+        return self.embed(torch.where(masked > 0, color, pixels))
 
     def run_layer(self, layer, tokens, view):
         merged = self.config.level(layer).patch // self.config.patch

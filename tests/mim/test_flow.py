@@ -73,7 +73,7 @@ def plain_losses(model, batch, *, local):
     for stage, view in enumerate(batch.views):
         tokens = model.encode(stage, tokens.detach() if local else tokens, view)
         target = model.targets([stage] if local else range(model.num_stages), batch.images)[stage]
-        losses.append(model.loss(stage, tokens, batch.images, view, target, view.hidden.sum()))
+        losses.append(model.loss(stage, tokens, batch.images, view, target, view.masked.sum()))
     return losses
 
 
@@ -97,11 +97,11 @@ def test_accumulation_equals_the_whole_batch(recipe, sizes):
     assert_equal_to_rounding(gradients(model, micro_batches(model, *sizes), slices=2), whole)
 
 
-def test_block_major_equals_batch_major():
+def test_stage_major_equals_batch_major():
     """Batch-major: every micro-batch passes all stages before the next one starts."""
     model = build("bim_vit_test_growing")
     batches = micro_batches(model, 4, 2)
-    denominators = [sum(batch.views[s].hidden.sum() for batch in batches) for s in range(model.num_stages)]
+    denominators = [sum(batch.views[s].masked.sum() for batch in batches) for s in range(model.num_stages)]
     total = torch.zeros(model.num_stages, dtype=torch.float64)
     for batch in batches:
         tokens = batch.images
@@ -127,7 +127,7 @@ def test_no_gradient_crosses_a_boundary(recipe):
 
 
 def test_a_step_gives_a_stage_the_gradient_of_its_own_loss_alone():
-    """Through the flow itself: the gradient of block k does not change when another block's head does."""
+    """Through the flow itself: the gradient of stage k does not change when another stage's head does."""
     model = build("bim_vit_test")
     (batch,) = micro_batches(model, 4)
     _, before = gradients(model, [batch])

@@ -56,7 +56,7 @@ def test_groups_freeze_in_turn():
     for group, epoch in enumerate(FREEZE_EPOCHS[:-1]):
         assert SCHEDULE.frozen_groups((epoch - 0.02) / EPOCHS, DEPTH) == group
         assert SCHEDULE.frozen_groups((epoch + 0.02) / EPOCHS, DEPTH) == group + 1
-    assert SCHEDULE.frozen_groups(1.0, DEPTH) == DEPTH  # the last block learns to the end
+    assert SCHEDULE.frozen_groups(1.0, DEPTH) == DEPTH  # the last layer learns to the end
 
 
 def test_unscaled_and_global_rates():
@@ -67,7 +67,7 @@ def test_unscaled_and_global_rates():
     assert common.factor(0.1, 0, DEPTH) == 1
 
 
-def test_heads_keep_the_common_rate_until_the_block_that_they_read_is_frozen():
+def test_heads_keep_the_common_rate_until_the_layer_that_they_read_is_frozen():
     """As the paper says; LocalMIM's cosine ends at 1e-6."""
     schedule, cosine = replace(SCHEDULE, final=1e-6 / PEAK), Cosine(warmup=0.1, final=1e-6 / PEAK)
     for tap in (2, 4, 10, 12):
@@ -91,7 +91,7 @@ def test_heads_take_the_rate_of_what_they_read_as_in_the_published_program():
 
 @pytest.mark.parametrize("heads", ["global", "group"])
 def test_the_optimizer_gives_every_head_its_rate(heads):
-    model = MIM(RECIPES["vitfreeze_vit_test"].config.method)  # 8 blocks, read behind the 2nd, 4th, 6th and 8th
+    model = MIM(RECIPES["vitfreeze_vit_test"].config.method)  # 8 layers, read behind the 2nd, 4th, 6th and 8th
     schedule = replace(SCHEDULE, heads=heads)
     ((name, parameters),) = EndToEnd().partition(model).items()
     options = {"device": torch.device("cpu"), "fp16": False, "layer_groups": model.layer_groups()}
@@ -107,8 +107,8 @@ def test_the_optimizer_gives_every_head_its_rate(heads):
         assert head == {
             0.0 if stage == 0 else own[tap + 1] if heads == "group" else Cosine(warmup=0.1).factor(progress)
         }
-        block = {rate for name, rate in found.items() if name.startswith(f"encoder.blocks.{tap}.")}
-        assert block == {own[tap + 1]}
+        rates = {rate for name, rate in found.items() if name.startswith(f"encoder.blocks.{tap}.")}
+        assert rates == {own[tap + 1]}
 
 
 def test_says_what_is_wrong():

@@ -24,7 +24,7 @@ def linear(x, weights, name):
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
-def transformer_block(x, weights, name):
+def transformer_layer(x, weights, name):
     B, T, D = x.shape
     qkv = linear(layer_norm(x, weights, f"{name}.norm1"), weights, f"{name}.attn.qkv")
     q, k, v = (part.reshape(B, T, HEADS, D // HEADS).transpose(1, 2) for part in qkv.split(D, dim=-1))
@@ -60,7 +60,7 @@ def patches(images):
 
 
 def mae_loss(images, keep, weights):
-    """He et al. 2022: encode visible patches, append mask tokens, un-shuffle, decode, compare hidden patches."""
+    """He et al. 2022: encode visible patches, append mask tokens, un-shuffle, decode, compare masked patches."""
     B = len(images)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     vectors = patches((images.double() / 255 - mean) / std)  # [B, N, p*p*3]
@@ -69,7 +69,7 @@ def mae_loss(images, keep, weights):
     visible = torch.stack([tokens[b, keep[b]] for b in range(B)])
     x = torch.cat([weights["encoder.cls_token"].expand(B, -1, -1), visible], dim=1)
     for i in range(4):
-        x = transformer_block(x, weights, f"encoder.blocks.{i}")
+        x = transformer_layer(x, weights, f"encoder.blocks.{i}")
 
     x = linear(layer_norm(x, weights, "heads.0.in_norm"), weights, "heads.0.embed")
     decoded = torch.empty(B, 1 + GRID * GRID, x.shape[-1], dtype=torch.float64)
@@ -78,7 +78,7 @@ def mae_loss(images, keep, weights):
     for b in range(B):
         decoded[b, 1 + keep[b]] = x[b, 1:]
     decoded = decoded + position_table(x.shape[-1])
-    decoded = transformer_block(decoded, weights, "heads.0.blocks.0")
+    decoded = transformer_layer(decoded, weights, "heads.0.blocks.0")
     prediction = linear(layer_norm(decoded, weights, "heads.0.norm"), weights, "heads.0.pred")[:, 1:]
 
     total, count = 0.0, 0
@@ -99,7 +99,7 @@ def test_mae_loss_and_gradients_equal_an_independent_computation():
     batch = MicroBatch(images, model.views(images, torch.arange(3), seed=8))
     (view,) = batch.views
 
-    loss = model.loss(0, model.encode(0, images, view), images, view, StageTarget(), view.hidden.sum())
+    loss = model.loss(0, model.encode(0, images, view), images, view, StageTarget(), view.masked.sum())
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     independent = mae_loss(images, view.keep, weights)
 

@@ -54,11 +54,11 @@ MASKERS = [
 
 @pytest.mark.parametrize("masker", MASKERS, ids=str)
 @pytest.mark.parametrize("size", [64, 96])
-def test_a_token_takes_the_place_of_hidden_embeddings(masker, size):
+def test_a_token_takes_the_place_of_masked_embeddings(masker, size):
     model = build(masker)
     images, view = sample(model, size)
     patches = embedded(model, model.colors.normalize(images))
-    patches = torch.where(view.hidden.unsqueeze(-1) > 0, model.mask_embedding.mask_token, patches)
+    patches = torch.where(view.masked.unsqueeze(-1) > 0, model.mask_embedding.mask_token, patches)
     assert_tokens(entered(model, images, view), model, images, patches)
 
 
@@ -67,8 +67,8 @@ def test_a_token_takes_the_place_of_hidden_embeddings(masker, size):
 def test_painting_is_painting_the_image(unit, size):
     model = build(BlockPixels(ratio=0.75, mask_unit=unit))
     images, view = sample(model, size)
-    hidden = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    painted = model.colors.normalize(images) * (1 - hidden) + hidden * model.mask_embedding.mask_token
+    masked = view.masked.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    painted = model.colors.normalize(images) * (1 - masked) + masked * model.mask_embedding.mask_token
     assert_tokens(entered(model, images, view), model, images, embedded(model, painted))
 
 
@@ -84,12 +84,12 @@ def test_gradients_reach_the_token_and_the_embedding(masker):
     }
     model.zero_grad()
     pixels = model.colors.normalize(images)
-    hidden = view.hidden.unsqueeze(-1)
+    masked = view.masked.unsqueeze(-1)
     if masker.mask_embedding is MaskPixels:
-        mask = view.hidden.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
+        mask = view.masked.view(B, 1, *view.grid).repeat_interleave(16, 2).repeat_interleave(16, 3)
         patches = embedded(model, torch.where(mask > 0, model.mask_embedding.mask_token, pixels))
     else:
-        patches = torch.where(hidden > 0, model.mask_embedding.mask_token, embedded(model, pixels))
+        patches = torch.where(masked > 0, model.mask_embedding.mask_token, embedded(model, pixels))
     plain = torch.cat([model.encoder.cls_token.expand(B, -1, -1), patches], dim=1)
     (plain * direction).sum().backward()
     for name, grad in ours.items():

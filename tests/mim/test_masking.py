@@ -29,19 +29,19 @@ def test_counts_follow_the_published_truncation(num_tokens):
 def test_growing_mask_leaves_68_58_39_29_of_196():
     views = RandomDrop(ratios=GROWING).views(IDS, (14, 14), 4, seed=0)
     assert [view.keep.shape[1] for view in views] == [68, 58, 39, 29]
-    assert [int(view.hidden[0].sum()) for view in views] == [128, 138, 157, 167]
+    assert [int(view.masked[0].sum()) for view in views] == [128, 138, 157, 167]
 
 
-def test_a_hidden_patch_stays_hidden():
+def test_a_masked_patch_stays_masked():
     views = RandomDrop(ratios=GROWING).views(IDS, (14, 14), 4, seed=0)
     for before, after in pairwise(views):
         assert torch.equal(before.keep.gather(1, after.within), after.keep)
-        assert (after.hidden >= before.hidden).all()
+        assert (after.masked >= before.masked).all()
 
 
 def test_one_ratio_serves_all_stages():
     views = RandomDrop(ratios=(0.75,)).views(IDS, (14, 14), 4, seed=0)
-    assert all(view.keep is views[0].keep and view.hidden is views[0].hidden for view in views)  # drawn once
+    assert all(view.keep is views[0].keep and view.masked is views[0].masked for view in views)  # drawn once
     assert all(view.within is None for view in views)
 
 
@@ -63,13 +63,13 @@ def test_decoder_may_see_tokens_after_the_drop():
     views = RandomDrop(ratios=GROWING, decoder_sees="after_drop").views(IDS, (14, 14), 4, seed=0)
     assert torch.equal(views[0].decoded, views[1].keep)
     assert views[0].show(torch.randn(6, 1 + 68, 4), 1).shape == (6, 1 + 58, 4)
-    assert int(views[0].hidden[0].sum()) == 128  # the loss is still that of the stage's own mask
+    assert int(views[0].masked[0].sum()) == 128  # the loss is still that of the stage's own mask
     assert torch.equal(views[3].decoded, views[3].keep)  # nothing is dropped after the last
 
 
 def test_loss_may_use_the_first_mask():
     views = RandomDrop(ratios=GROWING, loss_mask="first").views(IDS, (14, 14), 4, seed=0)
-    assert all(torch.equal(view.hidden, views[0].hidden) for view in views)
+    assert all(torch.equal(view.masked, views[0].masked) for view in views)
 
 
 def test_rows_cut_every_index():
@@ -77,7 +77,7 @@ def test_rows_cut_every_index():
     part = views[1].rows(slice(2, 4))
     assert torch.equal(part.keep, views[1].keep[2:4])
     assert torch.equal(part.within, views[1].within[2:4])
-    assert torch.equal(part.hidden, views[1].hidden[2:4])
+    assert torch.equal(part.masked, views[1].masked[2:4])
     assert torch.equal(part.decoded_within, views[1].decoded_within[2:4])
 
 
@@ -91,10 +91,10 @@ def test_says_what_is_wrong():
         RandomDrop(ratios=(0.7, 0.8)).entering((14, 14), 4)
 
 
-@pytest.mark.parametrize(("ratios", "refused", "hidden"), [((0.5, 0.9), 0.9, 4), ((1e-17, 0.5), 1e-17, 0)])
-def test_what_hides_nothing_or_everything_of_a_stage_is_refused(ratios, refused, hidden):
+@pytest.mark.parametrize(("ratios", "refused", "masked"), [((0.5, 0.9), 0.9, 4), ((1e-17, 0.5), 1e-17, 0)])
+def test_what_masks_nothing_or_everything_of_a_stage_is_refused(ratios, refused, masked):
     masker = RandomDrop(ratios=ratios)
-    message = f"ratios must hide at least 1 and leave at least 1 of 4 patches, got {refused}, which hides {hidden}"
+    message = f"ratios must mask at least 1 and leave at least 1 of 4 patches, got {refused}, which masks {masked}"
     for call in (lambda: masker.entering((2, 2), 2), lambda: masker.views(IDS, (2, 2), 2, 0)):
         with pytest.raises(ValueError, match=f"RandomDrop: {message}"):
             call()

@@ -71,7 +71,7 @@ def test_a_picture_of_histograms_shows_their_strokes_whatever_their_length():
     ("recipe", "legend", "note", "baseline"),
     [
         ("simmim_vit_test", "no statistics of the truth are used", "", "the mean visible color"),
-        ("mae_vit_test", "hidden truth, which leaks", "may still lose to the baseline", "the mean visible color"),
+        ("mae_vit_test", "masked truth, which leaks", "may still lose to the baseline", "the mean visible color"),
         (
             "localmim_vit_test",
             "no statistics of the truth are used; all are drawn at length 1",

@@ -81,7 +81,7 @@ def test_the_loss_of_a_prediction_is_masked_loss(denominator):
     torch.testing.assert_close(got, want)
 
 
-def test_a_decoder_may_have_no_block():
+def test_a_decoder_may_have_no_layer():
     decoder = TransformerDecoder(
         DecoderConfig(width=16, depth=0, num_heads=2), in_width=32, out_length=12, num_prefix=1
     )
@@ -92,20 +92,20 @@ def test_a_decoder_may_have_no_block():
 def test_precision_policy(dtype):
     """Products in half precision; norms and the residual stream in float32."""
     torch.manual_seed(0)
-    block = TransformerLayer(32, 2)
+    layer = TransformerLayer(32, 2)
     x = torch.randn(2, 5, 32)
-    exact = block(x)
-    set_compute_dtype(block, dtype)
+    exact = layer(x)
+    set_compute_dtype(layer, dtype)
     seen = {}
-    for name, module in block.named_modules():
+    for name, module in layer.named_modules():
         module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, (args[0].dtype, out.dtype)))
-    out = block(x)
+    out = layer(x)
     assert out.dtype == torch.float32
     assert seen["norm1"] == seen["norm2"] == (torch.float32, torch.float32)
     assert all(seen[name][1] == dtype for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
     assert not torch.equal(out, exact)
     torch.testing.assert_close(out, exact, rtol=0, atol=20 * torch.finfo(dtype).eps)
-    assert all(p.dtype == torch.float32 for p in block.parameters())
+    assert all(p.dtype == torch.float32 for p in layer.parameters())
 
 
 def test_layer_norm_eps_is_that_of_the_published_models():

@@ -37,15 +37,15 @@ def path(trained, tmp_path_factory):
     return folder / WEIGHTS_FILE
 
 
-def features(teacher, model, images, blocks):
-    return teacher.features(images, blocks, model.mean, model.std)
+def features(teacher, model, images, layers):
+    return teacher.features(images, layers, model.mean, model.std)
 
 
 def test_features_are_those_of_the_trained_encoder(trained, path):
     first, last = features(load_teacher(path), trained, IMAGES, [0, 3])
     tokens = trained.encoder.embed(IMAGES, trained.mean, trained.std)
-    for i, block in enumerate(trained.encoder.blocks):
-        tokens = block(tokens)
+    for i, layer in enumerate(trained.encoder.blocks):
+        tokens = layer(tokens)
         if i in (0, 3):
             expected = torch.nn.functional.layer_norm(tokens[:, 1:], (32,))
             torch.testing.assert_close(first if i == 0 else last, expected)
@@ -110,7 +110,7 @@ def test_the_student_learns_from_it_and_it_learns_nothing(path):
     assert model.projections[0].weight.grad is None
 
 
-def test_the_loss_is_an_l1_error_on_hidden_patches(path):
+def test_the_loss_is_an_l1_error_on_masked_patches(path):
     torch.manual_seed(1)
     model = MIM(STUDENT, load_teacher(path))
     (view,) = model.views(IMAGES, torch.arange(2), 0)
@@ -121,7 +121,7 @@ def test_the_loss_is_an_l1_error_on_hidden_patches(path):
         error = (model.projections[0](tokens[:, 1:]) - wanted).abs().mean(-1)
     model.method = replace(STUDENT, distillation=None)
     (alone,) = step(model)
-    torch.testing.assert_close(whole - alone, (error * view.hidden).sum() / view.hidden.sum())
+    torch.testing.assert_close(whole - alone, (error * view.masked).sum() / view.masked.sum())
 
 
 def test_says_what_is_wrong(path, tmp_path):

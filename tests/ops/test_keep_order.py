@@ -59,9 +59,9 @@ def test_every_token_is_restored_to_its_place_in_any_order(device, monkeypatch, 
 def test_restoring_undoes_gathering_in_any_order(device):
     tokens, keep = torch.randn(B, N, D, device=device), unordered(device)
     out = restore_tokens(gather_tokens(tokens, keep), keep, torch.zeros(D, device=device), num_tokens=N)
-    hidden = keep_to_mask(keep, N)
-    assert torch.equal(hidden, keep_to_mask(keep.sort(dim=1).values, N))
-    assert torch.equal(out, tokens * (1 - hidden.unsqueeze(-1)))
+    masked = keep_to_mask(keep, N)
+    assert torch.equal(masked, keep_to_mask(keep.sort(dim=1).values, N))
+    assert torch.equal(out, tokens * (1 - masked.unsqueeze(-1)))
 
 
 def test_patches_are_embedded_in_the_order_of_keep(device):

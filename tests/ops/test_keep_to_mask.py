@@ -28,7 +28,7 @@ def test_equals_reference(device, dims):
     assert torch.equal(mask, keep_to_mask_reference(keep, dims["N"]))
 
 
-def test_is_one_where_hidden(device):
+def test_is_one_where_masked(device):
     keep = torch.tensor([[0, 2], [1, 3]], device=device)
     expected = torch.tensor([[0.0, 1, 0, 1], [1, 0, 1, 0]], device=device)
     assert torch.equal(keep_to_mask(keep, 4), expected)

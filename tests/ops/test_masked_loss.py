@@ -52,7 +52,7 @@ def test_equals_reference_in_every_dtype(device, dtype, target, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_the_mean_over_hidden_tokens(device, kind):
+def test_is_the_mean_over_masked_tokens(device, kind):
     pred, target, weight = sample(device, torch.float64, torch.float64, **DEFAULT)
     weight = (weight == 1).double()
     difference = (pred - target)[weight.bool()]

@@ -98,8 +98,8 @@ def test_gradcheck(device, kind):
 def test_patches_of_weight_zero_are_not_read(device, fn):
     pred, images, weight, *rest = sample(device, images=torch.float32, **DEFAULT)
     spoiled = images.clone()
-    hidden = (weight == 0).view(3, 1, 4, 6).kron(torch.ones(1, 1, 8, 8, device=device)).bool()
-    spoiled[hidden.expand_as(images)] = torch.nan
+    masked = (weight == 0).view(3, 1, 4, 6).kron(torch.ones(1, 1, 8, 8, device=device)).bool()
+    spoiled[masked.expand_as(images)] = torch.nan
     spoiled_pred = pred.masked_fill((weight == 0)[..., None], torch.nan)
     want = with_grad(fn, pred, images, weight, *rest)
     got = with_grad(fn, spoiled_pred, spoiled, weight, *rest)

@@ -41,7 +41,7 @@ def test_predictions_are_those_of_convolutions(device, scale):
 
 
 @pytest.mark.parametrize("scale", [4, 2, 1])
-def test_loss_is_the_mean_over_the_cells_of_hidden_tokens(device, scale):
+def test_loss_is_the_mean_over_the_cells_of_masked_tokens(device, scale):
     features, target, mask, *parameters = sample(device, torch.float64, scale, **DEFAULT, own=torch.float64)
     layers = named(scale, parameters)
     rows = mask.bool().unflatten(1, GRID).repeat_interleave(scale, 1).repeat_interleave(scale, 2).flatten(1)
@@ -50,8 +50,8 @@ def test_loss_is_the_mean_over_the_cells_of_hidden_tokens(device, scale):
     torch.testing.assert_close(ours(scale, GRID, kind="l1")(features, target, mask, *parameters), error.abs().mean())
 
 
-def test_pooled_cells_count_by_the_share_that_is_hidden(device):
-    """Wang et al. 2023, the published program: 0 to 4 hidden tokens of a cell weigh 0, .25, .5, .75 and 1."""
+def test_pooled_cells_count_by_the_share_that_is_masked(device):
+    """Wang et al. 2023, the published program: 0 to 4 masked tokens of a cell weigh 0, .25, .5, .75 and 1."""
     corners = [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0]]
     cells = torch.tensor(corners, device=device, dtype=torch.float64).view(2, 3, 2, 2)
     mask = cells.permute(0, 2, 1, 3).reshape(1, 24)
@@ -63,7 +63,7 @@ def test_pooled_cells_count_by_the_share_that_is_hidden(device):
 
 
 @pytest.mark.parametrize(("scale", "whole"), [(4, 2352), (2, 588), (1, 147), (0.5, 36.75)])
-def test_the_denominator_at_14_by_14_with_75_percent_hidden(device, scale, whole):
+def test_the_denominator_at_14_by_14_with_75_percent_masked(device, scale, whole):
     dims = {"B": 5, "rows": 14, "columns": 14, "D": 4, "P": 2}
     features, target, mask, *parameters = sample(device, torch.float32, scale, **dims)
     want = ours(scale, None)(features, target, mask, *parameters)
@@ -96,7 +96,7 @@ def test_visible_tokens_do_not_count(device, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_visible_cells_do_not_count(device, scale):
-    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT, hidden=0.25)
+    features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT, masked=0.25)
     mask.unflatten(1, GRID)[:, :2, :2] = 0  # a whole cell of scale 0.5
     changed = target.clone()
     changed.unflatten(1, (int(4 * scale), int(6 * scale)))[:, : int(2 * scale), : int(2 * scale)] += 100
@@ -114,7 +114,7 @@ def test_parts_with_the_whole_denominator_add_up(device, scale):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_nothing_hidden_gives_zero_and_zero_gradients(device, scale):
+def test_nothing_masked_gives_zero_and_zero_gradients(device, scale):
     features, target, mask, *parameters = sample(device, torch.float32, scale, **DEFAULT)
     leaves = [features.requires_grad_(), *(p.requires_grad_() for p in parameters)]
     loss = ours(scale, GRID)(features, target, torch.zeros_like(mask), *parameters)

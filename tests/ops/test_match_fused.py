@@ -74,10 +74,10 @@ def test_odd_sizes(device, scale, odd, kind):
     exactly(scale, dims, sample(device, torch.float64, scale, **dims, own=torch.float64), kind=kind)
 
 
-@pytest.mark.parametrize("hidden", [0, 0.1, 1])
+@pytest.mark.parametrize("masked", [0, 0.1, 1])
 @pytest.mark.parametrize("scale", SCALES)
-def test_nothing_little_or_everything_hidden(device, scale, hidden):
-    exactly(scale, DEFAULT, sample(device, torch.float64, scale, **DEFAULT, own=torch.float64, hidden=hidden))
+def test_nothing_little_or_everything_masked(device, scale, masked):
+    exactly(scale, DEFAULT, sample(device, torch.float64, scale, **DEFAULT, own=torch.float64, masked=masked))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -198,11 +198,11 @@ def test_autocast_leaves_the_gradient_of_features_alone(device):
 @pytest.mark.parametrize("features", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", SCALES)
 def test_allocations_follow_from_shapes_alone(scale, features):
-    """However many cells are hidden, in however many chunks: the plan of one step fits every other."""
+    """However many cells are masked, in however many chunks: the plan of one step fits every other."""
     arena, dims = Arena(), {"B": 8, "rows": 14, "columns": 14, "D": 32, "P": 27}
     shares = (0.75, 0.5, 1, 0.1, 0.9, 0, 0.75)
     for share in shares:
-        values, target, mask, *parameters = sample("cpu", features, scale, **dims, hidden=share)
+        values, target, mask, *parameters = sample("cpu", features, scale, **dims, masked=share)
         mask[0] = 0
         values = transposed(values).requires_grad_()
         parameters = [p.requires_grad_() for p in parameters]
@@ -215,8 +215,8 @@ def test_allocations_follow_from_shapes_alone(scale, features):
 
 @pytest.mark.skipif(unusable() is not None, reason=f"no arena: {unusable()}")
 @pytest.mark.parametrize("scale", SCALES)
-def test_masks_that_hide_as_many_cells_allocate_alike_in_bfloat16(scale):
-    """There products ask for workspaces that follow their rows; how many squares are hidden depends on luck."""
+def test_masks_that_mask_as_many_cells_allocate_alike_in_bfloat16(scale):
+    """There products ask for workspaces that follow their rows; how many squares are masked depends on luck."""
     arena, dims = Arena(), {"B": 8, "rows": 14, "columns": 14, "D": 64, "P": 27}
     for _ in range(8):
         values, *constants = sample("cpu", torch.bfloat16, scale, **dims)

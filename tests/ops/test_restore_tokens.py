@@ -87,9 +87,9 @@ def test_undoes_gather(device):
     keep = random_keep(torch.arange(4, device=device), 20, 7, seed=0)
     visible = gather_tokens(tokens, keep, num_prefix=1)
     out = restore_tokens(visible, keep, torch.zeros(6, device=device), num_tokens=20, num_prefix=1)
-    hidden = keep_to_mask(keep, 20).bool()
-    assert torch.equal(out[:, 1:][~hidden], tokens[:, 1:][~hidden])
-    assert not out[:, 1:][hidden].any()
+    masked = keep_to_mask(keep, 20).bool()
+    assert torch.equal(out[:, 1:][~masked], tokens[:, 1:][~masked])
+    assert not out[:, 1:][masked].any()
 
 
 def test_passes_nan_and_infinity_on(device):

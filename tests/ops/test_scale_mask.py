@@ -49,10 +49,10 @@ def test_every_inverse_of_a_whole_number_is_a_factor(device):
         assert scale_mask(ones, 1 / side).tolist() == [[1.0]]
 
 
-def test_a_cell_weighs_the_share_of_it_that_is_hidden(device):
+def test_a_cell_weighs_the_share_of_it_that_is_masked(device):
     mask = torch.zeros(1, 14, 14, device=device)
-    for cell, hidden in enumerate(([], [0], [0, 3], [0, 1, 2], [0, 1, 2, 3])):
-        for position in hidden:
+    for cell, masked in enumerate(([], [0], [0, 3], [0, 1, 2], [0, 1, 2, 3])):
+        for position in masked:
             mask[0, 2 + position // 2, 2 * cell + position % 2] = 1
     cells = scale_mask(mask.flatten(1), 1 / 2).view(7, 7)
     assert cells[1].tolist() == [0, 0.25, 0.5, 0.75, 1, 0, 0]

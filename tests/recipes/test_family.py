@@ -144,10 +144,10 @@ def test_the_decoder_of_fastmim_knows_no_place():
     torch.testing.assert_close(model.heads[0](moved, None, (4, 4)), model.heads[0](tokens, None, (4, 4))[:, order])
 
 
-def test_simmim_hides_30_of_49_units_and_predicts_raw_pixels():
+def test_simmim_masks_30_of_49_units_and_predicts_raw_pixels():
     method = RECIPES["simmim_vit_base"].config.method
     (view,) = method.masker.views(torch.arange(2), (14, 14), 1, 0)
-    assert view.hidden.sum(1).tolist() == [120, 120]
+    assert view.masked.sum(1).tolist() == [120, 120]
     assert method.target(0) == PixelTarget(normalize=False, kind="l1")
 
 
@@ -163,10 +163,10 @@ def test_simmim_exempts_tokens_from_weight_decay():
     )  # 4-D: decayed, as published
 
 
-def test_maskfeat_hides_78_patches_of_every_image():
+def test_maskfeat_masks_78_patches_of_every_image():
     method = RECIPES["maskfeat_vit_base"].config.method
     (view,) = method.masker.views(torch.arange(5), (14, 14), 1, 0)
-    assert view.hidden.sum(1).tolist() == [78] * 5
+    assert view.masked.sum(1).tolist() == [78] * 5
     assert method.target(0) == HogTarget(bins=9, cells=2)
 
 
@@ -174,7 +174,7 @@ def test_vitfreeze_is_localmim_with_another_schedule():
     frozen, plain = RECIPES["vitfreeze_vit_base"].config, RECIPES["localmim_vit_base"].config
     assert frozen.method == plain.method
     assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3, heads="global", final=1e-6 / 1.6e-3)
-    # Heads go with the blocks that feed them: epochs 62.1, 68.6 and 91.3.
+    # Heads go with the layers that feed them: epochs 62.1, 68.6 and 91.3.
     model = MIM(RECIPES["vitfreeze_vit_test"].config.method)
     ends = [10 + 90 * frozen.schedule.share(tap + 1, 12) for tap in frozen.method.taps]
     assert ends == pytest.approx([62.08, 68.59, 91.30, 100], abs=0.005)
@@ -209,8 +209,8 @@ def test_how_far_the_last_loss_travels(name):
     isolated = isinstance(model.method.flow, Local)
     updates = [OneLoss(0 if k == last else None) for k in range(last + 1)] if isolated else [OneLoss(last)]
     model.method.flow.step(model, [batch], updates)
-    blocks = [[model.encoder.blocks[layer] for layer in model.stage_layers(k)] for k in range(last + 1)]
-    grads = [[p.grad for block in stage for p in block.parameters()] for stage in blocks]
+    stages = [[model.encoder.blocks[layer] for layer in model.stage_layers(k)] for k in range(last + 1)]
+    grads = [[p.grad for layer in stage for p in layer.parameters()] for stage in stages]
     reached = [any(grad is not None and grad.any() for grad in stage) for stage in grads]
     assert reached == [not isolated or k == last for k in range(last + 1)]
 
@@ -222,7 +222,7 @@ def loss_of_another_truth(model, stage, tokens, images, view, positions):
     if target.vectors is not None:
         target = replace(target, vectors=torch.where(positions.flatten(2).mT, 7.0, target.vectors))
     other = torch.where(pixels, images.flip(0), images)
-    return model.loss(stage, tokens, other, view, target, view.hidden.sum())
+    return model.loss(stage, tokens, other, view, target, view.masked.sum())
 
 
 @torch.no_grad()
@@ -237,8 +237,8 @@ def test_what_is_visible_does_not_count(name):
     for stage, view in enumerate(model.views(images, torch.arange(2), 0)):
         tokens = model.encode(stage, tokens, view)
         cells = [int(n * model.method.head(stage).scale) for n in view.grid]
-        hidden = adaptive_avg_pool2d(view.hidden.view(2, 1, *view.grid), cells) > 0
-        truths = (torch.zeros_like(hidden), ~hidden, hidden)
+        masked = adaptive_avg_pool2d(view.masked.view(2, 1, *view.grid), cells) > 0
+        truths = (torch.zeros_like(masked), ~masked, masked)
         same, visible, other = (
             loss_of_another_truth(model, stage, tokens, images, view, positions) for positions in truths
         )

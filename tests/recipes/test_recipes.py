@@ -4,7 +4,7 @@ import pytest
 
 from bimkern.mim.flow import EndToEnd, Local
 from bimkern.recipes import RECIPES
-from bimkern.recipes.bim import local_blocks
+from bimkern.recipes.bim import local_stages
 
 
 def test_names():
@@ -24,7 +24,7 @@ def test_a_recipe_has_a_name_and_a_summary(name, recipe):
     ("size", "taps", "visible"),
     [("base", (2, 5, 8, 11), 49), ("large", (5, 11, 17, 23), 49), ("huge", (7, 15, 23, 31), 64)],
 )
-def test_bim_has_four_equal_blocks_that_learn_alone(size, taps, visible):
+def test_bim_has_four_equal_stages_that_learn_alone(size, taps, visible):
     method = RECIPES[f"bim_vit_{size}"].config.method
     assert method.taps == taps
     assert isinstance(method.flow, Local)
@@ -56,5 +56,5 @@ def test_mae_is_one_stage_end_to_end():
 
 
 def test_unequal_blocks_are_refused():
-    with pytest.raises(ValueError, match="local_blocks: depth must be a multiple of num_blocks=4, got 10"):
-        local_blocks(10)
+    with pytest.raises(ValueError, match="local_stages: depth must be a multiple of num_stages=4, got 10"):
+        local_stages(10)

@@ -47,7 +47,7 @@ def train(photos, out, *options):
 
 
 def losses(out):
-    return [json.loads(line)["loss_per_block"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["loss_per_stage"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def saved(out):
@@ -94,7 +94,7 @@ def test_xformers_changes_rounding_alone_and_may_take_over(photos, whole, killed
     torchs, run = losses(whole()), killed()
     seen = importlib.import_module("xformers.ops").seen
     train(photos, run, "--attention", "xformers")
-    assert len(seen) > 2 * (4 + 4)  # two steps of four blocks and four decoders, and the held-out evaluation
+    assert len(seen) > 2 * (4 + 4)  # two steps of four stages and four decoders, and the held-out evaluation
     np.testing.assert_allclose(losses(run), torchs, rtol=1e-4)
 
 
@@ -124,7 +124,7 @@ def test_a_run_older_than_the_choice_was_trained_by_the_default(tmp_path):
         RunFolder(tmp_path).open(replace(config, run=replace(config.run, optimizer="apex_lamb")))
 
 
-def test_a_nan_in_one_block_skips_that_block_alone(photos, tmp_path, monkeypatch, caplog):
+def test_a_nan_in_one_stage_skips_that_stage_alone(photos, tmp_path, monkeypatch, caplog):
     plain, calls = MIM.loss, iter(range(10**6))
 
     def loss(self, stage, *args):
@@ -134,6 +134,6 @@ def test_a_nan_in_one_block_skips_that_block_alone(photos, tmp_path, monkeypatch
     monkeypatch.setattr(MIM, "loss", loss)
     with caplog.at_level(logging.WARNING):
         train(photos, tmp_path / "run", "--optimizer", "apex_lamb")
-    assert "block 3 has a gradient that is not finite" in caplog.text
+    assert "stage 3 has a gradient that is not finite" in caplog.text
     steps = {name: int(t) for name, t in saved(tmp_path / "run").items() if name.endswith(".pred.bias/step")}
     assert steps == {f"heads.{k}.pred.bias/step": 3 if k == 2 else 5 for k in range(4)}

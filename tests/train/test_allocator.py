@@ -46,7 +46,7 @@ def train(photos, tmp_path):
 )
 def test_a_planned_run_computes_the_same_and_allocates_nothing_new(train, recipe, options):
     plain, planned = (train(arena, recipe, "--steps", "9", *options) for arena in ("off", "plan"))
-    assert [record["loss_per_block"] for record in plain] == [record["loss_per_block"] for record in planned]
+    assert [record["loss_per_stage"] for record in plain] == [record["loss_per_stage"] for record in planned]
     assert {record["planned_bytes"] for record in plain} == {None}
     for record in planned[PLANNED_FROM + 1 :]:
         assert record["planned_peak_bytes"] == record["planned_bytes"] > 0  # measured = planned, to the byte

@@ -61,7 +61,7 @@ def lines(path):
 
 
 def losses(out):
-    return [(record["step"], record["loss_per_block"]) for record in lines(out / "metrics.jsonl")]
+    return [(record["step"], record["loss_per_stage"]) for record in lines(out / "metrics.jsonl")]
 
 
 @pytest.fixture

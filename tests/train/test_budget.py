@@ -77,7 +77,7 @@ def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays
         for name in ("plain", "limited")
     )
     for one, two in zip(plain, other, strict=True):
-        assert one["loss_per_block"] == pytest.approx(two["loss_per_block"], rel=1e-4)
+        assert one["loss_per_stage"] == pytest.approx(two["loss_per_stage"], rel=1e-4)
     run = json.loads((tmp_path / "limited" / "config.json").read_text())["run"]
     assert run["batch_size"] == 1024
     assert run["micro_batch"] < 1024

@@ -66,7 +66,7 @@ def tensors():
     return [torch.randn(30, 40).T, torch.ones(7, dtype=torch.bool), torch.tensor(3.0), torch.randn(0, 4).double()]
 
 
-def test_copies_lie_in_one_block_side_by_side():
+def test_copies_lie_in_one_buffer_side_by_side():
     memory, given = PinnedBuffer(), tensors()
     copies = memory.copy(given)
     assert all(
@@ -88,8 +88,8 @@ def test_memory_for_a_gpu_is_pinned_where_it_can_be_and_released(monkeypatch, ca
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
     memory = PinnedBuffer()
-    block = memory._buffer(1000, pinned=True)
-    assert calls == [(block.data_ptr(), 1000, 1)]
+    buffer = memory._buffer(1000, pinned=True)
+    assert calls == [(buffer.data_ptr(), 1000, 1)]
     assert ("cannot be pinned (CUDA error 2)" in caplog.text) == bool(error)
     del memory
-    assert calls[1:] == ([] if error else [(block.data_ptr(),)])
+    assert calls[1:] == ([] if error else [(buffer.data_ptr(),)])

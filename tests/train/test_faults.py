@@ -69,12 +69,12 @@ def wait_for(condition, process, seconds=120):
 
 
 def comparable(out):
-    return [(record["step"], record["loss_per_block"]) for record in records(out)]
+    return [(record["step"], record["loss_per_stage"]) for record in records(out)]
 
 
 @pytest.fixture
 def break_losses(monkeypatch):
-    """Make the loss of block 3 NaN, where `when(call)` says so for the call-th loss of that block."""
+    """Make the loss of stage 3 NaN, where `when(call)` says so for the call-th loss of that stage."""
 
     def install(when):
         calls = iter(range(10**6))
@@ -91,19 +91,19 @@ def break_losses(monkeypatch):
     return install
 
 
-def test_a_nan_in_one_block_skips_that_block_alone(photos, tmp_path, break_losses, caplog):
+def test_a_nan_in_one_stage_skips_that_stage_alone(photos, tmp_path, break_losses, caplog):
     train(photos, tmp_path / "plain", "--steps", "8")
     break_losses(lambda call: call in (2, 3))
     train(photos, tmp_path / "broken", "--steps", "8")
     assert records(tmp_path / "broken")[-1]["skipped_updates"] == [0, 0, 2, 0]
-    assert "block 3 has a gradient that is not finite" in caplog.text
+    assert "stage 3 has a gradient that is not finite" in caplog.text
     for plain, broken in zip(records(tmp_path / "plain"), records(tmp_path / "broken"), strict=True):
-        assert plain["loss_per_block"][:2] == broken["loss_per_block"][:2]  # the blocks below never notice
+        assert plain["loss_per_stage"][:2] == broken["loss_per_stage"][:2]  # the stages below never notice
     weights = checkpoints.load_latest(tmp_path / "broken" / "checkpoints").model
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_a_block_that_stays_nan_sends_the_run_back_to_its_checkpoint(photos, tmp_path, break_losses, capsys):
+def test_a_stage_that_stays_nan_sends_the_run_back_to_its_checkpoint(photos, tmp_path, break_losses, capsys):
     break_losses(lambda call: 12 <= call < 30)  # some weather that passes
     train(photos, tmp_path / "run", "--steps", "30", "--save-every", "10")
     assert "at step 10 of 30" in capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_a_block_that_stays_nan_sends_the_run_back_to_its_checkpoint(photos, tmp
     assert load_file(dump)["images"].shape == (8, 3, 32, 32)
 
 
-def test_a_block_that_stays_nan_is_found_between_logged_steps(photos, tmp_path, break_losses, capsys):
+def test_a_stage_that_stays_nan_is_found_between_logged_steps(photos, tmp_path, break_losses, capsys):
     break_losses(lambda call: 12 <= call < 30)
     train(photos, tmp_path / "run", "--steps", "30", "--save-every", "10", "--log-every", "1000")
     assert "at step 10 of 30" in capsys.readouterr().out

@@ -125,7 +125,7 @@ def test_held_bytes_of_the_process():
 def test_metrics_are_cut_back_to_a_step_and_lines_that_are_no_records_are_dropped(tmp_path):
     log = metrics.Metrics(tmp_path, after_step=0)
     for step in (1, 2, 3):
-        log.log({"step": step, "loss": math.nan, "loss_per_block": [0.4, math.inf], "nothing": None})
+        log.log({"step": step, "loss": math.nan, "loss_per_stage": [0.4, math.inf], "nothing": None})
     log.close()
     with (tmp_path / metrics.FILE).open("a") as file:
         file.write('[]\n{"step": 4, "lo')
@@ -138,12 +138,12 @@ def test_metrics_are_cut_back_to_a_step_and_lines_that_are_no_records_are_droppe
     assert kept == {
         "step": 1,
         "loss": None,
-        "loss_per_block": [0.4, None],
+        "loss_per_stage": [0.4, None],
         "nothing": None,
     }
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss_per_block/1")] == [(1, value), (2, value)]
-    assert events.Tags()["scalars"] == ["step", "loss_per_block/1"]
+    assert [(event.step, event.value) for event in events.Scalars("loss_per_stage/1")] == [(1, value), (2, value)]
+    assert events.Tags()["scalars"] == ["step", "loss_per_stage/1"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 10, 33, 1000])

@@ -26,21 +26,21 @@ def predicted(recipe, rows=2, **changes):
 @pytest.mark.parametrize(
     ("recipe", "titles"),
     [
-        ("mae_vit_test", ["12 of 16 hidden", "after layer 4", "after layer 4*"]),
-        ("simmim_vit_test", ["12 of 16 hidden", "after layer 4"]),
-        ("fastmim_vit_test", ["12 of 16 hidden", "target, 8 x 8", "after layer 4"]),
+        ("mae_vit_test", ["12 of 16 masked", "after layer 4", "after layer 4*"]),
+        ("simmim_vit_test", ["12 of 16 masked", "after layer 4"]),
+        ("fastmim_vit_test", ["12 of 16 masked", "target, 8 x 8", "after layer 4"]),
         (
             "localmim_vit_test",
             [
-                *("12 of 16 hidden", "target, 16 x 16", "after layer 2", "target, 8 x 8", "after layer 4"),
+                *("12 of 16 masked", "target, 16 x 16", "after layer 2", "target, 8 x 8", "after layer 4"),
                 *("target, 4 x 4", "after layer 6", "target, 2 x 2", "after layer 8"),
             ],
         ),
         (
             "bim_hog_vit_test",
             [
-                *("11 of 16 hidden", "target, 8 x 8", "after layer 1", "12 of 16 hidden", "after layer 2"),
-                *("13 of 16 hidden", "after layer 3", "14 of 16 hidden", "after layer 4"),
+                *("11 of 16 masked", "target, 8 x 8", "after layer 1", "12 of 16 masked", "after layer 2"),
+                *("13 of 16 masked", "after layer 3", "14 of 16 masked", "after layer 4"),
             ],
         ),
     ],
@@ -54,10 +54,10 @@ def test_masks_and_targets_are_shown_where_they_change(recipe, titles):
         assert 0 <= picture.min() < picture.max() <= 1
 
 
-def test_images_that_differ_in_how_much_is_hidden_are_counted_from_least_to_most():
+def test_images_that_differ_in_how_much_is_masked_are_counted_from_least_to_most():
     encoder = replace(RECIPES["maskfeat_vit_test"].config.method.encoder, image_size=224)
     shown = predicted("maskfeat_vit_test", rows=8, encoder=encoder, masker=Blockwise(ratio=0.4, exact=False))
-    least, most = shown.columns[1].title.removesuffix(" of 196 hidden").split("-")
+    least, most = shown.columns[1].title.removesuffix(" of 196 masked").split("-")
     assert 39 < int(least) < int(most) <= 78
 
 
@@ -68,7 +68,7 @@ def test_the_legend_names_the_statistics_of_every_kind_of_target():
         "histograms of oriented gradients, where patches are visible the target's: no statistics of the truth are "
         "used; all are drawn at length 1",
         "de-normalized with brightness and contrast of the average visible patch;",
-        "* with those of the hidden truth, which leaks",
+        "* with those of the masked truth, which leaks",
     ]
 
 
@@ -95,7 +95,7 @@ def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
 
 
 def test_curves_take_stages_that_stop_learning(tmp_path):
-    records = [{"step": step, "lr": 0.1, "loss_per_block": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
+    records = [{"step": step, "lr": 0.1, "loss_per_stage": [None if step > 2 else 0.5, 0.4]} for step in (1, 2, 3, 4)]
     plots.draw_curves(tmp_path / "curves.png", records, ["after layer 2", "after layer 4"])
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 10

@@ -10,7 +10,7 @@ from bimkern.train.reporting.progress import Reporter
 RECORD = {
     "epoch": 0.5,
     "image_size": 64,
-    "loss_per_block": [0.5, None],
+    "loss_per_stage": [0.5, None],
     "lr": 1e-3,
     "images_per_s": 10.0,
     "data_wait": 0.0,

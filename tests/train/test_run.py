@@ -64,11 +64,11 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
     assert any(name.startswith("tensorboard/events") for name in names)
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
         assert record.keys() == {
-            *("step", "epoch", "image_size", "loss", "loss_per_block", "lr", "skipped_updates", "images_per_s"),
+            *("step", "epoch", "image_size", "loss", "loss_per_stage", "lr", "skipped_updates", "images_per_s"),
             *("data_wait", "images_quarantined", "held_bytes", "peak_bytes", "live_activation_bytes"),
             *MEMORY,
         }
-        assert len(record["loss_per_block"]) == 4
+        assert len(record["loss_per_stage"]) == 4
         assert 0 <= record["data_wait"] <= 1
     printed = capsys.readouterr().out
     assert "step 20/20" in printed
@@ -115,7 +115,7 @@ def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path
     train("bim_vit_test", photos, tmp_path / "plain", "--steps", "4")
     train("bim_vit_test", photos, tmp_path / "other", "--steps", "4", "--workers", "2", "--micro-batch", "3")
     for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "other"), strict=True):
-        assert plain["loss_per_block"] == pytest.approx(other["loss_per_block"], rel=1e-4)
+        assert plain["loss_per_stage"] == pytest.approx(other["loss_per_stage"], rel=1e-4)
 
 
 @needs_dali
@@ -124,7 +124,7 @@ def test_another_loader_changes_little_of_what_is_learnt(photos, tmp_path, capsy
         train("mae_vit_test", photos, tmp_path / loader, "--steps", "4", "--loader", loader, "--micro-batch", "3")
     assert "loader: DALI, decodes, crops, resizes and flips in 1 threads" in capsys.readouterr().out
     for pil, dali in zip(records(tmp_path / "pil"), records(tmp_path / "dali"), strict=True):
-        assert pil["loss_per_block"] == pytest.approx(dali["loss_per_block"], rel=1e-2)
+        assert pil["loss_per_stage"] == pytest.approx(dali["loss_per_stage"], rel=1e-2)
 
 
 @needs_dali

@@ -43,7 +43,7 @@ END_TO_END = Method(
     targets=(PixelTarget(normalize=False, kind="l1"),),
     flow=EndToEnd(),
 )
-BLOCK_LOCAL = Method(
+STAGE_LOCAL = Method(
     encoder=ENCODER,
     taps=(1, 3),
     masker=BlockPixels(ratio=0.75, mask_unit=2),
@@ -54,10 +54,10 @@ BLOCK_LOCAL = Method(
 BASE = RECIPES["simmim_vit_test"].config
 CONFIGS = {
     name: replace(BASE, recipe=name, method=method, run=replace(BASE.run, steps=20))
-    for name, method in (("two_stages", END_TO_END), ("two_stages_local", BLOCK_LOCAL))
+    for name, method in (("two_stages", END_TO_END), ("two_stages_local", STAGE_LOCAL))
 }
 every_run = pytest.mark.parametrize("name", CONFIGS)
-every_method = pytest.mark.parametrize("method", [END_TO_END, BLOCK_LOCAL, replace(BLOCK_LOCAL, flow=EndToEnd())])
+every_method = pytest.mark.parametrize("method", [END_TO_END, STAGE_LOCAL, replace(STAGE_LOCAL, flow=EndToEnd())])
 
 
 def build(method):
@@ -89,7 +89,7 @@ def step(model, batch, **options):
 
 @pytest.mark.parametrize("size", [32, 48])
 def test_stages_differ_in_width_and_grid(size):
-    model = build(BLOCK_LOCAL)
+    model = build(STAGE_LOCAL)
     batch = sample(model, size)
     first = model.encode(0, batch.images, batch.views[0])
     second = model.encode(1, first, batch.views[1])
@@ -101,7 +101,7 @@ def test_stages_differ_in_width_and_grid(size):
 
 @every_method
 def test_the_loss_of_a_stage_is_that_of_its_own_grid(method):
-    """With masks of 8 pixels every token is hidden as a whole, on both grids."""
+    """With masks of 8 pixels every token is masked as a whole, on both grids."""
     model = build(method)
     batch = sample(model)
     losses = step(model, batch)
@@ -109,21 +109,21 @@ def test_the_loss_of_a_stage_is_that_of_its_own_grid(method):
     for stage, view in enumerate(batch.views):
         tokens = model.encode(stage, tokens, view)
         patch = method.level(stage).patch
-        fine = view.hidden.unflatten(1, (8, 8))
-        hidden = fine[:, :: patch // 4, :: patch // 4].flatten(1)
+        fine = view.masked.unflatten(1, (8, 8))
+        masked = fine[:, :: patch // 4, :: patch // 4].flatten(1)
         target = method.target(stage).vectors(batch.images, patch, 1.0, model.colors).double()
         if isinstance(method.target(stage), HogTarget):
             torch.testing.assert_close(target, hog(batch.images, patch).double())
         kind = method.target(stage).kind
-        torch.testing.assert_close(losses[stage], masked_loss(model.predict(stage, tokens, view), target, hidden, kind))
+        torch.testing.assert_close(losses[stage], masked_loss(model.predict(stage, tokens, view), target, masked, kind))
 
 
-def test_a_token_that_is_hidden_in_part_weighs_in_part():
+def test_a_token_that_is_masked_in_part_weighs_in_part():
     model = build(replace(END_TO_END, masker=TokenReplace(ratio=0.5)))
     batch = sample(model)
     (view,) = batch.views
     weights = view.weights((4, 4))
-    assert torch.equal(weights, view.hidden.unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1))
+    assert torch.equal(weights, view.masked.unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1))
     assert not ((weights == 0) | (weights == 1)).all()
     prediction = model.predict(0, model.encode(0, batch.images, view), view)
     target = END_TO_END.target(0).vectors(batch.images, 8, 1.0, model.colors)
@@ -146,13 +146,13 @@ def test_slices_and_micro_batches_change_nothing(method, slices):
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [END_TO_END, BLOCK_LOCAL])
-def test_what_is_hidden_does_not_reach_the_encoder(method):
+@pytest.mark.parametrize("method", [END_TO_END, STAGE_LOCAL])
+def test_what_is_masked_does_not_reach_the_encoder(method):
     model = build(method)
     batch = sample(model)
     view = batch.views[0]
-    hidden = view.hidden_share((32, 32)).expand_as(batch.images) > 0
-    altered = torch.where(hidden, 255 - batch.images, batch.images)
+    masked = view.masked_share((32, 32)).expand_as(batch.images) > 0
+    altered = torch.where(masked, 255 - batch.images, batch.images)
     assert torch.equal(model.encode(0, altered, view), model.encode(0, batch.images, view))
 
 
@@ -260,7 +260,7 @@ def test_its_layers_freeze_by_a_schedule(photos, tmp_path, monkeypatch):
     config = replace(CONFIGS["two_stages_local"], recipe="two_stages_frozen", schedule=schedule)
     monkeypatch.setitem(RECIPES, config.recipe, Recipe(summary="for a test", config=config))
     train(config.recipe, photos, tmp_path / "run", "--batch-size", "6", "--steps", "8")
-    frozen = [record["loss_per_block"].count(None) for record in records(tmp_path / "run")]
+    frozen = [record["loss_per_stage"].count(None) for record in records(tmp_path / "run")]
     assert frozen == sorted(frozen)
     assert frozen[-1] == 1
 

@@ -52,10 +52,10 @@ def test_masks_targets_and_losses_follow_the_images(name):
     for phase in config.phases:
         side = phase.image_size // 16
         batch = micro_batch(model, phase.image_size)
-        hidden = side**2 - int(side**2 * 0.25)
+        masked = side**2 - int(side**2 * 0.25)
         for view in batch.views:
             assert view.grid == (side, side)
-            assert view.hidden.sum(dim=1).tolist() == [hidden] * 3
+            assert view.masked.sum(dim=1).tolist() == [masked] * 3
         assert losses_of(model, batch).isfinite().all()
 
 

@@ -25,7 +25,7 @@ def quarantined(out):
 
 
 def losses(out):
-    return [(record["step"], record["image_size"], record["loss_per_block"]) for record in records(out)]
+    return [(record["step"], record["image_size"], record["loss_per_stage"]) for record in records(out)]
 
 
 def vanishes_in(monkeypatch, step, path):

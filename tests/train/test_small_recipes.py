@@ -82,8 +82,8 @@ def test_it_runs_to_its_end(finished, recipe):
     config, logged = RECIPES[recipe], records(out)
     assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
     for record in logged:
-        assert len(record["loss_per_block"]) == len(config.method.taps)
-        learning = [loss for loss in record["loss_per_block"] if loss is not None]
+        assert len(record["loss_per_stage"]) == len(config.method.taps)
+        learning = [loss for loss in record["loss_per_stage"] if loss is not None]
         assert record["loss"] == pytest.approx(sum(learning))
         assert config.schedule.per_group or len(learning) == len(config.method.taps)
     for tap in config.method.taps:
@@ -99,12 +99,12 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
     out, printed = finished(recipe)
     assert "(What was frozen before the end is evaluated as it was left.)" in printed
     assert "loss frozen" in printed
-    assert [record["loss_per_block"][0] is None for record in records(out)] == [False, False, False, True]
+    assert [record["loss_per_stage"][0] is None for record in records(out)] == [False, False, False, True]
     (file,) = (out / "tensorboard").iterdir()
     tags = [(event.step, value.tag) for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
-    assert (3, "loss_per_block/1") in tags
-    assert (4, "loss_per_block/1") not in tags
-    assert (4, "loss_per_block/4") in tags
+    assert (3, "loss_per_stage/1") in tags
+    assert (4, "loss_per_stage/1") not in tags
+    assert (4, "loss_per_stage/4") in tags
 
 
 @freezing
@@ -160,10 +160,10 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, rec
 
 @freezing
 def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
-    """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five blocks stand still."""
+    """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five layers stand still."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(recipe, whole, steps=8)
-    assert [record["loss_per_block"].count(None) for record in records(whole)] == [0, 0, 0, 0, 0, 1, 2, 3]
+    assert [record["loss_per_stage"].count(None) for record in records(whole)] == [0, 0, 0, 0, 0, 1, 2, 3]
     frozen = checkpoints.load(whole / "checkpoints" / "step-00000006")
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-00000008")

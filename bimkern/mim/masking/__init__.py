@@ -1,1 +1,1 @@
-"""Maskers: which patches are hidden, per image and per stage."""
+"""Maskers: which patches are masked, per image and per stage."""

@@ -1,4 +1,4 @@
-"""Blockwise masks: rectangles of random area and aspect, until enough is hidden.
+"""Blockwise masks: rectangles of random area and aspect, until enough is masked.
 
 Shapes: B images, N = rows x columns patches, A attempts.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bimkern import pieces
 from bimkern.mim.mask_embedding import MaskEmbedding, MaskToken
-from bimkern.mim.masking.masker import Masker, check_hidden
+from bimkern.mim.masking.masker import Masker, check_masked
 from bimkern.mim.masking.view import StageView, filled_view
 from bimkern.models.encoder import Grid
 from bimkern.ops.random_keep import token_priorities
@@ -25,16 +25,16 @@ _FAILURES = 10  # in a row, which end a mask short of its target
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class Blockwise:
-    """Hide rectangles that may overlap, behind a mask token that replaces patch embeddings.
+    """Mask rectangles that may overlap, with a mask token that replaces patch embeddings.
 
-    The published loop stops at or below its target, so images differ in how much is hidden and weigh differently in the
-    loss. `exact` hides random further patches up to the target.
+    The published loop stops at or below its target, so images differ in how much is masked and weigh differently in the
+    loss. `exact` masks random further patches up to the target.
 
     Source: Bao et al. 2022 (BEiT), section 2.3 and algorithm 1; numbers of Wei et al. 2022 (MaskFeat).
     """
 
     ratio: float
-    min_share: float = 0.2  # of the hidden patches that a rectangle has at least: 15 of 78
+    min_share: float = 0.2  # of the masked patches that a rectangle has at least: 15 of 78
     aspect: float = 0.3  # least height over width, and width over height
     exact: bool = True
     mask_embedding: ClassVar[type[MaskEmbedding]] = MaskToken
@@ -47,43 +47,43 @@ class Blockwise:
         if not 0 < self.aspect <= 1:
             raise ValueError(f"Blockwise: aspect must be in (0, 1], got {self.aspect}")
 
-    def num_hidden(self, grid: Grid) -> int:
-        """Return how many patches a mask hides; at most that many where it need not be exact.
+    def num_masked(self, grid: Grid) -> int:
+        """Return how many patches are masked; at most that many where it need not be exact.
 
         Raises:
-            ValueError: it would hide no patch or all, or has no room for a rectangle.
+            ValueError: it would mask no patch or all, or has no room for a rectangle.
         """
         num_tokens = grid[0] * grid[1]
-        num_hidden = round(num_tokens * self.ratio)
-        check_hidden("Blockwise: ratio", self.ratio, num_hidden, num_tokens)
+        num_masked = round(num_tokens * self.ratio)
+        check_masked("Blockwise: ratio", self.ratio, num_masked, num_tokens)
         if not self.exact and min(grid) < 2:  # a rectangle is less high and less wide than the grid
             raise ValueError(f"Blockwise: exact must be True for {grid[0]} x {grid[1]} patches, got False")
-        return num_hidden
+        return num_masked
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
-        self.num_hidden(grid)
+        self.num_masked(grid)
         return [grid[0] * grid[1]] * num_stages
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
-        num_tokens, num_hidden = grid[0] * grid[1], self.num_hidden(grid)
-        hidden = self.rectangles(draw_ids, grid, seed)  # [B, N]
+        num_tokens, num_masked = grid[0] * grid[1], self.num_masked(grid)
+        masked = self.rectangles(draw_ids, grid, seed)  # [B, N]
         if not self.exact:
-            everything = torch.arange(num_tokens, device=hidden.device).expand(len(hidden), -1)
-            return [filled_view(grid, everything, hidden.float())] * num_stages
-        order = token_priorities(draw_ids, num_tokens, seed).masked_fill(hidden, -1).argsort(dim=1, stable=True)
-        return [filled_view(grid, order[:, num_hidden:].sort(dim=1).values)] * num_stages
+            everything = torch.arange(num_tokens, device=masked.device).expand(len(masked), -1)
+            return [filled_view(grid, everything, masked.float())] * num_stages
+        order = token_priorities(draw_ids, num_tokens, seed).masked_fill(masked, -1).argsort(dim=1, stable=True)
+        return [filled_view(grid, order[:, num_masked:].sort(dim=1).values)] * num_stages
 
     def rectangles(self, draw_ids: Tensor, grid: Grid, seed: int) -> Tensor:
-        """Draw the rectangles of every image, [B, N] bool, at most num_hidden of each; no step waits for the device."""
+        """Draw the rectangles of every image, [B, N] bool, at most num_masked of each; no step waits for the device."""
         rows, columns = (torch.arange(side, device=draw_ids.device) for side in grid)
-        hidden = torch.zeros(len(draw_ids), *grid, dtype=torch.bool, device=draw_ids.device)
+        masked = torch.zeros(len(draw_ids), *grid, dtype=torch.bool, device=draw_ids.device)
         failures = torch.zeros_like(draw_ids)
-        num_hidden = self.num_hidden(grid)
-        smallest = int(num_hidden * self.min_share)
+        num_masked = self.num_masked(grid)
+        smallest = int(num_masked * self.min_share)
         u_area, u_aspect, u_top, u_left = _uniform(draw_ids, seed)  # each [A, B]
         log_aspect = math.log(self.aspect)
         for attempt in range(_ATTEMPTS):
-            remaining = num_hidden - hidden.sum(dim=(1, 2))
+            remaining = num_masked - masked.sum(dim=(1, 2))
             area = smallest + u_area[attempt] * (remaining - smallest)
             aspect = torch.exp(log_aspect - 2 * log_aspect * u_aspect[attempt])
             height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -91,13 +91,13 @@ class Blockwise:
             left = (u_left[attempt] * (grid[1] - width + 1)).floor()
             in_rows = (top[:, None] <= rows) & (rows < (top + height)[:, None])  # [B, rows]
             in_columns = (left[:, None] <= columns) & (columns < (left + width)[:, None])
-            added = in_rows[:, :, None] & in_columns[:, None, :] & ~hidden
+            added = in_rows[:, :, None] & in_columns[:, None, :] & ~masked
             num_added = added.sum(dim=(1, 2))
             fits = (height < grid[0]) & (width < grid[1]) & (0 < num_added) & (num_added <= remaining)
             accepted = fits & (failures < _FAILURES)
-            hidden |= added & accepted[:, None, None]
+            masked |= added & accepted[:, None, None]
             failures = torch.where(accepted, 0, failures + 1)
-        return hidden.flatten(1)
+        return masked.flatten(1)
 
 
 def _uniform(draw_ids: Tensor, seed: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Maskers: which patches are hidden, per image and per stage.
+"""Maskers: which patches are masked, per image and per stage.
 
 Shapes: B images.
 """
@@ -13,17 +13,17 @@ from bimkern.models.encoder import Grid
 
 
 class Masker(Protocol):
-    """Draws which patches are hidden; a frozen dataclass."""
+    """Draws which patches are masked; a frozen dataclass."""
 
     @property
     def mask_embedding(self) -> type[MaskEmbedding]:
-        """What stands for hidden patches in the encoder."""
+        """What stands for masked patches in the encoder."""
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
         """Return how many patches enter every stage.
 
         Raises:
-            ValueError: such a grid or number of stages cannot be masked, or nothing or everything would be hidden.
+            ValueError: such a grid or number of stages cannot be masked, or nothing or everything would be masked.
         """
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
@@ -42,14 +42,14 @@ def num_kept(num_tokens: int, ratio: float) -> int:
     return int(num_tokens * (1 - ratio))
 
 
-def check_hidden(argument: str, ratio: float, num_hidden: int, num_tokens: int, what: str = "patches") -> None:
-    """Refuse a mask that hides nothing, and so has no loss, or everything, which leaves no input.
+def check_masked(argument: str, ratio: float, num_masked: int, num_tokens: int, what: str = "patches") -> None:
+    """Refuse a ratio that masks nothing, and so has no loss, or everything, which leaves no input.
 
     Raises:
-        ValueError: num_hidden is not in [1, num_tokens - 1].
+        ValueError: num_masked is not in [1, num_tokens - 1].
     """
-    if not 0 < num_hidden < num_tokens:
+    if not 0 < num_masked < num_tokens:
         raise ValueError(
-            f"{argument} must hide at least 1 and leave at least 1 of {num_tokens} {what}, "
-            f"got {ratio}, which hides {num_hidden}"
+            f"{argument} must mask at least 1 and leave at least 1 of {num_tokens} {what}, "
+            f"got {ratio}, which masks {num_masked}"
         )

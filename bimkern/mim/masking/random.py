@@ -1,4 +1,4 @@
-"""Random masks whose hidden patches do not enter the encoder.
+"""Random masks of patches that do not enter the encoder.
 
 Shapes: B images, N patches, K kept patches.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bimkern import pieces
 from bimkern.mim.mask_embedding import DropMasked, MaskEmbedding
-from bimkern.mim.masking.masker import Masker, check_hidden, num_kept
+from bimkern.mim.masking.masker import Masker, check_masked, num_kept
 from bimkern.mim.masking.view import StageView
 from bimkern.models.encoder import Grid
 from bimkern.ops import keep_to_mask, random_keep
@@ -20,7 +20,7 @@ from bimkern.ops import keep_to_mask, random_keep
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class RandomDrop:
-    """Hide a random share of the patches; only the others enter the encoder.
+    """Mask a random share of the patches; only the others enter the encoder.
 
     With several ratios the mask grows: stage k processes a share 1 - ratios[k] of all patches, chosen inside those of
     the stage before. The cls token is never dropped.
@@ -38,7 +38,7 @@ class RandomDrop:
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
             raise ValueError(f"RandomDrop: ratios must be in (0, 1), got {self.ratios}")
         if list(self.ratios) != sorted(self.ratios):
-            raise ValueError(f"RandomDrop: ratios must not fall, a hidden patch stays hidden, got {self.ratios}")
+            raise ValueError(f"RandomDrop: ratios must not fall, a masked patch stays masked, got {self.ratios}")
 
     def entering(self, grid: Grid, num_stages: int) -> list[int]:
         """Return the kept patches of every stage.
@@ -52,7 +52,7 @@ class RandomDrop:
         ratios = self.ratios * num_stages if len(self.ratios) == 1 else self.ratios
         counts = [num_kept(num_tokens, ratio) for ratio in ratios]
         for ratio, count in zip(ratios, counts, strict=True):
-            check_hidden("RandomDrop: ratios", ratio, num_tokens - count, num_tokens)
+            check_masked("RandomDrop: ratios", ratio, num_tokens - count, num_tokens)
         return counts
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
@@ -60,7 +60,7 @@ class RandomDrop:
         counts = self.entering(grid, num_stages)
         keep = random_keep(draw_ids, num_tokens, counts[0], seed=seed)
         weight = keep_to_mask(keep, num_tokens)
-        keeps, hidden = [keep], [weight]
+        keeps, masked = [keep], [weight]
         withins: list[Tensor | None] = [None]
         for before, count in pairwise(counts):
             within: Tensor | None = None
@@ -69,7 +69,7 @@ class RandomDrop:
                 weight = keep_to_mask(keep, num_tokens) if self.loss_mask == "stage" else weight
             keeps.append(keep)
             withins.append(within)
-            hidden.append(weight)
+            masked.append(weight)
         views = []
         for k, keep in enumerate(keeps):
             shown = k + 1 if self.decoder_sees == "after_drop" and k + 1 < num_stages else k
@@ -78,7 +78,7 @@ class RandomDrop:
                     grid=grid,
                     keep=keep,
                     within=withins[k],
-                    hidden=hidden[k],
+                    masked=masked[k],
                     decoded=keeps[shown],
                     decoded_within=withins[shown] if shown > k else None,
                 )

@@ -1,4 +1,4 @@
-"""Random masks whose hidden patches are filled in, so that all tokens pass the encoder; drawn in mask units.
+"""Random masks of patches that are filled in, so that all tokens pass the encoder; drawn in mask units.
 
 Shapes: B images, U mask units, N patches, K visible patches.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bimkern import pieces
 from bimkern.mim.mask_embedding import MaskEmbedding, MaskPixels, MaskToken
-from bimkern.mim.masking.masker import Masker, check_hidden, num_kept
+from bimkern.mim.masking.masker import Masker, check_masked, num_kept
 from bimkern.mim.masking.view import StageView, filled_view
 from bimkern.models.encoder import Grid
 from bimkern.ops import random_keep
@@ -21,10 +21,10 @@ from bimkern.ops import random_keep
 
 @dataclass(frozen=True, kw_only=True)
 class _Units(ABC):
-    """A random share of the mask units is hidden, the same ones from every stage."""
+    """A random share of the mask units, the same ones from every stage."""
 
     ratio: float
-    mask_unit: int = 1  # patches a side of the squares that are hidden as a whole
+    mask_unit: int = 1  # patches a side of the squares that are masked as a whole
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -55,14 +55,14 @@ class _Units(ABC):
             raise ValueError(f"{name}: mask_unit must divide the {grid[0]} x {grid[1]} patches, got {self.mask_unit}")
         num_units = grid[0] * grid[1] // self.mask_unit**2
         visible = self.num_visible(num_units)
-        check_hidden(f"{name}: ratio", self.ratio, num_units - visible, num_units, "mask units")
+        check_masked(f"{name}: ratio", self.ratio, num_units - visible, num_units, "mask units")
         return num_units, visible
 
 
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class TokenReplace(_Units):
-    """Hide mask units behind a token that replaces patch embeddings; a count that is not whole is rounded up.
+    """Mask units at random with a token that replaces patch embeddings; a count that is not whole is rounded up.
 
     Source: Xie et al. 2022 (SimMIM), section 3.2; the rounding as in its published program.
     """
@@ -76,7 +76,7 @@ class TokenReplace(_Units):
 @pieces.register(Masker)
 @dataclass(frozen=True, kw_only=True)
 class BlockPixels(_Units):
-    """Hide mask units under a learned color in the image itself, so that any encoder can be trained.
+    """Mask units at random with a learned color in the image itself, so that any encoder can be trained.
 
     Source: Guo et al. 2022 (FastMIM), section 3; the rounding as in its published program.
     """

@@ -21,8 +21,8 @@ class StageView:
     grid: Grid  # rows and columns of the N patches
     keep: Tensor  # [B, K] visible patches of this stage
     within: Tensor | None  # [B, K] their indices among the tokens of the stage before; None where that has the same
-    hidden: Tensor  # [B, N] loss weight
-    decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the hidden ones filled in
+    masked: Tensor  # [B, N] loss weight
+    decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the masked ones filled in
     decoded_within: Tensor | None  # [B, K'] their indices among this stage's tokens; None where they are all of them
 
     def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
@@ -35,17 +35,17 @@ class StageView:
             return tokens
         return gather_tokens(tokens, self.decoded_within, num_prefix=num_prefix)
 
-    def hidden_share(self, grid: Grid) -> Tensor:
-        """Return the share that is hidden of every cell of another grid over the image, [B, 1, h, w]."""
-        return adaptive_avg_pool2d(self.hidden.unflatten(1, (1, *self.grid)), grid)
+    def masked_share(self, grid: Grid) -> Tensor:
+        """Return the share that is masked of every cell of another grid over the image, [B, 1, h, w]."""
+        return adaptive_avg_pool2d(self.masked.unflatten(1, (1, *self.grid)), grid)
 
     def weights(self, grid: Grid) -> Tensor:
         """Return the loss weights of the tokens of a grid, [B, h * w]."""
-        return self.hidden if grid == self.grid else self.hidden_share(grid).flatten(1)
+        return self.masked if grid == self.grid else self.masked_share(grid).flatten(1)
 
     def weighted(self, dtype: torch.dtype) -> "StageView":
         """Return the view with loss weights of dtype."""
-        return replace(self, hidden=self.hidden.to(dtype))
+        return replace(self, masked=self.masked.to(dtype))
 
     def rows(self, rows: slice) -> "StageView":
         """Return the view of a slice of the batch."""
@@ -53,13 +53,13 @@ class StageView:
         return replace(self, **tensors)
 
 
-def filled_view(grid: Grid, keep: Tensor, hidden: Tensor | None = None) -> StageView:
+def filled_view(grid: Grid, keep: Tensor, masked: Tensor | None = None) -> StageView:
     """Return what a stage sees where all tokens pass it.
 
     Args:
         grid: rows and columns of the N patches.
-        keep: [B, K] visible patches, ascending; all N of them where hidden is given.
-        hidden: [B, N] of 0 and 1, where images have different numbers of visible patches.
+        keep: [B, K] visible patches, ascending; all N of them where masked is given.
+        masked: [B, N] of 0 and 1, where images have different numbers of visible patches.
     """
-    weight = keep_to_mask(keep, grid[0] * grid[1]) if hidden is None else hidden
-    return StageView(grid=grid, keep=keep, within=None, hidden=weight, decoded=None, decoded_within=None)
+    weight = keep_to_mask(keep, grid[0] * grid[1]) if masked is None else masked
+    return StageView(grid=grid, keep=keep, within=None, masked=weight, decoded=None, decoded_within=None)

@@ -77,7 +77,7 @@ class PixelRenderer:
     """Pixels in normalized colors.
 
     Predictions of normalized cells carry no brightness or contrast. These are put back from the average visible cell
-    (an honest reconstruction), or from the hidden cell itself (it leaks, and a picture that uses it must say so).
+    (an honest reconstruction), or from the masked cell itself (it leaks, and a picture that uses it must say so).
     """
 
     target: PixelTarget
@@ -96,7 +96,7 @@ class PixelRenderer:
             return "raw pixel predictions: no statistics of the truth are used"
         return (
             "de-normalized with brightness and contrast of the average visible patch;\n"
-            "* with those of the hidden truth, which leaks"
+            "* with those of the masked truth, which leaks"
         )
 
     @property

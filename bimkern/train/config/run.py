@@ -79,7 +79,7 @@ class RunConfig:
     deterministic: bool = False
     """On a GPU: use only kernels that repeat bit for bit. Runs on a CPU always do."""
     compile: bool = False
-    """Compile every transformer block with torch.compile."""
+    """Compile every layer of the encoder with torch.compile."""
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""

@@ -4,7 +4,7 @@ The size of a storage is constant, or proportional to the images of its micro-ba
 second slice. The traced step has one or three micro-batches in one or two slices, on fake tensors, so it can have any
 number of images. Their number is so large and prime that the size of a storage shows what it is proportional to.
 Further slices and micro-batches are like the second one; storages that outlive their micro-batch (in BIM the outputs of
-a block) count once for each.
+a stage) count once for each.
 
 Shapes: L storages of the step, T ticks.
 """
@@ -203,7 +203,7 @@ def _columns(pairs: Iterable[tuple[int, int]]) -> tuple[Numbers, Numbers]:
 
 
 def _scopes(scopes: Iterable[Scope], lifetimes: Iterable[Lifetime]) -> list[Scope]:
-    """Return the scopes with the indices of their blocks among these lifetimes."""
+    """Return the scopes with the indices of their allocations among these lifetimes."""
     sizes = Counter(lifetime.scope for lifetime in lifetimes)
     scopes = list(scopes)
     ends = list(accumulate(sizes[i] for i in range(len(scopes))))

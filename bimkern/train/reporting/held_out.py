@@ -10,7 +10,7 @@ from torch import Tensor
 from bimkern.arena import Plan
 from bimkern.files.best_effort import BestEffort
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
+from bimkern.mim.reconstruction.reconstruct import masked_errors, stage_name
 from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.train.reporting import plots
 
@@ -39,7 +39,7 @@ class HeldOutEvaluation:
 
     def errors(self, model: MIM) -> list[HeldOutError]:
         """Return the error of every stage."""
-        errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
+        errors, baselines = masked_errors(model, self._images, self._draw_ids, seed=self._seed)
         found = []
         for stage, (error, baseline) in enumerate(zip(errors.tolist(), baselines.tolist(), strict=True)):
             renderer, name = renderer_for(model, stage), stage_name(model.method, stage)

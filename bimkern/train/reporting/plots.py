@@ -19,7 +19,7 @@ from bimkern.arena import Plan, draw_sawtooth
 from bimkern.figures import new_figure
 from bimkern.files import atomic
 from bimkern.mim.model import MIM
-from bimkern.mim.reconstruction.reconstruct import StageReconstruction, masked, reconstruct, stage_name
+from bimkern.mim.reconstruction.reconstruct import StageReconstruction, gray_out, reconstruct, stage_name
 from bimkern.mim.reconstruction.renderers import Renderer
 
 _GAP = 0.05  # around a picture, of its side
@@ -46,13 +46,13 @@ class Reconstructions:
 
 
 def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstructions:
-    """Predict what is hidden of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
+    """Predict what is masked of images [B, C, H, W] uint8; where a target needs statistics, with both choices."""
     results = reconstruct(model, images, draw_ids, seed)
     columns = [_photographs("original", images / 255)]
     before: StageReconstruction | None = None
     for stage, result in enumerate(results):
-        if before is None or not torch.equal(before.view.hidden, result.view.hidden):
-            columns.append(_photographs(_count(result.view.hidden), masked(model, images, result.view)))
+        if before is None or not torch.equal(before.view.masked, result.view.masked):
+            columns.append(_photographs(_count(result.view.masked), gray_out(model, images, result.view)))
         if before is None or not torch.equal(before.truth, result.truth):
             columns += _targets(result)
         columns += _predictions(stage_name(model.method, stage), result)
@@ -67,9 +67,9 @@ def _photographs(title: str, pixels: Tensor) -> Column:
     return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], size))
 
 
-def _count(hidden: Tensor) -> str:
-    least, most = (int(count) for count in hidden.sum(1).aminmax())
-    return f"{least if least == most else f'{least}-{most}'} of {hidden.shape[1]} hidden"
+def _count(masked: Tensor) -> str:
+    least, most = (int(count) for count in masked.sum(1).aminmax())
+    return f"{least if least == most else f'{least}-{most}'} of {masked.shape[1]} masked"
 
 
 def _targets(result: StageReconstruction) -> list[Column]:
@@ -127,7 +127,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], names: list[str]) -> 
     figure = new_figure(8, 5)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     steps = [record["step"] for record in records]
-    curves = zip(*(record["loss_per_block"] for record in records), strict=True)
+    curves = zip(*(record["loss_per_stage"] for record in records), strict=True)
     for name, curve in zip(names, curves, strict=True):
         losses = [math.nan if loss is None else loss for loss in curve]
         top.plot(steps, losses, label=name, linewidth=1)

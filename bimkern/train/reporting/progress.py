@@ -17,7 +17,7 @@ _PLAIN_LINES_EVERY = 5.0  # seconds, of the check
 
 def describe(record: dict[str, Any]) -> str:
     """Put a metrics record into one line."""
-    losses = " ".join("frozen" if loss is None else f"{loss:.4f}" for loss in record["loss_per_block"])
+    losses = " ".join("frozen" if loss is None else f"{loss:.4f}" for loss in record["loss_per_stage"])
     planned = "" if record["planned_bytes"] is None else f", {human_bytes(record['planned_bytes'])} of it planned"
     return (
         f"epoch {record['epoch']:.2f}  {record['image_size']} px  loss {losses}  lr {record['lr']:.2e}  "

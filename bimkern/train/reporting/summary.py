@@ -44,7 +44,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
-        "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
+        "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per stage)",
         "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
         f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
         "steps": _steps(config, layout),

@@ -129,14 +129,14 @@ void restore(DType dtype) {
   bwd.grad_visible = got_visible.data();
   bwd.grad_mask_token = got_mask.data();
   bwd.grad_pos = with_pos ? got_pos.data() : nullptr;
-  bwd.hidden_sums = got_sums.data();
+  bwd.masked_sums = got_sums.data();
   const Buffer<int32_t> positions(size.images * size.tokens);
   bwd.positions = positions.data();
   restore_tokens_bwd_cuda(bwd, nullptr);
   expect_same(got_visible, want_visible, "grad_visible");
   const auto images = static_cast<double>(size.images);
   const double sums = kUnit<Sum> * images * images * largest(grad);  // a rounding of the sum of sizes for each term
-  expect_near(got_sums, want_sums, 0, sums, "hidden_sums");
+  expect_near(got_sums, want_sums, 0, sums, "masked_sums");
   expect_near(got_pos, want_pos, kUnit<T>, sums, "grad_pos");
   expect_near(got_mask, want_mask, kUnit<T>, sums * static_cast<double>(size.tokens), "grad_mask_token");
 

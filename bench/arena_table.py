@@ -3,7 +3,7 @@
     python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
 Without recipes: all of them but the distilled ones, into bench/results/arena.csv, which is replaced. All in fp32.
-`told` is what `python -m bimkern.plan` says before a step, `planned` and `bound` are what the step itself, counted on
+`estimated` is what `python -m bimkern.plan` prints before a step, `planned` and `bound` are what the step itself, counted on
 tensors without memory, needs: activations and gradients together. What is measured (by default all tiny ones and three
 others) takes four real steps, of which the arena replays two, in a process of its own, whose peak is `process`.
 """
@@ -37,7 +37,7 @@ MEASURED = (*(name for name in NAMES if "_test" in name), "mae_vit_base", "bim_v
 PAPER = {"bim_vit_large": 0.59}  # of MAE's memory: Luo et al. 2023
 CPU = torch.device("cpu")
 FIELDS = (
-    *("recipe", "batch", "slices", "activations", "of_mae", "of_mae_sliced", "paper", "told", "planned", "off"),
+    *("recipe", "batch", "slices", "activations", "of_mae", "of_mae_sliced", "paper", "estimated", "planned", "off"),
     *("bound", "gap", "plan_s", "real_plan", "measured", "process", "torch", "git"),
 )
 
@@ -49,12 +49,12 @@ def planned(config: Config, batch: int) -> dict[str, Any]:
     begin = time.perf_counter()
     plan = counted.plan(ALIGNMENT["cpu"])
     seconds = time.perf_counter() - begin
-    told = need.peak - need.bound + plan.bound  # without weights and the like
+    estimated = need.peak - need.bound + plan.bound  # without weights and the like
     return {
         "activations": counted.live.peak,
-        "told": told,
+        "estimated": estimated,
         "planned": plan.peak,
-        "off": round(told / plan.peak - 1, 5),
+        "off": round(estimated / plan.peak - 1, 5),
         "bound": plan.bound,
         "gap": round(plan.gap, 5),
         "plan_s": round(seconds, 3),

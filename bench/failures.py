@@ -1,4 +1,4 @@
-"""Failures of cases: each is said in one line, and the other cases go on."""
+"""Failures of cases: each is reported in one line, and the other cases continue."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class Failures:
 
     @contextmanager
     def said(self, what: str) -> Iterator[None]:
-        """Turn an exception into a line on stderr; one of the results file goes on up, as it would meet every case."""
+        """Turn an exception into a line on stderr; one of the results file is raised, as every case would meet it."""
         try:
             yield
         except ResultsError:

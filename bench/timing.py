@@ -43,7 +43,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Call every provider once a round and return the seconds of each call.
 
-    The order turns by one place a round, so that nobody always runs behind the same neighbor.
+    The order turns by one place a round, so that no provider always runs after the same neighbor.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line, at once; it is dropped where nobody reads, and once the reader is gone so is all that follows.
+    """Print a line, at once; it is dropped if the pipe is full, and once the reader is gone all later lines are too.
 
     Args:
         line: what is printed, without its end.

@@ -1,4 +1,4 @@
-"""How idle OpenMP threads wait: our commands set it in time, whoever set it before keeps it, other programs do too."""
+"""How idle OpenMP threads wait: our commands set it in time, a user's setting stands, other programs are left alone."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m bimkern.plan`: the memory of a run, told before it."""
+"""`python -m bimkern.plan`: the memory of a run, estimated before it."""
 
 import json
 

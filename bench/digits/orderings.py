@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from bench.digits.methods import DEPTHS, ENCODER, METHODS, alone
 from bench.digits.table import METRICS, Key, Table, percent
 
-Verdict = Literal["shows", "is reversed", "cannot be told", "contradicted", "not contradicted", "not evaluated"]
+Verdict = Literal["shows", "is reversed", "within noise", "contradicted", "not contradicted", "not evaluated"]
 Relation = Literal["above", "level with"]
 _CONFIDENCE = 0.95
 
@@ -37,11 +37,11 @@ class Claim:
         if min(len(first), len(second)) < 2:
             return "not evaluated"
         difference = statistics.mean(first) - statistics.mean(second)
-        told_apart = abs(difference) > half_width(first, second)
+        significant = abs(difference) > half_width(first, second)
         if self.relation == "level with":
-            return "contradicted" if told_apart else "not contradicted"
-        if not told_apart:
-            return "cannot be told"
+            return "contradicted" if significant else "not contradicted"
+        if not significant:
+            return "within noise"
         return "shows" if difference > 0 else "is reversed"
 
     def statement(self, table: Table) -> str:

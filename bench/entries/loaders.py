@@ -30,10 +30,10 @@ _WORKERS = 2  # processes or threads; what either prepares ahead, drain() has to
 
 
 class Turn:
-    """One loader, which goes on where it stopped; a turn loads several batches."""
+    """One loader, which resumes where it stopped; a turn loads several batches."""
 
     def __init__(self, name: LoaderName, data: MicroBatches, case: Case, folder: object) -> None:
-        self._folder = folder  # is deleted when nobody holds it
+        self._folder = folder  # deleted with the last reference
         loader, _ = choose_loader(name, case.device, case.dims["workers"])
         self._batches = loader.batches(data, 0, 10**6)
         self._data, self._device, self._count = data, case.device, case.dims["batches"]

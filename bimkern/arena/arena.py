@@ -6,7 +6,7 @@ which gives every allocation of the owner a known offset. What does not fit the 
 on a GPU by the driver's stream-ordered pool, and counted. When two steps in a row do not fit, the second is recorded
 and replanned.
 
-The owner of an arena opens its scopes: on the CPU a thread; on a GPU a stream, whatever threads feed it, such as
+The owner of an arena opens its scopes: on the CPU a thread; on a GPU a stream, whatever threads use it, such as
 autograd's. A tensor that another stream uses needs `record_stream`, as with torch's own allocator: the owner then waits
 for that stream before it reuses the memory. It must be a stream of the same GPU. The GPU part has not run on one yet.
 """

@@ -1,7 +1,7 @@
 """The step layout of a run: the image size and the batch of every step, and its position in the stream of images.
 
 All of it follows from the number of a step, so a resumed run needs nothing but the number of steps done. A recipe gives
-shares and factors, so that --epochs, --steps and --batch-size stretch its phases alike.
+shares and factors, so that --epochs, --steps and --batch-size scale its phases alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class StepLayout:
 class Phase:
     """A part of a run at one image size.
 
-    Source: Guo et al. 2022 (FastMIM), FastMIM-P: the images grow in the course of a run.
+    Source: Guo et al. 2022 (FastMIM), FastMIM-P: the images grow during a run.
     """
 
     share: float  # of the images that the run sees

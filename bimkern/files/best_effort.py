@@ -1,4 +1,4 @@
-"""Best-effort writes: a run continues without them, and each outage is reported once."""
+"""Best-effort writes: a run continues without them, and a series of failures is reported once."""
 
 import logging
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ DECODER = DecoderConfig(width=256, depth=1, num_heads=8)  # section 4.1
 _WARMUP_EPOCHS = {100: 10, 1600: 40, 800: 40}  # appendix A
 _MIN_RATE = 1e-6  # of the published program; appendix A says nothing
 
-# Gradient biases for the four scales, uniform in [-1/3, 1/3]: the published program draws them anew for every run and
+# Gradient biases for the four scales, uniform in [-1/3, 1/3]: the published program draws new ones for every run and
 # does not name them (its hog_bias), so that its targets differ from run to run.
 HOG_BIASES = ((0.21, -0.13), (-0.07, 0.29), (0.32, 0.05), (-0.18, -0.26))
 

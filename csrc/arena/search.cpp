@@ -85,7 +85,7 @@ class Search {
     const std::vector<Order> orders = orders_of(items_);
     size_t lowest = 0;
     int64_t lowest_height = -1;
-    for (size_t i = 0; i < 2 * orders.size() && may_go_on(); ++i) {
+    for (size_t i = 0; i < 2 * orders.size() && may_continue(); ++i) {
       const int64_t height = attempt(orders[i / 2], i % 2 == 0 ? Fit::kFirst : Fit::kBest);
       if (lowest_height < 0 || height < lowest_height) {
         lowest = i / 2;
@@ -97,7 +97,7 @@ class Search {
   }
 
  private:
-  bool may_go_on() const { return best_.height > enough_ && work_left_ > 0; }
+  bool may_continue() const { return best_.height > enough_ && work_left_ > 0; }
 
   void consider(Placement&& placement) {
     if (placement.height < best_.height) {
@@ -117,7 +117,7 @@ class Search {
   // cycles.
   void improve(Order order) {
     std::minstd_rand bits;
-    for (int round = 0; round < kMostRounds && may_go_on(); ++round) {
+    for (int round = 0; round < kMostRounds && may_continue(); ++round) {
       attempt(order, round % 2 == 0 ? Fit::kFirst : Fit::kBest);
       if (round % 4 == 3) {
         std::swap(order[bits() % order.size()], order[bits() % order.size()]);

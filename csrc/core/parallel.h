@@ -1,4 +1,4 @@
-// A parallel loop that somebody else runs. The core has no threads of its own: the bridge injects torch's pool, so that
+// A parallel loop that the caller provides. The core has no threads of its own: the bridge injects torch's pool, so that
 // the two never compete for the cores, and tests inject what they like.
 #pragma once
 

@@ -83,7 +83,7 @@ __device__ __forceinline__ uint64_t sum_before(uint64_t value, uint64_t* warp_su
     const uint64_t other = __shfl_up_sync(0xffffffffu, through, step);
     through += lane >= step ? other : 0;
   }
-  __syncthreads();  // nobody reads the sums of the call before any more
+  __syncthreads();  // no thread still reads the sums of the previous call
   if (lane == kWarp - 1) {
     warp_sums[threadIdx.x / kWarp] = through;
   }

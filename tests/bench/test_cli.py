@@ -128,7 +128,7 @@ def test_a_file_with_other_columns_ends_the_run(failing, tmp_path, capsys):
     assert "has other columns than this version writes" in capsys.readouterr().err
 
 
-def test_the_cold_pass_goes_on_too(failing, capsys):
+def test_the_cold_pass_continues_too(failing, capsys):
     assert cold.main(["failing", "--quick"]) == 1
     printed = capsys.readouterr()
     assert [json.loads(line)[0] for line in printed.out.splitlines()] == ["fwd float32 N=3"]

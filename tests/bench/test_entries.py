@@ -35,7 +35,7 @@ def test_every_op_has_an_entry():
 
 
 @pytest.mark.parametrize("reason", [None, "not installed"])
-def test_a_loader_settles_only_where_another_has_turns(reason, monkeypatch, capsys):
+def test_a_loader_drains_only_where_another_has_turns(reason, monkeypatch, capsys):
     monkeypatch.setattr(loaders.dali, "unusable", lambda: reason)
     monkeypatch.setattr(loaders, "Turn", lambda name, *_: SimpleNamespace(load=None, drain=name))
     (case,) = loaders.cases(CPU, True)

@@ -1,4 +1,4 @@
-"""The check of a GPU machine, without one: parts fail, hang and are refused, and the others go on."""
+"""The check of a GPU machine, without one: parts fail, hang and are refused, and the others continue."""
 
 import os
 import re

@@ -55,7 +55,7 @@ def test_same_weights_after_learning(recipe):
     usual.step(images, ours.noise())
     agree = []
     for (name, a), b in zip(ours.model.named_parameters(), usual.network.parameters(), strict=True):
-        assert not torch.equal(a, before[name]), f"{name} learnt nothing"
+        assert not torch.equal(a, before[name]), f"{name} learned nothing"
         agree.append(((a - b).abs() < 1e-5).flatten())
     # AdamW's first step is the sign of a gradient; where that is zero, as for a key's bias, rounding decides it.
     assert torch.cat(agree).float().mean() > 0.99

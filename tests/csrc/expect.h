@@ -1,4 +1,4 @@
-// The native tests' one tool: count and print what does not hold, and go on.
+// The native tests' one tool: count and print what does not hold, and continue.
 #pragma once
 
 #include <cstdio>

@@ -156,7 +156,7 @@ def test_names_that_are_no_text_are_remembered(folder, looked_at):
     assert len(looked_at) == 1
 
 
-def test_a_killed_check_is_an_error_in_one_line_and_goes_on_where_it_was(folder, monkeypatch):
+def test_a_killed_check_is_an_error_in_one_line_and_resumes_where_it_was(folder, monkeypatch):
     for i in range(200):
         picture(8, 8, seed=i).save(folder / f"{i:03}.png")
     plain = check_file

@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def batches(folder, size, augment=CROP):
-    """All images in one batch, cropped anew in every test run."""
+    """All images in one batch, cropped at new places in every test run."""
     images = checked_images(folder)
     layout = StepLayout.uniform(image_size=size, batch_size=len(images), micro_batch=len(images))
     return MicroBatches(images=images, augment=augment, seed=torch.initial_seed(), layout=layout)
@@ -186,7 +186,7 @@ def test_a_dali_that_does_not_load_is_a_reason(tmp_path):
 
 @contextmanager
 def hung_file(tmp_path):
-    """Opening a pipe takes until somebody writes into it, as opening a file on a dead disk takes for ever."""
+    """Opening a pipe takes until a writer opens it, as opening a file on a dead disk takes for ever."""
     pytest.importorskip("nvidia.dali")
     picture(40, 30).save(tmp_path / "one.jpg")
     loaded = DaliLoader(threads=1, device=CPU).batches(batches(tmp_path, 16), 0, 1000)

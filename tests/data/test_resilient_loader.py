@@ -66,7 +66,7 @@ def assert_same_steps(ours, theirs):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_file_that_goes_bad_is_told_and_replaced_by_rule(folder, loader, fault, workers):
+def test_a_file_that_goes_bad_is_reported_and_replaced_by_rule(folder, loader, fault, workers):
     data, told = plan(folder), Told()
     spoil(folder / "5.jpg", fault)
     loading = ResilientLoader(loader(workers), data, told)
@@ -76,7 +76,7 @@ def test_a_file_that_goes_bad_is_told_and_replaced_by_rule(folder, loader, fault
     assert faults["5.jpg"]
     _, ids = sample_sequence(0, 36, 9, data.seed)
     assert steps_done == ids.tolist().index(5) // 6
-    # The same as if it had been known from the start: so a run that is resumed goes on alike.
+    # The same as if it had been known from the start: so a resumed run continues alike.
     assert_same_steps(steps, ResilientLoader(loader(0), without(data, 5), pytest.fail).steps(0, 6))
     assert loading.data.images.unreadable == {5}
 

@@ -1,4 +1,4 @@
-"""A course whose image size and batch change: nothing is dropped, and every loader follows from any step on."""
+"""A run whose image size and batch change: nothing is dropped, and every loader follows from any step on."""
 
 from dataclasses import replace
 
@@ -72,7 +72,7 @@ def test_loaders_follow_and_nothing_is_dropped(folder, loader, workers):
 
 
 @pytest.mark.parametrize("first", [3, 4, 5, 7])
-def test_a_start_at_any_step_goes_on_alike(folder, loader, first):
+def test_a_start_at_any_step_continues_alike(folder, loader, first):
     data = plan(folder)
     assert_same_steps(steps_of(loader(1), data, first, 9), steps_of(loader(1), data, 0, 9)[first:])
 

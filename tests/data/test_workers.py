@@ -137,7 +137,7 @@ def test_a_dead_worker_is_noticed_at_once(die, words):
     assert time.monotonic() - begin < 5
 
 
-def test_a_stopped_worker_is_reported_and_its_items_come_when_it_goes_on(monkeypatch, caplog):
+def test_a_stopped_worker_is_reported_and_its_items_come_when_it_continues(monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "STALLED", 0.1)
     monkeypatch.setattr(watchdog, "_POLL", 0.05)
     items = ahead(abs, range(200), workers=1, prefetch=2, what="the test")

@@ -95,7 +95,7 @@ def test_a_patch_without_whole_cells_takes_them_from_a_resized_image():
 
 @pytest.mark.parametrize("name", ["fastmim_vit_test", "maskfeat_vit_test", "localmim_vit_test"])
 def test_a_step_builds_no_layer(monkeypatch, name):
-    """The published program of FastMIM builds its HOG layer anew in every step, and moves it to the device."""
+    """The published program of FastMIM builds a new HOG layer in every step, and moves it to the device."""
     model, plain, built = MIM(RECIPES[name].config.method), nn.Module.__init__, []
 
     def build(self, *args, **options):

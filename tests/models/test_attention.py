@@ -1,4 +1,4 @@
-"""Attention by name: the same mathematics, whoever computes it."""
+"""Attention by name: every implementation computes the same."""
 
 import importlib
 

@@ -226,7 +226,7 @@ def test_gradients_repeat_bit_for_bit(device):
 
 
 @pytest.mark.parametrize("wanted", GRADS)
-def test_asks_for_no_gradient_that_nobody_wants(device, wanted):
+def test_asks_for_no_unneeded_gradient(device, wanted):
     inputs = sample(device, **DEFAULT)
     cotangent = torch.randn(3, 6, 32, device=device)
     everything = with_grads(ours, cotangent, inputs)

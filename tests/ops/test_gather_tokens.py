@@ -126,7 +126,7 @@ def test_reads_any_strides(device, view):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_asks_for_no_gradient_that_nobody_wants(device):
+def test_asks_for_no_unneeded_gradient(device):
     tokens, keep, pos = sample(device, torch.float32, **DEFAULT)
     pos.requires_grad_()
     gather_tokens(tokens, keep, pos, num_prefix=1).sum().backward()

@@ -159,7 +159,7 @@ def test_reads_any_strides(device, view):
 
 
 @pytest.mark.parametrize("wanted", [(True, True, False), (False, True, True), (True, False, False)])
-def test_asks_for_no_gradient_that_nobody_wants(device, wanted):
+def test_asks_for_no_unneeded_gradient(device, wanted):
     visible, keep, mask_token, pos = sample(device, torch.float32, **DEFAULT)
     leaves = visible, mask_token, pos
     for leaf, wants in zip(leaves, wanted, strict=True):

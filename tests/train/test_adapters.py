@@ -81,7 +81,7 @@ def killed(whole, tmp_path):
 
 
 @pytest.mark.parametrize("options", ADAPTERS, ids=" ".join)
-def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(photos, whole, killed, options):
+def test_a_run_resumes_from_a_checkpoint_bit_for_bit(photos, whole, killed, options):
     resumed = killed(*options)
     train(photos, resumed, *options)
     assert losses(resumed) == losses(whole(*options))
@@ -106,7 +106,7 @@ def test_apex_adam_learns_what_adamw_learns_and_lamb_does_not(whole):
     assert np.isfinite(lamb).all()
 
 
-def test_one_optimizer_does_not_go_on_from_the_state_of_another(photos, killed, capsys):
+def test_one_optimizer_does_not_resume_from_the_state_of_another(photos, killed, capsys):
     with pytest.raises(SystemExit) as stop:
         train(photos, killed(), "--optimizer", "apex_adam")
     assert stop.value.code == 2

@@ -112,7 +112,7 @@ def test_a_plan_of_what_is_compiled_is_refused():
         allocator.choose("plan", CPU, compiled=True)
 
 
-def test_without_the_compiled_arena_a_run_goes_on_and_says_why(monkeypatch, caplog):
+def test_without_the_compiled_arena_a_run_continues_and_says_why(monkeypatch, caplog):
     monkeypatch.setattr(allocator, "unusable", lambda device_type: "the arena was not built")
     assert isinstance(allocator.choose("auto", CPU, compiled=False), TorchMemory)
     assert caplog.messages == ["--arena auto: torch's allocator serves the steps: the arena was not built"]

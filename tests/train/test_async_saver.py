@@ -57,7 +57,7 @@ def test_pictures_that_fail_end_no_run(tmp_path, caplog):
     assert "what follows the save of step 1 failed (ZeroDivisionError: " in caplog.text
 
 
-def test_the_loop_may_go_on_while_a_save_is_written(device, tmp_path, gate):
+def test_the_loop_may_continue_while_a_save_is_written(device, tmp_path, gate):
     checkpoint = make(device)
     before = {name: tensor.clone() for name, tensor in checkpoint.model.items()}
     with AsyncSaver(tmp_path, every=1) as saver:
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     assert saver.best == {"step": 2, "loss": 0.5}
 
 
-def test_the_best_is_sought_anew_under_other_conditions(tmp_path):
+def test_the_best_is_sought_again_under_other_conditions(tmp_path):
     found = []
     with AsyncSaver(tmp_path, every=1) as saver:
         saver.best = {"step": 1, "loss": 0.1}  # of a program that knew no conditions

@@ -187,7 +187,7 @@ def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_path, loader, at_step, capfd, caplog):
+def test_a_file_deleted_in_mid_run_is_quarantined_and_the_run_continues(photos, tmp_path, loader, at_step, capfd, caplog):
     out = tmp_path / "run"
     at_step(5, (photos / "07.jpg").unlink)
     main(arguments(photos, out, "--steps", "30", "--save-every", "30", "--workers", "1", "--loader", loader))
@@ -199,7 +199,7 @@ def test_a_file_deleted_in_mid_run_is_set_aside_and_the_run_goes_on(photos, tmp_
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_run_whose_images_vanish_saves_stops_and_goes_on_when_they_are_back(photos, tmp_path, at_step, capfd):
+def test_a_run_whose_images_vanish_saves_stops_and_resumes_when_they_are_back(photos, tmp_path, at_step, capfd):
     out, away = tmp_path / "run", tmp_path / "away"
     options = ("--steps", "40", "--save-every", "1000")
     at_step(5, lambda: photos.rename(away))
@@ -341,7 +341,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
         (signal.SIGTERM, "stopped by SIGTERM; the same command resumes the run"),
     ],
 )
-def test_a_check_that_is_interrupted_goes_on_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
+def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")

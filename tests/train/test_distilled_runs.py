@@ -92,7 +92,7 @@ def test_a_dry_run_counts_the_teacher_as_the_run_does(photos, teacher, tmp_path,
     assert live_activation_peak(config, config.step_layout(8).at(0)) == counted
 
 
-def test_a_run_goes_on_with_its_teacher_wherever_that_lies(photos, teacher, tmp_path):
+def test_a_run_resumes_with_its_teacher_wherever_that_lies(photos, teacher, tmp_path):
     whole, resumed, moved = tmp_path / "whole", tmp_path / "resumed", tmp_path / "moved.safetensors"
     train(photos, whole, teacher, "--steps", "4", "--save-every", "2")
     shutil.copytree(whole, resumed)

@@ -162,7 +162,7 @@ def ended(photos, out, capsys, *options):
     return stop.value.code, capsys.readouterr().err
 
 
-def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_goes_on(photos, tmp_path, capsys, monkeypatch):
+def test_a_last_step_that_cannot_be_saved_is_said_and_the_same_command_resumes(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bimkern.train.checkpoint.async_saver._PAUSES", (0.01, 0.01))
     code, error = ended(photos, tmp_path / "run", capsys, "--steps", "3")
     assert code == 1
@@ -191,7 +191,7 @@ def test_a_run_without_data_never_calls_saved_what_is_not(photos, tmp_path, caps
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number, exit_code):
+def test_a_signal_saves_and_the_same_command_resumes(photos, tmp_path, number, exit_code):
     train(photos, tmp_path / "plain", "--steps", "40")
     process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "2", start_new_session=True)
     wait_for(lambda: len(records(tmp_path / "run")) >= 5, process)
@@ -231,7 +231,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
 
 
 def refused(photos, out, capsys, *options):
-    """Return what the command says when it refuses to go on in a folder."""
+    """Return what the command says when it refuses to resume in a folder."""
     with pytest.raises(SystemExit) as stop:
         train(photos, out, *filled(options, steps=3))
     error = capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_a_disk_without_blocks_and_then_without_names_stops_no_run(disk):
     assert not [*(run.out / "pictures").glob(".*"), *(run.out / "checkpoints").glob(".*")]
 
 
-def test_training_goes_on_and_what_had_no_room_is_written_later(run):
+def test_training_continues_and_what_had_no_room_is_written_later(run):
     run.wait_for(lambda: (run.out / "pictures" / "memory.png").is_file())
     full = (run.out / "metrics.jsonl").stat().st_size + 100  # a third of a line
     run.limit(full)
@@ -157,15 +157,15 @@ def test_training_goes_on_and_what_had_no_room_is_written_later(run):
 def test_a_piece_is_never_torn_and_those_behind_it_wait(tmp_path, caplog):
     file = AppendOnlyFile(tmp_path / "log")
     pieces = [bytes([65 + i]) * 1000 for i in range(12)]
-    for outage in (1, 2):
-        written, waiting = pieces[: 6 * outage - 3], pieces[6 * outage - 3 : 6 * outage]
+    for failure in (1, 2):
+        written, waiting = pieces[: 6 * failure - 3], pieces[6 * failure - 3 : 6 * failure]
         for piece in written[-3:]:
             file.append(piece)
         with full_disk(len(written) * 1000 + 500):
             for piece in waiting:
                 file.append(piece)
         assert (tmp_path / "log").read_bytes() == b"".join(written)
-        assert caplog.text.count("log cannot be written") == outage
+        assert caplog.text.count("log cannot be written") == failure
     file.append(b"end")
     assert (tmp_path / "log").read_bytes() == b"".join([*pieces, b"end"])
 

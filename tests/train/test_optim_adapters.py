@@ -1,4 +1,4 @@
-"""Optimizers by name: whichever it is, a group skips, counts, saves and goes on alike. apex is a stand-in here."""
+"""Optimizers by name: with each of them a group skips, counts, saves and resumes alike. apex is a stand-in here."""
 
 import math
 

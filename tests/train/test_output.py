@@ -1,4 +1,4 @@
-"""A run outlives whoever reads what it prints."""
+"""A run outlives the reader of its output."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def full_pipe(pipe):
             os.write(writer.fileno(), b"x" * 4096)
     except BlockingIOError:
         os.set_blocking(writer.fileno(), True)
-    timer = threading.Timer(20, reader.close)  # whoever waits for a reader then gets an error
+    timer = threading.Timer(20, reader.close)  # a run that waits for the reader then gets an error
     timer.start()
     yield pipe
     timer.cancel()
@@ -64,14 +64,14 @@ def test_output_to_a_full_disk_ends_nothing():
     assert said == ["one", "two"]
 
 
-def test_a_run_goes_on_when_its_reader_is_gone(pipe, run, tmp_path, monkeypatch):
+def test_a_run_continues_when_its_reader_is_gone(pipe, run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", pipe[1])
     pipe[0].close()
     run()
     assert (tmp_path / "run" / "pictures" / "curves.png").is_file()
 
 
-def test_a_run_ends_by_a_signal_though_nobody_reads(full_pipe, run, monkeypatch):
+def test_a_run_ends_by_a_signal_though_its_pipe_is_full(full_pipe, run, monkeypatch):
     plain = Pretraining.step
 
     def step(self, index, batch, memory):
@@ -87,7 +87,7 @@ def test_a_run_ends_by_a_signal_though_nobody_reads(full_pipe, run, monkeypatch)
     assert not full_pipe[0].closed
 
 
-def test_the_last_word_waits_for_nobody(full_pipe, monkeypatch):
+def test_the_last_word_waits_for_no_reader(full_pipe, monkeypatch):
     monkeypatch.setattr(sys, "stderr", full_pipe[1])
     assert not has_room(sys.stderr)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Whole runs on real image files: they learn, repeat, and go on after being killed as if nothing had happened."""
+"""Whole runs on real image files: they learn, repeat, and resume after being killed as if nothing had happened."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_another_loader_changes_little_of_what_is_learnt(photos, tmp_path, capsy
 
 
 @needs_dali
-def test_dali_goes_on_from_a_checkpoint_bit_for_bit(photos, tmp_path):
+def test_dali_resumes_from_a_checkpoint_bit_for_bit(photos, tmp_path):
     options = ("--steps", "7", "--save-every", "4", "--loader", "dali", "--micro-batch", "3")
     train("mae_vit_test", photos, tmp_path / "whole", *options)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")

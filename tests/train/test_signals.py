@@ -159,7 +159,7 @@ def test_the_first_step(photos, out, capsys, monkeypatch):
 
 
 def test_a_step_without_memory(photos, out, capsys, monkeypatch):
-    """The run would else go on with smaller micro-batches."""
+    """The run would else continue with smaller micro-batches."""
     plain = Pretraining.step
 
     def step(self, index, batch, memory):

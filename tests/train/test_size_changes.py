@@ -1,4 +1,4 @@
-"""Runs whose image size and batch change: they go on after any step, leak nothing, and lose no time."""
+"""Runs whose image size and batch change: they resume after any step, leak nothing, and lose no time."""
 
 import gc
 import os
@@ -114,7 +114,7 @@ def test_images_a_second_are_counted_across_a_change(photos, tmp_path, monkeypat
     assert crossing["images_per_s"] == pytest.approx((4 * 8 + 4 * 4) / intervals[2].seconds)
 
 
-def test_the_best_checkpoint_is_sought_anew_at_every_size(photos, tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_sought_again_at_every_size(photos, tmp_path, monkeypatch):
     """Steps 1 to 10 have 32 pixels, 11 to 14 have 48, 15 and 16 have 64; saved is after every third and the last."""
     register(monkeypatch, "growing", base="bim_fastmim_p_vit_test")
     train("growing", photos, tmp_path / "run", "--steps", "16", "--save-every", "3")
@@ -125,7 +125,7 @@ def test_the_best_checkpoint_is_sought_anew_at_every_size(photos, tmp_path, monk
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("saved_at", [9, 10, 11, 14])
-def test_a_run_goes_on_bit_for_bit_about_a_change(photos, tmp_path, monkeypatch, loader, saved_at):
+def test_a_run_resumes_bit_for_bit_about_a_change(photos, tmp_path, monkeypatch, loader, saved_at):
     register(monkeypatch, "growing", base="bim_fastmim_p_vit_test")
     options = ("--steps", "16", "--save-every", str(saved_at), "--loader", loader)
     train("growing", photos, tmp_path / "whole", *options)
@@ -165,7 +165,7 @@ def test_a_dry_run_tells_the_phases_and_the_peak_of_the_largest(photos, tmp_path
     ]
 
 
-def test_compiled_blocks_follow_and_are_not_compiled_anew_for_every_size(monkeypatch):
+def test_compiled_layers_follow_and_are_not_compiled_again_for_every_size(monkeypatch):
     config = RECIPES["fastmim_p_vit_test"].config
     model, sizes = MIM(config.method), (32, 48, 64, 80)
     batches = [micro_batch(model, size) for size in sizes]

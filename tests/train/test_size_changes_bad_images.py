@@ -71,7 +71,7 @@ def test_a_file_that_vanishes_about_a_change_is_set_aside_until_it_is_back(photo
     assert step <= record["step"] < 16
     assert [size for _, size, _ in losses(run)] == [32] * 10 + [48] * 4 + [64] * 2
     assert losses(run) != losses(tmp_path / "plain")
-    # Back again, the run goes on from the change as if the file had never been away.
+    # Back again, the run continues from the change as if the file had never been away.
     shutil.move(tmp_path / "away.jpg", photos / "07.jpg")
     shutil.rmtree(run / "checkpoints" / "step-00000016")
     train("growing", photos, run, "--loader", loader)

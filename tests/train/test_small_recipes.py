@@ -108,7 +108,7 @@ def test_a_frozen_stage_has_no_loss_anywhere(finished, recipe):
 
 
 @freezing
-def test_the_best_checkpoint_is_sought_anew_when_stages_freeze(finished, recipe):
+def test_the_best_checkpoint_is_sought_again_when_stages_freeze(finished, recipe):
     """The loss, a sum, falls by their share. Step 3 is not averaged with the last, which has three stages less."""
     out, _ = finished(recipe)
     before, after = (checkpoints.load(path).state["best"] for path in sorted((out / "checkpoints").glob("step-*")))
@@ -148,7 +148,7 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
         *("vitfreeze_vit_test", "vitfreeze_vit_test_isolated"),
     ],
 )
-def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
+def test_it_resumes_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, recipe):
     whole, _ = finished(recipe)
     shutil.copytree(whole, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{STEPS:08d}")
@@ -159,7 +159,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(train, finished, tmp_path, rec
 
 
 @freezing
-def test_it_goes_on_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
+def test_it_resumes_from_a_checkpoint_behind_a_freeze(train, tmp_path, recipe):
     """The 6th of 8 steps is the first without the first stage; in the 7th the embedding and five layers stand still."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(recipe, whole, steps=8)

@@ -22,7 +22,7 @@ _REMEDY = "NVIDIA's apex is built from https://github.com/NVIDIA/apex (PyPI's is
 
 
 class Optimizer(Protocol):
-    """An optimizer that can skip an update, and whose state can be told and taken over."""
+    """An optimizer that can skip an update, and whose state can be saved and loaded."""
 
     @property
     def inner(self) -> torch.optim.Optimizer: ...

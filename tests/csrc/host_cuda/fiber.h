@@ -24,7 +24,7 @@ class Fiber {
 
  private:
   Context context_{};
-  char* stack_ = nullptr;       // above a page that nobody may touch
+  char* stack_ = nullptr;       // above a guard page
   void* fake_stack_ = nullptr;  // of AddressSanitizer
   void* thread_ = nullptr;      // of ThreadSanitizer
 };

@@ -50,7 +50,7 @@ bool is_complete(const WarpCall& call, unsigned lane, const Thread* lanes, unsig
     }
     const bool waits = mate.state == State::kInWarpCall;
     const bool same = waits && mate.call.mask == call.mask && mate.call.op == call.op;
-    if (waits && !same && holds(mate.call.mask, lane)) {  // else it will go on without this lane, and come here
+    if (waits && !same && holds(mate.call.mask, lane)) {  // else it will continue without this lane, and come here
       throw Fault{bimkern::message("lanes of a warp meet in different calls: mask ", text_of(call.mask), " at ",
                                    text_of(site), ", mask ", text_of(mate.call.mask), " at ", text_of(mate.site))};
     }

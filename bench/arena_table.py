@@ -3,8 +3,8 @@
     python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
 Without recipes: all of them but the distilled ones, into bench/results/arena.csv, which is replaced. All in fp32.
-`estimated` is what `python -m bimkern.plan` prints before a step, `planned` and `bound` are what the step itself, counted on
-tensors without memory, needs: activations and gradients together. What is measured (by default all tiny ones and three
+`estimated` is what `python -m bimkern.plan` prints; `planned` and `bound` are those of the step itself, traced on
+tensors without memory: activations and gradients together. What is measured (by default all tiny ones and three
 others) takes four real steps, of which the arena replays two, in a process of its own, whose peak is `process`.
 """
 

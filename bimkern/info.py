@@ -14,7 +14,7 @@ import bimkern
 from bimkern import arena, openmp, ops, optional
 from bimkern.data import dali
 from bimkern.models import attention
-from bimkern.ops._native import library
+from bimkern.ops.native_library import library
 from bimkern.output import printing
 from bimkern.train.config.run import resolve_device
 from bimkern.train.optim import adapters
@@ -118,6 +118,7 @@ def lines(info: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Print the report, as text or as JSON."""
+    # Not tyro, as in the other commands: this report is wanted where packages are missing.
     parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     with printing():

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+__all__ = ["PieceError", "find_for", "from_json", "register", "registered", "to_json"]
+
 T = TypeVar("T", bound=type)
 Kind = Any  # a protocol class; `type` would refuse it
 _PACKAGE = __name__.partition(".")[0]

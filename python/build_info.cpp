@@ -1,4 +1,4 @@
-// What the library was built with and what it uses here, for bimkern/ops/_native.py.
+// What the library was built with and what it uses here, for bimkern/ops/native_library.py.
 #include "core/error.h"
 #include "core/simd.h"
 

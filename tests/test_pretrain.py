@@ -117,7 +117,7 @@ def test_a_package_that_is_not_there_is_a_mistake_too(capsys, monkeypatch, tmp_p
     )
 
 
-def test_another_package_of_the_name_is_told_apart(capsys, monkeypatch, tmp_path, standins):
+def test_another_package_of_the_name_is_rejected(capsys, monkeypatch, tmp_path, standins):
     (tmp_path / "apex.py").write_text("__version__ = '0.9'\n")
     monkeypatch.syspath_prepend(tmp_path)
     message = "--optimizer apex_adam: a package of this name is installed, but it is not NVIDIA's; NVIDIA's apex is"

@@ -3,7 +3,6 @@
 Every function raises ConfigError where its path cannot be written.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +22,21 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
+    with _writable(path):
+        atomic.write_json(path, content)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, as atomic.replaced does."""
+    with _writable(path), atomic.replaced(path) as scratch:
+        yield scratch
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replaced(path) as scratch:
-            yield scratch
+        yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error})") from error

@@ -3,12 +3,14 @@
 They are written under a temporary name, synced to disk, and renamed.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _SCRATCH = ".writing-"  # prefix of temporary names
 
@@ -37,6 +39,12 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people to read, as `replaced` writes files."""
+    with replaced(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

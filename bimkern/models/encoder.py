@@ -14,6 +14,18 @@ from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
+__all__ = [
+    "EmbedsFilled",
+    "EmbedsPainted",
+    "EmbedsVisible",
+    "Encoder",
+    "EncoderConfig",
+    "Layout",
+    "Level",
+    "View",
+    "WholeImages",
+]
+
 Grid = tuple[int, int]
 Weights = Mapping[str, Tensor]
 WEIGHTS_FILE = "model.safetensors"  # where timm, transformers and we look for weights in a folder
@@ -59,12 +71,20 @@ class WholeImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """An encoder in the terms of another program: names of its weights, fixed tables, and its settings."""
+    """An encoder in the terms of another program: names of its weights, fixed tables, and its settings.
+
+    Settings, by program:
+
+    - `timm`: `architecture`, the name of a model of this class; `model_args`, which it is built with; `num_features`,
+      its width; `first_conv` and `classifier`, prefixes of the weights of its first convolution and its classifier.
+    - `hf-vit-mae`: the fields of transformers' ViTMAEConfig that describe the encoder, such as `hidden_size`.
+    - `mae-program`: none.
+    """
 
     names: tuple[tuple[str, str], ...]  # prefixes, ours and theirs; the first that fits a name is replaced
     norm: str  # prefix of the last norm, which our heads begin with
     tables: Mapping[str, Tensor] = field(default_factory=dict)  # fixed ones, not trained and not among our weights
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the program's own config
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, ours: str) -> str:
         """Return the program's name of one of the encoder's weights."""

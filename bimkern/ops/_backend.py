@@ -19,7 +19,8 @@ from torch.autograd import forward_ad
 
 from bimkern.errors import BimkernError
 from bimkern.ops import _check as check
-from bimkern.ops._native import library as native
+from bimkern.ops import composite
+from bimkern.ops.native_library import library as native
 
 logger = logging.getLogger("bimkern.ops")
 
@@ -28,10 +29,6 @@ DEVICES = ("cpu", "cuda")
 
 # The one owner of the schemas; the native library adds its kernels to them when it loads.
 schemas = torch.library.Library("bimkern", "DEF")
-
-# The Python of those kernels that are made of operations, by their overload: who counts what an op allocates runs it in
-# place of the op, since what a kernel calls is not seen from outside.
-composite: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
 
 # The Python of those ops that are made of differentiable operations.
 _decomposed: dict[str, Callable[..., Any]] = {}
@@ -66,7 +63,7 @@ def compose(op: str, kernel: Callable[..., Any], *devices: str) -> None:
     """Let a function that is made of operations serve an op on devices, in capitals."""
     for device in devices:
         schemas.impl(op, kernel, device)
-    composite[getattr(torch.ops.bimkern, op).default] = kernel
+    composite.add(getattr(torch.ops.bimkern, op).default, kernel)
 
 
 def decompose(op: str, function: Callable[..., Any]) -> None:

@@ -27,6 +27,8 @@ from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_data
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.trainer import Trainer
 
+__all__ = ["Outcome", "run"]
+
 logger = logging.getLogger("bimkern.train")
 
 

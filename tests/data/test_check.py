@@ -176,7 +176,7 @@ def test_a_killed_check_is_an_error_in_one_line_and_resumes_where_it_was(folder,
     assert len(check(image_folder(folder), workers=0)) == 200
 
 
-def test_progress_is_told_of_what_is_to_be_done(folder):
+def test_progress_counts_what_is_to_be_done(folder):
     for i in range(70):
         picture(8, 8, seed=i).save(folder / f"{i}.png")
     told = []

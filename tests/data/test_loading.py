@@ -188,7 +188,7 @@ def test_batches_are_the_callers_to_keep(folder, loader):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_all_bad_images_of_a_micro_batch_are_told_at_once(folder, loader, workers):
+def test_all_bad_images_of_a_micro_batch_are_reported_at_once(folder, loader, workers):
     data = batches(checked_images(folder), batch_size=5, micro_batch=5)
     (folder / "b" / "one.jpg").write_bytes(b"garbage")
     (folder / "four.jpeg").unlink()

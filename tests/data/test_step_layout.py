@@ -86,7 +86,7 @@ def test_every_size_is_loaded_as_in_a_run_without_changes(folder, loader):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("fault", ["garbage", "gone"])
-def test_a_file_found_bad_behind_a_change_is_told_and_replaced_by_rule(folder, loader, fault, workers):
+def test_a_file_found_bad_behind_a_change_is_reported_and_replaced_by_rule(folder, loader, fault, workers):
     data, told = plan(folder), []
     first = 3
     ids = sample_sequence(LAYOUT.image(first), 9, 9, data.seed)[

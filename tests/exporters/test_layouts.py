@@ -139,7 +139,7 @@ def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, dept
     torch.testing.assert_close(output.loss, loss)
 
 
-def test_transformers_is_told_every_number(tmp_path):
+def test_transformers_gets_every_number(tmp_path):
     """Each one is set apart from the default of transformers, which would otherwise hide that it is missing."""
     transformers = import_or_skip("transformers")
     _, run = trained("bim_vit_test_growing")

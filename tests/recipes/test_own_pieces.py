@@ -196,7 +196,7 @@ def test_a_module_that_is_loaded_again_replaces_its_pieces():
         pieces.register(Masker)(Checkerboard)
 
 
-def test_kinds_are_told_apart():
+def test_kinds_stay_separate():
     assert "MeanColor" in pieces.registered(Target)
     assert "MeanColor" not in pieces.registered(Masker)
     assert pieces.registered(Path) == {}

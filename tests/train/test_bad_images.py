@@ -82,7 +82,7 @@ def at_step(monkeypatch):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_twenty_kinds_of_bad_file_are_set_aside_and_the_rest_is_trained_on(photos, tmp_path, loader, caplog):
+def test_twenty_kinds_of_bad_file_are_quarantined_and_the_rest_is_trained_on(photos, tmp_path, loader, caplog):
     write_odd_files(photos)
     shutil.copytree(photos, tmp_path / "good")
     reasons = write_bad_files(photos)
@@ -187,7 +187,7 @@ def test_too_many_bad_files_end_a_run_before_it_starts(photos, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_file_deleted_in_mid_run_is_quarantined_and_the_run_continues(photos, tmp_path, loader, at_step, capfd, caplog):
+def test_a_file_deleted_during_a_run_is_quarantined(photos, tmp_path, loader, at_step, capfd, caplog):
     out = tmp_path / "run"
     at_step(5, (photos / "07.jpg").unlink)
     main(arguments(photos, out, "--steps", "30", "--save-every", "30", "--workers", "1", "--loader", loader))
@@ -287,7 +287,7 @@ def test_a_torn_line_of_the_quarantine_is_ended_before_the_next(photos, tmp_path
     assert [record["file"] for record in jsonl.read(path)] == ["bad.jpg", "03.jpg"]
 
 
-def test_a_name_of_two_lines_is_told_in_one(photos, tmp_path, capsys):
+def test_a_name_of_two_lines_is_reported_in_one(photos, tmp_path, capsys):
     train(photos, tmp_path / "run", "--steps", "2")
     (photos / "00.jpg").rename(photos / "a\nb.jpg")
     capsys.readouterr()
@@ -302,7 +302,7 @@ def test_the_same_images_elsewhere_and_touched_are_the_same(photos, tmp_path, ca
     assert "is finished, 2 steps" in capsys.readouterr().out
 
 
-def test_a_file_that_went_bad_between_runs_is_set_aside_until_it_is_back(photos, tmp_path, caplog):
+def test_a_file_that_went_bad_between_runs_is_quarantined_until_it_is_back(photos, tmp_path, caplog):
     train(photos, tmp_path / "run", "--steps", "2")
     content = (photos / "03.jpg").read_bytes()
     (photos / "03.jpg").write_bytes(content[:300])

@@ -14,7 +14,7 @@ from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
 from bimkern.train.memory import estimate
-from bimkern.train.memory.estimate import exact_estimate, step_plan
+from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
 
@@ -42,6 +42,24 @@ def real_steps(given, batch, micro):
         batches = [MicroBatch(part, model.views(part, draws, 0)) for part, draws in zip(images, ids, strict=True)]
         flow.step(model, batches, updates, slices=given.run.slices, scope=arena.scope if step else Arena().scope)
     return arena
+
+
+def exact_estimate(given, steps):
+    """Trace a step with all of its micro-batches and slices, without extrapolation."""
+    counted, model = estimate.trace(given, steps)
+    weights, optimizer = estimate.static_bytes(model)
+    inputs, plan = estimate.image_bytes(given, steps), counted.plan(ALIGNMENT["cpu"])
+    static = weights + optimizer + inputs + counted.outside
+    return MemoryEstimate(
+        weights=weights,
+        gradients=counted.gradient_peak,
+        optimizer=optimizer,
+        inputs=inputs,
+        activations=counted.live.peak,
+        scopes=counted.activations,
+        bound=static + plan.bound,
+        peak=static + plan.peak,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -91,24 +91,6 @@ def live_activation_peak(config: Config, segment: Segment) -> int:
     return trace(config, replace(segment, batch_size=segment.micro_batch))[0].live.peak
 
 
-def exact_estimate(config: Config, segment: Segment, device: str = "cpu") -> MemoryEstimate:
-    """Trace a step with all of its micro-batches and slices, which takes minutes if there are many."""
-    counted, model = trace(config, segment)
-    weights, optimizer = static_bytes(model)
-    inputs, plan = image_bytes(config, segment), counted.plan(ALIGNMENT[device])
-    static = weights + optimizer + inputs + counted.outside
-    return MemoryEstimate(
-        weights=weights,
-        gradients=counted.gradient_peak,
-        optimizer=optimizer,
-        inputs=inputs,
-        activations=counted.live.peak,
-        scopes=counted.activations,
-        bound=static + plan.bound,
-        peak=static + plan.peak,
-    )
-
-
 def trace(config: Config, segment: Segment) -> tuple[StepTrace, MIM]:
     """Run a step on fake tensors."""
     run, side, channels = config.run, segment.image_size, config.method.encoder.channels

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bimkern.ops._backend import composite
+from bimkern.ops import composite
 
 
 class Observer(Protocol):
@@ -55,7 +55,7 @@ class AllocationTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # most calls on fake tensors
             return func(*args)
-        kernel = composite.get(func)
+        kernel = composite.kernel_of(func)
         if kernel is not None:
             super().__enter__()
             try:

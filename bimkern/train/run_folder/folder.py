@@ -68,8 +68,7 @@ class RunFolder:
             ConfigError: it cannot be written.
         """
         try:
-            with atomic.replaced(self.path / _CONFIG) as scratch:
-                scratch.write_text(json.dumps(to_json(config), indent=2) + "\n")
+            atomic.write_json(self.path / _CONFIG, to_json(config))
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 

@@ -82,7 +82,7 @@ class Worker:
             RuntimeError: the process has ended; its own words are on stderr.
         """
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the bench's clock gives a GPU a lead, in which the steps would be hidden
+            torch.cuda.synchronize()  # the bench queues work ahead on a GPU, which would cover the steps
         self._send(str(number))
         self._answer()
 

@@ -13,7 +13,7 @@ from bimkern.models.layers import layer_flops
 
 FORMULA = """\
 operations of an image, a multiply-add being two: of N patches K are visible, T tokens (with cls) enter a stage; D width
-of the encoder, d of a decoder, H the hidden one of an MLP; V values of a patch, P predicted of a cell
+of the encoder, d of a decoder, H the hidden width of an MLP; V values of a patch, P predicted of a cell
   transformer layer  2 T (4 D^2 + 2 D H) + 4 T^2 D
   embedding          2 K D V, also where all N patches pass the encoder
   decoder            2 T D d for the entry of the tokens that it is shown, its layers of width d at N + 1 tokens

@@ -72,7 +72,7 @@ def test_where_there_are_no_whole_epochs_steps_are_shared():
     assert begins(CONFIG, 1, epochs=0.1, steps=None) == [0, 1, 2]
 
 
-def test_stretches_leave_no_gap_whatever_the_options():
+def test_segments_leave_no_gap_whatever_the_options():
     for seed in range(300):
         draw = random.Random(seed)
         cuts = sorted(draw.random() for _ in range(draw.randrange(3)))

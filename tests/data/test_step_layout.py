@@ -51,7 +51,7 @@ def test_every_micro_batch_has_its_place():
     assert [LAYOUT.image(step) for step in range(11)] == [0, 6, 12, 18, 24, 30, 36, 42, 47, 52, 57]
 
 
-def test_a_course_without_changes_is_the_plain_one(folder):
+def test_a_layout_without_changes_is_the_plain_one(folder):
     layout = StepLayout.uniform(image_size=16, batch_size=6, micro_batch=4)
     again = replace(layout.segments[0], first_step=3, first_image=18, first_index=6)
     one, other = plan(folder, layout), plan(folder, StepLayout((*layout.segments, again), 10))

@@ -30,8 +30,8 @@ def transformer_layer(x, weights, name):
     q, k, v = (part.reshape(B, T, HEADS, D // HEADS).transpose(1, 2) for part in qkv.split(D, dim=-1))
     attention = (q @ k.transpose(-1, -2) / math.sqrt(D // HEADS)).softmax(-1) @ v
     x = x + linear(attention.transpose(1, 2).reshape(B, T, D), weights, f"{name}.attn.proj")
-    hidden = gelu(linear(layer_norm(x, weights, f"{name}.norm2"), weights, f"{name}.mlp.fc1"))
-    return x + linear(hidden, weights, f"{name}.mlp.fc2")
+    wide = gelu(linear(layer_norm(x, weights, f"{name}.norm2"), weights, f"{name}.mlp.fc1"))
+    return x + linear(wide, weights, f"{name}.mlp.fc2")
 
 
 def position_table(width):

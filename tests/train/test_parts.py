@@ -103,12 +103,12 @@ def test_live_bytes_counts_activations_and_nothing_else():
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 1))
     x = torch.randn(1000, 64)
     with AllocationTracker(model.parameters(), counter := LiveBytes()):
-        hidden = model[1](model[0](x))
+        middle = model[1](model[0](x))
         size = 1000 * 256 * 4
         assert counter.now == 2 * size  # the first linear layer's output and that of GELU
-        loss = model[2](hidden).sum()
+        loss = model[2](middle).sum()
         loss.backward()
-        del hidden, loss
+        del middle, loss
         assert counter.now == 0  # gradients of parameters are not counted
         x.add_(1)
         x.view(-1)

@@ -111,7 +111,7 @@ def test_another_seed_is_another_run(photos, tmp_path):
     assert records(tmp_path / "0") != records(tmp_path / "1")
 
 
-def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path):
+def test_workers_and_micro_batches_do_not_change_what_is_learned(photos, tmp_path):
     train("bim_vit_test", photos, tmp_path / "plain", "--steps", "4")
     train("bim_vit_test", photos, tmp_path / "other", "--steps", "4", "--workers", "2", "--micro-batch", "3")
     for plain, other in zip(records(tmp_path / "plain"), records(tmp_path / "other"), strict=True):
@@ -119,7 +119,7 @@ def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path
 
 
 @needs_dali
-def test_another_loader_changes_little_of_what_is_learnt(photos, tmp_path, capsys):
+def test_another_loader_changes_little_of_what_is_learned(photos, tmp_path, capsys):
     for loader in ("pil", "dali"):
         train("mae_vit_test", photos, tmp_path / loader, "--steps", "4", "--loader", loader, "--micro-batch", "3")
     assert "loader: DALI, decodes, crops, resizes and flips in 1 threads" in capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_half_precision_follows_float32(photos, tmp_path, precision):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
 
 
-def test_compiled_blocks_train_the_same(photos, tmp_path):
+def test_compiled_layers_train_the_same(photos, tmp_path):
     train("mae_vit_test", photos, tmp_path / "plain", "--steps", "3")
     train("mae_vit_test", photos, tmp_path / "compiled", "--steps", "3", "--compile")
     for plain, compiled in zip(records(tmp_path / "plain"), records(tmp_path / "compiled"), strict=True):

@@ -136,7 +136,7 @@ def test_a_run_resumes_bit_for_bit_about_a_change(photos, tmp_path, monkeypatch,
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_workers_and_micro_batches_do_not_change_what_is_learnt(photos, tmp_path, monkeypatch):
+def test_workers_and_micro_batches_do_not_change_what_is_learned(photos, tmp_path, monkeypatch):
     register(monkeypatch, "growing", GROWING)
     train("growing", photos, tmp_path / "plain", "--steps", "12")
     train("growing", photos, tmp_path / "other", "--steps", "12", "--workers", "2", "--micro-batch", "3")

@@ -55,7 +55,9 @@ def test_bad_files_are_quarantined_and_the_rest_is_trained_on(photos, tmp_path, 
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("step", [CHANGES[0] - 1, CHANGES[0]])
-def test_a_file_that_vanishes_about_a_change_is_quarantined_until_it_is_back(photos, tmp_path, monkeypatch, loader, step):
+def test_a_file_that_vanishes_about_a_change_is_quarantined_until_it_is_back(
+    photos, tmp_path, monkeypatch, loader, step
+):
     train("growing", photos, tmp_path / "plain", "--loader", loader)
     shutil.copy(photos / "07.jpg", tmp_path / "away.jpg")
     for attempt in range(3):  # on a busy machine a loader may have read all images before the file vanishes

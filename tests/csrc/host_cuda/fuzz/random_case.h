@@ -126,8 +126,8 @@ inline int64_t extent(int64_t images, int64_t image_stride, int64_t rows, int64_
   return images == 0 || rows == 0 || width == 0 ? 0 : (images - 1) * image_stride + (rows - 1) * row_stride + width;
 }
 
-// [images, rows, width] with gaps between rows and between images, which must stay untouched. A gap between images alone
-// breaks packets where all rows of one image keep them.
+// [images, rows, width] with gaps between rows and between images, which must stay untouched. A gap between images
+// alone breaks packets where all rows of one image keep them.
 template <typename T>
 struct Rows {
   int64_t images, rows, width, row_stride, image_stride;

@@ -262,6 +262,7 @@ class Trainer:
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
             return 0
+        metrics.refuse_older(self.folder.path)
         what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
         refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
         if saved.state.get("images") != self.images.fingerprint:

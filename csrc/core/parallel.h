@@ -1,5 +1,5 @@
-// A parallel loop that the caller provides. The core has no threads of its own: the bridge injects torch's pool, so that
-// the two never compete for the cores, and tests inject what they like.
+// A parallel loop that the caller provides. The core has no threads of its own: the bridge injects torch's pool, so
+// that the two never compete for the cores, and tests inject what they like.
 #pragma once
 
 #include "core/common.h"

@@ -259,6 +259,14 @@ def test_a_killed_run_does_not_keep_its_folder(photos, tmp_path):
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 61))
 
 
+def test_a_run_of_a_version_with_other_metrics_is_refused(photos, tmp_path, capsys):
+    train(photos, tmp_path / "run", "--steps", "3", "--log-every", "1")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("loss_per_stage", "loss_per_block"))
+    error = refused(photos, tmp_path / "run", capsys)
+    assert f"{path} is of another version of bimkern, without loss_per_stage; choose another --out" in error
+
+
 def test_checkpoints_of_another_recipe_are_refused_with_the_difference(photos, tmp_path, capsys):
     main(["mae_vit_test", "--data", str(photos), "--out", str(tmp_path / "mae"), "--steps", "3", "--workers", "0"])
     shutil.copytree(tmp_path / "mae" / "checkpoints", tmp_path / "copied" / "checkpoints")

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bimkern.files import jsonl
 from bimkern.files.append import AppendOnlyFile
+from bimkern.train.config.run import ConfigError
 from bimkern.train.reporting.history import History
 
 FILE = "metrics.jsonl"
@@ -30,6 +31,18 @@ def read(folder: Path) -> History:
     for record in jsonl.read(folder / FILE):
         history.add(record)
     return history
+
+
+def refuse_older(folder: Path) -> None:
+    """Make sure that the records of a run, if there are any, hold the loss of every stage.
+
+    Raises:
+        ConfigError: they do not, since another version wrote them.
+    """
+    path = folder / FILE
+    records = jsonl.read(path)
+    if records and "loss_per_stage" not in records[0]:
+        raise ConfigError(f"{path} is of another version of bimkern, without loss_per_stage; choose another --out")
 
 
 class Metrics:

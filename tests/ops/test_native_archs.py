@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bimkern.ops import _native
+from bimkern.ops import native_library
 
 BUILT = ("sm_80", "sm_100", "compute_100")
 
@@ -26,11 +26,11 @@ BUILT = ("sm_80", "sm_100", "compute_100")
     ],
 )
 def test_a_gpu_is_served_by_its_major_architecture_or_by_older_ptx(monkeypatch, gpu, archs, served):
-    monkeypatch.setattr(_native, "_gpu_arch", lambda: gpu)
-    reason = _native.NativeLibrary(path=Path("library"), cuda_archs=archs).missing("cuda")
+    monkeypatch.setattr(native_library, "_gpu_arch", lambda: gpu)
+    reason = native_library.NativeLibrary(path=Path("library"), cuda_archs=archs).missing("cuda")
     assert (reason is None) == served
     if archs and not served:
         assert reason == (
             f"the native library was built for {' '.join(archs)}, this GPU is sm_{gpu} (install it again here)"
         )
-    assert _native.NativeLibrary(path=Path("library"), cuda_archs=archs).missing("cpu") is None
+    assert native_library.NativeLibrary(path=Path("library"), cuda_archs=archs).missing("cpu") is None

@@ -262,7 +262,7 @@ def test_a_killed_run_does_not_keep_its_folder(photos, tmp_path):
 def test_a_run_of_a_version_with_other_metrics_is_refused(photos, tmp_path, capsys):
     train(photos, tmp_path / "run", "--steps", "3", "--log-every", "1")
     path = tmp_path / "run" / "metrics.jsonl"
-    path.write_text(path.read_text().replace("loss_per_stage", "loss_per_block"))
+    path.write_text(path.read_text().replace("loss_per_stage", "losses"))
     error = refused(photos, tmp_path / "run", capsys)
     assert f"{path} is of another version of bimkern, without loss_per_stage; choose another --out" in error
 

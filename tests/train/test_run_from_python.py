@@ -63,11 +63,6 @@ def test_pictures_that_a_killed_run_did_not_draw_are_drawn(config, outcome):
     assert (outcome.folder.pictures / "reconstruction.png").is_file()
 
 
-def test_a_dry_run_is_not_for_it(config):
-    with pytest.raises(ConfigError, match=r"run\(\) trains, and cannot do a --dry-run"):
-        run(replace(config, run=replace(config.run, dry_run=True)))
-
-
 def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypatch, caplog):
     def fail(*args):
         raise AssertionError("7 bytes are not proportional to any of them")

@@ -208,7 +208,7 @@ def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
         found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
-        raise SourceError(f"{title(listing.source)} and the folders below it hold no {NAMES} image{found}")
+        raise SourceError(f"there is no {NAMES} image in {title(listing.source)}{found}")
 
 
 def suffix_of(file: str) -> str:

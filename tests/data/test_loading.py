@@ -62,7 +62,7 @@ def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(SourceError, match="missing is not a folder"):
         listed(tmp_path / "missing")
-    none = f"{tmp_path} and the folders below it hold no JPEG, PNG, WebP, BMP, TIFF or GIF image"
+    none = f"there is no JPEG, PNG, WebP, BMP, TIFF or GIF image in {tmp_path}"
     with pytest.raises(SourceError, match=f"{none}, and no other file"):
         listed(tmp_path)
     for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE"):

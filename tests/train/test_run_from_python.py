@@ -75,3 +75,16 @@ def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypat
 def test_a_command_without_stdout_runs():
     done = subprocess.run(f"{sys.executable} -m bimkern.info >&-", shell=True, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_two_folders_train_as_the_folder_that_holds_them(config, tmp_path):
+    folders = tuple(write_photos(tmp_path / name, count=4) for name in ("ants", "bees"))
+    images = []
+    for name, data in (("two", folders), ("one", tmp_path)):
+        out = tmp_path.with_name(f"{tmp_path.name}-{name}")
+        found = run(replace(config, run=replace(config.run, data=data, out=out))).held_out
+        images.append(((out / "images.jsonl").read_bytes(), found))
+    assert images[0] == images[1]
+    inside = replace(config.run, data=folders, out=folders[1] / "run")
+    with pytest.raises(ConfigError, match="lies inside --data .*bees: its pictures would be trained on"):
+        run(replace(config, run=inside))

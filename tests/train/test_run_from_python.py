@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from growing import write_photos
 
+from bimkern.data.source import ImageFolder, SourceError
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run import run
@@ -86,5 +87,19 @@ def test_two_folders_train_as_the_folder_that_holds_them(config, tmp_path):
         images.append(((out / "images.jsonl").read_bytes(), found))
     assert images[0] == images[1]
     inside = replace(config.run, data=folders, out=folders[1] / "run")
-    with pytest.raises(ConfigError, match="lies inside --data .*bees: its pictures would be trained on"):
+    with pytest.raises(ConfigError, match=r"lies inside --data .*bees: its pictures would be trained on"):
         run(replace(config, run=inside))
+
+
+def test_held_out_images_are_those_of_the_source_and_must_be_readable(config, outcome, tmp_path):
+    held_out = ImageFolder(paths=(write_photos(tmp_path / "held out", count=3),))
+    apart = replace(config, source=ImageFolder(paths=(config.run.data,), held_out=held_out))
+    apart = replace(apart, run=replace(apart.run, data=None, out=tmp_path / "out"))
+    found = run(apart)
+    assert [stage.name for stage in found.held_out] == ["after layer 4"]
+    assert found.held_out != outcome.held_out
+    assert (found.folder.path / "images.jsonl").read_bytes() == (outcome.folder.path / "images.jsonl").read_bytes()
+    (tmp_path / "held out" / "01.jpg").write_bytes(b"")
+    message = r"1 held-out images in .*held out cannot be read \(01.jpg: empty\); repair or remove them"
+    with pytest.raises(SourceError, match=message):
+        run(apart)

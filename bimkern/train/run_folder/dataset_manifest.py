@@ -109,7 +109,7 @@ class FrozenDataset:
         Raises:
             SourceError: some are not.
         """
-        refuse_held_out({file: one.fault for file, one in found.items() if one.fault is not None})
+        _refuse_held_out(listing.source, {file: one.fault for file, one in found.items() if one.fault is not None})
         return replace(self, held_out=readable(listing, found))
 
     def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
@@ -117,7 +117,7 @@ class FrozenDataset:
         if self.held_out is self.images:
             self.quarantine.add(faults, steps_done)
         else:
-            refuse_held_out(faults)
+            _refuse_held_out(self.held_out.source, faults)
 
     def without_quarantined(self) -> "FrozenDataset":
         """Return the dataset whose draws avoid what is in quarantine by now."""
@@ -173,11 +173,13 @@ def freeze_dataset(
     return FrozenDataset(listing, images, images, quarantine, fingerprint).without_quarantined()
 
 
-def refuse_held_out(faults: Mapping[str, str]) -> None:
+def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
     """Raise SourceError if any held-out image is bad."""
     if faults:
         bad = _some(f"{file}: {reason}" for file, reason in faults.items())
-        raise SourceError(f"{len(faults)} held-out images cannot be read ({bad}); repair or remove them")
+        raise SourceError(
+            f"{len(faults)} held-out images in {title(source)} cannot be read ({bad}); repair or remove them"
+        )
 
 
 def _record(file: str, found: FileCheck) -> jsonl.Record:

@@ -8,6 +8,7 @@ from torch import Tensor
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Schedule
+from bimkern.models.encoder import CountsOperations
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.layers import layer_flops
 
@@ -55,6 +56,8 @@ def head_flops(method: Method, stage: int, view: StageView) -> int:
 def step_flops(method: Method, frozen_groups: int = 0) -> int:
     """Count the operations of one image in one training step by FORMULA, the first frozen_groups being frozen."""
     encoder, num_stages = method.encoder, len(method.taps)
+    if not isinstance(encoder, CountsOperations):
+        raise ValueError(f"step_flops: {type(encoder).__name__} must have embedding_flops() and layer_flops()")
     grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
     views = method.masker.views(torch.zeros(1, dtype=torch.int64), grid, num_stages, seed=0)
     total = encoder.embedding_flops(views[0].keep.shape[1]) * (1 if frozen_groups else 2)

@@ -16,7 +16,7 @@ from PIL import Image
 from bimkern.data.check import check
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
-from bimkern.data.source import Listing, image_folder
+from bimkern.data.source import ImageFolder, Listing, list_images
 from bimkern.files.cache import cache_folder
 
 FILES, WORKERS = 10_000, 2
@@ -26,16 +26,16 @@ WIDTH, HEIGHT = 500, 375
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listing]:
     with pytest.MonkeyPatch.context() as patch:
-        photographs, _ = demo_images()
+        photographs = list_images(demo_images())
         folder = tmp_path_factory.mktemp("photographs")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for i, file in enumerate(photographs.files):
-            photograph = decode_file(photographs.root / file).pixels
+            photograph = decode_file(photographs.source.paths[0] / file).pixels
             image = photograph.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
             image.save(folder / f"{i}.jpg", quality=90)
         for i in range(len(photographs), FILES):
             os.link(folder / f"{i % len(photographs)}.jpg", folder / f"{i}.jpg")
-        yield image_folder(folder)
+        yield list_images(ImageFolder(paths=(folder,)))
 
 
 def decode(path: Path) -> None:
@@ -45,7 +45,7 @@ def decode(path: Path) -> None:
 
 def bare(listing: Listing) -> None:
     with multiprocessing.Pool(WORKERS) as pool:
-        pool.map(decode, [listing.root / file for file in listing.files], chunksize=32)
+        pool.map(decode, [listing.source.paths[0] / file for file in listing.files], chunksize=32)
 
 
 def forget() -> None:

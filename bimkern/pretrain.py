@@ -5,7 +5,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from textwrap import fill
 
 from bimkern import command
@@ -14,13 +14,21 @@ from bimkern.output import Warnings, printing
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
 from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.reporting.summary import describe
-from bimkern.train.run import Outcome, find_inputs, run
+from bimkern.train.run import Outcome, find_inputs, find_source, run
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.pretrain"
 _DEFAULT_RECIPE = "demo"
 _RESUMES = "; the same command resumes the run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunConfig):
+    """Options of the command: those of a run, and what to do with it."""
+
+    dry_run: bool = False
+    """Print the resolved config, parameters, memory, steps and learning rate, then stop."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,18 +53,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> str:
     """Run the command and return the text to print at the end."""
     recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
-    config = replace(recipe.config, run=_parse_options(recipe, arguments))
-    if config.run.dry_run:
-        inputs = find_inputs(config.run)
+    options = _parse_options(recipe, arguments)
+    chosen = {option.name: getattr(options, option.name) for option in fields(RunConfig)}
+    config = replace(recipe.config, run=RunConfig(**chosen))
+    if options.dry_run:
+        inputs = find_inputs(config)
         return describe(config, inputs.listing, inputs.loader_choice)
     return _closing_words(run(config))
 
 
-def _parse_options(recipe: Recipe, arguments: list[str]) -> RunConfig:
-    """Parse options into a RunConfig, with the defaults of the recipe."""
-    usage, defaults = f"{_PROGRAM} [RECIPE]", recipe.config.run
+def _parse_options(recipe: Recipe, arguments: list[str]) -> Options:
+    """Parse options, with the defaults of the recipe."""
+    usage, defaults = f"{_PROGRAM} [RECIPE]", Options(**vars(recipe.config.run))
     try:
-        options = command.parse(RunConfig, arguments, usage=usage, description=_help(recipe), default=defaults)
+        options = command.parse(Options, arguments, usage=usage, description=_help(recipe), default=defaults)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
@@ -90,9 +100,8 @@ def _help(recipe: Recipe) -> str:
 
 def _closing_words(outcome: Outcome) -> str:
     config, folder, stages = outcome.config, outcome.folder, outcome.held_out
-    held_out = (
-        "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
-    )
+    apart = find_source(config).held_out is not None
+    held_out = "images kept out of training" if apart else "other crops of the images"
     width = max(len(stage.name) for stage in stages)
     notes = dict.fromkeys(stage.note for stage in stages if stage.note)
     layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"

@@ -20,7 +20,7 @@ from PIL import Image
 
 import bimkern
 from bench import cli
-from bimkern import ops
+from bimkern import ops, pretrain
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -30,7 +30,6 @@ from bimkern.models.encoder import Encoder, EncoderConfig
 from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
-from bimkern.train.config.run import RunConfig
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ("ops", "nn", "arena", "recipes")
@@ -73,7 +72,7 @@ def test_every_member_of_an_encoder_is_named():
     assert not [name for name in named if f"`{name}`" not in text]
 
 
-OPTIONS = {"bimkern.pretrain": RunConfig, "bimkern.plan": PlanOptions, "bimkern.export": Options}
+OPTIONS = {"bimkern.pretrain": pretrain.Options, "bimkern.plan": PlanOptions, "bimkern.export": Options}
 
 
 @pytest.mark.parametrize("program", OPTIONS)

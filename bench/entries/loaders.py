@@ -22,7 +22,7 @@ from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.loader import LoaderName, choose_loader
-from bimkern.data.source import image_folder
+from bimkern.data.source import ImageFolder, list_images
 from bimkern.data.step_layout import StepLayout
 
 _WIDTH, _HEIGHT, _COPIES = 500, 375, 8  # every photograph is written eight times
@@ -67,14 +67,14 @@ def cases(device: torch.device, quick: bool) -> Iterable[Case]:
 
 def measure(case: Case) -> Measure:
     folder = tempfile.TemporaryDirectory()
-    photographs, _ = demo_images()
+    photographs = list_images(demo_images())
     for i, file in enumerate(photographs.files):
-        photograph = decode_file(photographs.root / file).pixels
+        photograph = decode_file(photographs.source.paths[0] / file).pixels
         image = photograph.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
         for copy in range(_COPIES):
             image.save(Path(folder.name, f"{i}_{copy}.jpg"), quality=90)
     B = case.dims["B"]
-    listing = image_folder(Path(folder.name))
+    listing = list_images(ImageFolder(paths=(Path(folder.name),)))
     images = readable(listing, check(listing, workers=_WORKERS))
     layout = StepLayout.uniform(image_size=case.dims["to"], batch_size=B, micro_batch=B)
     data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=0, layout=layout)

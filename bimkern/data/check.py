@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bimkern.data.formats import BadImage, OutOfResources, decode, open_file, too_large
+from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of, too_large
 from bimkern.data.orientation import UPRIGHT, upright_size
-from bimkern.data.source import Images, Listing, SourceError
+from bimkern.data.source import Images, Listing, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 from bimkern.files import jsonl
 from bimkern.files.cache import cache_folder
 
 logger = logging.getLogger("bimkern.data")
 
-_VERSION = 2  # of the check; a cache of another version is not read
+_VERSION = 3  # of the check; a cache of another version is not read
 _CHUNK = 16  # files per job of a worker
 _DIGEST_BYTES = 8
 
@@ -57,12 +57,13 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
     Raises:
         SourceError: the machine is out of memory or file handles.
     """
-    cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_digest(os.fsencode(listing.root.resolve()))}.jsonl")
+    source = listing.source
+    cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_identity(source)}.jsonl")
     known = cache.read()
-    found = {f: known[f] for f in listing.files if f in known and _is_unchanged(listing.root / f, known[f])}
+    found = {f: known[f] for f in listing.files if f in known and _is_unchanged(source, f, known[f])}
     todo = [file for file in listing.files if file not in found]
     done = 0
-    for chunk in _check_all(listing.root, todo, workers):
+    for chunk in _check_all(source, todo, workers):
         found |= chunk
         cache.append(chunk)
         done += len(chunk)
@@ -73,40 +74,42 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
 
 def readable(listing: Listing, found: dict[str, FileCheck]) -> Images:
     """Return the images among the files of a listing."""
-    return images(listing.root, {file: found[file] for file in listing.files if found[file].fault is None})
+    return images(listing.source, {file: found[file] for file in listing.files if found[file].fault is None})
 
 
-def images(root: Path, found: Mapping[str, FileCheck]) -> Images:
-    """Return what loaders need to know of images, given by their paths relative to root."""
+def images(source: Source, found: Mapping[str, FileCheck]) -> Images:
+    """Return what loaders need to know of the images of a source, given by their names."""
     sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
     orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
-    pil_only = np.array([one.pil_only for one in found.values()], dtype=bool)
-    return Images(root, tuple(found), sizes, orientations, pil_only)
+    pil_only = np.array([one.pil_only or source.path(file) is None for file, one in found.items()], dtype=bool)
+    return Images(source, tuple(found), sizes, orientations, pil_only)
 
 
-def check_file(path: Path) -> FileCheck:
-    """Read and decode one file."""
+def check_file(source: Source, file: str) -> FileCheck:
+    """Read and decode one file of a source."""
     try:
-        with open_file(path) as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
+        num_bytes, mtime_ns = source.stat(file)  # before the content: if it changes meanwhile, it is checked again
+        with open_in(source, file) as opened:
+            if num_bytes == 0:
                 return FileCheck(fault="empty")
-            image = decode(file)  # first: most of what is refused is not read to its end
-            file.seek(0)
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            image = decode(opened)  # first: most of what is refused is not read to its end
+            opened.seek(0)
+            digest = _digest(opened.read())
             size = upright_size(image.pixels.size, image.orientation)
-            return FileCheck(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
+            return FileCheck(num_bytes, mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return FileCheck(fault=str(error))
-    except OSError as error:
-        return FileCheck(fault=error.strerror or str(error))
+    except OutOfResources:
+        raise
+    except Exception as error:  # a source of the user's own may raise anything
+        return FileCheck(fault=reason_of(error))
 
 
-def _check_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+def _check_all(source: Source, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
     def work(i: int) -> dict[str, FileCheck]:
-        return {file: check_file(root / file) for file in chunks[i]}
+        return {file: check_file(source, file) for file in chunks[i]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -114,17 +117,22 @@ def _check_all(root: Path, files: Sequence[str], workers: int) -> Iterator[dict[
     except (WorkerDied, OutOfResources, MemoryError) as error:
         why = str(error) or "out of memory"
         raise SourceError(
-            f"the images in {root} cannot be checked ({why}); the next check continues where this one stopped"
+            f"the images in {title(source)} cannot be checked ({why}); the next check continues where this one stopped"
         ) from error
 
 
-def _is_unchanged(path: Path, found: FileCheck) -> bool:
+def _is_unchanged(source: Source, file: str, found: FileCheck) -> bool:
     try:
-        status = path.stat()
-    except OSError:
+        unchanged = source.stat(file) == (found.bytes, found.mtime_ns)
+    except (OSError, BadImage):
         return False
-    unchanged = (status.st_size, status.st_mtime_ns) == (found.bytes, found.mtime_ns)
     return unchanged and not too_large(found.width, found.height)
+
+
+def _identity(source: Source) -> str:
+    """Return what tells the results of a source from those of others."""
+    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths)]
+    return _digest(os.fsencode("\0".join(read)))
 
 
 class _Cache:

@@ -34,6 +34,7 @@ from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.check import FileCheck, images
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.source import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
 from bimkern.watchdog import Watchdog, watched
@@ -129,7 +130,7 @@ class DaliLoader:
 
     def _decodes_a_sound_image(self) -> bool:
         with _sound_image() as sound:
-            only = images(sound.parent, {sound.name: _SOUND})
+            only = images(ImageFolder(paths=(sound.parent,)), {sound.name: _SOUND})
             layout = StepLayout.uniform(image_size=8, batch_size=1, micro_batch=1)
             data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, layout=layout)
             return self._refusal(data, data[0]) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.data.source import ImageFolder, SourceError
 from bimkern.files import atomic
 from bimkern.files.cache import cache_folder
 
@@ -25,8 +25,8 @@ _PHOTOGRAPHS = {
 }
 
 
-def demo_images() -> tuple[Listing, Listing]:
-    """Return the training part and the held-out part of the demo's photographs, written on first use."""
+def demo_images() -> ImageFolder:
+    """Return the demo's photographs, with their held-out part, written on first use."""
     folder = cache_folder() / "demo-v1"
     if not folder.is_dir():
         try:
@@ -36,7 +36,7 @@ def demo_images() -> tuple[Listing, Listing]:
             raise SourceError(
                 f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
             ) from error
-    return image_folder(folder / "train"), image_folder(folder / "heldout")
+    return ImageFolder(paths=(folder / "train",), held_out=ImageFolder(paths=(folder / "heldout",)))
 
 
 def _write(folder: Path) -> None:

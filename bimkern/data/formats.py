@@ -69,7 +69,7 @@ def open_file(path: Path) -> BufferedReader:
             raise BadImage("not a regular file")
         return path.open("rb")
     except OSError as error:
-        raise BadImage(_reason(error)) from error
+        raise BadImage(reason_of(error)) from error
 
 
 def is_image(path: Path) -> bool:
@@ -82,7 +82,7 @@ def is_image(path: Path) -> bool:
         try:
             return _plugin(file) is not None
         except OSError as error:
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason_of(error)) from error
 
 
 def decode_file(path: Path) -> Decoded:
@@ -119,7 +119,7 @@ def decode(file: BinaryIO) -> Decoded:
         except BadImage:
             raise
         except Exception as error:  # a decoder may raise anything on invalid data
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason_of(error)) from error
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
@@ -134,7 +134,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     try:
         image = plugin(file, "")
     except Exception as error:
-        raise BadImage(_reason(error)) from error
+        raise BadImage(reason_of(error)) from error
     if too_large(*image.size):
         limit = Image.MAX_IMAGE_PIXELS
         raise BadImage(f"{image.width} x {image.height} pixels, more than --max-pixels {limit} in all")
@@ -160,7 +160,7 @@ def _is_pils_alone(image: ImageFile.ImageFile) -> bool:
     return image.format not in _DALI_FORMATS or image.mode == "CMYK" or webp_with_exif
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Say in one line why an image is bad, unless that is not its fault."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
         raise OutOfResources(f"no file can be read: {str(error) or 'out of memory'}") from error

@@ -37,12 +37,10 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def choose_loader(
-    name: LoaderName, device: torch.device, workers: int | None, *, dry_run: bool = False
-) -> tuple[Loader, str]:
+def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
-    `auto` takes DALI where a GPU decodes, and PIL on a CPU. A dry run does not test whether DALI decodes regions there.
+    `auto` takes DALI where a GPU decodes, and PIL on a CPU. Whether DALI decodes regions there is tested.
 
     Raises:
         LoaderError: DALI is asked for by name and cannot be used here.
@@ -56,7 +54,7 @@ def choose_loader(
     reason = dali.unusable(device)
     if reason is None:
         threads, on_gpu = max(1, workers), device.type == "cuda"
-        refusal = regions.unusable(device) if on_gpu and not dry_run else None
+        refusal = regions.unusable(device) if on_gpu else None
         where = f"on {device}" if on_gpu else f"in {threads} threads"
         whole = f", whole images, as it cannot decode regions of them ({refusal})" if refusal else ""
         loader = DaliLoader(threads=threads, device=device, regions=refusal is None)

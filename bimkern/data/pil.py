@@ -15,7 +15,8 @@ from PIL import Image
 
 from bimkern.data.augment import Int64, Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.formats import BadImage, OutOfResources, decode_file
+from bimkern.data.formats import BadImage, OutOfResources
+from bimkern.data.formats import decode as decode_image
 from bimkern.data.orientation import turned
 from bimkern.data.workers import ahead
 
@@ -140,7 +141,8 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
-    stored = decode_file(data.images.path(int(crops.sample_ids[i])))
+    with data.images.open(int(crops.sample_ids[i])) as file:
+        stored = decode_image(file)
     image = turned(stored.pixels, int(crops.orientations[i]))
     if image.size != tuple(crops.sizes[i]):
         raise BadImage("its size has changed since it was checked")

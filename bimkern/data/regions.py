@@ -25,6 +25,7 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import FileCheck, check_file, images
 from bimkern.data.dali import DaliLoader
+from bimkern.data.source import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name
 from bimkern.files.cache import cache_folder
@@ -93,15 +94,15 @@ def difference(loader: DaliLoader, folder: Path) -> float:
 def _jpegs(folder: Path) -> MicroBatches:
     levels = np.random.default_rng(0).integers(0, 256, (_HEIGHT // 16, _WIDTH // 16, 3), dtype=np.uint8)
     picture = Image.fromarray(levels).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
-    found: dict[str, FileCheck] = {}
+    source, found = ImageFolder(paths=(folder,)), dict[str, FileCheck]()
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         name = f"{orientation}.jpg"
         picture.save(folder / name, quality=95, exif=exif)
-        found[name] = check_file(folder / name)
+        found[name] = check_file(source, name)
     layout = StepLayout.uniform(image_size=_CROP, batch_size=len(found), micro_batch=len(found))
-    return MicroBatches(images=images(folder, found), augment=RandomResizedCrop(), seed=0, layout=layout)
+    return MicroBatches(images=images(source, found), augment=RandomResizedCrop(), seed=0, layout=layout)
 
 
 def main() -> int:

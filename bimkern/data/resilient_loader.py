@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from bimkern.data.batches import BadImages, Batch, MicroBatches
 from bimkern.data.formats import OutOfResources
@@ -16,7 +15,7 @@ logger = logging.getLogger("bimkern.data")
 
 _MAX_DEATHS = 3  # at the same images
 
-Quarantine = Callable[[Mapping[Path, str], int], None]  # bad files and the reasons, steps done
+Quarantine = Callable[[Mapping[str, str], int], None]  # bad files and the reasons, steps done
 
 
 class LoadingFailed(RunError, RuntimeError):
@@ -59,7 +58,7 @@ class ResilientLoader:
                     yield batch
             except BadImages as bad:
                 images = self.data.images
-                faults = {images.path(sample_id): reason for sample_id, reason in bad.faults.items()}
+                faults = {images.files[sample_id]: reason for sample_id, reason in bad.faults.items()}
                 _, step, _ = self.data.layout.locate(index)
                 self._quarantine(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()

@@ -1,4 +1,4 @@
-"""Sources: which images there are.
+"""Sources: which images there are, and how their bytes are read.
 
 A sample id is the index of an image in the sorted list of a source, so it means the same on every machine.
 """
@@ -9,11 +9,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.formats import NAMES, OTHER_SUFFIXES, REMEDY, SUFFIXES, BadImage, OutOfResources, is_image
+from bimkern import pieces
+from bimkern.data.formats import (
+    NAMES,
+    OTHER_SUFFIXES,
+    REMEDY,
+    SUFFIXES,
+    BadImage,
+    OutOfResources,
+    is_image,
+    open_file,
+    reason_of,
+)
 from bimkern.errors import BimkernError
 
 _OPENERS = 16  # threads
@@ -23,13 +35,49 @@ class SourceError(BimkernError, ValueError):
     """A source cannot be used; the message says what to change."""
 
 
+class Source(Protocol):
+    """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files and folders that it reads: they name it in messages, and a run must not write into them."""
+
+    @property
+    def held_out(self) -> "Source | None":
+        """Images to evaluate on that are kept out of training. None: other crops of the same images."""
+
+    def files(self) -> Mapping[str, str | None]:
+        """Return why every file is skipped, by its name; None for an image. The name stays when the source moves.
+
+        Raises:
+            SourceError: the source cannot be used.
+        """
+
+    def stat(self, file: str) -> tuple[int, int]:
+        """Return the bytes and the time of change (ns) of a file: while both stay, it is not checked again.
+
+        Raises:
+            OSError, BadImage: it is gone.
+        """
+
+    def open(self, file: str) -> BinaryIO:
+        """Open a file, to read and seek in it. Loaders call this in processes and threads of their own.
+
+        Raises:
+            BadImage, OutOfResources: it, or any file, cannot be read now. So is any other error understood.
+        """
+
+    def path(self, file: str) -> Path | None:
+        """Return where a file lies on disk, for DALI to read; None where it does not: PIL then decodes it."""
+
+
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source: images by their suffix or by their first bytes, and those that are neither."""
+    """The files of a source: the images, and those that are none."""
 
-    root: Path
-    files: tuple[str, ...]  # relative to root, sorted
-    others: Mapping[str, str] = field(default_factory=dict)  # relative to root, sorted -> why they are skipped
+    source: Source
+    files: tuple[str, ...]  # sorted
+    others: Mapping[str, str] = field(default_factory=dict)  # sorted -> why they are skipped
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,8 +102,8 @@ class Listing:
 class Images:
     """A fixed list of images, each of which was readable once (check.py)."""
 
-    root: Path
-    files: tuple[str, ...]  # relative to root, sorted
+    source: Source
+    files: tuple[str, ...]  # sorted
     sizes: NDArray[np.int64]  # [N, 2], width and height, upright
     orientations: NDArray[np.int64]  # [N], how the stored images are turned upright (orientation.py)
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
@@ -65,55 +113,135 @@ class Images:
         return len(self.files)
 
     def path(self, sample_id: int) -> Path:
-        return self.root / self.files[sample_id]
+        """Return where an image lies on disk; it is one that DALI may decode."""
+        path = self.source.path(self.files[sample_id])
+        assert path is not None
+        return path
+
+    def open(self, sample_id: int) -> BinaryIO:
+        """Open the file of an image.
+
+        Raises:
+            BadImage, OutOfResources: it, or any file, cannot be read now.
+        """
+        return open_in(self.source, self.files[sample_id])
 
 
-def image_folder(root: Path) -> Listing:
-    """List the images below a folder, with or without class folders: by suffix or, if unknown, by their first bytes.
+@pieces.register(Source)
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """The images below folders, with or without class folders: by suffix or, if unknown, by their first bytes.
+
+    Names are relative to the folder; if there are several, they begin with its name.
+    """
+
+    paths: tuple[Path, ...]
+    held_out: Source | None = None
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise SourceError("ImageFolder: paths must name a folder")
+        roots = [Path(os.path.abspath(path)) for path in self.paths]
+        for i, one in enumerate(roots):
+            for other in (*roots[:i], *roots[i + 1 :]):
+                if one.is_relative_to(other):
+                    raise SourceError(f"{one} is named twice, or lies inside {other}; name every image once")
+                if one.name == other.name:
+                    raise SourceError(
+                        f"{one} and {other} have the same name, which tells their images apart; rename one"
+                    )
+
+    def files(self) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for path in self.paths:
+            prefix = "" if len(self.paths) == 1 else f"{_name(path)}/"
+            found |= {prefix + file: reason for file, reason in _files_below(path).items()}
+        return found
+
+    def stat(self, file: str) -> tuple[int, int]:
+        status = self.path(file).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def open(self, file: str) -> BinaryIO:
+        return open_file(self.path(file))
+
+    def path(self, file: str) -> Path:
+        if len(self.paths) == 1:
+            return self.paths[0] / file
+        name, _, rest = file.partition("/")
+        return next(path / rest for path in self.paths if _name(path) == name)
+
+
+def list_images(source: Source) -> Listing:
+    """List the files of a source.
 
     Raises:
-        SourceError: the folder is missing or holds no image.
+        SourceError: it cannot be used, or holds no image.
     """
-    files: list[str] = []
-    others: dict[str, str] = {}
-    try:
-        if not root.is_dir():
-            raise SourceError(f"{root} is not a folder")
-        unknown: list[Path] = []
-        for path in _walk(root):
-            file, suffix = path.relative_to(root).as_posix(), suffix_of(path.name)
-            if suffix in SUFFIXES:
-                files.append(file)
-            elif suffix in OTHER_SUFFIXES:
-                others[file] = "not opened, as its suffix is not that of an image"
-            else:
-                unknown.append(path)
-        with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
-            for path, reason in zip(unknown, pool.map(_why_skipped, unknown), strict=True):
-                file = path.relative_to(root).as_posix()
-                if reason is None:
-                    files.append(file)
-                else:
-                    others[file] = reason
-    except OSError as error:
-        raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
-    except OutOfResources as error:
-        raise SourceError(f"{root} cannot be read ({error})") from error
-    listing = Listing(root, tuple(sorted(files)), dict(sorted(others.items())))
+    found = source.files()
+    others = {file: reason for file, reason in sorted(found.items()) if reason is not None}
+    listing = Listing(source, tuple(sorted(found.keys() - others.keys())), others)
     refuse_if_empty(listing)
     return listing
+
+
+def open_in(source: Source, file: str) -> BinaryIO:
+    """Open a file of a source.
+
+    Raises:
+        BadImage, OutOfResources: it, or any file, cannot be read now.
+    """
+    try:
+        return source.open(file)
+    except (BadImage, OutOfResources):
+        raise
+    except Exception as error:  # a source of the user's own may raise anything
+        raise BadImage(reason_of(error)) from error
+
+
+def title(source: Source) -> str:
+    """Name a source in messages."""
+    return ", ".join(map(str, source.paths))
 
 
 def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
         found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
-        raise SourceError(f"{listing.root} and the folders below it hold no {NAMES} image{found}")
+        raise SourceError(f"there is no {NAMES} image in {title(listing.source)}{found}")
 
 
 def suffix_of(file: str) -> str:
     """Return the suffix of a file's name in lower case, in words if it has none."""
     return Path(file).suffix.lower() or "without suffix"
+
+
+def _name(path: Path) -> str:
+    return Path(os.path.abspath(path)).name
+
+
+def _files_below(root: Path) -> dict[str, str | None]:
+    """Return why every file below a folder is skipped, by its relative name; None for an image."""
+    found: dict[str, str | None] = {}
+    try:
+        if not root.is_dir():
+            raise SourceError(f"{root} is not a folder")
+        unknown: list[Path] = []
+        for path in _walk(root):
+            suffix = suffix_of(path.name)
+            if suffix not in SUFFIXES and suffix not in OTHER_SUFFIXES:
+                unknown.append(path)
+                continue
+            skipped = None if suffix in SUFFIXES else "not opened, as its suffix is not that of an image"
+            found[path.relative_to(root).as_posix()] = skipped
+        with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
+            reasons = zip(unknown, pool.map(_why_skipped, unknown), strict=True)
+            found |= {path.relative_to(root).as_posix(): reason for path, reason in reasons}
+    except OSError as error:
+        raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
+    except OutOfResources as error:
+        raise SourceError(f"{root} cannot be read ({error})") from error
+    return found
 
 
 def _has_image_suffix(file: str) -> bool:

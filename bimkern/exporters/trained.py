@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bimkern import pieces
-from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, Method
+from bimkern.mim.model import Method
 from bimkern.models.encoder import EncoderConfig, Layout, Weights
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import CheckpointError
@@ -73,8 +73,8 @@ class Trained:
         return Preprocessing(
             image_size=self.config.method.encoder.image_size,
             interpolation=self.config.augment.interpolation,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=self.config.method.mean,
+            std=self.config.method.std,
         )
 
     def metadata(self, depth: int) -> dict[str, str]:

@@ -37,9 +37,16 @@ class Method:
     targets: tuple[Target, ...]  # likewise
     flow: Flow
     distillation: Distillation | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of every channel in [0, 1], by which images are normalized; likewise std
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        depth, num_stages = self.encoder.depth, len(self.taps)
+        depth, num_stages, channels = self.encoder.depth, len(self.taps), self.encoder.channels
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise ValueError(f"Method: {name} must hold a value for each of {channels} channels, got {values}")
+        if min(self.std) <= 0:
+            raise ValueError(f"Method: std must be above 0, got {self.std}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] != depth - 1:
             raise ValueError(f"Method: taps must rise and end at the last layer, {depth - 1}, got {self.taps}")
         for name, pieces in (("heads", self.heads), ("targets", self.targets)):
@@ -114,8 +121,8 @@ class MIM(nn.Module):
             theirs = _checked_levels(teacher, method)
             widths = ((method.level(stage).width, level.width) for stage, level in enumerate(theirs))
             self.projections = nn.ModuleList(Linear(*pair) for pair in widths)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
+        self.register_buffer("mean", torch.tensor(method.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(method.std), persistent=False)
 
     def _build_head(self, stage: int) -> nn.Module:
         method, config = self.method, self.method.encoder

@@ -8,9 +8,9 @@ embedding.
 Shapes: B images, C channels, H W pixels, N patches, K visible ones, R prefix tokens, T tokens, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -133,12 +133,6 @@ class EncoderConfig(Protocol):
             ValueError: such images cannot be cut into patches.
         """
 
-    def embedding_flops(self, num_visible: int) -> int:
-        """Count the operations of embedding an image of image_size with num_visible visible patches."""
-
-    def layer_flops(self, layer: int, num_patches: int) -> int:
-        """Count the operations of a layer's matrix products on an image with num_patches patches in the encoder."""
-
     def layout(self, program: Program) -> Layout | None:
         """Return the encoder in the terms of another program; None where it has no such network."""
 
@@ -150,12 +144,32 @@ class EncoderConfig(Protocol):
         """
 
 
+@runtime_checkable
+class CountsOperations(Protocol):
+    """An encoder config that says how many operations its layers take, for benchmarks."""
+
+    def embedding_flops(self, num_visible: int) -> int:
+        """Count the operations of embedding an image of image_size with num_visible visible patches."""
+
+    def layer_flops(self, layer: int, num_patches: int) -> int:
+        """Count the operations of a layer's matrix products on an image with num_patches patches in the encoder."""
+
+
 class Encoder(Protocol):
-    """The module. One that can mask patches has at least one of the methods of the three protocols below."""
+    """The module. One that can mask patches has at least one of the methods of the three protocols below.
+
+    Its matrix products follow --precision where a module has the attribute `compute_dtype`, and its attention follows
+    --attention where one has `attention_fn`: those are set, as in layers.py. An option that a module could only ignore
+    is refused.
+    """
 
     @property
     def config(self) -> Any:
         """Its EncoderConfig."""
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """The modules that run_layer calls, which --compile compiles one by one."""
 
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         """Embed all patches of images, with their positions, behind the prefix tokens: [B, R+N, D].

@@ -4,6 +4,7 @@ Shapes: B images, N tokens, K shown tokens, R prefix tokens, D width of the enco
 decoded, P values predicted a cell, M cells: N times the square of the head's scale.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +25,10 @@ class Head(Protocol):
 
     in_norm: nn.Module  # the encoder's last norm, with which a head begins
     pred: "Prediction | MatchHead"
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """What --compile compiles, one by one."""
 
     def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
         """Decode the tokens [B, R+K, D] of the patches decoded [B, K], or of all for None: [B, N, W]."""
@@ -154,6 +159,10 @@ class TransformerDecoder(nn.Module):
         self.positions = SinCosPositions(config.width) if config.positions else None
         self.apply(init_linear)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.blocks
+
     def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
         x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
         pos = None if self.positions is None else self.positions(grid, x)
@@ -173,6 +182,8 @@ class TransformerDecoder(nn.Module):
 
 class LinearHead(nn.Module):
     """The encoder's last norm and a linear prediction."""
+
+    layers: ClassVar[tuple[nn.Module, ...]] = ()
 
     def __init__(self, config: LinearConfig, *, in_width: int, out_length: int, num_prefix: int) -> None:
         super().__init__()

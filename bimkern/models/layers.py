@@ -16,6 +16,7 @@ from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.ops import embed_visible
 
 LAYER_NORM_EPS = 1e-6
+_PRODUCTS = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)  # layers of torch's own
 
 
 class Linear(nn.Linear):
@@ -124,6 +125,18 @@ def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 def set_attention(model: nn.Module, attention_fn: AttentionFn) -> None:
     """Compute attention by attention_fn in every module that has one."""
     _set(model, "attention_fn", attention_fn)
+
+
+def other_dtype_layers(model: nn.Module) -> list[str]:
+    """Name the layers of torch that multiply matrices neither with a compute_dtype nor inside a module that has one."""
+    if hasattr(model, "compute_dtype"):
+        return []
+    names = []
+    for name, child in model.named_children():
+        inner = [f"{name}.{layer}" for layer in other_dtype_layers(child)]
+        multiplies = isinstance(child, _PRODUCTS) and not hasattr(child, "compute_dtype")
+        names += [name] if multiplies else inner
+    return names
 
 
 def _set(model: nn.Module, name: str, value: Any) -> None:

@@ -36,6 +36,10 @@ class ViT(nn.Module):
         self.positions = SinCosPositions(config.width)
         self.apply(init_linear)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.blocks
+
     def grid(self, images: Tensor) -> Grid:
         """Return the rows and columns of patches that images [B, C, H, W] are cut into."""
         return self.config.level(0).grid(*images.shape[2:])

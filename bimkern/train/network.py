@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.models.exported import BackboneError, read_encoder_config
-from bimkern.models.layers import TransformerLayer, set_attention, set_compute_dtype
+from bimkern.models.layers import other_dtype_layers, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher
 from bimkern.pieces import PieceError
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError, RunConfig
 
 
 def build(config: Config) -> MIM:
@@ -19,7 +20,7 @@ def build(config: Config) -> MIM:
 
     Raises:
         ConfigError: the method needs a teacher and none is named, or the other way round, or the two do not fit; or
-            nothing is registered that draws one of its targets.
+            nothing is registered that draws one of its targets; or a piece would ignore one of its options.
     """
     try:
         for target in config.method.targets:
@@ -31,11 +32,13 @@ def build(config: Config) -> MIM:
         need = "learns from a teacher; name an exported backbone by" if distills else "has no use for"
         raise ConfigError(f"{config.recipe} {need} --teacher")
     try:
-        return MIM(config.method, None if path is None else _teacher(path))
+        model = MIM(config.method, None if path is None else _teacher(path))
     except TeacherError as error:
         raise ConfigError(f"--teacher {path}: {error}") from error
     except BackboneError as error:
         raise ConfigError(f"--teacher {error}") from error
+    _refuse_ignored(model, config.run)
+    return model
 
 
 def set_compute(model: MIM, dtype: torch.dtype, attention_fn: AttentionFn = sdpa) -> None:
@@ -54,9 +57,39 @@ def _teacher(path: Path) -> Teacher:
 
 
 def compile_layers(model: MIM) -> None:
-    """Compile every transformer layer, of the encoder and of the heads, with torch.compile."""
+    """Compile every layer, of the encoder and of the heads, with torch.compile."""
     # All layers share one code object; each width, token count and smaller last micro-batch is a variant of it.
     torch._dynamo.config.recompile_limit = 64
-    for module in model.modules():
-        if isinstance(module, TransformerLayer):
-            module.compile()
+    for part in (model.encoder, *model.heads):
+        for layer in part.layers:
+            layer.compile()
+
+
+def _refuse_ignored(model: MIM, run: RunConfig) -> None:
+    """Raise ConfigError if options ask for what an encoder or head does not do."""
+    trained = [model.encoder, *model.heads]
+    for part in trained if model.teacher is None else [*trained, model.teacher.encoder]:
+        name, modules = type(part).__name__, list(part.modules())
+        if run.precision != "fp32" and (others := _other_dtype(part)):
+            raise ConfigError(
+                f"--precision {run.precision}: {name} has no compute_dtype in {others}; choose fp32, or add it as the "
+                f"layers of bimkern.models.layers do"
+            )
+        theirs = any(isinstance(module, nn.MultiheadAttention) for module in modules)
+        ours = any(hasattr(module, "attention_fn") for module in modules)
+        if run.attention != "sdpa" and (theirs or (part is model.encoder and not ours)):
+            raise ConfigError(
+                f"--attention {run.attention}: {name} has no attention_fn; choose sdpa, or add it as the layers of "
+                f"bimkern.models.layers do"
+            )
+    for part in trained:
+        if run.compile and not hasattr(part, "layers"):
+            raise ConfigError(f"--compile: {type(part).__name__} has no `layers`, an iterable of modules to compile")
+
+
+def _other_dtype(part: nn.Module) -> str:
+    """Name what in a part cannot follow --precision; nothing if all of it can."""
+    if not any(hasattr(module, "compute_dtype") for module in part.modules()):
+        return "any layer"
+    names = other_dtype_layers(part)
+    return ", ".join([*names[:3], *([f"{len(names) - 3} more layers"] if len(names) > 3 else [])])

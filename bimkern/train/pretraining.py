@@ -127,7 +127,7 @@ class Pretraining:
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
         seed = self._config.run.seed + 1
         data = MicroBatches(images=images.held_out, augment=self._config.augment, seed=seed, layout=layout)
-        ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.quarantine.add).steps(0, 1)
+        ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.add_held_out_faults).steps(0, 1)
         return self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

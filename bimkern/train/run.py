@@ -7,11 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bimkern.data.check import check, readable
+from bimkern.data.check import check
+from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
-from bimkern.data.source import Listing, SourceError, image_folder
+from bimkern.data.source import ImageFolder, Listing, Source, list_images
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
@@ -41,6 +42,10 @@ class Inputs:
     loader: Loader
     loader_choice: str  # in words: which loader, and why
 
+    @property
+    def listings(self) -> list[Listing]:
+        return [self.listing] if self.held_out is None else [self.listing, self.held_out]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -62,32 +67,41 @@ def run(config: Config) -> Outcome:
         Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
-    if config.run.dry_run:
-        raise ConfigError("run() trains, and cannot do a --dry-run; print reporting.summary.describe() instead")
-    inputs = find_inputs(config.run)
+    inputs = find_inputs(config)
     check_memory(config, resolve_device(config.run.device))
-    folder = _open_folder(config, inputs.listing.root)
+    folder = _open_folder(config, inputs)
     with closing(folder):
         images = _check_images(config, inputs, folder)
-        say(describe_briefly(config, images, inputs.loader_choice))
+        say(describe_briefly(config, images, _loader_choice(inputs, images)))
         return _train_within_memory(config, images, inputs.loader, folder)
 
 
-def find_inputs(options: RunConfig) -> Inputs:
-    """List the images that options name, and make sure that all else that they name can be used here.
+def find_inputs(config: Config) -> Inputs:
+    """List the images that a config names, and make sure that all else that its options name can be used here.
 
     Raises:
         ConfigError, SourceError, LoaderError: something cannot.
     """
     _refuse_other_processes()
-    allow_pixels(options.max_pixels)
-    if options.data is None:
-        listing, held_out = demo_images()
-    elif options.data == Path():
+    allow_pixels(config.run.max_pixels)
+    source = find_source(config)
+    held_out = None if source.held_out is None else list_images(source.held_out)
+    return Inputs(list_images(source), held_out, *_choose(config.run))
+
+
+def find_source(config: Config) -> Source:
+    """Return the source of a run's images: the folders of its options, else that of its config, else the demo's.
+
+    Raises:
+        ConfigError, SourceError: it cannot be used.
+    """
+    data = config.run.data
+    if data is None:
+        return config.source or demo_images()
+    paths = (data,) if isinstance(data, Path) else data
+    if not paths or Path() in paths:
         raise ConfigError("--data is empty or the current folder; name the folder of images")
-    else:
-        listing, held_out = image_folder(options.data), None
-    return Inputs(listing, held_out, *_choose(options))
+    return ImageFolder(paths=paths)
 
 
 def _train_within_memory(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:
@@ -126,13 +140,20 @@ def _choose(options: RunConfig) -> tuple[Loader, str]:
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
-    return choose_loader(options.loader, device, options.workers, dry_run=options.dry_run)
+    return choose_loader(options.loader, device, options.workers)
 
 
-def _open_folder(config: Config, data: Path) -> RunFolder:
+def _loader_choice(inputs: Inputs, images: FrozenDataset) -> str:
+    by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
+    return inputs.loader_choice + (f"; PIL decodes {by_pil} of the images for it" if by_pil else "")
+
+
+def _open_folder(config: Config, inputs: Inputs) -> RunFolder:
     folder = RunFolder(config.run.out or Path("runs") / config.recipe)
-    if data.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
-        raise ConfigError(f"--out {folder.path} lies inside --data {data}: its pictures would be trained on")
+    for listing in inputs.listings:
+        for data in listing.source.paths:
+            if folder.path.resolve().is_relative_to(data.resolve()):
+                raise ConfigError(f"--out {folder.path} lies inside --data {data}: its pictures would be trained on")
     folder.open(config)
     return folder
 
@@ -140,17 +161,10 @@ def _open_folder(config: Config, data: Path) -> RunFolder:
 def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> FrozenDataset:
     """Decode every file once, and fix what the run trains on and is evaluated on."""
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
-    listings = [inputs.listing, *([] if inputs.held_out is None else [inputs.held_out])]
     found = []
-    for listing in listings:
+    for listing in inputs.listings:
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
     ratio = config.run.max_bad_ratio
     images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
-    if inputs.held_out is None:
-        return images
-    root, results = inputs.held_out.root, found[1]
-    damaged = [file for file, result in results.items() if result.fault is not None]
-    if damaged:
-        raise SourceError(f"{root / damaged[0]} is damaged; delete {root.parent}: it is made again")
-    return replace(images, held_out=readable(inputs.held_out, results))
+    return images if inputs.held_out is None else images.hold_out(inputs.held_out, found[1])

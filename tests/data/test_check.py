@@ -4,16 +4,16 @@ import json
 import os
 import resource
 import signal
-from pathlib import Path
 
 import pytest
 from bad_files import picture, write_bad_files, write_odd_files
+from checked import listed
 from image_kinds import turned_files
 from PIL import Image
 
 from bimkern.data import check as checks
 from bimkern.data.check import check, check_file, readable
-from bimkern.data.source import SourceError, image_folder
+from bimkern.data.source import ImageFolder, SourceError
 from bimkern.files.cache import cache_folder
 
 
@@ -28,12 +28,12 @@ def folder(tmp_path, monkeypatch):
 def looked_at(monkeypatch):
     """The files that are decoded in this process."""
     files, plain = [], check_file
-    monkeypatch.setattr(checks, "check_file", lambda path: files.append(path.name) or plain(path))
+    monkeypatch.setattr(checks, "check_file", lambda source, file: files.append(file) or plain(source, file))
     return files
 
 
 def cache_file():
-    (path,) = (cache_folder() / "checked-v2").iterdir()
+    (path,) = (cache_folder() / "checked-v3").iterdir()
     return path
 
 
@@ -43,7 +43,7 @@ def test_every_kind_of_bad_file_is_found_and_named_with_its_reason(folder, worke
     write_odd_files(folder)
     for i in range(70):  # more than one process is given
         picture(seed=i).save(folder / f"good {i}.jpg")
-    listing = image_folder(folder)
+    listing = listed(folder)
     assert reasons.keys() < set(listing.files)
     found = check(listing, workers=workers)
     assert list(found) == list(listing.files)
@@ -60,14 +60,14 @@ def test_every_kind_of_bad_file_is_found_and_named_with_its_reason(folder, worke
 def test_what_has_been_checked_is_not_decoded_again(folder, looked_at):
     for i in range(5):
         picture(seed=i).save(folder / f"{i}.jpg")
-    first = check(image_folder(folder), workers=0)
+    first = check(listed(folder), workers=0)
     assert len(looked_at) == 5
-    assert check(image_folder(folder), workers=0) == first
+    assert check(listed(folder), workers=0) == first
     assert len(looked_at) == 5
     picture(seed=9).save(folder / "3.jpg")
     os.utime(folder / "4.jpg", ns=(0, 0))
     (folder / "2.jpg").unlink()
-    second = check(image_folder(folder), workers=0)
+    second = check(listed(folder), workers=0)
     assert looked_at[5:] == ["3.jpg", "4.jpg"]
     assert second["3.jpg"].digest != first["3.jpg"].digest
     assert second["4.jpg"].digest == first["4.jpg"].digest
@@ -77,10 +77,10 @@ def test_what_has_been_checked_is_not_decoded_again(folder, looked_at):
 def test_a_bad_file_is_looked_at_again(folder, looked_at):
     (folder / "link.jpg").symlink_to(".later")
     picture().save(folder / "good.jpg")
-    assert check(image_folder(folder), workers=0)["link.jpg"].fault == "No such file or directory"
+    assert check(listed(folder), workers=0)["link.jpg"].fault == "No such file or directory"
     picture().save(folder / ".later", "JPEG")
     looked_at.clear()
-    assert check(image_folder(folder), workers=0)["link.jpg"].fault is None
+    assert check(listed(folder), workers=0)["link.jpg"].fault is None
     assert looked_at == ["link.jpg"]
 
 
@@ -88,14 +88,14 @@ def test_a_bad_file_is_looked_at_again(folder, looked_at):
 def test_a_machine_at_its_limits_is_not_the_images_fault(folder, monkeypatch, workers):
     for i in range(20):
         picture(seed=i).save(folder / f"{i}.jpg")
-    listing = image_folder(folder)
+    listing = listed(folder)
     plain = check_file
 
-    def without_handles(path):
+    def without_handles(*args):
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
         try:
-            return plain(path)
+            return plain(*args)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -118,41 +118,41 @@ def test_an_image_for_which_there_is_no_memory_is_no_bad_image(folder, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(position, out_of_memory)
         with pytest.raises(SourceError, match=r"cannot be checked \(.*out of memory\)"):
-            check(image_folder(folder), workers=0)
-    assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
+            check(listed(folder), workers=0)
+    assert check(listed(folder), workers=0)["a.jpg"].fault is None
 
 
 def test_an_image_is_not_copied_to_learn_its_upright_size(folder, monkeypatch):
     monkeypatch.delattr(Image.Image, "transpose")
     for name, (content, orientation) in turned_files(picture(60, 48)).items():
         (folder / name).write_bytes(content)
-        found = check_file(folder / name)
+        found = check_file(ImageFolder(paths=(folder,)), name)
         assert (found.width, found.height) == ((48, 60) if orientation >= 5 else (60, 48))
 
 
 def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):
     for i in range(3):
         picture(seed=i).save(folder / f"{i}.jpg")
-    found = check(image_folder(folder), workers=0)
+    found = check(listed(folder), workers=0)
     lines = cache_file().read_text().splitlines(keepends=True)
     foreign = ["[]\n", "7\n", '{"file": "0.jpg", "color": "red"}\n', "\xff\n"]
     cache_file().write_text("".join([lines[0], *foreign, lines[1][:20]]))
     looked_at.clear()
-    assert check(image_folder(folder), workers=0) == found
+    assert check(listed(folder), workers=0) == found
     assert looked_at == ["1.jpg", "2.jpg"]
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_done_without(folder, monkeypatch, caplog):
     picture().save(folder / "a.jpg")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "a.jpg"))
-    assert check(image_folder(folder), workers=0)["a.jpg"].fault is None
+    assert check(listed(folder), workers=0)["a.jpg"].fault is None
     assert "set XDG_CACHE_HOME to another folder" in caplog.text
 
 
 def test_names_that_are_no_text_are_remembered(folder, looked_at):
     picture().save(folder / os.fsdecode(b"caf\xe9.jpg"))
-    found = check(image_folder(folder), workers=0)
-    assert check(image_folder(folder), workers=0) == found
+    found = check(listed(folder), workers=0)
+    assert check(listed(folder), workers=0) == found
     assert len(looked_at) == 1
 
 
@@ -161,33 +161,33 @@ def test_a_killed_check_is_an_error_in_one_line_and_resumes_where_it_was(folder,
         picture(8, 8, seed=i).save(folder / f"{i:03}.png")
     plain = check_file
 
-    def die(path: Path):
-        if path.name == "150.png":
+    def die(source, file):
+        if file == "150.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(path)
+        return plain(source, file)
 
     monkeypatch.setattr(checks, "check_file", die)
     with pytest.raises(SourceError, match=r"cannot be checked \(.*fewer workers need less memory") as raised:
-        check(image_folder(folder), workers=1)
+        check(listed(folder), workers=1)
     assert "\n" not in str(raised.value)
     kept = len(cache_file().read_text().splitlines())
     assert kept % 16 == 0
     monkeypatch.setattr(checks, "check_file", plain)
-    assert len(check(image_folder(folder), workers=0)) == 200
+    assert len(check(listed(folder), workers=0)) == 200
 
 
 def test_progress_counts_what_is_to_be_done(folder):
     for i in range(70):
         picture(8, 8, seed=i).save(folder / f"{i}.png")
     told = []
-    check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
+    check(listed(folder), workers=0, progress=lambda *counts: told.append(counts))
     assert told == [(16, 70), (32, 70), (48, 70), (64, 70), (70, 70)]
-    check(image_folder(folder), workers=0, progress=lambda *counts: told.append(counts))
+    check(listed(folder), workers=0, progress=lambda *counts: told.append(counts))
     assert len(told) == 5
 
 
 def test_the_cache_is_json_lines(folder):
     picture(20, 10).save(folder / "a.png")
-    check(image_folder(folder), workers=0)
+    check(listed(folder), workers=0)
     (record,) = map(json.loads, cache_file().read_text().splitlines())
     assert (record["file"], record["width"], record["height"], record["fault"]) == ("a.png", 20, 10, None)

@@ -15,6 +15,7 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import decode_file
 from bimkern.data.orientation import turned
+from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
 
 EPOCHS = 12
@@ -111,7 +112,7 @@ def test_metadata_that_make_no_sense_turn_nothing(tmp_path):
 @pytest.mark.parametrize("size", [64, 160])
 def test_on_photographs_the_filter_overshoots_rarely_and_by_little(size):
     """Pillow's bicubic clips to 8 bits between its two passes, which shows at edges of high contrast."""
-    listing, _ = demo_images()
+    listing = list_images(demo_images())
     data = plan(readable(listing, check(listing, workers=0)), size)
     ours, theirs = both(data)
     difference = (ours - theirs).abs()[torch.from_numpy(away_from_edges(data))]

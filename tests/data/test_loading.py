@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checked import checked_images, upright
+from checked import checked_images, listed, upright
 from disk import mode, umask_of
 from PIL import Image
 
@@ -18,7 +18,7 @@ from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
 from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import SourceError, image_folder
+from bimkern.data.source import SourceError, list_images
 from bimkern.data.step_layout import StepLayout
 
 
@@ -56,20 +56,20 @@ def steps_of(loader, data, first, last):
 
 
 def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
-    assert image_folder(folder).files == ("a/five.jpg", "a/three.webp", "b/one.jpg", "b/two.PNG", "four.jpeg")
+    assert listed(folder).files == ("a/five.jpg", "a/three.webp", "b/one.jpg", "b/two.PNG", "four.jpeg")
 
 
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(SourceError, match="missing is not a folder"):
-        image_folder(tmp_path / "missing")
-    none = f"{tmp_path} and the folders below it hold no JPEG, PNG, WebP, BMP, TIFF or GIF image"
+        listed(tmp_path / "missing")
+    none = f"there is no JPEG, PNG, WebP, BMP, TIFF or GIF image in {tmp_path}"
     with pytest.raises(SourceError, match=f"{none}, and no other file"):
-        image_folder(tmp_path)
+        listed(tmp_path)
     for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE"):
         (tmp_path / name).write_text("not an image")
     others = r"only other files \(2 .heic, 1 .txt, 1 without suffix\); convert images of other formats to JPEG or PNG"
     with pytest.raises(SourceError, match=f"{none}, {others}"):
-        image_folder(tmp_path)
+        listed(tmp_path)
 
 
 def test_content_decides_and_not_the_suffix(folder):
@@ -79,7 +79,7 @@ def test_content_decides_and_not_the_suffix(folder):
     (folder / "BMW").write_text("BM, as bitmaps begin")  # so does it of this
     (folder / "rest").write_text("not an image")
     os.mkfifo(folder / "pipe")
-    listing = image_folder(folder)
+    listing = listed(folder)
     assert set(listing.files) == {"a/five.jpg", "a/three.webp", "b/one.dat", "b/two.PNG", "BMW", "claims.jpg", "four"}
     assert listing.others == {
         "notes.txt": "not opened, as its suffix is not that of an image",
@@ -95,7 +95,7 @@ def test_captions_are_not_opened(folder, monkeypatch):
     (folder / "four.json").write_text("{}")
     opened, plain = [], Path.open
     monkeypatch.setattr(Path, "open", lambda path, *args: opened.append(path.name) or plain(path, *args))
-    image_folder(folder)
+    listed(folder)
     assert opened == ["four"]
 
 
@@ -104,7 +104,7 @@ def test_files_of_unknown_suffix_are_opened_side_by_side(folder, monkeypatch):
         (folder / f"rest-{i}").write_text("not an image")
     all_open = threading.Barrier(4, timeout=60)
     monkeypatch.setattr(source, "is_image", lambda path: all_open.wait() < 0)
-    assert sum(file.startswith("rest-") for file in image_folder(folder).others) == 4
+    assert sum(file.startswith("rest-") for file in listed(folder).others) == 4
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
@@ -128,7 +128,7 @@ def test_linked_class_folders_are_followed_once(folder, tmp_path):
     outside.mkdir()
     picture(9, 9).save(outside / "far.png")
     (folder / "z").symlink_to(outside, target_is_directory=True)
-    names = [name.rpartition("/")[2] for name in image_folder(folder).files]
+    names = [name.rpartition("/")[2] for name in listed(folder).files]
     assert sorted(names) == ["far.png", "five.jpg", "four.jpeg", "one.jpg", "three.webp", "two.PNG"]
 
 
@@ -227,11 +227,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_demo_photographs_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with umask_of(0o027):
-        train, held_out = demo_images()
-    assert mode(train.root / train.files[0]) == 0o640
-    assert mode(train.root) == mode(train.root.parent) == 0o750
-    assert len(train) == len(held_out) >= 10
-    before = os.stat(train.root / train.files[0]).st_mtime_ns
-    assert demo_images()[0] == train
-    assert os.stat(train.root / train.files[0]).st_mtime_ns == before
+        photographs = demo_images()
+    train, held_out = list_images(photographs), list_images(photographs.held_out)
+    (folder,), before = photographs.paths, photographs.stat(train.files[0])
+    assert mode(folder / train.files[0]) == 0o640
+    assert mode(folder) == mode(folder.parent) == 0o750
+    assert train.files == held_out.files
+    assert len(train) >= 10
+    assert demo_images() == photographs
+    assert photographs.stat(train.files[0]) == before
     assert [p.name for p in (tmp_path / "bimkern").iterdir()] == ["demo-v1"]

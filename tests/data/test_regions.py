@@ -77,13 +77,6 @@ def test_success_is_remembered_for_a_setup_and_failure_is_not(tmp_path, monkeypa
     assert tried("exit 0") == 3
 
 
-def test_a_dry_run_tests_no_regions(monkeypatch):
-    monkeypatch.setattr(dali, "unusable", lambda device: None)
-    monkeypatch.setattr(regions, "unusable", lambda device: pytest.fail("tested"))
-    loader, _ = choose_loader("auto", GPU, 3, dry_run=True)
-    assert loader == DaliLoader(threads=3, device=GPU)
-
-
 def test_other_pixels_than_those_asked_for_are_found(on_cpu, monkeypatch, capsys):
     from nvidia.dali import fn
 

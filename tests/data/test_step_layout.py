@@ -99,6 +99,6 @@ def test_a_file_found_bad_behind_a_change_is_reported_and_replaced_by_rule(folde
     if fault == "garbage":
         path.write_bytes(bytes(range(256)) * 4)
     steps = steps_of(loader(workers), data, first, 10, lambda faults, step: told.append((list(faults), step)))
-    assert told == [([path], step)]
+    assert told == [([path.name], step)]
     known = replace(data, images=replace(data.images, unreadable=frozenset({bad})))
     assert_same_steps(steps, steps_of(loader(0), known, first, 10))

@@ -4,11 +4,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bimkern.data.check import check, readable
-from bimkern.data.source import image_folder
+from bimkern.data.source import ImageFolder, list_images
+
+
+def listed(folder):
+    return list_images(ImageFolder(paths=(folder,)))
 
 
 def checked_images(folder):
-    listing = image_folder(folder)
+    listing = listed(folder)
     return readable(listing, check(listing, workers=0))
 
 

@@ -4,12 +4,16 @@ Shapes: B images, C channels, N patches, M cells.
 """
 
 from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
 from typing import ClassVar
+from zipfile import ZipFile
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from bimkern import pieces
+from bimkern.data.source import Source
 from bimkern.mim.mask_embedding import MaskToken
 from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import filled_view
@@ -102,8 +106,36 @@ class Linear:
         return 0.0 if group < self.frozen_groups(progress, depth) else 1 - progress
 
 
-def own_recipe(name):
+@pieces.register(Source)
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """The images in a ZIP file, which stay there."""
+
+    archive: Path
+    held_out: ClassVar[Source | None] = None
+
+    @property
+    def paths(self):
+        return (self.archive,)
+
+    def files(self):
+        with ZipFile(self.archive) as members:
+            return dict.fromkeys(name for name in members.namelist() if not name.endswith("/"))
+
+    def stat(self, file):
+        with ZipFile(self.archive) as members:
+            return members.getinfo(file).file_size, self.archive.stat().st_mtime_ns
+
+    def open(self, file):
+        with ZipFile(self.archive) as members:
+            return BytesIO(members.read(file))
+
+    def path(self, file):
+        return None
+
+
+def own_recipe(name, source=None):
     """Checkerboards, mean colors and a falling line on the ViT of SimMIM's small recipe."""
     base = RECIPES["simmim_vit_test"].config
     method = replace(base.method, masker=Checkerboard(), targets=(MeanColor(),))
-    return replace(base, recipe=name, method=method, schedule=Linear())
+    return replace(base, recipe=name, method=method, schedule=Linear(), source=source)

@@ -1,7 +1,9 @@
 """The whole MAE loss against a second computation, written from the paper with nothing of ours but the weights."""
 
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 from torch.nn.functional import gelu
 
@@ -111,3 +113,20 @@ def test_mae_loss_and_gradients_equal_an_independent_computation():
         torch.testing.assert_close(
             parameter.grad, weights[name].grad, rtol=1e-4, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_any_channels_are_normalized_by_their_own_statistics(channels):
+    method = RECIPES["mae_vit_test"].config.method
+    encoder, statistics = replace(method.encoder, channels=channels), torch.rand(2, channels) + 0.2
+    mean, std = map(tuple, statistics.tolist())
+    model = MIM(replace(method, encoder=encoder, mean=mean, std=std))
+    assert torch.equal(torch.stack([model.mean, model.std]), statistics)
+    images = torch.randint(0, 256, (2, channels, encoder.image_size, encoder.image_size), dtype=torch.uint8)
+    (view,) = model.views(images, torch.arange(2), 1)
+    loss = model.loss(0, model.encode(0, images, view), images, view, StageTarget(), view.weights(view.grid).sum())
+    assert loss.isfinite()
+    with pytest.raises(ValueError, match=f"Method: mean must hold a value for each of {channels} channels, got"):
+        replace(method, encoder=encoder)
+    with pytest.raises(ValueError, match="Method: std must be above 0, got"):
+        replace(method, std=(0.2, 0.2, 0.0))

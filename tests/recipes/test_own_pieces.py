@@ -5,17 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from growing import repeatable, train, write_photos
+from growing import repeatable, write_photos
 from interop import import_or_skip
-from own_pieces import Checkerboard, Linear, MeanColor, own_recipe
+from own_pieces import Archive, Checkerboard, Linear, MeanColor, own_recipe
 from PIL import Image
 
-from bimkern import export, pieces, plan
+from bimkern import export, pieces, plan, pretrain
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.masking.masker import Masker
 from bimkern.mim.reconstruction.renderers import Renderer, renderer_class
@@ -32,21 +33,29 @@ NAME = "own_test"
 CONFIG = own_recipe(NAME)
 
 
+OPTIONS = ("--workers", "0", "--log-every", "1", "--steps", "12", "--save-every", "4", "--batch-size", "6")
+
+
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+def archive(tmp_path_factory):
+    folder = write_photos(tmp_path_factory.mktemp("data") / "photos")
+    with zipfile.ZipFile(folder.parent / "photos.zip", "w") as members:
+        for photo in folder.iterdir():
+            members.write(photo, photo.name)
+    return folder.parent / "photos.zip"
 
 
-def run(photos, out):
+def run(archive, out, *options):
+    config = own_recipe(NAME, Archive(archive=archive))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECIPES, NAME, Recipe(summary="for a test", config=CONFIG))
-        train(NAME, photos, out, "--steps", "12", "--save-every", "4", "--batch-size", "6")
+        patch.setitem(RECIPES, NAME, Recipe(summary="for a test", config=config))
+        pretrain.main([NAME, "--out", str(out), *OPTIONS, *options])
 
 
 @pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
+def finished(archive, tmp_path_factory):
     out = tmp_path_factory.mktemp("own") / "run"
-    run(photos, out)
+    run(archive, out)
     return out
 
 
@@ -71,18 +80,37 @@ def test_its_own_schedule_freezes(finished):
     assert still == {name for name, group in groups.items() if group.number == 0}
 
 
-def test_its_config_is_read_back(finished):
+def test_its_config_is_read_back(archive, finished):
     saved = json.loads((finished / "config.json").read_text())
     assert saved["method"]["masker"] == {"type": "Checkerboard", "from": "own_pieces"}
     assert saved["method"]["encoder"].get("from") is None
     read = from_json(saved)
     assert (read.method, read.schedule) == (CONFIG.method, CONFIG.schedule)
+    assert read.source == Archive(archive=archive)
 
 
-def test_it_resumes_bit_for_bit(photos, finished, tmp_path, capsys):
+def test_its_source_trains_as_a_folder_of_the_same_images_does(archive, finished, tmp_path):
+    run(archive, tmp_path / "run", "--data", str(archive.with_suffix("")))
+    assert repeatable(tmp_path / "run") == repeatable(finished)
+    assert (tmp_path / "run" / "images.jsonl").read_bytes() == (finished / "images.jsonl").read_bytes()
+
+
+def test_what_is_damaged_in_its_source_is_quarantined(archive, tmp_path, caplog):
+    content = bytearray(archive.read_bytes())
+    position = content.index(b"03.jpg") + 200
+    content[position] ^= 0xFF  # of a file that is stored as it is: its checksum is wrong
+    (tmp_path / "damaged.zip").write_bytes(content)
+    run(tmp_path / "damaged.zip", tmp_path / "run")
+    (bad,) = map(json.loads, (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines())
+    assert bad == {"file": "03.jpg", "reason": "Bad CRC-32 for file '03.jpg'", "step": None}
+    assert "1 of 12 images quarantined" in caplog.text
+
+
+def test_it_resumes_bit_for_bit_with_its_images_elsewhere(archive, finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000012")
-    run(photos, tmp_path / "resumed")
+    shutil.copy(archive, tmp_path / "moved.zip")
+    run(tmp_path / "moved.zip", tmp_path / "resumed")
     assert "at step 8 of 12" in capsys.readouterr().out
     assert repeatable(tmp_path / "resumed") == repeatable(finished)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bimkern.data.source import ImageFolder
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import differences, from_json, to_json
@@ -74,3 +75,25 @@ def test_crops_of_older_runs_were_bicubic():
     assert differences(older, to_json(config)) == []
     bilinear = replace(config, augment=replace(config.augment, interpolation="bilinear"))
     assert differences(older, to_json(bilinear)) == ["augment.interpolation: bicubic before, bilinear now"]
+
+
+@pytest.mark.parametrize("data", [None, Path("a"), (Path("a"), Path("b"))], ids=str)
+def test_folders_of_images_are_read_back(data):
+    config = RECIPES["mae_vit_test"].config
+    config = replace(config, run=replace(config.run, data=data), source=ImageFolder(paths=(Path("c"),)))
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_where_images_lie_is_no_setting():
+    config = RECIPES["mae_vit_test"].config
+    moved = replace(
+        config, run=replace(config.run, data=(Path("a"), Path("b"))), source=ImageFolder(paths=(Path("c"),))
+    )
+    assert differences(to_json(config), to_json(moved)) == []
+
+
+def test_images_of_other_channels_than_are_loaded_are_refused():
+    config = RECIPES["mae_vit_test"].config
+    gray = replace(config.method, encoder=replace(config.method.encoder, channels=1), mean=(0.5,), std=(0.2,))
+    with pytest.raises(ConfigError, match="images are loaded as RGB; the encoder must have channels=3, got 1"):
+        replace(config, method=gray)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from growing import write_photos
 
+from bimkern.data.source import ImageFolder, SourceError
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run import run
@@ -63,11 +64,6 @@ def test_pictures_that_a_killed_run_did_not_draw_are_drawn(config, outcome):
     assert (outcome.folder.pictures / "reconstruction.png").is_file()
 
 
-def test_a_dry_run_is_not_for_it(config):
-    with pytest.raises(ConfigError, match=r"run\(\) trains, and cannot do a --dry-run"):
-        run(replace(config, run=replace(config.run, dry_run=True)))
-
-
 def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypatch, caplog):
     def fail(*args):
         raise AssertionError("7 bytes are not proportional to any of them")
@@ -80,3 +76,30 @@ def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypat
 def test_a_command_without_stdout_runs():
     done = subprocess.run(f"{sys.executable} -m bimkern.info >&-", shell=True, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_two_folders_train_as_the_folder_that_holds_them(config, tmp_path):
+    folders = tuple(write_photos(tmp_path / name, count=4) for name in ("ants", "bees"))
+    images = []
+    for name, data in (("two", folders), ("one", tmp_path)):
+        out = tmp_path.with_name(f"{tmp_path.name}-{name}")
+        found = run(replace(config, run=replace(config.run, data=data, out=out))).held_out
+        images.append(((out / "images.jsonl").read_bytes(), found))
+    assert images[0] == images[1]
+    inside = replace(config.run, data=folders, out=folders[1] / "run")
+    with pytest.raises(ConfigError, match=r"lies inside --data .*bees: its pictures would be trained on"):
+        run(replace(config, run=inside))
+
+
+def test_held_out_images_are_those_of_the_source_and_must_be_readable(config, outcome, tmp_path):
+    held_out = ImageFolder(paths=(write_photos(tmp_path / "held out", count=3),))
+    apart = replace(config, source=ImageFolder(paths=(config.run.data,), held_out=held_out))
+    apart = replace(apart, run=replace(apart.run, data=None, out=tmp_path / "out"))
+    found = run(apart)
+    assert [stage.name for stage in found.held_out] == ["after layer 4"]
+    assert found.held_out != outcome.held_out
+    assert (found.folder.path / "images.jsonl").read_bytes() == (outcome.folder.path / "images.jsonl").read_bytes()
+    (tmp_path / "held out" / "01.jpg").write_bytes(b"")
+    message = r"1 held-out images in .*held out cannot be read \(01.jpg: empty\); repair or remove them"
+    with pytest.raises(SourceError, match=message):
+        run(apart)

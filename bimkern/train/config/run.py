@@ -12,6 +12,7 @@ import bimkern.mim.builtin  # noqa: F401  # registers our pieces, which configs 
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
+from bimkern.data.source import Source
 from bimkern.data.step_layout import Phase, StepLayout, lay_out
 from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
@@ -27,7 +28,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # rounding, as another kernel of the same attention does.
 FREE_OPTIONS = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
+    *("compile", "arena", "attention", "log_every", "save_every"),
     "teacher",  # its path; a checkpoint knows its content
 )
 
@@ -40,8 +41,8 @@ class ConfigError(BimkernError, ValueError):
 class RunConfig:
     """Options of a run. Everything else belongs to the recipe."""
 
-    data: Path | None = None
-    """Folder of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
+    data: Path | tuple[Path, ...] | None = None
+    """Folders of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
     out: Path | None = None
     """Run folder. Running the same command again resumes it. Default: runs/RECIPE."""
     epochs: float = 1.0
@@ -79,7 +80,7 @@ class RunConfig:
     deterministic: bool = False
     """On a GPU: use only kernels that repeat bit for bit. Runs on a CPU always do."""
     compile: bool = False
-    """Compile every layer of the encoder with torch.compile."""
+    """Compile every layer with torch.compile."""
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
@@ -87,8 +88,6 @@ class RunConfig:
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100
     """Steps between checkpoints, and between pictures."""
-    dry_run: bool = False
-    """Print the resolved config, parameters, memory, steps and learning rate, then stop."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
@@ -129,8 +128,11 @@ class Config:
     schedule: Schedule
     run: RunConfig
     phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
+    source: Source | None = None  # of images, where run.data names no folder; None: demo photographs
 
     def __post_init__(self) -> None:
+        if (channels := self.method.encoder.channels) != 3:
+            raise ConfigError(f"Config: images are loaded as RGB; the encoder must have channels=3, got {channels}")
         if not self.phases:
             return
         total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from bimkern import pieces
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
@@ -36,8 +37,10 @@ def from_json(saved: Any) -> Config:
     return config
 
 
+_FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
 _DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
@@ -47,7 +50,7 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
         lines = []
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
-            if name != "from" and path not in {f"run.{free}" for free in FREE_OPTIONS}:
+            if name != "from" and path not in _FREE:
                 lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from bimkern.data.source import Listing
+from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.train import network
 from bimkern.train.config.run import Config, resolve_device
@@ -24,7 +24,7 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     return (
-        f"{config.recipe}: {num_images} images from {images.images.root}{_skipped(images.listing)}; "
+        f"{config.recipe}: {num_images} images from {title(images.images.source)}{_skipped(images.listing)}; "
         f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
         f"peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}{teacher}"
@@ -41,7 +41,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
     largest = peaks[max(peaks)]
     facts = {
-        "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
+        "images": f"{len(images)} in {title(images.source)}, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per stage)",

@@ -6,7 +6,6 @@ why, and the non-image files that were skipped, one record per suffix and reason
 
 import hashlib
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from bimkern.data import check
 from bimkern.data.check import FileCheck, readable
-from bimkern.data.source import Images, Listing, SourceError, refuse_if_empty, suffix_of
+from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, suffix_of, title
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
 
@@ -27,19 +26,17 @@ _EXAMPLES = 3  # files in a message
 class Quarantine:
     """The images that a run does without; too large a share of all stops it."""
 
-    def __init__(self, path: Path, root: Path, images: Iterable[str], *, max_ratio: float) -> None:
+    def __init__(self, path: Path, images: Iterable[str], *, max_ratio: float) -> None:
         """Read a quarantine file.
 
         Args:
             path: of the file; it need not exist.
-            root: of the source; names are relative to it.
             images: names of all images of the run, readable or not.
             max_ratio: share of them that may be in quarantine.
         """
         self.path = path
         self.files = {record["file"] for record in jsonl.read(path) if "file" in record}
         self.num_images = len(self.files.union(images))
-        self._root = root
         self._max_ratio = max_ratio
 
     def release(self, files: set[str]) -> None:
@@ -72,7 +69,7 @@ class Quarantine:
                 f"{self._max_ratio:g}; {self.path} names them"
             )
 
-    def add(self, faults: Mapping[Path, str], steps_done: int | None = None) -> None:
+    def add(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
         """Quarantine files.
 
         Args:
@@ -82,8 +79,7 @@ class Quarantine:
         Raises:
             SourceError: too many files are in quarantine.
         """
-        named = {os.path.relpath(path, self._root): reason for path, reason in faults.items()}
-        new = {file: reason for file, reason in named.items() if file not in self.files}
+        new = {file: reason for file, reason in faults.items() if file not in self.files}
         if not new:
             return
         self.files |= new.keys()
@@ -106,6 +102,22 @@ class FrozenDataset:
     held_out: Images
     quarantine: Quarantine
     fingerprint: str  # SHA-256 of the names and digests of the images
+
+    def hold_out(self, listing: Listing, found: dict[str, FileCheck]) -> "FrozenDataset":
+        """Return the dataset with other images to evaluate on, all of which must be readable.
+
+        Raises:
+            SourceError: some are not.
+        """
+        _refuse_held_out(listing.source, {file: one.fault for file, one in found.items() if one.fault is not None})
+        return replace(self, held_out=readable(listing, found))
+
+    def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
+        """Quarantine images that are trained on, too, and refuse others: they must be the same in every evaluation."""
+        if self.held_out is self.images:
+            self.quarantine.add(faults, steps_done)
+        else:
+            _refuse_held_out(self.held_out.source, faults)
 
     def without_quarantined(self) -> "FrozenDataset":
         """Return the dataset whose draws avoid what is in quarantine by now."""
@@ -140,20 +152,20 @@ def freeze_dataset(
     listing = listing.skip({f: one.fault for f, one in found.items() if one.fault is not None and f not in recorded})
     refuse_if_empty(listing)
     if resumed:
-        images = _recorded(listing.root, records, found)
+        images = _recorded(listing.source, records, found)
         faulty = [file for file in images.files if file in found and found[file].fault is not None]
     else:
         quarantine_path.unlink(missing_ok=True)
         images = readable(listing, found)
         faulty = [file for file in listing.files if found[file].fault is not None]
-    quarantine = Quarantine(quarantine_path, listing.root, (*images.files, *faulty), max_ratio=max_bad_ratio)
+    quarantine = Quarantine(quarantine_path, (*images.files, *faulty), max_ratio=max_bad_ratio)
     if resumed:
-        _refuse_changes(listing.root, folder, records, found, quarantine.files)
+        _refuse_changes(listing.source, folder, records, found, quarantine.files)
         quarantine.release(
             {r["file"] for r in records if r["file"] in found and found[r["file"]].digest == r["digest"]}
         )
     quarantine.record_others(listing)
-    quarantine.add({listing.root / file: found[file].fault or "" for file in faulty})
+    quarantine.add({file: found[file].fault or "" for file in faulty})
     quarantine.stop_if_full()
     if not resumed:
         jsonl.write(path, [_record(file, found[file]) for file in images.files])
@@ -161,19 +173,28 @@ def freeze_dataset(
     return FrozenDataset(listing, images, images, quarantine, fingerprint).without_quarantined()
 
 
+def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
+    """Raise SourceError if any held-out image is bad."""
+    if faults:
+        bad = _some(f"{file}: {reason}" for file, reason in faults.items())
+        raise SourceError(
+            f"{len(faults)} held-out images in {title(source)} cannot be read ({bad}); repair or remove them"
+        )
+
+
 def _record(file: str, found: FileCheck) -> jsonl.Record:
     return {"file": file, "width": found.width, "height": found.height, "digest": found.digest}
 
 
-def _recorded(root: Path, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
+def _recorded(source: Source, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
     """Return the recorded images; how they are decoded follows from their content, which is verified elsewhere."""
     recorded = {r["file"]: FileCheck(width=r["width"], height=r["height"]) for r in records}
     good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
-    return check.images(root, recorded | good)
+    return check.images(source, recorded | good)
 
 
 def _refuse_changes(
-    root: Path, folder: Path, records: list[jsonl.Record], found: dict[str, FileCheck], quarantined: set[str]
+    source: Source, folder: Path, records: list[jsonl.Record], found: dict[str, FileCheck], quarantined: set[str]
 ) -> None:
     """Raise ConfigError if images differ from those recorded; quarantined and unreadable ones are not compared."""
     before = {record["file"]: record["digest"] for record in records if record["file"] not in quarantined}
@@ -190,7 +211,7 @@ def _refuse_changes(
     changed = [f"{len(files)} {what} ({_some(files)})" for what, files in changes.items() if files]
     if changed:
         raise ConfigError(
-            f"--data {root} has changed since the run in {folder} began: {', '.join(changed)}; "
+            f"--data {title(source)} has changed since the run in {folder} began: {', '.join(changed)}; "
             f"put the images back as they were, or choose another --out"
         )
 

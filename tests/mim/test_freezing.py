@@ -112,7 +112,7 @@ def test_the_optimizer_gives_every_head_its_rate(heads):
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\), a share of the run, got 10"):
+    with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\], a share of the run, got 10;"):
         FreezeOut(warmup=10)
     with pytest.raises(ValueError, match=r"FreezeOut: t0 must be in \(0, 1\], got 0"):
         FreezeOut(warmup=0.1, t0=0)

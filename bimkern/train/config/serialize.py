@@ -37,7 +37,7 @@ def from_json(saved: Any) -> Config:
 
 
 # Of runs older than an option.
-_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 

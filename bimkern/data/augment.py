@@ -71,9 +71,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
     flip: float = 0.5  # probability
     interpolation: Interpolation = "bicubic"
-    crop_filter: CropFilter = (
-        "around"  # what the filter sees: the image around the box too, or, as torchvision, the box
-    )
+    crop_filter: CropFilter = "around"  # the filter sees beyond the box; "inside": the box alone, as in torchvision
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

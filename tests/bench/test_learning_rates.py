@@ -1,33 +1,24 @@
 """The learning rates of recipes, step by step, against the rules of the published programs."""
 
 import pytest
+from published_freezing import RATES
 
 from bench.learning_rates import PUBLISHED, Ours, largest_difference
 from bimkern.recipes import RECIPES
-
-# Times 1000, of groups 0, 2, 6 and 12 in ViTFreeze's published program, by epoch.
-FREEZING = {
-    5: (0.8, 0.8, 0.8, 0.8),
-    9.99: (1.5984, 1.5984, 1.5984, 1.5984),
-    10: (3.125, 2.7648, 2.19479, 1.6),
-    30: (1.88403, 1.8751, 1.72888, 1.41284),
-    56: (0.00002, 0.09203, 0.44926, 0.77208),
-    60: (0, 0.0109, 0.29254, 0.66108),
-}
 
 
 def test_the_rules_give_the_published_numbers():
     mae, localmim = PUBLISHED["mae_vit_base_1600"], PUBLISHED["localmim_vit_base_1600"]
     assert [mae.rate(epoch, 0) for epoch in (0, 20, 40, 820, 1600)] == pytest.approx([0, 1.2e-3, 2.4e-3, 1.2e-3, 0])
     assert [localmim.rate(epoch, 0) for epoch in (20, 40, 1600)] == pytest.approx([8e-4, 1.6e-3, 1e-6])
-    for epoch, rates in FREEZING.items():
+    for epoch, rates in RATES.items():
         found = [1e3 * PUBLISHED["vitfreeze_vit_base_published"].rate(epoch, group) for group in (0, 2, 6, 12)]
         assert found == pytest.approx(rates, abs=5e-6)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_recipes_follow_them_at_every_step(name):
-    """Here at some, with those at the end of warm-up and of the run; ImageNet-1k is no multiple of a batch."""
+def test_recipes_follow_them(name):
+    """At steps from all of the run, with the last of warm-up and of the run."""
     ours, theirs = Ours(RECIPES[name].config), PUBLISHED[name]
     num_steps = ours.layout.num_steps
     assert ours.epoch(num_steps - 1) == pytest.approx(theirs.epochs, abs=0.004)

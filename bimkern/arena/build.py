@@ -197,7 +197,7 @@ def _target() -> Path:
 def _digest() -> str:
     """Name a build by what goes into it, apart from torch and Python, which the module's own name has."""
     source, cuda, digest = _source(), _cuda(), hashlib.sha256()
-    flags = {name: os.environ.get(name, "") for name in (*_FLAGS, *(_CUDA_FLAGS if cuda != "OFF" else ()))}
+    flags = [os.environ.get(name) for name in (_FLAGS if cuda == "OFF" else _FLAGS + _CUDA_FLAGS)]
     digest.update(repr((torch.version.cuda, cuda, flags)).encode())
     for file in sorted(file for pattern in _SOURCES for file in source.glob(pattern)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

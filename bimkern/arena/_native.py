@@ -25,7 +25,7 @@ def native(*, may_build: bool = True) -> Any:
         ArenaUnavailable: there is none for this torch and this Python, and none could be built, or may be.
     """
     with _once:
-        if not may_build and build.is_next():
+        if not may_build and build.would_build():
             raise ArenaUnavailable("it is not built yet; the first use builds it")
         module, reason = _module()
     if module is None:

@@ -52,7 +52,7 @@ def module_name(release: str | None = None) -> str:
     return f"_arena.torch{release}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def is_next() -> bool:
+def would_build() -> bool:
     """Return whether the first use would build the module: there is none, and nothing is known to be missing."""
     try:
         if _target().exists():

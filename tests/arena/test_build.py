@@ -95,7 +95,7 @@ def test_a_module_of_older_sources_is_not_taken(compiling, file):
     program(compiling / "cmake", BUILDS)
     older = build.build()
     (compiling / file).write_text("changed")
-    assert build.is_next()
+    assert build.would_build()
     newer = build.build()
     assert newer != older
     assert {build.build() for _ in range(2)} == {newer}

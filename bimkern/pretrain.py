@@ -3,7 +3,6 @@
 import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from textwrap import fill
@@ -34,7 +33,6 @@ class Options(RunConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
         with terminated_at_once():
             words = _run(arguments)

@@ -2,7 +2,9 @@
 
 import errno
 import stat
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -50,6 +52,18 @@ class Decoded:
 def allow_pixels(limit: int) -> None:
     """Let images of up to so many pixels be decoded by this process: it is PIL's setting, which is global."""
     Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def pil_settings_kept() -> Iterator[None]:
+    """Leave PIL's settings as they were; inside, its warnings are silent: a run lists what is wrong with an image."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def too_large(width: int, height: int) -> bool:

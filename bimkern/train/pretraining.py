@@ -45,8 +45,10 @@ class Pretraining:
         run = config.run
         self._config, self._layout, self._device = config, layout, device
         self._num_images = len(images.images)
-        torch.manual_seed(run.seed)
-        self.model = network.build(config).to(device)
+        with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
+            torch.default_generator.manual_seed(run.seed)
+            self.model = network.build(config)
+        self.model.to(device)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)

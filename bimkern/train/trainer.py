@@ -18,6 +18,7 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
+from bimkern.train.callbacks import Callbacks, FinishedStep, Saved
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
@@ -99,8 +100,10 @@ class Trainer:
         loader: Loader,
         folder: RunFolder,
         device: torch.device,
+        callbacks: Callbacks = Callbacks(),
     ) -> None:
         run = config.run
+        self._callbacks = callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
         self._edge = devices.StepEdge(device)
@@ -166,6 +169,7 @@ class Trainer:
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
+            self._call_back(done, result)
             if last or session.signals.received is not None:
                 self._end(session)
             elif done % run.save_every == 0 and self._divergence.is_learning():
@@ -304,6 +308,20 @@ class Trainer:
         self.saver.wait()
         if self.saver.saved_step != session.done:
             self._save(session, required=True)
+        self._call_back_saved()
+
+    def _call_back(self, done: int, result: StepResult) -> None:
+        if self._callbacks.on_step is not None:
+            frozen, total = result.num_frozen, self.layout.num_steps
+            losses = (*[None] * frozen, *result.losses[frozen:].tolist())
+            self._callbacks.on_step(FinishedStep(step=done, num_steps=total, losses=losses, lr=result.lr))
+        self._call_back_saved()
+
+    def _call_back_saved(self) -> None:
+        for step in self.saver.finished():
+            if self._callbacks.on_save is not None:
+                checkpoint = checkpoints.path_of(self.folder.checkpoints, step)
+                self._callbacks.on_save(Saved(step=step, checkpoint=checkpoint, pictures=self.folder.pictures))
 
     def _save(self, session: "_Session", *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -49,6 +50,7 @@ class AsyncSaver:
         self._files_done = False  # the running save has written its files and calls `then`
         self._skip_then = False  # an earlier `then` hung
         self._canceled = threading.Event()
+        self._finished: SimpleQueue[int] = SimpleQueue()
 
     def __enter__(self) -> "AsyncSaver":
         return self
@@ -120,6 +122,8 @@ class AsyncSaver:
                     then()
                 except Exception as error:  # a run does not end because of a picture
                     logger.warning("what follows %s failed (%s: %s)", what, type(error).__name__, error)
+            if self.saved_step == checkpoint.step:
+                self._finished.put(checkpoint.step)
 
         if required:
             self._save_with_retries(write, gpu, what)
@@ -141,6 +145,10 @@ class AsyncSaver:
                 time.sleep(pause)
             else:
                 return
+
+    def finished(self) -> list[int]:
+        """Return the steps of the checkpoints that are written, and `then` is done, since the last call."""
+        return [self._finished.get() for _ in range(self._finished.qsize())]
 
     def wait(self) -> None:
         """Wait for the background task, and raise its error.

@@ -39,18 +39,17 @@ class CMakeBuild(build_ext):
         return fullname.replace(".", os.sep) + ".so"  # torch loads the library: no Python ABI in the name
 
     def build_extension(self, ext: Extension) -> None:
-        # A wheel serves every Python and torch: it has no module of the arena, but what the first use builds one from.
-        prefix, target, arena = (
-            (ROOT, "all", "arena") if self.editable_mode else (self.build_lib, "bimkern_native", "source")
-        )
+        # The op library alone: it serves every Python and torch. The arena's first use builds its module from sources,
+        # which a wheel brings along.
+        prefix, components = (ROOT, ["native"]) if self.editable_mode else (self.build_lib, ["native", "source"])
         # --fresh: what an earlier build remembers lies in an isolated environment that is gone.
         run(
             "cmake", "--fresh", "-S", ROOT, "-B", self.build_temp, "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}", f"-DBIMKERN_CUDA={os.environ.get('BIMKERN_CUDA', 'AUTO')}",
             "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
         )  # fmt: skip
-        run("cmake", "--build", self.build_temp, "--target", target)
-        for component in ("native", arena):
+        run("cmake", "--build", self.build_temp, "--target", "bimkern_native")
+        for component in components:
             run("cmake", "--install", self.build_temp, "--prefix", prefix, "--component", component)
 
     def copy_extensions_to_source(self) -> None:

@@ -2,7 +2,8 @@
 
     python -m bench.arena_table [RECIPE...] [--batch-size N] [--slices N...] [--measure RECIPE...]
 
-Without recipes: all of them but the distilled ones, into bench/results/arena.csv, which is replaced. All in fp32.
+Without recipes: all but the distilled ones and those that differ in schedule or length alone, into
+bench/results/arena.csv, which is replaced. All in fp32.
 `estimated` is what `python -m bimkern.plan` prints; `planned` and `bound` are those of the step itself, traced on
 tensors without memory: activations and gradients together. What is measured (by default all tiny ones and three
 others) takes four real steps, of which the arena replays two, in a process of its own, whose peak is `process`.
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from bench.training import distinct_steps
 from bimkern.arena import Arena
 from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch
@@ -32,7 +34,7 @@ from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
-NAMES = [name for name, recipe in RECIPES.items() if recipe.config.method.distillation is None]  # others need a file
+NAMES = distinct_steps()
 MEASURED = (*(name for name in NAMES if "_test" in name), "mae_vit_base", "bim_vit_base", "localmim_vit_base")
 PAPER = {"bim_vit_large": 0.59}  # of MAE's memory: Luo et al. 2023
 CPU = torch.device("cpu")

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import Method
-from bimkern.mim.schedule import Schedule
+from bimkern.mim.schedule import resolve
 from bimkern.models.encoder import CountsOperations
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.layers import layer_flops
+from bimkern.train.config.run import Config
 
 FORMULA = """\
 operations of an image, a multiply-add being two: of N patches K are visible, T tokens (with cls) enter a stage; D width
@@ -72,13 +73,14 @@ def step_flops(method: Method, frozen_groups: int = 0) -> int:
     return total
 
 
-def freeze_shares(schedule: Schedule, depth: int) -> dict[int, float]:
+def freeze_shares(config: Config) -> dict[int, float]:
     """Return the shares of a run at which each number of layer groups is frozen, in the order of the run."""
+    run, depth = config.run, config.method.encoder.depth
+    schedule = resolve(config.schedule, run.epochs, run.peak_lr)
     counts = Counter(schedule.frozen_groups((i + 0.5) / _STEPS, depth) for i in range(_STEPS))
     return {groups: count / _STEPS for groups, count in counts.items()}
 
 
-def run_flops(method: Method, schedule: Schedule) -> float:
+def run_flops(config: Config) -> float:
     """Count the operations of one image in one training step, averaged over a run."""
-    shares = freeze_shares(schedule, method.encoder.depth)
-    return sum(share * step_flops(method, groups) for groups, share in shares.items())
+    return sum(share * step_flops(config.method, groups) for groups, share in freeze_shares(config).items())

@@ -87,6 +87,7 @@ def parts(folder: Path, arch: str) -> list[Part]:
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),
+        Part(name="arena", command=[python, "-m", "bimkern.arena.build"], limit=90),  # or the tests would build it
         Part(name="native", command=[python, "-m", "bench.native"], limit=60),
         Part(name="info", command=[python, "-m", "bimkern.info"], limit=60),
         # Where it fails a run decodes whole images.

@@ -4,7 +4,7 @@ Images are random uint8, so that no loader is measured. The learning rate is zer
 no weight moves, losses can be compared at any step.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -63,6 +63,19 @@ def recipe_entry(
         closing=closing,
         arguments=(*recipes, *(["--batch-size", str(batch_size)] if batch_size else [])),
     )
+
+
+def distinct_steps() -> tuple[str, ...]:
+    """Name the recipes with steps of their own: the first of those that differ in schedule or length alone.
+
+    Without those that learn from a teacher, which is a file of the user's.
+    """
+    names: dict[Hashable, str] = {}
+    for name, recipe in RECIPES.items():
+        config = recipe.config
+        if config.method.distillation is None:
+            names.setdefault((config.method, config.optim, config.phases, config.schedule.per_group), name)
+    return tuple(names.values())
 
 
 def config_of(case: Case) -> Config:

@@ -80,6 +80,9 @@ def _load_with_hf(path: Path) -> str:
     return (
         f"{_import_line('transformers')}\n"
         f"model = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})\n"
+        "# from_pretrained makes both position tables trainable; these lines fix them again, as in training\n"
+        "model.vit.embeddings.position_embeddings.requires_grad_(False)\n"
+        "model.decoder.decoder_pos_embed.requires_grad_(False)\n"
         f"processor = transformers.AutoImageProcessor.from_pretrained({str(path)!r})"
     )
 

@@ -1,5 +1,6 @@
 """What every test stands on: a device, fresh random numbers, and outputs that start poisoned."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -9,6 +10,9 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each other; read when torch is imported
 import torch
+from caches import empty_cache
+
+from bimkern.arena import ArenaUnavailable, build
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
 
@@ -19,9 +23,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Keep what is cached apart from the user's."""
+    """Keep what is cached apart from the user's, but for the arena's module, built before any test wants it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path_factory.mktemp("cache")))
+        with contextlib.suppress(ArenaUnavailable):  # the tests of an arena tell why
+            build.build()
         yield
 
 

@@ -62,6 +62,21 @@ def test_what_it_says_about_loading_works(run, capsys, name, suffix, module):
     assert any(torch.equal(tensor, expected["encoder.blocks.3.mlp.fc1.weight"]) for tensor in weights.values())
 
 
+def test_transformers_is_told_to_keep_the_position_tables_fixed(run, capsys):
+    transformers = import_or_skip("transformers")
+    main([run, "--format", "hf", "--out", "hf"])
+    recipe = capsys.readouterr().out.partition("\n\nTo load it:\n")[2]
+    assert "# from_pretrained makes both position tables trainable" in recipe
+    loaded = {}
+    exec(textwrap.dedent(recipe), loaded)
+    without = transformers.ViTMAEForPreTraining.from_pretrained("hf")
+    fixed = [
+        {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        for model in (loaded["model"], without)
+    ]
+    assert fixed == [{"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}, set()]
+
+
 def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_path, capsys):
     main([run, "--format", "bimkern", "--depth", "3"])
     recipe = textwrap.dedent(capsys.readouterr().out.partition("To load it:\n")[2])

@@ -20,6 +20,8 @@ LEAVE_OUT = "leave the compiled part out: BIMKERN_NATIVE=0 pip install ... (ever
 # Builds nothing, installs what CMake would.
 CMAKE = f"""#!{sys.executable}
 import pathlib, sys
+with open(pathlib.Path(__file__).with_name("log"), "a") as log:
+    print(*sys.argv[1:], file=log)
 if "--install" in sys.argv:
     prefix = pathlib.Path(sys.argv[sys.argv.index("--prefix") + 1])
     name = {{"native": "_native.so", "source": "source/CMakeLists.txt"}}[sys.argv[sys.argv.index("--component") + 1]]
@@ -184,6 +186,16 @@ def test_a_wheel_serves_every_python_and_has_the_sources_of_the_arena(clone, pro
     typed = {"bimkern/py.typed", "bimkern/arena/_arena.pyi"}
     assert {"bimkern/_native.so", "bimkern/source/CMakeLists.txt", *typed} <= set(names)
     assert not [name for name in names if "_arena." in name and not name.endswith(".pyi")]
+
+
+def test_an_installation_in_place_compiles_what_a_wheel_does(clone, programs, tmp_path):
+    put(programs, "cmake", CMAKE)
+    done = backend(clone, f"build_editable({str(tmp_path)!r})")
+    assert done.returncode == 0, done.stderr
+    commands = (programs / "log").read_text().splitlines()
+    assert [line for line in commands if "--target" in line] == [commands[1]]
+    assert commands[1].endswith("--target bimkern_native")
+    assert [line.split("--component ")[1] for line in commands if "--install" in line] == ["native"]
 
 
 def test_a_wheel_without_the_compiled_part_is_for_every_machine(clone, programs, tmp_path):

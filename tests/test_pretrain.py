@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from caches import empty_cache
 
 from bimkern.pretrain import main
 from bimkern.recipes import FAMILIES, RECIPES
@@ -81,7 +82,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     code, output = printed(capsys, *arguments)
     assert code == 2
     assert message in output.err
@@ -178,7 +179,7 @@ def test_nothing_optional_is_imported_unless_asked_for(imported, run, expected):
 
 def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     main(["bim_vit_base_growing", "--dry-run"])
     output = capsys.readouterr().out
     assert '"ratios": [' in output
@@ -189,14 +190,14 @@ def test_dry_run_prints_what_would_be_done_and_writes_nothing(capsys, monkeypatc
 
 
 def test_epochs_replace_the_steps_of_a_recipe(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     main(["bim_vit_test", "--dry-run", "--batch-size", "2", "--epochs", "2"])
     assert re.search(r"^steps +13 of 2 images$", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_a_backend_that_is_not_there_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     monkeypatch.setenv("BIMKERN_BACKEND", "triton")
     code, output = printed(capsys, "bim_vit_test")
     assert code == 2

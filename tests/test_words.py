@@ -45,10 +45,12 @@ WORDS = {
 }
 EXCEPTIONS = {
     ("hidden", "CMakeLists.txt"): "CMake's word for symbols",
+    ("hidden", "bench/arena_mlp.py"): "the hidden width of an MLP",
     ("hidden", "bench/eager/network.py"): "the hidden width of an MLP",
     ("hidden", "bimkern/data/source.py"): "files whose name begins with a dot",
     ("hidden", "bimkern/models/layers.py"): "the hidden width of an MLP",
     ("hidden", "python/find_torch.py"): "folders that an isolated build does not see",
+    ("hidden", "tests/bench/test_arena_mlp.py"): "the hidden width of an MLP",
     ("hidden", "tests/test_install.py"): "folders that an isolated build does not see",
     ("hides", "python/find_torch.py"): "an isolated build does",
     ("hide", "tests/exporters/test_layouts.py"): "a default hides an omission",

@@ -6,7 +6,7 @@ be single pixels. Of 16 patches three quarters leave 4 visible; the growing mask
 
 from dataclasses import dataclass, replace
 
-from bimkern.mim.schedule import Cosine
+from bimkern.mim.schedule import Cosine, resolve
 from bimkern.mim.stages import equal_stages
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.vit import ViTConfig
@@ -33,7 +33,8 @@ class DigitsMethod:
 
 def _small(config: Config, depth: int = ENCODER.depth) -> Config:
     """Put a recipe's method on the small encoder, with small heads and the warm-up of all."""
-    method, schedule = config.method, config.schedule
+    method, run = config.method, config.run
+    schedule = resolve(config.schedule, run.epochs, run.peak_lr)
     assert isinstance(schedule, Cosine)
     method = replace(method, encoder=replace(ENCODER, depth=depth), heads=tuple(map(_small_head, method.heads)))
     return replace(config, method=method, schedule=replace(schedule, warmup=_WARMUP))

@@ -42,7 +42,7 @@ def measure(case: Case) -> Measure:
     config = config_of(case)
     method, B = config.method, case.dims["B"]
     ours = Ours(config, case, random_images(config, case))
-    stages = {_name(groups): groups for groups in freeze_shares(config.schedule, method.encoder.depth)}
+    stages = {_name(groups): groups for groups in freeze_shares(config)}
     runs: dict[str, Run] = {name: partial(ours.step, 1, groups) for name, groups in stages.items()}
     unfrozen = _name(0)
 
@@ -69,7 +69,7 @@ def savings(case: Case, rows: list[Row]) -> str:
     """Lay out every number of frozen layer groups, and what the schedule saves over a run."""
     config = config_of(case)
     method = config.method
-    shares = freeze_shares(config.schedule, method.encoder.depth)
+    shares = freeze_shares(config)
     operations = {groups: step_flops(method, groups) / step_flops(method) for groups in shares}
     seconds = {groups: row.ratio for row in rows for groups in shares if row.provider == _name(groups)}
     lines = [f"{case.shape}: {'frozen':>6}  of the run  operations  seconds"]

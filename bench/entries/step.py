@@ -13,12 +13,10 @@ from bench.eager.loop import usual_loop
 from bench.entry import Case, Entry, Measure, Run, register
 from bench.flops import step_flops
 from bench.step_table import table
-from bench.training import SAME_MASK, Defaults, Ours, config_of, hold, random_images, recipe_entry
-from bimkern.recipes import RECIPES
+from bench.training import SAME_MASK, Defaults, Ours, config_of, distinct_steps, hold, random_images, recipe_entry
 
 NAME = "step"
-# Without those that learn from a teacher, which is a file of the user's.
-BASE_RECIPES = tuple(n for n, r in RECIPES.items() if "_vit_base" in n and r.config.method.distillation is None)
+BASE_RECIPES = tuple(name for name in distinct_steps() if "_vit_base" in name)
 _DEFAULTS = Defaults(
     recipes=("mae_vit_base", "bim_vit_base"),
     quick_recipes=("mae_vit_test", "bim_vit_test"),

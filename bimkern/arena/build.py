@@ -1,9 +1,11 @@
 """Builds the compiled module for the torch and the Python that run: on first use, into the cache, once.
 
 `python -m bimkern.arena.build` does it again, and shows why that failed. The sources come with the package; CMake,
-a C++ compiler and Python's headers are this machine's.
+a C++ compiler and Python's headers are this machine's. A module's path has all that decides what it is: a digest of the
+sources, of CUDA and of the flags, the release of torch, and the Python.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -15,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,6 +33,9 @@ _LEFT_OUT = "this installation is without the compiled part: install bimkern aga
 _INSTALL = "install {} and run 'python -m bimkern.arena.build'"
 _LIMIT_S = 900.0  # for a build, and for one that another process makes; a minute is usual
 _RETRY_S = 3600.0  # what has failed may have lacked room or memory only, but not every process is to try
+_SOURCES = ("CMakeLists.txt", "csrc/*.cmake", "csrc/core/*", "csrc/arena/*", "python/*.h", "python/*.cpp")
+_FLAGS = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")  # that CMake takes from the environment
+_CUDA_FLAGS = ("CUDACXX", "CUDAFLAGS", "BIMKERN_CUDA_ARCHS")
 
 
 class BuildFailed(ArenaUnavailable):
@@ -46,32 +52,44 @@ def module_name(release: str | None = None) -> str:
     return f"_arena.torch{release}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def built() -> Path | None:
-    """Return the module that was built here for these sources, torch, Python and CUDA; None if there is none."""
+def would_build() -> bool:
+    """Return whether the first use would build the module: there is none, and nothing is known to be missing."""
     try:
-        return path if (path := _target()).exists() else None
+        if _target().exists():
+            return False
+        configure()
     except ArenaUnavailable:
-        return None
+        return False
+    return True
+
+
+def for_other_torches() -> Iterator[Path]:
+    """Yield the modules of the same sources and flags that were built for other releases of torch."""
+    with contextlib.suppress(ArenaUnavailable):
+        target = _target()
+        yield from sorted(set(target.parent.glob(module_name(release="*"))) - {target})
 
 
 def build(*, again: bool = False) -> Path:
-    """Build the module, unless another process just has, and return it.
+    """Build the module, unless there is one, and return it.
 
     Raises:
         ArenaUnavailable: something is missing, or the build failed, now or before; the message has the remedy.
     """
     path = _target()
-    log = path.with_suffix(".log")
+    if path.exists() and not again:
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=_LIMIT_S):
-            if path.exists() and not again:
+            if path.exists() and not again:  # another process has just built it
                 return path
-            command = configure(again=again)
+            command, start = configure(again=again), time.monotonic()
             logger.warning(
                 "building the arena for torch %s and this Python, once; it may take a minute", torch.__version__
             )
-            _run(command, path, log)
+            _run(command, path, path.with_suffix(".log"))
+            logger.warning("built the arena in %.0f s (%s)", time.monotonic() - start, path)
     except Timeout as error:
         raise ArenaUnavailable(
             f"another process has been building the arena for {_LIMIT_S:g} s (it holds {error.lock_file}); end it, "
@@ -94,7 +112,7 @@ def _run(configure: list[str], path: Path, log: Path) -> None:
             if not _succeeds(command, output):
                 os.replace(output, log)
                 raise BuildFailed(log)
-        os.replace(Path(folder) / path.name, path)
+        os.replace(Path(folder) / "_arena.so", path)
 
 
 def _succeeds(command: list[str], output: Path) -> bool:
@@ -177,13 +195,12 @@ def _target() -> Path:
 
 @functools.cache
 def _digest() -> str:
-    """Name a build by what goes into it."""
-    source, digest = _source(), hashlib.sha256()
-    for part in (torch.__version__, str(torch.version.cuda), _cuda()):
-        digest.update(part.encode())
-    files = [source / "CMakeLists.txt", *(source / "csrc").rglob("*.*"), *(source / "python").glob("*.*")]
-    for file in sorted(filter(Path.is_file, files)):
-        digest.update(file.read_bytes())
+    """Name a build by what goes into it, apart from torch and Python, which the module's own name has."""
+    source, cuda, digest = _source(), _cuda(), hashlib.sha256()
+    flags = [os.environ.get(name) for name in (_FLAGS if cuda == "OFF" else _FLAGS + _CUDA_FLAGS)]
+    digest.update(repr((torch.version.cuda, cuda, flags)).encode())
+    for file in sorted(file for pattern in _SOURCES for file in source.glob(pattern)):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

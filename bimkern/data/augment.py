@@ -16,6 +16,7 @@ from bimkern.rng import WORD, Stream, draw
 
 Int64 = NDArray[np.int64]
 Interpolation = Literal["bicubic", "bilinear"]
+CropFilter = Literal["around", "inside"]
 
 _TRIES = 10
 _EPOCH_SHIFT = 40
@@ -70,15 +71,16 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
     flip: float = 0.5  # probability
     interpolation: Interpolation = "bicubic"
+    crop_filter: CropFilter = "around"  # the filter sees beyond the box; "inside": the box alone, as in torchvision
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"RandomResizedCrop: scale must rise within (0, 1], got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"RandomResizedCrop: ratio must rise above 0, got {self.ratio}")
-        if self.interpolation not in get_args(Interpolation):
-            choices = " or ".join(get_args(Interpolation))
-            raise ValueError(f"RandomResizedCrop: interpolation must be {choices}, got {self.interpolation!r}")
+        for name, choices in (("interpolation", get_args(Interpolation)), ("crop_filter", get_args(CropFilter))):
+            if (given := getattr(self, name)) not in choices:
+                raise ValueError(f"RandomResizedCrop: {name} must be {' or '.join(choices)}, got {given!r}")
 
     def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
         """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).

@@ -6,7 +6,8 @@ sees a box as the image is stored. What it might decode to something else than P
 DALI cuts a window out while it decodes and replicates the pixels at its edge, where PIL's filter sees the image around
 the box. So the window is wider than the box, by the reach of the filter, and only the box in it is resized: the two
 loaders then differ by rounding, in the outermost pixels of crops that touch the edge of their image, and where the
-filter overshoots: Pillow's bicubic clips to 8 bits between its two passes, DALI's at the end.
+filter overshoots: Pillow's bicubic clips to 8 bits between its two passes, DALI's at the end. Where the filter is to
+see the inside of the box alone, the window is the box, and all outermost pixels differ.
 
 Shapes: B samples of a micro-batch; H W order, as DALI wants it.
 """
@@ -239,8 +240,10 @@ def _inputs(data: MicroBatches, crops: Crops, sound: Path) -> tuple[_Inputs, Sto
         sound if of_pil else images.path(int(i)) for i, of_pil in zip(crops.sample_ids, crops.pil_only, strict=True)
     ]
     paths = [np.frombuffer(os.fsencode(file), dtype=np.uint8) for file in files]
-    reach = _REACH[data.augment.interpolation]
-    window, window_extent = _widened(boxes.corners, boxes.extents, crops.size, boxes.sizes, reach=reach)
+    window, window_extent = boxes.corners, boxes.extents
+    if data.augment.crop_filter == "around":
+        reach = _REACH[data.augment.interpolation]
+        window, window_extent = _widened(window, window_extent, crops.size, boxes.sizes, reach=reach)
     start = boxes.corners - window
     ends = np.stack([start, start + boxes.extents]).astype(np.float32)
     first, last = np.where(boxes.mirrored, ends[::-1], ends)  # a region that ends before it starts is mirrored

@@ -136,7 +136,7 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
 
 
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
-    """Make image i of a micro-batch, [C, H, W]; the filter also sees the pixels around the box.
+    """Make image i of a micro-batch, [C, H, W].
 
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
@@ -148,6 +148,8 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
         raise BadImage("its size has changed since it was checked")
     left, top, width, height = crops.boxes[i].tolist()
     corners = (left, top, left + width, top + height)
+    if data.augment.crop_filter == "inside":
+        image, corners = image.crop(corners), (0, 0, width, height)
     resized = image.resize((crops.size, crops.size), _FILTERS[data.augment.interpolation], box=corners)
     pixels = np.asarray(resized).transpose(2, 0, 1)
     return pixels[:, :, ::-1] if crops.flips[i] else pixels

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from bimkern.mim.flow import Local
 from bimkern.mim.masking.random import RandomDrop
-from bimkern.mim.schedule import Cosine
 from bimkern.mim.stages import equal_stages
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
@@ -26,13 +25,8 @@ def local(config: Config, name: str, num_stages: int = 4) -> Config:
 
 def bim(name: str, encoder: ViTConfig, ratios: tuple[float, ...]) -> Config:
     """MAE in four stages that learn alone; every number not set here is MAE's, as in section 4.1."""
-    base = local(mae(name, encoder), name)
-    return replace(
-        base,
-        method=replace(base.method, masker=RandomDrop(ratios=ratios)),
-        schedule=Cosine(warmup=40 / _EPOCHS),  # 40 epochs
-        run=replace(base.run, epochs=_EPOCHS),
-    )
+    base = local(mae(name, encoder, epochs=_EPOCHS), name)
+    return replace(base, method=replace(base.method, masker=RandomDrop(ratios=ratios)))
 
 
 BIM_RECIPES = tuple(

@@ -42,7 +42,7 @@ def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int
             targets=(HOG,),
             flow=EndToEnd(),
         ),
-        schedule=Cosine(warmup=10 / _EPOCHS),  # appendix A
+        schedule=Cosine(warmup_epochs=10),  # appendix A
         run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=1.5e-4, slices=1),  # appendix A
     )
 

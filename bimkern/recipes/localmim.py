@@ -16,7 +16,7 @@ from bimkern.train.config.run import Config
 SCALES = (4.0, 2.0, 1.0, 0.5)  # section 3.3: grids of 56, 28, 14 and 7 a side at 224 pixels
 DECODER = DecoderConfig(width=256, depth=1, num_heads=8)  # section 4.1
 _WARMUP_EPOCHS = {100: 10, 1600: 40, 800: 40}  # appendix A
-_MIN_RATE = 1e-6  # of the published program; appendix A says nothing
+_FINAL_LR = 1e-6  # of the published program, whatever the peak; appendix A says nothing
 
 # Gradient biases for the four scales, uniform in [-1/3, 1/3]: the published program draws new ones for every run and
 # does not name them (its hog_bias), so that its targets differ from run to run.
@@ -43,7 +43,6 @@ def localmim(
     bins: 18 in appendix C; the published command for ViT-B takes 9 without bias, that for ViT-L 18 with it.
     """
     base = mae(name, encoder)
-    peak = base_lr * batch_size / 256
     biases = HOG_BIASES if biased else (None,) * len(SCALES)
     return replace(
         base,
@@ -55,7 +54,7 @@ def localmim(
             targets=tuple(HogTarget(bins=bins, bias=bias) for bias in biases),
             flow=EndToEnd(),
         ),
-        schedule=Cosine(warmup=_WARMUP_EPOCHS[epochs] / epochs, final=_MIN_RATE / peak),
+        schedule=Cosine(warmup_epochs=_WARMUP_EPOCHS[epochs], final_lr=_FINAL_LR),
         run=replace(base.run, epochs=epochs, batch_size=batch_size, base_lr=base_lr, slices=1),  # appendix A
     )
 
@@ -76,12 +75,27 @@ def _named(config: Config, name: str) -> Config:
 
 _SMALL = localmim("localmim_vit_small", VIT_SMALL, epochs=100, batch_size=2048)
 _BASE = localmim("localmim_vit_base", VIT_BASE, epochs=100, batch_size=2048)
-_LARGE = localmim("localmim_vit_large", VIT_LARGE, epochs=800, batch_size=4096, bins=18, base_lr=1.5e-4)
+
+
+def _large(name: str, *, biased: bool) -> Config:
+    return localmim(name, VIT_LARGE, epochs=800, batch_size=4096, bins=18, biased=biased, base_lr=1.5e-4)
+
 
 LOCALMIM_RECIPES = (
     Recipe(summary="LocalMIM, ViT-S/16, HOG at four scales", config=_SMALL),
     Recipe(summary="LocalMIM, ViT-B/16, HOG at four scales", config=_BASE),
-    Recipe(summary="LocalMIM, ViT-L/16, HOG with 18 bins at four scales", config=_LARGE),
+    Recipe(
+        summary="LocalMIM, ViT-B/16, 1600 epochs",
+        config=localmim("localmim_vit_base_1600", VIT_BASE, epochs=1600, batch_size=2048),
+    ),
+    Recipe(
+        summary="LocalMIM, ViT-L/16, HOG with 18 bins at four scales",
+        config=_large("localmim_vit_large", biased=False),
+    ),
+    Recipe(
+        summary="LocalMIM, ViT-L/16, HOG of biased gradients, as in the published program",
+        config=_large("localmim_vit_large_biased", biased=True),
+    ),
     Recipe(
         summary="LocalMIM, ViT-B/16, normalized pixels at four scales",
         config=_named(with_pixels(_BASE), "localmim_vit_base_pixels"),

@@ -38,7 +38,7 @@ def maskfeat(name: str, encoder: ViTConfig) -> Config:
         ),
         augment=RandomResizedCrop(scale=(0.5, 1.0)),  # appendix
         optim=AdamWConfig(betas=(0.9, 0.999), weight_decay=0.05, clip=0.02),  # appendix
-        schedule=Cosine(warmup=30 / _EPOCHS, final=1e-6 / 1.6e-3),  # appendix: 30 epochs, down to 1e-6
+        schedule=Cosine(warmup_epochs=30, final_lr=1e-6),  # appendix
         run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=2e-4, slices=1),  # appendix
     )
 

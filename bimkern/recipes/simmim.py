@@ -1,7 +1,7 @@
 """SimMIM: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886.
 
-The encoder is the ViT of every other recipe: fixed positions in place of the published relative position bias, no
-LayerScale and no drop path, so that methods are compared and not encoders.
+The encoder is the ViT of every other recipe, with its initial weights: fixed positions in place of the published
+relative position bias, no LayerScale and no drop path, so that methods are compared and not encoders.
 """
 
 from dataclasses import replace
@@ -43,10 +43,10 @@ def simmim(name: str, encoder: ViTConfig) -> Config:
             betas=(0.9, 0.999),  # section 4.1
             weight_decay=0.05,  # section 4.1
             clip=5.0,  # of the published program
-            undecayed=("cls_token", "mask_token"),  # likewise
+            undecayed=("cls_token",),  # likewise, its ViT, which decays the mask token; its Swin does not
         ),
         # of the published program, for 800 epochs; its 100 epochs have another peak and a cosine
-        schedule=MultiStep(warmup=10 / _EPOCHS, milestones=(700 / _EPOCHS,), gamma=0.1),
+        schedule=MultiStep(warmup_epochs=10, milestones=(700 / _EPOCHS,), gamma=0.1),
         run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=0.5e-4, slices=1),  # 1e-4 for 512 images
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from bimkern.mim.schedule import resolve
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
@@ -23,10 +24,15 @@ _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
 
 def _small(config: Config) -> Recipe:
-    """Shrink the heads and the run of a config on one of the encoders above."""
+    """Shrink the heads and the run of a config on one of the encoders above; warm-up keeps its share of the run."""
+    run = config.run
+    schedule = resolve(config.schedule, run.epochs, run.peak_lr)
     method = replace(config.method, heads=tuple(_small_head(head) for head in config.method.heads))
     pieces = config.recipe.replace("_vit_test", "").replace("_", ", ")
-    return Recipe(summary=f"for tests, on a tiny ViT: {pieces}", config=replace(config, method=method, run=_RUN))
+    return Recipe(
+        summary=f"for tests, on a tiny ViT: {pieces}",
+        config=replace(config, method=method, schedule=schedule, run=_RUN),
+    )
 
 
 def _small_head(head: HeadConfig) -> HeadConfig:

@@ -15,7 +15,7 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.mim.flow import MicroBatch
-from bimkern.mim.schedule import LayerGroup
+from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
 from bimkern.train.config.run import DTYPES, Config, ConfigError
@@ -44,6 +44,7 @@ class Pretraining:
         """
         run = config.run
         self._config, self._layout, self._device = config, layout, device
+        self._num_images = len(images.images)
         torch.manual_seed(run.seed)
         self.model = network.build(config).to(device)
         dtype = DTYPES[run.precision]
@@ -67,7 +68,7 @@ class Pretraining:
 
         The schedule is read in the middle of the step: at its edges the first or the last step would learn nothing.
         """
-        run, schedule, depth = self._config.run, self._config.schedule, self._config.method.encoder.depth
+        run, schedule, depth = self._config.run, self._schedule(index), self._config.method.encoder.depth
         segment, progress = self._layout.at(index), self._layout.progress(index)
         peak = run.peak_lr_of(segment.batch_size)
 
@@ -117,8 +118,13 @@ class Pretraining:
     def _num_frozen(self, index: int) -> int:
         """Return how many stages, from the first on, do not learn in a step."""
         depth = self._config.method.encoder.depth
-        groups = self._config.schedule.frozen_groups(self._layout.progress(index), depth)
+        groups = self._schedule(index).frozen_groups(self._layout.progress(index), depth)
         return sum(self.model.is_frozen(stage, groups) for stage in range(self.model.num_stages))
+
+    def _schedule(self, index: int) -> Schedule:
+        """Return the schedule of a step, whose batch decides the peak, in shares of the run and factors."""
+        peak = self._config.run.peak_lr_of(self._layout.at(index).batch_size)
+        return resolve(self._config.schedule, self._layout.num_images() / self._num_images, peak)
 
     def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""

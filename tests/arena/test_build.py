@@ -1,7 +1,10 @@
-"""Where the arena's compiled module comes from: the package, another torch's, or a build on first use."""
+"""Where the arena's compiled module comes from: a build on first use, or one that was made for another torch."""
 
 import contextlib
+import functools
 import os
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -23,6 +26,8 @@ for _ in range(3):
         torch.ones(1000).exp()
 print(arena.stats().planned > 0, _native.native().__file__)
 """
+SOURCES = ("CMakeLists.txt", "csrc/arena/arena.cpp", "csrc/core/simd.h", "csrc/cuda_archs.cmake", "python/rerun.h")
+BUILDS = "#!/bin/sh\ntest $1 = -S || touch $2/_arena.so\n"  # a cmake
 HOLD_LOCK = """
 import sys
 from filelock import FileLock
@@ -45,10 +50,8 @@ def module():
 
 @pytest.fixture
 def nothing_built(module, tmp_path, cache, monkeypatch):
-    """A package without a module; what was found before is found again afterwards."""
-    monkeypatch.setattr(_native, "_PACKAGE", tmp_path)
-    for name in ("_here", "_built"):
-        monkeypatch.setattr(_native, name, getattr(_native, name).__wrapped__)
+    """A cache without a module; what was found before is found again afterwards."""
+    monkeypatch.setattr(_native, "_module", functools.cache(_native._module.__wrapped__))
     return tmp_path
 
 
@@ -57,13 +60,21 @@ def sources(nothing_built, monkeypatch):
     """An installed package that has sources, a native library and no module: the builds of a test are its own."""
     package = nothing_built / "bimkern"
     (package / "arena").mkdir(parents=True)
-    for folder in ("csrc/arena", "python"):
-        (package / "source" / folder).mkdir(parents=True)
-    (package / "source" / "CMakeLists.txt").touch()
+    for file in SOURCES:
+        (package / "source" / file).parent.mkdir(parents=True, exist_ok=True)
+        (package / "source" / file).touch()
     (package / "_native.so").touch()
     monkeypatch.setattr(build, "__file__", str(package / "arena" / "build.py"))
     monkeypatch.setattr(build, "_digest", build._digest.__wrapped__)
     return package / "source"
+
+
+@pytest.fixture
+def compiling(sources, monkeypatch):
+    """A cmake that leaves half a module and fails, and the programs that a build looks for."""
+    program(sources / "cmake", "#!/bin/sh\ntest $1 = -S || touch $2/_arena.so\necho no space left; exit 1\n")
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: str(sources / name))
+    return sources
 
 
 def program(path, text):
@@ -71,52 +82,86 @@ def program(path, text):
     path.chmod(0o755)
 
 
-def test_a_module_of_the_same_release_is_taken(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.77.0+cu999")
-    path = tmp_path / build.module_name()
+def test_a_module_of_the_same_release_is_taken(sources, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.77.0+cpu")
+    path = build._target()
     assert ".torch2.77." in path.name
+    monkeypatch.setattr(torch, "__version__", "2.77.3+cpu")
+    assert build._target() == path
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_a_module_of_older_sources_is_not_taken(compiling, file):
+    program(compiling / "cmake", BUILDS)
+    older = build.build()
+    (compiling / file).write_text("changed")
+    assert build.would_build()
+    newer = build.build()
+    assert newer != older
+    assert {build.build() for _ in range(2)} == {newer}
+
+
+@pytest.mark.parametrize("name", ["CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE"])
+def test_a_module_of_other_flags_is_not_taken(sources, monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    plain = build._target()
+    monkeypatch.setenv(name, "other")
+    assert build._target() != plain
+
+
+def test_every_source_that_the_module_is_compiled_from_decides_which_it_is():
+    """By the includes of its sources, those that CMake names for it and for the arena's core."""
+    decisive = {path for pattern in build._SOURCES for path in ROOT.glob(pattern)}
+    files = [*(ROOT / "csrc" / "arena").glob("*.cpp"), *(ROOT / "csrc" / "arena").glob("*.cu")]
+    text = (ROOT / "CMakeLists.txt").read_text()
+    module = text[text.index("Python_add_library(") :]
+    files += [ROOT / name for name in module[: module.index(")")].split() if name.endswith(".cpp")]
+    found = set()
+    while files:
+        found.add(file := files.pop())
+        for name in re.findall('^#include "(.+)"', file.read_text(), flags=re.MULTILINE):
+            (path,) = filter(Path.exists, (folder / name for folder in (file.parent, ROOT / "csrc")))
+            files += {path} - found
+    assert ROOT / "csrc" / "core" / "common.h" in found
+    assert found <= decisive
+
+
+def test_a_module_that_cannot_be_loaded_is_a_reason(sources):
+    path = build._target()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a library")
+    assert re.fullmatch(rf"the arena cannot be loaded: .*{path.name}: .*; {build.REMEDY}", arena.unusable())
+
+
+def test_what_was_built_is_taken_from_a_cache_that_cannot_be_written(sources, monkeypatch):
+    path = build._target()
+    path.parent.mkdir(parents=True)
     path.touch()
-    monkeypatch.setattr(torch, "__version__", "2.77.3")
-    assert list(_native._candidates(tmp_path)) == [path]
+    monkeypatch.setattr(build, "FileLock", lambda *_, **__: pytest.fail("a lock is a file"))
+    assert build.build() == path
 
 
-def test_what_was_built_here_goes_before_the_packages_own(sources):
-    """As the message about a module without CUDA promises."""
-    own, built = _native._PACKAGE / build.module_name(), build._target()
-    built.parent.mkdir(parents=True)
-    for path in (own, built):
-        path.touch()
-    assert list(_native._candidates(_native._PACKAGE)) == [built, own]
-    built.unlink()
-    assert list(_native._candidates(_native._PACKAGE)) == [own]
-
-
-def test_where_one_cannot_be_loaded_the_next_is_taken(sources, module, caplog, monkeypatch):
-    own, built = _native._PACKAGE / build.module_name(), build._target()
-    built.parent.mkdir(parents=True)
-    for path in (own, built):
-        path.write_bytes(b"not a library")
-    monkeypatch.setattr(build, "build", lambda: module)
-    assert _native.native().__file__ == str(module)
-    assert [path for path in (built, own) if f"the arena {path} cannot be loaded: " in caplog.text] == [built, own]
-
-
-def test_a_module_of_another_release_is_taken_if_it_passes_its_self_test(nothing_built, module, caplog):
-    path = nothing_built / build.module_name(release="1.0")
+def test_where_none_can_be_built_one_for_another_torch_is_taken_if_it_passes_its_self_test(
+    compiling, module, monkeypatch, caplog
+):
+    path = build._target().with_name(build.module_name(release="1.0"))
+    path.parent.mkdir(parents=True)
     shutil.copy(module, path)
-    assert list(_native._candidates(nothing_built)) == [path]
-    (message,) = caplog.messages
-    assert message.startswith(
-        f"the arena {path.name} is for another torch than {torch.__version__}, and passed its self"
-    )
+    monkeypatch.setattr(_native, "load", lambda path: path)  # a process loads one
+    assert _native.native() == path
+    message = caplog.messages[-1]
+    assert message.startswith(f"the arena {path} is for another torch, and passed its self-test; the arena could not ")
     assert message.endswith("'python -m bimkern.arena.build' builds it for this torch and this Python")
+    assert arena.unusable(may_build=False) is None
 
 
-def test_a_module_that_crashes_in_its_self_test_is_not_used(nothing_built, monkeypatch):
+def test_a_module_that_crashes_in_its_self_test_is_not_used(compiling, monkeypatch):
     monkeypatch.setattr(build.sysconfig, "get_config_var", lambda name: ".py")
-    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    (nothing_built / build.module_name(release="1.0")).write_text(crash)
-    assert list(_native._candidates(nothing_built)) == []
+    path = build._target().with_name(build.module_name(release="1.0"))
+    path.parent.mkdir(parents=True)
+    path.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert list(build.for_other_torches()) == [path]
+    assert "could not be built" in arena.unusable()
 
 
 def test_a_self_test_that_hangs_has_failed(module, monkeypatch):
@@ -168,21 +213,13 @@ def test_a_build_that_fails_is_not_tried_by_every_run(nothing_built, monkeypatch
     assert "The C++ compiler" in capsys.readouterr().out
 
 
-@pytest.fixture
-def compiling(sources, monkeypatch):
-    """A cmake that fails, and the programs that a build looks for."""
-    program(sources / "cmake", "#!/bin/sh\necho no space left; exit 1\n")
-    monkeypatch.setattr(shutil, "which", lambda name, path=None: str(sources / name))
-    return sources
-
-
 def test_a_build_that_has_failed_long_ago_is_tried_once_more(compiling):
     for _ in range(2):
         with pytest.raises(build.BuildFailed) as failed:
             build.build()
     log = failed.value.log
     assert log.read_text() == "no space left\n"
-    program(compiling / "cmake", f"#!/bin/sh\ntest $1 = -S || touch $2/{build.module_name()}\n")
+    program(compiling / "cmake", BUILDS)
     hour_ago = log.stat().st_mtime - build._RETRY_S
     os.utime(log, (hour_ago, hour_ago))
     assert build.build().exists()
@@ -196,8 +233,8 @@ def test_a_build_without_an_end_is_ended_with_all_its_processes(compiling, tmp_p
         build.build()
     assert failed.value.log.read_text().endswith("cmake did not end within 3 s\n")
     compiler = int((tmp_path / "compiler").read_text())
-    with contextlib.suppress(FileNotFoundError):  # or it is a zombie, which its new parent has not reaped yet
-        assert Path(f"/proc/{compiler}/stat").read_text().split()[2] == "Z"
+    with contextlib.suppress(ProcessLookupError):  # it has gone already
+        assert select.select([os.pidfd_open(compiler)], [], [], 60)[0]
 
 
 def test_a_builder_without_an_end_is_not_waited_for(compiling, monkeypatch):
@@ -282,3 +319,4 @@ def test_what_a_wheel_has_is_built_once_for_all_processes(tmp_path, cache):
     (module,) = cache.rglob("*.so")
     assert [out.split() for out, _ in outputs] == [["True", str(module)]] * 2, outputs
     assert sum(err.count("building the arena for torch") for _, err in outputs) == 1
+    assert sum(len(re.findall(r"built the arena in \d+ s \(.*\.so\)\n", err)) for _, err in outputs) == 1

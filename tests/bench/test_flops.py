@@ -96,15 +96,15 @@ def test_visible_patches_need_no_decoding(recipe, monkeypatch):
 
 def test_a_schedule_without_freezing_saves_nothing():
     config = RECIPES["localmim_vit_base"].config
-    assert freeze_shares(config.schedule, 12) == {0: 1.0}
-    assert run_flops(config.method, config.schedule) == step_flops(config.method)
+    assert freeze_shares(config) == {0: 1.0}
+    assert run_flops(config) == step_flops(config.method)
 
 
 def test_freezing_saves_more_than_15_percent_of_localmim():
     config = RECIPES["vitfreeze_vit_base"].config
-    shares = freeze_shares(config.schedule, 12)
+    shares = freeze_shares(config)
     assert list(shares) == list(range(13))
     assert sum(shares.values()) == pytest.approx(1)
     assert shares[0] == pytest.approx(0.1 + 0.9 * 0.8**3, abs=1e-4)
-    saved = 1 - run_flops(config.method, config.schedule) / step_flops(RECIPES["localmim_vit_base"].config.method)
+    saved = 1 - run_flops(config) / step_flops(RECIPES["localmim_vit_base"].config.method)
     assert 0.15 < saved < 0.16

@@ -116,3 +116,10 @@ def test_a_usual_form_has_one_decoder_and_one_target():
 def test_every_base_recipe_is_in_the_table_and_none_for_tests():
     assert {"mae_vit_base", "bim_vit_base", "fastmim_vit_base", "vitfreeze_vit_base"} < set(BASE_RECIPES)
     assert {RECIPES[name].config.method.encoder.width for name in BASE_RECIPES} == {768}
+    alike = {
+        "mae_vit_base_1600",
+        "localmim_vit_base_1600",
+        "vitfreeze_vit_base_published",
+        "vitfreeze_vit_base_unscaled",
+    }
+    assert not alike & set(BASE_RECIPES)  # steps that are timed under another name

@@ -86,3 +86,6 @@ def test_says_what_is_wrong():
     message = "RandomResizedCrop: interpolation must be bicubic or bilinear, got 'nearest'"
     with pytest.raises(ValueError, match=message):
         RandomResizedCrop(interpolation="nearest")
+    message = "RandomResizedCrop: crop_filter must be around or inside, got 'outside'"
+    with pytest.raises(ValueError, match=message):
+        RandomResizedCrop(crop_filter="outside")

@@ -1,5 +1,7 @@
 """Both loaders over one folder of every orientation, marker and kind of color; what they do to contrasts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
 
 EPOCHS = 12
+ONE_IMAGE = StepLayout.uniform(image_size=16, batch_size=1, micro_batch=1)
 
 
 def picture(width=90, height=70):
@@ -80,6 +83,33 @@ def test_loaders_agree_on_every_orientation_marker_and_kind_of_color(folder, int
     assert max(worst.values()) <= 2, worst
     assert len(set(crops.sample_ids[inside].tolist())) > 0.9 * len(data.images)
     assert difference[torch.from_numpy(crops.pil_only)].max() == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_loaders_agree_where_the_filter_sees_the_box_alone(folder, interpolation):
+    """But for outermost pixels: beyond the edge of the box DALI repeats those of the box, and PIL leaves them out."""
+    (folder / "1.png").unlink()  # black and white, where the filter overshoots
+    data = plan(checked_images(folder), 16, interpolation=interpolation, crop_filter="inside")
+    ours, theirs = both(data)
+    difference = (ours - theirs).abs()
+    assert difference[:, :, 1:-1, 1:-1].max() <= 2
+    assert difference.max() <= 10
+    assert difference.float().mean() < 0.25
+
+
+@pytest.mark.parametrize(("crop_filter", "sees"), [("inside", False), ("around", True)])
+def test_what_lies_around_a_box_counts_or_not(tmp_path, crop_filter, sees):
+    original = picture()
+    original.save(tmp_path / "0.png")
+    options = {"scale": (0.2, 0.4), "ratio": (1, 1), "crop_filter": crop_filter}
+    data = replace(plan(checked_images(tmp_path), 16, **options), layout=ONE_IMAGE)
+    before = both(data)
+    ((left, top, width, height),) = data[0].boxes
+    pixels = 255 - np.asarray(original)
+    inside = np.s_[top : top + height, left : left + width]
+    pixels[inside] = np.asarray(original)[inside]
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    assert [not torch.equal(*crops) for crops in zip(before, both(data), strict=True)] == [sees, sees]
 
 
 @pytest.mark.parametrize("regions", [True, False])

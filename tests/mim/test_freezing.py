@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from published_freezing import RATES
 
 from bimkern.mim.flow import EndToEnd, Local, MicroBatch
 from bimkern.mim.model import MIM
@@ -19,16 +20,6 @@ CODE = replace(SCHEDULE, warmup_to="common")
 
 RHO = (0.51200, 0.54467, 0.57870, 0.61413, 0.65096, 0.68925, 0.72900, 0.77025, 0.81304, 0.85737, 0.90330, 0.95083, 1)
 FREEZE_EPOCHS = (56.08, 59.02, 62.08, 65.27, 68.59, 72.03, 75.61, 79.32, 83.17, 87.16, 91.30, 95.57, 100)
-# Rates times 1000 of groups 0, 2, 6 and 12 in the published program.
-RATES = {
-    5: (0.8, 0.8, 0.8, 0.8),
-    9.99: (1.5984, 1.5984, 1.5984, 1.5984),
-    10: (3.125, 2.7648, 2.19479, 1.6),
-    30: (1.88403, 1.8751, 1.72888, 1.41284),
-    50: (0.13233, 0.35121, 0.72676, 0.93892),
-    56: (0.00002, 0.09203, 0.44926, 0.77208),
-    60: (0, 0.0109, 0.29254, 0.66108),
-}
 
 
 def test_shares_of_the_run():
@@ -112,7 +103,7 @@ def test_the_optimizer_gives_every_head_its_rate(heads):
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\), a share of the run, got 10"):
+    with pytest.raises(ValueError, match=r"FreezeOut: warmup must be in \[0, 1\], a share of the run, got 10;"):
         FreezeOut(warmup=10)
     with pytest.raises(ValueError, match=r"FreezeOut: t0 must be in \(0, 1\], got 0"):
         FreezeOut(warmup=0.1, t0=0)

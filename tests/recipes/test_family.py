@@ -10,18 +10,24 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from bimkern.mim.flow import Local, MicroBatch
 from bimkern.mim.model import MIM
-from bimkern.mim.schedule import FreezeOut
+from bimkern.mim.schedule import FreezeOut, resolve
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.recipes import RECIPES
 from bimkern.recipes.localmim import HOG_BIASES
 
 RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest rate at the end
     "localmim_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 1e-6),
+    "localmim_vit_base_1600": (2e-4, (0.9, 0.95), 2048, 40, 1600, 1e-6),
     "localmim_vit_large": (1.5e-4, (0.9, 0.95), 4096, 40, 800, 1e-6),
+    "localmim_vit_large_biased": (1.5e-4, (0.9, 0.95), 4096, 40, 800, 1e-6),
+    "mae_vit_base_1600": (1.5e-4, (0.9, 0.95), 4096, 40, 1600, 0),
+    "mae_vit_large_1600": (1.5e-4, (0.9, 0.95), 4096, 40, 1600, 0),
     "fastmim_vit_base": (1.5e-4, (0.9, 0.95), 2048, 10, 800, 0),
     "simmim_vit_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 4e-5),
     "maskfeat_vit_base": (2e-4, (0.9, 0.999), 2048, 30, 300, 1e-6),
     "vitfreeze_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
+    "vitfreeze_vit_base_published": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
+    "vitfreeze_vit_base_unscaled": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
 }
 
 
@@ -29,16 +35,19 @@ RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest ra
 def test_optimization_is_that_of_the_papers(name, rule):
     config = RECIPES[name].config
     base_lr, betas, batch, warmup, epochs, lowest = rule
-    run, schedule, depth = config.run, config.schedule, config.method.encoder.depth
+    run, depth = config.run, config.method.encoder.depth
     assert (run.base_lr, run.batch_size, run.epochs) == (base_lr, batch, epochs)
     assert (config.optim.betas, config.optim.weight_decay) == (betas, 0.05)
-    assert schedule.warmup * epochs == pytest.approx(warmup)
+    assert config.schedule.warmup_epochs == warmup
+    schedule = resolve(config.schedule, epochs, run.peak_lr)
     assert run.peak_lr * schedule.factor(1.0, depth, depth) == pytest.approx(lowest, abs=1e-12)
 
 
 def test_simmim_divides_its_rate_by_ten_at_epoch_700():
     config = RECIPES["simmim_vit_base"].config
-    rates = [config.run.peak_lr * config.schedule.factor(epoch / 800) for epoch in (5, 10, 699.99, 700, 800)]
+    peak = config.run.peak_lr
+    schedule = resolve(config.schedule, 800, peak)
+    rates = [peak * schedule.factor(epoch / 800) for epoch in (5, 10, 699.99, 700, 800)]
     assert rates == pytest.approx([2e-4, 4e-4, 4e-4, 4e-5, 4e-5])  # 1e-4 for 512 images, 2048 of them
 
 
@@ -118,8 +127,9 @@ def losses(model, images):
 
 
 def test_the_bias_of_gradients_is_a_number_of_the_config():
-    config = RECIPES["localmim_vit_test_biased"].config
-    assert [target.bias for target in config.method.targets] == list(HOG_BIASES)
+    for name, bins in (("localmim_vit_test_biased", 9), ("localmim_vit_large_biased", 18)):
+        targets = RECIPES[name].config.method.targets
+        assert targets == tuple(HogTarget(bins=bins, bias=bias) for bias in HOG_BIASES)
     assert all(abs(value) < 1 / 3 for pair in HOG_BIASES for value in pair)
     assert all(target.bias is None for target in RECIPES["localmim_vit_large"].config.method.targets)
 
@@ -151,16 +161,13 @@ def test_simmim_masks_30_of_49_units_and_predicts_raw_pixels():
     assert method.target(0) == PixelTarget(normalize=False, kind="l1")
 
 
-def test_simmim_exempts_tokens_from_weight_decay():
-    config = RECIPES["simmim_vit_test"].config
-    model = MIM(config.method)
-    decayed = {name for name, p in model.named_parameters() if config.optim.decays(name, p)}
-    assert not decayed & {"encoder.cls_token", "mask_embedding.mask_token"}
-    assert "encoder.patch_embed.weight" in decayed
-    fastmim = RECIPES["fastmim_vit_test"].config
-    assert fastmim.optim.decays(
-        "mask_embedding.mask_token", MIM(fastmim.method).mask_embedding.mask_token
-    )  # 4-D: decayed, as published
+@pytest.mark.parametrize(("name", "cls_decays"), [("simmim_vit_test", False), ("fastmim_vit_test", True)])
+def test_mask_tokens_are_decayed(name, cls_decays):
+    """As in the published programs: SimMIM's ViT exempts the cls token alone, FastMIM no token."""
+    config = RECIPES[name].config
+    decayed = {name for name, p in MIM(config.method).named_parameters() if config.optim.decays(name, p)}
+    assert {"mask_embedding.mask_token", "encoder.patch_embed.weight"} <= decayed
+    assert ("encoder.cls_token" in decayed) == cls_decays
 
 
 def test_maskfeat_masks_78_patches_of_every_image():
@@ -173,12 +180,21 @@ def test_maskfeat_masks_78_patches_of_every_image():
 def test_vitfreeze_is_localmim_with_another_schedule():
     frozen, plain = RECIPES["vitfreeze_vit_base"].config, RECIPES["localmim_vit_base"].config
     assert frozen.method == plain.method
-    assert frozen.schedule == FreezeOut(warmup=0.1, t0=0.8, power=3, heads="global", final=1e-6 / 1.6e-3)
+    assert frozen.schedule == FreezeOut(warmup_epochs=10, t0=0.8, power=3, heads="global", final_lr=1e-6)
     # Heads go with the layers that feed them: epochs 62.1, 68.6 and 91.3.
     model = MIM(RECIPES["vitfreeze_vit_test"].config.method)
     ends = [10 + 90 * frozen.schedule.share(tap + 1, 12) for tap in frozen.method.taps]
     assert ends == pytest.approx([62.08, 68.59, 91.30, 100], abs=0.005)
     assert [model.is_frozen(stage, 3) for stage in range(4)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("variant", "rate"), [("published", "scaled"), ("unscaled", "unscaled")])
+def test_vitfreeze_has_the_rates_of_its_published_program(variant, rate):
+    config = RECIPES[f"vitfreeze_vit_base_{variant}"].config
+    assert config.schedule == replace(
+        RECIPES["vitfreeze_vit_base"].config.schedule, rate=rate, warmup_to="common", heads="group"
+    )
+    assert config.method == RECIPES["localmim_vit_base"].config.method
 
 
 SMALL = [name for name, recipe in RECIPES.items() if "_vit_test" in name and recipe.config.method.distillation is None]

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from bad_files import picture, write_bad_files, write_odd_files
+from caches import empty_cache
 from image_kinds import turned_files
 from PIL import Image
 
@@ -342,7 +343,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
     ],
 )
 def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
     picture(1200, 1200).save(photos / "00.jpg")

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from bad_files import picture
+from caches import empty_cache
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern import watchdog
@@ -138,7 +139,7 @@ def test_images_that_hang_without_workers(photos, out, capsys, monkeypatch, answ
 
 def test_a_check_that_hangs(photos, out, capsys, monkeypatch, answer):
     answer("the image check has made no progress")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(out.parent / "cache"))
     monkeypatch.setattr(checks, "check_file", hang(0, checks.check_file))
     error = ended(photos, out, capsys, "--steps", "2", "--workers", "2")
     assert "stopped by SIGTERM; the same command resumes the run" in error

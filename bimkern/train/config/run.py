@@ -46,7 +46,7 @@ class RunConfig:
     out: Path | None = None
     """Run folder. Running the same command again resumes it. Default: runs/RECIPE."""
     epochs: float = 1.0
-    """Passes over the images. The warm-up keeps its share of the run."""
+    """Passes over the images. A warm-up in epochs stays as long; one that is a share of the run follows."""
     steps: int | None = None
     """Optimizer steps, instead of epochs. --epochs alone overrides the steps of a recipe."""
     batch_size: int = 256

@@ -39,7 +39,7 @@ def from_json(saved: Any) -> Config:
 
 _FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
 # Of runs older than an option.
-_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
+_DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
 _DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 

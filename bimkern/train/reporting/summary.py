@@ -7,6 +7,7 @@ import torch
 
 from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
+from bimkern.mim.schedule import WarmUp, resolve
 from bimkern.train import network
 from bimkern.train.config.run import Config, resolve_device
 from bimkern.train.config.serialize import to_json
@@ -26,7 +27,7 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     return (
         f"{config.recipe}: {num_images} images from {title(images.images.source)}{_skipped(images.listing)}; "
         f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
-        f"peak learning rate {run.peak_lr:.2e}{few}\n"
+        f"peak learning rate {run.peak_lr:.2e}{_warmup(config, layout, num_images)}{few}\n"
         f"loader: {loader}{teacher}"
     )
 
@@ -48,7 +49,8 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
         f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
         "steps": _steps(config, layout),
-        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
+        f"{_warmup(config, layout, len(images))}",
     }
     if config.phases:
         facts |= _phases(config, layout, len(images))
@@ -60,6 +62,13 @@ def _steps(config: Config, layout: StepLayout) -> str:
     batches = ", then ".join(dict.fromkeys(str(segment.batch_size) for segment in layout.segments))
     sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
     return f"{layout.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
+
+
+def _warmup(config: Config, layout: StepLayout, num_images: int) -> str:
+    """Say when the peak of the learning rate is reached, where that follows from the schedule."""
+    epochs = layout.num_images() / num_images
+    schedule = resolve(config.schedule, epochs, config.run.peak_lr)
+    return f", after {schedule.warmup * epochs:.4g} of {epochs:.4g} epochs" if isinstance(schedule, WarmUp) else ""
 
 
 def _phases(config: Config, layout: StepLayout, num_images: int) -> Mapping[str, str]:

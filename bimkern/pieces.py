@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
-__all__ = ["PieceError", "find_for", "from_json", "register", "registered", "to_json"]
+from bimkern.annotations import choices, origin
+
+__all__ = ["PieceError", "find_for", "fits", "from_json", "register", "registered", "to_json", "types_of"]
 
 T = TypeVar("T", bound=type)
 Kind = Any  # a protocol class; `type` would refuse it
@@ -49,8 +50,7 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
     """
 
     def add(piece: T) -> T:
-        missing = sorted(_members(kind) - _members(piece) - set(dir(piece)))
-        if missing:
+        if missing := _missing(kind, piece):
             raise TypeError(f"{piece.__name__} is no {kind.__name__}: it has no {', '.join(missing)}")
         if of is None:
             _check_dataclass(piece)
@@ -68,6 +68,23 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
 def registered(kind: Kind) -> dict[str, type]:
     """Return the pieces of a kind by name."""
     return dict(_NAMED.get(kind, {}))
+
+
+def types_of(hint: Any) -> dict[str, type]:
+    """Return the dataclasses that an annotation allows, by name: those that it names, and the pieces of a kind."""
+    found: dict[str, type] = {}
+    for choice in choices(hint):
+        if isinstance(choice, type):
+            found |= {choice.__name__: choice} if is_dataclass(choice) else registered(choice)
+    return found
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is a dataclass that an annotation allows: one that it names, or that follows a kind."""
+    if not is_dataclass(value):
+        return False
+    kinds = [choice for choice in choices(hint) if isinstance(choice, type)]
+    return any(isinstance(value, k) if is_dataclass(k) else k in _NAMED and not _missing(k, type(value)) for k in kinds)
 
 
 def find_for(kind: Kind, served: type) -> Any:
@@ -128,14 +145,11 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
     Raises:
         PieceError: a type is unknown here, or a value is missing, unknown or refused.
     """
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if saved is None and type(None) in choices:
+    allowed = choices(hint)
+    if saved is None and type(None) in allowed:
         return None
-    types: dict[str, Any] = {}
-    for choice in choices:
-        if isinstance(choice, type):
-            types |= {choice.__name__: choice} if is_dataclass(choice) else registered(choice)
-    generic = {origin: choice for choice in reversed(choices) if (origin := get_origin(choice)) is not None}
+    types = types_of(hint)
+    generic = {kind: choice for choice in reversed(allowed) if (kind := origin(choice)) is not None}
     if isinstance(saved, list) and (generic or not types):
         return _list_from_json(saved, generic.get(tuple), generic.get(list), where)
     if isinstance(saved, dict) and dict in generic and not ("type" in saved and types):
@@ -143,7 +157,7 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
         return {key: from_json(value, item, f"{where}[{key!r}]") for key, value in saved.items()}
     if types:
         return _dataclass_from_json(saved, types, where)
-    return Path(saved) if isinstance(saved, str) and Path in choices else saved
+    return Path(saved) if isinstance(saved, str) and Path in allowed else saved
 
 
 def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -> tuple[Any, ...] | list[Any]:
@@ -198,6 +212,11 @@ def _named_source(source: str) -> str:
     if source == "__main__":
         return "the file"
     return f"the file {source}" if source.endswith(".py") else source
+
+
+def _missing(kind: Kind, piece: type) -> list[str]:
+    """Return the public members of a protocol that a class does not have."""
+    return sorted(_members(kind) - _members(piece) - set(dir(piece)))
 
 
 def _members(cls: type) -> set[str]:

@@ -14,6 +14,7 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
+    ("annotations",),
     ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),

@@ -22,7 +22,7 @@ LAYERS = (
     ("arena", "models"),
     ("mim", "data"),
     ("train.config",),
-    ("train.network", "train.device", "train.signals"),
+    ("train.network", "train.device", "train.signals", "train.callbacks"),
     ("train.memory",),
     ("train.checkpoint",),
     ("train.optim",),
@@ -34,6 +34,7 @@ LAYERS = (
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),
+    ("api",),
     COMMANDS,
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

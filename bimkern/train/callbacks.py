@@ -1,10 +1,10 @@
-"""Call-backs: what a program can watch of a run. They receive numbers and paths, and so cannot change what it trains."""
+"""Call-backs, by which a program watches a run. They receive numbers and paths, and so cannot change what is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Callbacks", "FinishedStep", "Saved"]
+__all__ = ["NO_CALLBACKS", "Callbacks", "FinishedStep", "Saved"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +37,6 @@ class Callbacks:
     """After every step. Its losses wait for a GPU to finish the step."""
     on_save: Callable[[Saved], object] | None = None
     """Once for every checkpoint, which is written while later steps run."""
+
+
+NO_CALLBACKS = Callbacks()

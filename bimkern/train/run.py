@@ -19,7 +19,7 @@ from bimkern.mim.model import MIM
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train.callbacks import Callbacks
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
@@ -68,7 +68,7 @@ class Outcome:
 
 
 @pil_settings_kept()
-def run(config: Config, callbacks: Callbacks = Callbacks()) -> Outcome:
+def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
     """Train what a config describes, from the last checkpoint in its run folder or from the start, to the end.
 
     The run folder is `config.run.out`, or runs/RECIPE. Where memory runs out, training continues from the last
@@ -135,9 +135,7 @@ def _train_within_memory(
         images = images.without_quarantined()
 
 
-def _train(
-    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, callbacks: Callbacks
-) -> Outcome:
+def _train(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, callbacks: Callbacks) -> Outcome:
     device = devices.claim(config.run.device)
     layout = config.step_layout(len(images.images))
     task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device)

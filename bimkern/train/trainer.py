@@ -18,7 +18,7 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train.callbacks import Callbacks, FinishedStep, Saved
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks, FinishedStep, Saved
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
@@ -100,7 +100,7 @@ class Trainer:
         loader: Loader,
         folder: RunFolder,
         device: torch.device,
-        callbacks: Callbacks = Callbacks(),
+        callbacks: Callbacks = NO_CALLBACKS,
     ) -> None:
         run = config.run
         self._callbacks = callbacks

@@ -174,12 +174,19 @@ def _value(value: Any, hint: Hint, where: str) -> Any:
             return value if pieces.fits(value, hint) else single(value, plain)
         if sequence is None or not value.startswith(("(", "[")):
             return single_from_text(value, plain)
-    if sequence is not None and isinstance(value, (str, tuple, list)):
-        return _sequence(_split(value) if isinstance(value, str) else value, sequence, where)
+    if sequence is not None and isinstance(value, (str, tuple, list, int, float)):
+        return _sequence(_items(value), sequence, where)
     remedy = "; set its fields" if types else ""
     if len(types) > 1:
         remedy += f", or {where}.type to one of {', '.join(types)}"
     raise ConfigError(f"{where}: must be {describe(hint)}, got {value!r}{remedy}")
+
+
+def _items(value: str | Sequence[Any] | float) -> Sequence[Any]:
+    """Return the values of a sequence; a number stands for one that holds it alone, as in text."""
+    if isinstance(value, str):
+        return _split(value)
+    return [value] if isinstance(value, (int, float)) else value
 
 
 def _sequence(values: Sequence[Any], hint: Hint, where: str) -> Any:

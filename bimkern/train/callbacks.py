@@ -1,4 +1,4 @@
-"""Call-backs, by which a program watches a run. They receive numbers and paths, and so cannot change what is trained."""
+"""Call-backs, by which a program watches a run. They receive numbers and paths, so they cannot change what is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

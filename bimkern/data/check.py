@@ -94,7 +94,7 @@ def check_file(path: Path) -> FileCheck:
             image = decode(file)  # first: most of what is refused is not read to its end
             file.seek(0)
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
-            size = upright_size(image.pixels.size, image.orientation)
+            size = upright_size(image.size, image.orientation)
             return FileCheck(status.st_size, status.st_mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return FileCheck(fault=str(error))

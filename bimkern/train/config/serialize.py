@@ -38,7 +38,7 @@ def from_json(saved: Any) -> Config:
 
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
-_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)} | {"run.jpeg_draft": 0.0}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

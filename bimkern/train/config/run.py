@@ -72,7 +72,7 @@ class RunConfig:
     """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
     jpeg_draft: float = 4.0
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, if a crop still has this many times the pixels of the image
-    size per side. 4 changes pixels by at most 3 of 256 levels, less by more; 0 turns it off. Not for DALI."""
+    size per side. 4 changes pixels by 3 of 256 levels at most on noisy photographs; 0 is off. Not for DALI."""
     workers: int | None = None
     """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
     max_bad_ratio: float = 0.1

@@ -19,6 +19,7 @@ def read_patch(
     row,
     count,
     BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -44,10 +45,12 @@ def read_patch(
         corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
     )
     values = tl.load(pixels, mask=inside, other=0).to(WIDE)
+    each = tl.arange(0, CHANNELS)  # statistics are loaded, and divided by, once a patch
+    known = (each < channels) & (count > 0)
     if mean is not None:
-        values -= FULL * tl.load(mean + channel)
+        values -= tl.gather(FULL * tl.load(mean + each, mask=known, other=0), channel, axis=0)
     if std is not None:
-        values *= 1 / (FULL * tl.load(std + channel))
+        values *= tl.gather(1 / (FULL * tl.load(std + each, mask=known, other=1)), channel, axis=0)
     elif FULL != 1:
         values *= 1 / tl.full([1], FULL, WIDE)
     if NORMALIZE:
@@ -70,6 +73,7 @@ def patch_constants(images: Tensor, patch: int, normalize: bool) -> dict[str, An
     block = triton.next_power_of_2(images.shape[1] * patch * patch)
     return {
         "BLOCK": block,
+        "CHANNELS": triton.next_power_of_2(images.shape[1]),
         "FULL": 1 if images.is_floating_point() else 255,
         "NORMALIZE": normalize,
         "num_warps": max(1, min(block // 128, 32)),

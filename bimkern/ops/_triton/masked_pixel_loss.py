@@ -29,7 +29,6 @@ def loss_patches(
     sizes,
     image_strides,
     BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -43,7 +42,7 @@ def loss_patches(
     token = (row % (grid_rows * grid_columns)).to(tl.int64)
     w = tl.load(weight + image * weight_strides[0] + token * weight_strides[1])
     count = tl.where(w != 0, length, 0)
-    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, CHANNELS, FULL, NORMALIZE, WIDE)
+    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, FULL, NORMALIZE, WIDE)
     p_row = row_starts(pred, pred_strides, image, token, ALIGNMENT)
     p = tl.load(p_row + tl.arange(0, BLOCK), mask=inside, other=0).to(WIDE)
     difference = tl.where(inside, p - t, 0)
@@ -65,7 +64,6 @@ def slope_patches(
     sizes,
     image_strides,
     BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -81,7 +79,7 @@ def slope_patches(
     d = tl.load(denominator)
     w = tl.where(d == 0, 0, w)
     count = tl.where(w != 0, length, 0)
-    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, CHANNELS, FULL, NORMALIZE, WIDE)
+    t, inside = read_patch(images, statistics, sizes, image_strides, row, count, BLOCK, FULL, NORMALIZE, WIDE)
     index = tl.arange(0, BLOCK)
     p_row = row_starts(pred, pred_strides, image, token, ALIGNMENT)
     p = tl.load(p_row + index, mask=inside, other=0).to(WIDE)

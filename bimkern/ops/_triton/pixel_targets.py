@@ -22,7 +22,6 @@ def write_patches(
     sizes,
     strides,
     BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -31,7 +30,7 @@ def write_patches(
     channels, patch, _, _ = sizes
     length = patch * patch * channels // ALIGNMENT * ALIGNMENT  # the same, known to be a multiple
     row = tl.program_id(0)
-    values, inside = read_patch(images, statistics, sizes, strides, row, length, BLOCK, CHANNELS, FULL, NORMALIZE, WIDE)
+    values, inside = read_patch(images, statistics, sizes, strides, row, length, BLOCK, FULL, NORMALIZE, WIDE)
     tl.store(out + row.to(tl.int64) * length + tl.arange(0, BLOCK), values, mask=inside)
 
 

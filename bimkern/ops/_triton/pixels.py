@@ -19,7 +19,6 @@ def read_patch(
     row,
     count,
     BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
     FULL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -45,13 +44,14 @@ def read_patch(
         corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
     )
     values = tl.load(pixels, mask=inside, other=0).to(WIDE)
-    each = tl.arange(0, CHANNELS)  # statistics are loaded, and divided by, once a patch
-    known = (each < channels) & (count > 0)
-    if mean is not None:
-        values -= tl.gather(FULL * tl.load(mean + each, mask=known, other=0), channel, axis=0)
-    if std is not None:
-        values *= tl.gather(1 / (FULL * tl.load(std + each, mask=known, other=1)), channel, axis=0)
-    elif FULL != 1:
+    for c in range(channels):  # statistics are loaded, and divided by, once a patch
+        if mean is not None:
+            offset = FULL * tl.load(mean + c, mask=count > 0, other=0)
+            values = tl.where(channel == c, values - offset, values)
+        if std is not None:
+            scale = 1 / (FULL * tl.load(std + c, mask=count > 0, other=1))
+            values = tl.where(channel == c, values * scale, values)
+    if std is None and FULL != 1:
         values *= 1 / tl.full([1], FULL, WIDE)
     if NORMALIZE:
         first = tl.sum(tl.where(index == 0, values, 0), axis=0)  # a constant patch is exactly zero
@@ -73,7 +73,6 @@ def patch_constants(images: Tensor, patch: int, normalize: bool) -> dict[str, An
     block = triton.next_power_of_2(images.shape[1] * patch * patch)
     return {
         "BLOCK": block,
-        "CHANNELS": triton.next_power_of_2(images.shape[1]),
         "FULL": 1 if images.is_floating_point() else 255,
         "NORMALIZE": normalize,
         "num_warps": max(1, min(block // 128, 32)),

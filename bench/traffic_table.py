@@ -41,7 +41,7 @@ def written(kind: type[Row], rows: Iterable[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns(kind))
-    writer.writerows(astuple(row) for row in rows)  # type: ignore[arg-type]
+    writer.writerows(astuple(row) for row in rows)
     return file.getvalue()
 
 

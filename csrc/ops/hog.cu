@@ -142,8 +142,8 @@ __device__ __forceinline__ int tile_column(const HogLaunch& launch, int left, in
   return launch.padded(column) - launch.padded(left) + 2;
 }
 
-// Copies the pixels of a tile and those around it. A thread copies columns, and finds only once where each lies. The
-// one in front of the tile comes last, so that warps begin where sectors do.
+// Copies the pixels of a tile and those around it. A thread copies columns, and finds only once where each lies. Warps
+// begin at multiples of 32 pixels, where sectors do; the column in front of the tile comes last.
 template <typename T>
 __device__ __forceinline__ void stage(const HogLaunch& launch, const HogStrip& strip, int top, int left, float* tile) {
   const Hog& args = launch.args;

@@ -41,6 +41,9 @@ _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
 _DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
 
 
+_LENGTH = ("run.epochs", "run.steps")
+
+
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     """List where two configs in JSON differ in what they compute, one line a value."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
@@ -54,7 +57,7 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
 
 
 def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
-    """Make sure that a saved config computes the same as this one.
+    """Make sure that a saved config computes the same as this one, which with --extend may be of another length.
 
     Raises:
         ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
@@ -62,5 +65,10 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
     if not isinstance(saved, dict):
         raise ConfigError(f"{what} that does not record its settings; {remedy}")
     changed = differences(saved, to_json(config))
+    longer = [line for line in changed if line.startswith(_LENGTH)]
+    if config.run.extend:
+        changed = [line for line in changed if line not in longer]
     if changed:
+        if changed == longer:
+            remedy = f"--extend continues a finished run; or {remedy}"
         raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

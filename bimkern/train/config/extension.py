@@ -1,0 +1,48 @@
+"""Extension: a finished run continues under the schedule of a longer one.
+
+Schedules and step layouts are functions of progress, so an extended run needs nothing but its new length: progress falls
+back to the share of the longer run that is done. That is what resuming with more epochs means in timm and in the
+published programs. The learning rate jumps up at once, as at the restarts of SGDR (Loshchilov & Hutter 2017), with the
+optimizer's state kept; layers that would not be frozen yet learn again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bimkern.train.config.run import Config, ConfigError
+
+
+def extends(config: Config, saved: Mapping[str, Any], done: int, num_images: int, what: str) -> bool:
+    """Return whether a run of a saved config, so many steps of which are done, is to be extended to this config.
+
+    Args:
+        config: of the run that continues, alike but for its length.
+        saved: the JSON of the config of the checkpoint.
+        done: steps that are done.
+        num_images: of the run.
+        what: the run, for messages.
+
+    Raises:
+        ConfigError: it is longer than that, is not finished, or its first steps would be others in the longer run.
+    """
+    run = replace(config.run, epochs=saved["run"]["epochs"], steps=saved["run"]["steps"])
+    before, now = (each.step_layout(num_images) for each in (replace(config, run=run), config))
+    if before == now:
+        return False
+    if now.num_steps <= before.num_steps:
+        raise ConfigError(
+            f"--extend: {what} is of {before.num_steps} steps already; more --epochs or --steps make it longer, these "
+            f"are {now.num_steps}"
+        )
+    if done < before.num_steps:
+        raise ConfigError(
+            f"--extend: {what} has done {done} of its {before.num_steps} steps; finish it first, with the options that "
+            f"it was begun with"
+        )
+    if before.segments != now.segments:
+        raise ConfigError(
+            f"--extend: {what} changes its image size at shares of its length, so that the steps it has done would be "
+            f"others in a longer run; choose another --out, and --init to start from its weights"
+        )
+    return True

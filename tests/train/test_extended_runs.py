@@ -1,7 +1,8 @@
-"""A finished run goes on: one history, the schedule of the longer run, and the same bits when it is killed on the way."""
+"""A finished run is extended: one history, the schedule of the longer run, and the same bits after a kill."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from bimkern.data.batches import MicroBatches
 from bimkern.data.step_layout import StepLayout
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.config.extension import extends
+from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import to_json
 
 RECIPE = "bim_vit_test"
 
@@ -33,24 +37,13 @@ def extended(photos, finished, tmp_path_factory):
     """The same run, extended to six steps and then to eight."""
     out = tmp_path_factory.mktemp("extended") / "run"
     shutil.copytree(finished, out)
-    for steps in ("6", "8"):
-        train(RECIPE, photos, out, "--steps", steps, "--extend", "--save-every", "1")
+    for steps, every in (("6", "100"), ("8", "7")):
+        train(RECIPE, photos, out, "--steps", steps, "--extend", "--save-every", every)
     return out
 
 
 def state(out, step):
     return checkpoints.load(out / "checkpoints" / f"step-{step:08d}")
-
-
-def said(capsys, recipe, photos, out, *options):
-    """The one line with which a command ends in exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        train(recipe, photos, out, *options)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count("\n") == 1
-    return error
 
 
 def test_one_history_with_the_rates_of_the_longer_runs(finished, extended):
@@ -68,21 +61,20 @@ def test_one_history_with_the_rates_of_the_longer_runs(finished, extended):
 
 
 def test_images_continue_where_they_were(photos, finished, tmp_path, monkeypatch):
-    """Crops and order are those of a run that was as long from the start."""
+    """Crops and order are those of a run that was long from the start."""
     drawn, plain = [], MicroBatches.__getitem__
 
     def get(self, index):
-        batch = plain(self, index)
-        drawn.append(batch.draw_ids.tolist())
-        return batch
+        drawn.append((self, plain(self, index)))
+        return drawn[-1][1]
 
     monkeypatch.setattr(MicroBatches, "__getitem__", get)
     shutil.copytree(finished, tmp_path / "run")
     train(RECIPE, photos, tmp_path / "run", "--steps", "6", "--extend")
-    extension = drawn[-3:]
-    train(RECIPE, photos, tmp_path / "whole", "--steps", "6")
-    assert drawn[-3:] == extension
-    assert not set(sum(extension, [])) & set(sum(drawn[-6:-3], []))
+    longer = replace(drawn[-1][0], layout=StepLayout.uniform(image_size=32, batch_size=8, micro_batch=8, num_steps=100))
+    ids = [plain(longer, index).draw_ids.tolist() for index in range(6)]
+    assert [batch.draw_ids.tolist() for _, batch in drawn[-3:]] == ids[3:]
+    assert len({draw for step in ids for draw in step}) == 48  # none is ever drawn again
 
 
 def test_the_checkpoint_says_when_the_run_was_extended(finished, extended):
@@ -92,23 +84,27 @@ def test_the_checkpoint_says_when_the_run_was_extended(finished, extended):
     assert (extended / "exported" / "backbone-depth04").is_dir()
 
 
-@pytest.mark.parametrize("kept", [3, 7], ids=["before the extension saved", "within it"])
-def test_a_killed_extension_resumes_bit_for_bit(photos, extended, finished, tmp_path, kept):
-    out, total = tmp_path / "run", {3: "6", 7: "8"}[kept]
-    if kept == 3:
-        shutil.copytree(finished, out)
-        train(RECIPE, photos, out, "--steps", total, "--extend", "--save-every", "100")
-        shutil.rmtree(out / "checkpoints" / "step-00000006")
-    else:
-        shutil.copytree(extended, out)
-        shutil.rmtree(out / "checkpoints" / "step-00000008")
-    train(RECIPE, photos, out, "--steps", total, "--extend", "--save-every", "1")
-    assert repeatable(out) == repeatable(extended)[: int(total)]
-    if kept == 7:
-        ours, theirs = state(out, 8), state(extended, 8)
-        assert ours.state["extended_at"] == [3, 6]
-        assert all(torch.equal(ours.model[name], theirs.model[name]) for name in theirs.model)
-        assert all(torch.equal(ours.optimizer[name], theirs.optimizer[name]) for name in theirs.optimizer)
+def test_an_extension_killed_before_its_first_save_starts_again(photos, finished, extended, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    config = json.loads((extended / "config.json").read_text())
+    config["run"]["steps"] = 6
+    (out / "config.json").write_text(json.dumps(config))
+    shutil.copy(extended / "metrics.jsonl", out)
+    train(RECIPE, photos, out, "--steps", "6", "--extend")
+    assert repeatable(out) == repeatable(extended)[:6]
+
+
+def test_an_extension_killed_later_resumes_bit_for_bit(photos, extended, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(extended, out)
+    shutil.rmtree(out / "checkpoints" / "step-00000008")
+    train(RECIPE, photos, out, "--steps", "8", "--extend")
+    assert repeatable(out) == repeatable(extended)
+    ours, theirs = state(out, 8), state(extended, 8)
+    assert ours.state["extended_at"] == [3, 6]
+    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in theirs.model)
+    assert all(torch.equal(ours.optimizer[name], theirs.optimizer[name]) for name in theirs.optimizer)
 
 
 def test_the_same_command_again_finds_it_finished(photos, extended, tmp_path, capsys):
@@ -121,48 +117,56 @@ def test_the_same_command_again_finds_it_finished(photos, extended, tmp_path, ca
 
 def test_layers_that_the_longer_run_would_not_freeze_yet_learn_again(photos, tmp_path):
     recipe = "vitfreeze_vit_test"
-    train(recipe, photos, tmp_path / "run", "--steps", "8")
-    schedule, depth = RECIPES[recipe].config.schedule, RECIPES[recipe].config.method.encoder.depth
-    train(recipe, photos, tmp_path / "run", "--steps", "12", "--extend")
-    frozen = [schedule.frozen_groups((step - 0.5) / total, depth) for total in (8, 12) for step in (8, 9)]
-    assert frozen[0] > frozen[3] > 0  # some of the layers that were frozen at the end are so after it, and some are not
-    nulls = [sum(loss is None for loss in record["loss_per_block"]) for record in records(tmp_path / "run")]
-    taps = RECIPES[recipe].config.method.taps
-    for step, found in enumerate(nulls, 1):
-        groups = schedule.frozen_groups((step - 0.5) / (8 if step <= 8 else 12), depth)
-        assert found == sum(tap + 1 < groups for tap in taps)
+    config = RECIPES[recipe].config
+    for options in (["--steps", "4"], ["--steps", "6", "--extend"]):
+        train(recipe, photos, tmp_path / "run", *options)
+    frozen = [sum(loss is None for loss in record["loss_per_block"]) for record in records(tmp_path / "run")]
+    for step, found in enumerate(frozen):
+        progress = (step + 0.5) / (4 if step < 4 else 6)
+        groups = config.schedule.frozen_groups(progress, config.method.encoder.depth)
+        assert found == sum(tap + 1 < groups for tap in config.method.taps)
+    assert frozen[3] > frozen[4]
+
+
+def test_what_is_no_extension_is_refused_and_changes_nothing(photos, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for options, message in (
+        (["--steps", "6"], "settings (run.steps: 3 before, 6 now); --extend continues a finished run; or choose"),
+        (["--steps", "2", "--extend"], "is of 3 steps already; more --epochs or --steps make it longer, these are 2"),
+        (["--steps", "6", "--seed", "1", "--extend"], "other settings (run.seed: 0 before, 1 now); choose another"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train(RECIPE, photos, out, *options)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+        assert (out / "config.json").read_text() == (finished / "config.json").read_text()
+
+
+def test_a_run_that_has_no_checkpoint_is_refused(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(RECIPE, photos, tmp_path / "run", "--steps", "2", "--extend")
+    assert "run has no checkpoint to continue from; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("recipe", "done", "message"),
     [
-        (["--steps", "6"], "other settings (run.steps: 3 before, 6 now); --extend continues a finished run; or choose"),
-        (["--steps", "2", "--extend"], "is of 3 steps already; more --epochs or --steps make it longer, these are 2"),
-        (
-            ["--steps", "6", "--seed", "1", "--extend"],
-            "other settings (run.seed: 0 before, 1 now); choose another --out",
-        ),
+        (RECIPE, 15, "runs/a has done 15 of its 20 steps; finish it first, with the options that it was begun with"),
+        ("fastmim_p_vit_test", 20, "runs/a changes its image size at shares of its length, so that the steps it has"),
     ],
 )
-def test_what_is_no_extension_is_refused(photos, finished, tmp_path, capsys, options, message):
-    shutil.copytree(finished, tmp_path / "run")
-    assert message in said(capsys, RECIPE, photos, tmp_path / "run", *options)
-    assert (tmp_path / "run" / "config.json").read_text() == (finished / "config.json").read_text()
+def test_what_a_longer_schedule_cannot_mean_is_refused(recipe, done, message):
+    config = RECIPES[recipe].config
+    longer = replace(config, run=replace(config.run, steps=40, extend=True))
+    with pytest.raises(ConfigError, match=f"--extend: {message}"):
+        extends(longer, to_json(config), done, 11, "runs/a")
 
 
-def test_an_unfinished_run_is_refused(photos, extended, tmp_path, capsys):
-    shutil.copytree(extended, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
-    message = "run has done 7 of its 8 steps; finish it first, with the options that it was begun with"
-    assert message in said(capsys, RECIPE, photos, tmp_path / "run", "--steps", "10", "--extend")
-
-
-def test_a_run_that_was_never_begun_is_refused(photos, tmp_path, capsys):
-    message = "run has no checkpoint to continue from; leave it out"
-    assert message in said(capsys, RECIPE, photos, tmp_path / "run", "--steps", "2", "--extend")
-
-
-def test_image_sizes_at_shares_of_a_run_are_refused(photos, tmp_path, capsys):
-    train("fastmim_p_vit_test", photos, tmp_path / "run", "--steps", "3")
-    message = "changes its image size at shares of its length, so that the steps it has done would be others"
-    assert message in said(capsys, "fastmim_p_vit_test", photos, tmp_path / "run", "--steps", "6", "--extend")
+def test_the_same_length_in_other_words_is_no_extension():
+    config = RECIPES[RECIPE].config
+    same = replace(config, run=replace(config.run, steps=None, epochs=20 * 8 / 16, extend=True))
+    assert not extends(same, to_json(config), 15, 16, "runs/a")

@@ -120,7 +120,7 @@ def _refuse_other(
     differences = (
         _differing_settings(saved, encoder)
         or depth + shapes[:1]
-        or [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
+        or [f"it {what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
     )
     if differences:
         raise WeightsError(f"{path}: its encoder is another: {'; '.join(differences)}")

@@ -282,7 +282,7 @@ class Trainer:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         self._extended_at = [*saved.state.get("extended_at", []), *([saved.step] if extended else [])]
         if extended:
-            say(f"extending {path} from step {saved.step} to {self.layout.num_steps}, on the schedule of the longer run")
+            say(f"extending {path} from step {saved.step} to {self.layout.num_steps}, on the longer run's schedule")
         elif saved.step < self.layout.num_steps:
             say(f"resuming {path} at step {saved.step} of {self.layout.num_steps}")
         else:

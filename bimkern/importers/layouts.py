@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bimkern.exporters import hf, mae_program
+from bimkern.exporters import hf
+from bimkern.exporters.mae_program import decoder_name
 from bimkern.mim.model import Method
 from bimkern.models.encoder import Layout
 
@@ -41,7 +42,7 @@ def namings(method: Method, weights: Mapping[str, Tensor], taps: tuple[int, ...]
     last, encoder = len(method.taps) - 1, method.encoder
     found = [_of_program("bimkern", _BIMKERN, last, stores_positions=False)]
     if (layout := encoder.layout("timm")) is not None:  # the published program takes its encoder from timm
-        found.append(_of_program("timm", layout, last, mae_program.decoder_name, ("decoder_", "mask_token")))
+        found.append(_of_program("timm", layout, last, decoder_name, ("decoder_", "mask_token")))
     if (layout := encoder.layout("hf-vit-mae")) is not None:
         prefixes = ("decoder.",)
         found.append(_of_program("transformers", layout, last, hf.decoder_name, prefixes, hf.published_names))

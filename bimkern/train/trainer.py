@@ -267,7 +267,8 @@ class Trainer:
                 raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
             return 0
         what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
-        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        before = saved.state.get("config")
+        refuse_other(before, self.config, f"{what} is of a run", "choose another --out", resumes=True)
         if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
@@ -275,7 +276,7 @@ class Trainer:
             )
         self.task.refuse_other(saved.state, what)
         path, num_images = self.folder.path, len(self.images.images)
-        extended = extends(self.config, saved.state["config"], saved.step, num_images, str(path))
+        extended = extends(self.config, before, saved.step, num_images, str(path))
         try:
             self._load(saved)
         except (KeyError, RuntimeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Extension: a finished run continues under the schedule of a longer one.
 
-Schedules are functions of progress, so an extended run needs nothing but its new length: progress falls back to the share
-of the longer run that is done, as it does in timm and in the published programs that resume with more epochs. The
+Schedules are functions of progress, so an extended run needs nothing but its new length: progress falls back to the
+share of the longer run that is done, as in timm and the published programs when they resume with more epochs. The
 learning rate jumps up at once, as at a restart of SGDR (Loshchilov & Hutter 2017), while the optimizer keeps its state.
 Layers that would not be frozen yet learn again.
 """

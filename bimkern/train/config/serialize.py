@@ -56,8 +56,14 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
 
 
-def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
+def refuse_other(saved: Any, config: Config, what: str, remedy: str, *, resumes: bool = False) -> None:
     """Make sure that a saved config computes the same as this one, which with --extend may be of another length.
+
+    Args:
+        saved: the JSON of the config.
+        config: the other one.
+        what, remedy: words for the error.
+        resumes: whether the saved run is to continue, so that --extend is a remedy too.
 
     Raises:
         ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
@@ -69,6 +75,6 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
     if config.run.extend:
         changed = [line for line in changed if line not in longer]
     if changed:
-        if changed == longer:
+        if resumes and changed == longer:
             remedy = f"--extend continues a finished run; or {remedy}"
         raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

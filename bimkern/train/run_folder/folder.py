@@ -55,7 +55,7 @@ class RunFolder:
             if saved is None and foreign:
                 raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
             if saved is not None:
-                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
+                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out", resumes=True)
             try:
                 for folder in (self.checkpoints, self.pictures, self.exported):
                     folder.mkdir(exist_ok=True)

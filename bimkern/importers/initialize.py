@@ -41,7 +41,9 @@ class InitialWeights:
 
     tensors: Mapping[str, Tensor]  # by the names of the network's state_dict
     sha256: str  # of all that was found, names and values
-    report: Mapping[str, Any]  # JSON: where from, and the names that were taken, resized, left there, and are new here
+    report: Mapping[
+        str, Any
+    ]  # JSON: where from; the names that were taken, resized and left there, and those still random
     summary: str  # in a line
 
 
@@ -58,8 +60,6 @@ def read_initial_weights(config: Config, path: Path) -> InitialWeights:
         model = network.build(config)
     try:
         return _fit(model, read_weights(path), path)
-    except ConfigError:
-        raise
     except BimkernError as error:
         raise ConfigError(f"--init {error}") from error
 
@@ -95,7 +95,7 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
             if table.old != table.new
         },
         "left": [name for name in weights if name not in used],
-        "new": [name for name in state if name not in found],
+        "random": [name for name in state if name not in found],
     }
     return InitialWeights(found, sha256, report, _summary(report))
 
@@ -111,19 +111,19 @@ def _refuse_other(
     encoder, state = model.method.encoder, model.state_dict()
     missing = [theirs for names in taken.values() for theirs in names if theirs not in weights]
     shapes = [
-        f"{names[0]} is {shape} there and {list(state[name].shape)} here"
+        f"{names[0]} is {shape} instead of {list(state[name].shape)}"
         for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
         if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
     ]
     layers, more = _layers(encoder, weights, taken)
-    depth = [] if layers == encoder.depth else [f"it has {layers} layers there and {encoder.depth} here"]
+    depth = [] if layers == encoder.depth else [f"it has {layers} layers instead of {encoder.depth}"]
     differences = (
         _differing_settings(saved, encoder)
         or depth + shapes[:1]
         or [f"it {what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
     )
     if differences:
-        raise WeightsError(f"{path}: its encoder is another: {'; '.join(differences)}")
+        raise WeightsError(f"{path}: the encoder differs: {'; '.join(differences)}")
 
 
 def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str]:
@@ -135,7 +135,7 @@ def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str
         for layout in map(encoder.layout, get_args(Program)):
             here |= {} if layout is None else _numbers(layout.settings)
     return [
-        f"{name} is {there[name]:g} there and {here[name]:g} here"
+        f"{name} is {there[name]:g} instead of {here[name]:g}"
         for name in here
         if name in there and there[name] != here[name] and name not in _IMAGES
     ]
@@ -181,7 +181,7 @@ def _tables(
         if theirs in weights:
             table = weights[theirs]
         elif naming.stores_positions:
-            raise WeightsError(f"{path}: its encoder is another: it lacks {theirs}")
+            raise WeightsError(f"{path}: the encoder differs: it lacks {theirs}")
         else:
             size = model.method.encoder.image_size if saved.encoder is None else saved.encoder.image_size
             table = module.computed(model.method.encoder.level(0).grid(size, size))
@@ -223,8 +223,9 @@ def _summary(report: Mapping[str, Any]) -> str:
         f"; {name} resized from {' x '.join(map(str, sizes['from']))} to {' x '.join(map(str, sizes['to']))}"
         for name, sizes in report["resized"].items()
     ]
-    taken = f"starts from {report['path']} (names of {report['layout']}): took {_counts(report['taken'])}"
-    return f"{taken}{''.join(resized)}; left there: {_counts(report['left'])}; new here: {_counts(report['new'])}"
+    taken, left, random = (_counts(report[key]) for key in ("taken", "left", "random"))
+    source = f"initialized from {report['path']} ({report['layout']} names); taken: {taken}"
+    return f"{source}{''.join(resized)}; left there: {left}; still random: {random}"
 
 
 def _counts(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from bimkern.exporters import hf
 from bimkern.exporters.mae_program import decoder_name
 from bimkern.mim.model import Method
-from bimkern.models.encoder import Layout
+from bimkern.models.encoder import OWN_LAYOUT, Layout
 
 Names = tuple[str, ...]  # of the tensors that, stacked, make one weight here
 
@@ -32,15 +32,12 @@ def part_of(name: str) -> str:
     return f"{kind}.{number}.in_norm" if rest.startswith("in_norm.") else f"{kind}.{number}"
 
 
-_BIMKERN = Layout(names=(), norm="norm.")
-
-
 def namings(method: Method, weights: Mapping[str, Tensor], taps: tuple[int, ...] | None) -> list[Naming]:
     """Return the layouts that weights for a method may have; taps are those of the run that saved them, if known."""
     if any(name.startswith("heads.") for name in weights):
         return [_of_run(method.taps, taps or method.taps)]
     last, encoder = len(method.taps) - 1, method.encoder
-    found = [_of_program("bimkern", _BIMKERN, last, stores_positions=False)]
+    found = [_of_program("bimkern", OWN_LAYOUT, last, stores_positions=False)]
     if (layout := encoder.layout("timm")) is not None:  # the published program takes its encoder from timm
         found.append(_of_program("timm", layout, last, decoder_name, ("decoder_", "mask_token")))
     if (layout := encoder.layout("hf-vit-mae")) is not None:
@@ -63,7 +60,7 @@ def _of_run(here: tuple[int, ...], there: tuple[int, ...]) -> Naming:
         found = theirs(f"{part}.")
         return found is not None and part_of(name) == part_of(found[0])
 
-    return Naming("a run", theirs, belongs, stores_positions=False)
+    return Naming("run", theirs, belongs, stores_positions=False)
 
 
 def _of_program(

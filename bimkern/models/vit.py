@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import PatchEmbed, TransformerLayer, init_linear, layer_flops
 from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
 from bimkern.ops import restore_tokens
@@ -186,9 +186,10 @@ class ViTConfig:
     def load(self, weights: Weights) -> ViT:
         """Build the encoder of a backbone in timm's layout, or under our own names; a position table in it is kept."""
         encoder, layout = ViT(self), self.layout("timm")
-        name = layout.name if layout.tables.keys() & weights.keys() else str
-        wanted = [*encoder.state_dict(), *([_TABLE] if name(_TABLE) in weights else [])]
-        encoder.load_state_dict({ours: weights[name(ours)] for ours in wanted})
+        if not layout.tables.keys() & weights.keys():
+            layout = OWN_LAYOUT
+        names = [*encoder.state_dict(), *([_TABLE] if layout.name(_TABLE) in weights else [])]
+        encoder.load_state_dict({name: weights[layout.name(name)] for name in names})
         return encoder
 
 

@@ -56,7 +56,7 @@ class Pretraining:
         torch.manual_seed(run.seed)
         self.model = network.build(config)
         if init is not None:
-            self.model.load_state_dict(init.tensors, strict=False)  # the rest is new, as the report says
+            self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
         self.model.to(device)
         dtype = DTYPES[run.precision]
@@ -117,8 +117,9 @@ class Pretraining:
             )
         begun = identity.get("init")
         if self._init is not None and begun != self._init:
-            other = "random weights" if begun is None else f"others than --init {self._config.run.init} holds now"
-            raise ConfigError(f"{checkpoint} began from {other}; leave --init out to resume, or choose another --out")
+            how = "at random" if begun is None else f"from other weights than --init {self._config.run.init} holds now"
+            remedy = "leave --init out to resume, or choose another --out"
+            raise ConfigError(f"{checkpoint} was initialized {how}; {remedy}")
         self._init = begun  # --init may be left out: the checkpoint has the weights
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:

@@ -88,7 +88,7 @@ def test_what_is_exported_is_taken_back(tmp_path, layout):
     assert init.report["resized"] == {}
     assert model.encoder.positions.table is None  # the very table that is computed
     assert set(init.report["taken"]) - {"encoder.positions.table"} == init.tensors.keys()
-    assert init.tensors.keys() | set(init.report["new"]) == trained.state_dict().keys()
+    assert init.tensors.keys() | set(init.report["random"]) == trained.state_dict().keys()
     assert init.report["left"] == {"mae": ["decoder_pos_embed"], "hf": ["decoder.decoder_pos_embed"]}.get(layout, [])
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(features(model, images), features(trained, images), rtol=0, atol=0)
@@ -189,7 +189,7 @@ def test_heads_of_a_run_go_to_the_stages_that_end_with_the_same_layer(tmp_path):
     for mine, theirs in ((0, 1), (1, 3)):
         for name, tensor in model.heads[mine].state_dict().items():
             assert torch.equal(tensor, trained.heads[theirs].state_dict()[name])
-    assert init.report["new"] == []
+    assert init.report["random"] == []
     assert {name.split(".")[1] for name in init.report["left"]} == {"0", "2"}
 
 
@@ -209,22 +209,22 @@ def written(path, layout, **numbers):
 @pytest.mark.parametrize(
     ("numbers", "described", "bare"),
     [
-        ({"width": 64}, "width is 64 there and 32 here", "is [64, 3, 8, 8] there and [32, 3, 8, 8] here"),
-        ({"patch": 4}, "patch is 4 there and 8 here", "is [32, 3, 4, 4] there and [32, 3, 8, 8] here"),
-        ({"depth": 3}, "depth is 3 there and 4 here", "it has 3 layers there and 4 here"),
-        ({"depth": 5}, "depth is 5 there and 4 here", "it has 5 layers there and 4 here"),
-        ({"channels": 1}, "channels is 1 there and 3 here", "is [32, 1, 8, 8] there and [32, 3, 8, 8] here"),
-        ({"mlp_ratio": 2}, "mlp_ratio is 2 there and 4 here", "is [64, 32] there and [128, 32] here"),
+        ({"width": 64}, "width is 64 instead of 32", "is [64, 3, 8, 8] instead of [32, 3, 8, 8]"),
+        ({"patch": 4}, "patch is 4 instead of 8", "is [32, 3, 4, 4] instead of [32, 3, 8, 8]"),
+        ({"depth": 3}, "depth is 3 instead of 4", "it has 3 layers instead of 4"),
+        ({"depth": 5}, "depth is 5 instead of 4", "it has 5 layers instead of 4"),
+        ({"channels": 1}, "channels is 1 instead of 3", "is [32, 1, 8, 8] instead of [32, 3, 8, 8]"),
+        ({"mlp_ratio": 2}, "mlp_ratio is 2 instead of 4", "is [64, 32] instead of [128, 32]"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("layout", ["bimkern", "timm", "hf"])
 def test_another_encoder_is_refused_with_the_sizes(tmp_path, layout, numbers, described, bare):
     folder = written(tmp_path / "out", layout, **numbers)
-    with pytest.raises(ConfigError, match=f"--init {folder}: its encoder is another: {described}"):
+    with pytest.raises(ConfigError, match=f"--init {folder}: the encoder differs: {described}"):
         read_initial_weights(CONFIG, folder)
     save_file(load_file(folder / "model.safetensors"), tmp_path / "bare.safetensors")
-    with pytest.raises(ConfigError, match=r"bare\.safetensors: its encoder is another: .*" + re.escape(bare)):
+    with pytest.raises(ConfigError, match=r"bare\.safetensors: the encoder differs: .*" + re.escape(bare)):
         read_initial_weights(CONFIG, tmp_path / "bare.safetensors")
 
 
@@ -233,7 +233,7 @@ def test_another_number_of_heads_is_known_from_the_config_beside_a_file(tmp_path
     file = written(tmp_path / "out", layout, num_heads=4) / "model.safetensors"
     weights = load_file(file)
     save_file(weights, file)
-    with pytest.raises(ConfigError, match=f"its encoder is another: {name} is 4 there and 2 here"):
+    with pytest.raises(ConfigError, match=f"the encoder differs: {name} is 4 instead of 2"):
         read_initial_weights(CONFIG, file)
 
 
@@ -244,12 +244,12 @@ def without(weights, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: without(weights, "blocks.2.attn.qkv.bias"), "another: it lacks blocks.2.attn.qkv.bias"),
+        (lambda weights: without(weights, "blocks.2.attn.qkv.bias"), "differs: it lacks blocks.2.attn.qkv.bias"),
         (
             lambda weights: weights | {f"blocks.{i}.ls1.gamma": torch.ones(32) for i in range(4)},
-            "another: it also has blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma and 1 more",
+            "differs: it also has blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma and 1 more",
         ),
-        (lambda weights: without(weights, "pos_embed"), "another: it lacks pos_embed"),
+        (lambda weights: without(weights, "pos_embed"), "differs: it lacks pos_embed"),
         (
             lambda weights: weights | {"pos_embed": torch.ones(1, 18, 32)},
             r"pos_embed: positions must be \[1, 1 \+ a square, 32\], got \[1, 18, 32\]",

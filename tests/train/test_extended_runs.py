@@ -133,7 +133,7 @@ def test_what_is_no_extension_is_refused_and_changes_nothing(photos, finished, t
     shutil.copytree(finished, out)
     for options, message in (
         (["--steps", "6"], "settings (run.steps: 3 before, 6 now); --extend continues a finished run; or choose"),
-        (["--steps", "2", "--extend"], "is of 3 steps already; more --epochs or --steps make it longer, these are 2"),
+        (["--steps", "2", "--extend"], "already has 3 steps; raise --epochs or --steps, got 2"),
         (["--steps", "6", "--seed", "1", "--extend"], "other settings (run.seed: 0 before, 1 now); choose another"),
     ):
         capsys.readouterr()

@@ -68,9 +68,9 @@ def test_a_run_begins_with_the_weights_and_tells_what_became_of_them(photos, wei
     assert report["taken"]["encoder.patch_embed.bias"] == ["patch_embed.proj.bias"]
     assert report["resized"] == {"encoder.positions.table": {"from": [8, 8], "to": [4, 4]}}
     assert report["left"] == ["head.bias"]
-    assert "heads.0.mask_token" in report["new"]
-    told = "(names of timm): took encoder 52, heads 2; encoder.positions.table resized from 8 x 8 to 4 x 4; left "
-    assert told + "there: head 1; new here: heads 19; see" in capsys.readouterr().out
+    assert "heads.0.mask_token" in report["random"]
+    told = "(timm names); taken: encoder 52, heads 2; encoder.positions.table resized from 8 x 8 to 4 x 4; left "
+    assert told + "there: head 1; still random: heads 19; see" in capsys.readouterr().out
 
 
 def test_positions_are_saved_and_exported_with_the_weights(run):
@@ -103,15 +103,14 @@ def test_other_weights_are_refused(photos, weights, run, tmp_path, capsys):
     given = load_file(weights)
     save_file(given | {"norm.bias": given["norm.bias"] + 1}, tmp_path / "other.safetensors")
     error = refused(capsys, photos, run, "--init", tmp_path / "other.safetensors")
-    assert (
-        f"began from others than --init {tmp_path / 'other.safetensors'} holds now; leave --init out to resu" in error
-    )
+    wanted = f"was initialized from other weights than --init {tmp_path / 'other.safetensors'} holds now; leave --init"
+    assert wanted in error
 
 
 def test_weights_for_a_run_that_began_without_are_refused(photos, weights, tmp_path, capsys):
     train(RECIPE, photos, tmp_path / "run", "--steps", "4", "--save-every", "2")
     error = refused(capsys, photos, tmp_path / "run", "--init", weights)
-    assert "began from random weights; leave --init out to resume, or choose another --out" in error
+    assert "was initialized at random; leave --init out to resume, or choose another --out" in error
 
 
 def test_a_run_without_a_checkpoint_must_be_given_its_weights_again(photos, run, tmp_path, capsys):
@@ -132,10 +131,10 @@ def test_a_run_starts_from_another_run(photos, run, tmp_path):
     train(RECIPE, photos, tmp_path / "next", "--steps", "1", "--init", str(run), *LR_0)
     ours, theirs = model_of(tmp_path / "next"), model_of(run)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert json.loads((tmp_path / "next" / "init.json").read_text())["new"] == []
+    assert json.loads((tmp_path / "next" / "init.json").read_text())["random"] == []
 
 
 def test_a_dry_run_tells_what_would_be_taken(photos, weights, tmp_path, capsys):
     main([RECIPE, "--data", str(photos), "--out", str(tmp_path / "run"), "--init", str(weights), "--dry-run"])
-    assert f"starts from {weights} (names of timm): took encoder 52, heads 2" in capsys.readouterr().out
+    assert f"initialized from {weights} (timm names); taken: encoder 52, heads 2" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

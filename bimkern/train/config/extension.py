@@ -6,14 +6,13 @@ learning rate jumps up at once, as at a restart of SGDR (Loshchilov & Hutter 201
 Layers that would not be frozen yet learn again.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bimkern.train.config.run import Config, ConfigError
 
 
-def extends(config: Config, saved: Mapping[str, Any], done: int, num_images: int, what: str) -> bool:
+def extends(config: Config, saved: Any, done: int, num_images: int, what: str) -> bool:
     """Return whether a run of a saved config, so many steps of which are done, is to be extended to this config.
 
     Args:
@@ -32,8 +31,7 @@ def extends(config: Config, saved: Mapping[str, Any], done: int, num_images: int
         return False
     if now.num_steps <= before.num_steps:
         raise ConfigError(
-            f"--extend: {what} is of {before.num_steps} steps already; more --epochs or --steps make it longer, these "
-            f"are {now.num_steps}"
+            f"--extend: {what} already has {before.num_steps} steps; raise --epochs or --steps, got {now.num_steps}"
         )
     if done < before.num_steps:
         raise ConfigError(

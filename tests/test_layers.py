@@ -28,6 +28,7 @@ LAYERS = (
     ("train.run_folder",),
     ("train.reporting",),
     ("exporters",),
+    ("importers",),
     ("train.trainer",),
     ("train.pretraining",),
     ("train.run",),

@@ -15,9 +15,11 @@ from bimkern.pretrain import main
 from bimkern.recipes import FAMILIES, RECIPES
 
 OPTIONS = (
-    *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--help", "--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices"),
+    "--base-lr",
     *(
         "--teacher",
+        "--init",
         "--optimizer",
         "--precision",
         "--attention",

@@ -13,6 +13,8 @@ from bimkern.data.demo import demo_images
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import ImageFolder, Listing, Source, list_images
+from bimkern.files.atomic import write_json
+from bimkern.importers.initialize import InitialWeights, read_initial_weights
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
@@ -69,11 +71,13 @@ def run(config: Config) -> Outcome:
     """
     inputs = find_inputs(config)
     check_memory(config, resolve_device(config.run.device))
+    init = None if config.run.init is None else read_initial_weights(config, config.run.init)
     folder = _open_folder(config, inputs)
     with closing(folder):
         images = _check_images(config, inputs, folder)
         say(describe_briefly(config, images, _loader_choice(inputs, images)))
-        return _train_within_memory(config, images, inputs.loader, folder)
+        _begin_from(init, folder)
+        return _train_within_memory(config, images, inputs.loader, folder, init)
 
 
 def find_inputs(config: Config) -> Inputs:
@@ -104,11 +108,28 @@ def find_source(config: Config) -> Source:
     return ImageFolder(paths=paths)
 
 
-def _train_within_memory(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:
+def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:
+    """Report what becomes of the weights that --init names, unless the run resumes from a checkpoint.
+
+    Raises:
+        ConfigError: the run began from weights, is without a checkpoint, and none are named now.
+    """
+    if folder.has_checkpoint:
+        return
+    if init is not None:
+        write_json(folder.init_report, dict(init.report))
+        say(f"{init.summary}; see {folder.init_report}")
+    elif folder.init_report.exists():
+        raise ConfigError(f"--out {folder.path} began with --init and has no checkpoint yet; name it again")
+
+
+def _train_within_memory(
+    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, init: InitialWeights | None
+) -> Outcome:
     """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch."""
     while True:
         try:
-            return _train(config, images, loader, folder)
+            return _train(config, images, loader, folder, init)
         except OutOfMemory as error:
             config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
@@ -117,10 +138,12 @@ def _train_within_memory(config: Config, images: FrozenDataset, loader: Loader, 
         images = images.without_quarantined()
 
 
-def _train(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder) -> Outcome:
+def _train(
+    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, init: InitialWeights | None
+) -> Outcome:
     device = devices.claim(config.run.device)
     layout = config.step_layout(len(images.images))
-    task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device)
+    task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device, init=init)
     Trainer(config, task, layout, images=images, loader=loader, folder=folder, device=device).train()
     task.export(folder.exported)
     return Outcome(config, folder, task.evaluate())

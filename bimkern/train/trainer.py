@@ -21,6 +21,7 @@ from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.config.extension import extends
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
@@ -114,6 +115,7 @@ class Trainer:
         self.saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
+        self._extended_at: list[int] = []  # the steps that the run had when it was extended
         self._memory = allocator.choose(run.arena, device, compiled=run.compile)
 
     def train(self) -> None:
@@ -263,24 +265,32 @@ class Trainer:
         """Load the newest intact checkpoint; return the optimizer steps done."""
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
+            if self.config.run.extend:
+                raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
             return 0
         metrics.refuse_older(self.folder.path)
         what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
-        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        before = saved.state.get("config")
+        refuse_other(before, self.config, f"{what} is of a run", "choose another --out", resumes=True)
         if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
                 f"choose another --out"
             )
         self.task.refuse_other(saved.state, what)
+        path, num_images = self.folder.path, len(self.images.images)
+        extended = extends(self.config, before, saved.step, num_images, str(path))
         try:
             self._load(saved)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
-        if saved.step < self.layout.num_steps:
-            say(f"resuming {self.folder.path} at step {saved.step} of {self.layout.num_steps}")
+        self._extended_at = [*saved.state.get("extended_at", []), *([saved.step] if extended else [])]
+        if extended:
+            say(f"extending {path} from step {saved.step} to {self.layout.num_steps}, on the longer run's schedule")
+        elif saved.step < self.layout.num_steps:
+            say(f"resuming {path} at step {saved.step} of {self.layout.num_steps}")
         else:
-            say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train again")
+            say(f"{path} is finished, {saved.step} steps; --extend continues it, another --out trains again")
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
@@ -316,6 +326,7 @@ class Trainer:
             "skipped": {update.name: int(update.skipped) for update in self.task.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
+            "extended_at": self._extended_at,
             **self.task.identity(),
         }
         self.saver.save(

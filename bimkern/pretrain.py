@@ -9,6 +9,7 @@ from textwrap import fill
 
 from bimkern import command
 from bimkern.errors import BimkernError
+from bimkern.importers.initialize import read_initial_weights
 from bimkern.output import Warnings, printing
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
 from bimkern.train.config.run import ConfigError, RunConfig
@@ -56,7 +57,8 @@ def _run(arguments: list[str]) -> str:
     config = replace(recipe.config, run=RunConfig(**chosen))
     if options.dry_run:
         inputs = find_inputs(config)
-        return describe(config, inputs.listing, inputs.loader_choice)
+        init = "" if config.run.init is None else f"\n{read_initial_weights(config, config.run.init).summary}"
+        return describe(config, inputs.listing, inputs.loader_choice) + init
     return _closing_words(run(config))
 
 

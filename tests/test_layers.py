@@ -29,6 +29,7 @@ LAYERS = (
     ("train.run_folder",),
     ("train.reporting",),
     ("exporters",),
+    ("importers",),
     ("train.trainer",),
     ("train.pretraining",),
     ("train.run",),

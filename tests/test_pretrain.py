@@ -15,15 +15,18 @@ from bimkern.pretrain import main
 from bimkern.recipes import FAMILIES, RECIPES
 
 OPTIONS = (
-    *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--help", "--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices"),
+    "--base-lr",
     *(
         "--teacher",
+        "--init",
         "--optimizer",
         "--precision",
         "--attention",
         "--device",
         "--seed",
         "--loader",
+        "--jpeg-draft",
         "--workers",
         "--max-bad-ratio",
         "--max-pixels",
@@ -75,6 +78,8 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
         (["--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
         (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
+        (["--jpeg-draft", "0.5"], "--jpeg-draft must be 0 (off) or at least 1 and finite, got 0.5"),
+        (["--jpeg-draft", "inf"], "--jpeg-draft must be 0 (off) or at least 1 and finite, got inf"),
         (["--data", "a", "--data=b"], "--data is given 2 times; give it once"),
         (["--micro-batch=2", "--steps", "3", "--micro_batch", "4"], "--micro-batch is given 2 times; give it once"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),

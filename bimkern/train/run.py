@@ -3,8 +3,10 @@
 import gc
 import logging
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from bimkern.data.formats import allow_pixels, pil_settings_kept
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import ImageFolder, Listing, Source, list_images
 from bimkern.files import jsonl
+from bimkern.files.atomic import write_json
+from bimkern.importers.initialize import InitialWeights, read_initial_weights
 from bimkern.mim.model import MIM
 from bimkern.models import attention
 from bimkern.output import say
@@ -85,11 +89,14 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
     """
     inputs = find_inputs(config)
     check_memory(config, resolve_device(config.run.device))
+    init = None if config.run.init is None else read_initial_weights(config, config.run.init)
     folder = _open_folder(config, inputs)
     with closing(folder):
         images = _check_images(config, inputs, folder)
         say(describe_briefly(config, images, _loader_choice(inputs, images)))
-        return _train_within_memory(config, images, inputs.loader, folder, callbacks)
+        _begin_from(init, folder)
+        train = partial(_train, folder=folder, init=init, callbacks=callbacks)
+        return _train_within_memory(config, images, inputs.loader, train)
 
 
 def find_inputs(config: Config) -> Inputs:
@@ -120,13 +127,28 @@ def find_source(config: Config) -> Source:
     return ImageFolder(paths=paths)
 
 
+def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:
+    """Report what becomes of the weights that --init names, unless the run resumes from a checkpoint.
+
+    Raises:
+        ConfigError: the run began from weights, is without a checkpoint, and none are named now.
+    """
+    if folder.has_checkpoint:
+        return
+    if init is not None:
+        write_json(folder.init_report, dict(init.report))
+        say(f"{init.summary}; see {folder.init_report}")
+    elif folder.init_report.exists():
+        raise ConfigError(f"--out {folder.path} began with --init and has no checkpoint yet; name it again")
+
+
 def _train_within_memory(
-    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, callbacks: Callbacks
+    config: Config, images: FrozenDataset, loader: Loader, train: Callable[[Config, FrozenDataset, Loader], Outcome]
 ) -> Outcome:
     """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch."""
     while True:
         try:
-            return _train(config, images, loader, folder, callbacks)
+            return train(config, images, loader)
         except OutOfMemory as error:
             config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
@@ -135,10 +157,18 @@ def _train_within_memory(
         images = images.without_quarantined()
 
 
-def _train(config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, callbacks: Callbacks) -> Outcome:
+def _train(
+    config: Config,
+    images: FrozenDataset,
+    loader: Loader,
+    *,
+    folder: RunFolder,
+    init: InitialWeights | None,
+    callbacks: Callbacks,
+) -> Outcome:
     device = devices.claim(config.run.device)
     layout = config.step_layout(len(images.images))
-    task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device)
+    task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device, init=init)
     parts: dict[str, Any] = {"images": images, "loader": loader, "folder": folder, "device": device}
     Trainer(config, task, layout, callbacks=callbacks, **parts).train()
     task.export(folder.exported)

@@ -18,10 +18,11 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train.callbacks import NO_CALLBACKS, Callbacks, FinishedStep, Saved
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.config.extension import extends
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
@@ -108,13 +109,16 @@ class Trainer:
         self.images = images
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
-        data = MicroBatches(images=images.images, augment=config.augment, seed=run.seed, layout=layout)
+        data = MicroBatches(
+            images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
+        )
         self.resilient_loader = ResilientLoader(self.loader, data, images.quarantine.add)
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
         self.saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
+        self._extended_at: list[int] = []  # the steps that the run had when it was extended
         self._memory = allocator.choose(run.arena, device, compiled=run.compile)
 
     def train(self) -> None:
@@ -169,7 +173,8 @@ class Trainer:
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
-            self._call_back(done, result)
+            self._callbacks.finished(done, self.layout.num_steps, result.losses, result.num_frozen, result.lr)
+            self._callbacks.saved(self.saver.written(), self.folder.pictures)
             if last or session.signals.received is not None:
                 self._end(session)
             elif done % run.save_every == 0 and self._divergence.is_learning():
@@ -265,24 +270,32 @@ class Trainer:
         """Load the newest intact checkpoint; return the optimizer steps done."""
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
+            if self.config.run.extend:
+                raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
             return 0
         metrics.refuse_older(self.folder.path)
         what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
-        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        before = saved.state.get("config")
+        refuse_other(before, self.config, f"{what} is of a run", "choose another --out", resumes=True)
         if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
                 f"choose another --out"
             )
         self.task.refuse_other(saved.state, what)
+        path, num_images = self.folder.path, len(self.images.images)
+        extended = extends(self.config, before, saved.step, num_images, str(path))
         try:
             self._load(saved)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
-        if saved.step < self.layout.num_steps:
-            say(f"resuming {self.folder.path} at step {saved.step} of {self.layout.num_steps}")
+        self._extended_at = [*saved.state.get("extended_at", []), *([saved.step] if extended else [])]
+        if extended:
+            say(f"extending {path} from step {saved.step} to {self.layout.num_steps}, on the longer run's schedule")
+        elif saved.step < self.layout.num_steps:
+            say(f"resuming {path} at step {saved.step} of {self.layout.num_steps}")
         else:
-            say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train again")
+            say(f"{path} is finished, {saved.step} steps; --extend continues it, another --out trains again")
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
@@ -308,20 +321,7 @@ class Trainer:
         self.saver.wait()
         if self.saver.saved_step != session.done:
             self._save(session, required=True)
-        self._call_back_saved()
-
-    def _call_back(self, done: int, result: StepResult) -> None:
-        if self._callbacks.on_step is not None:
-            frozen, total = result.num_frozen, self.layout.num_steps
-            losses = (*[None] * frozen, *result.losses[frozen:].tolist())
-            self._callbacks.on_step(FinishedStep(step=done, num_steps=total, losses=losses, lr=result.lr))
-        self._call_back_saved()
-
-    def _call_back_saved(self) -> None:
-        for step in self.saver.finished():
-            if self._callbacks.on_save is not None:
-                checkpoint = checkpoints.path_of(self.folder.checkpoints, step)
-                self._callbacks.on_save(Saved(step=step, checkpoint=checkpoint, pictures=self.folder.pictures))
+        self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: "_Session", *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
@@ -332,6 +332,7 @@ class Trainer:
             "skipped": {update.name: int(update.skipped) for update in self.task.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
+            "extended_at": self._extended_at,
             **self.task.identity(),
         }
         self.saver.save(

@@ -50,7 +50,7 @@ class AsyncSaver:
         self._files_done = False  # the running save has written its files and calls `then`
         self._skip_then = False  # an earlier `then` hung
         self._canceled = threading.Event()
-        self._finished: SimpleQueue[int] = SimpleQueue()
+        self._written: SimpleQueue[tuple[int, Path]] = SimpleQueue()
 
     def __enter__(self) -> "AsyncSaver":
         return self
@@ -123,7 +123,7 @@ class AsyncSaver:
                 except Exception as error:  # a run does not end because of a picture
                     logger.warning("what follows %s failed (%s: %s)", what, type(error).__name__, error)
             if self.saved_step == checkpoint.step:
-                self._finished.put(checkpoint.step)
+                self._written.put((checkpoint.step, checkpoints.path_of(self._folder, checkpoint.step)))
 
         if required:
             self._save_with_retries(write, gpu, what)
@@ -146,9 +146,9 @@ class AsyncSaver:
             else:
                 return
 
-    def finished(self) -> list[int]:
-        """Return the steps of the checkpoints that are written, and `then` is done, since the last call."""
-        return [self._finished.get() for _ in range(self._finished.qsize())]
+    def written(self) -> list[tuple[int, Path]]:
+        """Return the steps and paths of the checkpoints that were written, and for which `then` ended, since last."""
+        return [self._written.get() for _ in range(self._written.qsize())]
 
     def wait(self) -> None:
         """Wait for the background task, and raise its error.

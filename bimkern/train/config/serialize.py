@@ -41,7 +41,10 @@ _FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are 
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
-_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)} | {"run.jpeg_draft": 0.0}
+
+
+_LENGTH = ("run.epochs", "run.steps")
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
@@ -56,8 +59,14 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
 
 
-def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
-    """Make sure that a saved config computes the same as this one.
+def refuse_other(saved: Any, config: Config, what: str, remedy: str, *, resumes: bool = False) -> None:
+    """Make sure that a saved config computes the same as this one, which with --extend may be of another length.
+
+    Args:
+        saved: the JSON of the config.
+        config: the other one.
+        what, remedy: words for the error.
+        resumes: whether the saved run is to continue, so that --extend is a remedy too.
 
     Raises:
         ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
@@ -65,5 +74,10 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
     if not isinstance(saved, dict):
         raise ConfigError(f"{what} that does not record its settings; {remedy}")
     changed = differences(saved, to_json(config))
+    longer = [line for line in changed if line.startswith(_LENGTH)]
+    if config.run.extend:
+        changed = [line for line in changed if line not in longer]
     if changed:
+        if resumes and changed == longer:
+            remedy = f"--extend continues a finished run; or {remedy}"
         raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

@@ -16,9 +16,10 @@ from bimkern.train.config.serialize import from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
+_INIT = "init.json"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
-_MADE_FIRST = {_LOCK, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
+_MADE_FIRST = {_LOCK, _INIT, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
 _CLAIMED: WeakValueDictionary[Path, "RunFolder"] = WeakValueDictionary()  # by runs of this process
 
 
@@ -30,6 +31,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
         self.exported = path / "exported"
+        self.init_report = path / _INIT  # what became of the weights that the run started from
         self._lock: TextIO | None = None
 
     def open(self, config: Config) -> None:
@@ -53,7 +55,7 @@ class RunFolder:
             if saved is None and foreign:
                 raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
             if saved is not None:
-                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
+                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out", resumes=True)
             try:
                 for folder in (self.checkpoints, self.pictures, self.exported):
                     folder.mkdir(exist_ok=True)
@@ -83,6 +85,10 @@ class RunFolder:
         picture = self.pictures / "reconstruction.png"
         saved = [path.stat().st_mtime for path in self.checkpoints.iterdir()]
         return picture.is_file() and picture.stat().st_mtime >= max(saved, default=0.0)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(self.checkpoints.glob("step-*"))
 
     @property
     def begun(self) -> bool:

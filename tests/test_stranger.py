@@ -1,4 +1,4 @@
-"""A stranger's first hour: docs/first-hour.md in an empty folder, as it stands, its files saved and its commands run."""
+"""A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder."""
 
 import os
 import shlex
@@ -50,15 +50,6 @@ class Reader:
                     process.send_signal(signal.SIGINT)
         self.printed.append("".join(lines))
         assert process.returncode == (128 + signal.SIGINT if step.interrupted else 0), self.printed[-1]
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    import_or_skip("timm")
-    reader = Reader(tmp_path_factory.mktemp("stranger"))
-    for step in manual_pages.steps(PAGE):
-        reader.follow(step)
-    return reader
 
 
 def test_the_first_hour_runs_as_it_stands(tmp_path):

@@ -9,10 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from bimkern import command
+from bimkern.errors import closest
 from bimkern.recipes import Recipe
 from bimkern.recipes.find import find_config
 from bimkern.train.callbacks import Callbacks, FinishedStep, Saved
-from bimkern.train.config.overrides import closest, with_overrides
+from bimkern.train.config.overrides import with_overrides
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.run import Outcome, run
 from bimkern.train.signals import Stopped
@@ -73,18 +74,7 @@ def _configure(recipe: str | Recipe | Config, changes: Mapping[str, Any], option
             raise ConfigError(f"{name} is given twice, as an option and as run.{name} in set; give it once")
     if isinstance(recipe, str):
         recipe = find_config(recipe)
-    config = with_overrides(
-        recipe.config if isinstance(recipe, Recipe) else recipe,
-        {**changes, **{f"run.{name}": value for name, value in _of_one_length(options).items()}},
-    )
+    base = recipe.config if isinstance(recipe, Recipe) else recipe
+    config = with_overrides(base, {**changes, **{f"run.{name}": value for name, value in options.items()}})
     command.check_parts([f"--{name}" for name in options], config.run)
     return config
-
-
-def _of_one_length(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Let epochs that are given replace the steps of the recipe."""
-    if options.get("epochs") is None:
-        return dict(options)
-    if options.get("steps") is not None:
-        raise ConfigError("epochs and steps both say how long the run is; give one of them")
-    return {**options, "steps": None}

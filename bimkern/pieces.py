@@ -19,7 +19,8 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from bimkern.annotations import choices, origin
+from bimkern.annotations import choices, describe, origin, single
+from bimkern.errors import closest
 
 __all__ = ["PieceError", "find_for", "fits", "from_json", "register", "registered", "to_json", "types_of"]
 
@@ -137,9 +138,9 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
     """Turn a value that to_json made into what an annotation asks for.
 
     Args:
-        saved: the JSON value.
-        hint: a dataclass, a kind of pieces, a tuple, list or dict, a union of these, or anything else, which is taken
-            as it is.
+        saved: the JSON value. A dataclass need not say its type where the annotation is that one.
+        hint: a dataclass, a kind of pieces, a tuple, list or dict, a union of these, or anything else, as
+            bimkern.annotations takes it.
         where: its name, for errors.
 
     Raises:
@@ -155,14 +156,18 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
     if isinstance(saved, dict) and dict in generic and not ("type" in saved and types):
         _, item = get_args(generic[dict])
         return {key: from_json(value, item, f"{where}[{key!r}]") for key, value in saved.items()}
-    if types:
-        return _dataclass_from_json(saved, types, where)
-    return Path(saved) if isinstance(saved, str) and Path in allowed else saved
+    if types and isinstance(saved, dict):
+        only = next(iter(types)) if len(types) == 1 and not any(map(registered, allowed)) else None
+        return _dataclass_from_json(saved, types, only, where)
+    try:
+        return single(saved, [choice for choice in allowed if not types_of(choice)])
+    except ValueError:
+        raise PieceError(f"{where}: must be {describe(hint)}, got {saved!r}") from None
 
 
 def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -> tuple[Any, ...] | list[Any]:
     """Turn a list into the tuple that is asked for, or the list; into a tuple where neither is."""
-    items = get_args(as_list if as_tuple is None else as_tuple) or (None, ...)
+    items = get_args(as_list if as_tuple is None else as_tuple) or (Any, ...)
     if as_tuple is None or items[1:] == (...,):
         items = items[:1] * len(saved)
     if len(items) != len(saved):
@@ -171,15 +176,18 @@ def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -
     return found if as_list is not None and as_tuple is None else tuple(found)
 
 
-def _dataclass_from_json(saved: Any, types: dict[str, Any], where: str) -> Any:
-    name = saved.get("type") if isinstance(saved, dict) else None
+def _dataclass_from_json(saved: dict[str, Any], types: dict[str, Any], only: str | None, where: str) -> Any:
+    name = saved.get("type", only)
     if name not in types:
-        source = saved.get("from") if isinstance(saved, dict) else None
+        source = saved.get("from")
         remedy = f"import {_named_source(source)}, which defines it, first; or " if source else ""
         raise PieceError(f"{where}: unknown type {name!r}; {remedy}choose one of {', '.join(sorted(types))}")
     hints = get_type_hints(types[name])
+    known = [field.name for field in fields(types[name]) if field.init]
     given = {n: v for n, v in saved.items() if n not in _RESERVED}
-    values = {n: from_json(v, hints.get(n), f"{where}.{n}") for n, v in given.items()}
+    if unknown := [n for n in given if n not in known]:
+        raise PieceError(f"{where}.{unknown[0]}: {name} has no such field; {closest(unknown[0], known)}")
+    values = {n: from_json(v, hints[n], f"{where}.{n}") for n, v in given.items()}
     try:
         return types[name](**values)
     except (TypeError, ValueError) as error:

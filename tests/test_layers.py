@@ -14,8 +14,8 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("annotations",),
-    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
+    ("annotations", "errors"),
+    ("rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),
-    ("api",),
+    ("config_options", "api"),
     COMMANDS,
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from bimkern.errors import closest
 from bimkern.recipes import RECIPES
 from bimkern.recipes.recipe import Recipe
-from bimkern.train.config.overrides import closest
 from bimkern.train.config.run import Config, ConfigError
 
 __all__ = ["UserCodeError", "find_config", "import_module"]

@@ -172,7 +172,7 @@ def test_epochs_replace_the_steps_of_a_recipe(monkeypatch):
     ("arguments", "message"),
     [
         ({"epoch": 3}, r"pretrain has no option 'epoch'; did you mean epochs\?"),
-        ({"epochs": 3, "steps": 4}, "epochs and steps both say how long the run is; give one of them"),
+        ({"epochs": 3, "steps": 4}, "run.epochs and run.steps both say how long the run is; set one of them"),
         ({"steps": 4, "set": {"run.steps": 5}}, "steps is given twice, as an option and as run.steps in set"),
         ({"steps": "many"}, "run.steps: must be .*, got 'many'"),
         ({"steps": 0}, "--steps must be at least 1, got 0"),

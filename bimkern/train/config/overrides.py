@@ -5,7 +5,6 @@ lie in a tuple, as in method.heads, a number names one, method.heads.0.depth; wi
 type puts another piece in place of one, schedule.type=MultiStep; fields that both have keep their values.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
@@ -13,10 +12,11 @@ from typing import Any, get_args, get_type_hints
 
 from bimkern import pieces
 from bimkern.annotations import choices, describe, origin, single, single_from_text
+from bimkern.errors import closest
 from bimkern.mim.stages import equal_stages
 from bimkern.train.config.run import Config, ConfigError
 
-__all__ = ["closest", "parse_settings", "with_overrides"]
+__all__ = ["parse_settings", "with_overrides"]
 
 Hint = Any
 
@@ -24,7 +24,8 @@ Hint = Any
 def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return a config with other values in some fields; all are set at once, and only then checked together.
 
-    Where the depth of the encoder changes and its stages were equal, the taps cut it into as many equal stages again.
+    Two fields follow others, unless they are set as well: where run.epochs is, run.steps is none; where the depth of
+    the encoder is, and its stages were equal, method.taps cut it into as many equal stages again.
 
     Args:
         config: what is changed.
@@ -34,7 +35,8 @@ def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
         ConfigError: there is no such field, it cannot hold the value, or values contradict each other; one line that
             names the field and the choices.
     """
-    changed: Config = _changed(config, Config, _with_stages(config, _nested(changes)), "")
+    tree = _with_length(_with_stages(config, _nested(changes)))
+    changed: Config = _changed(config, Config, tree, "")
     return changed
 
 
@@ -87,6 +89,15 @@ def _with_stages(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
             f"method.encoder.depth: must be a multiple of the {len(taps)} stages, got {depth}; or {remedy}"
         )
     return tree | {"method": method | {"taps": equal_stages(depth, len(taps))}}
+
+
+def _with_length(tree: dict[str, Any]) -> dict[str, Any]:
+    run = tree.get("run")
+    if not isinstance(run, dict) or "epochs" not in run:
+        return tree
+    if run.get("steps") is not None:
+        raise ConfigError("run.epochs and run.steps both say how long the run is; set one of them")
+    return tree | {"run": run | {"steps": None}}
 
 
 def _changed(value: Any, hint: Hint, change: Any, where: str) -> Any:
@@ -225,10 +236,3 @@ def _split(text: str) -> list[str]:
             items[-1] += character
     items = [item.strip() for item in items]
     return items if items[-1] else items[:-1]  # a comma may end them
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the known ones that are like it, or all."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {', '.join(close)}?" if close else f"choose one of {', '.join(known)}"

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
 from bimkern.data.check import check, readable
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import allow_pixels
@@ -21,6 +22,7 @@ from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_b
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting.held_out import HeldOutError
+from bimkern.train.reporting.loggers import logger as loggers
 from bimkern.train.reporting.progress import checking
 from bimkern.train.reporting.summary import describe_briefly
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
@@ -124,6 +126,7 @@ def _choose(options: RunConfig) -> tuple[Loader, str]:
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
+    loggers.choose(options.log)
     return choose_loader(options.loader, device, options.workers, dry_run=options.dry_run)
 
 

@@ -30,9 +30,9 @@ from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting import metrics
 from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
 from bimkern.train.reporting.history import History
+from bimkern.train.reporting.metrics import Metrics
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
 from bimkern.train.reporting.throughput import Throughput, TimedLoader
@@ -127,8 +127,10 @@ class Trainer:
         done = self._resume()
         self.folder.record(self.config)
         if done == self.layout.num_steps:
-            if not self.folder.has_pictures():  # killed between its last checkpoint and them
-                self._snapshot(done, metrics.read(self.folder.path))()
+            undrawn = not self.folder.has_pictures()  # killed between its last checkpoint and them
+            if undrawn or self.config.run.log:
+                with closing(Metrics.of(self.config, self.layout, self.folder, after_step=done)) as log:
+                    self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
             self.task.compile()
@@ -308,6 +310,7 @@ class Trainer:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
         loss = self._interval_loss.take()
+        draw = self._snapshot(done, log.history)
         state = {
             "scalers": [update.scaler_state() for update in self.task.updates],
             "skipped": {update.name: int(update.skipped) for update in self.task.updates},
@@ -320,7 +323,7 @@ class Trainer:
             loss,
             conditions=self.task.conditions(done - 1),
             first=log.sync,
-            then=self._snapshot(done, log.history),
+            then=lambda: self._after_save(done, log, draw),
             required=required,
         )
 
@@ -331,6 +334,13 @@ class Trainer:
 
     def _snapshot(self, done: int, history: History) -> Callable[[], None]:
         return self.task.snapshot(done, history.records(), self._memory.plan())
+
+    def _after_save(self, done: int, log: Metrics, draw: Callable[[], None]) -> None:
+        try:
+            draw()
+            log.keep_picture(done)
+        finally:
+            log.publish(self.saver.saved_step)
 
 
 class _Session:
@@ -352,12 +362,14 @@ class _Session:
         self.throughput = Throughput(self._trainer.loader, done)
 
     def __enter__(self) -> Self:
+        trainer = self._trainer
         with ExitStack() as stack:
-            self.log = stack.enter_context(closing(metrics.Metrics(self._trainer.folder.path, after_step=self.done)))
+            log = Metrics.of(trainer.config, trainer.layout, trainer.folder, after_step=self.done)
+            self.log = stack.enter_context(closing(log))
             self.reporter = stack.enter_context(closing(Reporter(done=self.done, total=self._last)))
             stack.enter_context(self.signals)
             stack.enter_context(stopped_by(self.signals.pending))
-            stack.enter_context(self._trainer.saver)
+            stack.enter_context(trainer.saver)
             stack.callback(self._stop_loading)
             self.load_from(self.done)
             self._stack = stack.pop_all()

@@ -27,7 +27,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # rounding, as another kernel of the same attention does.
 FREE_OPTIONS = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "arena", "attention", "log_every", "save_every", "dry_run"),
+    *("compile", "arena", "attention", "log", "log_every", "save_every", "dry_run"),
     "teacher",  # its path; a checkpoint knows its content
 )
 
@@ -83,6 +83,8 @@ class RunConfig:
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.jsonl and TensorBoard: csv, wandb, mlflow, or registered ones of your own, by name."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100

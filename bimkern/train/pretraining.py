@@ -23,6 +23,7 @@ from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.trainer import StepResult
 
@@ -57,7 +58,8 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
+        kept = KeptPictures(pictures, layout.num_steps)
+        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, kept)
 
     def compile(self) -> None:
         network.compile_layers(self.model)
@@ -103,8 +105,8 @@ class Pretraining:
                 f"choose another --out"
             )
 
-    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        return self._held_out.snapshot(self.model, records, f"{self._config.recipe}, step {done}", plan)
+    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
+        return self._held_out.snapshot(self.model, done, records, self._config.recipe, plan)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -30,6 +31,7 @@ from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting import resolved
 from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.metrics import Metrics
@@ -82,8 +84,8 @@ class Task(Protocol):
             ConfigError: it was not.
         """
 
-    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        """Compute what the pictures of a step show; return what draws them, in any thread."""
+    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
+        """Compute what the pictures of a step show; return what draws them, in any thread, and names one to log."""
 
 
 class Trainer:
@@ -103,6 +105,7 @@ class Trainer:
         run = config.run
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
+        self._loading = f"{loader}"
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
         data = MicroBatches(images=images.images, augment=config.augment, seed=run.seed, layout=layout)
@@ -125,7 +128,8 @@ class Trainer:
             ConfigError, CheckpointError: the checkpoint is of another run, or does not fit.
         """
         done = self._resume()
-        self.folder.record(self.config)
+        facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
+        self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
             undrawn = not self.folder.has_pictures()  # killed between its last checkpoint and them
             if undrawn or self.config.run.log:
@@ -332,13 +336,14 @@ class Trainer:
         optimizer = {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
         return self.task.model.state_dict(), optimizer
 
-    def _snapshot(self, done: int, history: History) -> Callable[[], None]:
+    def _snapshot(self, done: int, history: History) -> Callable[[], Path | None]:
         return self.task.snapshot(done, history.records(), self._memory.plan())
 
-    def _after_save(self, done: int, log: Metrics, draw: Callable[[], None]) -> None:
+    def _after_save(self, done: int, log: Metrics, draw: Callable[[], Path | None]) -> None:
         try:
-            draw()
-            log.keep_picture(done)
+            picture = draw()
+            if picture is not None:
+                log.log_picture(done, picture)
         finally:
             log.publish(self.saver.saved_step)
 

@@ -7,7 +7,9 @@ from bimkern import pieces
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
-__all__ = ["differences", "from_json", "refuse_other", "to_json"]
+__all__ = ["STARTS", "differences", "from_json", "refuse_other", "to_json"]
+
+STARTS = "starts"  # in config.json, beside the config itself: what every start of the run was resolved to
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -29,6 +31,8 @@ def from_json(saved: Any) -> Config:
     Raises:
         ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
     """
+    if isinstance(saved, dict):
+        saved = {name: value for name, value in saved.items() if name != STARTS}
     try:
         config: Config = pieces.from_json(saved, Config, "config")
     except PieceError as error:
@@ -47,7 +51,7 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
         lines = []
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
-            if name != "from" and path not in {f"run.{free}" for free in FREE_OPTIONS}:
+            if name != "from" and path not in {STARTS, *(f"run.{free}" for free in FREE_OPTIONS)}:
                 lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]

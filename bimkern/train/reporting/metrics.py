@@ -9,7 +9,6 @@ from typing import Any
 from bimkern.data.step_layout import StepLayout
 from bimkern.files import jsonl
 from bimkern.files.append import AppendOnlyFile
-from bimkern.files.best_effort import BestEffort
 from bimkern.train.config.run import Config
 from bimkern.train.config.serialize import to_json
 from bimkern.train.reporting.history import History
@@ -60,7 +59,6 @@ class Metrics:
         self._path = folder / FILE
         self._lines = AppendOnlyFile(self._path)
         self._pictures = pictures or KeptPictures(folder / "pictures", num_steps=1)
-        self._picture_files = BestEffort(f"{folder / 'pictures'} (one for every save)")
         self._board = TensorBoard(folder / "tensorboard")
         self.cut_back(after_step)
         if config:
@@ -111,12 +109,9 @@ class Metrics:
         self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
         self._board.numbers(record["step"], finite_numbers(record))
 
-    def keep_picture(self, step: int) -> None:
-        """Keep the picture of a save, which has just been drawn; any thread may."""
-        with self._picture_files.attempt():
-            kept = self._pictures.keep(step)
-            if kept is not None:
-                self._board.picture(step, kept)
+    def log_picture(self, step: int, path: Path) -> None:
+        """Add the picture that is kept of a save; any thread may."""
+        self._board.picture(step, path)
 
     def publish(self, step: int) -> None:
         """Have everything up to the step of a checkpoint sent to the other loggers; any thread may."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bimkern.files import atomic
 
-NEWEST = "reconstruction.png"
 _KEPT = 100  # at most, of a run
 _OF_STEP = re.compile(r"reconstruction-(\d+)\.png")
 
@@ -15,7 +14,8 @@ class KeptPictures:
     """Keep the picture of every save; of more than 100 saves, one for every hundredth of the run."""
 
     def __init__(self, folder: Path, num_steps: int) -> None:
-        self._folder, self._num_steps = folder, num_steps
+        self.folder, self.newest = folder, folder / "reconstruction.png"
+        self._num_steps = num_steps
 
     def keep(self, step: int) -> Path | None:
         """Copy the newest picture, which is of this step, under its step; return None where it need not be kept.
@@ -23,13 +23,12 @@ class KeptPictures:
         Raises:
             OSError: it cannot be written.
         """
-        newest = self._folder / NEWEST
         last = max(self._steps(), default=None)
-        if not newest.is_file() or (last is not None and (step - last) * _KEPT < self._num_steps):
+        if last is not None and (step - last) * _KEPT < self._num_steps:
             return None
         kept = self._path(step)
         with atomic.replaced(kept) as scratch:
-            shutil.copyfile(newest, scratch)
+            shutil.copyfile(self.newest, scratch)
         return kept
 
     def after(self, step: int) -> dict[int, Path]:
@@ -37,7 +36,7 @@ class KeptPictures:
         return {later: self._path(later) for later in self._steps() if later > step}
 
     def _steps(self) -> list[int]:
-        return sorted(int(found[1]) for path in self._folder.iterdir() if (found := _OF_STEP.fullmatch(path.name)))
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _OF_STEP.fullmatch(path.name)))
 
     def _path(self, step: int) -> Path:
-        return self._folder / f"reconstruction-{step:08d}.png"
+        return self.folder / f"reconstruction-{step:08d}.png"

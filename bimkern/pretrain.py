@@ -93,16 +93,19 @@ def _closing_words(outcome: Outcome) -> str:
     held_out = (
         "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
     )
+    if config.run.held_out:
+        held_out = f"images kept out of training by --held-out {config.run.held_out:g}"
     width = max(len(stage.name) for stage in stages)
-    notes = dict.fromkeys(stage.note for stage in stages if stage.note)
     layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"
-    if config.schedule.per_group:
-        notes["What was frozen before the end is evaluated as it was left."] = None
+    notes = ["What was frozen before the end is evaluated as it was left."] if config.schedule.per_group else []
+    notes += (
+        ["The part of the loss that is learned from the teacher is left out."] if config.method.distillation else []
+    )
     return "\n".join(
         [
-            f"\nMean squared error on what is hidden, {held_out}:",
+            f"\nLoss on what is masked, {held_out}:",
             *(
-                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
+                f"  {stage.name:{width}}  {stage.loss:#.3g}; the mean visible target would give {stage.mean_loss:#.3g}"
                 for stage in stages
             ),
             *(f"({note})" for note in notes),

@@ -87,6 +87,10 @@ def find_inputs(options: RunConfig) -> Inputs:
         raise ConfigError("--data is empty or the current folder; name the folder of images")
     else:
         listing, held_out = image_folder(options.data), None
+    if options.held_out and held_out is not None:
+        raise ConfigError(
+            f"--held-out {options.held_out:g}: these images have held-out ones of their own; leave it out"
+        )
     return Inputs(listing, held_out, *_choose(options))
 
 
@@ -146,8 +150,8 @@ def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> FrozenDa
     for listing in listings:
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
-    ratio = config.run.max_bad_ratio
-    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
+    shares = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
+    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, **shares)
     if inputs.held_out is None:
         return images
     root, results = inputs.held_out.root, found[1]

@@ -84,6 +84,9 @@ class Task(Protocol):
             ConfigError: it was not.
         """
 
+    def held_out_losses(self) -> list[float]:
+        """Return the loss of every part of the network on images that are held out."""
+
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
         """Compute what the pictures of a step show; return what draws them, in any thread, and names one to log."""
 
@@ -164,8 +167,11 @@ class Trainer:
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, record = done == self.layout.num_steps, None
-            if done == 1 or done % run.log_every == 0 or last:
+            evaluated = run.held_out > 0 and (last or done % run.save_every == 0)
+            if done == 1 or done % run.log_every == 0 or last or evaluated:
                 record = self._record(session, result)
+                if evaluated:
+                    record["held_out_loss_per_stage"] = self.task.held_out_losses()
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):

@@ -72,6 +72,8 @@ class RunConfig:
     """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
     workers: int | None = None
     """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
+    held_out: float = 0.0
+    """Share of the images to keep out of training, by name. Their loss is logged at every save."""
     max_bad_ratio: float = 0.1
     """Largest share of unreadable images. They are listed in quarantine.jsonl; a larger share ends the run."""
     max_pixels: int = MAX_PIXELS
@@ -103,8 +105,9 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
-        if not 0 <= self.max_bad_ratio < 1:
-            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
+        for name in ("max_bad_ratio", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 

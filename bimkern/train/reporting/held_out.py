@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bimkern.arena import Plan
 from bimkern.files.best_effort import BestEffort
+from bimkern.mim import evaluation
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import hidden_errors, stage_name
 from bimkern.mim.reconstruction.renderers import renderer_for
@@ -16,14 +17,17 @@ from bimkern.train.reporting import plots
 from bimkern.train.reporting.pictures import KeptPictures
 
 NUM_IMAGES = 64
+NUM_HELD_OUT = 256  # of a held-out share, whose loss is computed
 _DRAWN_IMAGES = 6
 
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """The error of a stage on masked patches of held-out images, beside that of a simple baseline."""
+    """The loss and the error of a stage on masked patches of held-out images, beside those of simple baselines."""
 
     name: str
+    loss: float  # as it is trained with, without distillation
+    mean_loss: float  # of predicting the mean visible target
     error: float
     baseline: str  # in words
     baseline_error: float
@@ -33,19 +37,41 @@ class HeldOutError:
 class HeldOutEvaluation:
     """Reconstruct the same images with the same masks at every call."""
 
-    def __init__(self, images: Tensor, draw_ids: Tensor, seed: int, pictures: KeptPictures) -> None:
-        """Take images [B, C, H, W] uint8, their draw ids [B], the seed of the masks, and where pictures are kept."""
+    def __init__(
+        self, images: Tensor, draw_ids: Tensor, *, seed: int, micro_batch: int, pictures: KeptPictures
+    ) -> None:
+        """Evaluate on some images.
+
+        Args:
+            images: [B, C, H, W] uint8.
+            draw_ids: [B].
+            seed: of the masks.
+            micro_batch: images whose loss is computed at a time.
+            pictures: where they are kept.
+        """
+        self._micro_batch = micro_batch
         self._images, self._draw_ids, self._seed = images, draw_ids, seed
         self._pictures, self._writing = pictures, BestEffort(f"{pictures.folder}")
 
     def errors(self, model: MIM) -> list[HeldOutError]:
         """Return the error of every stage."""
-        errors, baselines = hidden_errors(model, self._images, self._draw_ids, seed=self._seed)
+        some = slice(0, NUM_IMAGES)
+        errors, baselines = hidden_errors(model, self._images[some], self._draw_ids[some], seed=self._seed)
+        values = zip(*self._losses(model), errors.tolist(), baselines.tolist(), strict=True)
         found = []
-        for stage, (error, baseline) in enumerate(zip(errors.tolist(), baselines.tolist(), strict=True)):
+        for stage, (loss, mean_loss, error, baseline) in enumerate(values):
             renderer, name = renderer_for(model, stage), stage_name(model.method, stage)
-            found.append(HeldOutError(name, error, renderer.baseline, baseline, renderer.note))
+            found.append(HeldOutError(name, loss, mean_loss, error, renderer.baseline, baseline, renderer.note))
         return found
+
+    def losses(self, model: MIM) -> list[float]:
+        """Return the loss of every stage."""
+        return self._losses(model)[0]
+
+    def _losses(self, model: MIM) -> tuple[list[float], list[float]]:
+        options = {"seed": self._seed, "micro_batch": self._micro_batch}
+        predicted, mean = evaluation.losses(model, self._images, self._draw_ids, **options)
+        return predicted.tolist(), mean.tolist()
 
     def snapshot(
         self, model: MIM, step: int, records: list[dict[str, Any]], title: str, plan: Plan | None = None

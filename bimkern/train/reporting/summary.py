@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from bimkern.data.held_out import is_held_out
 from bimkern.data.source import Listing
 from bimkern.data.step_layout import StepLayout
 from bimkern.train import network
@@ -23,8 +24,9 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     layout = config.step_layout(num_images)
     few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
+    held_out = f", {len(images.held_out)} more held out" if run.held_out else ""
     return (
-        f"{config.recipe}: {num_images} images from {images.images.root}{_skipped(images.listing)}; "
+        f"{config.recipe}: {num_images} images from {images.images.root}{held_out}{_skipped(images.listing)}; "
         f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
         f"peak learning rate {run.peak_lr:.2e}{few}\n"
         f"loader: {loader}{teacher}"
@@ -37,11 +39,12 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     with torch.device("meta"):
         model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    layout = config.step_layout(len(images))
+    num_images = sum(not is_held_out(file, run.held_out) for file in images.files)
+    layout = config.step_layout(num_images)
     peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
     largest = peaks[max(peaks)]
     facts = {
-        "images": f"{len(images)} in {images.root}, not checked yet{_skipped(images)}",
+        "images": f"{num_images} in {images.root}, {len(images) - num_images} more held out, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
@@ -51,7 +54,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256",
     }
     if config.phases:
-        facts |= _phases(config, layout, len(images))
+        facts |= _phases(config, layout, num_images)
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 

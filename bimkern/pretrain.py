@@ -90,17 +90,14 @@ def _help(recipe: Recipe) -> str:
 
 def _closing_words(outcome: Outcome) -> str:
     config, folder, stages = outcome.config, outcome.folder, outcome.held_out
-    held_out = (
-        "parts of the photographs kept out of training" if config.run.data is None else "other crops of the images"
-    )
-    if config.run.held_out:
-        held_out = f"images kept out of training by --held-out {config.run.held_out:g}"
+    held_out = "other crops of the images"
+    if config.run.held_out or config.run.data is None:
+        held_out = f"{'images' if config.run.held_out else 'parts of the photographs'} kept out of training"
     width = max(len(stage.name) for stage in stages)
     layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"
     notes = ["What was frozen before the end is evaluated as it was left."] if config.schedule.per_group else []
-    notes += (
-        ["The part of the loss that is learned from the teacher is left out."] if config.method.distillation else []
-    )
+    if config.method.distillation is not None:
+        notes.append("What the teacher adds to the loss is left out.")
     return "\n".join(
         [
             f"\nLoss on what is masked, {held_out}:",

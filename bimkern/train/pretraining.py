@@ -59,8 +59,10 @@ class Pretraining:
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
         kept = KeptPictures(pictures, layout.num_steps)
-        at_a_time = {"seed": run.seed, "micro_batch": run.images_at_a_time}
-        self._held_out = HeldOutEvaluation(*self._load_held_out(images), **at_a_time, pictures=kept)
+        held_out, draw_ids = self._load_held_out(images)
+        self._held_out = HeldOutEvaluation(
+            held_out, draw_ids, seed=run.seed, micro_batch=run.images_at_a_time, pictures=kept
+        )
 
     def compile(self) -> None:
         network.compile_layers(self.model)

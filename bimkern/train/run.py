@@ -88,9 +88,7 @@ def find_inputs(options: RunConfig) -> Inputs:
     else:
         listing, held_out = image_folder(options.data), None
     if options.held_out and held_out is not None:
-        raise ConfigError(
-            f"--held-out {options.held_out:g}: these images have held-out ones of their own; leave it out"
-        )
+        raise ConfigError(f"--held-out {options.held_out:g}: the data holds out images of its own; leave it out")
     return Inputs(listing, held_out, *_choose(options))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -81,7 +80,6 @@ def test_a_run_never_trains_on_them_and_logs_their_loss(photos, tmp_path, monkey
     loss, mean = re.search(r"after layer 4  (\S+); the mean visible target would give (\S+)", printed).groups()
     assert float(loss) == pytest.approx(logged[4][0], rel=1e-2)
     assert float(mean) == pytest.approx(1, abs=0.05)  # of targets that are normalized
-    assert "would still lose" not in printed
 
 
 def test_a_resumed_run_evaluates_the_same(photos, tmp_path):
@@ -151,7 +149,7 @@ def test_the_loss_is_that_of_training_however_it_is_cut(name):
 
 
 def test_the_mean_visible_target_of_a_plain_image_is_right():
-    method = replace(RECIPES["simmim_vit_test"].config.method)
+    method = RECIPES["simmim_vit_test"].config.method
     size = method.encoder.image_size
     images = torch.full((2, 3, size, size), 100, dtype=torch.uint8)
     _, mean = evaluation.losses(MIM(method), images, torch.arange(2), seed=0, micro_batch=2)

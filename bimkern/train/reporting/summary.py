@@ -24,7 +24,7 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     layout = config.step_layout(num_images)
     few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
-    held_out = f", {len(images.held_out)} more held out" if run.held_out else ""
+    held_out = _held_out(len(images.held_out)) if run.held_out else ""
     return (
         f"{config.recipe}: {num_images} images from {images.images.root}{held_out}{_skipped(images.listing)}; "
         f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
@@ -42,9 +42,9 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     num_images = sum(not is_held_out(file, run.held_out) for file in images.files)
     layout = config.step_layout(num_images)
     peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
-    largest = peaks[max(peaks)]
+    largest, held_out = peaks[max(peaks)], _held_out(len(images) - num_images)
     facts = {
-        "images": f"{num_images} in {images.root}, {len(images) - num_images} more held out, not checked yet{_skipped(images)}",
+        "images": f"{num_images} in {images.root}{held_out}, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per block)",
@@ -72,6 +72,10 @@ def _phases(config: Config, layout: StepLayout, num_images: int) -> Mapping[str,
         f"learning rate {config.run.peak_lr_of(segment.batch_size):.3e} at its peak"
         for i, (segment, length) in enumerate(zip(layout.segments, layout.lengths(), strict=True))
     }
+
+
+def _held_out(num_images: int) -> str:
+    return f", {num_images} more held out" if num_images else ""
 
 
 def _skipped(listing: Listing) -> str:

@@ -1,7 +1,7 @@
 """The dataset of a run: frozen when it starts, verified when it resumes, less the images in quarantine.
 
-images.jsonl lists the images trained on and those held out, with sizes and digests. quarantine.jsonl lists images that cannot be read and
-why, and the non-image files that were skipped, one record per suffix and reason.
+images.jsonl lists the images trained on and those held out, with sizes and digests. quarantine.jsonl lists images that
+cannot be read and why, and the non-image files that were skipped, one record per suffix and reason.
 """
 
 import hashlib
@@ -184,9 +184,7 @@ def _split(images: Images, quarantined: set[str], share: float) -> tuple[Images,
         parts[is_held_out(file, share)].append(i)
     for part, sample_ids in zip(("training", "evaluation"), parts, strict=True):
         if all(images.files[i] in quarantined for i in sample_ids):
-            raise SourceError(
-                f"--held-out {share:g} leaves none of {len(images)} images for {part}; choose another share"
-            )
+            raise SourceError(f"--held-out {share:g} leaves none of {len(images)} images for {part}; change it")
     return images.only(parts[0]), images.only(parts[1])
 
 

@@ -25,6 +25,8 @@ OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "xformers": ("xformers", None),
     "apex": ("apex", adapters.not_nvidias),
     "timm": ("timm", None),
+    "wandb": ("wandb", None),
+    "mlflow": ("mlflow", None),
     "torchvision": ("torchvision", None),
 }
 

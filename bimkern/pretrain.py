@@ -108,7 +108,7 @@ def _closing_words(outcome: Outcome) -> str:
             *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
             "  pictures/reconstruction.png  what is hidden from each stage and what it predicts\n"
-            "  pictures/curves.png, memory.png\n"
+            "  pictures/curves.png, memory.png, and reconstruction-STEP.png for each save\n"
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"
             f"  exported/                    the encoder up to each head, {layout}\n\n"

@@ -24,10 +24,11 @@ OPTIONS = (
         "--seed",
         "--loader",
         "--workers",
+        "--held-out",
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every", "--dry-run"),
+    *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every", "--dry-run"),
 )
 
 

@@ -115,7 +115,7 @@ def test_a_package_that_is_missing_is_one_line_before_anything_begins(
     with pytest.raises(SystemExit) as end:
         train(photos, tmp_path / "run", "--log", name)
     assert end.value.code == 2
-    said = f"python -m bimkern.pretrain: --log {name}: {module} is not installed; pip install {module}\n"
+    said = f"python -m bimkern.pretrain: --log {name}: not installed; pip install {module}\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "run").exists()
 

@@ -23,7 +23,7 @@ class KeptPictures:
         Raises:
             OSError: it cannot be written.
         """
-        last = max(self._steps(), default=None)
+        last = max((earlier for earlier in self._steps() if earlier < step), default=None)
         if last is not None and (step - last) * _KEPT < self._num_steps:
             return None
         kept = self._path(step)

@@ -76,5 +76,5 @@ def choose(names: Sequence[str]) -> dict[str, Logger]:
         try:
             optional.load(package)
         except optional.Unusable as reason:
-            raise optional.Unusable(f"--log {name}: {package} is {reason}; pip install {package}") from reason
+            raise optional.Unusable(f"--log {name}: {reason}; pip install {package}") from reason
     return chosen

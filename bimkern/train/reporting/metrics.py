@@ -23,14 +23,6 @@ from bimkern.train.run_folder.folder import RunFolder
 FILE = "metrics.jsonl"
 
 
-def read(folder: Path) -> History:
-    """Read the records of a run; a torn line is skipped."""
-    history = History()
-    for record in jsonl.read(folder / FILE):
-        history.add(record)
-    return history
-
-
 class Metrics:
     """The metrics and pictures of a run, open for appending."""
 

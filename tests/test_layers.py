@@ -14,7 +14,7 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("errors", "rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
+    ("errors", "rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
@@ -29,12 +29,14 @@ LAYERS = (
     ("train.reporting",),
     ("exporters",),
     ("importers",),
+    ("train.task",),
     ("train.trainer",),
     ("train.pretraining",),
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),
     COMMANDS,
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin

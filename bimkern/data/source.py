@@ -5,7 +5,7 @@ A sample id is the index of an image in the sorted list of a source, so it means
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +111,12 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def only(self, sample_ids: Sequence[int]) -> "Images":
+        """Return some of them, all taken to be readable."""
+        ids = list(sample_ids)
+        files = tuple(self.files[i] for i in ids)
+        return Images(self.source, files, self.sizes[ids], self.orientations[ids], self.pil_only[ids])
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""

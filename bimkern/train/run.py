@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
 from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
@@ -24,6 +25,7 @@ from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_b
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting.held_out import HeldOutError
+from bimkern.train.reporting.loggers import logger as loggers
 from bimkern.train.reporting.progress import checking
 from bimkern.train.reporting.summary import describe_briefly
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
@@ -90,6 +92,8 @@ def find_inputs(config: Config) -> Inputs:
     allow_pixels(config.run.max_pixels)
     source = find_source(config)
     held_out = None if source.held_out is None else list_images(source.held_out)
+    if config.run.held_out and held_out is not None:
+        raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
     return Inputs(list_images(source), held_out, *_choose(config.run))
 
 
@@ -163,6 +167,7 @@ def _choose(options: RunConfig) -> tuple[Loader, str]:
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
+    loggers.choose(options.log)
     return choose_loader(options.loader, device, options.workers)
 
 
@@ -188,6 +193,6 @@ def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> FrozenDa
     for listing in inputs.listings:
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
-    ratio = config.run.max_bad_ratio
-    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
+    shares = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
+    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, **shares)
     return images if inputs.held_out is None else images.hold_out(inputs.held_out, found[1])

@@ -1,6 +1,7 @@
-"""PIL in processes against DALI in as many threads: the same crops of the same JPEGs, at 224 px.
+"""PIL in processes against DALI in as many threads; on large photographs, PIL with drafts against full decoding.
 
-The photographs are those of the demo, resampled to the usual size of a photograph in ImageNet.
+All make the same crops of the same JPEGs, at 224 px. The photographs are those of the demo, resampled to the usual size
+of a photograph in ImageNet or, with the noise of a sensor, to that of a camera.
 """
 
 import sys

@@ -95,7 +95,7 @@ def check_file(source: Source, file: str) -> FileCheck:
             image = decode(opened)  # first: most of what is refused is not read to its end
             opened.seek(0)
             digest = _digest(opened.read())
-            size = upright_size(image.pixels.size, image.orientation)
+            size = upright_size(image.size, image.orientation)
             return FileCheck(num_bytes, mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return FileCheck(fault=str(error))

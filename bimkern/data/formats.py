@@ -42,7 +42,9 @@ class OutOfResources(RuntimeError):
 class Decoded:
     """An image as its file stores it."""
 
-    pixels: Image.Image  # RGB, not turned
+    pixels: Image.Image  # RGB, not turned; 1 / reduction of its width and height, rounded up
+    size: tuple[int, int]  # width and height in full, not turned
+    reduction: int
     orientation: int  # how it is to be turned (orientation.py)
     pil_only: bool  # whether DALI might decode it to something else
 
@@ -85,20 +87,24 @@ def is_image(path: Path) -> bool:
             raise BadImage(reason_of(error)) from error
 
 
-def decode_file(path: Path) -> Decoded:
-    """Decode an image to RGB.
+def decode_file(path: Path, reduction: int = 1) -> Decoded:
+    """Decode an image to RGB, as decode().
 
     Raises:
         BadImage, OutOfResources: as open_file() and decode().
     """
     with open_file(path) as file:
-        return decode(file)
+        return decode(file, reduction)
 
 
-def decode(file: BinaryIO) -> Decoded:
+def decode(file: BinaryIO, reduction: int = 1) -> Decoded:
     """Decode an image to RGB.
 
     CMYK is read in Adobe's polarity (0 is full ink) in every JPEG, as PIL does and web browsers do.
+
+    Args:
+        file: the image.
+        reduction: 1, 2, 4 or 8; a JPEG in gray or RGB is decoded at 1 / reduction of its size, any other image in full.
 
     Raises:
         BadImage: it is truncated, of another format, animated, of more than 8 bits a channel, or too large.
@@ -114,8 +120,11 @@ def decode(file: BinaryIO) -> Decoded:
                 raise BadImage("32 bits per channel; convert it to 8")
             if getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _PREVIEW:
                 raise BadImage("a preview, as in a camera's raw file; convert the photograph to JPEG or PNG")
+            size = image.size
+            done = _reduce(image, reduction)
             image.load()
-            return Decoded(image.convert("RGB"), orientation_of(image), _is_pils_alone(image))
+            pixels = image if image.mode == "RGB" else image.convert("RGB")  # which copies RGB too
+            return Decoded(pixels, size, done, orientation_of(image), _is_pils_alone(image))
         except BadImage:
             raise
         except Exception as error:  # a decoder may raise anything on invalid data
@@ -139,6 +148,18 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         limit = Image.MAX_IMAGE_PIXELS
         raise BadImage(f"{image.width} x {image.height} pixels, more than --max-pixels {limit} in all")
     return image
+
+
+def _reduce(image: ImageFile.ImageFile, reduction: int) -> int:
+    """Have an image decoded at reduced size if its format can do so; return the reduction.
+
+    CMYK is not: RGB is no linear function of it, so that means of its pixels have other colors.
+    """
+    if reduction == 1 or image.mode not in ("RGB", "L"):
+        return 1
+    width, height = image.size
+    draft = image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
+    return 1 if draft is None else round(width / draft[1][2])  # its width before it is rounded up
 
 
 def _plugin(file: BinaryIO) -> Callable[[BinaryIO, str], ImageFile.ImageFile] | None:

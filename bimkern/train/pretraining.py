@@ -125,8 +125,14 @@ class Pretraining:
         count = min(NUM_IMAGES, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
-        seed = self._config.run.seed + 1
-        data = MicroBatches(images=images.held_out, augment=self._config.augment, seed=seed, layout=layout)
+        run = self._config.run
+        data = MicroBatches(
+            images=images.held_out,
+            augment=self._config.augment,
+            seed=run.seed + 1,
+            layout=layout,
+            jpeg_draft=run.jpeg_draft,
+        )
         ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.add_held_out_faults).steps(0, 1)
         return self._on_device(batch)
 

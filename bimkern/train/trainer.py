@@ -105,7 +105,9 @@ class Trainer:
         self.images = images
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
-        data = MicroBatches(images=images.images, augment=config.augment, seed=run.seed, layout=layout)
+        data = MicroBatches(
+            images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
+        )
         self.resilient_loader = ResilientLoader(self.loader, data, images.quarantine.add)
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()

@@ -22,6 +22,14 @@ def test_every_recipe_survives(name):
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
+def test_a_run_older_than_drafts_decoded_in_full():
+    config = RECIPES["mae_vit_test"].config
+    old = to_json(config)
+    del old["run"]["jpeg_draft"]
+    assert differences(old, to_json(config)) == ["run.jpeg_draft: 0.0 before, 4.0 now"]
+    assert differences(old, to_json(replace(config, run=replace(config.run, jpeg_draft=0)))) == []
+
+
 def changed(path, value):
     """The JSON of a recipe with one value replaced, added or, with ..., taken away."""
     saved = json.loads(json.dumps(to_json(RECIPES["mae_vit_test"].config)))

@@ -41,7 +41,7 @@ _FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are 
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
-_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)} | {"run.jpeg_draft": 0.0}
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

@@ -78,7 +78,7 @@ class PilLoader:
             OutOfResources: there is too little for one micro-batch a worker.
         """
         segments = data.layout.segments
-        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in segments)
+        batch_bytes = max(s.micro_batch * data.images.channels * s.image_size**2 for s in segments)
         per_step = max(s.per_step for s in segments)
         enough = max(4, -(-per_step // self.workers) + 1)
         wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
@@ -137,20 +137,21 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     """Make image i of a micro-batch, [C, H, W]; the filter also sees the pixels around the box.
 
-    It is cropped as it is stored; the crop is turned, which costs less.
+    Channels are resized one by one. It is cropped as it is stored; the crop is turned, which costs less.
 
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
     boxes, size = crops.stored_boxes, (crops.size, crops.size)
     with data.images.open(int(crops.sample_ids[i])) as file:
-        stored = decode_image(file, int(crops.reductions[i]))
+        stored = decode_image(file, int(crops.reductions[i]), crops.channels)
     height, width = boxes.sizes[i].tolist()
     if stored.size != (width, height):
         raise BadImage("its size has changed since it was checked")
     top, left = (boxes.corners[i] / stored.reduction).tolist()
     bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
-    resized = stored.pixels.resize(size, _FILTERS[data.augment.interpolation], box=(left, top, right, bottom))
+    chosen, box = _FILTERS[data.augment.interpolation], (left, top, right, bottom)
+    resized = [np.atleast_3d(plane.resize(size, chosen, box=box)) for plane in stored.planes]
     down, across = (slice(None, None, -1 if mirrored else 1) for mirrored in boxes.mirrored[i])
-    pixels = np.asarray(resized)[down, across]  # [H, W, C]
+    pixels = np.concatenate(resized, axis=-1)[down, across]  # [H, W, C]
     return pixels.transpose(2, 1, 0) if boxes.transposed[i] else pixels.transpose(2, 0, 1)

@@ -5,6 +5,7 @@ files that hold as many, .npy arrays [H, W, C] and, for 4, RGBA images.
 """
 
 import errno
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,12 +220,16 @@ def _decode_array(file: BinaryIO, channels: int) -> Decoded:
         raise BadImage(f"no pixels in {list(shape)}")
     _refuse_too_large(width, height)
     try:
-        values = np.frombuffer(file.read(height * width * count), dtype=np.uint8)
-        if len(values) < height * width * count:
+        start, end = file.tell(), file.seek(0, os.SEEK_END)
+        if end - start < height * width * count:
             raise BadImage("truncated")
+        file.seek(start)
+        values = np.frombuffer(file.read(height * width * count), dtype=np.uint8)
         pixels = values.reshape(shape, order="F" if by_columns else "C")
         planes = tuple(Image.fromarray(np.ascontiguousarray(pixels[:, :, i])) for i in range(count))
-    except (OSError, MemoryError) as error:
+    except BadImage:
+        raise
+    except Exception as error:  # a file of a source of the user's own may raise anything
         raise BadImage(reason_of(error)) from error
     return Decoded(planes, (width, height), 1, UPRIGHT, pil_only=True)
 

@@ -269,6 +269,9 @@ def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
     layers, depth = method.distillation.layers, teacher.config.depth
     if not all(0 <= layer < depth for layer in layers):
         raise TeacherError(f"the teacher must have the layers {layers}, it has {depth}")
+    channels = method.encoder.channels
+    if teacher.config.channels != channels:
+        raise TeacherError(f"the teacher's images must have the student's {channels} channels, not {teacher.config.channels}")
     levels = [teacher.config.level(layer + 1) for layer in layers]
     for stage, level in enumerate(levels):
         patch = method.level(stage).patch

@@ -107,10 +107,11 @@ def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
 
 
 def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+    source, channels = listing.source, listing.channels
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
     def work(i: int) -> dict[str, FileCheck]:
-        return {file: check_file(listing.source, file, listing.channels) for file in chunks[i]}
+        return {file: check_file(source, file, channels) for file in chunks[i]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -118,7 +119,7 @@ def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator
     except (WorkerDied, OutOfResources, MemoryError) as error:
         why = str(error) or "out of memory"
         raise SourceError(
-            f"the images in {title(listing.source)} cannot be checked ({why}); the next check continues where this one stopped"
+            f"the images in {title(source)} cannot be checked ({why}); the next check continues where this one stopped"
         ) from error
 
 

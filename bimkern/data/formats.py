@@ -179,18 +179,19 @@ def _refuse_too_large(width: int, height: int) -> None:
 
 def _refuse_other_channels(image: Image.Image, channels: int) -> None:
     """Raise BadImage unless an image holds the channels that are asked for."""
-    mode, count = _AS_STORED.get(channels), len(image.getbands())
+    mode = _AS_STORED.get(channels)
     if image.mode != mode:
-        has = f"has {count} {'channel' if count == 1 else 'channels'} ({image.mode})"
-        raise BadImage(f"{has}, the encoder takes {channels}{f' ({mode})' if mode else ''}; {_array_of(channels)}")
+        has = f"has {_count(len(image.getbands()))} ({image.mode})"
+        takes = f"the encoder takes {channels}{f' ({mode})' if mode else ''}"
+        raise BadImage(f"{has}, {takes}; a {ARRAY_SUFFIX} file of uint8 [H, W, {channels}] holds as many")
+
+
+def _count(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # which copies an image of that mode too
-
-
-def _array_of(channels: int) -> str:
-    return f"a {ARRAY_SUFFIX} file of uint8 [H, W, {channels}] holds as many"
 
 
 def _is_array(file: BinaryIO) -> bool:
@@ -200,7 +201,7 @@ def _is_array(file: BinaryIO) -> bool:
 
 
 def _decode_array(file: BinaryIO, channels: int) -> Decoded:
-    """Read a .npy file; its header is judged before memory is taken for what it promises.
+    """Read a .npy file; its header is checked before memory is taken for what it claims.
 
     Raises:
         BadImage: it is no uint8 array [H, W, C], truncated, or too large.
@@ -215,7 +216,7 @@ def _decode_array(file: BinaryIO, channels: int) -> Decoded:
         raise BadImage(f"{dtype} {list(shape)}; {ARRAY_SUFFIX} images are uint8 [H, W, C]")
     height, width, count = shape
     if count != channels:
-        raise BadImage(f"has {count} {'channel' if count == 1 else 'channels'}, the encoder takes {channels}")
+        raise BadImage(f"has {_count(count)}, the encoder takes {channels}")
     if min(height, width) < 1:
         raise BadImage(f"no pixels in {list(shape)}")
     _refuse_too_large(width, height)

@@ -38,9 +38,7 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def choose_loader(
-    name: LoaderName, device: torch.device, workers: int | None, channels: int = 3
-) -> tuple[Loader, str]:
+def choose_loader(name: LoaderName, device: torch.device, workers: int | None, channels: int = 3) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
     `auto` takes DALI where a GPU decodes to gray or RGB, else PIL. Whether DALI decodes regions there is tested.

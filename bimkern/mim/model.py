@@ -271,7 +271,8 @@ def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
         raise TeacherError(f"the teacher must have the layers {layers}, it has {depth}")
     channels = method.encoder.channels
     if teacher.config.channels != channels:
-        raise TeacherError(f"the teacher's images must have the student's {channels} channels, not {teacher.config.channels}")
+        got = teacher.config.channels
+        raise TeacherError(f"the teacher's images must have the channels of the student's, {channels}, got {got}")
     levels = [teacher.config.level(layer + 1) for layer in layers]
     for stage, level in enumerate(levels):
         patch = method.level(stage).patch

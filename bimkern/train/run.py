@@ -16,7 +16,7 @@ from bimkern.data.source import ImageFolder, Listing, Source, list_images
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
+from bimkern.train.config.run import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters

@@ -28,7 +28,9 @@ def folder(tmp_path, monkeypatch):
 def looked_at(monkeypatch):
     """The files that are decoded in this process."""
     files, plain = [], check_file
-    monkeypatch.setattr(checks, "check_file", lambda source, file, channels: files.append(file) or plain(source, file, channels))
+    monkeypatch.setattr(
+        checks, "check_file", lambda source, file, channels: files.append(file) or plain(source, file, channels)
+    )
     return files
 
 

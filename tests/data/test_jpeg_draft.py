@@ -143,7 +143,9 @@ def test_every_kind_of_jpeg_is_drafted_but_cmyk(tmp_path):
     assert max(worst.values()) <= 3, worst
 
 
-@pytest.mark.parametrize(("suffix", "size"), [("jpg", (11, 8)), ("png", (41, 30)), ("webp", (41, 30)), ("gif", (41, 30))])
+@pytest.mark.parametrize(
+    ("suffix", "size"), [("jpg", (11, 8)), ("png", (41, 30)), ("webp", (41, 30)), ("gif", (41, 30))]
+)
 def test_other_formats_are_decoded_in_full(tmp_path, suffix, size):
     ramp(41, 30).save(tmp_path / f"x.{suffix}")
     decoded = decode_file(tmp_path / f"x.{suffix}", 4)

@@ -34,7 +34,7 @@ MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
 _QUARANTINED_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
-_AS_STORED = {4: "RGBA"}  # likewise, of images with exactly these channels
+_AS_STORED = {4: "RGBA"}  # channels -> PIL's mode: images of it are read as they are stored
 _DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -126,8 +126,8 @@ def decode(file: BinaryIO, reduction: int = 1, channels: int = 3) -> Decoded:
         channels: 1 for gray, 3 for RGB, 4 for RGBA or an array, any other number for an array.
 
     Raises:
-        BadImage: it is truncated, of another format, animated, of more than 8 bits a channel, or too large; or it has
-            another number of channels than must not be converted.
+        BadImage: it is truncated, of another format, animated, of more than 8 bits a channel, or too large; or it holds
+            other channels than those asked for, and is to be converted neither to gray nor to RGB.
         OutOfResources: there is no memory for it now.
     """
     if channels not in CONVERTED and _is_array(file):

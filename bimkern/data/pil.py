@@ -151,7 +151,7 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     top, left = (boxes.corners[i] / stored.reduction).tolist()
     bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
     chosen, box = _FILTERS[data.augment.interpolation], (left, top, right, bottom)
-    resized = [np.atleast_3d(plane.resize(size, chosen, box=box)) for plane in stored.planes]
+    resized = [np.asarray(plane.resize(size, chosen, box=box)) for plane in stored.planes]
     down, across = (slice(None, None, -1 if mirrored else 1) for mirrored in boxes.mirrored[i])
-    pixels = np.concatenate(resized, axis=-1)[down, across]  # [H, W, C]
+    pixels = np.dstack(resized)[down, across]  # [H, W, C]
     return pixels.transpose(2, 1, 0) if boxes.transposed[i] else pixels.transpose(2, 0, 1)

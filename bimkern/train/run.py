@@ -11,7 +11,7 @@ import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our lo
 from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import allow_pixels
+from bimkern.data.formats import CONVERTED, allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import ImageFolder, Listing, Source, list_images
 from bimkern.files.atomic import write_json
@@ -19,7 +19,7 @@ from bimkern.importers.initialize import InitialWeights, read_initial_weights
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
-from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
+from bimkern.train.config.run import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters
@@ -91,10 +91,11 @@ def find_inputs(config: Config) -> Inputs:
     _refuse_other_processes()
     allow_pixels(config.run.max_pixels)
     source = find_source(config)
-    held_out = None if source.held_out is None else list_images(source.held_out)
+    channels = config.method.encoder.channels
+    held_out = None if source.held_out is None else list_images(source.held_out, channels)
     if config.run.held_out and held_out is not None:
         raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
-    return Inputs(list_images(source), held_out, *_choose(config.run))
+    return Inputs(list_images(source, channels), held_out, *_choose(config))
 
 
 def find_source(config: Config) -> Source:
@@ -104,6 +105,8 @@ def find_source(config: Config) -> Source:
         ConfigError, SourceError: it cannot be used.
     """
     data = config.run.data
+    if data is None and config.source is None and (channels := config.method.encoder.channels) not in CONVERTED:
+        raise ConfigError(f"the demo photographs have 3 channels and the encoder takes {channels}; give --data")
     if data is None:
         return config.source or demo_images()
     paths = (data,) if isinstance(data, Path) else data
@@ -138,7 +141,7 @@ def _train_within_memory(
             config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
-        loader, _ = _choose(config.run)
+        loader, _ = _choose(config)
         images = images.without_quarantined()
 
 
@@ -161,14 +164,15 @@ def _refuse_other_processes() -> None:
         )
 
 
-def _choose(options: RunConfig) -> tuple[Loader, str]:
+def _choose(config: Config) -> tuple[Loader, str]:
     """Make sure that what the options name can be used here; return the loader and a line about it."""
+    options = config.run
     device = resolve_device(options.device)
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
-    return choose_loader(options.loader, device, options.workers)
+    return choose_loader(options.loader, device, options.workers, config.method.encoder.channels)
 
 
 def _loader_choice(inputs: Inputs, images: FrozenDataset) -> str:

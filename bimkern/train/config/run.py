@@ -148,8 +148,6 @@ class Config:
     source: Source | None = None  # of images, where run.data names no folder; None: demo photographs
 
     def __post_init__(self) -> None:
-        if (channels := self.method.encoder.channels) != 3:
-            raise ConfigError(f"Config: images are loaded as RGB; the encoder must have channels=3, got {channels}")
         if not self.phases:
             return
         total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size

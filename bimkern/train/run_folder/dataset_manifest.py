@@ -167,7 +167,7 @@ def freeze_dataset(
     listing = listing.skip({f: one.fault for f, one in found.items() if one.fault is not None and f not in recorded})
     refuse_if_empty(listing)
     if resumed:
-        images = _recorded(listing.source, records, found)
+        images = _recorded(listing, records, found)
         faulty = [file for file in images.files if file in found and found[file].fault is not None]
     else:
         quarantine_path.unlink(missing_ok=True)
@@ -214,11 +214,11 @@ def _record(file: str, found: FileCheck, held_out: float) -> jsonl.Record:
     return record | ({"held_out": True} if is_held_out(file, held_out) else {})
 
 
-def _recorded(source: Source, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
+def _recorded(listing: Listing, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
     """Return the recorded images; how they are decoded follows from their content, which is verified elsewhere."""
     recorded = {r["file"]: FileCheck(width=r["width"], height=r["height"]) for r in records}
     good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
-    return check.images(source, recorded | good)
+    return check.images(listing.source, recorded | good, listing.channels)
 
 
 def _refuse_changes(

@@ -1,23 +1,26 @@
 """Common to all commands: options from a dataclass, and usage errors in one line."""
 
 import contextlib
-import difflib
 import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from traceback import format_exception
+from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
+from bimkern.errors import BimkernError
 from bimkern.output import printing, say
+from bimkern.recipes.find import UserCodeError
 from bimkern.train.config.run import ConfigError
 
 Options = TypeVar("Options")
-Named = TypeVar("Named")
 
+_REPEATED = ("set", "import")  # options that may be given several times
 _URL = re.compile(r"(?:--[\w-]+=)?([a-z][a-z0-9+.-]*://.*)")
 
 
@@ -44,7 +47,7 @@ def parse(
     for url in filter(None, map(_URL.fullmatch, arguments)):
         raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
     counts = Counter(_names(arguments))
-    if twice := [name for name, count in counts.items() if count > 1]:
+    if twice := [name for name, count in counts.items() if count > 1 and name not in _REPEATED]:
         raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")
     errors = io.StringIO()
     try:
@@ -55,7 +58,7 @@ def parse(
                 description=description,
                 default=default,
                 args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -64,18 +67,11 @@ def parse(
         raise ConfigError(message.removeprefix(f"Error parsing {kind.__name__}: ")) from None
 
 
-def take(arguments: list[str], known: Mapping[str, Named], what: str, default: str) -> Named:
-    """Remove a name from the front of the arguments and return its item in `known`; without one, that of the default.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"choose one of {', '.join(known)}"
-        raise ConfigError(f"unknown {what} {name!r}; {hint}")
-    return known[name]
+def values(arguments: Sequence[str], name: str) -> list[str]:
+    """Return what an option is given, before all are parsed; one without a value is left to that."""
+    found = [after for option, after in pairwise([*arguments, "--"]) if option == f"--{name}"]
+    found += [option.partition("=")[2] for option in arguments if option.startswith(f"--{name}=")]
+    return [value for value in found if not value.startswith("--")]
 
 
 def named(arguments: Sequence[str]) -> set[str]:
@@ -100,6 +96,22 @@ def check_parts(arguments: Sequence[str], options: Parts) -> None:
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
                 f"got {value}"
             )
+
+
+def report(program: str, error: BimkernError, note: str = "") -> NoReturn:
+    """End a command with an error: its line, and above it, where a user's own code failed, the traceback of that."""
+    if isinstance(error, UserCodeError) and error.__cause__ is not None:
+        cause = error.__cause__
+        say("".join(format_exception(cause.with_traceback(_own_frames(cause)))).rstrip(), sys.stderr)
+    end(program, f"{error}{note}", exit_code=error.exit_code)
+
+
+def _own_frames(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an error from where a user's own code begins."""
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("bimkern", "importlib"):
+        frames = frames.tb_next
+    return frames
 
 
 def end(program: str, message: str, *, exit_code: int) -> NoReturn:

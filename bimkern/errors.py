@@ -1,4 +1,7 @@
-"""The base of all errors that a command may end with."""
+"""The base of all errors that a command may end with, and what they say about an unknown name."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class BimkernError(Exception):
@@ -11,3 +14,12 @@ class RunError(BimkernError):
     """A run that was asked for correctly cannot continue."""
 
     exit_code = 1
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for an unknown name: the known ones that are like it, or all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"choose one of {', '.join(known)}" if known else "there is none"

@@ -19,6 +19,7 @@ from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
 from bimkern.output import printing
+from bimkern.recipes.find import import_module
 from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
@@ -50,6 +51,8 @@ class Options:
     """Encoder layers to keep; a head must read the last of them. Default: all."""
     format: Format = "timm"
     """Layout of the output."""
+    modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
+    """Python file or module to import first, for a run with your own pieces."""
     out: Path | None = None
     """Output folder, or file for mae. Default: in exported/ of the run, named by format, depth and step."""
 
@@ -114,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s %(message)s")
     try:
         options = command.parse(Options, arguments, usage=_PROGRAM, description=_HELP)
+        for source in options.modules:
+            import_module(source)
         writer = _WRITERS[options.format]
         folder, trained = read_trained(options.checkpoint)
         depth = _choose_depth(options.depth, depths(trained.config.method))
@@ -121,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = options.out or folder.exported / name
         writer.write(path, trained, depth)
     except BimkernError as error:
-        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
+        command.report(_PROGRAM, error)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
     with printing():
         print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
-__all__ = ["PieceError", "find_for", "from_json", "register", "registered", "to_json"]
+from bimkern.annotations import choices, describe, origin, single
+from bimkern.errors import closest
+
+__all__ = ["PieceError", "find_for", "fits", "from_json", "register", "registered", "to_json", "types_of"]
 
 T = TypeVar("T", bound=type)
 Kind = Any  # a protocol class; `type` would refuse it
@@ -49,8 +51,7 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
     """
 
     def add(piece: T) -> T:
-        missing = sorted(_members(kind) - _members(piece) - set(dir(piece)))
-        if missing:
+        if missing := _missing(kind, piece):
             raise TypeError(f"{piece.__name__} is no {kind.__name__}: it has no {', '.join(missing)}")
         if of is None:
             _check_dataclass(piece)
@@ -68,6 +69,23 @@ def register(kind: Kind, *, of: type | None = None) -> Callable[[T], T]:
 def registered(kind: Kind) -> dict[str, type]:
     """Return the pieces of a kind by name."""
     return dict(_NAMED.get(kind, {}))
+
+
+def types_of(hint: Any) -> dict[str, type]:
+    """Return the dataclasses that an annotation allows, by name: those that it names, and the pieces of a kind."""
+    found: dict[str, type] = {}
+    for choice in choices(hint):
+        if isinstance(choice, type):
+            found |= {choice.__name__: choice} if is_dataclass(choice) else registered(choice)
+    return found
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is a dataclass that an annotation allows: one that it names, or that follows a kind."""
+    if not is_dataclass(value):
+        return False
+    kinds = [choice for choice in choices(hint) if isinstance(choice, type)]
+    return any(isinstance(value, k) if is_dataclass(k) else k in _NAMED and not _missing(k, type(value)) for k in kinds)
 
 
 def find_for(kind: Kind, served: type) -> Any:
@@ -120,35 +138,36 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
     """Turn a value that to_json made into what an annotation asks for.
 
     Args:
-        saved: the JSON value.
-        hint: a dataclass, a kind of pieces, a tuple, list or dict, a union of these, or anything else, which is taken
-            as it is.
+        saved: the JSON value. A dataclass need not say its type where the annotation is that one.
+        hint: a dataclass, a kind of pieces, a tuple, list or dict, a union of these, or anything else, as
+            bimkern.annotations takes it.
         where: its name, for errors.
 
     Raises:
         PieceError: a type is unknown here, or a value is missing, unknown or refused.
     """
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if saved is None and type(None) in choices:
+    allowed = choices(hint)
+    if saved is None and type(None) in allowed:
         return None
-    types: dict[str, Any] = {}
-    for choice in choices:
-        if isinstance(choice, type):
-            types |= {choice.__name__: choice} if is_dataclass(choice) else registered(choice)
-    generic = {origin: choice for choice in reversed(choices) if (origin := get_origin(choice)) is not None}
+    types = types_of(hint)
+    generic = {kind: choice for choice in reversed(allowed) if (kind := origin(choice)) is not None}
     if isinstance(saved, list) and (generic or not types):
         return _list_from_json(saved, generic.get(tuple), generic.get(list), where)
     if isinstance(saved, dict) and dict in generic and not ("type" in saved and types):
         _, item = get_args(generic[dict])
         return {key: from_json(value, item, f"{where}[{key!r}]") for key, value in saved.items()}
-    if types:
-        return _dataclass_from_json(saved, types, where)
-    return Path(saved) if isinstance(saved, str) and Path in choices else saved
+    if types and isinstance(saved, dict):
+        only = next(iter(types)) if len(types) == 1 and not any(map(registered, allowed)) else None
+        return _dataclass_from_json(saved, types, only, where)
+    try:
+        return single(saved, [choice for choice in allowed if not types_of(choice)])
+    except ValueError:
+        raise PieceError(f"{where}: must be {describe(hint)}, got {saved!r}") from None
 
 
 def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -> tuple[Any, ...] | list[Any]:
     """Turn a list into the tuple that is asked for, or the list; into a tuple where neither is."""
-    items = get_args(as_list if as_tuple is None else as_tuple) or (None, ...)
+    items = get_args(as_list if as_tuple is None else as_tuple) or (Any, ...)
     if as_tuple is None or items[1:] == (...,):
         items = items[:1] * len(saved)
     if len(items) != len(saved):
@@ -157,15 +176,18 @@ def _list_from_json(saved: list[Any], as_tuple: Any, as_list: Any, where: str) -
     return found if as_list is not None and as_tuple is None else tuple(found)
 
 
-def _dataclass_from_json(saved: Any, types: dict[str, Any], where: str) -> Any:
-    name = saved.get("type") if isinstance(saved, dict) else None
+def _dataclass_from_json(saved: dict[str, Any], types: dict[str, Any], only: str | None, where: str) -> Any:
+    name = saved.get("type", only)
     if name not in types:
-        source = saved.get("from") if isinstance(saved, dict) else None
+        source = saved.get("from")
         remedy = f"import {_named_source(source)}, which defines it, first; or " if source else ""
         raise PieceError(f"{where}: unknown type {name!r}; {remedy}choose one of {', '.join(sorted(types))}")
     hints = get_type_hints(types[name])
+    known = [field.name for field in fields(types[name]) if field.init]
     given = {n: v for n, v in saved.items() if n not in _RESERVED}
-    values = {n: from_json(v, hints.get(n), f"{where}.{n}") for n, v in given.items()}
+    if unknown := [n for n in given if n not in known]:
+        raise PieceError(f"{where}.{unknown[0]}: {name} has no such field; {closest(unknown[0], known)}")
+    values = {n: from_json(v, hints[n], f"{where}.{n}") for n, v in given.items()}
     try:
         return types[name](**values)
     except (TypeError, ValueError) as error:
@@ -198,6 +220,11 @@ def _named_source(source: str) -> str:
     if source == "__main__":
         return "the file"
     return f"the file {source}" if source.endswith(".py") else source
+
+
+def _missing(kind: Kind, piece: type) -> list[str]:
+    """Return the public members of a protocol that a class does not have."""
+    return sorted(_members(kind) - _members(piece) - set(dir(piece)))
 
 
 def _members(cls: type) -> set[str]:

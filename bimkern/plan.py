@@ -3,17 +3,17 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bimkern import command
 from bimkern.arena import Plan, draw
+from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.data.step_layout import Segment
 from bimkern.errors import BimkernError
 from bimkern.output import printing
-from bimkern.recipes import RECIPES
-from bimkern.train.config.run import Config, ConfigError, Precision, RunConfig
+from bimkern.train.config.run import Config, ConfigError, Precision
 from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
 from bimkern.train.memory.estimate import MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import METHOD
@@ -52,6 +52,7 @@ class PlanOptions:
     """Print one JSON object, with sizes in bytes."""
     picture: Path | None = None
     """PNG file for a picture of one step: every allocation by lifetime and offset."""
+    recipe: ConfigOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +66,19 @@ class PhaseEstimate:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        config = command.take(arguments, {name: recipe.config for name, recipe in RECIPES.items()}, "recipe", "demo")
+        base = choose_config(arguments, "demo")
         options = command.parse(
             PlanOptions,
             arguments,
             usage=f"{_PROGRAM} [RECIPE]",
             description=_DESCRIPTION,
-            default=_options_of(config.run),
+            default=_options_of(base),
         )
-        command.check_parts(arguments, options)
+        config = change_config(base, options.recipe, options, arguments)
+        command.check_parts(arguments, config.run)
         if options.picture is not None:
             _check_picture(options.picture)
         limit = None if options.limit is None else _bytes(options.limit)
-        config = replace(config, run=_run(config.run, options))
         estimator = MemoryEstimator(options.device)
         phases = [
             PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     except BimkernError as error:
-        command.end(_PROGRAM, str(error), exit_code=error.exit_code)
+        command.report(_PROGRAM, error)
     except OSError as error:
         command.end(_PROGRAM, f"cannot continue ({error})", exit_code=1)
     with printing():
@@ -100,24 +101,15 @@ def _check_picture(path: Path) -> None:
         raise ConfigError(f"--picture {path}: there is no folder {path.parent}")
 
 
-def _options_of(run: RunConfig) -> PlanOptions:
+def _options_of(config: Config) -> PlanOptions:
+    run = config.run
     return PlanOptions(
+        recipe=ConfigOptions.of(config),
         batch_size=run.batch_size,
         micro_batch=run.micro_batch,
         slices=run.slices,
         precision=run.precision,
         teacher=run.teacher,
-    )
-
-
-def _run(run: RunConfig, options: PlanOptions) -> RunConfig:
-    return replace(
-        run,
-        batch_size=options.batch_size,
-        micro_batch=options.micro_batch,
-        slices=options.slices,
-        precision=options.precision,
-        teacher=options.teacher,
     )
 
 

@@ -3,17 +3,18 @@
 import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from textwrap import fill
 
 from bimkern import command
+from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.errors import BimkernError
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.output import Warnings, printing
-from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, Recipe
-from bimkern.train.config.run import ConfigError, RunConfig
+from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES
+from bimkern.train.config.file import to_toml
+from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.reporting.summary import describe
 from bimkern.train.run import Outcome, find_inputs, find_source, run
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
@@ -25,22 +26,25 @@ _RESUMES = "; the same command resumes the run"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunConfig):
-    """Options of the command: those of a run, and what to do with it."""
+class Options:
+    """Which config to train, how this run goes, and what to do with both."""
 
+    show: bool = False
+    """Print the config, with all that is set, as a file to edit and to use with --config, then stop."""
     dry_run: bool = False
     """Print the resolved config, parameters, memory, steps and learning rate, then stop."""
+    recipe: ConfigOptions
+    run: RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
         with terminated_at_once():
             words = _run(arguments)
     except BimkernError as error:
-        command.end(_PROGRAM, f"{error}{_RESUMES if isinstance(error, Stopped) else ''}", exit_code=error.exit_code)
+        command.report(_PROGRAM, error, note=_RESUMES if isinstance(error, Stopped) else "")
     except Terminated:
         command.end(_PROGRAM, f"stopped by SIGTERM{_RESUMES}", exit_code=128 + signal.SIGTERM)
     except KeyboardInterrupt:
@@ -53,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> str:
     """Run the command and return the text to print at the end."""
-    recipe = command.take(arguments, RECIPES, "recipe", _DEFAULT_RECIPE)
-    options = _parse_options(recipe, arguments)
-    chosen = {option.name: getattr(options, option.name) for option in fields(RunConfig)}
-    config = replace(recipe.config, run=RunConfig(**chosen))
+    base = choose_config(arguments, _DEFAULT_RECIPE)
+    options = _parse_options(base, arguments)
+    config = change_config(base, options.recipe, options.run, arguments)
+    command.check_parts(arguments, config.run)
+    if options.show:
+        return to_toml(config).rstrip()
     if options.dry_run:
         inputs = find_inputs(config)
         init = "" if config.run.init is None else f"\n{read_initial_weights(config, config.run.init).summary}"
@@ -64,23 +70,20 @@ def _run(arguments: list[str]) -> str:
     return _closing_words(run(config))
 
 
-def _parse_options(recipe: Recipe, arguments: list[str]) -> Options:
-    """Parse options, with the defaults of the recipe."""
-    usage, defaults = f"{_PROGRAM} [RECIPE]", Options(**vars(recipe.config.run))
+def _parse_options(config: Config, arguments: list[str]) -> Options:
+    """Parse options, with the defaults of a config."""
+    usage, defaults = f"{_PROGRAM} [RECIPE]", Options(recipe=ConfigOptions.of(config), run=config.run)
     try:
-        options = command.parse(Options, arguments, usage=usage, description=_help(recipe), default=defaults)
+        options = command.parse(Options, arguments, usage=usage, description=_help(config), default=defaults)
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
-    command.check_parts(arguments, options)
-    if "epochs" not in command.named(arguments) or options.steps is None:
-        return options
-    if "steps" in command.named(arguments):
+    if {"epochs", "steps"} <= command.named(arguments):
         raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
-    return replace(options, steps=None)  # a recipe's, which the epochs replace
+    return options
 
 
-def _help(recipe: Recipe) -> str:
+def _help(config: Config) -> str:
     width = max(len(known.name) for members in FAMILIES.values() for known in members)
     lines = []  # all indented, or the parser would join them
     for family, members in FAMILIES.items():
@@ -90,13 +93,16 @@ def _help(recipe: Recipe) -> str:
     )
     return (
         "Pre-train a vision transformer by masked image modeling.\n\n"
-        f"Recipes (default: {_DEFAULT_RECIPE}; the option defaults below are those of {recipe.name}):\n"
+        f"Recipes (default: {_DEFAULT_RECIPE}; the option defaults below are those of {config.recipe}):\n"
         + "\n".join(lines)
         + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
-        f"  {_PROGRAM} mae_vit_large --dry-run"
+        f"  {_PROGRAM} mae_vit_large --dry-run\n"
+        f"  {_PROGRAM} mae_vit_base --mask-ratio 0.6 --set method.encoder.depth=6\n"
+        f"  {_PROGRAM} mae_vit_base --show > mine.toml; {_PROGRAM} --config mine.toml\n"
+        f"  {_PROGRAM} my_file.py:my_recipe  # a function in it that returns a Config"
     )
 
 

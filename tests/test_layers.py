@@ -14,14 +14,15 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("errors", "rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "files", "figures"),
+    ("annotations", "errors"),
+    ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
     ("mim", "data"),
     ("train.config",),
-    ("train.network", "train.device", "train.signals"),
+    ("train.network", "train.device", "train.signals", "train.callbacks"),
     ("train.memory",),
     ("train.checkpoint",),
     ("train.optim",),
@@ -35,6 +36,7 @@ LAYERS = (
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),
+    ("config_options", "api"),
     COMMANDS,
     ("__main__",),
 )

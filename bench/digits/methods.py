@@ -7,9 +7,10 @@ be single pixels. Of 16 patches three quarters leave 4 visible; the growing mask
 from dataclasses import dataclass, replace
 
 from bimkern.mim.schedule import Cosine, resolve
+from bimkern.mim.stages import equal_stages
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.vit import ViTConfig
-from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local_stages
+from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim
 from bimkern.recipes.fastmim import SMALL_DECODER, fastmim
 from bimkern.recipes.localmim import isolated, localmim
 from bimkern.recipes.mae import mae
@@ -17,7 +18,7 @@ from bimkern.recipes.vitfreeze import vitfreeze
 from bimkern.train.config.run import Config
 
 ENCODER = ViTConfig(image_size=32, patch=8, width=64, depth=8, num_heads=2)
-DEPTHS = tuple(tap + 1 for tap in local_stages(ENCODER.depth))  # behind the first, second, third and last BIM stage
+DEPTHS = tuple(tap + 1 for tap in equal_stages(ENCODER.depth))  # behind the first, second, third and last BIM stage
 _DECODER_DEPTH = 2  # at most; the papers' are 8 (MAE, BIM) and 1 (LocalMIM, FastMIM)
 _WARMUP = 0.1  # of the run, for all: the papers' shares lie between 0.0125 and 0.1
 

@@ -7,7 +7,9 @@ files that hold as many, .npy arrays [H, W, C] and, for 4, RGBA images.
 import errno
 import os
 import stat
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -70,6 +72,18 @@ class Decoded:
 def allow_pixels(limit: int) -> None:
     """Let images of up to so many pixels be decoded by this process: it is PIL's setting, which is global."""
     Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def pil_settings_kept() -> Iterator[None]:
+    """Leave PIL's settings as they were; inside, its warnings are silent: a run lists what is wrong with an image."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def too_large(width: int, height: int) -> bool:

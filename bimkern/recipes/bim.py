@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from bimkern.mim.flow import Local
 from bimkern.mim.masking.random import RandomDrop
+from bimkern.mim.stages import equal_stages
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
@@ -15,17 +16,10 @@ GROWING_MASK = (0.65, 0.70, 0.80, 0.85)  # section 3.3 and table 4; mean 0.75
 _EPOCHS = 400  # tables 1 and 2; also 800
 
 
-def local_stages(depth: int, num_stages: int = 4) -> tuple[int, ...]:
-    """Return the taps that cut an encoder into equal stages; the paper calls them blocks, and has four."""
-    if depth % num_stages:
-        raise ValueError(f"local_stages: depth must be a multiple of num_stages={num_stages}, got {depth}")
-    return tuple(range(depth // num_stages - 1, depth, depth // num_stages))
-
-
 def local(config: Config, name: str, num_stages: int = 4) -> Config:
     """Cut the encoder of a run with one tap into stages that learn alone, each with a head like the one there was."""
     method = config.method
-    method = replace(method, taps=local_stages(method.encoder.depth, num_stages), flow=Local())  # algorithm 1
+    method = replace(method, taps=equal_stages(method.encoder.depth, num_stages), flow=Local())  # algorithm 1
     return replace(config, recipe=name, method=method)
 
 

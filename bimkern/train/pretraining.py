@@ -55,8 +55,9 @@ class Pretraining:
         run = config.run
         self._config, self._layout, self._device = config, layout, device
         self._num_images = len(images.images)
-        torch.manual_seed(run.seed)
-        self.model = network.build(config)
+        with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
+            torch.default_generator.manual_seed(run.seed)
+            self.model = network.build(config)
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256

@@ -3,27 +3,34 @@
 import gc
 import logging
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
 from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import CONVERTED, allow_pixels
+from bimkern.data.formats import CONVERTED, allow_pixels, pil_settings_kept
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import ImageFolder, Listing, Source, list_images
+from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
+from bimkern.mim.model import MIM
 from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
+from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
 from bimkern.train.reporting.loggers import logger as loggers
 from bimkern.train.reporting.progress import checking
@@ -58,13 +65,24 @@ class Outcome:
     config: Config  # with the micro-batch that it ended with
     folder: RunFolder
     held_out: list[HeldOutError]  # of every stage
+    model: MIM  # encoder and heads as they were trained, in evaluation mode, on the device of the run
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl: of the first step, every log_every-th, and the last."""
+        return jsonl.read(self.folder.path / metrics.FILE)
 
 
-def run(config: Config) -> Outcome:
+@pil_settings_kept()
+def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
     """Train what a config describes, from the last checkpoint in its run folder or from the start, to the end.
 
     The run folder is `config.run.out`, or runs/RECIPE. Where memory runs out, training continues from the last
     checkpoint with half as many images at a time; the batch stays.
+
+    Args:
+        config: the run.
+        callbacks: what is called while it trains; none of it changes what is trained.
 
     Raises:
         ConfigError, SourceError, LoaderError, CheckpointError, BackendError: what the config asks for cannot be done.
@@ -79,7 +97,8 @@ def run(config: Config) -> Outcome:
         images = _check_images(config, inputs, folder)
         say(describe_briefly(config, images, _loader_choice(inputs, images)))
         _begin_from(init, folder)
-        return _train_within_memory(config, images, inputs.loader, folder, init)
+        train = partial(_train, folder=folder, init=init, callbacks=callbacks)
+        return _train_within_memory(config, images, inputs.loader, train)
 
 
 def find_inputs(config: Config) -> Inputs:
@@ -131,12 +150,12 @@ def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:
 
 
 def _train_within_memory(
-    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, init: InitialWeights | None
+    config: Config, images: FrozenDataset, loader: Loader, train: Callable[[Config, FrozenDataset, Loader], Outcome]
 ) -> Outcome:
     """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch."""
     while True:
         try:
-            return _train(config, images, loader, folder, init)
+            return train(config, images, loader)
         except OutOfMemory as error:
             config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
@@ -146,14 +165,22 @@ def _train_within_memory(
 
 
 def _train(
-    config: Config, images: FrozenDataset, loader: Loader, folder: RunFolder, init: InitialWeights | None
+    config: Config,
+    images: FrozenDataset,
+    loader: Loader,
+    *,
+    folder: RunFolder,
+    init: InitialWeights | None,
+    callbacks: Callbacks,
 ) -> Outcome:
     device = devices.claim(config.run.device)
     layout = config.step_layout(len(images.images))
     task = Pretraining(config, layout, images=images, pictures=folder.pictures, device=device, init=init)
-    Trainer(config, task, layout, images=images, loader=loader, folder=folder, device=device).train()
+    parts: dict[str, Any] = {"images": images, "loader": loader, "folder": folder, "device": device}
+    Trainer(config, task, layout, callbacks=callbacks, **parts).train()
     task.export(folder.exported)
-    return Outcome(config, folder, task.evaluate())
+    task.model.zero_grad()
+    return Outcome(config, folder, task.evaluate(), task.model.eval())
 
 
 def _refuse_other_processes() -> None:

@@ -17,6 +17,7 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
@@ -59,8 +60,10 @@ class Trainer:
         loader: Loader,
         folder: RunFolder,
         device: torch.device,
+        callbacks: Callbacks = NO_CALLBACKS,
     ) -> None:
         run = config.run
+        self._callbacks = callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
         self._loading = f"{loader}"
@@ -136,6 +139,8 @@ class Trainer:
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
+            self._callbacks.finished(done, self.layout.num_steps, result.losses, result.num_frozen, result.lr)
+            self._callbacks.saved(self.saver.written(), self.folder.pictures)
             if last or session.signals.received is not None:
                 self._end(session)
             elif done % run.save_every == 0 and self._divergence.is_learning():
@@ -282,6 +287,7 @@ class Trainer:
         self.saver.wait()
         if self.saver.saved_step != session.done:
             self._save(session, required=True)
+        self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: "_Session", *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""

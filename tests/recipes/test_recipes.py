@@ -3,8 +3,8 @@
 import pytest
 
 from bimkern.mim.flow import EndToEnd, Local
+from bimkern.mim.stages import equal_stages
 from bimkern.recipes import RECIPES
-from bimkern.recipes.bim import local_stages
 
 
 def test_names():
@@ -56,5 +56,5 @@ def test_mae_is_one_stage_end_to_end():
 
 
 def test_unequal_blocks_are_refused():
-    with pytest.raises(ValueError, match="local_stages: depth must be a multiple of num_stages=4, got 10"):
-        local_stages(10)
+    with pytest.raises(ValueError, match="equal_stages: depth must be a multiple of num_stages=4, got 10"):
+        equal_stages(10)

@@ -1,0 +1,150 @@
+"""Which config a command works with: a recipe or a file, and what its options change in that."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bimkern import command
+from bimkern.mim.flow import Local
+from bimkern.mim.stages import equal_stages
+from bimkern.recipes.find import find_config, import_module
+from bimkern.train.config.file import read_config
+from bimkern.train.config.overrides import parse_settings, with_overrides
+from bimkern.train.config.run import Config, ConfigError, RunConfig
+
+_PATHS = {  # of the fields that options are short for
+    "image_size": "method.encoder.image_size",
+    "patch_size": "method.encoder.patch",
+    "decoder_depth": "method.heads.depth",
+    "warmup_epochs": "schedule.warmup_epochs",
+    "weight_decay": "optim.weight_decay",
+    "clip": "optim.clip",
+    "crop_scale": "augment.scale",
+    "mean": "method.mean",
+    "std": "method.std",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """--set reaches every field, and --show prints them. The options below it are short for one field each."""
+
+    config: Path | None = None
+    """Config to use instead of a recipe: what --show printed (.toml), or the config.json of a run."""
+    modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
+    """Python file or module to import first, for your own pieces in a config file or a run."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
+    """Set a field, as in --set method.masker.ratios=0.6 --set optim.betas=0.9,0.98 --set schedule.type=MultiStep"""
+    image_size: int
+    """Side of the images in pixels: method.encoder.image_size."""
+    patch_size: int | None
+    """Side of a patch in pixels: method.encoder.patch."""
+    mask_ratio: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT...")]
+    """Share of the patches that is masked, or one for every stage: method.masker.ratios, or ratio."""
+    blocks: int
+    """Stages of BIM ("blocks" in the paper), all equal: method.taps."""
+    decoder_depth: int | None
+    """Layers of every decoder: method.heads.depth."""
+    warmup_epochs: float | None
+    """Epochs of linear warm-up, in place of a share of the run: schedule.warmup_epochs."""
+    weight_decay: float
+    """Decoupled weight decay: optim.weight_decay."""
+    clip: float | None
+    """Largest L2 norm of the gradients: optim.clip."""
+    crop_scale: tuple[float, float]
+    """Smallest and largest share of an image's area that a crop takes: augment.scale."""
+    mean: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT...")]
+    """Mean of every channel in [0, 1], to normalize images: method.mean."""
+    std: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT...")]
+    """Standard deviation of every channel: method.std."""
+
+    @classmethod
+    def of(cls, config: Config) -> "ConfigOptions":
+        """Return the values that a config has."""
+        masker = config.method.masker
+        ratio = getattr(masker, "ratio", None)
+        return cls(
+            mask_ratio=getattr(masker, "ratios", () if ratio is None else (ratio,)),
+            blocks=len(config.method.taps),
+            **{name: _field(config, path) for name, path in _PATHS.items()},
+        )
+
+
+def choose_config(arguments: list[str], default: str) -> Config:
+    """Take the name of a recipe off the arguments; return its config, or that of --config, or the default's.
+
+    Raises:
+        ConfigError: there is none, or two are named.
+    """
+    for source in command.values(arguments, "import"):
+        import_module(source)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    files = command.values(arguments, "config")
+    if not files:
+        return find_config(name or default)
+    if name is not None:
+        raise ConfigError(f"{name} and --config {files[0]} both name a config; give one of them")
+    return read_config(Path(files[0]))
+
+
+def change_config(config: Config, options: ConfigOptions, run: Any, arguments: Sequence[str]) -> Config:
+    """Return a config with what the arguments set: by --set, by the options that are short for fields, and in run.
+
+    Args:
+        config: as choose_config returned it.
+        options: parsed from the arguments, likewise run.
+        run: a dataclass, some of whose fields are those of a RunConfig.
+        arguments: tell what was given from defaults.
+
+    Raises:
+        ConfigError: a field is set twice, or with_overrides refuses it.
+    """
+    given, changes = command.named(arguments), dict[str, Any](parse_settings(options.set))
+    shared = {field.name for field in fields(run)} & {field.name for field in fields(RunConfig)}
+    by_option = {f"run.{name}": (name, getattr(run, name)) for name in shared & given}
+    for name in (field.name for field in fields(options) if field.name in given):
+        by_option |= {path: (name, value) for path, value in _short_for(name, options, config, changes).items()}
+    for path, (name, value) in by_option.items():
+        if path in changes:
+            raise ConfigError(f"--{name.replace('_', '-')} and --set {path} set the same field; give one of them")
+        changes[path] = value
+    changed = with_overrides(config, changes)
+    if "blocks" in given and not isinstance(changed.method.flow, Local):
+        flow = type(changed.method.flow).__name__
+        raise ConfigError(f"--blocks is for stages that learn independently (method.flow.type=Local), got {flow}")
+    return changed
+
+
+def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that an option sets, by path."""
+    value, method = getattr(options, name), config.method
+    if name in _PATHS:
+        return {_PATHS[name]: value}
+    if name == "mask_ratio":
+        if hasattr(method.masker, "ratios"):
+            return {"method.masker.ratios": value}
+        if len(value) == 1:
+            return {"method.masker.ratio": value[0]}
+        masker = type(method.masker).__name__
+        raise ConfigError(f"--mask-ratio: {masker} masks the same for every stage; give one value, got {len(value)}")
+    if name == "blocks":
+        depth = method.encoder.depth
+        with suppress(ValueError):  # which is refused where it is set
+            depth = int(settings.get("method.encoder.depth", depth))
+        try:
+            return {"method.taps": equal_stages(depth, value)}
+        except ValueError as error:
+            raise ConfigError(f"--blocks: the {depth} layers cannot be cut into {value} equal stages") from error
+    return {}
+
+
+def _field(config: Config, path: str) -> Any:
+    """Return a field by its path, of the first where there are several; None where there is none."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value[0] if isinstance(value, tuple) else value, name, None)
+    return value

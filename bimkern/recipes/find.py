@@ -1,0 +1,130 @@
+"""Configs by name: of our recipes, and of what a user's own file or module defines."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from bimkern.errors import closest
+from bimkern.recipes import RECIPES
+from bimkern.recipes.recipe import Recipe
+from bimkern.train.config.run import Config, ConfigError
+
+__all__ = ["UserCodeError", "find_config", "import_module"]
+
+T = TypeVar("T")
+_FORM = "my_file.py:my_recipe or my_package.module:my_recipe"
+
+
+class UserCodeError(ConfigError):
+    """The file or module of a user raised an error, which is the cause of this one."""
+
+
+def find_config(name: str) -> Config:
+    """Return the config of a recipe: one of ours by name, or one that a file or module defines.
+
+    Args:
+        name: of a recipe; or my_file.py:my_recipe or my_package.module:my_recipe, where my_recipe is a Config, a
+            Recipe, or a function that returns one and needs no arguments. The module is imported, and its pieces are
+            registered thereby.
+
+    Raises:
+        ConfigError: there is no such recipe, file, module or attribute, or it is no config.
+        UserCodeError: the module cannot be imported, or the function raises an error.
+    """
+    if name in RECIPES:
+        return RECIPES[name].config
+    source, colon, attribute = name.rpartition(":")
+    if not colon and not _is_file(name):
+        raise ConfigError(f"unknown recipe {name!r}; {closest(name, RECIPES)}, or name your own as {_FORM}")
+    if not source or not attribute:
+        file = name.strip(":")
+        raise ConfigError(f"{file} must name its recipe too, as {file}:my_recipe")
+    module = import_module(source)
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(f"{source} has no {attribute!r}; {closest(attribute, _offers(module))}")
+    return _config_of(found, name)
+
+
+def import_module(source: str) -> ModuleType:
+    """Import a Python file, such as my_file.py, or a module by its name; its pieces register themselves.
+
+    The folder of a file comes first among those that Python imports from, as with `python my_file.py`.
+
+    Raises:
+        ConfigError: there is no such file or module, or another module has the name of the file.
+        UserCodeError: it cannot be imported.
+    """
+    if not _is_file(source):
+        return _import_by_name(source)
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise ConfigError(f"{source} is not a file; name your own recipe as {_FORM}")
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise ConfigError(f"{source} cannot be imported; its name must be that of a Python module, like my_file.py")
+    _search(path.parent)
+    module = _run(source, lambda: importlib.import_module(path.stem))
+    if (file := getattr(module, "__file__", None)) is None or Path(file).resolve() != path:
+        raise ConfigError(f"{source} has the name of a module that Python has imported already, {file}; rename it")
+    return module
+
+
+def _import_by_name(name: str) -> ModuleType:
+    _search(Path.cwd())  # as `python -m` does; a console script does not
+    try:
+        return _run(name, lambda: importlib.import_module(name))
+    except UserCodeError as error:
+        missing = getattr(error.__cause__, "name", None)
+        if isinstance(error.__cause__, ModuleNotFoundError) and missing and f"{name}.".startswith(f"{missing}."):
+            raise ConfigError(f"there is no module {missing}; name your own recipe as {_FORM}") from None
+        raise
+
+
+def _config_of(found: Any, name: str) -> Config:
+    if callable(found):
+        if needed := _needed(found):
+            raise ConfigError(f"{name} must need no arguments; give {', '.join(needed)} a default")
+        found = _run(name, found)
+    config = found.config if isinstance(found, Recipe) else found
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"{name} must be a Config or Recipe, or a function that returns one; got {type(config).__name__}"
+        )
+    return config
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _run(name: str, call: Callable[[], T]) -> T:
+    """Run what a user wrote."""
+    try:
+        return call()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UserCodeError(f"{name} ended with {type(error).__name__}: {text}") from error
+
+
+def _offers(module: ModuleType) -> list[str]:
+    """Return the names in a module that may be recipes: its own functions, configs and recipes."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, (Config, Recipe))
+        or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
+    ]
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith(".py") or "/" in source
+
+
+def _search(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

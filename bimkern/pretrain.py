@@ -108,24 +108,25 @@ def _help(config: Config) -> str:
 
 def _closing_words(outcome: Outcome) -> str:
     config, folder, stages = outcome.config, outcome.folder, outcome.held_out
-    apart = find_source(config).held_out is not None
-    held_out = "images kept out of training" if apart else "other crops of the images"
+    held_out = "other crops of the images"
+    if config.run.held_out or find_source(config).held_out is not None:
+        held_out = "images kept out of training"
     width = max(len(stage.name) for stage in stages)
-    notes = dict.fromkeys(stage.note for stage in stages if stage.note)
     layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"
-    if config.schedule.per_group:
-        notes["What was frozen before the end is evaluated as it was left."] = None
+    notes = ["What was frozen before the end is evaluated as it was left."] if config.schedule.per_group else []
+    if config.method.distillation is not None:
+        notes.append("What the teacher adds to the loss is left out.")
     return "\n".join(
         [
-            f"\nMean squared error on what is masked, {held_out}:",
+            f"\nLoss on what is masked, {held_out}:",
             *(
-                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
+                f"  {stage.name:{width}}  {stage.loss:#.3g}; the mean visible target would give {stage.mean_loss:#.3g}"
                 for stage in stages
             ),
             *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
             "  pictures/reconstruction.png  what is masked from each stage and what it predicts\n"
-            "  pictures/curves.png, memory.png\n"
+            "  pictures/curves.png, memory.png, and reconstruction-STEP.png for each save\n"
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"
             f"  exported/                    the encoder up to each head, {layout}\n\n"

@@ -28,10 +28,11 @@ OPTIONS = (
         "--loader",
         "--jpeg-draft",
         "--workers",
+        "--held-out",
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every", "--dry-run"),
+    *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every", "--dry-run"),
 )
 
 

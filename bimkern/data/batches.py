@@ -56,11 +56,12 @@ class Crops:
     reductions: Int64  # [B], a JPEG may be decoded at 1 / reduction of its width and height
     flips: NDArray[np.bool_]  # [B]
     size: int  # side of the crops in pixels
+    channels: int = 3
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Return the shape of the pixels, [B, C, H, W]."""
-        return len(self.draw_ids), 3, self.size, self.size
+        return len(self.draw_ids), self.channels, self.size, self.size
 
     @cached_property
     def stored_boxes(self) -> StoredBoxes:
@@ -103,4 +104,5 @@ class MicroBatches:
             reductions(boxes, segment.image_size, self.jpeg_draft),
             augment.flips(draws, self.seed),
             segment.image_size,
+            images.channels,
         )

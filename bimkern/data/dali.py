@@ -168,7 +168,7 @@ class DaliLoader:
             window = (corner, math.min(extent, size[:2] - corner))
             decoder: dict[str, Any] = {
                 "device": "mixed" if on_gpu else "cpu",
-                "output_type": types.RGB,
+                "output_type": {1: types.GRAY, 3: types.RGB}[data.images.channels],
                 "jpeg_fancy_upsampling": True,  # as PIL does
                 "adjust_orientation": False,
             }

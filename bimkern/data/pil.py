@@ -78,7 +78,7 @@ class PilLoader:
             OutOfResources: there is too little for one micro-batch a worker.
         """
         segments = data.layout.segments
-        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in segments)
+        batch_bytes = max(s.micro_batch * data.images.channels * s.image_size**2 for s in segments)
         per_step = max(s.per_step for s in segments)
         enough = max(4, -(-per_step // self.workers) + 1)
         wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
@@ -137,25 +137,26 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     """Make image i of a micro-batch, [C, H, W].
 
-    It is cropped as it is stored; the crop is turned, which costs less.
+    Channels are resized one by one. It is cropped as it is stored; the crop is turned, which costs less.
 
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
     boxes, size = crops.stored_boxes, (crops.size, crops.size)
     with data.images.open(int(crops.sample_ids[i])) as file:
-        stored = decode_image(file, int(crops.reductions[i]))
+        stored = decode_image(file, int(crops.reductions[i]), crops.channels)
     height, width = boxes.sizes[i].tolist()
     if stored.size != (width, height):
         raise BadImage("its size has changed since it was checked")
-    pixels = stored.pixels
     top, left = (boxes.corners[i] / stored.reduction).tolist()
     bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
+    planes, box = stored.planes, (left, top, right, bottom)
     if data.augment.crop_filter == "inside":
         x, y = math.floor(left), math.floor(top)
-        pixels = pixels.crop((x, y, math.ceil(right), math.ceil(bottom)))
-        left, top, right, bottom = left - x, top - y, right - x, bottom - y
-    resized = pixels.resize(size, _FILTERS[data.augment.interpolation], box=(left, top, right, bottom))
+        planes = tuple(plane.crop((x, y, math.ceil(right), math.ceil(bottom))) for plane in planes)
+        box = (left - x, top - y, right - x, bottom - y)
+    chosen = _FILTERS[data.augment.interpolation]
+    resized = [np.asarray(plane.resize(size, chosen, box=box)) for plane in planes]
     down, across = (slice(None, None, -1 if mirrored else 1) for mirrored in boxes.mirrored[i])
-    turned = np.asarray(resized)[down, across]  # [H, W, C]
-    return turned.transpose(2, 1, 0) if boxes.transposed[i] else turned.transpose(2, 0, 1)
+    pixels = np.dstack(resized)[down, across]  # [H, W, C]
+    return pixels.transpose(2, 1, 0) if boxes.transposed[i] else pixels.transpose(2, 0, 1)

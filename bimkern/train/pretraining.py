@@ -23,9 +23,10 @@ from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.reporting.held_out import NUM_HELD_OUT, NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
-from bimkern.train.trainer import StepResult
+from bimkern.train.task import StepResult
 
 
 class Pretraining:
@@ -72,7 +73,11 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
+        kept = KeptPictures(pictures, layout.num_steps)
+        held_out, draw_ids = self._load_held_out(images)
+        self._held_out = HeldOutEvaluation(
+            held_out, draw_ids, seed=run.seed, micro_batch=run.images_at_a_time, pictures=kept
+        )
 
     def compile(self) -> None:
         network.compile_layers(self.model)
@@ -124,12 +129,15 @@ class Pretraining:
             raise ConfigError(f"{checkpoint} was initialized {how}; {remedy}")
         self._init = begun  # --init may be left out: the checkpoint has the weights
 
-    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        return self._held_out.snapshot(self.model, records, f"{self._config.recipe}, step {done}", plan)
+    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
+        return self._held_out.snapshot(self.model, done, records, self._config.recipe, plan)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
+
+    def held_out_losses(self) -> list[float]:
+        return self._held_out.losses(self.model)
 
     def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""
@@ -148,7 +156,8 @@ class Pretraining:
 
     def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
-        count = min(NUM_IMAGES, 4 * len(images.held_out))
+        limit = NUM_HELD_OUT if self._config.run.held_out else NUM_IMAGES
+        count = min(limit, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
         run = self._config.run

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
 from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import allow_pixels, pil_settings_kept
+from bimkern.data.formats import CONVERTED, allow_pixels, pil_settings_kept
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import ImageFolder, Listing, Source, list_images
 from bimkern.files import jsonl
@@ -24,13 +25,14 @@ from bimkern.models import attention
 from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
-from bimkern.train.config.run import DTYPES, Config, ConfigError, RunConfig, resolve_device
+from bimkern.train.config.run import DTYPES, Config, ConfigError, resolve_device
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, check_memory, halve_micro_batch
 from bimkern.train.optim import adapters
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
+from bimkern.train.reporting.loggers import logger as loggers
 from bimkern.train.reporting.progress import checking
 from bimkern.train.reporting.summary import describe_briefly
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
@@ -108,8 +110,11 @@ def find_inputs(config: Config) -> Inputs:
     _refuse_other_processes()
     allow_pixels(config.run.max_pixels)
     source = find_source(config)
-    held_out = None if source.held_out is None else list_images(source.held_out)
-    return Inputs(list_images(source), held_out, *_choose(config.run))
+    channels = config.method.encoder.channels
+    held_out = None if source.held_out is None else list_images(source.held_out, channels)
+    if config.run.held_out and held_out is not None:
+        raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
+    return Inputs(list_images(source, channels), held_out, *_choose(config))
 
 
 def find_source(config: Config) -> Source:
@@ -119,6 +124,8 @@ def find_source(config: Config) -> Source:
         ConfigError, SourceError: it cannot be used.
     """
     data = config.run.data
+    if data is None and config.source is None and (channels := config.method.encoder.channels) not in CONVERTED:
+        raise ConfigError(f"the demo photographs have 3 channels and the encoder takes {channels}; give --data")
     if data is None:
         return config.source or demo_images()
     paths = (data,) if isinstance(data, Path) else data
@@ -153,7 +160,7 @@ def _train_within_memory(
             config = replace(config, run=halve_micro_batch(config.run))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
-        loader, _ = _choose(config.run)
+        loader, _ = _choose(config)
         images = images.without_quarantined()
 
 
@@ -184,13 +191,15 @@ def _refuse_other_processes() -> None:
         )
 
 
-def _choose(options: RunConfig) -> tuple[Loader, str]:
+def _choose(config: Config) -> tuple[Loader, str]:
     """Make sure that what the options name can be used here; return the loader and a line about it."""
+    options = config.run
     device = resolve_device(options.device)
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
-    return choose_loader(options.loader, device, options.workers)
+    loggers.choose(options.log)
+    return choose_loader(options.loader, device, options.workers, config.method.encoder.channels)
 
 
 def _loader_choice(inputs: Inputs, images: FrozenDataset) -> str:
@@ -215,6 +224,6 @@ def _check_images(config: Config, inputs: Inputs, folder: RunFolder) -> FrozenDa
     for listing in inputs.listings:
         with checking() as progress:
             found.append(check(listing, workers=workers, progress=progress))
-    ratio = config.run.max_bad_ratio
-    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, max_bad_ratio=ratio)
+    shares = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
+    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, **shares)
     return images if inputs.held_out is None else images.hold_out(inputs.held_out, found[1])

@@ -164,7 +164,7 @@ def test_what_transformers_saves_is_taken(tmp_path, kind, of):
         assert torch.equal(model.heads[3].pred.weight, theirs.decoder.decoder_pred.weight)
     encoder = theirs.vit if whole else theirs
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    noise = torch.arange(16.0).expand(2, -1)  # nothing is hidden, and the order stays
+    noise = torch.arange(16.0).expand(2, -1)  # nothing is masked, and the order stays
     found = encoder.double().eval()(images, noise=noise).last_hidden_state
     torch.testing.assert_close(features(model, images), found)
 

@@ -1,11 +1,13 @@
 """A config survives being written as JSON, and what cannot be read back is named."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from spectral import with_channels
 
 from bimkern.data.source import ImageFolder
 from bimkern.recipes import RECIPES
@@ -100,8 +102,11 @@ def test_where_images_lie_is_no_setting():
     assert differences(to_json(config), to_json(moved)) == []
 
 
-def test_images_of_other_channels_than_are_loaded_are_refused():
-    config = RECIPES["mae_vit_test"].config
-    gray = replace(config.method, encoder=replace(config.method.encoder, channels=1), mean=(0.5,), std=(0.2,))
-    with pytest.raises(ConfigError, match="images are loaded as RGB; the encoder must have channels=3, got 1"):
-        replace(config, method=gray)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_channels_mean_and_std_belong_to_the_config(channels):
+    config = with_channels(RECIPES["mae_vit_test"].config, channels)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    encoder = replace(config.method.encoder, channels=2)
+    message = f"each of the encoder's 2 channels, got {config.method.mean}; set channels, mean and std together"
+    with pytest.raises(ValueError, match=re.escape(f"Method: mean must hold a value for {message}")):
+        replace(config.method, encoder=encoder)

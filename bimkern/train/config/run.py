@@ -28,7 +28,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # rounding, as another kernel of the same attention does.
 FREE_OPTIONS = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "arena", "attention", "log_every", "save_every"),
+    *("compile", "arena", "attention", "log", "log_every", "save_every"),
     *("teacher", "init"),  # their paths; a checkpoint knows their content
     "extend",  # what it allows is checked with the checkpoint that it continues
 )
@@ -83,6 +83,8 @@ class RunConfig:
     size per side. 4 changes pixels by 3 of 256 levels at most on noisy photographs; 0 is off. Not for DALI."""
     workers: int | None = None
     """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
+    held_out: float = 0.0
+    """Share of the images to keep out of training, by name. Their loss is logged at every save."""
     max_bad_ratio: float = 0.1
     """Largest share of unreadable images. They are listed in quarantine.jsonl; a larger share ends the run."""
     max_pixels: int = MAX_PIXELS
@@ -94,6 +96,8 @@ class RunConfig:
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.jsonl and TensorBoard: csv, wandb, mlflow, or registered ones of your own, by name."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100
@@ -112,8 +116,9 @@ class RunConfig:
             raise ConfigError(f"--jpeg-draft must be 0 (off) or at least 1 and finite, got {self.jpeg_draft:g}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
-        if not 0 <= self.max_bad_ratio < 1:
-            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
+        for name in ("max_bad_ratio", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 
@@ -143,8 +148,6 @@ class Config:
     source: Source | None = None  # of images, where run.data names no folder; None: demo photographs
 
     def __post_init__(self) -> None:
-        if (channels := self.method.encoder.channels) != 3:
-            raise ConfigError(f"Config: images are loaded as RGB; the encoder must have channels=3, got {channels}")
         if not self.phases:
             return
         total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size

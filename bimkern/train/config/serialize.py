@@ -8,7 +8,9 @@ from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
-__all__ = ["differences", "from_json", "refuse_other", "to_json"]
+__all__ = ["STARTS", "differences", "from_json", "refuse_other", "to_json"]
+
+STARTS = "starts"  # in config.json, beside the config itself: what every start of the run was resolved to
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def from_json(saved: Any) -> Config:
     Raises:
         ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
     """
+    if isinstance(saved, dict):
+        saved = {name: value for name, value in saved.items() if name != STARTS}
     try:
         config: Config = pieces.from_json(saved, Config, "config")
     except PieceError as error:
@@ -37,7 +41,7 @@ def from_json(saved: Any) -> Config:
     return config
 
 
-_FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
+_FREE = {STARTS, "source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}

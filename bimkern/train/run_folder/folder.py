@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError
-from bimkern.train.config.serialize import from_json, refuse_other, to_json
+from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
@@ -63,14 +64,19 @@ class RunFolder:
                 raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
             stack.pop_all()
 
-    def record(self, config: Config) -> None:
+    def record(self, config: Config, start: Mapping[str, Any] | None = None) -> None:
         """Write config.json, after it is certain that this run may use the folder.
+
+        Args:
+            config: of the run.
+            start: what this start was resolved to, as JSON; it follows those of earlier starts.
 
         Raises:
             ConfigError: it cannot be written.
         """
+        starts = [*(self._saved_config() or {}).get(STARTS, []), *([] if start is None else [start])]
         try:
-            atomic.write_json(self.path / _CONFIG, to_json(config))
+            atomic.write_json(self.path / _CONFIG, to_json(config) | {STARTS: starts})
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 

@@ -180,7 +180,9 @@ def _dataclass_from_json(saved: dict[str, Any], types: dict[str, Any], only: str
     name = saved.get("type", only)
     if name not in types:
         source = saved.get("from")
-        remedy = f"import {_named_source(source)}, which defines it, first; or " if source else ""
+        remedy = ""
+        if source:
+            remedy = f"import {_named_source(source)}, which defines it, first (a command: --import {source}); or "
         raise PieceError(f"{where}: unknown type {name!r}; {remedy}choose one of {', '.join(sorted(types))}")
     hints = get_type_hints(types[name])
     known = [field.name for field in fields(types[name]) if field.init]

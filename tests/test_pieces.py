@@ -149,5 +149,7 @@ def test_a_piece_of_a_program_says_how_to_import_it(tmp_path, arguments):
     source = done.stdout.strip()
     assert source == ("script" if "-m" in arguments else str(tmp_path.resolve() / "script.py"))
     named = source if "-m" in arguments else f"the file {source}"
-    with pytest.raises(PieceError, match=rf"unknown type 'Mine'; import {named}, which defines it, first; or choose"):
+    with pytest.raises(
+        PieceError, match=rf"unknown type 'Mine'; import {named}, which defines it, first \(.*\); or choose"
+    ):
         pieces.from_json({"type": "Mine", "from": source}, Filter, "filter")

@@ -144,7 +144,8 @@ def test_where_its_module_is_not_imported_one_line_says_so(finished):
     assert done.stderr.count("\n") == 1
     assert (
         "config.json cannot be understood (config.method.masker: unknown type 'Checkerboard'; import own_pieces, which "
-        "defines it, first; or choose one of BlockPixels, Blockwise, RandomDrop, TokenReplace)"
+        "defines it, first (a command: --import own_pieces); or "
+        "choose one of BlockPixels, Blockwise, RandomDrop, TokenReplace)"
     ) in done.stderr
 
 

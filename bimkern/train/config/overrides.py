@@ -106,12 +106,13 @@ def _changed(value: Any, hint: Hint, change: Any, where: str) -> Any:
         return _value(change, hint, where)
     if isinstance(value, (tuple, list)):
         return _changed_items(value, hint, change, where)
-    if isinstance(value, dict):
+    types = pieces.types_of(hint)
+    if isinstance(value, dict) or (value is None and not types and dict in map(origin, choices(hint))):
         _, item = _arguments(hint, dict)
+        value = value or {}
         return value | {
             name: _changed(value.get(name), item, inner, f"{where}.{name}") for name, inner in change.items()
         }
-    types = pieces.types_of(hint)
     if is_dataclass(value):
         types |= {type(value).__name__: type(value)}
     if not types:
@@ -185,19 +186,13 @@ def _value(value: Any, hint: Hint, where: str) -> Any:
             return value if pieces.fits(value, hint) else single(value, plain)
         if sequence is None or not value.startswith(("(", "[")):
             return single_from_text(value, plain)
-    if sequence is not None and isinstance(value, (str, tuple, list, int, float)):
-        return _sequence(_items(value), sequence, where)
+    if sequence is not None:
+        values = _split(value) if isinstance(value, str) else value
+        return _sequence(values if isinstance(values, (tuple, list)) else [values], sequence, where)
     remedy = "; set its fields" if types else ""
     if len(types) > 1:
         remedy += f", or {where}.type to one of {', '.join(types)}"
     raise ConfigError(f"{where}: must be {describe(hint)}, got {value!r}{remedy}")
-
-
-def _items(value: str | Sequence[Any] | float) -> Sequence[Any]:
-    """Return the values of a sequence; a number stands for one that holds it alone, as in text."""
-    if isinstance(value, str):
-        return _split(value)
-    return [value] if isinstance(value, (int, float)) else value
 
 
 def _sequence(values: Sequence[Any], hint: Hint, where: str) -> Any:

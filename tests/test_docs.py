@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 from unittest import mock
 
 import manual_pages
@@ -75,16 +76,23 @@ def test_every_member_of_an_encoder_is_named():
 OPTIONS = {"bimkern.pretrain": pretrain.Options, "bimkern.plan": PlanOptions, "bimkern.export": Options}
 
 
+def option_names(kind):
+    """Yield the names of fields; those of a dataclass in place of a field that holds one."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        yield from option_names(hints[field.name]) if is_dataclass(hints[field.name]) else (field.name,)
+
+
 @pytest.mark.parametrize("program", OPTIONS)
 def test_commands_name_recipes_and_options_that_exist(program):
-    known = {f"--{field.name.replace('_', '-')}" for field in fields(OPTIONS[program])} | {"--help"}
+    known = {f"--{name.replace('_', '-')}" for name in option_names(OPTIONS[program])} | {"--help", "--import"}
     found = manual_pages.commands(program)
     assert found
     for arguments in found:
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert named <= known, arguments
         if program != "bimkern.export" and arguments and not arguments[0].startswith("-"):
-            assert arguments[0] in {*RECIPES, "RECIPE"}
+            assert arguments[0] in {*RECIPES, "RECIPE"} or re.match(r"my_(file\.py|package\.module):", arguments[0])
 
 
 def test_commands_of_the_bench_are_understood():

@@ -15,7 +15,9 @@ from bimkern.pretrain import main
 from bimkern.recipes import FAMILIES, RECIPES
 
 OPTIONS = (
-    *("--help", "--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--patch-size", "--mask-ratio"),
+    *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
+    *("--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
     *(
         "--teacher",
         "--optimizer",
@@ -28,7 +30,7 @@ OPTIONS = (
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every", "--dry-run"),
+    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every"),
 )
 
 

@@ -1,6 +1,6 @@
-"""`python -m bench traffic`: the memory traffic of the CUDA kernels on the shapes of a ViT-B, counted on the CPU.
+"""`python -m bench traffic`: the memory traffic of the GPU kernels on the shapes of a ViT-B, counted on the CPU.
 
-The kernels run in the stand-in for CUDA of tests/csrc/host_cuda, which sees every address. For each kernel:
+The kernels in CUDA run in the stand-in for CUDA of tests/csrc/host_cuda, which sees every address. For each kernel:
 
     accesses   loads, stores and atomics of whole warps: more of them where packets become elements
     requested  32-byte sectors that the accesses of all warps ask for, each access on its own
@@ -8,27 +8,25 @@ The kernels run in the stand-in for CUDA of tests/csrc/host_cuda, which sees eve
     launch     distinct sectors of the launch: what a perfect L2 cache leaves
     passes     times that accesses take the banks of shared memory; least_passes: without a bank conflict
 
-over the bytes that the kernel has to move at least. These are counts of addresses, not times.
+over the bytes that the kernel has to move at least. These are counts of addresses, not times. Ops whose CUDA form is
+Triton: `bench.triton_traffic`.
 """
 
 import argparse
-import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
-from pathlib import Path
 
-from bench import sass
+from bench import sass, traffic_table, triton_traffic
 from bench.cli import Parser, UsageError
 from bench.kernels import ROOT, CompileError
 from bench.results import FOLDER
-from bench.traffic_count import Launch, Row, TrafficError, build, instance, launches
+from bench.traffic_count import Launch, Row, TrafficError, TrafficUnavailable, build, instance, launches
 
-OPS = tuple(sorted(path.stem for path in (ROOT / "csrc" / "ops").glob("*.cu")))
+CUDA_OPS = tuple(sorted(path.stem for path in (ROOT / "csrc" / "ops").glob("*.cu")))
+OPS = tuple(sorted((*CUDA_OPS, *triton_traffic.OPS)))
 TABLE = FOLDER / "traffic.csv"
-COLUMNS = [f.name.rstrip("_") for f in fields(Row)]
-TOLERANCE = 0.05
+TRITON_TABLE = FOLDER / "traffic_triton.csv"
 
 _USAGE = "python -m bench traffic [OP...] [--lines] [--save]"
 _OPCODES = {
@@ -41,44 +39,20 @@ _OPCODES = {
 }
 
 
-def save(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Replace the table."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(row) for row in rows)
+def load() -> list[Row]:
+    """Read the table of the kernels in CUDA."""
+    return traffic_table.read(Row, TABLE.read_text())
 
 
-def load(path: Path = TABLE) -> list[Row]:
-    """Read the table."""
-    types = [int if f.type is int else str for f in fields(Row)]
-    with path.open(newline="") as file:
-        header, *lines = csv.reader(file)
-    assert header == COLUMNS, f"{path}: has other columns than this version writes"
-    names = [f.name for f in fields(Row)]
-    return [
-        Row(**{name: kind(text) for name, kind, text in zip(names, types, line, strict=True)})  # type: ignore[arg-type]
-        for line in lines
-    ]
-
-
-def differences(found: Iterable[Row], held: Iterable[Row]) -> list[str]:
-    """Name the counts that differ from the table by more than the tolerance, and rows that one of them lacks."""
-    now, before = {row.key: row for row in found}, {row.key: row for row in held}
-    texts = [f"{' '.join(key)}: not in the table" for key in now.keys() - before.keys()]
-    texts += [f"{' '.join(key)}: not counted any more" for key in before.keys() - now.keys()]
-    for key in now.keys() & before.keys():
-        for name, count in now[key].counts.items():
-            expected = before[key].counts[name]
-            if abs(count - expected) > TOLERANCE * expected:
-                texts.append(f"{' '.join(key)}: {name} {expected} -> {count}")
-    return sorted(texts)
+def load_triton() -> list[triton_traffic.Row]:
+    """Read the table of the kernels in Triton."""
+    return traffic_table.read(triton_traffic.Row, TRITON_TABLE.read_text())
 
 
 def faults(found: Iterable[Launch], held: Iterable[Row]) -> list[str]:
     """Name the differences to the table, and reads of what is not initialized."""
     found = list(found)
-    return differences((launch.row for launch in found), held) + [
+    return traffic_table.differences((launch.row for launch in found), held) + [
         f"{' '.join(launch.row.key)}: {launch.uninitialized} reads of shared memory that is not written yet"
         for launch in found
         if launch.uninitialized
@@ -124,15 +98,23 @@ def main(arguments: Sequence[str]) -> int:
     """
     given = _parser().parse_args(arguments)
     if unknown := set(given.ops) - set(OPS):
-        raise UsageError(f"no op with a CUDA kernel is named {min(unknown)!r}; choose from {', '.join(OPS)}")
+        raise UsageError(f"no op with a GPU kernel is named {min(unknown)!r}; choose from {', '.join(OPS)}")
+    if given.lines and (triton := set(given.ops) & set(triton_traffic.OPS)):
+        raise UsageError(f"--lines: {min(triton)} is a Triton kernel; see `python -m bench.triton_kernels`")
     try:
-        return _run(given)
+        wrong = [] if given.ops and not set(given.ops) & set(CUDA_OPS) else _count_cuda(given)
+        if not given.lines and (not given.ops or set(given.ops) & set(triton_traffic.OPS)):
+            wrong += _count_triton(given)
     except (TrafficError, CompileError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    if not given.save:
+        print("\n" + "\n".join(wrong or [f"as in {FOLDER}, within {traffic_table.TOLERANCE:.0%}"]))
+    return 1 if wrong else 0
 
 
-def _run(given: argparse.Namespace) -> int:
+def _count_cuda(given: argparse.Namespace) -> list[str]:
+    """Show or save the traffic of the kernels in CUDA; return what is wrong with it."""
     build()
     found = launches()
     shown = [launch for launch in found if not given.ops or launch.row.op in given.ops]
@@ -142,12 +124,27 @@ def _run(given: argparse.Namespace) -> int:
     else:
         print(table(launch.row for launch in shown))
     if given.save:
-        save(launch.row for launch in found)
+        TABLE.write_text(traffic_table.written(Row, (launch.row for launch in found)))
         print(f"\n{len(found)} rows written to {TABLE}")
-        return 0
-    wrong = faults(found, load())
-    print("\n" + "\n".join(wrong or [f"as in {TABLE}, within {TOLERANCE:.0%}"]))
-    return 1 if wrong else 0
+        return []
+    return faults(found, load())
+
+
+def _count_triton(given: argparse.Namespace) -> list[str]:
+    """Show or save the traffic of the kernels in Triton; return what is wrong with it."""
+    try:
+        found = triton_traffic.rows()
+    except TrafficUnavailable as error:
+        if given.ops:
+            raise
+        print(f"\nbench: {error}")
+        return []
+    print("\n" + triton_traffic.table(row for row in found if not given.ops or row.op in given.ops))
+    if given.save:
+        TRITON_TABLE.write_text(traffic_table.written(triton_traffic.Row, found))
+        print(f"\n{len(found)} rows written to {TRITON_TABLE}")
+        return []
+    return traffic_table.differences(found, load_triton())
 
 
 def _code(op: str) -> dict[tuple[str, str], list[sass.Instruction]]:
@@ -158,6 +155,6 @@ def _code(op: str) -> dict[tuple[str, str], list[sass.Instruction]]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench traffic", usage=_USAGE, description=__doc__.partition("\n\n")[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}; without: all")
-    parser.add_argument("--lines", action="store_true", help="by source line, beside nvcc's code")
-    parser.add_argument("--save", action="store_true", help=f"replace {TABLE.name}")
+    parser.add_argument("--lines", action="store_true", help="kernels in CUDA by source line, beside nvcc's code")
+    parser.add_argument("--save", action="store_true", help="replace the tables in bench/results")
     return parser

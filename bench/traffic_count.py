@@ -6,14 +6,14 @@ import shutil
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from bench import traffic_table
 from bench.kernels import ROOT
 
 BUILD = ROOT / "build" / "traffic"
 PROGRAM = BUILD / "tests" / "csrc" / "host_cuda" / "traffic_host_cuda"
-SECTOR = 32
 
 
 class TrafficError(Exception):
@@ -25,7 +25,7 @@ class TrafficUnavailable(TrafficError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(traffic_table.Row):
     """A kernel in one case. Sectors have 32 bytes."""
 
     op: str
@@ -40,18 +40,6 @@ class Row:
     launch_sectors: int
     passes: int
     least_passes: int
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return (self.op, self.kernel, self.pass_, self.shape, self.dtype)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is int}
-
-    def ratio(self, sectors: int) -> float:
-        """Return sectors as bytes, over the ideal."""
-        return sectors * SECTOR / self.ideal_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

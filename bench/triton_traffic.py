@@ -1,7 +1,5 @@
 """The memory traffic of the Triton kernels, counted in Triton's interpreter, without a GPU.
 
-    python -m bench.triton_traffic      into bench/results/traffic_triton.csv, which is replaced
-
 Against the bytes that an op has to move at least:
 
     asked      bytes that its loads and stores ask for
@@ -11,31 +9,34 @@ Against the bytes that an op has to move at least:
 
 The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
 `python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked.
+
+`python -m bench traffic` runs this as a program, which writes CSV: one process cannot both interpret and compile.
 """
 
-import csv
-import io
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results" / "traffic_triton.csv"
-_SECTOR = 32
+from bench import traffic_table
+from bench.kernels import ROOT
+from bench.traffic_count import TrafficError, TrafficUnavailable
+
+OPS = ("masked_loss", "masked_pixel_loss", "pixel_targets")
 _IMAGES, _PATCHES = 1, 196
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(traffic_table.Row):
     """The traffic of one call of an op. Sectors have 32 bytes."""
 
     op: str
@@ -47,10 +48,6 @@ class Row:
     requested_sectors: int
     block_sectors: int
     launch_sectors: int
-
-    def ratio(self, sectors: int) -> float:
-        """Return sectors as bytes, over the ideal."""
-        return sectors * _SECTOR / self.ideal_bytes
 
 
 def table(found: Iterable[Row]) -> str:
@@ -68,36 +65,20 @@ def table(found: Iterable[Row]) -> str:
 
 
 def rows() -> list[Row]:
-    """Count all of it, in a process of its own, whose Triton interprets.
+    """Count all of it, in a process whose Triton interprets.
 
     Raises:
-        RuntimeError: that process failed; the message is what it wrote.
+        TrafficError: that process failed.
+        TrafficUnavailable: triton is not installed.
     """
-    command = [sys.executable, "-m", "bench.triton_traffic", "--csv"]
+    if importlib.util.find_spec("triton") is None:
+        raise TrafficUnavailable("triton is not installed, whose interpreter counts the Triton kernels' traffic")
+    command = [sys.executable, "-m", "bench.triton_traffic"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"bench.triton_traffic failed:\n{done.stderr}")
-    return read(done.stdout)
-
-
-def read(text: str) -> list[Row]:
-    """Read rows from CSV."""
-    numbers = {field.name for field in fields(Row) if field.type is int}
-    return [
-        Row(**{name: int(value) if name in numbers else value for name, value in row.items()})  # type: ignore[arg-type]
-        for row in csv.DictReader(io.StringIO(text))
-    ]
-
-
-def written(found: list[Row]) -> str:
-    """Write rows as CSV."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in found)
-    return file.getvalue()
+        raise TrafficError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+    return traffic_table.read(Row, done.stdout)
 
 
 def _count() -> Iterator[Row]:
@@ -138,7 +119,7 @@ def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any)
     asked = requested = 0
     blocks = defaultdict(list)
     for access in accesses:
-        touched = np.unique(access.addresses // _SECTOR)  # no value lies across two
+        touched = np.unique(access.addresses // traffic_table.SECTOR)  # no value lies across two
         asked += len(access.addresses) * access.size
         requested += len(touched)
         blocks[access.launch, access.program].append(touched)
@@ -152,14 +133,5 @@ def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any)
     )
 
 
-def main(arguments: list[str]) -> None:
-    if arguments == ["--csv"]:
-        print(written(list(_count())), end="")
-        return
-    found = rows()
-    print(table(found))
-    RESULTS.write_text(written(found))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print(traffic_table.written(Row, _count()), end="")

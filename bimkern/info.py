@@ -1,4 +1,4 @@
-"""Show versions, devices, the backend of each op, and which loaders, attention kernels and optimizers are usable."""
+"""`python -m bimkern.info [--json]`: show versions, devices, the backend of each op, and which options are usable."""
 
 import argparse
 import json
@@ -7,11 +7,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import numpy
 import torch
 
-import bimkern
-from bimkern import arena, openmp, ops, optional
+from bimkern import arena, openmp, ops, optional, versions
 from bimkern.data import dali
 from bimkern.models import attention
 from bimkern.ops.native_library import library
@@ -19,6 +17,7 @@ from bimkern.output import printing
 from bimkern.train.config.run import resolve_device
 from bimkern.train.optim import adapters
 
+_DESCRIPTION = "Show versions, devices, the backend of each op, and usable loaders, attention kernels and optimizers."
 OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "dali": ("nvidia.dali", None),
     "nvimgcodec": ("nvidia.nvimgcodec", None),  # DALI's decoders on a GPU
@@ -26,6 +25,8 @@ OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "xformers": ("xformers", None),
     "apex": ("apex", adapters.not_nvidias),
     "timm": ("timm", None),
+    "wandb": ("wandb", None),
+    "mlflow": ("mlflow", None),
     "torchvision": ("torchvision", None),
 }
 
@@ -55,12 +56,7 @@ def collect() -> dict[str, Any]:
     """Collect the report as plain data: versions, devices, the native library, backends and optional packages."""
     device = resolve_device("auto")
     return {
-        "versions": {
-            "bimkern": bimkern.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": versions.installed(),
         "cpu": {"machine": platform.machine(), "threads": torch.get_num_threads(), "openmp": openmp.describe()},
         "cuda": _cuda(),
         "native": {
@@ -119,7 +115,7 @@ def lines(info: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Print the report, as text or as JSON."""
     # Not tyro, as in the other commands: this report is wanted where packages are missing.
-    parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bimkern.info", description=_DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     with printing():
         options = parser.parse_args()

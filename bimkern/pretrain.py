@@ -3,7 +3,6 @@
 import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -11,6 +10,7 @@ from textwrap import fill
 from bimkern import command
 from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.errors import BimkernError
+from bimkern.importers.initialize import read_initial_weights
 from bimkern.output import Warnings, printing
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES
 from bimkern.train.config.file import to_toml
@@ -40,7 +40,6 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to quarantine.jsonl
     try:
         with terminated_at_once():
             words = _run(arguments)
@@ -66,7 +65,8 @@ def _run(arguments: list[str]) -> str:
         return to_toml(config).rstrip()
     if options.dry_run:
         inputs = find_inputs(config)
-        return describe(config, inputs.listing, inputs.loader_choice)
+        init = "" if config.run.init is None else f"\n{read_initial_weights(config, config.run.init).summary}"
+        return describe(config, inputs.listing, inputs.loader_choice) + init
     return _closing_words(run(config))
 
 
@@ -108,24 +108,25 @@ def _help(config: Config) -> str:
 
 def _closing_words(outcome: Outcome) -> str:
     config, folder, stages = outcome.config, outcome.folder, outcome.held_out
-    apart = find_source(config).held_out is not None
-    held_out = "images kept out of training" if apart else "other crops of the images"
+    held_out = "other crops of the images"
+    if config.run.held_out or find_source(config).held_out is not None:
+        held_out = "images kept out of training"
     width = max(len(stage.name) for stage in stages)
-    notes = dict.fromkeys(stage.note for stage in stages if stage.note)
     layout = "in our own layout" if config.method.encoder.layout("timm") is None else "for timm"
-    if config.schedule.per_group:
-        notes["What was frozen before the end is evaluated as it was left."] = None
+    notes = ["What was frozen before the end is evaluated as it was left."] if config.schedule.per_group else []
+    if config.method.distillation is not None:
+        notes.append("What the teacher adds to the loss is left out.")
     return "\n".join(
         [
-            f"\nMean squared error on what is masked, {held_out}:",
+            f"\nLoss on what is masked, {held_out}:",
             *(
-                f"  {stage.name:{width}}  {stage.error:#.3g}; {stage.baseline} would give {stage.baseline_error:#.3g}"
+                f"  {stage.name:{width}}  {stage.loss:#.3g}; the mean visible target would give {stage.mean_loss:#.3g}"
                 for stage in stages
             ),
             *(f"({note})" for note in notes),
             f"\nWrote {folder.path}/\n"
             "  pictures/reconstruction.png  what is masked from each stage and what it predicts\n"
-            "  pictures/curves.png, memory.png\n"
+            "  pictures/curves.png, memory.png, and reconstruction-STEP.png for each save\n"
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"
             f"  exported/                    the encoder up to each head, {layout}\n\n"

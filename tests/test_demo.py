@@ -20,7 +20,7 @@ def test_the_demo_learns(tmp_path, monkeypatch, capsys):
         assert sum(curve[-5:]) / 5 < 0.45 * first
 
     printed = capsys.readouterr().out
-    found = re.findall(r"after layer (\d)  (\S+); the mean visible color would give (\S+)", printed)
+    found = re.findall(r"after layer (\d)  (\S+); the mean visible target would give (\S+)", printed)
     assert [layer for layer, _, _ in found] == ["1", "2", "3", "4"]
     for _, error, baseline in found:
         assert float(error) < 0.8 * float(baseline)

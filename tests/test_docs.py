@@ -13,10 +13,9 @@ from typing import get_type_hints
 from unittest import mock
 
 import manual_pages
-import numpy as np
 import pytest
 import torch
-from interop import import_or_skip
+from interop import import_or_skip, own_features
 from PIL import Image
 
 import bimkern
@@ -33,8 +32,9 @@ from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ("ops", "nn", "arena", "recipes")
-TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md"}
+PUBLIC = ("api", "ops", "nn", "arena", "recipes")
+TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md", "docs/api/api.md"}
+TESTED |= {"docs/first-hour.md"}  # in test_stranger.py
 
 
 def code_of(page):
@@ -47,8 +47,9 @@ def test_all_code_is_run():
     assert {page.relative_to(ROOT).as_posix() for page in manual_pages.PAGES if manual_pages.python(page)} == TESTED
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
-def test_code_runs_as_it_stands(page):
+@pytest.mark.parametrize("page", ["README.md", "docs/memory.md", "docs/api/api.md"])
+def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(code_of(page), {})
 
 
@@ -112,7 +113,7 @@ def test_links_lead_to_files(page):
 
 def test_files_that_are_named_exist():
     for page in manual_pages.PAGES:
-        named = re.findall(r"`((?:tests|bench|csrc|bimkern|docs)/[\w./]+)`", page.read_text())
+        named = re.findall(r"`((?:tests|bench|csrc|bimkern|docs|examples)/[\w./]+)`", page.read_text())
         assert not [name for name in named if not (ROOT / name).exists()], page
 
 
@@ -130,7 +131,7 @@ def test_scripts_and_citation_follow_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name, target in project["scripts"].items():
         module, _, function = target.partition(":")
-        assert name == module.replace(".", "-")
+        assert name == module.removesuffix(".__main__").replace(".", "-")
         assert callable(getattr(importlib.import_module(module), function))
     assert f"\nversion: {bimkern.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
@@ -165,13 +166,7 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)
     features = torch.load(tmp_path / "features.pt", weights_only=True)
 
-    resized = Image.open(tmp_path / "photo.jpg").resize((73, 93), Image.Resampling.BICUBIC)
-    pixels = np.array(resized.crop((4, 14, 68, 78)))  # 64 of a short side of 64 / 0.875
-    images = model.colors.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    tokens = model.encoder.embed(images)
-    for layer in model.encoder.blocks:
-        tokens = layer(tokens)
-    expected = model.heads[-1].in_norm(tokens)[:, 1:].mean(1)
+    expected = own_features(model, Image.open(tmp_path / "photo.jpg"))
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 

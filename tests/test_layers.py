@@ -15,27 +15,30 @@ COMMANDS = ("pretrain", "finetune", "probe", "export", "plan", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
     ("annotations", "errors"),
-    ("rng", "units", "pieces", "openmp", "output", "watchdog", "files", "figures"),
+    ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
     ("mim", "data"),
     ("train.config",),
-    ("train.network", "train.device", "train.signals"),
+    ("train.network", "train.device", "train.signals", "train.callbacks"),
     ("train.memory",),
     ("train.checkpoint",),
     ("train.optim",),
     ("train.run_folder",),
     ("train.reporting",),
     ("exporters",),
+    ("importers",),
+    ("train.task",),
     ("train.trainer",),
     ("train.pretraining",),
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),
-    ("config_options",),
+    ("config_options", "api"),
     COMMANDS,
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin

@@ -17,20 +17,23 @@ from bimkern.recipes import FAMILIES, RECIPES
 OPTIONS = (
     *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--patch-size", "--mask-ratio"),
     *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
-    *("--data", "--out", "--epochs", "--steps", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
     *(
         "--teacher",
+        "--init",
         "--optimizer",
         "--precision",
         "--attention",
         "--device",
         "--seed",
         "--loader",
+        "--jpeg-draft",
         "--workers",
+        "--held-out",
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--log-every", "--save-every"),
+    *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every"),
 )
 
 
@@ -77,6 +80,8 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["--device", "cuda:77"], "--device cuda:77: this machine offers"),
         (["--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
         (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
+        (["--jpeg-draft", "0.5"], "--jpeg-draft must be 0 (off) or at least 1 and finite, got 0.5"),
+        (["--jpeg-draft", "inf"], "--jpeg-draft must be 0 (off) or at least 1 and finite, got inf"),
         (["--data", "a", "--data=b"], "--data is given 2 times; give it once"),
         (["--micro-batch=2", "--steps", "3", "--micro_batch", "4"], "--micro-batch is given 2 times; give it once"),
         (["--dry-run", "--batch-size", "-4"], "--batch-size must be at least 1, got -4"),

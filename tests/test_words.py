@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (".ci", "bench", "bimkern", "csrc", "docs", "findings", "python", "tests")
-SUFFIXES = {".cmake", ".cpp", ".cu", ".h", ".md", ".py", ".pyi", ".sh", ".toml", ".txt"}
+FOLDERS = (".ci", "bench", "bimkern", "csrc", "docs", "examples", "findings", "python", "tests")
+SUFFIXES = {".cmake", ".cpp", ".cu", ".h", ".ipynb", ".md", ".py", ".pyi", ".sh", ".toml", ".txt"}
 
 # What is written instead. `_` stands for itself or a space, so names and prose are both found.
 WORDS = {

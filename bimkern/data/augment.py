@@ -19,6 +19,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 CropFilter = Literal["around", "inside"]
 
 _TRIES = 10
+_REDUCTIONS = (2, 4, 8)  # besides 1; those of a JPEG
 _EPOCH_SHIFT = 40
 
 
@@ -58,6 +59,20 @@ def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int],
             word = draw(Stream.REPLACEMENT, np.array([attempt]), draw_ids[position : position + 1], seed)[0]
             ids[position], attempt = int(_uniform(word)[0] * num_samples), attempt + 1
     return ids
+
+
+def reductions(boxes: Int64, size: int, oversampling: float) -> Int64:
+    """Return by how much images may be reduced before they are cropped, [B], each 1, 2, 4 or 8.
+
+    Args:
+        boxes: [B, 4], left, top, width, height in the full image.
+        size: side of the crops in pixels.
+        oversampling: the least that a reduced box measures, in sides of the crop; 0 for no reduction.
+    """
+    if not oversampling:
+        return np.ones(len(boxes), dtype=np.int64)
+    largest = boxes[:, 2:].min(axis=1) / (size * oversampling)
+    return np.left_shift(1, np.searchsorted(_REDUCTIONS, largest, side="right"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,15 @@ Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, replacements, sample_sequence
+from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, reductions, replacements, sample_sequence
+from bimkern.data.orientation import StoredBoxes, stored_boxes
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 
@@ -51,13 +53,20 @@ class Crops:
     orientations: Int64  # [B], how the stored images are turned upright
     pil_only: NDArray[np.bool_]  # [B], images that DALI might decode to something else
     boxes: Int64  # [B, 4], left, top, width, height
+    reductions: Int64  # [B], a JPEG may be decoded at 1 / reduction of its width and height
     flips: NDArray[np.bool_]  # [B]
     size: int  # side of the crops in pixels
+    channels: int = 3
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Return the shape of the pixels, [B, C, H, W]."""
-        return len(self.draw_ids), 3, self.size, self.size
+        return len(self.draw_ids), self.channels, self.size, self.size
+
+    @cached_property
+    def stored_boxes(self) -> StoredBoxes:
+        """Return the boxes in the images as they are stored."""
+        return stored_boxes(self.boxes, self.flips, self.sizes, self.orientations)
 
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
@@ -73,6 +82,7 @@ class MicroBatches:
     augment: RandomResizedCrop
     seed: int
     layout: StepLayout
+    jpeg_draft: float = 0.0  # the oversampling that reduced JPEGs keep (augment.py); 0 for full decoding
 
     def __getitem__(self, index: int) -> Crops:
         segment, step, part = self.layout.locate(index)
@@ -83,13 +93,16 @@ class MicroBatches:
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         images, augment = self.images, self.augment
         sizes = images.sizes[sample_ids]
+        boxes = augment.boxes(draws, sizes, self.seed)
         return Crops(
             sample_ids,
             draws,
             sizes,
             images.orientations[sample_ids],
             images.pil_only[sample_ids],
-            augment.boxes(draws, sizes, self.seed),
+            boxes,
+            reductions(boxes, segment.image_size, self.jpeg_draft),
             augment.flips(draws, self.seed),
             segment.image_size,
+            images.channels,
         )

@@ -58,12 +58,12 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
         SourceError: the machine is out of memory or file handles.
     """
     source = listing.source
-    cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_identity(source)}.jsonl")
+    cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_identity(listing)}.jsonl")
     known = cache.read()
     found = {f: known[f] for f in listing.files if f in known and _is_unchanged(source, f, known[f])}
     todo = [file for file in listing.files if file not in found]
     done = 0
-    for chunk in _check_all(source, todo, workers):
+    for chunk in _check_all(listing, todo, workers):
         found |= chunk
         cache.append(chunk)
         done += len(chunk)
@@ -74,28 +74,29 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
 
 def readable(listing: Listing, found: dict[str, FileCheck]) -> Images:
     """Return the images among the files of a listing."""
-    return images(listing.source, {file: found[file] for file in listing.files if found[file].fault is None})
+    good = {file: found[file] for file in listing.files if found[file].fault is None}
+    return images(listing.source, good, listing.channels)
 
 
-def images(source: Source, found: Mapping[str, FileCheck]) -> Images:
+def images(source: Source, found: Mapping[str, FileCheck], channels: int = 3) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
     sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
     orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
     pil_only = np.array([one.pil_only or source.path(file) is None for file, one in found.items()], dtype=bool)
-    return Images(source, tuple(found), sizes, orientations, pil_only)
+    return Images(source, tuple(found), sizes, orientations, pil_only, channels=channels)
 
 
-def check_file(source: Source, file: str) -> FileCheck:
-    """Read and decode one file of a source."""
+def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
+    """Read one file of a source and decode it to a number of channels."""
     try:
         num_bytes, mtime_ns = source.stat(file)  # before the content: if it changes meanwhile, it is checked again
         with open_in(source, file) as opened:
             if num_bytes == 0:
                 return FileCheck(fault="empty")
-            image = decode(opened)  # first: most of what is refused is not read to its end
+            image = decode(opened, channels=channels)  # first: most of what is refused is not read to its end
             opened.seek(0)
             digest = _digest(opened.read())
-            size = upright_size(image.pixels.size, image.orientation)
+            size = upright_size(image.size, image.orientation)
             return FileCheck(num_bytes, mtime_ns, digest, *size, image.orientation, image.pil_only)
     except BadImage as error:
         return FileCheck(fault=str(error))
@@ -105,11 +106,12 @@ def check_file(source: Source, file: str) -> FileCheck:
         return FileCheck(fault=reason_of(error))
 
 
-def _check_all(source: Source, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+    source, channels = listing.source, listing.channels
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
     def work(i: int) -> dict[str, FileCheck]:
-        return {file: check_file(source, file) for file in chunks[i]}
+        return {file: check_file(source, file, channels) for file in chunks[i]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -129,9 +131,10 @@ def _is_unchanged(source: Source, file: str, found: FileCheck) -> bool:
     return unchanged and not too_large(found.width, found.height)
 
 
-def _identity(source: Source) -> str:
-    """Return what tells the results of a source from those of others."""
-    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths)]
+def _identity(listing: Listing) -> str:
+    """Return what tells the results of a listing from those of others; a file that is good for 3 may be bad for 4."""
+    source = listing.source
+    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), f"{listing.channels} channels"]
     return _digest(os.fsencode("\0".join(read)))
 
 

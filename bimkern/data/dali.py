@@ -34,7 +34,7 @@ from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.check import FileCheck, images
 from bimkern.data.formats import BadImage
-from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.orientation import StoredBoxes
 from bimkern.data.source import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
@@ -168,7 +168,7 @@ class DaliLoader:
             window = (corner, math.min(extent, size[:2] - corner))
             decoder: dict[str, Any] = {
                 "device": "mixed" if on_gpu else "cpu",
-                "output_type": types.RGB,
+                "output_type": {1: types.GRAY, 3: types.RGB}[data.images.channels],
                 "jpeg_fancy_upsampling": True,  # as PIL does
                 "adjust_orientation": False,
             }
@@ -235,7 +235,7 @@ def _without_pils(crops: Crops) -> Crops:
 
 def _inputs(data: MicroBatches, crops: Crops, sound: Path) -> tuple[_Inputs, StoredBoxes]:
     """Return what DALI needs for a micro-batch, and the boxes that it then cuts out."""
-    images, boxes = data.images, stored_boxes(crops.boxes, crops.flips, crops.sizes, crops.orientations)
+    images, boxes = data.images, crops.stored_boxes
     files = [
         sound if of_pil else images.path(int(i)) for i, of_pil in zip(crops.sample_ids, crops.pil_only, strict=True)
     ]

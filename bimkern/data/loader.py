@@ -9,6 +9,7 @@ import torch
 from bimkern.data import dali, regions
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.dali import DaliLoader
+from bimkern.data.formats import CONVERTED
 from bimkern.data.pil import PilLoader
 from bimkern.errors import BimkernError
 
@@ -37,10 +38,10 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -> tuple[Loader, str]:
+def choose_loader(name: LoaderName, device: torch.device, workers: int | None, channels: int = 3) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
-    `auto` takes DALI where a GPU decodes, and PIL on a CPU. Whether DALI decodes regions there is tested.
+    `auto` takes DALI where a GPU decodes to gray or RGB, else PIL. Whether DALI decodes regions there is tested.
 
     Raises:
         LoaderError: DALI is asked for by name and cannot be used here.
@@ -51,6 +52,11 @@ def choose_loader(name: LoaderName, device: torch.device, workers: int | None) -
         return pil, f"PIL in {workers} processes, as asked"
     if name == "auto" and device.type == "cpu":
         return pil, f"PIL in {workers} processes, the faster one on a CPU"
+    if channels not in CONVERTED:
+        wanted = f"DALI decodes to 1 or 3 channels and the encoder takes {channels}"
+        if name == "dali":
+            raise LoaderError(f"--loader dali: {wanted}; take --loader pil")
+        return pil, f"PIL in {workers} processes, as {wanted}"
     reason = dali.unusable(device)
     if reason is None:
         threads, on_gpu = max(1, workers), device.type == "cuda"

@@ -17,7 +17,6 @@ from bimkern.data.augment import Int64, Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.formats import decode as decode_image
-from bimkern.data.orientation import turned
 from bimkern.data.workers import ahead
 
 logger = logging.getLogger("bimkern.data")
@@ -79,7 +78,7 @@ class PilLoader:
             OutOfResources: there is too little for one micro-batch a worker.
         """
         segments = data.layout.segments
-        batch_bytes = max(s.micro_batch * 3 * s.image_size**2 for s in segments)
+        batch_bytes = max(s.micro_batch * data.images.channels * s.image_size**2 for s in segments)
         per_step = max(s.per_step for s in segments)
         enough = max(4, -(-per_step // self.workers) + 1)
         wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
@@ -138,18 +137,26 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     """Make image i of a micro-batch, [C, H, W].
 
+    Channels are resized one by one. It is cropped as it is stored; the crop is turned, which costs less.
+
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
+    boxes, size = crops.stored_boxes, (crops.size, crops.size)
     with data.images.open(int(crops.sample_ids[i])) as file:
-        stored = decode_image(file)
-    image = turned(stored.pixels, int(crops.orientations[i]))
-    if image.size != tuple(crops.sizes[i]):
+        stored = decode_image(file, int(crops.reductions[i]), crops.channels)
+    height, width = boxes.sizes[i].tolist()
+    if stored.size != (width, height):
         raise BadImage("its size has changed since it was checked")
-    left, top, width, height = crops.boxes[i].tolist()
-    corners = (left, top, left + width, top + height)
+    top, left = (boxes.corners[i] / stored.reduction).tolist()
+    bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
+    planes, box = stored.planes, (left, top, right, bottom)
     if data.augment.crop_filter == "inside":
-        image, corners = image.crop(corners), (0, 0, width, height)
-    resized = image.resize((crops.size, crops.size), _FILTERS[data.augment.interpolation], box=corners)
-    pixels = np.asarray(resized).transpose(2, 0, 1)
-    return pixels[:, :, ::-1] if crops.flips[i] else pixels
+        x, y = math.floor(left), math.floor(top)
+        planes = tuple(plane.crop((x, y, math.ceil(right), math.ceil(bottom))) for plane in planes)
+        box = (left - x, top - y, right - x, bottom - y)
+    chosen = _FILTERS[data.augment.interpolation]
+    resized = [np.asarray(plane.resize(size, chosen, box=box)) for plane in planes]
+    down, across = (slice(None, None, -1 if mirrored else 1) for mirrored in boxes.mirrored[i])
+    pixels = np.dstack(resized)[down, across]  # [H, W, C]
+    return pixels.transpose(2, 1, 0) if boxes.transposed[i] else pixels.transpose(2, 0, 1)

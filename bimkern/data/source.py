@@ -5,7 +5,7 @@ A sample id is the index of an image in the sorted list of a source, so it means
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from bimkern import pieces
 from bimkern.data.formats import (
+    ARRAY_SUFFIX,
+    CONVERTED,
     NAMES,
     OTHER_SUFFIXES,
     REMEDY,
@@ -29,6 +31,7 @@ from bimkern.data.formats import (
 from bimkern.errors import BimkernError
 
 _OPENERS = 16  # threads
+_NO_IMAGE = "not opened, as its suffix is not that of an image"
 
 
 class SourceError(BimkernError, ValueError):
@@ -78,6 +81,7 @@ class Listing:
     source: Source
     files: tuple[str, ...]  # sorted
     others: Mapping[str, str] = field(default_factory=dict)  # sorted -> why they are skipped
+    channels: int = 3  # that the images are decoded to (formats.py)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,9 +112,16 @@ class Images:
     orientations: NDArray[np.int64]  # [N], how the stored images are turned upright (orientation.py)
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
+    channels: int = 3  # that they are decoded to
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def only(self, sample_ids: Sequence[int]) -> "Images":
+        """Return some of them, all taken to be readable."""
+        ids = list(sample_ids)
+        files = tuple(self.files[i] for i in ids)
+        return Images(self.source, files, self.sizes[ids], self.orientations[ids], self.pil_only[ids])
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""
@@ -172,15 +183,19 @@ class ImageFolder:
         return next(path / rest for path in self.paths if _name(path) == name)
 
 
-def list_images(source: Source) -> Listing:
-    """List the files of a source.
+def list_images(source: Source, channels: int = 3) -> Listing:
+    """List the files of a source as images of a number of channels.
+
+    Arrays beside images, of features for example, count as images only for an encoder whose channels need arrays.
 
     Raises:
         SourceError: it cannot be used, or holds no image.
     """
-    found = source.files()
+    found = dict(source.files())
+    if channels in CONVERTED:
+        found |= {file: _NO_IMAGE for file in found if found[file] is None and suffix_of(file) == ARRAY_SUFFIX}
     others = {file: reason for file, reason in sorted(found.items()) if reason is not None}
-    listing = Listing(source, tuple(sorted(found.keys() - others.keys())), others)
+    listing = Listing(source, tuple(sorted(found.keys() - others.keys())), others, channels)
     refuse_if_empty(listing)
     return listing
 
@@ -207,8 +222,9 @@ def title(source: Source) -> str:
 def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
+        names = NAMES if listing.channels in CONVERTED else f"{NAMES} or {ARRAY_SUFFIX}"
         found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
-        raise SourceError(f"there is no {NAMES} image in {title(listing.source)}{found}")
+        raise SourceError(f"there is no {names} image in {title(listing.source)}{found}")
 
 
 def suffix_of(file: str) -> str:
@@ -229,11 +245,10 @@ def _files_below(root: Path) -> dict[str, str | None]:
         unknown: list[Path] = []
         for path in _walk(root):
             suffix = suffix_of(path.name)
-            if suffix not in SUFFIXES and suffix not in OTHER_SUFFIXES:
+            if not _has_image_suffix(path.name) and suffix not in OTHER_SUFFIXES:
                 unknown.append(path)
                 continue
-            skipped = None if suffix in SUFFIXES else "not opened, as its suffix is not that of an image"
-            found[path.relative_to(root).as_posix()] = skipped
+            found[path.relative_to(root).as_posix()] = None if _has_image_suffix(path.name) else _NO_IMAGE
         with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
             reasons = zip(unknown, pool.map(_why_skipped, unknown), strict=True)
             found |= {path.relative_to(root).as_posix(): reason for path, reason in reasons}
@@ -245,7 +260,7 @@ def _files_below(root: Path) -> dict[str, str | None]:
 
 
 def _has_image_suffix(file: str) -> bool:
-    return suffix_of(file) in SUFFIXES
+    return suffix_of(file) in (*SUFFIXES, ARRAY_SUFFIX)
 
 
 def _why_skipped(path: Path) -> str | None:

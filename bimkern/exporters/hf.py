@@ -44,29 +44,31 @@ def hf_weights(run: Autoencoder) -> dict[str, Tensor]:
     Those of its modules differ between releases of transformers, so load with `from_pretrained`: every release maps the
     published names to its own.
     """
-    weights = run.encoder_weights | {_decoder_name(name): tensor for name, tensor in run.decoder_weights.items()}
-    renamed = {
-        _PARTS.sub(lambda match: _LAYER[match[0]], name): tensor for name, tensor in _split_attention(weights).items()
-    }
-    return renamed | {"decoder.decoder_pos_embed": run.decoder_positions}
+    weights = run.encoder_weights | {decoder_name(name): tensor for name, tensor in run.decoder_weights.items()}
+    published: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        names = published_names(name)
+        # safetensors refuses views of one storage
+        parts = [tensor] if len(names) == 1 else [rows.clone() for rows in tensor.chunk(len(names))]
+        published |= dict(zip(names, parts, strict=True))
+    return published | {"decoder.decoder_pos_embed": run.decoder_positions}
 
 
-def _decoder_name(ours: str) -> str:
+def decoder_name(ours: str) -> str:
+    """Return the name of a weight of the decoder, from its name in our head, but for the parts of a layer."""
     if ours.startswith("blocks."):
         return f"decoder.decoder_layers.{ours.removeprefix('blocks.')}"
     return "decoder.mask_token" if ours == "mask_token" else f"decoder.decoder_{ours}"
 
 
-def _split_attention(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Cut every joint projection [3 D, ...] into query, key and value, [D, ...] each."""
-    split = {}
-    for name, tensor in weights.items():
-        if ".attn.qkv." not in name:
-            split[name] = tensor
-            continue
-        for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            split[name.replace(".qkv.", f".{part}.")] = rows.clone()  # safetensors refuses views of one storage
-    return split
+def published_names(name: str) -> tuple[str, ...]:
+    """Return the published names of a weight whose layer is named already.
+
+    A joint projection [3 D, ...] has three: those of query, key and value, [D, ...] each.
+    """
+    joint = ".attn.qkv." in name
+    names = [name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value")] if joint else [name]
+    return tuple(_PARTS.sub(lambda match: _LAYER[match[0]], part) for part in names)
 
 
 def _config(run: Autoencoder) -> dict[str, Any]:

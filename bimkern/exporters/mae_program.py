@@ -26,7 +26,10 @@ def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
 
 def program_weights(run: Autoencoder) -> dict[str, Tensor]:
     """Name encoder and decoder as the program does."""
-    decoder = {
-        name if name == "mask_token" else f"decoder_{name}": tensor for name, tensor in run.decoder_weights.items()
-    }
+    decoder = {decoder_name(name): tensor for name, tensor in run.decoder_weights.items()}
     return run.encoder_weights | decoder | {"decoder_pos_embed": run.decoder_positions}
+
+
+def decoder_name(ours: str) -> str:
+    """Return the program's name of a weight of the decoder, from its name in our head."""
+    return ours if ours == "mask_token" else f"decoder_{ours}"

@@ -5,10 +5,8 @@ from pathlib import Path
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths
 from bimkern.exporters.whole_file import write_json, write_weights
-from bimkern.models.encoder import WEIGHTS_FILE, Layout
+from bimkern.models.encoder import OWN_LAYOUT, WEIGHTS_FILE
 from bimkern.pieces import to_json
-
-_LAYOUT = Layout(names=(), norm="norm.")
 
 
 def write_own(path: Path, trained: Trained, depth: int) -> None:
@@ -17,7 +15,7 @@ def write_own(path: Path, trained: Trained, depth: int) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    write_weights(path / WEIGHTS_FILE, trained.backbone(depth, _LAYOUT), trained.metadata(depth))
+    write_weights(path / WEIGHTS_FILE, trained.backbone(depth, OWN_LAYOUT), trained.metadata(depth))
     write_json(path / "config.json", to_json(trained.encoder(depth)))
 
 

@@ -62,7 +62,7 @@ class Trained:
         kept = self.cut(depth)
         encoder = {layout.name(name): tensor for name, tensor in below("encoder", kept)}
         norm = {layout.norm + name: tensor for name, tensor in below("head.in_norm", kept)}
-        return encoder | norm | dict(layout.tables)
+        return dict(layout.tables) | encoder | norm  # a table that was stored with the encoder is the one
 
     def encoder(self, depth: int) -> EncoderConfig:
         return self.config.method.encoder.cut(depth)

@@ -44,7 +44,10 @@ class Method:
         depth, num_stages, channels = self.encoder.depth, len(self.taps), self.encoder.channels
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels:
-                raise ValueError(f"Method: {name} must hold a value for each of {channels} channels, got {values}")
+                raise ValueError(
+                    f"Method: {name} must hold a value for each of the encoder's {channels} channels, got {values}; "
+                    f"set channels, mean and std together"
+                )
         if min(self.std) <= 0:
             raise ValueError(f"Method: std must be above 0, got {self.std}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] != depth - 1:
@@ -266,6 +269,10 @@ def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
     layers, depth = method.distillation.layers, teacher.config.depth
     if not all(0 <= layer < depth for layer in layers):
         raise TeacherError(f"the teacher must have the layers {layers}, it has {depth}")
+    channels = method.encoder.channels
+    if teacher.config.channels != channels:
+        got = teacher.config.channels
+        raise TeacherError(f"the teacher's images must have the channels of the student's, {channels}, got {got}")
     levels = [teacher.config.level(layer + 1) for layer in layers]
     for stage, level in enumerate(levels):
         patch = method.level(stage).patch

@@ -94,6 +94,9 @@ class Layout:
         return ours
 
 
+OWN_LAYOUT = Layout(names=(), norm="norm.")
+
+
 class EncoderConfig(Protocol):
     """The numbers of an encoder, and what follows from them alone."""
 

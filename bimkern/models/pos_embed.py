@@ -1,5 +1,6 @@
 """Position tables that are not trained: the sin-cos one of the MAE family, and stored ones."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.encoder import Grid
+
+_SAME = 1e-5  # of values in [-1, 1]: published tables are computed in float32
 
 
 class _Positions(nn.Module, ABC):
@@ -39,19 +42,76 @@ class SinCosPositions(_Positions):
         return sincos_table(self.width, grid)
 
 
-class StoredPositions(_Positions):
-    """A table that comes with the weights, resized bicubically for other grids than its own."""
+class Positions(_Positions):
+    """Tables of sincos_table, until load_state_dict brings one: that is kept, and resized bicubically for other grids.
 
-    def __init__(self, table: Tensor, grid: Grid) -> None:
-        """Take the table [N, width] of a grid."""
+    The table [1, R+N, D] of R prefix tokens and N patches is stored as other programs do. It is a buffer: it is saved
+    with the weights, and never trained.
+    """
+
+    table: Tensor | None
+
+    def __init__(self, width: int, grid: Grid, num_prefix: int) -> None:
+        """Take the grid of a stored table."""
         super().__init__()
-        self._table, self._grid = table, grid
+        self.grid, self._num_prefix, self._width = grid, num_prefix, width
+        self.register_buffer("table", None)
+
+    def expect_table(self, like: Tensor) -> None:
+        """Make room for a table, on the device and in the dtype of a tensor; load_state_dict then requires one."""
+        if self.table is None:
+            self.table = like.new_empty(1, self._num_prefix + self.grid[0] * self.grid[1], self._width)
+        self._tables.clear()
+
+    @property
+    def prefix(self) -> Tensor | None:
+        """The positions of the prefix tokens, [R, D]; None where they have none."""
+        return None if self.table is None else self.table[0, : self._num_prefix]
 
     def build(self, grid: Grid) -> Tensor:
-        if grid == self._grid:
-            return self._table
-        own = self._table.T.reshape(1, -1, *self._grid)
-        return F.interpolate(own, grid, mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+        if self.table is None:
+            return sincos_table(self._width, grid)
+        return resized(self.table[:, self._num_prefix :], self.grid, grid)[0]
+
+    def fit(self, table: Tensor) -> tuple[Tensor | None, Grid]:
+        """Resize a table to the grid here; prefix tokens keep their positions, or get zeros if the table has none.
+
+        Args:
+            table: [1, R+N, D] or [1, N, D], of a square grid.
+
+        Returns:
+            The table, [1, R+N', D], or None where it is the one that is computed without; and the grid that it had.
+
+        Raises:
+            ValueError: it has another width, or is of no square grid.
+        """
+        rows = table.shape[1] if table.dim() == 3 else 0
+        sides = {prefix: math.isqrt(max(0, rows - prefix)) for prefix in (self._num_prefix, 0)}
+        found = [prefix for prefix, side in sides.items() if side and side**2 + prefix == rows]
+        if not found or table.shape[2] != self._width:
+            raise ValueError(
+                f"positions must be [1, {self._num_prefix} + a square, {self._width}], got {list(table.shape)}"
+            )
+        num_prefix = found[0]
+        own = (sides[num_prefix],) * 2
+        prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+        if not num_prefix:
+            prefix = table.new_zeros(1, self._num_prefix, self._width)
+        fitted = torch.cat([prefix, resized(patches.float(), own, self.grid).to(table.dtype)], dim=1)
+        same = torch.allclose(fitted.float(), self.computed(self.grid), rtol=0, atol=_SAME)
+        return None if same else fitted, own
+
+    def computed(self, grid: Grid) -> Tensor:
+        """Return the table of a grid as other programs store it, [1, R+N, D]: zeros for the prefix, then sin-cos."""
+        return F.pad(sincos_table(self._width, grid), (0, 0, self._num_prefix, 0)).unsqueeze(0)
+
+
+def resized(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resize a table of patches [1, N, D] bicubically from one grid to another: [1, N', D]."""
+    if old == new:
+        return table
+    image = table.mT.unflatten(2, old)  # [1, D, rows, columns]
+    return F.interpolate(image, new, mode="bicubic", align_corners=False).flatten(2).mT.contiguous()
 
 
 def sincos_table(width: int, grid: Grid) -> Tensor:

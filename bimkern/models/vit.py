@@ -4,26 +4,27 @@ Shapes: B images, C channels, H W pixels, N patches, K kept patches, D width; on
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import PatchEmbed, TransformerLayer, init_linear, layer_flops
-from bimkern.models.pos_embed import SinCosPositions, StoredPositions, sincos_table, with_prefix
+from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
 from bimkern.ops import restore_tokens
+
+_TABLE = "positions.table"  # the name of a stored position table among the weights
 
 
 class ViT(nn.Module):
-    """A ViT with fixed sin-cos positions and a cls token; parameter names are those of MAE and timm.
+    """A ViT with fixed positions and a cls token; parameter names are those of MAE and timm.
 
-    There is no final norm: each head brings its own.
+    Positions are sin-cos, unless weights with others are loaded. There is no final norm: each head brings its own.
     """
 
     num_prefix = 1
-    positions: SinCosPositions | StoredPositions
 
     def __init__(self, config: "ViTConfig") -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerLayer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
-        self.positions = SinCosPositions(config.width)
+        self.positions = Positions(config.width, config.grid, self.num_prefix)
         self.apply(init_linear)
 
     @property
@@ -48,6 +49,16 @@ class ViT(nn.Module):
         """Return the positions of the patches of images, [N, D]."""
         return self.positions(self.grid(images), self.cls_token)
 
+    def prefix(self) -> Tensor:
+        """Return the prefix tokens with their positions, [R, D]."""
+        positions = self.positions.prefix
+        return self.cls_token[0] if positions is None else self.cls_token[0] + positions
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if f"{prefix}{_TABLE}" in state_dict:
+            self.positions.expect_table(like=self.cls_token)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         rows, columns = self.grid(images)
         everything = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
@@ -56,16 +67,16 @@ class ViT(nn.Module):
     def embed_visible(
         self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None
     ) -> Tensor:
-        return self.patch_embed(images, keep, self.pos_embed(images), prefix=self.cls_token[0], mean=mean, std=std)
+        return self.patch_embed(images, keep, self.pos_embed(images), prefix=self.prefix(), mean=mean, std=std)
 
     def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        visible = self.patch_embed(images, view.keep, prefix=self.cls_token[0], mean=mean, std=std)  # [B, R+K, D]
+        visible = self.patch_embed(images, view.keep, prefix=self.prefix(), mean=mean, std=std)  # [B, R+K, D]
         pos = self.pos_embed(images)
         return self._fill(visible, view, token.flatten(), pos)
 
     def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """A painted patch has the same embedding wherever it lies, so the image itself is never painted."""
-        visible = self.patch_embed(images, view.keep, prefix=self.cls_token[0], mean=mean, std=std)
+        visible = self.patch_embed(images, view.keep, prefix=self.prefix(), mean=mean, std=std)
         assert self.patch_embed.bias is not None
         painted = self.patch_embed.weight.sum(dim=(2, 3)) @ color.flatten() + self.patch_embed.bias
         return self._fill(visible, view, painted, self.pos_embed(images))
@@ -137,12 +148,12 @@ class ViTConfig:
 
     def layout(self, program: Program) -> Layout:
         positions = with_prefix(sincos_table(self.width, self.grid))
-        patch_embed = ("patch_embed.", "patch_embed.proj.")
         if program == "hf-vit-mae":
             return Layout(
                 names=(
                     ("patch_embed.", "vit.embeddings.patch_embeddings.projection."),
                     ("blocks.", "vit.encoder.layer."),
+                    (_TABLE, "vit.embeddings.position_embeddings"),
                     ("", "vit.embeddings."),
                 ),
                 norm="vit.layernorm.",
@@ -173,22 +184,16 @@ class ViTConfig:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        return Layout(names=(patch_embed,), norm="norm.", tables={"pos_embed": positions}, settings=settings)
+        names = (("patch_embed.", "patch_embed.proj."), (_TABLE, "pos_embed"))
+        return Layout(names=names, norm="norm.", tables={"pos_embed": positions}, settings=settings)
 
     def load(self, weights: Weights) -> ViT:
-        """Build the encoder of a backbone in timm's layout, whose position table is kept, or under our own names.
-
-        A kept table is resized bicubically.
-        """
+        """Build the encoder of a backbone in timm's layout, or under our own names; a position table in it is kept."""
         encoder, layout = ViT(self), self.layout("timm")
-        if not layout.tables.keys() & weights.keys():  # our own: positions are computed for every size
-            encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
-            return encoder
-        encoder.load_state_dict({name: weights[layout.name(name)] for name in encoder.state_dict()})
-        shape, positions = list(layout.tables["pos_embed"].shape), weights["pos_embed"]
-        if list(positions.shape) != shape:
-            raise ValueError(f"pos_embed must be {shape}, got {list(positions.shape)}")
-        encoder.positions = StoredPositions(positions[0, self.num_prefix :], self.grid)
+        if not layout.tables.keys() & weights.keys():
+            layout = OWN_LAYOUT
+        names = [*encoder.state_dict(), *([_TABLE] if layout.name(_TABLE) in weights else [])]
+        encoder.load_state_dict({name: weights[layout.name(name)] for name in names})
         return encoder
 
 

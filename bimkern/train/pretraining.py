@@ -14,6 +14,7 @@ from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
+from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
@@ -22,16 +23,24 @@ from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting.held_out import NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.reporting.held_out import NUM_HELD_OUT, NUM_IMAGES, HeldOutError, HeldOutEvaluation
+from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
-from bimkern.train.trainer import StepResult
+from bimkern.train.task import StepResult
 
 
 class Pretraining:
     """Train the encoder of a config's method, and its heads, on images alone."""
 
     def __init__(
-        self, config: Config, layout: StepLayout, *, images: FrozenDataset, pictures: Path, device: torch.device
+        self,
+        config: Config,
+        layout: StepLayout,
+        *,
+        images: FrozenDataset,
+        pictures: Path,
+        device: torch.device,
+        init: InitialWeights | None = None,
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -41,12 +50,18 @@ class Pretraining:
             images: what the run trains on and is evaluated on.
             pictures: folder for them.
             device: where the network is.
+            init: the weights that --init names; a checkpoint replaces them.
         """
         run = config.run
         self._config, self._layout, self._device = config, layout, device
         self._num_images = len(images.images)
-        torch.manual_seed(run.seed)
-        self.model = network.build(config).to(device)
+        with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
+            torch.default_generator.manual_seed(run.seed)
+            self.model = network.build(config)
+        if init is not None:
+            self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
+        self._init = None if init is None else init.sha256
+        self.model.to(device)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
@@ -58,7 +73,11 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        self._held_out = HeldOutEvaluation(*self._load_held_out(images), run.seed, pictures)
+        kept = KeptPictures(pictures, layout.num_steps)
+        held_out, draw_ids = self._load_held_out(images)
+        self._held_out = HeldOutEvaluation(
+            held_out, draw_ids, seed=run.seed, micro_batch=run.images_at_a_time, pictures=kept
+        )
 
     def compile(self) -> None:
         network.compile_layers(self.model)
@@ -95,7 +114,7 @@ class Pretraining:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}
 
     def identity(self) -> dict[str, Any]:
-        return {"teacher": self._teacher}
+        return {"teacher": self._teacher, "init": self._init}
 
     def refuse_other(self, identity: dict[str, Any], checkpoint: str) -> None:
         if identity.get("teacher") != self._teacher:
@@ -103,13 +122,22 @@ class Pretraining:
                 f"{checkpoint} was trained with another teacher than --teacher {self._config.run.teacher} holds now; "
                 f"choose another --out"
             )
+        begun = identity.get("init")
+        if self._init is not None and begun != self._init:
+            how = "at random" if begun is None else f"from other weights than --init {self._config.run.init} holds now"
+            remedy = "leave --init out to resume, or choose another --out"
+            raise ConfigError(f"{checkpoint} was initialized {how}; {remedy}")
+        self._init = begun  # --init may be left out: the checkpoint has the weights
 
-    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        return self._held_out.snapshot(self.model, records, f"{self._config.recipe}, step {done}", plan)
+    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
+        return self._held_out.snapshot(self.model, done, records, self._config.recipe, plan)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
+
+    def held_out_losses(self) -> list[float]:
+        return self._held_out.losses(self.model)
 
     def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""
@@ -128,11 +156,18 @@ class Pretraining:
 
     def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
-        count = min(NUM_IMAGES, 4 * len(images.held_out))
+        limit = NUM_HELD_OUT if self._config.run.held_out else NUM_IMAGES
+        count = min(limit, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)
-        seed = self._config.run.seed + 1
-        data = MicroBatches(images=images.held_out, augment=self._config.augment, seed=seed, layout=layout)
+        run = self._config.run
+        data = MicroBatches(
+            images=images.held_out,
+            augment=self._config.augment,
+            seed=run.seed + 1,
+            layout=layout,
+            jpeg_draft=run.jpeg_draft,
+        )
         ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.add_held_out_faults).steps(0, 1)
         return self._on_device(batch)
 

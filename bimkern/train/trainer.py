@@ -1,15 +1,14 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
@@ -18,72 +17,34 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.errors import RunError
 from bimkern.output import say
 from bimkern.train import device as devices
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.config.extension import extends
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
-from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
-from bimkern.train.optim.group import GroupOptimizer
-from bimkern.train.reporting import metrics
+from bimkern.train.reporting import resolved
 from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
 from bimkern.train.reporting.history import History
+from bimkern.train.reporting.metrics import Metrics, refuse_older
 from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
 from bimkern.train.reporting.throughput import Throughput, TimedLoader
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.signals import Stopped, StopSignals
+from bimkern.train.task import StepResult, Task
 from bimkern.watchdog import Interrupted, stopped_by
 
 
 class Starved(RunError):
     """There are no more images to train on; the message says what is saved."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step computed."""
-
-    losses: Tensor  # [S], on the device: one for every part of the network that has its own
-    num_frozen: int  # of those parts, from the first on, which did not learn
-    lr: float
-
-
-class Task(Protocol):
-    """What a run trains, and how a step of it is computed."""
-
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def updates(self) -> Sequence[GroupOptimizer]: ...
-
-    def compile(self) -> None:
-        """Compile what steps run."""
-
-    def step(self, index: int, batch: Sequence[Batch], memory: StepMemory) -> StepResult:
-        """Run optimizer step `index`, from 0, on its micro-batches."""
-
-    def conditions(self, index: int) -> dict[str, int]:
-        """Return what the loss of a step depends on beside the weights: losses under others do not compare."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep, as JSON, to recognize what the task learns from beside images."""
-
-    def refuse_other(self, identity: dict[str, Any], checkpoint: str) -> None:
-        """Make sure that a checkpoint, named for messages, was trained by the same task.
-
-        Raises:
-            ConfigError: it was not.
-        """
-
-    def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], None]:
-        """Compute what the pictures of a step show; return what draws them, in any thread."""
 
 
 class Trainer:
@@ -99,19 +60,25 @@ class Trainer:
         loader: Loader,
         folder: RunFolder,
         device: torch.device,
+        callbacks: Callbacks = NO_CALLBACKS,
     ) -> None:
         run = config.run
+        self._callbacks = callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
+        self._loading = f"{loader}"
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
-        data = MicroBatches(images=images.images, augment=config.augment, seed=run.seed, layout=layout)
+        data = MicroBatches(
+            images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
+        )
         self.resilient_loader = ResilientLoader(self.loader, data, images.quarantine.add)
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
         self.saver = AsyncSaver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
+        self._extended_at: list[int] = []  # the steps that the run had when it was extended
         self._memory = allocator.choose(run.arena, device, compiled=run.compile)
 
     def train(self) -> None:
@@ -125,10 +92,13 @@ class Trainer:
             ConfigError, CheckpointError: the checkpoint is of another run, or does not fit.
         """
         done = self._resume()
-        self.folder.record(self.config)
+        facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
+        self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
-            if not self.folder.has_pictures():  # killed between its last checkpoint and them
-                self._snapshot(done, metrics.read(self.folder.path))()
+            undrawn = not self.folder.has_pictures()  # killed between its last checkpoint and them
+            if undrawn or self.config.run.log:
+                with closing(Metrics.of(self.config, self.layout, self.folder, after_step=done)) as log:
+                    self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
             self.task.compile()
@@ -158,14 +128,19 @@ class Trainer:
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, record = done == self.layout.num_steps, None
-            if done == 1 or done % run.log_every == 0 or last:
+            evaluated = run.held_out > 0 and (last or done % run.save_every == 0)
+            if done == 1 or done % run.log_every == 0 or last or evaluated:
                 record = self._record(session, result)
+                if evaluated:
+                    record["held_out_loss_per_stage"] = self.task.held_out_losses()
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
+            self._callbacks.finished(done, self.layout.num_steps, result.losses, result.num_frozen, result.lr)
+            self._callbacks.saved(self.saver.written(), self.folder.pictures)
             if last or session.signals.received is not None:
                 self._end(session)
             elif done % run.save_every == 0 and self._divergence.is_learning():
@@ -261,24 +236,32 @@ class Trainer:
         """Load the newest intact checkpoint; return the optimizer steps done."""
         saved = checkpoints.load_latest(self.folder.checkpoints)
         if saved is None:
+            if self.config.run.extend:
+                raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
             return 0
-        metrics.refuse_older(self.folder.path)
+        refuse_older(self.folder.path)
         what = f"the checkpoint of step {saved.step} in {self.folder.checkpoints}"
-        refuse_other(saved.state.get("config"), self.config, f"{what} is of a run", "choose another --out")
+        before = saved.state.get("config")
+        refuse_other(before, self.config, f"{what} is of a run", "choose another --out", resumes=True)
         if saved.state.get("images") != self.images.fingerprint:
             raise ConfigError(
                 f"{self.folder.path}: its checkpoints were trained on other images than images.jsonl lists; "
                 f"choose another --out"
             )
         self.task.refuse_other(saved.state, what)
+        path, num_images = self.folder.path, len(self.images.images)
+        extended = extends(self.config, before, saved.step, num_images, str(path))
         try:
             self._load(saved)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
-        if saved.step < self.layout.num_steps:
-            say(f"resuming {self.folder.path} at step {saved.step} of {self.layout.num_steps}")
+        self._extended_at = [*saved.state.get("extended_at", []), *([saved.step] if extended else [])]
+        if extended:
+            say(f"extending {path} from step {saved.step} to {self.layout.num_steps}, on the longer run's schedule")
+        elif saved.step < self.layout.num_steps:
+            say(f"resuming {path} at step {saved.step} of {self.layout.num_steps}")
         else:
-            say(f"{self.folder.path} is finished, {saved.step} steps; choose another --out to train again")
+            say(f"{path} is finished, {saved.step} steps; --extend continues it, another --out trains again")
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
@@ -304,16 +287,19 @@ class Trainer:
         self.saver.wait()
         if self.saver.saved_step != session.done:
             self._save(session, required=True)
+        self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: "_Session", *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
         loss = self._interval_loss.take()
+        draw = self._snapshot(done, log.history)
         state = {
             "scalers": [update.scaler_state() for update in self.task.updates],
             "skipped": {update.name: int(update.skipped) for update in self.task.updates},
             "images": self.images.fingerprint,
             "config": to_json(self.config),
+            "extended_at": self._extended_at,
             **self.task.identity(),
         }
         self.saver.save(
@@ -321,7 +307,7 @@ class Trainer:
             loss,
             conditions=self.task.conditions(done - 1),
             first=log.sync,
-            then=self._snapshot(done, log.history),
+            then=lambda: self._after_save(done, log, draw),
             required=required,
         )
 
@@ -330,8 +316,16 @@ class Trainer:
         optimizer = {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
         return self.task.model.state_dict(), optimizer
 
-    def _snapshot(self, done: int, history: History) -> Callable[[], None]:
+    def _snapshot(self, done: int, history: History) -> Callable[[], Path | None]:
         return self.task.snapshot(done, history.records(), self._memory.plan())
+
+    def _after_save(self, done: int, log: Metrics, draw: Callable[[], Path | None]) -> None:
+        try:
+            picture = draw()
+            if picture is not None:
+                log.log_picture(done, picture)
+        finally:
+            log.publish(self.saver.saved_step)
 
 
 class _Session:
@@ -353,12 +347,14 @@ class _Session:
         self.throughput = Throughput(self._trainer.loader, done)
 
     def __enter__(self) -> Self:
+        trainer = self._trainer
         with ExitStack() as stack:
-            self.log = stack.enter_context(closing(metrics.Metrics(self._trainer.folder.path, after_step=self.done)))
+            log = Metrics.of(trainer.config, trainer.layout, trainer.folder, after_step=self.done)
+            self.log = stack.enter_context(closing(log))
             self.reporter = stack.enter_context(closing(Reporter(done=self.done, total=self._last)))
             stack.enter_context(self.signals)
             stack.enter_context(stopped_by(self.signals.pending))
-            stack.enter_context(self._trainer.saver)
+            stack.enter_context(trainer.saver)
             stack.callback(self._stop_loading)
             self.load_from(self.done)
             self._stack = stack.pop_all()

@@ -2,66 +2,31 @@
 //
 // A block takes squares as large as the coarsest cell, all channels: 32 x 32 pixels for cells of 4, 8, 16, 32. A thread
 // owns a smaller square (4 x 4) of one channel and its histogram in shared memory, so nothing is added atomically and
-// no sum depends on timing. It walks down its square with three rows of pixels in registers; rows come as one load of
-// four pixels a thread, whole lines a warp, and the pixels beside them from the lanes beside it. Then the block adds
-// fine histograms up to coarse ones, and a warp writes a cell's vectors, which lie next to each other. Squares of a
-// block form a strip, one behind the other, and so do their cells in shared memory. Cells and channels are an odd
-// number of words apart, so that threads that go through them in step meet different banks.
+// no sum depends on timing. Then the block adds fine histograms up to coarse ones, and a warp writes a cell's vectors,
+// which lie next to each other. Squares of a block form a strip, one behind the other, and so do their cells in shared
+// memory. Cells and channels are an odd number of words apart, so that threads that go through them in step meet
+// different banks.
+//
+// Packed: a thread walks down its square with three rows of pixels in registers; rows come as one load of four pixels a
+// thread, whole lines a warp, and the pixels beside them from the lanes beside it. Staged, where squares are no
+// multiple of four pixels wide or pixels do not lie so: the block first copies its pixels to shared memory, lanes side
+// by side.
 //
 // Cell sizes that no finer one divides, of another bias, or too large for shared memory get a launch of their own.
-#include <algorithm>
-#include <numeric>
-
-#include "core/cuda.h"
-#include "ops/hog.h"
+#include "ops/hog_cells_cuda.h"
+#include "ops/hog_plan.h"
 
 namespace bimkern {
 namespace {
 
-constexpr int kMaxThreads = 256;
-constexpr int kMaxTurns = 2;           // of the threads, to make a block's lines longer
 constexpr int kPackedBlocksPerSM = 4;  // at least: caps the registers
-constexpr int kBlocksPerSM = 3;        // the same where pixels come one by one
-constexpr int kColumns = 4;            // pixels that a thread loads at once
-constexpr int kMinUnit = 4;
+constexpr int kStagedBlocksPerSM = 3;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int64_t kSharedBytes = 48 * 1024;  // what every launch may have
 constexpr int64_t kMaxBlocksX = 0x7fffffff;
 constexpr int64_t kMaxBlocksY = 0xffff;
 
-// One launch: levels that are sums of its first.
-struct Launch {
-  Hog args;
-  HogBoundaries boundaries;
-  float weights[kMaxHogWindow];
-  int32_t source[kMaxHogLevels];
-  int32_t first[kMaxHogLevels];  // cell of each level in shared memory
-  int32_t side;                  // pixels of a square, the least common multiple of the cells
-  int32_t unit;                  // pixels of the small square of a thread; divides the first cell
-  int32_t channels;              // of a block
-  int32_t squares;               // of a block
-  int32_t spread;                // words of a histogram: bins, the inverse norm, and one more where that is even
-  int32_t cell_spread;           // words of the histograms of a cell, and one more where that is even
-  int32_t cells;                 // in shared memory
-
-  __host__ __device__ int32_t across(int32_t i) const { return side / static_cast<int32_t>(args.level[i].cell); }
-};
-
-struct Square {
-  int64_t image, row, column;  // the last two counted in squares
-};
-
-__device__ __forceinline__ Square square_at(const Launch& launch, int64_t index) {
-  const int64_t across = launch.args.width / launch.side;
-  const int64_t down = launch.args.height / launch.side;
-  return Square{index / (across * down), index / across % down, index % across};
-}
-
-// Reflected at the border without repeating it. What lies further out is never used, but must be readable.
-__device__ __forceinline__ int mirrored(int at, int count) {
-  const int inside = at < 0 ? -at : at < count ? at : 2 * count - 2 - at;
-  return max(inside, 0);
-}
+// Reflected at the border without repeating it; at is -1 to count.
+__device__ __forceinline__ int mirrored(int at, int count) { return at < 0 ? 1 : at < count ? at : count - 2; }
 
 // Where a thread is: its plane, and whether the lanes beside it are left and right of it in the same row.
 template <typename T>
@@ -70,277 +35,263 @@ struct Position {
   bool has_left, has_right;
 };
 
-// Pixels x - 1 to x + kColumns of a row. Called by whole warps.
-template <typename T, bool kPacked>
+// Pixels x - 1 to x + kHogColumns of a row. Called by whole warps.
+template <typename T>
 __device__ __forceinline__ void load_row(const Hog& args, const Position<T>& position, int y, int x, float* row) {
-  const int width = static_cast<int>(args.width);
   const T* from = position.plane + mirrored(y, static_cast<int>(args.height)) * args.row_stride;
-  if constexpr (kPacked) {
-    const auto pack = *reinterpret_cast<const Pack<T, kColumns>*>(from + x);
+  const auto pack = *reinterpret_cast<const Pack<T, kHogColumns>*>(from + x);
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      row[1 + i] = pixel(pack.value[i]);
-    }
-    const float left = __shfl_up_sync(kAllLanes, row[kColumns], 1);
-    const float right = __shfl_down_sync(kAllLanes, row[1], 1);
-    row[0] = x == 0 ? row[2] : position.has_left ? left : pixel(from[x - 1]);
-    row[1 + kColumns] = x + kColumns == width ? row[kColumns - 1]
-                        : position.has_right  ? right
-                                              : pixel(from[x + kColumns]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kColumns + 2; ++i) {
-      row[i] = pixel(from[mirrored(x - 1 + i, width) * args.column_stride]);
-    }
+  for (int i = 0; i < kHogColumns; ++i) {
+    row[1 + i] = pixel(pack.value[i]);
+  }
+  const float left = __shfl_up_sync(kAllLanes, row[kHogColumns], 1);
+  const float right = __shfl_down_sync(kAllLanes, row[1], 1);
+  row[0] = x == 0 ? row[2] : position.has_left ? left : pixel(from[x - 1]);
+  row[1 + kHogColumns] = x + kHogColumns == args.width ? row[kHogColumns - 1]
+                         : position.has_right          ? right
+                                                       : pixel(from[x + kHogColumns]);
+}
+
+// Adds the pixel in the middle of 3 x 3 to a histogram, or to none.
+template <int kQuads>
+__device__ __forceinline__ void add_pixel(const HogLaunch& launch, const float* above, const float* here,
+                                          const float* below, int y, int x, float* histogram) {
+  const Hog& args = launch.args;
+  // Differences first, then sums: what is equal on both sides leaves an exact zero.
+  const float middle_x = here[0] - here[2];
+  const float middle_y = above[1] - below[1];
+  const float gx = (above[0] - above[2]) + (below[0] - below[2]) + (middle_x + middle_x);
+  const float gy = (above[0] - below[0]) + (above[2] - below[2]) + (middle_y + middle_y);
+  const float biased_x = gx + args.level[0].bias_x;
+  const float biased_y = gy + args.level[0].bias_y;
+  float magnitude = hog_magnitude(biased_x, biased_y);
+  if (args.window > 0) {
+    magnitude = __fmul_rn(magnitude, launch.weights[y % args.window] * launch.weights[x % args.window]);
+  }
+  if (histogram != nullptr) {
+    histogram[hog_bin<kQuads>(biased_x, biased_y, launch.boundaries)] += magnitude;
   }
 }
 
-// Adds at most kColumns columns and unit rows to a histogram. Called by whole warps; null: nothing is added.
-template <typename T, int kQuads, bool kPacked>
-__device__ __forceinline__ void add_columns(const Launch& launch, const Position<T>& position, int top, int x,
-                                            int columns, float* histogram) {
-  const Hog& args = launch.args;
-  float above[kColumns + 2];
-  float here[kColumns + 2];
-  load_row<T, kPacked>(args, position, top - 1, x, above);
-  load_row<T, kPacked>(args, position, top, x, here);
+// Adds kHogColumns columns and unit rows to a histogram. Called by whole warps; null: nothing is added.
+template <typename T, int kQuads>
+__device__ __forceinline__ void add_columns(const HogLaunch& launch, const Position<T>& position, int top, int x,
+                                            float* histogram) {
+  float above[kHogColumns + 2];
+  float here[kHogColumns + 2];
+  load_row(launch.args, position, top - 1, x, above);
+  load_row(launch.args, position, top, x, here);
   for (int y = top; y < top + launch.unit; ++y) {
-    float below[kColumns + 2];
-    load_row<T, kPacked>(args, position, y + 1, x, below);
+    float below[kHogColumns + 2];
+    load_row(launch.args, position, y + 1, x, below);
 #pragma unroll
-    for (int i = 1; i <= kColumns; ++i) {
-      // Differences first, then sums: what is equal on both sides leaves an exact zero.
-      const float middle_x = here[i - 1] - here[i + 1];
-      const float middle_y = above[i] - below[i];
-      const float gx = (above[i - 1] - above[i + 1]) + (below[i - 1] - below[i + 1]) + (middle_x + middle_x);
-      const float gy = (above[i - 1] - below[i - 1]) + (above[i + 1] - below[i + 1]) + (middle_y + middle_y);
-      const float biased_x = gx + args.level[0].bias_x;
-      const float biased_y = gy + args.level[0].bias_y;
-      float magnitude = hog_magnitude(biased_x, biased_y);
-      if (args.window > 0) {
-        const float weight = launch.weights[y % args.window] * launch.weights[(x + i - 1) % args.window];
-        magnitude = __fmul_rn(magnitude, weight);
-      }
-      if (histogram != nullptr && (kPacked || i <= columns)) {
-        histogram[hog_bin<kQuads>(biased_x, biased_y, launch.boundaries)] += magnitude;
-      }
+    for (int i = 0; i < kHogColumns; ++i) {
+      add_pixel<kQuads>(launch, above + i, here + i, below + i, y, x + i, histogram);
     }
 #pragma unroll
-    for (int i = 0; i < kColumns + 2; ++i) {
+    for (int i = 0; i < kHogColumns + 2; ++i) {
       above[i] = here[i];
       here[i] = below[i];
     }
   }
 }
 
-template <typename T, int kQuads, bool kPacked>
-__device__ __forceinline__ void add_pixels(const Launch& launch, int64_t first_square, int squares, int first_channel,
-                                           int channels, float* shared) {
+// The small square of a thread in the strip of its block.
+struct Unit {
+  int row, column, channel;
+
+  __device__ Unit(int i, int columns, int across)
+      : row(i / columns % across), column(i % columns), channel(i / columns / across) {}
+
+  __device__ float* histogram(const HogLaunch& launch, int columns, float* shared) const {
+    return shared + (row * columns + column) * launch.cell_spread + channel * launch.spread;
+  }
+};
+
+template <typename T, int kQuads>
+__device__ __forceinline__ void add_packed(const HogLaunch& launch, const HogStrip& strip, float* shared) {
   const Hog& args = launch.args;
   const int across = launch.side / launch.unit;
-  const int columns = squares * across;  // of the strip
-  const int count = columns * across * channels;
-  const bool beside = launch.unit == kColumns;
+  const int columns = strip.squares * across;
+  const int count = columns * across * strip.channels;
+  const bool beside = launch.unit == kHogColumns;
   for (int begin = 0; begin < count; begin += blockDim.x) {
     const bool active = begin + static_cast<int>(threadIdx.x) < count;
-    const int i = active ? begin + threadIdx.x : count - 1;  // a warp stays whole
-    const int column = i % columns;
-    const int row = i / columns % across;
-    const int channel = i / columns / across;
+    const Unit unit(active ? begin + threadIdx.x : count - 1, columns, across);  // a warp stays whole
     const int lane = threadIdx.x % kWarp;
-    const Square at = square_at(launch, first_square + column / across);
+    const HogSquare at = hog_square(launch, strip.first_square + unit.column / across);
     const T* plane = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
-                     (first_channel + channel) * args.channel_stride;
-    const Position<T> own{plane, beside && lane > 0 && column > 0, beside && lane < kWarp - 1 && column < columns - 1};
-    const int top = static_cast<int>(at.row * launch.side) + row * launch.unit;
-    const int left = static_cast<int>(at.column * launch.side) + column % across * launch.unit;
-    float* histogram =
-        active ? shared + (row * columns + column) * launch.cell_spread + channel * launch.spread : nullptr;
+                     (strip.first_channel + unit.channel) * args.channel_stride;
+    const Position<T> own{plane, beside && lane > 0 && unit.column > 0,
+                          beside && lane < kWarp - 1 && unit.column < columns - 1};
+    const int top = static_cast<int>(at.row * launch.side) + unit.row * launch.unit;
+    const int left = static_cast<int>(at.column * launch.side) + unit.column % across * launch.unit;
+    float* histogram = active ? unit.histogram(launch, columns, shared) : nullptr;
     for (int b = 0; b < args.bins && active; ++b) {
       histogram[b] = 0;
     }
-    for (int x = 0; x < launch.unit; x += kColumns) {
-      add_columns<T, kQuads, kPacked>(launch, own, top, left + x, launch.unit - x, histogram);
+    for (int x = 0; x < launch.unit; x += kHogColumns) {
+      add_columns<T, kQuads>(launch, own, top, left + x, histogram);
     }
   }
+  __syncthreads();
 }
 
-// Histograms of cells, each the sum of factor x factor finer ones. A thread per bin.
-__device__ __forceinline__ void add_cells(const Launch& launch, const float* fine, int fine_across, float* coarse,
-                                          int across, int squares, int channels) {
-  const int factor = fine_across / across;
-  const int columns = squares * across;
-  const int bins = launch.args.bins;
-  for (int i = threadIdx.x; i < columns * across * channels * bins; i += blockDim.x) {
-    const int bin = i % bins;
-    const int channel = i / bins % channels;
-    const int cell = i / bins / channels;
-    const int column = cell % columns;
-    const int row = cell / columns;
-    const int position = channel * launch.spread + bin;
-    float sum = 0;
-    for (int y = row * factor; y < (row + 1) * factor; ++y) {
-      float row_sum = 0;  // long sums round less in two steps
-      for (int x = column * factor; x < (column + 1) * factor; ++x) {
-        row_sum += fine[(y * columns * factor + x) * launch.cell_spread + position];
-      }
-      sum += row_sum;
-    }
-    coarse[cell * launch.cell_spread + position] = sum;
-  }
+// Where a tile that begins with column left of its strip has another column.
+__device__ __forceinline__ int tile_column(const HogLaunch& launch, int left, int column) {
+  return launch.padded(column) - launch.padded(left) + 2;
 }
 
-// Puts the inverse norm behind every histogram of a level.
-__device__ __forceinline__ void add_norms(const Launch& launch, float* histograms, int cells, int channels) {
-  const int bins = launch.args.bins;
-  for (int i = threadIdx.x; i < cells * channels; i += blockDim.x) {
-    float* histogram = histograms + i / channels * launch.cell_spread + i % channels * launch.spread;
-    float sum = 0;
-    for (int b = 0; b < bins; ++b) {
-      sum += histogram[b] * histogram[b];
-    }
-    const float norm = sqrtf(sum);
-    histogram[bins] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
-  }
-}
-
-// Writes the cells of one level in one square, whose histograms begin where the first of them does, in a strip with so
-// many columns. A warp per cell.
-template <typename Out>
-__device__ __forceinline__ void write_cells(const Launch& launch, int32_t i, const Square& at, const float* histograms,
-                                            int columns, int first_channel, int channels) {
+// Copies the pixels of a tile and those around it. A thread copies columns, and finds only once where each lies. Warps
+// begin at multiples of 32 pixels, where sectors do; the column in front of the tile comes last.
+template <typename T>
+__device__ __forceinline__ void stage(const HogLaunch& launch, const HogStrip& strip, int top, int left, float* tile) {
   const Hog& args = launch.args;
-  const HogLevel& level = args.level[i];
-  const int across = launch.across(i);
-  const int image_across = static_cast<int>(args.width / level.cell);
-  const int image_down = static_cast<int>(args.height / level.cell);
-  const int vector = static_cast<int>(args.channels) * args.bins;
-  const int group = static_cast<int>(level.group);
-  const float inverse_across = 1.0f / across;
-  Out* out = static_cast<Out*>(level.out) + at.image * image_down * image_across * vector;
-  for (int element = threadIdx.x % kWarp; element < channels * args.bins; element += kWarp) {
-    const int channel = element / args.bins;
-    const int position = channel * launch.spread + element - channel * args.bins;
-    const int norm = channel * launch.spread + args.bins;
-    const int index = first_channel * args.bins + element;
-    for (int cell = threadIdx.x / kWarp; cell < across * across; cell += blockDim.x / kWarp) {
-      const int row_here = static_cast<int>((cell + 0.5f) * inverse_across);
-      const int row = static_cast<int>(at.row) * across + row_here;
-      const int column_here = cell - row_here * across;
-      const int column = static_cast<int>(at.column) * across + column_here;
-      const float* histogram = histograms + (row_here * columns + column_here) * launch.cell_spread;
-      const float value = histogram[position] * histogram[norm];
-      if (group == 1) {
-        out[(row * image_across + column) * vector + index] = Arithmetic<Out>::store(value);
-      } else {
-        const int first_cell = row / group * group * image_across + column / group * group * group;
-        const int inside = row % group * group + column % group;
-        out[first_cell * vector + index * group * group + inside] = Arithmetic<Out>::store(value);
+  const int end = strip.squares * launch.side;
+  const int columns = min(launch.tile.columns, end - left);
+  const int rows = min(launch.tile.rows, launch.side - top) + 2;
+  const HogSquare first = hog_square(launch, strip.first_square + left / launch.side);
+  const int skipped = static_cast<int>(first.column * launch.side + left % launch.side) % kWarp;
+  for (int i = static_cast<int>(threadIdx.x) - skipped; i < columns + 2; i += blockDim.x) {
+    if (i < 0) {
+      continue;
+    }
+    const int column = i <= columns ? left + i : left - 1;
+    const int square = min(max(column, 0), end - 1) / launch.side;
+    const HogSquare at = hog_square(launch, strip.first_square + square);
+    const int x = static_cast<int>(at.column * launch.side) + column - square * launch.side;
+    if (x < 0 || x >= args.width) {
+      continue;  // add_tile mirrors
+    }
+    const T* from = static_cast<const T*>(args.pixels) + at.image * args.image_stride +
+                    strip.first_channel * args.channel_stride + x * args.column_stride;
+    const int first_y = static_cast<int>(at.row * launch.side) + top - 1;
+    float* to = tile + tile_column(launch, left, column);
+    for (int channel = 0; channel < strip.channels; ++channel) {
+#pragma unroll 4
+      for (int row = 0; row < rows; ++row) {
+        to[row * launch.tile.pitch] =
+            pixel(from[mirrored(first_y + row, static_cast<int>(args.height)) * args.row_stride]);
       }
+      from += args.channel_stride;
+      to += (launch.tile.rows + 2) * launch.tile.pitch;
+    }
+  }
+}
+
+// Adds what a tile holds of each small square.
+template <int kQuads>
+__device__ __forceinline__ void add_tile(const HogLaunch& launch, const HogStrip& strip, int top, int left,
+                                         const float* tile, float* shared) {
+  const int across = launch.side / launch.unit;
+  const int columns = strip.squares * across;
+  for (int i = threadIdx.x; i < columns * across * strip.channels; i += blockDim.x) {
+    const Unit unit(i, columns, across);
+    const int first_y = max(unit.row * launch.unit, top);
+    const int last_y = min((unit.row + 1) * launch.unit, top + launch.tile.rows) - 1;
+    const int first = max(unit.column * launch.unit, left);
+    const int last = min((unit.column + 1) * launch.unit, left + launch.tile.columns) - 1;
+    if (first > last) {
+      continue;
+    }
+    const HogSquare at = hog_square(launch, strip.first_square + unit.column / across);
+    const int y = static_cast<int>(at.row * launch.side);
+    const int x = static_cast<int>(at.column * launch.side) + first - unit.column / across * launch.side;
+    const int begin = tile_column(launch, left, first);
+    const int before = tile_column(launch, left, x == 0 ? first + 1 : first - 1);
+    const int behind = tile_column(launch, left, x + last - first == launch.args.width - 1 ? last - 1 : last + 1);
+    float* histogram = unit.histogram(launch, columns, shared);
+    for (int row = first_y; row <= last_y; ++row) {
+      const float* rows[3];
+      float pixels[3][3];
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        rows[j] = tile + (unit.channel * (launch.tile.rows + 2) + row - top + j) * launch.tile.pitch;
+        pixels[j][0] = rows[j][before];
+        pixels[j][1] = rows[j][begin];
+      }
+      for (int column = 0; column <= last - first; ++column) {
+#pragma unroll
+        for (int j = 0; j < 3; ++j) {
+          pixels[j][2] = rows[j][column == last - first ? behind : begin + column + 1];
+        }
+        add_pixel<kQuads>(launch, pixels[0], pixels[1], pixels[2], y + row, x + column, histogram);
+#pragma unroll
+        for (int j = 0; j < 3; ++j) {
+          pixels[j][0] = pixels[j][1];
+          pixels[j][1] = pixels[j][2];
+        }
+      }
+    }
+  }
+}
+
+template <typename T, int kQuads>
+__device__ __forceinline__ void add_staged(const HogLaunch& launch, const HogStrip& strip, float* shared) {
+  const int across = launch.side / launch.unit;
+  const int columns = strip.squares * across;
+  for (int i = threadIdx.x; i < columns * across * strip.channels; i += blockDim.x) {
+    float* histogram = Unit(i, columns, across).histogram(launch, columns, shared);
+    for (int b = 0; b < launch.args.bins; ++b) {
+      histogram[b] = 0;
+    }
+  }
+  float* tile = shared + launch.cells * launch.cell_spread;
+  for (int top = 0; top < launch.side; top += launch.tile.rows) {
+    for (int left = 0; left < strip.squares * launch.side; left += launch.tile.columns) {
+      stage<T>(launch, strip, top, left, tile);
+      __syncthreads();
+      add_tile<kQuads>(launch, strip, top, left, tile, shared);
+      __syncthreads();
     }
   }
 }
 
 template <typename T, int kQuads, bool kPacked>
-__global__ void __launch_bounds__(kMaxThreads, kPacked ? kPackedBlocksPerSM : kBlocksPerSM)
-    hog_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kHogMaxThreads, kPacked ? kPackedBlocksPerSM : kStagedBlocksPerSM)
+    hog_kernel(const __grid_constant__ HogLaunch launch) {
   extern __shared__ float shared[];
   const Hog& args = launch.args;
   const int64_t all_squares = args.images * (args.height / launch.side) * (args.width / launch.side);
-  const int64_t first_square = static_cast<int64_t>(blockIdx.x) * launch.squares;
-  const int squares = static_cast<int>(min(static_cast<int64_t>(launch.squares), all_squares - first_square));
-  const int first_channel = blockIdx.y * launch.channels;
-  const int channels = min(launch.channels, static_cast<int>(args.channels) - first_channel);
+  HogStrip strip;
+  strip.first_square = static_cast<int64_t>(blockIdx.x) * launch.squares;
+  strip.squares = static_cast<int>(min(static_cast<int64_t>(launch.squares), all_squares - strip.first_square));
+  strip.first_channel = blockIdx.y * launch.channels;
+  strip.channels = min(launch.channels, static_cast<int>(args.channels) - strip.first_channel);
 
-  add_pixels<T, kQuads, kPacked>(launch, first_square, squares, first_channel, channels, shared);
-  __syncthreads();
+  if constexpr (kPacked) {
+    add_packed<T, kQuads>(launch, strip, shared);
+  } else {
+    add_staged<T, kQuads>(launch, strip, shared);
+  }
   for (int i = launch.first[0] == 0 ? 1 : 0; i < args.num_levels; ++i) {
     const int from = i == 0 ? 0 : launch.first[launch.source[i]];
     const int fine_across = i == 0 ? launch.side / launch.unit : launch.across(launch.source[i]);
-    add_cells(launch, shared + from * launch.cell_spread, fine_across, shared + launch.first[i] * launch.cell_spread,
-              launch.across(i), squares, channels);
+    add_hog_cells(launch, shared + from * launch.cell_spread, fine_across,
+                  shared + launch.first[i] * launch.cell_spread, launch.across(i), strip);
     __syncthreads();
   }
   for (int i = 0; i < args.num_levels; ++i) {
-    add_norms(launch, shared + launch.first[i] * launch.cell_spread, squares * launch.across(i) * launch.across(i),
-              channels);
+    add_hog_norms(launch, shared + launch.first[i] * launch.cell_spread,
+                  strip.squares * launch.across(i) * launch.across(i), strip.channels);
   }
   __syncthreads();
-  for (int square = 0; square < squares; ++square) {
-    const Square at = square_at(launch, first_square + square);
+  for (int square = 0; square < strip.squares; ++square) {
+    const HogSquare at = hog_square(launch, strip.first_square + square);
     for (int i = 0; i < args.num_levels; ++i) {
       const int across = launch.across(i);
       const float* histograms = shared + (launch.first[i] + square * across) * launch.cell_spread;
       if (args.out_dtype == DType::kBFloat16) {
-        write_cells<bfloat16>(launch, i, at, histograms, squares * across, first_channel, channels);
+        write_hog_cells<bfloat16>(launch, i, at, histograms, strip.squares * across, strip);
       } else {
-        write_cells<float>(launch, i, at, histograms, squares * across, first_channel, channels);
+        write_hog_cells<float>(launch, i, at, histograms, strip.squares * across, strip);
       }
     }
   }
 }
 
-// Cuts the work of a launch into blocks, with the smallest units and the most channels that fit; false: nothing fits.
-bool plan(Launch& launch) {
-  const Hog& args = launch.args;
-  const auto root = static_cast<int32_t>(args.level[0].cell);
-  int64_t side = 1;
-  for (int32_t i = 0; i < args.num_levels; ++i) {
-    side = std::lcm(side, args.level[i].cell);
-    launch.source[i] = hog_source(args, i);
-  }
-  launch.side = static_cast<int32_t>(side);
-  launch.spread = (args.bins + 1) | 1;
-  const int64_t room = kSharedBytes / static_cast<int64_t>(sizeof(float));  // words
-  for (int32_t unit = std::min(root, kMinUnit); unit <= root; ++unit) {
-    if (root % unit != 0) {
-      continue;
-    }
-    const int64_t across = side / unit;
-    int64_t cells = unit == root ? 0 : across * across;  // of a square
-    for (int32_t i = 0; i < args.num_levels; ++i) {
-      cells += static_cast<int64_t>(launch.across(i)) * launch.across(i);
-    }
-    int64_t most_channels = room / cells / launch.spread;
-    if (cells * (most_channels * launch.spread | 1) > room) {
-      --most_channels;
-    }
-    if (most_channels < 1) {
-      continue;
-    }
-    const int64_t parts = ceil_div(args.channels, std::min(args.channels, most_channels));
-    const int64_t channels = ceil_div(args.channels, parts);
-    const int64_t cell_spread = channels * launch.spread | 1;
-    const int64_t units = across * across * channels;  // of a square
-    int64_t wanted = std::max<int64_t>(1, kMaxThreads / units);
-    const int64_t line = kWarp / across;  // squares side by side, as wide as a warp
-    if (kWarp % across == 0 && line * units <= kMaxTurns * kMaxThreads) {
-      wanted = std::max(line, wanted - wanted % line);  // so warps take whole lines, which begin where sectors do
-    }
-    const int64_t all_squares = args.images * (args.height / side) * (args.width / side);
-    const int64_t squares = std::min({wanted, room / (cells * cell_spread), all_squares});
-    launch.unit = unit;
-    launch.channels = static_cast<int32_t>(channels);
-    launch.squares = static_cast<int32_t>(squares);
-    launch.cell_spread = static_cast<int32_t>(cell_spread);
-    launch.cells = unit == root ? 0 : static_cast<int32_t>(across * across * squares);
-    for (int32_t i = 0; i < args.num_levels; ++i) {
-      launch.first[i] = launch.cells;
-      launch.cells += static_cast<int32_t>(launch.across(i) * launch.across(i) * squares);
-    }
-    return true;
-  }
-  return false;
-}
-
-bool is_aligned(const Hog& args, int64_t size) {
-  const int64_t bytes = kColumns * size;
-  return args.column_stride == 1 && reinterpret_cast<uintptr_t>(args.pixels) % bytes == 0 &&
-         args.row_stride % kColumns == 0 && args.channel_stride % kColumns == 0 && args.image_stride % kColumns == 0;
-}
-
 template <typename T>
-void run(const Launch& launch, cudaStream_t stream) {
+void run(const HogLaunch& launch, cudaStream_t stream) {
   const Hog& args = launch.args;
   const int64_t all_squares = args.images * (args.height / launch.side) * (args.width / launch.side);
   const int64_t blocks = ceil_div<int64_t>(all_squares, launch.squares);
@@ -349,13 +300,12 @@ void run(const Launch& launch, cudaStream_t stream) {
                 launch.side, " pixels and ", kMaxBlocksY, " parts of the channels fit a launch, got ", blocks, " and ",
                 parts);
   const int64_t units = int64_t{launch.side / launch.unit} * (launch.side / launch.unit) * launch.channels;
-  const int64_t turns = ceil_div<int64_t>(units * launch.squares, kMaxThreads);
+  const int64_t turns = ceil_div<int64_t>(units * launch.squares, kHogMaxThreads);
   const int64_t threads = ceil_div<int64_t>(ceil_div(units * launch.squares, turns), kWarp) * kWarp;
-  const auto bytes = static_cast<size_t>(launch.cells) * launch.cell_spread * sizeof(float);
-  const bool packed = launch.unit % kColumns == 0 && is_aligned(args, sizeof(T));
+  const auto bytes = static_cast<size_t>(launch.words()) * sizeof(float);
   dispatch_quads(args.bins, [&](auto quads) {
     constexpr int kQuads = decltype(quads)::value;
-    const auto kernel = packed ? hog_kernel<T, kQuads, true> : hog_kernel<T, kQuads, false>;
+    const auto kernel = launch.packed ? hog_kernel<T, kQuads, true> : hog_kernel<T, kQuads, false>;
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(parts));
     kernel<<<grid, static_cast<unsigned>(threads), bytes, stream>>>(launch);
     check_launch("hog");
@@ -373,7 +323,7 @@ void hog_cuda(const Hog& args, void* stream) {
     if (done[first]) {
       continue;
     }
-    Launch launch{};
+    HogLaunch launch{};
     launch.args = args;
     launch.args.num_levels = 0;
     launch.boundaries = hog_boundaries(args.bins);
@@ -384,10 +334,10 @@ void hog_cuda(const Hog& args, void* stream) {
       if (done[i]) {
         continue;
       }
-      Launch longer = launch;
+      HogLaunch longer = launch;
       longer.args.level[longer.args.num_levels++] = args.level[i];
       const bool is_sum = i == first || hog_source(longer.args, longer.args.num_levels - 1) >= 0;
-      if (is_sum && plan(longer)) {
+      if (is_sum && plan_hog(longer)) {
         launch = longer;
         done[i] = true;
       }

@@ -38,7 +38,7 @@ def test_every_op_has_an_entry():
 def test_a_loader_drains_only_where_another_has_turns(reason, monkeypatch, capsys):
     monkeypatch.setattr(loaders.dali, "unusable", lambda: reason)
     monkeypatch.setattr(loaders, "Turn", lambda name, *_: SimpleNamespace(load=None, drain=name))
-    (case,) = loaders.cases(CPU, True)
+    case, _ = loaders.cases(CPU, True)
     measure = loaders.measure(case)
     assert dict(measure.before) == ({} if reason else {"pil": "pil", "dali": "dali"})
     assert list(measure.rivals) == ([] if reason else ["dali"])

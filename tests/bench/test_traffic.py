@@ -1,4 +1,4 @@
-"""What the CUDA kernels move, by a count of every address: bench/results/traffic.csv holds, and it is good enough."""
+"""What the kernels in CUDA move, by a count of every address: bench/results/traffic.csv holds, and is good enough."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import traffic, traffic_count
+from bench import traffic, traffic_count, traffic_table, triton_traffic
 from bench.__main__ import main
 
 # Requested sectors over the ideal at most, where every row is read and written in packets of 16 bytes.
@@ -21,8 +21,8 @@ MOST = {
     ("embed_visible", "add_embeddings_kernel"): 1.65,
     ("hog", "hog_kernel"): 2.2,
 }
-# Rows of an op that need more: cells of seven pixels are read one by one, and lines of 72 do not start with sectors.
-MORE = {" cells=7": 14, " H=72 ": 2.6}
+# Rows of an op that need more: lines of 72 pixels do not start with sectors.
+MORE = {" H=72 ": 2.6}
 
 
 def test_the_kernels_move_what_the_table_says():
@@ -38,7 +38,7 @@ def test_the_kernels_move_what_the_table_says():
 
 def test_every_kernel_has_rows_and_moves_little():
     rows = traffic.load()
-    assert {row.op for row in rows} == set(traffic.OPS)
+    assert {row.op for row in rows} == set(traffic.CUDA_OPS)
     assert len({row.key for row in rows}) == len(rows)
     for (op, kernel), most in MOST.items():
         own = [row for row in rows if (row.op, row.kernel) == (op, kernel)]
@@ -51,22 +51,22 @@ def test_every_kernel_has_rows_and_moves_little():
 def test_reads_element_by_element_are_noticed():
     rows = traffic.load()
     first, *rest = rows
-    assert traffic.differences(rows, rows) == []
+    assert traffic_table.differences(rows, rows) == []
     within, beyond = (replace(first, accesses=round(first.accesses * (1 + share))) for share in (0.04, 0.06))
     assert within != first
-    assert traffic.differences([within, *rest], rows) == []
-    assert len(traffic.differences([beyond, *rest], rows)) == 1
+    assert traffic_table.differences([within, *rest], rows) == []
+    assert len(traffic_table.differences([beyond, *rest], rows)) == 1
     slower = replace(first, requested_sectors=first.requested_sectors * 2)
-    (text,) = traffic.differences([slower, *rest], rows)
+    (text,) = traffic_table.differences([slower, *rest], rows)
     assert text.startswith("gather_tokens gather_kernel fwd B=4 ")
     assert text.endswith(f": requested_sectors {first.requested_sectors} -> {slower.requested_sectors}")
-    assert traffic.differences(rest, rows) == [f"{' '.join(first.key)}: not counted any more"]
-    assert traffic.differences(rows, rest) == [f"{' '.join(first.key)}: not in the table"]
+    assert traffic_table.differences(rest, rows) == [f"{' '.join(first.key)}: not counted any more"]
+    assert traffic_table.differences(rows, rest) == [f"{' '.join(first.key)}: not in the table"]
 
 
-def test_the_table_is_written_as_it_is_read(tmp_path):
-    traffic.save(traffic.load(), tmp_path / "traffic.csv")
-    assert (tmp_path / "traffic.csv").read_bytes() == traffic.TABLE.read_bytes()
+def test_tables_are_written_as_they_are_read():
+    assert traffic_table.written(traffic_count.Row, traffic.load()) == traffic.TABLE.read_text()
+    assert traffic_table.written(triton_traffic.Row, traffic.load_triton()) == traffic.TRITON_TABLE.read_text()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_an_unknown_op_is_refused(capsys):
     assert main(["traffic", "match"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("bench: no op with a CUDA kernel is named 'match'; choose from embed_visible, ")
+    assert printed.err.startswith("bench: no op with a GPU kernel is named 'match'; choose from embed_visible, ")
 
 
 @pytest.mark.parametrize("tool", ["cmake", "ninja", "addr2line"])

@@ -174,6 +174,8 @@ int main() {
   test_case({1, 3, 39, 26, 9, 13, {level(13)}});
   test_case({2, 1, 32, 32, 18, 0, {level(4, 1, 0.3f, -7.1f), level(8, 1, 0.3f, -7.1f), level(8, 1, 55.5f, 0.7f)}});
   test_case({1, 1, 224, 448, 18, 0, {level(224)}});
+  test_case({1, 2, 113, 226, 9, 0, {level(113)}});  // for CUDA, tiles of some rows
+  test_case({1, 1, 90, 180, 36, 0, {level(90)}});   // and of some columns
   test_case({0, 3, 32, 32, 9, 0, {level(8)}});
   test_case({2, 0, 32, 32, 9, 0, {level(8)}});
   return failures() > 0;

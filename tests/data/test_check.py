@@ -28,7 +28,9 @@ def folder(tmp_path, monkeypatch):
 def looked_at(monkeypatch):
     """The files that are decoded in this process."""
     files, plain = [], check_file
-    monkeypatch.setattr(checks, "check_file", lambda source, file: files.append(file) or plain(source, file))
+    monkeypatch.setattr(
+        checks, "check_file", lambda source, file, channels: files.append(file) or plain(source, file, channels)
+    )
     return files
 
 
@@ -161,10 +163,10 @@ def test_a_killed_check_is_an_error_in_one_line_and_resumes_where_it_was(folder,
         picture(8, 8, seed=i).save(folder / f"{i:03}.png")
     plain = check_file
 
-    def die(source, file):
+    def die(source, file, channels):
         if file == "150.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(source, file)
+        return plain(source, file, channels)
 
     monkeypatch.setattr(checks, "check_file", die)
     with pytest.raises(SourceError, match=r"cannot be checked \(.*fewer workers need less memory") as raised:

@@ -67,10 +67,11 @@ def test_every_orientation_is_read_wherever_it_is_kept(tmp_path):
             assert np.array_equal(image, turned(original, files[name][1])), name
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("regions", [True, False])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_loaders_agree_on_every_orientation_marker_and_kind_of_color(folder, interpolation, regions):
-    data = plan(checked_images(folder), 16, scale=(0.1, 0.3), interpolation=interpolation)
+def test_loaders_agree_on_every_orientation_marker_and_kind_of_color(folder, interpolation, regions, channels):
+    data = plan(checked_images(folder, channels), 16, scale=(0.1, 0.3), interpolation=interpolation)
     ours, theirs = both(data, regions=regions)
     difference = (ours - theirs).abs().amax(dim=(1, 2, 3))
     crops, inside = data[0], away_from_edges(data)
@@ -139,10 +140,10 @@ def test_metadata_that_make_no_sense_turn_nothing(tmp_path):
     assert (ours - theirs).abs().float().mean() < 0.5
 
 
-@pytest.mark.parametrize("size", [64, 160])
-def test_on_photographs_the_filter_overshoots_rarely_and_by_little(size):
+@pytest.mark.parametrize(("size", "channels"), [(64, 3), (160, 3), (64, 1)])
+def test_on_photographs_the_filter_overshoots_rarely_and_by_little(size, channels):
     """Pillow's bicubic clips to 8 bits between its two passes, which shows at edges of high contrast."""
-    listing = list_images(demo_images())
+    listing = list_images(demo_images(), channels)
     data = plan(readable(listing, check(listing, workers=0)), size)
     ours, theirs = both(data)
     difference = (ours - theirs).abs()[torch.from_numpy(away_from_edges(data))]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from interop import import_or_skip
 from PIL import Image
+from spectral import with_channels
 
 from bimkern.exporters.autoencoder import read_autoencoder
 from bimkern.exporters.hf import write_hf
@@ -21,17 +22,20 @@ from bimkern.models.pos_embed import sincos_table
 from bimkern.ops import keep_to_mask, masked_loss, pixel_targets, random_keep
 from bimkern.recipes import RECIPES
 
-TAPS = [("mae_vit_test", 4), *(("bim_vit_test_growing", depth) for depth in (1, 2, 3, 4))]
-every_tap = pytest.mark.parametrize(("recipe", "depth"), TAPS)
+TAPS = [("mae_vit_test", 4, 3), *(("bim_vit_test_growing", depth, 3) for depth in (1, 2, 3, 4))]
+every_tap = pytest.mark.parametrize(
+    ("recipe", "depth", "channels"), [*TAPS, ("mae_vit_test", 4, 1), ("bim_vit_test_growing", 2, 5)]
+)
 
 
-def trained(recipe):
+def trained(recipe, channels=3):
     """A network whose every value is random, norms and biases too, so that no two tensors can be mistaken."""
-    model = MIM(RECIPES[recipe].config.method)
+    config = with_channels(RECIPES[recipe].config, channels)
+    model = MIM(config.method)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, Trained(RECIPES[recipe].config, 7, model.state_dict())
+    return model, Trained(config, 7, model.state_dict())
 
 
 def in_double(model):
@@ -41,7 +45,7 @@ def in_double(model):
 
 def sample(model, num_keep, batch=3):
     size, N = model.method.encoder.image_size, math.prod(model.method.encoder.grid)
-    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, model.method.encoder.channels, size, size), dtype=torch.uint8)
     seed = int(torch.randint(2**31, ()))
     return images, random_keep(torch.arange(batch), N, num_keep, seed=seed)
 
@@ -63,9 +67,9 @@ def head_of(model, depth):
 
 
 @every_tap
-def test_timm_computes_the_same_features(tmp_path, recipe, depth):
+def test_timm_computes_the_same_features(tmp_path, recipe, depth, channels):
     timm = import_or_skip("timm")
-    model, run = trained(recipe)
+    model, run = trained(recipe, channels)
     write_timm(tmp_path, run, depth)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).double().eval()
 
@@ -112,9 +116,9 @@ def noise_that_keeps(keep, num_tokens):
 
 
 @every_tap
-def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, depth):
+def test_transformers_computes_the_same_features_and_loss(tmp_path, recipe, depth, channels):
     transformers = import_or_skip("transformers")
-    model, run = trained(recipe)
+    model, run = trained(recipe, channels)
     write_hf(tmp_path / "hf", run, depth)
     theirs, info = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), info  # missing, unexpected and mismatched keys, and errors
@@ -232,8 +236,8 @@ def from_mae_program(name):
 
 
 @every_tap
-def test_the_mae_program_finds_every_value(recipe, depth):
-    model, run = trained(recipe)
+def test_the_mae_program_finds_every_value(recipe, depth, channels):
+    model, run = trained(recipe, channels)
     theirs = mae_program(run, depth)
     for name in ("pos_embed", "decoder_pos_embed"):
         table = theirs.pop(name)

@@ -7,12 +7,12 @@ from bimkern.data.check import check, readable
 from bimkern.data.source import ImageFolder, list_images
 
 
-def listed(folder):
-    return list_images(ImageFolder(paths=(folder,)))
+def listed(folder, channels=3):
+    return list_images(ImageFolder(paths=(folder,)), channels)
 
 
-def checked_images(folder):
-    listing = listed(folder)
+def checked_images(folder, channels=3):
+    listing = listed(folder, channels)
     return readable(listing, check(listing, workers=0))
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,3 +25,25 @@ def links(page: Path) -> list[str]:
     """Return the targets of links and pictures that are files."""
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     return [target.partition("#")[0] for target in targets if not re.match(r"https?:|#", target)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block of a page that a reader works through: a file to save, or a command to run."""
+
+    text: str
+    file: str | None  # the name to save it under; None: a command
+    interrupted: bool  # whether the reader is to press Ctrl-C
+
+
+def steps(page: Path) -> list[Step]:
+    """Return the files and commands of a page in order, a step for each line of a block of commands."""
+    found = []
+    for prose, language, block in re.findall(r"(.*?)^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        before = prose.rpartition("\n## ")[2]
+        if language == "python":
+            (name,) = re.findall(r"as\s`([\w.]+)`", before)
+            found.append(Step(block, name, interrupted=False))
+        else:
+            found += [Step(line, None, interrupted="Ctrl-C" in before) for line in block.splitlines()]
+    return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from spectral import with_channels
 
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
@@ -134,6 +135,8 @@ def test_says_what_is_wrong(path, tmp_path):
             replace(STUDENT, encoder=replace(STUDENT.encoder, patch=8), targets=TEACHER.method.targets),
             load_teacher(path),
         )
+    with pytest.raises(TeacherError, match="images must have the channels of the student's, 1, got 3"):
+        MIM(with_channels(RECIPES["fastmim_vit_test_distilled"].config, 1).method, load_teacher(path))
     with pytest.raises(ValueError, match="distillation must name 1 layers of the teacher, got 2"):
         replace(STUDENT, distillation=Distillation(layers=(1, 2)))
     with pytest.raises(ValueError, match="features of patches that do not enter the encoder cannot be learned"):
@@ -157,7 +160,7 @@ def test_says_what_is_wrong(path, tmp_path):
         ),
         ("depth", "²", r"its description is wrong \(encoder: "),
         ("type", "CNN", r"its description is wrong \(encoder: unknown type 'CNN'; choose one of .*ViTConfig"),
-        ("image_size", 32, r"it is no such backbone \(pos_embed must be \[1, 5, 32\], got \[1, 17, 32\]\)"),
+        ("image_size", 32, r"it is no such backbone .*size mismatch for positions.table"),
         ("width", 64, "it is no such backbone .*size mismatch"),
         ("depth", 5, r"it is no such backbone \('blocks.4.norm1.weight'\)"),
     ],

@@ -63,9 +63,11 @@ FAULTS = [
     Fault("pixel_targets", "pixels not converted", "other=0).to(WIDE)", "other=0)", file="pixels"),
     Fault("pixel_targets", "row and column of a pixel exchanged", "y.to(tl.int64) * row_stride",
           "x.to(tl.int64) * row_stride", file="pixels"),
-    Fault("pixel_targets", "mean of another channel", "tl.load(mean + channel)",
-          "tl.load(mean + (channel + 1) % channels)", file="pixels"),
+    Fault("pixel_targets", "mean of another channel", "tl.load(mean + c,",
+          "tl.load(mean + (c + 1) % channels,", file="pixels"),
     Fault("pixel_targets", "bytes not divided", "FULL * tl.load(std", "tl.load(std", file="pixels"),
+    Fault("pixel_targets", "statistics of the first channel alone", "for c in range(channels):", "for c in range(1):",
+          file="pixels"),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from bimkern.train.memory.budget import MemoryEstimator
 # The memory of a step does not depend on these.
 ANY = (
     *("data", "out", "epochs", "steps", "base_lr", "seed", "loader", "workers", "max_bad_ratio", "max_pixels"),
-    *("arena", "log_every", "save_every"),
+    *("arena", "jpeg_draft", "log", "log_every", "save_every"),
 )
 
 

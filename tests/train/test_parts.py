@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from bimkern.files import jsonl
 from bimkern.recipes import RECIPES
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError, RunConfig, resolve_device
@@ -134,7 +135,7 @@ def test_metrics_are_cut_back_to_a_step_and_lines_that_are_no_records_are_droppe
         lines = (tmp_path / metrics.FILE).read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(1, last + 1))
     value = pytest.approx(0.4)
-    (kept, _) = metrics.read(tmp_path).records()
+    (kept, _) = jsonl.read(tmp_path / metrics.FILE)
     assert kept == {
         "step": 1,
         "loss": None,
@@ -164,7 +165,7 @@ def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
         log.log({"step": step, "loss": math.nan})
     assert [record["step"] for record in log.history.records()] == [1, 2, 3]
     log.cut_back(2)
-    assert log.history.records() == metrics.read(tmp_path).records() == [{"step": s, "loss": None} for s in (1, 2)]
+    assert log.history.records() == jsonl.read(tmp_path / metrics.FILE) == [{"step": s, "loss": None} for s in (1, 2)]
     log.close()
 
 

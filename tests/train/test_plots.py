@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from spectral import with_channels
 
 from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import MIM
@@ -52,6 +53,23 @@ def test_masks_and_targets_are_shown_where_they_change(recipe, titles):
         picture = column.draw(1, shown.size)
         assert picture.shape == (3, shown.size, shown.size)
         assert 0 <= picture.min() < picture.max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "fastmim_vit_test"])
+def test_images_of_any_channels_are_shown_in_gray_or_the_first_three_in_color(recipe, channels, tmp_path):
+    torch.manual_seed(0)
+    method = with_channels(RECIPES[recipe].config, channels).method
+    size = method.encoder.image_size
+    images = torch.full((1, channels, size, size), 99, dtype=torch.uint8)
+    images[:, -1] = 200
+    shown = plots.predict(MIM(method), images, torch.arange(1), seed=0)
+    plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
+    with Image.open(tmp_path / "picture.png") as picture:
+        original = picture.getpixel((shown.size // 2, picture.height - shown.size // 2))
+    assert original == {1: (200, 200, 200), 2: (99, 99, 99), 4: (99, 99, 99)}[channels]
+    said = {1: [], 2: ["of 2 channels, the first"], 4: ["of 4 channels, the first three in red, green and blue"]}
+    assert [line for line in shown.legend.splitlines() if line.startswith("of ")] == said[channels]
 
 
 def test_images_that_differ_in_how_much_is_masked_are_counted_from_least_to_most():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from growing import write_photos
 
+from bimkern.data import batches
 from bimkern.data.source import ImageFolder, SourceError
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
@@ -55,6 +56,19 @@ def test_a_finished_run_keeps_its_pictures(config, outcome, capsys):
     assert run(config).held_out == outcome.held_out
     assert "is finished, 2 steps" in capsys.readouterr().out
     assert (picture.read_bytes(), picture.stat().st_mtime_ns) == before
+
+
+def test_a_run_drafts_what_it_evaluates_as_what_it_trains_on(config, tmp_path, monkeypatch):
+    kept, plain = [], batches.reductions
+
+    def reductions(boxes, size, oversampling):
+        kept.append(oversampling)
+        return plain(boxes, size, oversampling)
+
+    monkeypatch.setattr(batches, "reductions", reductions)
+    run(replace(config, run=replace(config.run, out=tmp_path / "run", jpeg_draft=2.5)))
+    assert len(kept) >= 3  # two steps and the held-out images
+    assert set(kept) == {2.5}
 
 
 def test_pictures_that_a_killed_run_did_not_draw_are_drawn(config, outcome):

@@ -18,11 +18,10 @@ def draw_hog(vectors: Tensor, grid: tuple[int, int], bins: int, side: int = 16) 
 
     A bin is a stroke through the middle of its cell, along the edge: at a right angle to the bin's gradients. Its
     brightness is the square of the value, since the squares of a histogram add up to one; negative values, which a
-    prediction may have, are left out. Channels are drawn in their own color, so what all three of an RGB image agree
-    on is white.
+    prediction may have, are left out. Every channel has a picture: in RGB, what all three agree on is white.
 
     Args:
-        vectors: [h * w, C * bins], C of 1 or 3, cells in raster order, channel-major, as `bimkern.ops.hog` gives them.
+        vectors: [h * w, C * bins], cells in raster order, channel-major, as `bimkern.ops.hog` gives them.
         grid: h, w.
         bins: of a histogram.
         side: S, of a drawn cell in pixels.
@@ -34,10 +33,9 @@ def draw_hog(vectors: Tensor, grid: tuple[int, int], bins: int, side: int = 16) 
         ValueError: vectors are not those of such a grid.
     """
     rows, columns = grid
-    if vectors.dim() != 2 or vectors.shape[0] != rows * columns or vectors.shape[1] not in (bins, 3 * bins):
+    if vectors.dim() != 2 or vectors.shape[0] != rows * columns or not vectors.shape[1] or vectors.shape[1] % bins:
         raise ValueError(
-            f"draw_hog: vectors must be [h*w={rows * columns}, C*bins] with C=1 or 3 and bins={bins}, "
-            f"got {list(vectors.shape)}"
+            f"draw_hog: vectors must be [h*w={rows * columns}, C*bins] with bins={bins}, got {list(vectors.shape)}"
         )
     shares = (
         vectors.float().clamp(0, 1).square().reshape(rows, columns, -1, bins).permute(2, 3, 0, 1)

@@ -44,11 +44,14 @@ def read_patch(
         corner + channel.to(tl.int64) * channel_stride + y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride
     )
     values = tl.load(pixels, mask=inside, other=0).to(WIDE)
-    if mean is not None:
-        values -= FULL * tl.load(mean + channel)
-    if std is not None:
-        values *= 1 / (FULL * tl.load(std + channel))
-    elif FULL != 1:
+    for c in range(channels):  # statistics are loaded, and divided by, once a patch
+        if mean is not None:
+            offset = FULL * tl.load(mean + c, mask=count > 0, other=0)
+            values = tl.where(channel == c, values - offset, values)
+        if std is not None:
+            scale = 1 / (FULL * tl.load(std + c, mask=count > 0, other=1))
+            values = tl.where(channel == c, values * scale, values)
+    if std is None and FULL != 1:
         values *= 1 / tl.full([1], FULL, WIDE)
     if NORMALIZE:
         first = tl.sum(tl.where(index == 0, values, 0), axis=0)  # a constant patch is exactly zero

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -49,6 +50,7 @@ class AsyncSaver:
         self._files_done = False  # the running save has written its files and calls `then`
         self._skip_then = False  # an earlier `then` hung
         self._canceled = threading.Event()
+        self._written: SimpleQueue[tuple[int, Path]] = SimpleQueue()
 
     def __enter__(self) -> "AsyncSaver":
         return self
@@ -120,6 +122,8 @@ class AsyncSaver:
                     then()
                 except Exception as error:  # a run does not end because of a picture
                     logger.warning("what follows %s failed (%s: %s)", what, type(error).__name__, error)
+            if self.saved_step == checkpoint.step:
+                self._written.put((checkpoint.step, checkpoints.path_of(self._folder, checkpoint.step)))
 
         if required:
             self._save_with_retries(write, gpu, what)
@@ -141,6 +145,10 @@ class AsyncSaver:
                 time.sleep(pause)
             else:
                 return
+
+    def written(self) -> list[tuple[int, Path]]:
+        """Return the steps and paths of the checkpoints that were written, and for which `then` ended, since last."""
+        return [self._written.get() for _ in range(self._written.qsize())]
 
     def wait(self) -> None:
         """Wait for the background task, and raise its error.

@@ -42,6 +42,11 @@ class Checkpoint:
     state: dict[str, Any]  # JSON
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Callable[[], object] = lambda: None) -> Path:
     """Write a checkpoint and delete those that are neither recent nor the best; return its path.
 
@@ -54,7 +59,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
     Raises:
         CheckpointError: it cannot be written; earlier checkpoints are unchanged.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    final = path_of(folder, checkpoint.step)
     try:
         with atomic.replaced_folder(final) as scratch:
             _write(scratch, checkpoint, between)
@@ -64,7 +69,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best_step: int, between: Calla
     here = kept.index(final)
     # Later ones were skipped as damaged, or rolled back from.
     for other in (*kept[: max(0, here + 1 - _KEPT)], *kept[here + 1 :]):
-        if other.name != f"step-{best_step:08d}":
+        if other != path_of(folder, best_step):
             _drop(other)
     return final
 

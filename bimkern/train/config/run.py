@@ -28,8 +28,9 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # rounding, as another kernel of the same attention does.
 FREE_OPTIONS = (
     *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "arena", "attention", "log_every", "save_every"),
-    "teacher",  # its path; a checkpoint knows its content
+    *("compile", "arena", "attention", "log", "log_every", "save_every"),
+    *("teacher", "init"),  # their paths; a checkpoint knows their content
+    "extend",  # what it allows is checked with the checkpoint that it continues
 )
 
 
@@ -49,6 +50,9 @@ class RunConfig:
     """Passes over the images. A warm-up in epochs stays as long; one that is a share of the run follows."""
     steps: int | None = None
     """Optimizer steps, instead of epochs. --epochs alone overrides the steps of a recipe."""
+    extend: bool = False
+    """Continue a finished run to more --epochs or --steps, in its folder. From there on all follows the schedule of the
+    longer run: the learning rate jumps to where that stands."""
     batch_size: int = 256
     """Images per optimizer step."""
     micro_batch: int | None = None
@@ -59,6 +63,9 @@ class RunConfig:
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
     teacher: Path | None = None
     """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
+    init: Path | None = None
+    """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
+    must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB from NVIDIA's apex, which synchronize with the GPU at every update."""
     precision: Precision = "fp32"
@@ -71,8 +78,13 @@ class RunConfig:
     """Seed of weights, image order, crops, flips and masks."""
     loader: LoaderName = "auto"
     """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
+    jpeg_draft: float = 4.0
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, if a crop still has this many times the pixels of the image
+    size per side. 4 changes pixels by 3 of 256 levels at most on noisy photographs; 0 is off. Not for DALI."""
     workers: int | None = None
     """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
+    held_out: float = 0.0
+    """Share of the images to keep out of training, by name. Their loss is logged at every save."""
     max_bad_ratio: float = 0.1
     """Largest share of unreadable images. They are listed in quarantine.jsonl; a larger share ends the run."""
     max_pixels: int = MAX_PIXELS
@@ -84,6 +96,8 @@ class RunConfig:
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.jsonl and TensorBoard: csv, wandb, mlflow, or registered ones of your own, by name."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     save_every: int = 100
@@ -98,10 +112,13 @@ class RunConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
+        if self.jpeg_draft and not 1 <= self.jpeg_draft < math.inf:
+            raise ConfigError(f"--jpeg-draft must be 0 (off) or at least 1 and finite, got {self.jpeg_draft:g}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
-        if not 0 <= self.max_bad_ratio < 1:
-            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
+        for name in ("max_bad_ratio", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 
@@ -131,8 +148,6 @@ class Config:
     source: Source | None = None  # of images, where run.data names no folder; None: demo photographs
 
     def __post_init__(self) -> None:
-        if (channels := self.method.encoder.channels) != 3:
-            raise ConfigError(f"Config: images are loaded as RGB; the encoder must have channels=3, got {channels}")
         if not self.phases:
             return
         total, size = math.fsum(phase.share for phase in self.phases), self.method.encoder.image_size

@@ -8,7 +8,9 @@ from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.pieces import PieceError
 from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
 
-__all__ = ["differences", "from_json", "refuse_other", "to_json"]
+__all__ = ["STARTS", "differences", "from_json", "refuse_other", "to_json"]
+
+STARTS = "starts"  # in config.json, beside the config itself: what every start of the run was resolved to
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def from_json(saved: Any) -> Config:
     Raises:
         ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
     """
+    if isinstance(saved, dict):
+        saved = {name: value for name, value in saved.items() if name != STARTS}
     try:
         config: Config = pieces.from_json(saved, Config, "config")
     except PieceError as error:
@@ -37,11 +41,14 @@ def from_json(saved: Any) -> Config:
     return config
 
 
-_FREE = {"source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
+_FREE = {STARTS, "source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
-_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)}
+_DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfig)} | {"run.jpeg_draft": 0.0}
+
+
+_LENGTH = ("run.epochs", "run.steps")
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
@@ -56,8 +63,14 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
 
 
-def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
-    """Make sure that a saved config computes the same as this one.
+def refuse_other(saved: Any, config: Config, what: str, remedy: str, *, resumes: bool = False) -> None:
+    """Make sure that a saved config computes the same as this one, which with --extend may be of another length.
+
+    Args:
+        saved: the JSON of the config.
+        config: the other one.
+        what, remedy: words for the error.
+        resumes: whether the saved run is to continue, so that --extend is a remedy too.
 
     Raises:
         ConfigError: it does not; "<what> with other settings (<the differences>); <remedy>".
@@ -65,5 +78,10 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str) -> None:
     if not isinstance(saved, dict):
         raise ConfigError(f"{what} that does not record its settings; {remedy}")
     changed = differences(saved, to_json(config))
+    longer = [line for line in changed if line.startswith(_LENGTH)]
+    if config.run.extend:
+        changed = [line for line in changed if line not in longer]
     if changed:
+        if resumes and changed == longer:
+            remedy = f"--extend continues a finished run; or {remedy}"
         raise ConfigError(f"{what} with other settings ({'; '.join(changed)}); {remedy}")

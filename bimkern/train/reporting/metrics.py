@@ -1,36 +1,26 @@
-"""Metrics: one JSON object per logged step in metrics.jsonl, and the same numbers as TensorBoard events.
+"""Metrics: one JSON object per logged step in metrics.jsonl, the same as TensorBoard events, and for other loggers."""
 
-Events are encoded by tensorboard but appended here: after one event that found the disk full, its own writer raises at
-every later one, even if there is space again.
-"""
-
-import io
 import json
 import math
-import os
-import socket
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
+from bimkern.data.step_layout import StepLayout
 from bimkern.files import jsonl
 from bimkern.files.append import AppendOnlyFile
-from bimkern.train.config.run import ConfigError
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.serialize import to_json
 from bimkern.train.reporting.history import History
+from bimkern.train.reporting.loggers import logger
+from bimkern.train.reporting.loggers.follower import Follower
+from bimkern.train.reporting.loggers.logger import Logger
+from bimkern.train.reporting.pictures import KeptPictures
+from bimkern.train.reporting.scalars import Scalar, finite_numbers, hyperparameters
+from bimkern.train.reporting.tensorboard import TensorBoard
+from bimkern.train.run_folder.folder import RunFolder
 
 FILE = "metrics.jsonl"
-
-
-def read(folder: Path) -> History:
-    """Read the records of a run; a torn line is skipped."""
-    history = History()
-    for record in jsonl.read(folder / FILE):
-        history.add(record)
-    return history
 
 
 def refuse_older(folder: Path) -> None:
@@ -46,19 +36,55 @@ def refuse_older(folder: Path) -> None:
 
 
 class Metrics:
-    """The metrics of a run, open for appending."""
+    """The metrics and pictures of a run, open for appending."""
 
-    def __init__(self, folder: Path, *, after_step: int) -> None:
-        """Open the metrics of a run and drop the records after a step."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        after_step: int,
+        pictures: KeptPictures | None = None,
+        loggers: Mapping[str, Logger] | None = None,
+        config: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        """Open the metrics of a run and drop the records after a step.
+
+        Args:
+            folder: of the run.
+            after_step: the last step that stands.
+            pictures: those that are kept of saves.
+            loggers: what else the run is logged to, by name.
+            config: of the run, flat.
+
+        Raises:
+            ConfigError: a logger cannot begin a run.
+        """
         self.history = History()
         self._path = folder / FILE
         self._lines = AppendOnlyFile(self._path)
-        board = folder / "tensorboard"
-        board.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._events = AppendOnlyFile(board / name)
-        self._events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self._pictures = pictures or KeptPictures(folder / "pictures", num_steps=1)
+        self._board = TensorBoard(folder / "tensorboard")
         self.cut_back(after_step)
+        if config:
+            self._board.hyperparameters(config, "loss")
+        self._followers: list[Follower] = []
+        try:
+            for name, service in (loggers or {}).items():
+                self._followers.append(Follower(name, service, self._path, self._pictures, config or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of(cls, config: Config, layout: StepLayout, folder: RunFolder, *, after_step: int) -> "Metrics":
+        """Open those of a run, with the loggers that its config names."""
+        return cls(
+            folder.path,
+            after_step=after_step,
+            pictures=KeptPictures(folder.pictures, layout.num_steps),
+            loggers=logger.choose(config.run.log),
+            config=hyperparameters(to_json(config)),
+        )
 
     def cut_back(self, after_step: int) -> None:
         """Drop the records after a step, in place, which needs no disk space."""
@@ -78,21 +104,23 @@ class Metrics:
                     break
                 size += len(line)
         self._lines.truncate(size, keep=stands)
-        start = SessionLog(status=SessionLog.START)  # readers then drop this step and later ones
-        self._events.append(_framed(Event(wall_time=time.time(), step=after_step + 1, session_log=start)))
+        self._board.cut_back(after_step)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, as JSON requires."""
         record = {name: _finite(value) for name, value in record.items()}
         self.history.add(record)
         self._lines.append((json.dumps(record, allow_nan=False) + "\n").encode())
-        scalars = [
-            Summary.Value(tag=f"{name}/{i + 1}" if isinstance(value, list) else name, simple_value=scalar)
-            for name, value in record.items()
-            for i, scalar in enumerate(value if isinstance(value, list) else [value])
-            if scalar is not None
-        ]
-        self._events.append(_framed(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=scalars))))
+        self._board.numbers(record["step"], finite_numbers(record))
+
+    def log_picture(self, step: int, path: Path) -> None:
+        """Add the picture that is kept of a save; any thread may."""
+        self._board.picture(step, path)
+
+    def publish(self, step: int) -> None:
+        """Have everything up to the step of a checkpoint sent to the other loggers; any thread may."""
+        for follower in self._followers:
+            follower.publish(step)
 
     def sync(self) -> None:
         """Sync the records to disk, so that no checkpoint is ahead of them after a power cut."""
@@ -100,14 +128,9 @@ class Metrics:
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
-
-
-def _framed(event: Any) -> bytes:
-    """Encode an event as in a TensorBoard file: its length, its content, and a checksum of each."""
-    frame = io.BytesIO()
-    RecordWriter(frame).write(event.SerializeToString())
-    return frame.getvalue()
+        self._board.close()
+        for follower in self._followers:
+            follower.close()
 
 
 def _finite(value: Any) -> Any:

@@ -58,8 +58,16 @@ def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstr
         columns += _predictions(stage_name(model.method, stage), result)
         before = result
     size = max(result.renderer.size(result.truth) for result in results)
-    legend = "\n".join(dict.fromkeys(result.renderer.legend for result in results))
+    legends = [*dict.fromkeys(result.renderer.legend for result in results), *_shown_channels(images.shape[1])]
+    legend = "\n".join(legends)
     return Reconstructions(columns, len(images), size, legend)
+
+
+def _shown_channels(channels: int) -> list[str]:
+    """Say which channels a picture shows, where they are not gray or RGB."""
+    if channels in (1, 3):
+        return []
+    return [f"of {channels} channels, " + ("the first three in red, green and blue" if channels > 3 else "the first")]
 
 
 def _photographs(title: str, pixels: Tensor) -> Column:
@@ -117,8 +125,8 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
 
 
 def _tile(picture: Tensor) -> Image.Image:
-    """Convert a picture [C, S, S] in [0, 1]."""
-    pixels = picture.expand(3, -1, -1).permute(1, 2, 0)  # [S, S, 3]
+    """Convert a picture [C, S, S] in [0, 1]: the first three channels, else the first in gray."""
+    pixels = picture[: 3 if len(picture) > 2 else 1].expand(3, -1, -1).permute(1, 2, 0)  # [S, S, 3]
     return Image.fromarray(pixels.mul(255).round().byte().contiguous().numpy())
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from bimkern.data.held_out import is_held_out
 from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.mim.schedule import WarmUp, resolve
@@ -24,8 +25,9 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     layout = config.step_layout(num_images)
     few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
+    held_out = _held_out(len(images.held_out)) if run.held_out else ""
     return (
-        f"{config.recipe}: {num_images} images from {title(images.images.source)}{_skipped(images.listing)}; "
+        f"{config.recipe}: {num_images} images from {title(images.images.source)}{held_out}{_skipped(images.listing)}; "
         f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
         f"peak learning rate {run.peak_lr:.2e}{_warmup(config, layout, num_images)}{few}\n"
         f"loader: {loader}{teacher}"
@@ -38,11 +40,12 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     with torch.device("meta"):
         model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    layout = config.step_layout(len(images))
+    num_images = sum(not is_held_out(file, run.held_out) for file in images.files)
+    layout = config.step_layout(num_images)
     peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
-    largest = peaks[max(peaks)]
+    largest, held_out = peaks[max(peaks)], _held_out(len(images) - num_images)
     facts = {
-        "images": f"{len(images)} in {title(images.source)}, not checked yet{_skipped(images)}",
+        "images": f"{num_images} in {title(images.source)}{held_out}, not checked yet{_skipped(images)}",
         "device": str(resolve_device(run.device)),
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per stage)",
@@ -53,7 +56,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         f"{_warmup(config, layout, len(images))}",
     }
     if config.phases:
-        facts |= _phases(config, layout, len(images))
+        facts |= _phases(config, layout, num_images)
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
@@ -78,6 +81,10 @@ def _phases(config: Config, layout: StepLayout, num_images: int) -> Mapping[str,
         f"learning rate {config.run.peak_lr_of(segment.batch_size):.3e} at its peak"
         for i, (segment, length) in enumerate(zip(layout.segments, layout.lengths(), strict=True))
     }
+
+
+def _held_out(num_images: int) -> str:
+    return f", {num_images} more held out" if num_images else ""
 
 
 def _skipped(listing: Listing) -> str:

@@ -1,7 +1,7 @@
 """The dataset of a run: frozen when it starts, verified when it resumes, less the images in quarantine.
 
-images.jsonl lists the images trained on, with sizes and digests. quarantine.jsonl lists images that cannot be read and
-why, and the non-image files that were skipped, one record per suffix and reason.
+images.jsonl lists the images trained on and those held out, with sizes and digests. quarantine.jsonl lists images that
+cannot be read and why, and the non-image files that were skipped, one record per suffix and reason.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bimkern.data import check
 from bimkern.data.check import FileCheck, readable
+from bimkern.data.held_out import is_held_out
 from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, suffix_of, title
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
@@ -114,25 +115,38 @@ class FrozenDataset:
 
     def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
         """Quarantine images that are trained on, too, and refuse others: they must be the same in every evaluation."""
-        if self.held_out is self.images:
+        if self.held_out.source == self.images.source:
             self.quarantine.add(faults, steps_done)
         else:
             _refuse_held_out(self.held_out.source, faults)
 
     def without_quarantined(self) -> "FrozenDataset":
         """Return the dataset whose draws avoid what is in quarantine by now."""
-        sample_ids = {file: i for i, file in enumerate(self.images.files)}
+        images = self._marked(self.images)
+        if self.held_out is self.images:
+            return replace(self, images=images, held_out=images)
+        return replace(self, images=images, held_out=self._marked(self.held_out))
+
+    def _marked(self, images: Images) -> Images:
+        if images.source != self.images.source:  # not what the quarantine names
+            return images
+        sample_ids = {file: i for i, file in enumerate(images.files)}
         unreadable = frozenset(sample_ids[file] for file in self.quarantine.files & sample_ids.keys())
-        images = replace(self.images, unreadable=unreadable)
-        return replace(self, images=images, held_out=images if self.held_out is self.images else self.held_out)
+        return replace(images, unreadable=unreadable)
 
 
 def freeze_dataset(
-    folder: Path, listing: Listing, found: dict[str, FileCheck], *, begun: bool, max_bad_ratio: float
+    folder: Path,
+    listing: Listing,
+    found: dict[str, FileCheck],
+    *,
+    begun: bool,
+    max_bad_ratio: float,
+    held_out: float = 0.0,
 ) -> FrozenDataset:
     """Freeze the images of a new run, or verify that those of a resumed run are unchanged; quarantine the faulty ones.
 
-    The held-out images are the same images.
+    Without a held-out share, the images to evaluate on are those to train on.
 
     Args:
         folder: of the run.
@@ -140,9 +154,10 @@ def freeze_dataset(
         found: the check of every file.
         begun: whether the run has begun.
         max_bad_ratio: share of the images that may be in quarantine.
+        held_out: share of the images to keep out of training.
 
     Raises:
-        SourceError: too many images cannot be read, or there is none.
+        SourceError: too many images cannot be read, or there is none to train on, or to hold out.
         ConfigError: the images differ from those that the run began with.
     """
     path, quarantine_path = folder / IMAGES, folder / QUARANTINE
@@ -152,7 +167,7 @@ def freeze_dataset(
     listing = listing.skip({f: one.fault for f, one in found.items() if one.fault is not None and f not in recorded})
     refuse_if_empty(listing)
     if resumed:
-        images = _recorded(listing.source, records, found)
+        images = _recorded(listing, records, found)
         faulty = [file for file in images.files if file in found and found[file].fault is not None]
     else:
         quarantine_path.unlink(missing_ok=True)
@@ -168,9 +183,10 @@ def freeze_dataset(
     quarantine.add({file: found[file].fault or "" for file in faulty})
     quarantine.stop_if_full()
     if not resumed:
-        jsonl.write(path, [_record(file, found[file]) for file in images.files])
+        jsonl.write(path, [_record(file, found[file], held_out) for file in images.files])
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-    return FrozenDataset(listing, images, images, quarantine, fingerprint).without_quarantined()
+    train, kept = (images, images) if held_out == 0 else _split(images, quarantine.files, held_out)
+    return FrozenDataset(listing, train, kept, quarantine, fingerprint).without_quarantined()
 
 
 def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
@@ -182,15 +198,27 @@ def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
         )
 
 
-def _record(file: str, found: FileCheck) -> jsonl.Record:
-    return {"file": file, "width": found.width, "height": found.height, "digest": found.digest}
+def _split(images: Images, quarantined: set[str], share: float) -> tuple[Images, Images]:
+    """Return the images to train on and those that are held out."""
+    parts: tuple[list[int], list[int]] = ([], [])
+    for i, file in enumerate(images.files):
+        parts[is_held_out(file, share)].append(i)
+    for part, sample_ids in zip(("training", "evaluation"), parts, strict=True):
+        if all(images.files[i] in quarantined for i in sample_ids):
+            raise SourceError(f"--held-out {share:g} leaves none of {len(images)} images for {part}; change it")
+    return images.only(parts[0]), images.only(parts[1])
 
 
-def _recorded(source: Source, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
+def _record(file: str, found: FileCheck, held_out: float) -> jsonl.Record:
+    record = {"file": file, "width": found.width, "height": found.height, "digest": found.digest}
+    return record | ({"held_out": True} if is_held_out(file, held_out) else {})
+
+
+def _recorded(listing: Listing, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
     """Return the recorded images; how they are decoded follows from their content, which is verified elsewhere."""
     recorded = {r["file"]: FileCheck(width=r["width"], height=r["height"]) for r in records}
     good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
-    return check.images(source, recorded | good)
+    return check.images(listing.source, recorded | good, listing.channels)
 
 
 def _refuse_changes(

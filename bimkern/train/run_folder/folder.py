@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,13 +13,14 @@ from weakref import WeakValueDictionary
 
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError
-from bimkern.train.config.serialize import from_json, refuse_other, to_json
+from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
+_INIT = "init.json"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
-_MADE_FIRST = {_LOCK, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
+_MADE_FIRST = {_LOCK, _INIT, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
 _CLAIMED: WeakValueDictionary[Path, "RunFolder"] = WeakValueDictionary()  # by runs of this process
 
 
@@ -30,6 +32,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
         self.exported = path / "exported"
+        self.init_report = path / _INIT  # what became of the weights that the run started from
         self._lock: TextIO | None = None
 
     def open(self, config: Config) -> None:
@@ -53,7 +56,7 @@ class RunFolder:
             if saved is None and foreign:
                 raise ConfigError(f"--out {self.path} holds files but no run; choose an empty or a new folder")
             if saved is not None:
-                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out")
+                refuse_other(saved, config, f"--out {self.path} holds a run", "choose another --out", resumes=True)
             try:
                 for folder in (self.checkpoints, self.pictures, self.exported):
                     folder.mkdir(exist_ok=True)
@@ -61,14 +64,19 @@ class RunFolder:
                 raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
             stack.pop_all()
 
-    def record(self, config: Config) -> None:
+    def record(self, config: Config, start: Mapping[str, Any] | None = None) -> None:
         """Write config.json, after it is certain that this run may use the folder.
+
+        Args:
+            config: of the run.
+            start: what this start was resolved to, as JSON; it follows those of earlier starts.
 
         Raises:
             ConfigError: it cannot be written.
         """
+        starts = [*(self._saved_config() or {}).get(STARTS, []), *([] if start is None else [start])]
         try:
-            atomic.write_json(self.path / _CONFIG, to_json(config))
+            atomic.write_json(self.path / _CONFIG, to_json(config) | {STARTS: starts})
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
 
@@ -83,6 +91,10 @@ class RunFolder:
         picture = self.pictures / "reconstruction.png"
         saved = [path.stat().st_mtime for path in self.checkpoints.iterdir()]
         return picture.is_file() and picture.stat().st_mtime >= max(saved, default=0.0)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(self.checkpoints.glob("step-*"))
 
     @property
     def begun(self) -> bool:

@@ -106,7 +106,7 @@ Hog random_hog(int64_t side, DType dtype) {
   Hog args{};
   args.dtype = dtype;
   args.out_dtype = chance(60) ? DType::kFloat32 : DType::kBFloat16;
-  args.bins = static_cast<int32_t>(chance(50) ? one_of<int64_t>({9, 18}) : pick(1, kMaxHogBins));
+  args.bins = static_cast<int32_t>(chance(50) ? one_of<int64_t>({9, 18, 36}) : pick(1, kMaxHogBins));
   args.images = directed().on ? 3 : chance(5) ? 0 : pick(1, 3);
   args.channels = directed().on ? 3 : chance(5) ? 0 : chance(90) ? pick(1, 4) : pick(5, 40);
   args.height = std::max<int64_t>(2, side * pick(1, side > 20 ? 2 : 5));
@@ -185,7 +185,8 @@ void fuzz_hog() {
                                                                    {16},
                                                                    {7, 56},
                                                                    {11, 22},
-                                                                   {64}});
+                                                                   {64},
+                                                                   {90}});
   const int64_t side =
       std::accumulate(cells.begin(), cells.end(), int64_t{1}, [](int64_t a, int64_t b) { return std::lcm(a, b); });
   const DType dtype = one_of({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kUInt8});

@@ -205,7 +205,9 @@ void hog() {
     int32_t bins;
     std::vector<int64_t> cells;
   };
-  const Kind kinds[] = {{B, kImage, 9, {7}},
+  const Kind kinds[] = {{B, 216, 9, {6}},
+                        {B, kImage, 9, {7}},
+                        {B, kImage, 9, {14}},
                         {B, kImage, 9, {8}},
                         {B, kImage, 9, {16}},
                         {B, kImage, 9, {4, 8, 16, 32}},

@@ -1,0 +1,240 @@
+"""Start a run from weights: find them in what was saved, make them fit, and report what became of each."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from bimkern.errors import BimkernError
+from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
+from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
+from bimkern.mim.model import MIM
+from bimkern.models.encoder import EncoderConfig, Grid, Program
+from bimkern.models.pos_embed import Positions
+from bimkern.pieces import to_json
+from bimkern.train import network
+from bimkern.train.config.run import Config, ConfigError
+
+_ENCODER = "encoder."
+_EXAMPLES = 3  # names in a message
+_IMAGES = ("image_size", "img_size")  # settings of an encoder that may differ
+
+
+class _Table(NamedTuple):
+    """A position table that was found, or computed, for the grid that the weights were trained on."""
+
+    names: Names  # there; none where it was computed
+    fitted: Tensor | None  # to the grid here; None where that is computed as well
+    old: Grid
+    new: Grid
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run starts from, and an account of it."""
+
+    tensors: Mapping[str, Tensor]  # by the names of the network's state_dict
+    sha256: str  # of all that was found, names and values
+    report: Mapping[
+        str, Any
+    ]  # JSON: where from; the names that were taken, resized and left there, and those still random
+    summary: str  # in a line
+
+
+def read_initial_weights(config: Config, path: Path) -> InitialWeights:
+    """Read the weights that --init names, for the network of a run.
+
+    The encoder is taken as a whole, with its last norm; other parts are taken where all their names and shapes are
+    those of the run. Positions are resized bicubically where the grid differs.
+
+    Raises:
+        ConfigError: there are none, or their encoder is another; the message names the differing sizes.
+    """
+    with torch.device("meta"):
+        model = network.build(config)
+    try:
+        return _fit(model, read_weights(path), path)
+    except BimkernError as error:
+        raise ConfigError(f"--init {error}") from error
+
+
+def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
+    weights, state = in_published_names(saved.tensors), model.state_dict()
+    ours = [name for name in state if name.startswith(_ENCODER)]
+    naming = max(
+        namings(model.method, weights, saved.taps),
+        key=lambda naming: sum(theirs in weights for name in ours for theirs in naming.theirs(name) or ()),
+    )
+    taken = {name: naming.theirs(name) or () for name in ours}
+    if not any(theirs in weights for names in taken.values() for theirs in names):
+        raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
+    _refuse_other(model, saved, weights, taken, path)
+    tables = dict(_tables(model, saved, weights, naming, path))
+    taken |= _other_parts(state, weights, naming)
+    found = {
+        name: torch.cat([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
+    }
+    found |= {name: table.fitted for name, table in tables.items() if table.fitted is not None}
+    taken |= {name: table.names for name, table in tables.items() if table.names}
+    used = {theirs for names in taken.values() for theirs in names}
+    sha256 = _digest(saved.tensors)
+    report = {
+        "path": str(path),
+        "layout": naming.program,
+        "sha256": sha256,
+        "taken": {name: list(names) for name, names in taken.items()},
+        "resized": {
+            name: {"from": list(table.old), "to": list(table.new)}
+            for name, table in tables.items()
+            if table.old != table.new
+        },
+        "left": [name for name in weights if name not in used],
+        "random": [name for name in state if name not in found],
+    }
+    return InitialWeights(found, sha256, report, _summary(report))
+
+
+def _refuse_other(
+    model: MIM, saved: SavedWeights, weights: Mapping[str, Tensor], taken: Mapping[str, Names], path: Path
+) -> None:
+    """Make sure that the encoder in a file is that of the network.
+
+    Raises:
+        WeightsError: it is not; the message names the differences.
+    """
+    encoder, state = model.method.encoder, model.state_dict()
+    missing = [theirs for names in taken.values() for theirs in names if theirs not in weights]
+    shapes = [
+        f"{names[0]} is {shape} instead of {list(state[name].shape)}"
+        for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
+        if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
+    ]
+    layers, more = _layers(encoder, weights, taken)
+    depth = [] if layers == encoder.depth else [f"it has {layers} layers instead of {encoder.depth}"]
+    differences = (
+        _differing_settings(saved, encoder)
+        or depth + shapes[:1]
+        or [f"it {what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
+    )
+    if differences:
+        raise WeightsError(f"{path}: the encoder differs: {'; '.join(differences)}")
+
+
+def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str]:
+    """List what a description of the weights says of the encoder and is otherwise here, as far as there is one."""
+    if saved.encoder is not None:
+        there, here = _numbers(to_json(saved.encoder)), _numbers(to_json(encoder))
+    else:
+        there, here = _numbers(saved.settings), {}
+        for layout in map(encoder.layout, get_args(Program)):
+            here |= {} if layout is None else _numbers(layout.settings)
+    return [
+        f"{name} is {there[name]:g} instead of {here[name]:g}"
+        for name in here
+        if name in there and there[name] != here[name] and name not in _IMAGES
+    ]
+
+
+def _numbers(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among settings, by their names, on all levels."""
+    found: dict[str, float] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+def _layers(encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]) -> tuple[int, list[str]]:
+    """Count the layers of the encoder in a file, and list what these hold that is not taken."""
+    first = next(names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
+    prefix = re.escape(re.split(r"(?<=\.)\d+\.", first)[0])  # what stands before the number of the layer
+    numbers = {name: number[1] for name in weights if (number := re.match(rf"{prefix}(\d+)\.", name))}
+    known = {theirs for names in taken.values() for theirs in names}
+    return len(set(numbers.values())), [name for name in numbers if name not in known]
+
+
+def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:
+    """Return the shape of what some tensors, stacked, make; None where one of them is missing."""
+    if not all(name in weights for name in names):
+        return None
+    first = list(weights[names[0]].shape)
+    return first if len(names) == 1 else [sum(weights[name].shape[0] for name in names), *first[1:]]
+
+
+def _tables(
+    model: MIM, saved: SavedWeights, weights: Mapping[str, Tensor], naming: Naming, path: Path
+) -> Iterator[tuple[str, "_Table"]]:
+    """Yield by its name every position table that the network would otherwise compute, fitted to its grid."""
+    for module_name, module in model.encoder.named_modules():
+        if not isinstance(module, Positions):
+            continue
+        name = f"{_ENCODER}{module_name}.table"
+        (theirs,) = naming.theirs(name) or (name,)
+        if theirs in weights:
+            table = weights[theirs]
+        elif naming.stores_positions:
+            raise WeightsError(f"{path}: the encoder differs: it lacks {theirs}")
+        else:
+            size = model.method.encoder.image_size if saved.encoder is None else saved.encoder.image_size
+            table = module.computed(model.method.encoder.level(0).grid(size, size))
+        try:
+            fitted, grid = module.fit(table.float())
+        except ValueError as error:
+            raise WeightsError(f"{path}: {theirs}: {error}") from error
+        yield name, _Table((theirs,) if theirs in weights else (), fitted, grid, module.grid)
+
+
+def _other_parts(
+    state: Mapping[str, Tensor], weights: Mapping[str, Tensor], naming: Naming
+) -> Iterator[tuple[str, Names]]:
+    """Yield the weights outside the encoder, and their names there, of all parts that are the same there."""
+    parts: dict[str, list[str]] = {}
+    for name in state:
+        if not name.startswith(_ENCODER):
+            parts.setdefault(part_of(name), []).append(name)
+    for part, members in parts.items():
+        names = {name: naming.theirs(name) or ("",) for name in members}
+        known = {theirs for found in names.values() for theirs in found}
+        same = all(_shape(weights, found) == list(state[name].shape) for name, found in names.items())
+        if same and not any(naming.belongs(name, part) for name in weights if name not in known):
+            yield from names.items()
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Hash names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    resized = [
+        f"; {name} resized from {' x '.join(map(str, sizes['from']))} to {' x '.join(map(str, sizes['to']))}"
+        for name, sizes in report["resized"].items()
+    ]
+    taken, left, random = (_counts(report[key]) for key in ("taken", "left", "random"))
+    source = f"initialized from {report['path']} ({report['layout']} names); taken: {taken}"
+    return f"{source}{''.join(resized)}; left there: {left}; still random: {random}"
+
+
+def _counts(names: Iterable[str]) -> str:
+    """Count names by their first word."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} {count}" for part, count in counts.items()) or "nothing"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _EXAMPLES} more" if len(listed) > _EXAMPLES else ""
+    return ", ".join(listed[:_EXAMPLES]) + more

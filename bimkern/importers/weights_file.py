@@ -1,0 +1,124 @@
+"""Weights in a file or folder, as tensors by name; nothing that a file holds is executed."""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bimkern import optional
+from bimkern.errors import BimkernError
+from bimkern.exporters.trained import read_trained
+from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
+from bimkern.models.exported import read_encoder_config
+
+_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # in a folder, the first that there is
+_WRAPPERS = ("model", "state_dict")  # keys that training programs save the weights under
+_PREFIXES = ("module.", "_orig_mod.")  # of a network that was wrapped for several processes, or compiled
+
+
+class WeightsError(BimkernError, ValueError):
+    """A file holds no weights; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """What was found: tensors under the names of the program that wrote them."""
+
+    tensors: Mapping[str, Tensor]
+    encoder: EncoderConfig | None = None  # known where we wrote the file
+    taps: tuple[int, ...] | None = None  # of the run that saved them, if it is known
+    settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """Read a run folder, a checkpoint, a folder with weights, or a file of weights.
+
+    Raises:
+        WeightsError, BackboneError, ConfigError, CheckpointError: there are no weights, or they cannot be read.
+    """
+    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+        _, trained = read_trained(path)
+        method = trained.config.method
+        return SavedWeights(trained.weights, method.encoder, method.taps)
+    file = path
+    if path.is_dir():
+        files = [path / name for name in _FILES if (path / name).is_file()]
+        if not files:
+            raise WeightsError(f"{path} holds neither a run nor {' or '.join(_FILES)}")
+        file = files[0]
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(512)
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read ({error.strerror})") from error
+    _refuse_other_content(file, head)
+    if head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle, of torch.save
+        return SavedWeights(_unpacked(file, _load(file)), settings=_settings(file))
+    tensors, metadata = _load_safetensors(file)
+    encoder = read_encoder_config(file) if "encoder" in metadata else None
+    return SavedWeights(tensors, encoder, settings=_settings(file))
+
+
+def _refuse_other_content(file: Path, head: bytes) -> None:
+    start = head.lstrip().lower()
+    if not head:
+        raise WeightsError(f"{file} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{file} is a Git LFS pointer in place of the weights; git lfs pull fetches them")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{file} is a web page in place of the weights; download the file itself")
+
+
+def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file} is neither safetensors nor a file of torch.save ({error})") from error
+
+
+def _load(file: Path) -> Any:
+    try:
+        # A Namespace only holds values; training programs save their arguments as one, beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise WeightsError(f"{file} cannot be read ({optional.first_line(error)})") from error
+        raise WeightsError(
+            f"{file} holds {refused[1].rstrip('.')}, which only code that runs on loading can restore; save the "
+            f"state_dict of the network alone"
+        ) from error
+
+
+def _unpacked(file: Path, loaded: Any) -> dict[str, Tensor]:
+    """Return the tensors of what torch.save wrote: a state dict, or a training state around one."""
+    keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    found = loaded if isinstance(loaded, Mapping) else {}
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{file} holds no state dict, but {keys or 'nothing'}")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    """Read the config.json beside a file of weights, if it has one."""
+    try:
+        settings = json.loads((file.parent / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}

@@ -1,0 +1,42 @@
+"""The pictures of saves: the newest under one name, and some of them for good, each under its step."""
+
+import re
+import shutil
+from pathlib import Path
+
+from bimkern.files import atomic
+
+_KEPT = 100  # at most, of a run
+_OF_STEP = re.compile(r"reconstruction-(\d+)\.png")
+
+
+class KeptPictures:
+    """Keep the picture of every save; of more than 100 saves, one for every hundredth of the run."""
+
+    def __init__(self, folder: Path, num_steps: int) -> None:
+        self.folder, self.newest = folder, folder / "reconstruction.png"
+        self._num_steps = num_steps
+
+    def keep(self, step: int) -> Path | None:
+        """Copy the newest picture, which is of this step, under its step; return None where it need not be kept.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        last = max((earlier for earlier in self._steps() if earlier < step), default=None)
+        if last is not None and (step - last) * _KEPT < self._num_steps:
+            return None
+        kept = self._path(step)
+        with atomic.replaced(kept) as scratch:
+            shutil.copyfile(self.newest, scratch)
+        return kept
+
+    def after(self, step: int) -> dict[int, Path]:
+        """Return the pictures that are kept of later steps, by step."""
+        return {later: self._path(later) for later in self._steps() if later > step}
+
+    def _steps(self) -> list[int]:
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _OF_STEP.fullmatch(path.name)))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"reconstruction-{step:08d}.png"

@@ -1,0 +1,109 @@
+"""Files that are taken for weights: read without running anything in them, or refused in one line."""
+
+import argparse
+import io
+import re
+
+import pytest
+import torch
+
+from bimkern.importers.weights_file import WeightsError, read_weights
+
+WEIGHTS = {"norm.weight": torch.arange(3.0), "norm.bias": torch.ones(3)}
+
+
+class Runs:
+    """Its restoring would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def assert_weights(found):
+    assert found.tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        {"model": WEIGHTS, "epoch": 3, "optimizer": {"state": {}}},
+        {"state_dict": WEIGHTS, "arch": "vit"},
+        {"model": WEIGHTS, "args": argparse.Namespace(lr=1e-3, device="cuda", betas=(0.9, 0.95))},
+        {"model": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}},
+        {f"_orig_mod.{name}": tensor for name, tensor in WEIGHTS.items()},
+    ],
+    ids=["bare", "model", "state_dict", "with arguments", "parallel", "compiled"],
+)
+def test_a_state_dict_is_found_in_what_training_programs_save(tmp_path, content):
+    assert_weights(read_weights(saved(tmp_path / "weights.pth", content)))
+
+
+def test_the_format_before_zip_archives_is_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "weights.pth", _use_new_zipfile_serialization=False)
+    assert_weights(read_weights(tmp_path / "weights.pth"))
+
+
+def test_a_folder_of_older_releases_is_read(tmp_path):
+    saved(tmp_path / "pytorch_model.bin", WEIGHTS)
+    assert_weights(read_weights(tmp_path))
+
+
+def test_what_could_run_code_is_refused_and_not_run(tmp_path):
+    path = saved(tmp_path / "weights.pth", {"model": WEIGHTS, "extra": Runs(str(tmp_path / "run"))})
+    message = r"weights\.pth holds .*open, which only code that runs on loading can restore; save the state_dict of the"
+    with pytest.raises(WeightsError, match=message):
+        read_weights(path)
+    assert not (tmp_path / "run").exists()
+
+
+def truncated():
+    content = io.BytesIO()
+    torch.save(WEIGHTS, content)
+    return content.getvalue()[:-200]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 343000000\n",
+            "is a Git LFS pointer in place of the weights; git lfs pull fetches them",
+        ),
+        (b"\n<!DOCTYPE html><html>Log in", "is a web page in place of the weights; download the file itself"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page in place of the weights"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is neither safetensors nor a file of torch.save ("),
+        (truncated(), "cannot be read ("),
+    ],
+    ids=["empty", "lfs", "html", "xml", "png", "truncated"],
+)
+def test_another_content_is_named(tmp_path, content, message):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(WeightsError, match=re.escape(f"{tmp_path / 'weights'} {message}")) as error:
+        read_weights(tmp_path / "weights")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [({"epoch": 3, "args": None}, "epoch, args"), ([1, 2], "list"), (torch.ones(2), "Tensor")]
+)
+def test_what_is_no_state_dict_is_named(tmp_path, content, found):
+    with pytest.raises(WeightsError, match=f"weights.pth holds no state dict, but {found}"):
+        read_weights(saved(tmp_path / "weights.pth", content))
+
+
+def test_a_place_without_weights_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere cannot be read \(No such file or directory\)"):
+        read_weights(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"holds neither a run nor model\.safetensors or pytorch_model\.bin"):
+        read_weights(tmp_path)

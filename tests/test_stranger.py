@@ -1,0 +1,84 @@
+"""A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import manual_pages
+import torch
+from interop import import_or_skip, own_features
+from PIL import Image
+from skimage.data import chelsea
+
+from bimkern.files import jsonl
+from bimkern.mim.model import MIM
+from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.run_folder.folder import RunFolder
+
+PAGE = manual_pages.ROOT / "docs/first-hour.md"
+
+
+class Reader:
+    """Works through a page in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        path = os.pathsep.join([str(manual_pages.ROOT), os.environ.get("PYTHONPATH", "")])
+        self.folder, self._environment = folder, os.environ | {"PYTHONPATH": path, "COLUMNS": "120"}
+        self.printed: list[str] = []  # by every command
+
+    def follow(self, step):
+        if step.file is not None:
+            (self.folder / step.file).write_text(step.text)
+            return
+        program, *arguments = shlex.split(step.text)
+        assert program == "python"
+        with subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if step.interrupted and line.startswith("step 1/"):
+                    process.send_signal(signal.SIGINT)
+        self.printed.append("".join(lines))
+        assert process.returncode == (128 + signal.SIGINT if step.interrupted else 0), self.printed[-1]
+
+
+def test_the_first_hour_runs_as_it_stands(tmp_path):
+    """One test, as its steps build on each other."""
+    import_or_skip("timm")
+    reader = Reader(tmp_path)
+    for step in manual_pages.steps(PAGE):
+        reader.follow(step)
+    recipe, settings, script, weights, init, stopped, resumed, extended, export, features = reader.printed
+
+    runs = {path.name: RunFolder(path) for path in (tmp_path / "runs").iterdir()}
+    methods = {name: run.config().method for name, run in runs.items()}
+    assert set(methods) == {"small", "set", "python", "init", "long"}
+    assert methods["small"].encoder.width == 64
+    assert methods["set"].encoder.depth == 6
+    assert methods["set"].masker.ratios == methods["python"].masker.ratios == (0.6,)
+    assert "Wrote runs/small/" in recipe
+    assert "Wrote runs/set/" in settings
+    assert "at the first step" in script
+    assert "test_vit.pth" in init
+    assert runs["init"].init_report.is_file()
+    assert "stopped by SIGINT after step" in stopped
+    assert "resuming runs/long at step" in resumed
+    assert "extending runs/long from step 300 to 320" in extended
+    assert [record["step"] for record in jsonl.read(runs["long"].path / "metrics.jsonl")][-2:] == [310, 320]
+    assert "timm.create_model" in export
+    assert weights == features == ""
+
+    model = MIM(runs["long"].config().method)
+    model.load_state_dict(checkpoints.newest_intact(runs["long"].checkpoints).model)
+    expected = own_features(model, Image.fromarray(chelsea()))
+    torch.testing.assert_close(torch.load(tmp_path / "features.pt", weights_only=True), expected, rtol=1e-4, atol=1e-5)

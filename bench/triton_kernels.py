@@ -31,9 +31,20 @@ _POINTERS = {
     torch.float64: "*fp64",
     torch.uint8: "*u8",
 }
-# Float16 compiles to what bfloat16 does, but for its conversions: one shape is enough.
-_LENGTHS = {torch.float32: (27, 96, 588, 768), torch.bfloat16: (27, 96, 588, 768), torch.float16: (588,)}
-_PATCHES = {torch.float32: (8, 14, 16, 32), torch.bfloat16: (8, 14, 16, 32), torch.float16: (14,)}
+# Float16 compiles to what bfloat16 does, but for its conversions, and float64 takes most registers where tiles and
+# patches are largest: one shape is enough.
+_LENGTHS = {
+    torch.float32: (27, 96, 588, 768),
+    torch.bfloat16: (27, 96, 588, 768),
+    torch.float16: (588,),
+    torch.float64: (768,),
+}
+_PATCHES = {
+    torch.float32: (8, 14, 16, 32),
+    torch.bfloat16: (8, 14, 16, 32),
+    torch.float16: (14,),
+    torch.float64: (32,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,30 +79,42 @@ def launches() -> list[Launch]:
             label = f"{str(dtype).removeprefix('torch.')} {letter}={size}"
             forward = arguments(dtype, size)
             found += _noted(label, getattr(module, op), forward)
-            found += _noted(label, getattr(module, f"{op}_bwd"), (torch.empty((), device="meta"), *forward))
-    for patch in _PATCHES[torch.float32]:
-        _, images, _, _, mean, std, *_ = _patches(torch.float32, patch)
-        found += _noted(f"p={patch}", pixel_targets.pixel_targets, (images, mean, std, patch, True, torch.float32))
+            grad = torch.empty((), dtype=_wide(dtype), device="meta")
+            found += _noted(label, getattr(module, f"{op}_bwd"), (grad, *forward))
+    for dtype in (torch.float32, torch.float64):
+        for patch in _PATCHES[dtype]:
+            _, images, _, _, mean, std, *_ = _patches(dtype, patch)
+            label = f"{str(dtype).removeprefix('torch.')} p={patch}"
+            found += _noted(label, pixel_targets.pixel_targets, (images, mean, std, patch, True, dtype))
     return list({(launch.kernel.__name__, launch.label): launch for launch in found}.values())
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the arithmetic with predictions of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _rows(dtype: torch.dtype, length: int) -> tuple[Any, ...]:
-    pred, target = (torch.empty(2, 49, length, dtype=kind, device="meta") for kind in (dtype, torch.float32))
-    return pred, target, torch.empty(2, 49, device="meta"), torch.empty((), device="meta"), False
+    wide = _wide(dtype)
+    pred, target = (torch.empty(2, 49, length, dtype=kind, device="meta") for kind in (dtype, wide))
+    weight, denominator = (torch.empty(size, dtype=wide, device="meta") for size in ((2, 49), ()))
+    return pred, target, weight, denominator, False
 
 
 def _patches(dtype: torch.dtype, patch: int) -> tuple[Any, ...]:
-    images = torch.empty(2, 3, 4 * patch, 4 * patch, dtype=torch.uint8, device="meta")
-    pred, weight = torch.empty(2, 16, 3 * patch**2, dtype=dtype, device="meta"), torch.empty(2, 16, device="meta")
-    mean = torch.empty(3, device="meta")
-    return pred, images, weight, torch.empty((), device="meta"), mean, mean, patch, True, False
+    wide = _wide(dtype)
+    pixels = torch.float64 if wide == torch.float64 else torch.uint8
+    images = torch.empty(2, 3, 4 * patch, 4 * patch, dtype=pixels, device="meta")
+    pred = torch.empty(2, 16, 3 * patch**2, dtype=dtype, device="meta")
+    weight, denominator, mean = (torch.empty(size, dtype=wide, device="meta") for size in ((2, 16), (), (3,)))
+    return pred, images, weight, denominator, mean, mean, patch, True, False
 
 
 def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:
     found: list[Launch] = []
 
     def note(kernel: Any, programs: int, *args: Any, num_warps: int, **constants: Any) -> None:
-        name = "" if kernel is masked_loss.add_partials else label
+        name = str(args[0].dtype).removeprefix("torch.") if kernel is masked_loss.add_partials else label
         found.append(Launch(kernel=kernel, label=name, args=args, num_warps=num_warps, constants=constants))
 
     with (

@@ -14,25 +14,30 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ("loss_tiles", "slope_tiles", "add_partials", "loss_patches", "slope_patches", "write_patches")
 
 # A thread's loads / stores, number x bytes. Tiles: 8 values of pred and of the float32 target in vectors, then weight,
-# denominator and grad. Patches: 4 values of pred in a vector, 4 pixels of uint8, mean and std of each, then the rest.
-# Rows of 588 = 4 * 147 values are aligned to 16 bytes in float32 and to 8 in 16 bits, rows of 768 to 16.
+# denominator and grad. Patches: 4 values of pred in a vector, 4 pixels of uint8, mean and std of one channel in a loop,
+# then the rest. Rows of 588 = 4 * 147 values are aligned to 16 bytes in float32 and to 8 in 16 bits, rows of 768 to 16.
 WIDTHS = {
     "loss_tiles[float32 P=768]": "4x16 2x4 / 1x4",
     "loss_tiles[float32 P=588]": "4x16 2x4 / 1x4",
     "loss_tiles[bfloat16 P=768]": "3x16 1x4 / 1x4",
     "loss_tiles[bfloat16 P=588]": "2x16 2x8 2x4 / 1x4",
     "loss_tiles[float16 P=588]": "2x16 2x8 2x4 / 1x4",
+    "loss_tiles[float64 P=768]": "8x16 4x8 / 1x8",
     "slope_tiles[float32 P=768]": "4x16 4x4 / 2x16",
     "slope_tiles[float32 P=588]": "4x16 4x4 / 2x16",
     "slope_tiles[bfloat16 P=768]": "3x16 3x4 / 1x16",
     "slope_tiles[bfloat16 P=588]": "2x16 2x8 4x4 / 2x8",
     "slope_tiles[float16 P=588]": "2x16 2x8 4x4 / 2x8",
-    "loss_patches[float32 p=14]": "1x16 9x4 4x1 / 1x4",
-    "loss_patches[bfloat16 p=14]": "1x8 9x4 4x1 / 1x4",
-    "slope_patches[float32 p=14]": "1x16 11x4 4x1 / 1x16",
-    "slope_patches[bfloat16 p=14]": "1x8 11x4 4x1 / 1x8",
-    "slope_patches[float16 p=14]": "1x8 11x4 4x1 / 1x8",
-    "write_patches[p=14]": "8x4 4x1 / 1x16",
+    "slope_tiles[float64 P=768]": "8x16 6x8 / 4x16",
+    "loss_patches[float32 p=14]": "1x16 3x4 4x1 / 1x4",
+    "loss_patches[bfloat16 p=14]": "1x8 3x4 4x1 / 1x4",
+    "loss_patches[float64 p=32]": "2x16 7x8 / 1x8",
+    "slope_patches[float32 p=14]": "1x16 5x4 4x1 / 1x16",
+    "slope_patches[bfloat16 p=14]": "1x8 5x4 4x1 / 1x8",
+    "slope_patches[float16 p=14]": "1x8 5x4 4x1 / 1x8",
+    "slope_patches[float64 p=32]": "2x16 9x8 / 2x16",
+    "write_patches[float32 p=14]": "2x4 4x1 / 1x16",
+    "write_patches[float64 p=32]": "6x8 / 2x16",
 }
 
 

@@ -17,7 +17,6 @@ from bimkern.train.reporting.loggers.follower import Follower
 from bimkern.train.reporting.loggers.logger import Logger
 from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.reporting.scalars import Scalar, finite_numbers, hyperparameters
-from bimkern.train.reporting.tensorboard import TensorBoard
 from bimkern.train.run_folder.folder import RunFolder
 
 FILE = "metrics.jsonl"
@@ -59,6 +58,10 @@ class Metrics:
         Raises:
             ConfigError: a logger cannot begin a run.
         """
+        from bimkern.train.reporting.tensorboard import (
+            TensorBoard,  # here: its import takes 0.15 s, which --help spares
+        )
+
         self.history = History()
         self._path = folder / FILE
         self._lines = AppendOnlyFile(self._path)

@@ -92,6 +92,8 @@ class MicroBatches:
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         images, augment = self.images, self.augment
+        # Pixels of a draft may lie across the edges of a box: no filter could see the inside alone.
+        draft = self.jpeg_draft if augment.crop_filter == "around" else 0.0
         sizes = images.sizes[sample_ids]
         boxes = augment.boxes(draws, sizes, self.seed)
         return Crops(
@@ -101,7 +103,7 @@ class MicroBatches:
             images.orientations[sample_ids],
             images.pil_only[sample_ids],
             boxes,
-            reductions(boxes, segment.image_size, self.jpeg_draft),
+            reductions(boxes, segment.image_size, draft),
             augment.flips(draws, self.seed),
             segment.image_size,
             images.channels,

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +135,9 @@ def _identity(listing: Listing) -> str:
     """Return what tells the results of a listing from those of others; a file that is good for 3 may be bad for 4."""
     source = listing.source
     read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), f"{listing.channels} channels"]
+    names: list[str] = [field.name for field in fields(source)] if is_dataclass(source) else []
+    # A field of a user's source may decide what a file holds.
+    read += [f"{name}={getattr(source, name)!r}" for name in names if name not in ("paths", "held_out")]
     return _digest(os.fsencode("\0".join(read)))
 
 

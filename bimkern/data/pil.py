@@ -150,13 +150,11 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
         raise BadImage("its size has changed since it was checked")
     top, left = (boxes.corners[i] / stored.reduction).tolist()
     bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
-    planes, box = stored.planes, (left, top, right, bottom)
+    chosen, box = _FILTERS[data.augment.interpolation], (left, top, right, bottom)
     if data.augment.crop_filter == "inside":
-        x, y = math.floor(left), math.floor(top)
-        planes = tuple(plane.crop((x, y, math.ceil(right), math.ceil(bottom))) for plane in planes)
-        box = (left - x, top - y, right - x, bottom - y)
-    chosen = _FILTERS[data.augment.interpolation]
-    resized = [np.asarray(plane.resize(size, chosen, box=box)) for plane in planes]
+        resized = [plane.crop(box).resize(size, chosen) for plane in stored.planes]
+    else:
+        resized = [plane.resize(size, chosen, box=box) for plane in stored.planes]
     down, across = (slice(None, None, -1 if mirrored else 1) for mirrored in boxes.mirrored[i])
-    pixels = np.dstack(resized)[down, across]  # [H, W, C]
+    pixels = np.dstack([np.asarray(plane) for plane in resized])[down, across]  # [H, W, C]
     return pixels.transpose(2, 1, 0) if boxes.transposed[i] else pixels.transpose(2, 0, 1)

@@ -343,7 +343,7 @@ class _Session:
         self._stack = ExitStack()
 
     def load_from(self, done: int) -> None:
-        """Begin, or begin again, behind so many steps."""
+        """Begin, or begin again, after so many steps."""
         self._stop_loading()
         self.first = self.done = done
         self._steps = self._trainer.resilient_loader.steps(done, self._last)

@@ -86,6 +86,13 @@ def test_a_crop_that_is_too_small_for_a_draft_is_the_same(photographs):
     assert away[reduction == 1].max() == 0
 
 
+def test_where_the_filter_sees_the_box_alone_nothing_is_drafted(photographs):
+    """A pixel of a draft may lie across the edge of a box: some values would be 10 levels away."""
+    away, reduction = difference(photographs, 64, 8, crop_filter="inside")
+    assert reduction.max() == 1
+    assert away.max() == 0
+
+
 def test_coarser_drafts_are_an_option(photographs):
     assert set(plan(photographs, 64, 8, jpeg_draft=1.0)[0].reductions.tolist()) == {8}
 

@@ -1,6 +1,9 @@
 """Sources: what names their images have, and what is refused."""
 
 import shutil
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from bad_files import picture
 from checked import checked_images
 from own_pieces import Archive
+from PIL import Image
 
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
@@ -70,6 +74,43 @@ def test_images_that_are_no_files_are_loaded_like_files(folder, tmp_path, loader
     (expected,) = loader(1).batches(micro_batches(checked_images(folder)), 0, 1)
     assert torch.equal(batch.draw_ids, expected.draw_ids)
     assert (batch.images.int() - expected.images.int()).abs().float().mean() < 1  # PIL decodes them for DALI
+
+
+def test_what_one_source_was_checked_for_says_nothing_of_another_one(tmp_path, monkeypatch):
+    """They read the same file, and differ in a field that decides what an image holds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    picture(40, 30).save(tmp_path / "x.bmp")
+    sides = [check(list_images(Shrunk(file=tmp_path / "x.bmp", by=by)), workers=0)["x.bmp"].width for by in (1, 2, 1)]
+    assert sides == [40, 20, 40]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk:
+    """An image that is made smaller when it is opened."""
+
+    file: Path
+    by: int
+    held_out = None
+
+    @property
+    def paths(self):
+        return (self.file,)
+
+    def files(self):
+        return {self.file.name: None}
+
+    def stat(self, file):
+        return 1, self.file.stat().st_mtime_ns
+
+    def open(self, file):
+        stream = BytesIO()
+        with Image.open(self.file) as image:
+            image.reduce(self.by).save(stream, "BMP")
+        stream.seek(0)
+        return stream
+
+    def path(self, file):
+        return None
 
 
 def test_an_error_of_a_source_is_a_fault_of_its_image(folder, tmp_path):

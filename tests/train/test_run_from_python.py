@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from bad_files import encoded
 from growing import write_photos
 
 from bimkern.data import batches
@@ -113,6 +114,9 @@ def test_held_out_images_are_those_of_the_source_and_must_be_readable(config, ou
     assert [stage.name for stage in found.held_out] == ["after layer 4"]
     assert found.held_out != outcome.held_out
     assert (found.folder.path / "images.jsonl").read_bytes() == (outcome.folder.path / "images.jsonl").read_bytes()
+    preview = encoded("TIFF", tiffinfo={254: 1})
+    (tmp_path / "held out" / "camera.raw").write_bytes(preview)  # begins like an image and is none
+    assert run(apart).held_out == found.held_out
     (tmp_path / "held out" / "01.jpg").write_bytes(b"")
     message = r"1 held-out images in .*held out cannot be read \(01.jpg: empty\); repair or remove them"
     with pytest.raises(SourceError, match=message):

@@ -108,9 +108,12 @@ class FrozenDataset:
         """Return the dataset with other images to evaluate on, all of which must be readable.
 
         Raises:
-            SourceError: some are not.
+            SourceError: some are not, or there is none.
         """
-        _refuse_held_out(listing.source, {file: one.fault for file, one in found.items() if one.fault is not None})
+        faults = {file: one.fault for file, one in found.items() if one.fault is not None}
+        listing = listing.skip(faults)
+        refuse_if_empty(listing)
+        _refuse_held_out(listing.source, {file: faults[file] for file in listing.files if file in faults})
         return replace(self, held_out=readable(listing, found))
 
     def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:

@@ -1,7 +1,8 @@
 """A follower sends a logger what metrics.jsonl holds, in a thread of its own, once a checkpoint covers it.
 
 Neither a resumed run nor a return to a checkpoint takes back a record that the checkpoint covers. So nothing is sent
-twice, what a service could not take is sent later, and a logger that is added to a run gets its history too.
+twice (unless the process is killed between sending a record and noting it), what a service could not take is sent
+later, and a logger that is added to a run gets its history too.
 """
 
 import json

@@ -1,11 +1,11 @@
 """`python -m bimkern [COMMAND]`: list the commands, or run one of them."""
 
 import ast
-import difflib
 import runpy
 import sys
 from pathlib import Path
 
+from bimkern.errors import closest
 from bimkern.output import printing, say
 
 COMMANDS = ("pretrain", "plan", "export", "info")
@@ -21,8 +21,7 @@ def main() -> None:
         with printing():
             print("\n".join(["Commands; each explains its options with --help:", *map(_summary, COMMANDS)]))
     else:
-        close = difflib.get_close_matches(name, COMMANDS, n=1) or COMMANDS
-        say(f"python -m bimkern: unknown command {name!r}; choose {' or '.join(close)}", sys.stderr)
+        say(f"python -m bimkern: unknown command {name!r}; {closest(name, COMMANDS)}", sys.stderr)
         sys.exit(2)
 
 

@@ -67,6 +67,8 @@ def pretrain(
 
 def _configure(recipe: str | Recipe | Config, changes: Mapping[str, Any], options: Mapping[str, Any]) -> Config:
     """Return the config of a run: a recipe's, with other values in some fields."""
+    if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes):
+        raise ConfigError(f'set must hold values by paths, as in {{"method.encoder.depth": 6}}, got {changes!r}')
     for name in options:
         if name not in _OPTIONS:
             raise ConfigError(f"pretrain has no option {name!r}; {closest(name, _OPTIONS)}")
@@ -75,6 +77,8 @@ def _configure(recipe: str | Recipe | Config, changes: Mapping[str, Any], option
     if isinstance(recipe, str):
         recipe = find_config(recipe)
     base = recipe.config if isinstance(recipe, Recipe) else recipe
+    if not isinstance(base, Config):
+        raise ConfigError(f"recipe must be the name of one, a Recipe or a Config, got {type(base).__name__}")
     config = with_overrides(base, {**changes, **{f"run.{name}": value for name, value in options.items()}})
-    command.check_parts([f"--{name}" for name in options], config.run)
+    command.check_parts(options, config.run)
     return config

@@ -5,15 +5,18 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import is_dataclass
 from itertools import groupby, pairwise
 from traceback import format_exception
-from types import TracebackType
-from typing import Any, NoReturn, Protocol, TypeVar
+from types import NoneType, TracebackType
+from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from bimkern.errors import BimkernError
+from bimkern.annotations import describe
+from bimkern.errors import BimkernError, closest
 from bimkern.output import printing, say
 from bimkern.recipes.find import UserCodeError
 from bimkern.train.config.run import ConfigError
@@ -22,6 +25,7 @@ Options = TypeVar("Options")
 
 _REPEATED = ("set", "import")  # options that may be given several times
 _URL = re.compile(r"(?:--[\w-]+=)?([a-z][a-z0-9+.-]*://.*)")
+_TYPES = ConstructorRegistry()
 
 
 class Parts(Protocol):
@@ -59,12 +63,12 @@ def parse(
                 default=default,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+                registry=_TYPES,
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        message = _first_sentence(errors.getvalue())
-        raise ConfigError(message.removeprefix(f"Error parsing {kind.__name__}: ")) from None
+        raise ConfigError(_explain(_first_sentence(errors.getvalue()), kind, arguments)) from None
 
 
 def values(arguments: Sequence[str], name: str) -> list[str]:
@@ -83,13 +87,16 @@ def _names(arguments: Sequence[str]) -> list[str]:
     return [a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")]
 
 
-def check_parts(arguments: Sequence[str], options: Parts) -> None:
-    """Check that the arguments name no part larger than the batch. Parts from a recipe are clipped instead.
+def check_parts(given: Collection[str], options: Parts) -> None:
+    """Check that no part that is given is larger than the batch. Parts from a recipe are clipped instead.
+
+    Args:
+        given: the options that are given, spelled as fields.
+        options: the values of all.
 
     Raises:
         ConfigError: a part is larger; the message names both options.
     """
-    given = named(arguments)
     for name, value in (("micro_batch", options.micro_batch), ("slices", options.slices)):
         if name in given and value is not None and value > options.batch_size:
             raise ConfigError(
@@ -118,6 +125,62 @@ def end(program: str, message: str, *, exit_code: int) -> NoReturn:
     """End a command early, with one line that gives the reason."""
     say(f"{program}: {message}", sys.stderr)
     sys.exit(exit_code)
+
+
+@_TYPES.primitive_rule
+def _none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+    """Spell none as --set and config files do, in any case."""
+    if info.type is not NoneType:
+        return None
+
+    def read(words: list[str]) -> None:
+        if words[0].lower() != "none":
+            raise ValueError(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="none",
+        instance_from_str=read,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda value: ["none"],
+    )
+
+
+def _explain(message: str, kind: type, arguments: Sequence[str]) -> str:
+    """Say what tyro's message says in the words of our own errors, and what it leaves out."""
+    hints = _hints(kind)
+    if unknown := re.match(r"Unrecognized options: (--[^ ,=]+)", message):
+        return f"there is no option {unknown[1]}; {closest(unknown[1], hints, 'see --help')}"
+    if missing := re.match(r"Missing value for argument '(--[\w-]+)'\. Expected (\d+) values", message):
+        return f"{missing[1]} needs {'a value' if missing[2] == '1' else f'{missing[2]} values'}"
+    if wrong := re.match(r"(?:Error parsing |invalid choice .* for argument ')(--[\w-]+)", message):
+        return f"{wrong[1]} must be {describe(hints[wrong[1]])}, got {' '.join(_words(arguments, wrong[1]))!r}"
+    return re.sub(r"^Error parsing [\w.]+: ", "", message)  # of a dataclass, whose own message follows
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the annotations of all options by name."""
+    found: dict[str, Any] = {}
+    annotated = get_type_hints(kind, include_extras=True)
+    for field, hint in get_type_hints(kind).items():
+        extras = getattr(annotated[field], "__metadata__", ())
+        name = next((extra.name for extra in extras if getattr(extra, "name", None)), field)
+        found |= _hints(hint) if is_dataclass(hint) else {f"--{name.replace('_', '-')}": hint}
+    return found
+
+
+def _words(arguments: Sequence[str], option: str) -> list[str]:
+    """Return all that is given to an option."""
+    found: list[str] = []
+    inside = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            inside = name.replace("_", "-") == option
+            found += [value] if inside and equals else []
+        elif inside:
+            found.append(argument)
+    return found
 
 
 def _first_sentence(box: str) -> str:

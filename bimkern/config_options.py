@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from bimkern import command
-from bimkern.mim.flow import Local
+from bimkern.mim.flow import Flow, Local
 from bimkern.mim.stages import equal_stages
+from bimkern.pieces import registered
 from bimkern.recipes.find import find_config, import_module
 from bimkern.train.config.file import read_config
 from bimkern.train.config.overrides import parse_settings, with_overrides
@@ -112,11 +113,7 @@ def change_config(config: Config, options: ConfigOptions, run: Any, arguments: S
         if path in changes:
             raise ConfigError(f"--{name.replace('_', '-')} and --set {path} set the same field; give one of them")
         changes[path] = value
-    changed = with_overrides(config, changes)
-    if "blocks" in given and not isinstance(changed.method.flow, Local):
-        flow = type(changed.method.flow).__name__
-        raise ConfigError(f"--blocks is for stages that learn independently (method.flow.type=Local), got {flow}")
-    return changed
+    return with_overrides(config, changes)
 
 
 def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +131,10 @@ def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict
         masker = type(method.masker).__name__
         raise ConfigError(f"--mask-ratio: {masker} masks the same for every stage; give one value, got {len(value)}")
     if name == "blocks":
+        flow = registered(Flow).get(str(settings.get("method.flow.type")), type(method.flow))
+        if not issubclass(flow, Local):
+            needed = "stages that learn independently (method.flow.type=Local)"
+            raise ConfigError(f"--blocks is for {needed}, got {flow.__name__}")
         depth = method.encoder.depth
         with suppress(ValueError):  # which is refused where it is set
             depth = int(settings.get("method.encoder.depth", depth))

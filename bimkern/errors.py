@@ -16,10 +16,12 @@ class RunError(BimkernError):
     exit_code = 1
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the known ones that are like it, or all."""
+def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint for an unknown name: the known ones that are like it, or else all or other words."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3)
     if close:
         return f"did you mean {', '.join(close)}?"
+    if otherwise:
+        return otherwise
     return f"choose one of {', '.join(known)}" if known else "there is none"

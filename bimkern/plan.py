@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             default=_options_of(base),
         )
         config = change_config(base, options.recipe, options, arguments)
-        command.check_parts(arguments, config.run)
+        command.check_parts(command.named(arguments), config.run)
         if options.picture is not None:
             _check_picture(options.picture)
         limit = None if options.limit is None else _bytes(options.limit)

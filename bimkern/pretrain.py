@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> str:
     base = choose_config(arguments, _DEFAULT_RECIPE)
     options = _parse_options(base, arguments)
     config = change_config(base, options.recipe, options.run, arguments)
-    command.check_parts(arguments, config.run)
+    command.check_parts(command.named(arguments), config.run)
     if options.show:
         return to_toml(config).rstrip()
     if options.dry_run:

@@ -112,7 +112,7 @@ def test_depth_and_place_can_be_chosen(run, tmp_path):
         (["run", "--depth", "5"], "--depth must be one of 1, 2, 3, 4, got 5"),
         (
             ["run", "--format", "onnx"],
-            "invalid choice 'onnx' for argument '--format'. Expected one of ('timm', 'mae', ",
+            "--format must be one of timm, mae, hf, bimkern, got 'onnx'",
         ),
         (["walk"], "walk is not a folder; give a run folder or one of its checkpoints"),
         ([], "CHECKPOINT"),

@@ -38,4 +38,4 @@ def test_an_unknown_command_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "python -m bimkern: unknown command 'plann'; choose plan\n"
+    assert capsys.readouterr().err == "python -m bimkern: unknown command 'plann'; did you mean plan?\n"

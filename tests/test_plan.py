@@ -101,8 +101,8 @@ def test_what_parts_are_together(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["byol"], "unknown recipe 'byol'; choose one of demo, "),
-        (["mae_vit_bass"], "unknown recipe 'mae_vit_bass'; did you mean mae_vit_base, "),
+        (["byol"], "unknown recipe 'byol' (your own is named as "),
+        (["mae_vit_bass"], "; did you mean mae_vit_base, "),
         (["mae_vit_test", "--limit", "24"], "--limit must be a number of B, KiB, MiB, GiB, TiB, like 24GiB, got '24'"),
         (["mae_vit_test", "--slices", "0"], "--slices must be at least 1, got 0"),
         (

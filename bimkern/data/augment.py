@@ -93,6 +93,8 @@ class RandomResizedCrop:
             raise ValueError(f"RandomResizedCrop: scale must rise within (0, 1], got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"RandomResizedCrop: ratio must rise above 0, got {self.ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"RandomResizedCrop: flip must be in [0, 1], got {self.flip}")
         for name, choices in (("interpolation", get_args(Interpolation)), ("crop_filter", get_args(CropFilter))):
             if (given := getattr(self, name)) not in choices:
                 raise ValueError(f"RandomResizedCrop: {name} must be {' or '.join(choices)}, got {given!r}")

@@ -4,6 +4,7 @@ Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix to
 cells, P values of a cell.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +49,16 @@ class Method:
                     f"Method: {name} must hold a value for each of the encoder's {channels} channels, got {values}; "
                     f"set channels, mean and std together"
                 )
-        if min(self.std) <= 0:
-            raise ValueError(f"Method: std must be above 0, got {self.std}")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"Method: std must be above 0 and finite, got {self.std}")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"Method: mean must be finite, got {self.mean}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] != depth - 1:
             raise ValueError(f"Method: taps must rise and end at the last layer, {depth - 1}, got {self.taps}")
         for name, pieces in (("heads", self.heads), ("targets", self.targets)):
             if len(pieces) not in (1, num_stages):
-                raise ValueError(f"Method: {name} must hold 1 or {num_stages} pieces, got {len(pieces)}")
+                got = len(pieces)
+                raise ValueError(f"Method: {name} must hold one piece, or one per stage ({num_stages}), got {got}")
         self._check_mask_embedding()
         if self.distillation is not None and len(self.distillation.layers) != num_stages:
             got = len(self.distillation.layers)

@@ -115,6 +115,8 @@ class _Falling(WarmUp):
     def __post_init__(self) -> None:
         super().__post_init__()
         name, given = type(self).__name__, self.final_lr
+        if not 0 <= self.final < math.inf:
+            raise ValueError(f"{name}: final must be at least 0 and finite, got {self.final}")
         if given is not None and not 0 <= given < math.inf:
             raise ValueError(f"{name}: final_lr must be at least 0 and finite, got {given}")
         if given is not None and self.final:

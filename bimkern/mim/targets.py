@@ -165,6 +165,12 @@ class HogTarget:
     resize_patch: int | None = None  # take them from the image resized so that a patch has this many pixels a side
     kind: LossKind = "l2"
 
+    def __post_init__(self) -> None:
+        for name in ("bins", "cells", "window", "resize_patch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"HogTarget: {name} must be at least 1, got {value}")
+
     @property
     def family(self) -> "HogTarget":
         """What targets have in common that hog_vectors computes together."""

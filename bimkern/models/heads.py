@@ -4,6 +4,7 @@ Shapes: B images, N tokens, K shown tokens, R prefix tokens, D width of the enco
 decoded, P values predicted a cell, M cells: N times the square of the head's scale.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -96,6 +97,11 @@ class DecoderConfig:
     restores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        for name, least in (("width", 1), ("depth", 0), ("num_heads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"DecoderConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.mlp_ratio < math.inf:
+            raise ValueError(f"DecoderConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
         if self.scale not in SCALES:

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, N patches, K kept patches, D width; one prefix token (cls).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -117,6 +118,8 @@ class ViTConfig:
         for name in ("width", "depth", "num_heads", "patch", "image_size", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ViTConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.mlp_ratio < math.inf:
+            raise ValueError(f"ViTConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
         if self.image_size % self.patch:
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % self.num_heads:

@@ -17,6 +17,7 @@ __all__ = ["UserCodeError", "find_config", "import_module"]
 
 T = TypeVar("T")
 _FORM = "my_file.py:my_recipe or my_package.module:my_recipe"
+_ALL = "`python -m bimkern.pretrain --help` lists all"
 
 
 class UserCodeError(ConfigError):
@@ -39,7 +40,7 @@ def find_config(name: str) -> Config:
         return RECIPES[name].config
     source, colon, attribute = name.rpartition(":")
     if not colon and not _is_file(name):
-        raise ConfigError(f"unknown recipe {name!r}; {closest(name, RECIPES)}, or name your own as {_FORM}")
+        raise ConfigError(f"unknown recipe {name!r} (your own is named as {_FORM}); {closest(name, RECIPES, _ALL)}")
     if not source or not attribute:
         file = name.strip(":")
         raise ConfigError(f"{file} must name its recipe too, as {file}:my_recipe")
@@ -59,11 +60,13 @@ def import_module(source: str) -> ModuleType:
         ConfigError: there is no such file or module, or another module has the name of the file.
         UserCodeError: it cannot be imported.
     """
+    if ":" in source:
+        raise ConfigError(f"{source} must be a file or module alone, without a name in it")
     if not _is_file(source):
         return _import_by_name(source)
     path = Path(source).resolve()
     if not path.is_file():
-        raise ConfigError(f"{source} is not a file; name your own recipe as {_FORM}")
+        raise ConfigError(f"there is no file {source}")
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise ConfigError(f"{source} cannot be imported; its name must be that of a Python module, like my_file.py")
     _search(path.parent)
@@ -80,7 +83,7 @@ def _import_by_name(name: str) -> ModuleType:
     except UserCodeError as error:
         missing = getattr(error.__cause__, "name", None)
         if isinstance(error.__cause__, ModuleNotFoundError) and missing and f"{name}.".startswith(f"{missing}."):
-            raise ConfigError(f"there is no module {missing}; name your own recipe as {_FORM}") from None
+            raise ConfigError(f"there is no module {missing}; name a file with its .py, like my_file.py") from None
         raise
 
 

@@ -87,7 +87,7 @@ def test_says_what_is_wrong():
             RandomDrop(ratios=(ratio,))
     with pytest.raises(ValueError, match="RandomDrop: ratios must not fall"):
         RandomDrop(ratios=(0.8, 0.7))
-    with pytest.raises(ValueError, match="RandomDrop: ratios must hold 1 or 4 values, got 2"):
+    with pytest.raises(ValueError, match=r"RandomDrop: ratios must hold one value, or one per stage \(4\), got 2"):
         RandomDrop(ratios=(0.7, 0.8)).entering((14, 14), 4)
 
 

@@ -195,8 +195,12 @@ def test_epochs_replace_the_steps_of_a_recipe(monkeypatch):
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"batch_size": 4, "slices": 8}, "--slices must be at most the images of a step, --batch-size 4, got 8"),
         ({"set": {"method.masker.ratio": 0.5}}, "RandomDrop has no field 'ratio'; did you mean ratios"),
-        ({"recipe": "mae_vit_tset"}, r"unknown recipe 'mae_vit_tset'; did you mean mae_vit_test"),
+        ({"recipe": "mae_vit_tset"}, r"unknown recipe 'mae_vit_tset' .*; did you mean mae_vit_test"),
         ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"data": []}, "--data must name a folder, got none"),
+        ({"recipe": 3}, "recipe must be the name of one, a Recipe or a Config, got int"),
+        ({"set": "run.seed=3"}, "set must hold values by paths, as in .*, got 'run.seed=3'"),
+        ({"set": {3: 4}}, "set must hold values by paths, as in .*, got {3: 4}"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:20],
 )

@@ -47,7 +47,8 @@ class RandomDrop:
             ValueError: the number of ratios is neither 1 nor num_stages, or a stage would keep no patch or all.
         """
         if len(self.ratios) not in (1, num_stages):
-            raise ValueError(f"RandomDrop: ratios must hold 1 or {num_stages} values, got {len(self.ratios)}")
+            got = len(self.ratios)
+            raise ValueError(f"RandomDrop: ratios must hold one value, or one per stage ({num_stages}), got {got}")
         num_tokens = grid[0] * grid[1]
         ratios = self.ratios * num_stages if len(self.ratios) == 1 else self.ratios
         counts = [num_kept(num_tokens, ratio) for ratio in ratios]

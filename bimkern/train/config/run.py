@@ -51,8 +51,7 @@ class RunConfig:
     steps: int | None = None
     """Optimizer steps, instead of epochs. --epochs alone overrides the steps of a recipe."""
     extend: bool = False
-    """Continue a finished run to more --epochs or --steps, in its folder. From there on all follows the schedule of the
-    longer run: the learning rate jumps to where that stands."""
+    """Continue a finished run to more --epochs or --steps, in its folder, under the schedule of the longer run."""
     batch_size: int = 256
     """Images per optimizer step."""
     micro_batch: int | None = None
@@ -104,6 +103,8 @@ class RunConfig:
     """Steps between checkpoints, and between pictures."""
 
     def __post_init__(self) -> None:
+        if self.data == ():
+            raise ConfigError("--data must name a folder, got none")
         for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -155,7 +156,10 @@ class Config:
             raise ValueError(f"Config: the shares of the phases must add up to 1, got {total:g}")
         if (last := self.phases[-1].image_size) != size:
             # It is what pictures show and what exported files are made for.
-            raise ValueError(f"Config: the last phase must have the encoder's image_size={size}, got {last}")
+            raise ValueError(
+                f"Config: the last phase must have the encoder's image_size={size}, got {last}; set "
+                f"phases.{len(self.phases) - 1}.image_size too"
+            )
         for phase in self.phases:
             self.at_size(phase.image_size)
         if self.run.steps is not None and self.run.steps < len(self.phases):

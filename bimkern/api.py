@@ -71,7 +71,8 @@ def _configure(recipe: str | Recipe | Config, changes: Mapping[str, Any], option
         raise ConfigError(f'set must hold values by paths, as in {{"method.encoder.depth": 6}}, got {changes!r}')
     for name in options:
         if name not in _OPTIONS:
-            raise ConfigError(f"pretrain has no option {name!r}; {closest(name, _OPTIONS)}")
+            elsewhere = 'fields of the config are given by set={"method.encoder.depth": 6}'
+            raise ConfigError(f"pretrain has no option {name!r} ({elsewhere}); {closest(name, _OPTIONS)}")
         if f"run.{name}" in changes:
             raise ConfigError(f"{name} is given twice, as an option and as run.{name} in set; give it once")
     if isinstance(recipe, str):

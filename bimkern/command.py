@@ -151,6 +151,8 @@ def _explain(message: str, kind: type, arguments: Sequence[str]) -> str:
     hints = _hints(kind)
     if unknown := re.match(r"Unrecognized options: (--[^ ,=]+)", message):
         return f"there is no option {unknown[1]}; {closest(unknown[1], hints, 'see --help')}"
+    if missing := re.match(r"Missing from [^:]*: ([A-Z]+) ", message):
+        return f"{missing[1]} is missing; see --help"
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'\. Expected (\d+) values", message):
         return f"{missing[1]} needs {'a value' if missing[2] == '1' else f'{missing[2]} values'}"
     if wrong := re.match(r"(?:Error parsing |invalid choice .* for argument ')(--[\w-]+)", message):

@@ -17,6 +17,8 @@ from bimkern.train.config.file import read_config
 from bimkern.train.config.overrides import parse_settings, with_overrides
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 
+DEFAULT_RECIPE = "demo"
+
 _PATHS = {  # of the fields that options are short for
     "image_size": "method.encoder.image_size",
     "patch_size": "method.encoder.patch",
@@ -75,8 +77,8 @@ class ConfigOptions:
         )
 
 
-def choose_config(arguments: list[str], default: str) -> Config:
-    """Take the name of a recipe off the arguments; return its config, or that of --config, or the default's.
+def choose_config(arguments: list[str]) -> Config:
+    """Take the name of a recipe off the arguments; return its config, or that of --config, or the demo's.
 
     Raises:
         ConfigError: there is none, or two are named.
@@ -86,7 +88,7 @@ def choose_config(arguments: list[str], default: str) -> Config:
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     files = command.values(arguments, "config")
     if not files:
-        return find_config(name or default)
+        return find_config(name or DEFAULT_RECIPE)
     if name is not None:
         raise ConfigError(f"{name} and --config {files[0]} both name a config; give one of them")
     return read_config(Path(files[0]))

@@ -66,7 +66,7 @@ class PhaseEstimate:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        base = choose_config(arguments, "demo")
+        base = choose_config(arguments)
         options = command.parse(
             PlanOptions,
             arguments,

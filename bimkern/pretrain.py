@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from bimkern import command
-from bimkern.config_options import ConfigOptions, change_config, choose_config
+from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config, choose_config
 from bimkern.errors import BimkernError
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.output import Warnings, printing
@@ -21,7 +21,6 @@ from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.pretrain"
-_DEFAULT_RECIPE = "demo"
 _RESUMES = "; the same command resumes the run"
 
 
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> str:
     """Run the command and return the text to print at the end."""
-    base = choose_config(arguments, _DEFAULT_RECIPE)
+    base = choose_config(arguments)
     options = _parse_options(base, arguments)
     config = change_config(base, options.recipe, options.run, arguments)
     command.check_parts(command.named(arguments), config.run)
@@ -93,7 +92,7 @@ def _help(config: Config) -> str:
     )
     return (
         "Pre-train a vision transformer by masked image modeling.\n\n"
-        f"Recipes (default: {_DEFAULT_RECIPE}; the option defaults below are those of {config.recipe}):\n"
+        f"Recipes (default: {DEFAULT_RECIPE}; the option defaults below are those of {config.recipe}):\n"
         + "\n".join(lines)
         + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"

@@ -128,5 +128,5 @@ def test_images_of_any_channels_are_normalized_by_their_own_statistics(channels)
     assert loss.isfinite()
     with pytest.raises(ValueError, match=f"Method: mean must hold a value for each of .* {channels} channels, got"):
         replace(method, encoder=encoder)
-    with pytest.raises(ValueError, match="Method: std must be above 0, got"):
+    with pytest.raises(ValueError, match="Method: std must be above 0 and finite, got"):
         replace(method, std=(0.2, 0.2, 0.0))

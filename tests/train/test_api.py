@@ -188,7 +188,8 @@ def test_epochs_replace_the_steps_of_a_recipe(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epoch": 3}, r"pretrain has no option 'epoch'; did you mean epochs\?"),
+        ({"epoch": 3}, r"pretrain has no option 'epoch' .*; did you mean epochs\?"),
+        ({"mask_ratio": 0.5}, r"pretrain has no option 'mask_ratio' \(fields of the config are given by set={"),
         ({"epochs": 3, "steps": 4}, "run.epochs and run.steps both say how long the run is; set one of them"),
         ({"steps": 4, "set": {"run.steps": 5}}, "steps is given twice, as an option and as run.steps in set"),
         ({"steps": "many"}, "run.steps: must be .*, got 'many'"),

@@ -31,14 +31,14 @@ _PATHS = {  # of the fields that options are short for
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigOptions:
-    """--set reaches every field, and --show prints them. The options below it are short for one field each."""
+    """Any field can be set, by --set; --show prints all. The options after it are short for fields."""
 
     config: Path | None = None
     """Config to use instead of a recipe: what --show printed (.toml), or the config.json of a run."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
     """Python file or module to import first, for your own pieces in a config file or a run."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Set a field, as in --set method.masker.ratios=0.6 --set optim.betas=0.9,0.98 --set schedule.type=MultiStep"""
+    """Set any field by its path: method.masker.ratios=0.6, optim.betas=0.9,0.98, schedule.type=MultiStep."""
     image_size: int
     """Side of the images in pixels: method.encoder.image_size."""
     patch_size: int | None
@@ -122,6 +122,8 @@ def change_config(config: Config, options: ConfigOptions, run: Any, arguments: S
 def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that an option sets, by path."""
     value, method = getattr(options, name), config.method
+    if name == "warmup_epochs" and hasattr(config.schedule, "warmup"):
+        return {"schedule.warmup": 0.0, "schedule.warmup_epochs": value}
     if name in _PATHS:
         return {_PATHS[name]: value}
     if name == "mask_ratio":

@@ -7,9 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from unittest import mock
+from typing import get_type_hints
 
 import manual_pages
 import pytest
@@ -29,6 +29,7 @@ from bimkern.models.encoder import Encoder, EncoderConfig
 from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES
+from bimkern.recipes.find import find_config
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ("api", "ops", "nn", "arena", "recipes")
@@ -52,14 +53,14 @@ def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
     exec(code_of(page), {})
 
 
-def test_an_own_recipe_is_printed_with_what_it_changes(tmp_path, monkeypatch, capsys):
+def test_own_recipes_and_pieces_are_what_the_manual_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with mock.patch.dict(RECIPES):
-        recipe, piece = manual_pages.python(ROOT / "docs/extending.md")
-        exec(recipe, {"__name__": "__main__"})
-    printed = capsys.readouterr().out
-    assert '"recipe": "bim_light"' in printed
-    assert set(re.findall(r'"depth": (\d+)', printed[printed.index('"heads"') :])) == {"1"}
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    recipe, piece = manual_pages.python(ROOT / "docs/extending.md")
+    Path("my_file_of_the_manual.py").write_text(recipe)
+    config = find_config("my_file_of_the_manual.py:bim_light")
+    assert config.recipe == "bim_light"
+    assert [head.depth for head in config.method.heads] == [1]
     exec(piece, defined := {"__name__": "own_module"})
     schedule = defined["LinearDecay"]()
     assert to_json(schedule) == {"type": "LinearDecay", "from": "own_module"}
@@ -76,16 +77,23 @@ def test_every_member_of_an_encoder_is_named():
 OPTIONS = {"bimkern.pretrain": pretrain.Options, "bimkern.plan": PlanOptions, "bimkern.export": Options}
 
 
+def option_names(kind):
+    """Yield the names of fields; those of a dataclass in place of a field that holds one."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        yield from option_names(hints[field.name]) if is_dataclass(hints[field.name]) else (field.name,)
+
+
 @pytest.mark.parametrize("program", OPTIONS)
 def test_commands_name_recipes_and_options_that_exist(program):
-    known = {f"--{field.name.replace('_', '-')}" for field in fields(OPTIONS[program])} | {"--help"}
+    known = {f"--{name.replace('_', '-')}" for name in option_names(OPTIONS[program])} | {"--help", "--import"}
     found = manual_pages.commands(program)
     assert found
     for arguments in found:
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert named <= known, arguments
         if program != "bimkern.export" and arguments and not arguments[0].startswith("-"):
-            assert arguments[0] in {*RECIPES, "RECIPE"}
+            assert arguments[0] in {*RECIPES, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
 
 
 def test_commands_of_the_bench_are_understood():

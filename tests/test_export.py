@@ -41,7 +41,7 @@ def test_help_lists_formats_examples_and_exactly_these_options(capsys):
     assert "Formats:" in output
     assert "Examples:" in output
     found = re.findall(r"^\W*(?:-h, )?(--[a-z]+)", output, flags=re.MULTILINE)
-    assert found == ["--help", "--depth", "--format", "--out"]
+    assert found == ["--help", "--depth", "--format", "--import", "--out"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class ResilientLoader:
         """Yield the micro-batches of every step in [first, last).
 
         Raises:
-            LoadingFailed: the loader keeps dying at the same images.
+            LoadingFailed: the loader keeps dying at the same images, or no image can be read any more.
         """
         layout = self.data.layout
         micro_batches = self._micro_batches(layout.index(first), layout.index(last))
@@ -62,6 +62,8 @@ class ResilientLoader:
                 _, step, _ = self.data.layout.locate(index)
                 self._quarantine(faults, step)
                 unreadable = images.unreadable | bad.faults.keys()
+                if len(unreadable) == len(images):
+                    raise LoadingFailed(f"none of {len(images)} images can be read any more") from bad
                 self.data = replace(self.data, images=replace(images, unreadable=unreadable))
             except (WorkerDied, OutOfResources, MemoryError) as death:
                 deaths, why = deaths + 1, str(death) or "out of memory"

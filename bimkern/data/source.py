@@ -120,8 +120,8 @@ class Images:
     def only(self, sample_ids: Sequence[int]) -> "Images":
         """Return some of them, all taken to be readable."""
         ids = list(sample_ids)
-        files = tuple(self.files[i] for i in ids)
-        return Images(self.source, files, self.sizes[ids], self.orientations[ids], self.pil_only[ids])
+        arrays = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, files=tuple(self.files[i] for i in ids), unreadable=frozenset(), **arrays)
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""

@@ -11,7 +11,7 @@ __all__ = ["NO_CALLBACKS", "Callbacks", "FinishedStep", "Saved"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStep:
-    """An optimizer step that is done. After a return to a checkpoint, which divergence causes, steps come again."""
+    """An optimizer step that is done. Steps come again if divergence or a lack of memory leads back to a checkpoint."""
 
     step: int  # done so far, from 1
     num_steps: int  # of the whole run

@@ -111,6 +111,7 @@ class Trainer:
             raise signals.stopped(f"; {hung}") from hung
         except OutOfMemory as error:
             if signals.received is None:
+                self._report_saves()  # the session has waited for the last one
                 raise
             raise signals.stopped(f"; {error}; nothing saved since step {self.saver.saved_step}") from error
         if signals.received is not None:  # in or after the last step: all is saved, and what comes may hang
@@ -140,7 +141,7 @@ class Trainer:
                 continue
             session.reporter.step(done, record)
             self._callbacks.finished(done, self.layout.num_steps, result.losses, result.num_frozen, result.lr)
-            self._callbacks.saved(self.saver.written(), self.folder.pictures)
+            self._report_saves()
             if last or session.signals.received is not None:
                 self._end(session)
             elif done % run.save_every == 0 and self._divergence.is_learning():
@@ -287,6 +288,9 @@ class Trainer:
         self.saver.wait()
         if self.saver.saved_step != session.done:
             self._save(session, required=True)
+        self._report_saves()
+
+    def _report_saves(self) -> None:
         self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: "_Session", *, required: bool) -> None:

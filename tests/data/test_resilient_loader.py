@@ -192,6 +192,14 @@ def test_a_shortage_of_memory_is_not_the_images_fault(tmp_path, monkeypatch, loa
     assert len(next(ResilientLoader(loader, data, pytest.fail).steps(0, 9))) == 2
 
 
+def test_no_image_that_can_be_read_is_the_end(folder):
+    data = plan(folder)
+    for file in folder.glob("*.jpg"):
+        spoil(file, "gone")
+    with pytest.raises(LoadingFailed, match="none of 9 images can be read any more"):
+        list(ResilientLoader(PilLoader(workers=0), data, Told()).steps(0, 9))
+
+
 def test_a_loader_that_keeps_dying_is_given_up(folder):
     class Dying:
         def batches(self, data, first, last):

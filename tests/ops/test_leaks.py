@@ -20,6 +20,13 @@ class Mallinfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_what_calls_leave_is_collected():
+    """What other tests left need not be looked at in every round: among all the tests that took most of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 def bytes_in_use():
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo is None:

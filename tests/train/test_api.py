@@ -16,6 +16,7 @@ from bimkern.api import Outcome, Saved, pretrain
 from bimkern.files import jsonl
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
+from bimkern.train.pretraining import Pretraining
 from bimkern.train.signals import Stopped
 
 RECIPE = "bim_vit_test_growing"  # four stages
@@ -98,6 +99,22 @@ def test_what_a_callback_raises_ends_the_run_which_then_resumes(options, uninter
         pretrain(RECIPE, **{callback: fail}, **options)
     assert raised.value is error
     assert_same_training(pretrain(RECIPE, **options), uninterrupted)
+
+
+def test_a_checkpoint_is_reported_though_memory_runs_out_after_it(options, monkeypatch):
+    step, short = Pretraining.step, [2]
+
+    def without_memory(task, index, *rest):
+        if short == [index]:
+            short.pop()
+            raise MemoryError
+        return step(task, index, *rest)
+
+    monkeypatch.setattr(Pretraining, "step", without_memory)
+    steps, saves = [], []
+    pretrain(RECIPE, on_step=lambda done: steps.append(done.step), on_save=saves.append, **options)
+    assert steps == [1, 2, 3, 4, 5]
+    assert [saved.step for saved in saves] == [2, 4, 5]
 
 
 def test_an_interrupt_saves_and_the_same_call_resumes(options, uninterrupted):

@@ -70,6 +70,14 @@ def test_it_resumes_bit_for_bit(finished, channels, tmp_path):
 
 
 @every_number
+def test_images_that_it_holds_out_have_its_channels(finished, channels, tmp_path):
+    data = finished(channels).config.run.data
+    outcome = run(config_of(channels, data=data, out=tmp_path / "run", steps=1, held_out=0.5))
+    (record,) = outcome.history
+    assert record["held_out_loss_per_stage"] == pytest.approx([stage.loss for stage in outcome.held_out])
+
+
+@every_number
 def test_its_picture_is_gray_or_in_color(finished, channels):
     with Image.open(finished(channels).folder.pictures / "reconstruction.png") as picture:
         colors = picture.getcolors(2**24)

@@ -82,6 +82,14 @@ def test_a_run_never_trains_on_them_and_logs_their_loss(photos, tmp_path, monkey
     assert float(mean) == pytest.approx(1, abs=0.05)  # of targets that are normalized
 
 
+def test_a_dry_run_counts_epochs_of_the_images_to_train_on(photos, tmp_path, capsys):
+    said = []
+    for options in ((), ("--dry-run",)):
+        train(photos, tmp_path / "run", *options)
+        said.append(re.search(r", after (\S+) of (\S+) epochs", capsys.readouterr().out).groups())
+    assert said[0] == said[1]
+
+
 def test_a_resumed_run_evaluates_the_same(photos, tmp_path):
     train(photos, tmp_path / "whole")
     first = records(tmp_path / "whole")

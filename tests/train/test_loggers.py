@@ -198,6 +198,21 @@ def test_what_is_rolled_back_is_never_sent(open_metrics, service):
     assert service.sent == [("config", {"a": 1.0}), *losses, "closed", "closed"]
 
 
+def test_a_record_that_is_half_written_is_sent_when_it_is_whole(open_metrics, service, tmp_path):
+    record, looked = b'{"step": 1, "loss": 0.5}\n', threading.Event()
+    service.picture = lambda step, path: looked.set()  # it is sent after the records
+    metrics = open_metrics()
+    (tmp_path / "pictures" / "reconstruction-00000001.png").touch()
+    with (tmp_path / "metrics.jsonl").open("ab", buffering=0) as file:
+        file.write(record[:12])
+        metrics.publish(1)
+        assert looked.wait(60)
+        file.write(record[12:])
+    metrics.publish(1)
+    metrics.close()
+    assert (1, {"loss": 0.5}) in service.sent
+
+
 def test_what_a_service_does_not_take_is_warned_of_once_and_sent_later(open_metrics, service, caplog):
     metrics = open_metrics()
     service.error = OSError("no route\nto host")

@@ -186,13 +186,19 @@ def _value(value: Any, hint: Hint, where: str) -> Any:
             return value if pieces.fits(value, hint) else single(value, plain)
         if sequence is None or not value.startswith(("(", "[")):
             return single_from_text(value, plain)
-    if sequence is not None:
-        values = _split(value) if isinstance(value, str) else value
-        return _sequence(values if isinstance(values, (tuple, list)) else [values], sequence, where)
+    if sequence is not None and value is not None:
+        return _sequence(_items(value), sequence, where)
     remedy = "; set its fields" if types else ""
     if len(types) > 1:
         remedy += f", or {where}.type to one of {', '.join(types)}"
     raise ConfigError(f"{where}: must be {describe(hint)}, got {value!r}{remedy}")
+
+
+def _items(value: Any) -> Sequence[Any]:
+    """Return the values of a sequence; one value stands for a sequence of it alone, as in text."""
+    if isinstance(value, str):
+        return _split(value)
+    return value if isinstance(value, (tuple, list)) else [value]
 
 
 def _sequence(values: Sequence[Any], hint: Hint, where: str) -> Any:

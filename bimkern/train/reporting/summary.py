@@ -53,7 +53,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
         "steps": _steps(config, layout),
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
-        f"{_warmup(config, layout, len(images))}",
+        f"{_warmup(config, layout, num_images)}",
     }
     if config.phases:
         facts |= _phases(config, layout, num_images)

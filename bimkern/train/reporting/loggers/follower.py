@@ -111,6 +111,8 @@ class Follower:
         with self._records.open("rb") as file:
             file.seek(self._offset)
             for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    return
                 record = jsonl.parse(line)
                 if record is not None and record["step"] > last:
                     return

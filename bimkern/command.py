@@ -64,7 +64,8 @@ def parse(
         if not stop.code:
             raise
         message = _first_sentence(errors.getvalue())
-        raise ConfigError(message.removeprefix(f"Error parsing {kind.__name__}: ")) from None
+        # What refuses its values is a dataclass, named by its class or by the field that it is in: no word of users.
+        raise ConfigError(re.sub(r"^Error parsing \w+: ", "", message)) from None
 
 
 def values(arguments: Sequence[str], name: str) -> list[str]:

@@ -81,4 +81,4 @@ gpu-dry:
 	$(PYTHON) -m bench.triton_kernels
 
 clean:
-	rm -rf build dist *.egg-info bimkern/_native*.so bimkern/arena/_arena*.so
+	rm -rf build dist *.egg-info bimkern/_native*.so

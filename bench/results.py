@@ -114,7 +114,7 @@ def _text(value: object) -> object:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Tell what the figures of this process depend on, as columns of a row."""
+    """Return what the figures of this process depend on, as columns of a row."""
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

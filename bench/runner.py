@@ -121,7 +121,7 @@ def _rates(measure_: Measure, provider: str, time: Times) -> dict[str, Any]:
 
 
 def _ceiling(bench: Bench, case: Case, measure_: Measure, provider: str, time: Times) -> dict[str, Any]:
-    """Tell which ceiling binds, its height in GB/s or TFLOP/s, and what share of it is reached."""
+    """Return which ceiling binds, its height in GB/s or TFLOP/s, and what share of it is reached."""
     choices: list[tuple[float, str, float]] = []
     if measure_.bytes:
         choices.append((measure_.bytes / bench.ceilings.copy, "copy", bench.ceilings.copy / 1e9))

@@ -126,7 +126,6 @@ def _count_cuda(given: argparse.Namespace) -> list[str]:
     if given.save:
         TABLE.write_text(traffic_table.written(Row, (launch.row for launch in found)))
         print(f"\n{len(found)} rows written to {TABLE}")
-        return []
     return faults(found, load())
 
 
@@ -143,7 +142,6 @@ def _count_triton(given: argparse.Namespace) -> list[str]:
     if given.save:
         TRITON_TABLE.write_text(traffic_table.written(triton_traffic.Row, found))
         print(f"\n{len(found)} rows written to {TRITON_TABLE}")
-        return []
     return traffic_table.differences(found, load_triton())
 
 

@@ -40,7 +40,7 @@ COLUMNS = [f.name for f in fields(Row)]
 
 
 class Keeper:
-    """A CSV file that grows with every row; each also tells what its figures depend on."""
+    """A CSV file that grows with every row; each also states what its figures depend on."""
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
         self._path, self._provenance = path, provenance

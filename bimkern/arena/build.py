@@ -33,7 +33,12 @@ _LEFT_OUT = "this installation is without the compiled part: install bimkern aga
 _INSTALL = "install {} and run 'python -m bimkern.arena.build'"
 _LIMIT_S = 900.0  # for a build, and for one that another process makes; a minute is usual
 _RETRY_S = 3600.0  # what has failed may have lacked room or memory only, but not every process is to try
-_SOURCES = ("CMakeLists.txt", "csrc/*.cmake", "csrc/core/*", "csrc/arena/*", "python/*.h", "python/*.cpp")
+_SOURCES = (  # without what editors leave beside them
+    "CMakeLists.txt",
+    "csrc/[!.]*.cmake",
+    *(f"csrc/{name}" for name in ("core/[!.]*.h", "arena/[!.]*.h", "arena/[!.]*.cpp", "arena/[!.]*.cu")),
+    *(f"python/[!.]*.{suffix}" for suffix in ("h", "cpp")),
+)
 _FLAGS = ("CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")  # that CMake takes from the environment
 _CUDA_FLAGS = ("CUDACXX", "CUDAFLAGS", "BIMKERN_CUDA_ARCHS")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +120,7 @@ class Images:
     def only(self, sample_ids: Sequence[int]) -> "Images":
         """Return some of them, all taken to be readable."""
         ids = list(sample_ids)
-        arrays = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
+        arrays: dict[str, Any] = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, files=tuple(self.files[i] for i in ids), unreadable=frozenset(), **arrays)
 
     def path(self, sample_id: int) -> Path:

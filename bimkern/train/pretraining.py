@@ -156,7 +156,7 @@ class Pretraining:
 
     def _load_held_out(self, images: FrozenDataset) -> tuple[Tensor, Tensor]:
         """Return images and draw ids to evaluate on: of another seed, for where they are also trained on."""
-        limit = NUM_HELD_OUT if self._config.run.held_out else NUM_IMAGES
+        limit = NUM_HELD_OUT if images.holds_out else NUM_IMAGES
         count = min(limit, 4 * len(images.held_out))
         size = self._config.method.encoder.image_size
         layout = StepLayout.uniform(image_size=size, batch_size=count, micro_batch=count)

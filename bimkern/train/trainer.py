@@ -129,7 +129,7 @@ class Trainer:
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, record = done == self.layout.num_steps, None
-            evaluated = run.held_out > 0 and (last or done % run.save_every == 0)
+            evaluated = self.images.holds_out and (last or done % run.save_every == 0)
             if done == 1 or done % run.log_every == 0 or last or evaluated:
                 record = self._record(session, result)
                 if evaluated:

@@ -101,6 +101,13 @@ def test_a_module_of_older_sources_is_not_taken(compiling, file):
     assert {build.build() for _ in range(2)} == {newer}
 
 
+@pytest.mark.parametrize("file", ["csrc/arena/.#arena.cpp", "csrc/arena/.arena.cpp.swp", "csrc/core/simd.h~"])
+def test_what_an_editor_leaves_beside_sources_is_no_source(sources, file):
+    plain = build._target()
+    (sources / file).symlink_to("a link to nothing, as a lock of an editor is")
+    assert build._target() == plain
+
+
 @pytest.mark.parametrize("name", ["CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE"])
 def test_a_module_of_other_flags_is_not_taken(sources, monkeypatch, name):
     monkeypatch.delenv(name, raising=False)

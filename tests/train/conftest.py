@@ -1,33 +1,26 @@
 """What the runs of these tests have in common is worked out once."""
 
-from dataclasses import replace
-
 import pytest
 
-from bimkern.train.config.run import RunConfig
-from bimkern.train.memory.budget import MemoryEstimator
-
-# The memory of a step does not depend on these.
-ANY = (
-    *("data", "out", "epochs", "steps", "base_lr", "seed", "loader", "workers", "max_bad_ratio", "max_pixels"),
-    *("arena", "jpeg_draft", "log", "log_every", "save_every"),
-)
+from bimkern.train.memory import extrapolate
 
 
 @pytest.fixture(scope="session", autouse=True)
-def memory_estimated_once():
-    """Estimate the memory of a step once for all runs with the same one: that takes longer than the steps of a test."""
-    estimate, known = MemoryEstimator.lower_bound, {}
+def steps_traced_once():
+    """Trace a step once for all runs whose memory is extrapolated from it: that takes longer than the steps of a test.
 
-    def lower_bound(estimator, config):
+    Their sizes, and all that is not of a step, may differ.
+    """
+    trace, known = extrapolate._Step, {}
+
+    def step(config, *kind):
         if config.run.teacher is not None:  # a file, whose content may change
-            return estimate(estimator, config)
-        any_run = {name: getattr(RunConfig, name) for name in ANY}
-        kind = (estimator._extrapolation._alignment, replace(config, run=replace(config.run, **any_run)))
-        if kind not in known:
-            known[kind] = estimate(estimator, config)
-        return known[kind]
+            return trace(config, *kind)
+        key = (config.method, config.run.precision, *kind)
+        if key not in known:
+            known[key] = trace(config, *kind)
+        return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryEstimator, "lower_bound", lower_bound)
+        patch.setattr(extrapolate, "_Step", step)
         yield

@@ -50,12 +50,12 @@ def changed(path, value):
     [
         ("type", "Conf", "config: unknown type 'Conf'; choose one of Config"),
         ("method.flow.type", "Sideways", "config.method.flow: unknown type 'Sideways'; choose one of EndToEnd, Local"),
+        ("method.heads", [3], r"config.method.heads\[0\]: must be HeadConfig, got 3"),
         (
-            "method.heads",
-            [3],
-            r"config.method.heads\[0\]: unknown type None; choose one of DecoderConfig, LinearConfig",
+            "method.encoder.heads",
+            3,
+            r"config.method.encoder.heads: ViTConfig has no such field; did you mean num_heads\?",
         ),
-        ("method.encoder.heads", 3, "config.method.encoder: .* unexpected keyword argument 'heads'"),
         ("method.encoder.width", ..., "config.method.encoder: .* argument: 'width'"),
         (
             "method.encoder.patch",

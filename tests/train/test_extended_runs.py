@@ -80,7 +80,8 @@ def test_images_continue_where_they_were(photos, finished, tmp_path, monkeypatch
 def test_the_checkpoint_says_when_the_run_was_extended(finished, extended):
     assert state(finished, 3).state["extended_at"] == []
     assert state(extended, 8).state["extended_at"] == [3, 6]
-    assert json.loads((extended / "config.json").read_text())["run"]["steps"] == 8
+    options = json.loads((extended / "config.json").read_text())["run"]
+    assert (options["steps"], options["extend"]) == (8, False)  # a new run may begin from this file
     assert (extended / "exported" / "backbone-depth04").is_dir()
 
 

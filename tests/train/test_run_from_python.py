@@ -113,6 +113,8 @@ def test_held_out_images_are_those_of_the_source_and_must_be_readable(config, ou
     found = run(apart)
     assert [stage.name for stage in found.held_out] == ["after layer 4"]
     assert found.held_out != outcome.held_out
+    assert found.history[-1]["held_out_loss_per_stage"] == pytest.approx([stage.loss for stage in found.held_out])
+    assert "held_out_loss_per_stage" not in outcome.history[-1]
     assert (found.folder.path / "images.jsonl").read_bytes() == (outcome.folder.path / "images.jsonl").read_bytes()
     preview = encoded("TIFF", tiffinfo={254: 1})
     (tmp_path / "held out" / "camera.raw").write_bytes(preview)  # begins like an image and is none

@@ -17,7 +17,7 @@ from bimkern.train.reporting import plots
 from bimkern.train.reporting.pictures import KeptPictures
 
 NUM_IMAGES = 64
-NUM_HELD_OUT = 256  # of a held-out share, whose loss is computed
+NUM_HELD_OUT = 256  # whose loss is computed, where they are not trained on
 _DRAWN_IMAGES = 6
 
 

@@ -23,7 +23,7 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     """Say what a run trains on, how long, and what loads its images."""
     run, num_images = config.run, len(images.images)
     layout = config.step_layout(num_images)
-    few = f"; {layout.num_steps} steps are too few to learn much" if layout.num_steps < _FEW_STEPS else ""
+    few = f"; too few steps ({layout.num_steps}) to learn much" if layout.num_steps < _FEW_STEPS else ""
     teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
     held_out = _held_out(len(images.held_out)) if run.held_out else ""
     return (

@@ -104,6 +104,11 @@ class FrozenDataset:
     quarantine: Quarantine
     fingerprint: str  # SHA-256 of the names and digests of the images
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether the images to evaluate on are others than those to train on."""
+        return self.held_out is not self.images
+
     def hold_out(self, listing: Listing, found: dict[str, FileCheck]) -> "FrozenDataset":
         """Return the dataset with other images to evaluate on, all of which must be readable.
 
@@ -126,9 +131,7 @@ class FrozenDataset:
     def without_quarantined(self) -> "FrozenDataset":
         """Return the dataset whose draws avoid what is in quarantine by now."""
         images = self._marked(self.images)
-        if self.held_out is self.images:
-            return replace(self, images=images, held_out=images)
-        return replace(self, images=images, held_out=self._marked(self.held_out))
+        return replace(self, images=images, held_out=self._marked(self.held_out) if self.holds_out else images)
 
     def _marked(self, images: Images) -> Images:
         if images.source != self.images.source:  # not what the quarantine names

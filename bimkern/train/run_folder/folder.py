@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakValueDictionary
@@ -75,6 +76,7 @@ class RunFolder:
             ConfigError: it cannot be written.
         """
         starts = [*(self._saved_config() or {}).get(STARTS, []), *([] if start is None else [start])]
+        config = replace(config, run=replace(config.run, extend=False))  # done, and no part of a run like this one
         try:
             atomic.write_json(self.path / _CONFIG, to_json(config) | {STARTS: starts})
         except OSError as error:

@@ -45,7 +45,7 @@ FAULTS = [
     Fault("hog", "histograms one word short", "launch.words()) * sizeof(float);",
           "launch.words()) * sizeof(float) - 4;"),
     Fault("hog", "border not mirrored", "x + kHogColumns == args.width ?", "x > args.width ?"),
-    Fault("hog", "pixels of the lane behind the last of a strip", "column < columns - 1", "true"),
+    Fault("hog", "pixels of the lane behind the last of a strip", "unit.column < columns - 1", "true"),
     Fault("hog", "pixels of a lane of another warp", "lane > 0 && unit.column > 0", "unit.column > 0"),
     Fault("hog", "lanes beside each other are taken for pixels", "launch.unit == kHogColumns", "true"),
     Fault("hog", "image stride's alignment not asked", "args.image_stride % kHogColumns == 0", "true",

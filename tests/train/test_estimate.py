@@ -48,7 +48,7 @@ def real_steps(given, batch, micro):
 def exact_estimate(given, steps):
     """Trace a step with all of its micro-batches and slices, without extrapolation, on tensors that have memory."""
     with pytest.MonkeyPatch.context() as patch:
-        if given.run.teacher is None:  # one that is read has a table of positions that is built again under fake tensors
+        if given.run.teacher is None:  # one that is read has a table of positions that is rebuilt under fake tensors
             patch.setattr(estimate, "FakeTensorMode", contextlib.nullcontext)
         counted, model = estimate.trace(given, steps)
     weights, optimizer = estimate.static_bytes(model)

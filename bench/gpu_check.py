@@ -31,15 +31,14 @@ _LEFT_OUT = ("loaders",)  # needs DALI, and has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
-    *(f"tests/test_{name}.py" for name in ("demo", "docs", "export", "info", "layers", "plan", "pretrain")),
-    *(f"tests/train/test_{name}.py" for name in ("adapters", "bad_images", "distilled_runs", "estimate", "faults")),
-    *(f"tests/train/test_{name}.py" for name in ("allocator", "budget", "full_disk", "output", "reads", "run")),
-    *(f"tests/train/test_{name}.py" for name in ("signals", "size_changes", "size_changes_bad_images")),
-    *(
-        *(f"tests/train/test_{name}.py" for name in ("run_from_python", "second_encoder", "small_recipes")),
-        "tests/recipes/test_own_pieces.py",
-    ),
-    *("tests/csrc", "tests/bench"),
+    *(f"tests/test_{name}.py" for name in ("config_options", "demo", "docs", "examples", "export", "info", "layers")),
+    *(f"tests/test_{name}.py" for name in ("plan", "pretrain", "stranger")),
+    *(f"tests/train/test_{name}.py" for name in ("adapters", "allocator", "api", "bad_images", "budget", "channels")),
+    *(f"tests/train/test_{name}.py" for name in ("distilled_runs", "estimate", "extended_runs", "faults", "full_disk")),
+    *(f"tests/train/test_{name}.py" for name in ("held_out", "initialized_runs", "loggers", "output", "reads", "run")),
+    *(f"tests/train/test_{name}.py" for name in ("run_from_python", "schedule_of_a_run", "second_encoder", "signals")),
+    *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
+    *("tests/recipes/test_own_pieces.py", "tests/csrc", "tests/bench"),
 )
 
 

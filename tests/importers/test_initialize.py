@@ -197,7 +197,8 @@ def autoencoder(**numbers):
     """The config of one stage, and one head, on another encoder."""
     method = RECIPES["mae_vit_test"].config.method
     encoder = replace(method.encoder, **numbers)
-    return replace(CONFIG, method=replace(method, encoder=encoder, taps=(encoder.depth - 1,)))
+    statistics = {name: getattr(method, name)[: encoder.channels] for name in ("mean", "std")}
+    return replace(CONFIG, method=replace(method, encoder=encoder, taps=(encoder.depth - 1,), **statistics))
 
 
 def written(path, layout, **numbers):

@@ -52,8 +52,8 @@ def assert_same_run(one, other):
 
 
 def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     with umask_of(0o027):
+        monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
         train("bim_vit_test_growing", photos, tmp_path / "run")
     cached = {*(tmp_path / "cache").rglob("*")} - {tmp_path / "cache" / "bimkern" / "arena"}  # which is of the session
     for path in {*(tmp_path / "run").rglob("*")} | cached:

@@ -102,15 +102,20 @@ void embeddings(DType product_dtype, DType dtype) {
   }
 }
 
+// With 18 bins the squares of four pixels of this cell do not fit: a thread has eight.
+constexpr int64_t kLargeCell = 128;
+
 Hog random_hog(int64_t side, DType dtype) {
   Hog args{};
   args.dtype = dtype;
   args.out_dtype = chance(60) ? DType::kFloat32 : DType::kBFloat16;
-  args.bins = static_cast<int32_t>(chance(50) ? one_of<int64_t>({9, 18, 36}) : pick(1, kMaxHogBins));
-  args.images = directed().on ? 3 : chance(5) ? 0 : pick(1, 3);
-  args.channels = directed().on ? 3 : chance(5) ? 0 : chance(90) ? pick(1, 4) : pick(5, 40);
-  args.height = std::max<int64_t>(2, side * pick(1, side > 20 ? 2 : 5));
-  args.width = std::max<int64_t>(2, side * pick(1, side > 20 ? 3 : 6));
+  const bool large = side == kLargeCell;
+  const auto bins = large || chance(50) ? one_of<int64_t>({large ? 18 : 9, 18, 36}) : pick(1, kMaxHogBins);
+  args.bins = static_cast<int32_t>(bins);
+  args.images = large ? 1 : directed().on ? 3 : chance(5) ? 0 : pick(1, 3);
+  args.channels = large ? 1 : directed().on ? 3 : chance(5) ? 0 : chance(90) ? pick(1, 4) : pick(5, 40);
+  args.height = std::max<int64_t>(2, side * pick(1, large ? 1 : side > 20 ? 2 : 5));
+  args.width = std::max<int64_t>(2, side * pick(1, large ? 2 : side > 20 ? 3 : 6));
   const bool tiles = side <= kMaxHogWindow && args.height % side == 0 && args.width % side == 0;
   args.window = tiles && chance(30) ? static_cast<int32_t>(side) : 0;
   return args;
@@ -156,6 +161,17 @@ void compare_hog(Hog args, const std::vector<int64_t>& cells) {
   }
 }
 
+void compare_hog(const std::vector<int64_t>& cells) {
+  const int64_t side =
+      std::accumulate(cells.begin(), cells.end(), int64_t{1}, [](int64_t a, int64_t b) { return std::lcm(a, b); });
+  const DType dtype = one_of({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kUInt8});
+  const Hog args = random_hog(side, dtype);
+  dispatch_hog_pixels(dtype, [&](auto type) {
+    using T = decltype(type);
+    args.out_dtype == DType::kFloat32 ? compare_hog<T, float>(args, cells) : compare_hog<T, bfloat16>(args, cells);
+  });
+}
+
 }  // namespace
 
 void fuzz_embed_visible() {
@@ -171,30 +187,27 @@ void fuzz_embed_visible() {
 }
 
 void fuzz_hog() {
-  const auto cells = directed().on ? std::vector<int64_t>{8, 16}
-                                   : one_of<std::vector<int64_t>>({{4, 8, 16, 32},
-                                                                   {8},
-                                                                   {4, 8, 16},
-                                                                   {6, 7, 14, 21},
-                                                                   {1, 2},
-                                                                   {13},
-                                                                   {3, 6},
-                                                                   {5},
-                                                                   {2, 3},
-                                                                   {28},
-                                                                   {16},
-                                                                   {7, 56},
-                                                                   {11, 22},
-                                                                   {64},
-                                                                   {90}});
-  const int64_t side =
-      std::accumulate(cells.begin(), cells.end(), int64_t{1}, [](int64_t a, int64_t b) { return std::lcm(a, b); });
-  const DType dtype = one_of({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kUInt8});
-  const Hog args = random_hog(side, dtype);
-  dispatch_hog_pixels(dtype, [&](auto type) {
-    using T = decltype(type);
-    args.out_dtype == DType::kFloat32 ? compare_hog<T, float>(args, cells) : compare_hog<T, bfloat16>(args, cells);
-  });
+  if (directed().on) {
+    compare_hog({8, 16});
+    compare_hog({kLargeCell});
+    return;
+  }
+  compare_hog(one_of<std::vector<int64_t>>({{4, 8, 16, 32},
+                                            {8},
+                                            {4, 8, 16},
+                                            {6, 7, 14, 21},
+                                            {1, 2},
+                                            {13},
+                                            {3, 6},
+                                            {5},
+                                            {2, 3},
+                                            {28},
+                                            {16},
+                                            {7, 56},
+                                            {11, 22},
+                                            {64},
+                                            {90},
+                                            {kLargeCell}}));
 }
 
 }  // namespace bimkern

@@ -77,7 +77,7 @@ def _parse_options(config: Config, arguments: list[str]) -> Options:
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
-    if {"epochs", "steps"} <= command.named(arguments):
+    if {"epochs", "steps"} <= command.named(arguments) and options.run.steps is not None:
         raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
     return options
 

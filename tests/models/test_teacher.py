@@ -158,7 +158,7 @@ def test_says_what_is_wrong(path, tmp_path):
             5,
             r"its description is wrong \(encoder: ViTConfig: width must be a multiple of num_heads=5",
         ),
-        ("depth", "²", r"its description is wrong \(encoder: "),
+        ("depth", "²", r"its description is wrong \(encoder\.depth: must be an integer"),
         ("type", "CNN", r"its description is wrong \(encoder: unknown type 'CNN'; choose one of .*ViTConfig"),
         ("image_size", 32, r"it is no such backbone .*size mismatch for positions.table"),
         ("width", 64, "it is no such backbone .*size mismatch"),

@@ -132,5 +132,5 @@ def test_a_run_prepares_its_memory_before_it_asks_a_gpu_for_anything(monkeypatch
     monkeypatch.setattr(runs.allocator, "prepare", lambda name, device, *, compiled: asked.append(name))
     stop = SimpleNamespace(choose=lambda *args, **options: asked.append("attention"))
     monkeypatch.setattr(runs, "attention", stop)
-    runs._choose(RECIPES["mae_vit_test"].config.run)
+    runs._choose(RECIPES["mae_vit_test"].config)
     assert asked == ["auto", "attention"]

@@ -16,7 +16,6 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage, allow_pixels, decode_file
-from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, list_images
 from bimkern.data.step_layout import StepLayout
@@ -36,14 +35,6 @@ def folder(tmp_path):
     (root / "notes.txt").write_text("not an image")
     (root / "empty class").mkdir()
     return root
-
-
-@pytest.fixture(params=["pil", "dali"])
-def loader(request):
-    """Return a function of the number of workers."""
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return lambda workers: choose_loader(request.param, torch.device("cpu"), workers)[0]
 
 
 def batches(images, **changes):

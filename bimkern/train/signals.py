@@ -42,10 +42,15 @@ class Stopped(BimkernError):
 
 
 class StopSignals:
-    """Note a signal for the loop to act on at the next step's edge or wait; a second SIGINT interrupts at once."""
+    """Note a signal for the loop to act on at the next step's edge or wait; a second SIGINT interrupts at once.
+
+    Python drops what a signal handler raises while a finalizer runs. A second SIGINT at such a time interrupts when the
+    context ends.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -56,6 +61,8 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._interrupted and kind is not KeyboardInterrupt:
+            raise KeyboardInterrupt
 
     def pending(self) -> bool:
         return self.received is not None
@@ -67,6 +74,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
+            self._interrupted = True
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         with suppress(OSError, ValueError):  # the pipe may be closed; print() may not interrupt a print()

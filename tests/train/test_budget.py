@@ -30,20 +30,22 @@ from bimkern.train.memory.budget import (
 
 CPU = torch.device("cpu")
 
-# In every step the process may get so many MB more of addresses than it has at the start of the first.
+# One thread and one heap, and a freed tensor gives its addresses back.
+FEW_ADDRESSES = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+# In every step the process may get so many MB more of addresses than it has at the step's start.
 LIMITED = """
 import resource, sys
 from pathlib import Path
 from bimkern.pretrain import main
 from bimkern.train.pretraining import Pretraining
 
-step, limits = Pretraining.step, []
+step = Pretraining.step
 
 def limited(self, index, batch, memory):
-    if not limits:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limits.append(pages * resource.getpagesize() + int(sys.argv[1]) * 2**20)
-    resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + int(sys.argv[1]) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
         return step(self, index, batch, memory)
     finally:
@@ -67,9 +69,8 @@ def photos(tmp_path_factory):
 def test_without_memory_for_a_step_the_micro_batch_is_halved_and_the_batch_stays(photos, tmp_path, recipe):
     options = ["--data", str(photos), "--workers", "0", "--batch-size", "1024", "--steps", "2", "--log-every", "1"]
     main([recipe, *options, "--micro-batch", "128", "--out", str(tmp_path / "plain")])
-    limited = [sys.executable, "-c", LIMITED, "80", recipe, *options, "--out", str(tmp_path / "limited")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # more threads want addresses too
-    done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120)
+    limited = [sys.executable, "-c", LIMITED, "40", recipe, *options, "--out", str(tmp_path / "limited")]
+    done = subprocess.run(limited, env=FEW_ADDRESSES, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step 1: not enough memory for 1024 images at a time; continuing with --micro-batch 512" in done.stderr
     (plain, other) = (
@@ -160,6 +161,8 @@ def test_out_of_memory_is_recognized():
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("could not execute a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for the matmul primitive."))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(RuntimeError('torch_call_dispatcher( "aten::new_empty", ...) API call failed at ops.h'))
 
@@ -188,6 +191,34 @@ except RuntimeError as error:
 def test_out_of_memory_in_a_kernel_says_so():
     done = subprocess.run([sys.executable, "-c", SHORT_IN_A_KERNEL], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+SHORT_IN_ONEDNN = """
+import resource, torch
+from pathlib import Path
+from bimkern.train.memory.budget import is_out_of_memory
+
+def convolve(weight):
+    torch.mkldnn_convolution(images, weight, None, (0, 0), (1, 1), (1, 1), 1)
+
+images = torch.zeros(1, 8, 9, 9)
+first, *others = [torch.zeros(8 * n, 8, 3, 3) for n in range(1, 256)]
+convolve(first)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**19, resource.RLIM_INFINITY))
+try:
+    for weight in others:  # the code that it generates for another shape needs new memory
+        convolve(weight)
+except RuntimeError as error:
+    print(error, "|", is_out_of_memory(error))
+"""
+
+
+def test_out_of_memory_in_onednn_is_recognized():
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_IN_ONEDNN], env=FEW_ADDRESSES, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.endswith("| True\n"), (done.stdout, done.stderr)
 
 
 def test_half_as_many_images_at_a_time():

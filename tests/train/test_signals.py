@@ -271,5 +271,22 @@ def test_a_signal_in_the_middle_of_a_print(monkeypatch):
     assert signals.pending()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_second_interrupt_in_the_middle_of_a_finalizer():
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted_twice():
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.pending()
+            Dying()  # Python drops what its __del__ raises
+            assert signals.pending()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+
+
 def test_no_handler_of_errors_takes_it_for_one():
     assert not issubclass(Terminated, Exception)

@@ -23,6 +23,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
 # out of memory in a kernel ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
+_ONEDNN = ("could not create a primitive", "could not execute a primitive")  # all that it says when memory is short
 _MAX_IMAGES = 2**20  # of a batch to search for
 _MAX_SLICES = 32  # slow a step down by a fifth
 
@@ -33,7 +34,9 @@ class OutOfMemory(RunError, RuntimeError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means out of memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _TEXTS)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return str(error) in _ONEDNN or any(text in str(error) for text in _TEXTS)
 
 
 def halve_micro_batch(run: RunConfig) -> RunConfig:

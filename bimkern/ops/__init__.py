@@ -3,6 +3,7 @@
 from bimkern.ops._backend import BackendError, backends
 from bimkern.ops.embed_visible import embed_visible
 from bimkern.ops.gather_tokens import gather_tokens
+from bimkern.ops.group_attention import group_attention
 from bimkern.ops.hog import hog
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
@@ -19,6 +20,7 @@ __all__ = [
     "backends",
     "embed_visible",
     "gather_tokens",
+    "group_attention",
     "hog",
     "keep_to_mask",
     "masked_loss",

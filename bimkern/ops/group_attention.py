@@ -4,13 +4,12 @@ Shapes: B images, T tokens, H heads, d channels a head, S plans (1 for all image
 relative positions.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
+from bimkern.ops.group_windows import WindowGroups
 
 _backend.declare("group_attention")
 
@@ -37,7 +36,7 @@ def group_attention_reference(
     return out.gather(1, slots.expand(B, -1)[..., None].expand(-1, -1, out.shape[-1])).to(qkv.dtype)
 
 
-def group_attention(qkv: Tensor, table: Tensor, groups: Any, num_heads: int, *, scale: float | None = None) -> Tensor:
+def group_attention(qkv: Tensor, table: Tensor, groups: WindowGroups, num_heads: int, *, scale: float | None = None) -> Tensor:
     """Attend among the tokens of a window, of which any number may be missing.
 
     No matrix of group x group x heads is kept: the backward pass computes it again, window by window. On a CPU the

@@ -36,7 +36,9 @@ def group_attention_reference(
     return out.gather(1, slots.expand(B, -1)[..., None].expand(-1, -1, out.shape[-1])).to(qkv.dtype)
 
 
-def group_attention(qkv: Tensor, table: Tensor, groups: WindowGroups, num_heads: int, *, scale: float | None = None) -> Tensor:
+def group_attention(
+    qkv: Tensor, table: Tensor, groups: WindowGroups, num_heads: int, *, scale: float | None = None
+) -> Tensor:
     """Attend among the tokens of a window, of which any number may be missing.
 
     No matrix of group x group x heads is kept: the backward pass computes it again, window by window. On a CPU the

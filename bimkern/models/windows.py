@@ -75,7 +75,7 @@ def coarsened(keep: Tensor, grid: Grid, coarse: Grid) -> Tensor:
     sides = grid[0] // coarse[0], grid[1] // coarse[1]
     rows, columns = keep // grid[1] // sides[0], keep % grid[1] // sides[1]
     # Each of them is found once for every token that it stands for.
-    return (rows * coarse[1] + columns).sort(dim=1).values[:, :: sides[0] * sides[1]]
+    return (rows * coarse[1] + columns).sort(dim=1).values[:, :: sides[0] * sides[1]].contiguous()
 
 
 def _children(merged: Tensor, grid: Grid) -> Tensor:

@@ -48,7 +48,7 @@ class Level:
 
 
 class Plan(Protocol):
-    """What an encoder computed of a view before its first layer: tensors, each with a row for an image or one for all."""
+    """What an encoder computed of a view before its first layer: tensors with a row for each image, or one for all."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
         """Return the plan with each of its tensors changed."""
@@ -221,7 +221,7 @@ class EmbedsVisible(Encoder, Protocol):
 
 @runtime_checkable
 class PlansViews(Protocol):
-    """An encoder that plans on the host how masked images pass it, before a step, since the plan has sizes of its own."""
+    """An encoder that plans on the host how masked images pass it, since the sizes of the plan depend on the mask."""
 
     def plan(self, grid: Grid, keep: Tensor) -> Plan:
         """Plan for the patches keep [B, K] of a grid, on the CPU; rows that are views of one row are a shared mask."""

@@ -64,7 +64,9 @@ class PatchEmbed(nn.Conv2d):
         return self.weight.sum(dim=(2, 3)) @ color.flatten() + self.bias
 
 
-def fill_masked(visible: Tensor, view: View, token: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0) -> Tensor:
+def fill_masked(
+    visible: Tensor, view: View, token: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0
+) -> Tensor:
     """Put visible tokens [B, R+K, D] at their positions among all N, a token [D] at the others, and add pos [N, D]."""
     assert view.keep is not None
     assert view.masked is not None

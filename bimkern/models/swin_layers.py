@@ -84,9 +84,7 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     """The layers of one level, behind the merging that leads to it."""
 
-    def __init__(
-        self, width: int, depth: int, num_heads: int, window: Grid, mlp_ratio: float, *, merges: bool
-    ) -> None:
+    def __init__(self, width: int, depth: int, num_heads: int, window: Grid, mlp_ratio: float, *, merges: bool) -> None:
         super().__init__()
         self.downsample = PatchMerging(width // 2) if merges else nn.Identity()
         self.blocks = nn.ModuleList(SwinLayer(width, num_heads, window, mlp_ratio) for _ in range(depth))

@@ -3,47 +3,17 @@
 import pytest
 import timm_swin
 import torch
+from small_swin import build, sparse_view, taps
 
 from bimkern.mim.masking.units import RandomUnits, SharedUnits
-from bimkern.mim.masking.view import StageView
 from bimkern.models.encoder import WholeImages
-from bimkern.models.layers import set_compute_dtype
-from bimkern.models.swin import SwinConfig
 from bimkern.models.windows import coarsened
 
-SMALL = {"width": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4)}
 # Windows of 7 do not divide the grids of 192 pixels, nor all of the rectangle's: timm's own pads there, and what pads
 # takes part in its softmax. It is kept out here, as in our Swin.
 DIVIDED = [(7, (224, 224)), (14, (224, 224)), (6, (192, 192))]
 SIZES = [*DIVIDED, (7, (192, 192)), (14, (192, 192)), (7, (160, 288))]
 sizes = pytest.mark.parametrize(("window", "size"), SIZES, ids=str)
-
-
-def build(window, **changes):
-    """Build a Swin whose biases and norms are not those of a new one."""
-    config = SwinConfig(**SMALL | {"window": window} | changes)
-    model = config.module(config).double()
-    set_compute_dtype(model, torch.float64)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1 or name.endswith("table"):
-                parameter.add_(torch.randn_like(parameter) / 4)
-    return model
-
-
-def sparse_view(model, keep, grid):
-    return StageView(grid, keep, None, keep, keep, None, model.plan(grid, keep))
-
-
-def taps(model, images, view):
-    """Return the tokens behind every stage, [B, T, D] each."""
-    tokens = model.embed(images) if view.keep is None else model.embed_visible(images, view.keep)
-    found, ends = [], [sum(model.config.depths[: i + 1]) - 1 for i in range(len(model.config.depths))]
-    for layer in range(model.config.depth):
-        tokens = model.run_layer(layer, tokens, view)
-        if layer in ends:
-            found.append(tokens)
-    return found
 
 
 def grids(config, size):
@@ -98,7 +68,9 @@ def test_with_nothing_hidden_it_is_timms(window, size, sparse):
     if sparse:
         view = sparse_view(model, torch.arange(grid[0] * grid[1]).expand(2, -1), grid)
     with torch.no_grad():
-        for mine, theirs in zip(taps(model, images, view), timm_swin.taps(timm_swin.like(model, size), images), strict=True):
+        for mine, theirs in zip(
+            taps(model, images, view), timm_swin.taps(timm_swin.like(model, size), images), strict=True
+        ):
             torch.testing.assert_close(mine, theirs.flatten(1, 2), rtol=1e-9, atol=1e-9)
 
 

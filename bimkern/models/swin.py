@@ -146,6 +146,11 @@ class SwinConfig:
         return sum(self.depths)
 
     @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """The last layer of every stage that has one, 0-based."""
+        return tuple(end - 1 for end, depth in zip(self._ends, self.depths, strict=True) if depth)
+
+    @property
     def _last_patch(self) -> int:
         return self.patch * 2 ** (len(self.depths) - 1)
 

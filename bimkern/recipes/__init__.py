@@ -4,6 +4,7 @@ from bimkern.recipes.bim import BIM_RECIPES
 from bimkern.recipes.combined import COMBINED_RECIPES
 from bimkern.recipes.demo import DEMO_RECIPES
 from bimkern.recipes.fastmim import FASTMIM_RECIPES
+from bimkern.recipes.greenmim import GREENMIM_RECIPES
 from bimkern.recipes.localmim import LOCALMIM_RECIPES
 from bimkern.recipes.mae import MAE_RECIPES
 from bimkern.recipes.maskfeat import MASKFEAT_RECIPES
@@ -18,7 +19,7 @@ FAMILIES: dict[str, tuple[Recipe, ...]] = {  # as --help lists them
     "LocalMIM: targets at four scales": LOCALMIM_RECIPES,
     "ViTFreeze: LocalMIM that freezes its first layers first": VITFREEZE_RECIPES,
     "FastMIM: small images, HOG targets": FASTMIM_RECIPES,
-    "Baselines, and BIM over them": (*MAE_RECIPES, *SIMMIM_RECIPES, *MASKFEAT_RECIPES),
+    "Baselines, and BIM over them": (*MAE_RECIPES, *SIMMIM_RECIPES, *MASKFEAT_RECIPES, *GREENMIM_RECIPES),
     "Combinations that no paper has": COMBINED_RECIPES,
 }
 

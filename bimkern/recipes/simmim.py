@@ -1,7 +1,8 @@
 """SimMIM: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886.
 
-The encoder is the ViT or Swin of every other recipe, with its initial weights: no drop path, and for ViT fixed positions in
-place of the published relative position bias and no LayerScale, so that methods are compared and not encoders.
+The encoder is the ViT or Swin of every other recipe, with its initial weights: no drop path, and for ViT fixed
+positions in place of the published relative position bias and no LayerScale, so that methods are compared and not
+encoders.
 """
 
 from dataclasses import replace

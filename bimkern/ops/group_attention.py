@@ -4,6 +4,8 @@ Shapes: B images, T tokens, H heads, d channels a head, S plans (1 for all image
 relative positions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,13 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.group_windows import WindowGroups
 
-_backend.declare("group_attention")
+_INPUTS = (
+    "Tensor qkv, Tensor table, Tensor members, Tensor windows, Tensor positions, SymInt num_heads, float scale"
+)
+_backend.schemas.define(f"group_attention({_INPUTS}) -> Tensor")
+_backend.schemas.define(f"group_attention_fwd({_INPUTS}) -> (Tensor, Tensor)")
+_backend.schemas.define(f"group_attention_bwd(Tensor grad, Tensor logsumexp, {_INPUTS}) -> (Tensor, Tensor)")
+_backend.declare("group_attention", kernels={"cpu": "native"})
 
 
 def group_attention_reference(
@@ -92,3 +100,41 @@ def _check(qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positio
     check.dtypes(op, **{name: (tensor, torch.int32) for name, (tensor, _) in plan.items()})
     check.same_device(op, qkv=qkv, table=table, **{name: tensor for name, (tensor, _) in plan.items()})
     return dims["C"] // (3 * num_heads)
+
+
+def _attention(
+    qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positions: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    return _backend.run("group_attention_fwd", qkv, table, members, windows, positions, num_heads, scale)[0]
+
+
+_backend.decompose("group_attention", _attention)
+
+
+@torch.library.register_fake("bimkern::group_attention_fwd", lib=_backend.schemas)
+def _(
+    qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positions: Tensor, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    B, T, C = qkv.shape
+    return qkv.new_empty(B, T, C // 3), table.new_empty(B, num_heads, T)
+
+
+@torch.library.register_fake("bimkern::group_attention_bwd", lib=_backend.schemas)
+def _(grad: Tensor, logsumexp: Tensor, qkv: Tensor, table: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), table.new_empty(table.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.num_heads, ctx.scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    grads = _backend.run("group_attention_bwd", grad, *ctx.saved_tensors, ctx.num_heads, ctx.scale)
+    return *grads, None, None, None, None, None
+
+
+_backend.register_autograd("group_attention_fwd", _backward, setup_context=_save)

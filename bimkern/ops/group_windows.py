@@ -78,17 +78,17 @@ def _candidates(sizes: Sequence[Sequence[int]], window_area: int) -> Iterator[in
     """Yield group sizes, the published one first."""
     num_tokens, largest = sum(sizes[0]), max(map(max, sizes))
     yield num_tokens if num_tokens <= 2 * window_area else largest
-    while largest < tile(num_tokens):
-        largest = tile(largest)
-        yield largest
-        largest += 1
+    size = tile(largest)
+    while size <= tile(num_tokens):
+        yield size
+        size = tile(size + 1)
 
 
 def _group(sizes: Sequence[Sequence[int]], window_area: int, published: bool) -> tuple[int, list[list[list[int]]]]:
     """Return the group size and the windows of every group of every mask."""
     best, cheapest = None, 0
     for size in _candidates(sizes, window_area):
-        # No size from here on costs less than all its slots would, each of them filled.
+        # From some size on, even groups without an empty slot cost more than the best.
         if best is not None and (published or sum(map(sum, sizes)) * size >= cheapest):
             break
         groups = [pack(mask, size) for mask in sizes]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from bimkern.ops import _backend
 from bimkern.ops import _check as check
@@ -200,6 +201,11 @@ def _(
     published: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
-    groups, size = context.new_dynamic_size(), context.new_dynamic_size()
+    groups: int | torch.SymInt
+    size: int | torch.SymInt
+    try:
+        groups, size = context.new_dynamic_size(), context.new_dynamic_size()
+    except DynamicOutputShapeException:  # sizes must be numbers, as where memory is estimated: one group for all
+        groups, size = 1, keep.shape[1]
     tokens = keep.new_empty(keep.shape, dtype=torch.int32)
     return tokens.new_empty(keep.shape[0], groups, size), tokens, torch.empty_like(tokens)

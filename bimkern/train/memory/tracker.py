@@ -31,8 +31,8 @@ class AllocationTracker(TorchDispatchMode):
     """Report to an observer every storage that is allocated by operations inside the context, until it is freed.
 
     A storage that an operation only reads, modifies in place or views is not allocated by it. So parameters, inputs
-    and optimizer state that exist before are not reported; nor are plans of windows, on the host. It works on real and fake tensors. Every operation passes
-    through Python: use it for single steps.
+    and optimizer state that exist before are not reported; nor are plans of windows. It works on real and fake tensors.
+    Every operation passes through Python: use it for single steps.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], observer: Observer) -> None:

@@ -79,8 +79,6 @@ SMALL_RECIPES = (
     _small(bim_hog("bim_hog_vit_test", _LARGE_PATCHES)),
     _small(greenmim("greenmim_swin_tiny_test", _SWIN, base_lr=1.5e-4)),
     _small(_localmim_swin("localmim_swin_tiny_test")),
-    _small(with_pixels(_localmim_swin("localmim_swin_tiny_test_pixels"))),
-    _small(isolated(_localmim_swin("localmim_swin_tiny_test_isolated"))),
     _small(vitfreeze("vitfreeze_swin_tiny_test", _localmim_swin("localmim_swin_tiny_test"))),
     _small(bim_swin("bim_swin_tiny_test", _SWIN)),
     _small(simmim("simmim_swin_tiny_test", _SWIN)),

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from bench.eager.network import Mlp
 from bimkern.ops.group_windows import pack
 
-HIDDEN = -100.0  # logit of a token in another window
+APART = -100.0  # added to logits of tokens in different windows
 
 
 @dataclass(frozen=True)
 class Grouping:
     slots: Tensor  # [G, g], the token of every slot, token 0 in padded ones
     restore: Tensor  # [T], the slot of every token
-    mask: Tensor  # [G, 1, g, g], 0 within a window, else HIDDEN
+    mask: Tensor  # [G, 1, g, g], 0 within a window, else APART
     bias_index: Tensor  # [G, g, g], rows of the relative position table, 0 where they have no meaning
     has_bias: Tensor  # [G, 1, g, g], 0 or 1
 
@@ -44,7 +44,7 @@ def group(keep: Tensor, grid: tuple[int, int], window: int, shift: int) -> Group
     slots = slots.clamp(min=0)
     ids = torch.where(present, windows[slots], -1)
     same = (ids[:, :, None] == ids[:, None]) & present[:, :, None]  # [G, g, g]
-    mask = torch.zeros(same.shape, device=keep.device).masked_fill(~same, HIDDEN)
+    mask = torch.zeros(same.shape, device=keep.device).masked_fill(~same, APART)
     (height, _), (width, _) = sides
     distance = coordinates[slots][:, :, None] - coordinates[slots][:, None]  # [G, g, g, 2]
     index = (distance[..., 0] + height - 1) * (2 * width - 1) + distance[..., 1] + width - 1

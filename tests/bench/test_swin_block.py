@@ -1,4 +1,4 @@
-"""The published block of a sparse Swin computes what dense attention with hidden tokens left out does."""
+"""The published block of a sparse Swin computes what dense attention among the tokens of a window computes."""
 
 import pytest
 import torch

@@ -17,45 +17,45 @@ from torch import Tensor, nn
 from bench.eager.network import Mlp
 from bimkern.ops.group_windows import pack
 
-HIDDEN = -100.0  # logit of a token in another window
+APART = -100.0  # added to logits of tokens in different windows
 
 
 @dataclass(frozen=True)
 class Grouping:
     slots: Tensor  # [G, g], the token of every slot, token 0 in padded ones
     restore: Tensor  # [T], the slot of every token
-    mask: Tensor  # [G, 1, g, g], 0 within a window, else HIDDEN
+    mask: Tensor  # [G, 1, g, g], 0 within a window, else APART
     bias_index: Tensor  # [G, g, g], rows of the relative position table, 0 where they have no meaning
     has_bias: Tensor  # [G, 1, g, g], 0 or 1
 
 
 def group(keep: Tensor, grid: tuple[int, int], window: int, shift: int) -> Grouping:
-    """Group the visible tokens keep [T] of one mask, on its device."""
+    """Group the visible tokens keep [T] of one mask, on its device; up to two windows of them are one group."""
     sides = [(window, shift) if window < side else (side, 0) for side in grid]
     coordinates = torch.stack([keep // grid[1], keep % grid[1]], dim=1)  # [T, 2]
     row, column = ((coordinates[:, axis] + (side - shift) % side) // side for axis, (side, shift) in enumerate(sides))
     windows = row * grid[1] + column  # [T]
-    if len(keep) <= 2 * window**2:
+    (height, _), (width, _) = sides
+    if len(keep) <= 2 * height * width:
         slots = torch.arange(len(keep), device=keep.device)[None]
     else:
-        slots = _pack_windows(windows, window)
+        slots = _pack_windows(windows, height * width)
     present = slots >= 0
     restore = slots.flatten().argsort()[-len(keep) :]
     slots = slots.clamp(min=0)
     ids = torch.where(present, windows[slots], -1)
     same = (ids[:, :, None] == ids[:, None]) & present[:, :, None]  # [G, g, g]
-    mask = torch.zeros(same.shape, device=keep.device).masked_fill(~same, HIDDEN)
-    (height, _), (width, _) = sides
+    mask = torch.zeros(same.shape, device=keep.device).masked_fill(~same, APART)
     distance = coordinates[slots][:, :, None] - coordinates[slots][:, None]  # [G, g, g, 2]
     index = (distance[..., 0] + height - 1) * (2 * width - 1) + distance[..., 1] + width - 1
     return Grouping(slots, restore, mask[:, None], index * same, same[:, None].float())
 
 
-def _pack_windows(windows: Tensor, window: int) -> Tensor:
+def _pack_windows(windows: Tensor, window_area: int) -> Tensor:
     """Return the token of every slot, [G, g], -1 in padded ones."""
     counts = windows.unique(return_counts=True)[1].tolist()  # waits for a GPU
     tokens = windows.argsort().split(counts)
-    size = min(window**2, max(counts))
+    size = min(window_area, max(counts))
     groups = [torch.cat([tokens[i] for i in chosen]) for chosen in pack(counts, size)]
     return torch.stack([F.pad(group, (0, size - len(group)), value=-1) for group in groups])
 

@@ -1,4 +1,4 @@
-"""group_windows against the published program, which groups in Python: all groups of a Swin for one mask."""
+"""group_windows against the published program, which groups in Python."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The published block of a sparse Swin computes what dense attention with hidden tokens left out does."""
+"""The published block of a sparse Swin computes what dense attention among the tokens of a window computes."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ CASES = [
     ((14, 14), 60, 7, 3),  # one group
     ((7, 7), 12, 7, 3),  # one window
     ((8, 20), 90, 6, 2),
+    ((4, 21), 75, 7, 3),  # a window of 4 x 7
     ((3, 5), 1, 2, 1),
 ]
 

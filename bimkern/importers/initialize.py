@@ -155,10 +155,30 @@ def _numbers(settings: Mapping[str, Any]) -> dict[str, float]:
 def _layers(encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]) -> tuple[int, list[str]]:
     """Count the layers of the encoder in a file, and list what these hold that is not taken."""
     first = next(names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
-    prefix = re.escape(re.split(r"(?<=\.)\d+\.", first)[0])  # what stands before the number of the layer
-    numbers = {name: number[1] for name in weights if (number := re.match(rf"{prefix}(\d+)\.", name))}
     known = {theirs for names in taken.values() for theirs in names}
-    return len(set(numbers.values())), [name for name in numbers if name not in known]
+    for pattern in _numbered(first):
+        if len(_matches(pattern, known)) == encoder.depth:  # so it is what a layer is named by
+            break
+    found = _matches(pattern, weights)
+    return len(found), [name for names in found.values() for name in names if name not in known]
+
+
+def _numbered(name: str) -> Iterator[re.Pattern[str]]:
+    """Yield patterns of the beginnings of a name that end in a number, the shortest first; a number stands for any."""
+    pattern = ""
+    for part in name.split("."):
+        pattern += r"\d+\." if part.isdigit() else re.escape(f"{part}.")
+        if part.isdigit():
+            yield re.compile(pattern)
+
+
+def _matches(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Sort names by how they begin, where that matches a pattern."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := pattern.match(name):
+            found.setdefault(match[0], []).append(name)
+    return found
 
 
 def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:

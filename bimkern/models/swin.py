@@ -205,15 +205,14 @@ class SwinConfig:
 
     def layer_flops(self, layer: int, num_patches: int) -> int:
         """Count a layer as if the visible tokens were spread evenly over its windows."""
-        grid = self.level(0).grid(self.image_size, self.image_size)
         before, after = self.level(layer), self.level(layer + 1)
+        side, width = self.image_size // before.patch, before.width
         tokens = num_patches * self.patch**2 // before.patch**2
-        side = grid[0] * self.patch // before.patch
-        window = min(self.windows(grid)[0], side)
+        window = min(self.windows(self.level(0).grid(self.image_size, self.image_size))[0], side)
         together = tokens * window**2 // side**2  # tokens that share a window
-        width, hidden = before.width, int(before.width * self.mlp_ratio)
         merging = 2 * tokens * width * after.width if before.patch != after.patch else 0
-        return 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens * together * width + merging
+        linear = 4 * width**2 + 2 * width * int(width * self.mlp_ratio)
+        return 2 * tokens * linear + 4 * tokens * together * width + merging
 
     def layout(self, program: Program) -> Layout | None:
         if program != "timm":

@@ -1,4 +1,4 @@
-"""timm's Swin with the weights of ours, and hidden tokens kept out of every softmax.
+"""timm's Swin with the weights of ours, and masked tokens kept out of every softmax.
 
 Shapes: B images, H W rows and columns of tokens, C width, N tokens of a window.
 """

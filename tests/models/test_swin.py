@@ -1,4 +1,4 @@
-"""The sparse Swin computes what timm's Swin does with hidden tokens kept out, and the dense one what timm's does."""
+"""The sparse Swin computes what timm's Swin does with masked tokens kept out, and the dense one what timm's does."""
 
 import pytest
 import timm_swin
@@ -61,7 +61,7 @@ def test_any_number_of_units_may_be_visible(num_units):
 
 @pytest.mark.parametrize(("window", "size"), DIVIDED, ids=str)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_with_nothing_hidden_it_is_timms(window, size, sparse):
+def test_with_nothing_masked_it_is_timms(window, size, sparse):
     model, images = build(window), torch.randn(2, 3, *size, dtype=torch.float64)
     grid = size[0] // 4, size[1] // 4
     view = WholeImages(grid)

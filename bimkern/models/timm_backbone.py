@@ -1,0 +1,278 @@
+"""Backbones of timm by name: any that puts out feature maps, for methods in which all tokens pass the encoder.
+
+Where timm's feature network is a sequence of modules, its stem is the embedding and every level a layer. Where it is
+not, the network up to its last level is one layer, and the embedding cuts images into squares of pixels.
+
+Shapes: B images, C channels, H W pixels, N patches, T tokens of a grid of h x w, D width.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from bimkern import pieces
+from bimkern.models import timm_networks
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.painting import normalize, paint
+from bimkern.models.timm_networks import Description, Network
+
+_WHOLE = {"num_classes": 0, "global_pool": "avg"}  # of the networks that weights are exported for
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class _Part(nn.Sequential):
+    """Modules of a feature network, under the names that timm gives them there; half precision is by autocast."""
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(self, modules: Mapping[str, nn.Module], network: Network) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.channels_last, self.patch = network.channels_last, None if network.stem else network.patch
+
+    def run(self, maps: Tensor) -> Tensor:
+        """Return tokens [B, T, D] from what the modules take."""
+        dtype = self.compute_dtype
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if dtype in _HALF:
+            autocast = torch.autocast(maps.device.type, dtype)
+        with autocast:
+            found = super().forward(maps)
+        last = found[-1] if isinstance(found, list) else found
+        tokens = last.flatten(1, 2) if self.channels_last else last.flatten(2).mT
+        return tokens.to(maps.dtype)
+
+
+class Embedding(_Part):
+    """The stem, or the pixels of every patch where there is none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run(images) if self.patch is None else pixel_unshuffle(images, self.patch).flatten(2).mT
+
+
+class Stage(_Part):
+    """A level, or a whole network."""
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
+        if self.patch is not None:
+            return self.run(pixel_shuffle(tokens.mT.unflatten(2, grid), self.patch))
+        return self.run(tokens.unflatten(1, grid) if self.channels_last else tokens.mT.unflatten(2, grid))
+
+
+class TimmBackbone(nn.Module):
+    """A feature network of timm; masked patches can be painted over in its images."""
+
+    def __init__(self, config: "TimmBackboneConfig") -> None:
+        super().__init__()
+        self.config = config
+        network = timm_networks.create(config.name, config.image_size, config.arguments)
+        self.embedding = Embedding(network.stem, network)
+        self.layers = nn.ModuleList(Stage(level, network) for level in network.levels[: config.depth])
+
+    def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        tokens: Tensor = self.embedding(normalize(images, mean, std))
+        return tokens
+
+    def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        tokens: Tensor = self.embedding(paint(images, view, color, mean, std))
+        return tokens
+
+    def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
+        patch = self.config.level(0).patch
+        grid = self.config.level(layer).grid(view.grid[0] * patch, view.grid[1] * patch)
+        tokens = self.layers[layer](tokens, grid)
+        return tokens
+
+
+class TimmPatchBackbone(TimmBackbone):
+    """One whose stem mixes no patches, so that a token can replace them behind it."""
+
+    def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        assert view.masked is not None
+        return torch.where(view.masked[..., None] > 0, token, self.embed(images, mean, std))
+
+
+@pieces.register(EncoderConfig)
+@dataclass(frozen=True, kw_only=True)
+class TimmBackboneConfig:
+    """A backbone by its name in timm, with random weights; levels, widths and grids are what timm says.
+
+    Raises:
+        ValueError: timm is missing or has no such backbone, or that has no maps of features or does not take such
+            images.
+    """
+
+    name: str
+    image_size: int = 224
+    channels: int = 3
+    depths: tuple[int, ...] | None = None  # blocks of every stage, to train fewer than timm has; None: all
+    num_levels: int | None = None  # the first ones alone; None: all
+    model_args: dict[str, Any] = field(default_factory=dict)  # other arguments of timm's network
+    num_prefix: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TimmBackboneConfig: {name} must be at least 1, got {getattr(self, name)}")
+        described, most = _described(self, self.image_size), len(self._levels) - 1
+        if self.num_levels is not None and not 1 <= self.num_levels <= most:
+            raise ValueError(f"TimmBackboneConfig: num_levels must be in [1, {most}], got {self.num_levels}")
+        if self.depths is not None and not described.names <= _described(self.whole, self.image_size).names:
+            raise ValueError(
+                f"TimmBackboneConfig: depths must be at most those of {self.name}, got {self.depths}; "
+                f"set model_args.depths for a larger network"
+            )
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(pieces.to_json(self), sort_keys=True))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What timm builds it with, besides sizes of images."""
+        cut = {} if self.depths is None else {"depths": self.depths}
+        return {"in_chans": self.channels, **self.model_args, **cut}
+
+    @property
+    def whole(self) -> "TimmBackboneConfig":
+        """The config of the backbone with all that timm has of it."""
+        return replace(self, depths=None, num_levels=None)
+
+    @property
+    def _levels(self) -> tuple[Level, ...]:
+        return _described(self, self.image_size).levels
+
+    @property
+    def module(self) -> type[TimmBackbone]:
+        return TimmPatchBackbone if _described(self, self.image_size).patchwise else TimmBackbone
+
+    @property
+    def depth(self) -> int:
+        return self.num_levels or len(self._levels) - 1
+
+    def level(self, num_layers: int) -> Level:
+        return self._levels[num_layers]
+
+    def layer_group(self, name: str) -> int:
+        part, _, rest = name.partition(".")
+        return int(rest.partition(".")[0]) + 1 if part == "layers" else 0
+
+    def cut(self, depth: int) -> "TimmBackboneConfig":
+        return replace(self, num_levels=depth)
+
+    def resized(self, image_size: int) -> "TimmBackboneConfig":
+        """Return the config for another image size, to which images may also change while the network is trained."""
+        _described(self, image_size)
+        return replace(self, image_size=image_size)
+
+    def layout(self, program: Program) -> Layout | None:
+        """Return the whole backbone in timm's terms: what is not among our weights is drawn at random."""
+        return _timm_layout(self) if program == "timm" else None
+
+    def load(self, weights: Weights) -> TimmBackbone:
+        encoder, layout = self.module(self), OWN_LAYOUT
+        if not encoder.state_dict().keys() & weights.keys():
+            layout = self.layout("timm") or layout
+        encoder.load_state_dict({name: weights[layout.name(name)] for name in encoder.state_dict()})
+        return encoder
+
+
+@cache
+def _described(config: TimmBackboneConfig, image_size: int) -> Description:
+    """Describe what a backbone as it is built for its own image size makes of images of another."""
+    return timm_networks.describe(config.name, config.image_size, image_size, config.arguments)
+
+
+@cache
+def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
+    """Name our weights as timm's whole network does; None where it has them not."""
+    with timm_networks.without_values():
+        whole, arguments = timm_networks.create_whole(config.name, config.image_size, config.whole.arguments | _WHOLE)
+        ours, theirs = TimmBackbone(config).state_dict(), whole.state_dict()
+        names = tuple(_renamed(config, whole))
+    layout = Layout(names=names, norm=None)
+    there = {name: theirs.get(layout.name(name)) for name in ours}
+    if any(tensor is None or tensor.shape != ours[name].shape for name, tensor in there.items()):
+        return None
+    missing = theirs.keys() - {layout.name(name) for name in ours}
+    norm = _last_norm(config, whole, missing)
+    drawn = frozenset(name for name in missing if norm is None or not name.startswith(norm))
+    return Layout(
+        names=names,
+        norm=norm,
+        tables=_Drawn(config, drawn),
+        settings={
+            "architecture": config.name,
+            "num_features": whole.num_features,
+            "model_args": {key: value for key, value in arguments.items() if key not in _WHOLE},
+            "first_conv": whole.pretrained_cfg.get("first_conv"),
+            "classifier": whole.pretrained_cfg.get("classifier"),
+        },
+    )
+
+
+def _renamed(config: TimmBackboneConfig, whole: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield prefixes of our names and of timm's: its feature networks lift what lies in an nn.Sequential out of it."""
+    lifted = {
+        f"{outer}_{inner}": f"{outer}.{inner}."
+        for outer, modules in whole.named_children()
+        for inner, _ in modules.named_children()
+    }
+    known = {name: f"{name}." for name, _ in whole.named_children()}
+    encoder = TimmBackbone(config)
+    for where, part in (("embedding", encoder.embedding), *((f"layers.{i}", m) for i, m in enumerate(encoder.layers))):
+        for name, module in part.named_children():
+            if encoder.embedding.patch is None:
+                yield f"{where}.{name}.", (known | lifted)[name]
+                continue
+            for inner, _ in module.named_children():  # either the whole network itself, or parts of it
+                yield f"{where}.{name}.{inner}.", (lifted | known).get(inner, "")
+
+
+def _last_norm(config: TimmBackboneConfig, whole: nn.Module, missing: Set[str]) -> str | None:
+    """Return the prefix of the norm behind the last level, if timm's network has one that ours lacks."""
+    if config.num_levels is not None:
+        return None
+    width = [config.level(config.depth).width]
+    norms = [
+        f"{name}."
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        and {f"{name}.weight", f"{name}.bias"} <= missing
+        and list(module.normalized_shape) == width
+    ]
+    return norms[-1] if len(norms) == 1 else None
+
+
+class _Drawn(Mapping[str, Tensor]):
+    """Weights of timm's network that are not among ours, drawn when the first of them is asked for."""
+
+    def __init__(self, config: TimmBackboneConfig, names: frozenset[str]) -> None:
+        self._config, self._names = config, names
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Tensor]:
+        config = self._config.whole
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(0)
+            whole, _ = timm_networks.create_whole(config.name, config.image_size, config.arguments | _WHOLE)
+        weights: Mapping[str, Tensor] = whole.state_dict()
+        return weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 import bimkern.models.timm_backbone  # noqa: F401  # registers a built-in encoder; likewise vit
-import bimkern.models.vit  # noqa: F401
+from bimkern.models import timm_backbone, vit  # noqa: F401  # these register the built-in encoders
 from bimkern import pieces
 from bimkern.errors import BimkernError
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig

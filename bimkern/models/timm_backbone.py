@@ -8,9 +8,10 @@ Shapes: B images, C channels, H W pixels, N patches, T tokens of a grid of h x w
 
 import json
 from collections.abc import Iterator, Mapping, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from bimkern import pieces
 from bimkern.models import timm_networks
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.painting import normalize, paint
-from bimkern.models.timm_networks import Description, Network
+from bimkern.models.timm_networks import Description
 
 _WHOLE = {"num_classes": 0, "global_pool": "avg"}  # of the networks that weights are exported for
 _HALF = (torch.bfloat16, torch.float16)
@@ -32,39 +33,61 @@ class _Part(nn.Sequential):
 
     compute_dtype: torch.dtype | None = None
 
-    def __init__(self, modules: Mapping[str, nn.Module], network: Network) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], *, channels_last: bool) -> None:
+        """Take the modules, and whether they put out [B, h, w, D] instead of [B, D, h, w]."""
         super().__init__()
         for name, module in modules.items():
             self.add_module(name, module)
-        self.channels_last, self.patch = network.channels_last, None if network.stem else network.patch
+        self._puts_channels_last = channels_last
 
     def run(self, maps: Tensor) -> Tensor:
         """Return tokens [B, T, D] from what the modules take."""
         dtype = self.compute_dtype
-        autocast: AbstractContextManager[Any] = nullcontext()
-        if dtype in _HALF:
-            autocast = torch.autocast(maps.device.type, dtype)
-        with autocast:
+        with torch.autocast(maps.device.type, dtype) if dtype in _HALF else nullcontext():
             found = super().forward(maps)
         last = found[-1] if isinstance(found, list) else found
-        tokens = last.flatten(1, 2) if self.channels_last else last.flatten(2).mT
+        tokens = last.flatten(1, 2) if self._puts_channels_last else last.flatten(2).mT
         return tokens.to(maps.dtype)
 
 
-class Embedding(_Part):
-    """The stem, or the pixels of every patch where there is none."""
+class Stem(_Part):
+    """What comes before the levels."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.run(images) if self.patch is None else pixel_unshuffle(images, self.patch).flatten(2).mT
+        return self.run(images)
 
 
 class Stage(_Part):
-    """A level, or a whole network."""
+    """A level, from the tokens of the one before."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], *, takes_channels_last: bool, channels_last: bool) -> None:
+        super().__init__(modules, channels_last=channels_last)
+        self._takes_channels_last = takes_channels_last
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
-        if self.patch is not None:
-            return self.run(pixel_shuffle(tokens.mT.unflatten(2, grid), self.patch))
-        return self.run(tokens.unflatten(1, grid) if self.channels_last else tokens.mT.unflatten(2, grid))
+        return self.run(tokens.unflatten(1, grid) if self._takes_channels_last else tokens.mT.unflatten(2, grid))
+
+
+class Pixels(nn.Module):
+    """The embedding where a network is a single layer: the pixels of every patch."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        return pixel_unshuffle(images, self.patch).flatten(2).mT
+
+
+class Whole(_Part):
+    """A network that is a single layer, from the pixels of patches."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], patch: int, *, channels_last: bool) -> None:
+        super().__init__(modules, channels_last=channels_last)
+        self.patch = patch
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
+        return self.run(pixel_shuffle(tokens.mT.unflatten(2, grid), self.patch))
 
 
 class TimmBackbone(nn.Module):
@@ -74,8 +97,16 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.config = config
         network = timm_networks.create(config.name, config.image_size, config.arguments)
-        self.embedding = Embedding(network.stem, network)
-        self.layers = nn.ModuleList(Stage(level, network) for level in network.levels[: config.depth])
+        formats = _described(config, config.image_size).channels_last
+        if network.stem:
+            self.embedding: nn.Module = Stem(network.stem, channels_last=formats[0])
+            self.layers = nn.ModuleList(
+                Stage(modules, takes_channels_last=before, channels_last=after)
+                for modules, (before, after) in zip(network.levels[: config.depth], pairwise(formats), strict=False)
+            )
+        else:
+            self.embedding = Pixels(network.patch)
+            self.layers = nn.ModuleList([Whole(network.levels[0], network.patch, channels_last=formats[1])])
 
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         tokens: Tensor = self.embedding(normalize(images, mean, std))
@@ -88,8 +119,8 @@ class TimmBackbone(nn.Module):
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
         patch = self.config.level(0).patch
         grid = self.config.level(layer).grid(view.grid[0] * patch, view.grid[1] * patch)
-        tokens = self.layers[layer](tokens, grid)
-        return tokens
+        found: Tensor = self.layers[layer](tokens, grid)
+        return found
 
 
 class TimmPatchBackbone(TimmBackbone):
@@ -194,7 +225,12 @@ def _described(config: TimmBackboneConfig, image_size: int) -> Description:
 def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
     """Name our weights as timm's whole network does; None where it has them not."""
     with timm_networks.without_values():
-        whole, arguments = timm_networks.create_whole(config.name, config.image_size, config.whole.arguments | _WHOLE)
+        try:
+            whole, arguments = timm_networks.create_whole(
+                config.name, config.image_size, config.whole.arguments | _WHOLE
+            )
+        except timm_networks.NetworkError:  # it has no such pooling
+            return None
         ours, theirs = TimmBackbone(config).state_dict(), whole.state_dict()
         names = tuple(_renamed(config, whole))
     layout = Layout(names=names, norm=None)
@@ -229,7 +265,7 @@ def _renamed(config: TimmBackboneConfig, whole: nn.Module) -> Iterator[tuple[str
     encoder = TimmBackbone(config)
     for where, part in (("embedding", encoder.embedding), *((f"layers.{i}", m) for i, m in enumerate(encoder.layers))):
         for name, module in part.named_children():
-            if encoder.embedding.patch is None:
+            if isinstance(encoder.embedding, Stem):
                 yield f"{where}.{name}.", (known | lifted)[name]
                 continue
             for inner, _ in module.named_children():  # either the whole network itself, or parts of it

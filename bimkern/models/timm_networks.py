@@ -3,7 +3,6 @@
 Shapes: B images, C channels, h w rows and columns of a feature map, D width.
 """
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +35,6 @@ class Network:
 
     stem: Mapping[str, nn.Module]  # empty where the only level takes the images themselves
     levels: tuple[Mapping[str, nn.Module], ...]
-    channels_last: bool  # maps are [B, h, w, D] instead of [B, D, h, w]
     patch: int  # pixels a side of a cell of the last level
 
     @property
@@ -49,6 +47,7 @@ class Description:
     """What a network makes of images of one size."""
 
     levels: tuple[Level, ...]  # of the stem, or of images cut into squares, and of every level
+    channels_last: tuple[bool, ...]  # whether maps are [B, h, w, D] instead of [B, D, h, w], likewise
     patchwise: bool  # whether the stem mixes no patches
     names: frozenset[str]  # of its weights
 
@@ -90,31 +89,37 @@ def describe(name: str, built_for: int, image_size: int, arguments: Arguments) -
         network = create(name, built_for, arguments)
         if image_size % network.patch:
             raise NetworkError(f"image_size must be a multiple of {network.patch} for {name}, got {image_size}")
-        maps = torch.zeros(1, arguments["in_chans"], image_size, image_size)
-        levels = [] if network.stem else [Level(maps.shape[1] * network.patch**2, network.patch)]
-        for part in network.parts:
+        maps: Any = torch.zeros(1, arguments["in_chans"], image_size, image_size)
+        levels, channels_last = [], []
+        if not network.stem:
+            levels, channels_last = [Level(maps.shape[1] * network.patch**2, network.patch)], [False]
+        for part in filter(None, network.parts):
             try:
                 for module in part.values():
                     maps = module.eval()(maps)
-                if part:
-                    maps = maps[-1] if isinstance(maps, list) else maps
-                    levels.append(_level(maps, image_size, network.channels_last))
+                maps = maps[-1] if isinstance(maps, list) else maps
+                channels_last.append(_is_channels_last(maps.shape))
             except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
                 reason = f": {' '.join(str(error).split())}" if str(error) else ""
-                raise NetworkError(f"{name} does not take images of {image_size} x {image_size} pixels{reason}") from error
+                message = f"{name} does not take images of {image_size} x {image_size} pixels{reason}"
+                raise NetworkError(message) from error
+            width, rows = maps.shape[-1 if channels_last[-1] else 1], maps.shape[2]
+            if image_size % rows:
+                raise NetworkError(f"{name} makes {rows} x {rows} cells of {image_size} x {image_size} pixels")
+            levels.append(Level(width, image_size // rows))
     names = frozenset(weight for part in network.parts for weight in nn.ModuleDict(part).state_dict())
-    return Description(tuple(levels), _is_patchwise(network.stem), names)
+    return Description(tuple(levels), tuple(channels_last), _is_patchwise(network.stem), names)
 
 
-def _level(maps: torch.Tensor, image_size: int, channels_last: bool) -> Level:
-    _, *sides = maps.shape
-    if len(sides) != 3:
-        raise ValueError(f"a level puts out {list(maps.shape)}, which is no map")
-    width = sides.pop(-1 if channels_last else 0)
-    rows, columns = sides
-    if rows != columns or image_size % rows:
-        raise ValueError(f"a level puts out {rows} x {columns} cells, which do not divide the image")
-    return Level(width, image_size // rows)
+def _is_channels_last(shape: torch.Size) -> bool:
+    """Return which dimension of the maps of a square image is their width.
+
+    Raises:
+        ValueError: it is no square map.
+    """
+    if len(shape) != 4 or shape[2] not in (shape[1], shape[3]):
+        raise ValueError(f"a level puts out {list(shape)}, which is no square map")
+    return shape[2] != shape[3]
 
 
 def _is_patchwise(stem: Mapping[str, nn.Module]) -> bool:
@@ -131,9 +136,8 @@ def _in_parts(net: Any, name: str) -> Network:
     if info is None:
         raise NetworkError(f"{name} has no maps of features (timm's feature_info)")
     patch = info.reduction()[-1]
-    channels_last = str(getattr(net, "output_fmt", "NCHW")) in ("NHWC", "Format.NHWC")
     if type(net) is not _timm().models.FeatureListNet:
-        return Network({}, ({"net": net},), channels_last, patch)
+        return Network({}, ({"net": net},), patch)
     sections: list[dict[str, nn.Module]] = [{}]
     for part, module in net.items():
         sections[-1][part] = module
@@ -143,7 +147,7 @@ def _in_parts(net: Any, name: str) -> Network:
     *before, first = stem
     if before and any(stem[first].children()):  # else the stem itself is the first level that timm reads
         levels.insert(0, {first: stem.pop(first)})
-    return Network(stem, tuple(levels), channels_last, patch)
+    return Network(stem, tuple(levels), patch)
 
 
 def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, dict[str, Any]]:
@@ -159,13 +163,12 @@ def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, di
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return timm.create_model(name, pretrained=False, **arguments, **wanted), wanted
+        except TypeError as error:
+            refused = [key for key in wanted if f"'{key}'" in str(error)]
+            if not refused:
+                raise NetworkError(f"timm cannot build {name} so ({optional.first_line(error)})") from error
+            wanted = {key: value for key, value in wanted.items() if key not in refused}
         except Exception as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if isinstance(error, TypeError) and unknown is not None:
-                if unknown[1] in wanted:
-                    del wanted[unknown[1]]
-                    continue
-                raise NetworkError(f"{name} of timm has no argument {unknown[1]!r}") from error
             raise NetworkError(f"timm cannot build {name} so ({optional.first_line(error)})") from error
 
 

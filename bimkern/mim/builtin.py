@@ -3,6 +3,18 @@
 from bimkern.mim import flow, schedule, targets
 from bimkern.mim.masking import blockwise, random, units
 from bimkern.mim.reconstruction import renderers
-from bimkern.models import heads, timm_backbone, vit
+from bimkern.models import heads, swin, timm_backbone, vit
 
-__all__ = ["blockwise", "flow", "heads", "random", "renderers", "schedule", "targets", "timm_backbone", "units", "vit"]
+__all__ = [
+    "blockwise",
+    "flow",
+    "heads",
+    "random",
+    "renderers",
+    "schedule",
+    "swin",
+    "targets",
+    "timm_backbone",
+    "units",
+    "vit",
+]

@@ -7,7 +7,7 @@ Shapes: B images, C channels, H W pixels, N patches, T tokens of a grid of h x w
 """
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -21,6 +21,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from bimkern import pieces
 from bimkern.models import timm_networks
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.painting import normalize, paint
 from bimkern.models.timm_networks import Description
 
@@ -185,6 +186,11 @@ class TimmBackboneConfig:
         return TimmPatchBackbone if _described(self, self.image_size).patchwise else TimmBackbone
 
     @property
+    def norm_eps(self) -> float:
+        norm = _whole_norm(self.whole)
+        return LAYER_NORM_EPS if norm is None else norm.eps
+
+    @property
     def depth(self) -> int:
         return self.num_levels or len(self._levels) - 1
 
@@ -231,18 +237,21 @@ def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
             )
         except timm_networks.NetworkError:  # it has no such pooling
             return None
-        ours, theirs = TimmBackbone(config).state_dict(), whole.state_dict()
-        names = tuple(_renamed(config, whole))
+        encoder = TimmBackbone(config)
+    names = tuple(_renamed(encoder, whole))
     layout = Layout(names=names, norm=None)
+    ours, theirs = encoder.state_dict(), whole.state_dict()
     there = {name: theirs.get(layout.name(name)) for name in ours}
     if any(tensor is None or tensor.shape != ours[name].shape for name, tensor in there.items()):
         return None
     missing = theirs.keys() - {layout.name(name) for name in ours}
-    norm = _last_norm(config, whole, missing)
-    drawn = frozenset(name for name in missing if norm is None or not name.startswith(norm))
+    norm = _whole_norm(config.whole)
+    fits = norm is not None and config.num_levels is None and norm.width == config.level(config.depth).width
+    prefix = norm.prefix if norm is not None and fits else None
+    drawn = frozenset(name for name in missing if prefix is None or not name.startswith(prefix))
     return Layout(
         names=names,
-        norm=norm,
+        norm=prefix,
         tables=_Drawn(config, drawn),
         settings={
             "architecture": config.name,
@@ -254,37 +263,52 @@ def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
     )
 
 
-def _renamed(config: TimmBackboneConfig, whole: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield prefixes of our names and of timm's: its feature networks lift what lies in an nn.Sequential out of it."""
+def _renamed(encoder: TimmBackbone, whole: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield prefixes of our names and of timm's: its feature networks lift what lies in a module out of it."""
     lifted = {
         f"{outer}_{inner}": f"{outer}.{inner}."
         for outer, modules in whole.named_children()
         for inner, _ in modules.named_children()
     }
-    known = {name: f"{name}." for name, _ in whole.named_children()}
-    encoder = TimmBackbone(config)
+    lifted |= {name: f"{name}." for name, _ in whole.named_children()}
     for where, part in (("embedding", encoder.embedding), *((f"layers.{i}", m) for i, m in enumerate(encoder.layers))):
         for name, module in part.named_children():
             if isinstance(encoder.embedding, Stem):
-                yield f"{where}.{name}.", (known | lifted)[name]
+                yield f"{where}.{name}.", lifted[name]
                 continue
             for inner, _ in module.named_children():  # either the whole network itself, or parts of it
-                yield f"{where}.{name}.{inner}.", (lifted | known).get(inner, "")
+                yield f"{where}.{name}.{inner}.", lifted.get(inner, "")
 
 
-def _last_norm(config: TimmBackboneConfig, whole: nn.Module, missing: Set[str]) -> str | None:
-    """Return the prefix of the norm behind the last level, if timm's network has one that ours lacks."""
-    if config.num_levels is not None:
-        return None
-    width = [config.level(config.depth).width]
+@dataclass(frozen=True)
+class _Norm:
+    """The norm behind the last level."""
+
+    prefix: str
+    width: int
+    eps: float
+
+
+@cache
+def _whole_norm(config: TimmBackboneConfig) -> _Norm | None:
+    """Return the last norm of timm's network, where that has one and its feature network has not."""
+    with timm_networks.without_values():
+        try:
+            whole, _ = timm_networks.create_whole(config.name, config.image_size, config.arguments | _WHOLE)
+        except timm_networks.NetworkError:
+            return None
+        names = Layout(names=tuple(_renamed(encoder := TimmBackbone(config), whole)), norm=None)
+    known = {names.name(name) for name in encoder.state_dict()}
+    width = config.level(config.depth).width
     norms = [
-        f"{name}."
+        _Norm(f"{name}.", width, module.eps)
         for name, module in whole.named_modules()
         if isinstance(module, nn.LayerNorm)
-        and {f"{name}.weight", f"{name}.bias"} <= missing
-        and list(module.normalized_shape) == width
+        and {name for name, _ in module.named_parameters()} == {"weight", "bias"}
+        and list(module.normalized_shape) == [width]
+        and f"{name}.weight" not in known
     ]
-    return norms[-1] if len(norms) == 1 else None
+    return norms[0] if len(norms) == 1 else None
 
 
 class _Drawn(Mapping[str, Tensor]):

@@ -100,8 +100,8 @@ def describe(name: str, built_for: int, image_size: int, arguments: Arguments) -
                 maps = maps[-1] if isinstance(maps, list) else maps
                 channels_last.append(_is_channels_last(maps.shape))
             except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-                reason = f": {' '.join(str(error).split())}" if str(error) else ""
-                message = f"{name} does not take images of {image_size} x {image_size} pixels{reason}"
+                reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+                message = f"{name} built for {built_for} pixels does not take images of {image_size} pixels{reason}"
                 raise NetworkError(message) from error
             width, rows = maps.shape[-1 if channels_last[-1] else 1], maps.shape[2]
             if image_size % rows:

@@ -166,10 +166,15 @@ def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, di
         except TypeError as error:
             refused = [key for key in wanted if f"'{key}'" in str(error)]
             if not refused:
-                raise NetworkError(f"timm cannot build {name} so ({optional.first_line(error)})") from error
+                raise NetworkError(_cannot(name, arguments, error)) from error
             wanted = {key: value for key, value in wanted.items() if key not in refused}
         except Exception as error:
-            raise NetworkError(f"timm cannot build {name} so ({optional.first_line(error)})") from error
+            raise NetworkError(_cannot(name, arguments, error)) from error
+
+
+def _cannot(name: str, arguments: Arguments, error: Exception) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items() if key != "features_only")
+    return f"timm cannot build {name} with {given} ({optional.first_line(error)})"
 
 
 def _timm() -> ModuleType:

@@ -9,8 +9,9 @@ from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import Distillation, HogTarget
+from bimkern.models.encoder import EncoderConfig
 from bimkern.models.heads import DecoderConfig
-from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
+from bimkern.models.vit import VIT_BASE, VIT_LARGE
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.run import Config
@@ -19,27 +20,31 @@ _EPOCHS = 800  # table 1
 IMAGE_SIZE = 128  # section 3 and table 2
 IMAGE_SIZES = (128, 160, 192)  # FastMIM-P
 _PHASE_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
-HOG = HogTarget(bins=9, cells=2)  # section 3: cells of 8 pixels
+HOG_CELL = 8  # pixels, section 3
+HOG = HogTarget(bins=9, cells=2)  # of patches of 16 pixels
 
 SMALL_DECODER = DecoderConfig(width=256, depth=1, num_heads=8, positions=False)  # appendix A, ViT-B
 LARGE_DECODER = DecoderConfig(width=512, depth=8, num_heads=16, positions=False)  # appendix A, ViT-L
 
 
-def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int | None = None) -> Config:
-    """Train at 128 pixels on images whose masked patches are painted over, to predict HOG.
+def fastmim(name: str, encoder: EncoderConfig, decoder: DecoderConfig, *, depth: int | None = None) -> Config:
+    """Train at 128 pixels on images whose masked units are painted over, to predict HOG.
 
     depth cuts the encoder, table 1c: the layers above it are left to fine-tuning.
     """
-    base = mae(name, encoder)
-    encoder = replace(encoder, image_size=IMAGE_SIZE, depth=depth or encoder.depth)
+    base = mae(name, VIT_BASE)
+    encoder = encoder.resized(IMAGE_SIZE).cut(depth or encoder.depth)
+    first, last = encoder.level(0).patch, encoder.level(encoder.depth).patch
     return replace(
         base,
         method=Method(
             encoder=encoder,
             taps=(encoder.depth - 1,),
-            masker=BlockPixels(ratio=0.75),  # section 4.1
+            masker=BlockPixels(
+                ratio=0.75, mask_unit=last // first
+            ),  # section 4.1; table 10b for the last stage's stride
             heads=(decoder,),
-            targets=(HOG,),
+            targets=(replace(HOG, cells=max(1, last // HOG_CELL)),),
             flow=EndToEnd(),
         ),
         schedule=Cosine(warmup_epochs=10),  # appendix A

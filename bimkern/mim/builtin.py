@@ -3,10 +3,11 @@
 from bimkern.mim import flow, schedule, targets
 from bimkern.mim.masking import blockwise, random, units
 from bimkern.mim.reconstruction import renderers
-from bimkern.models import heads, swin, timm_backbone, vit
+from bimkern.models import cmt, heads, swin, timm_backbone, vit
 
 __all__ = [
     "blockwise",
+    "cmt",
     "flow",
     "heads",
     "random",

@@ -202,7 +202,7 @@ class TimmBackboneConfig:
         return int(rest.partition(".")[0]) + 1 if part == "layers" else 0
 
     def cut(self, depth: int) -> "TimmBackboneConfig":
-        return replace(self, num_levels=depth)
+        return replace(self, num_levels=depth if depth < len(self._levels) - 1 else None)
 
     def resized(self, image_size: int) -> "TimmBackboneConfig":
         """Return the config for another image size, to which images may also change while the network is trained."""

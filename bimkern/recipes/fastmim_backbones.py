@@ -1,12 +1,13 @@
-"""FastMIM on backbones of timm: those of its tables, and any by its name."""
+"""FastMIM on other backbones than ViT: those of its tables, and any of timm by its name."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from bimkern.models.cmt import CMT_SMALL
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.timm_backbone import TimmBackboneConfig
 from bimkern.recipes.fastmim import IMAGE_SIZE, fastmim, progressive
-from bimkern.recipes.recipe import DeferredRecipe
+from bimkern.recipes.recipe import DeferredRecipe, Recipe
 from bimkern.train.config.run import Config
 
 # Appendix A has decoders of ViT and Swin alone: that of Swin-B.
@@ -41,13 +42,19 @@ _TABLES = {  # the tables of 800 epochs with other backbones than ViT and Swin
     "twins_svt_large": "Twins-L",
 }
 
-FASTMIM_BACKBONE_RECIPES = tuple(
-    DeferredRecipe(
-        name=f"fastmim_{backbone}",
-        summary=f"FastMIM, {name} at 128 pixels, HOG (needs timm)",
-        build=partial(fastmim_of, backbone),
-    )
-    for backbone, name in _TABLES.items()
+FASTMIM_BACKBONE_RECIPES: tuple[Recipe | DeferredRecipe, ...] = (
+    Recipe(
+        summary="FastMIM, CMT-S at 128 pixels, HOG",
+        config=fastmim("fastmim_cmt_small", CMT_SMALL, HIERARCHICAL_DECODER),
+    ),
+    *(
+        DeferredRecipe(
+            name=f"fastmim_{backbone}",
+            summary=f"FastMIM, {name} at 128 pixels, HOG (needs timm)",
+            build=partial(fastmim_of, backbone),
+        )
+        for backbone, name in _TABLES.items()
+    ),
 )
 
 WITH_BACKBONE: Mapping[str, Callable[[str], Config]] = {"fastmim": fastmim_of, "fastmim_p": fastmim_p_of}

@@ -115,8 +115,8 @@ def _refuse_other(
         for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
         if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
     ]
-    layers, more = _layers(encoder, weights, taken)
-    depth = [] if layers == encoder.depth else [f"it has {layers} layers instead of {encoder.depth}"]
+    layers, expected, more = _layers(encoder, weights, taken)
+    depth = [] if layers == expected else [f"it has {layers} layers instead of {expected}"]
     differences = (
         _differing_settings(saved, encoder)
         or depth + shapes[:1]
@@ -152,13 +152,21 @@ def _numbers(settings: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _layers(encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]) -> tuple[int, list[str]]:
-    """Count the layers of the encoder in a file, and list what these hold that is not taken."""
+def _layers(
+    encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]
+) -> tuple[int, int, list[str]]:
+    """Count the layers in a file that are numbered like the encoder's first one, and those here.
+
+    List as well what the layers in the file hold that is not taken.
+    """
     first = next(names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
     prefix = re.escape(re.split(r"(?<=\.)\d+\.", first)[0])  # what stands before the number of the layer
-    numbers = {name: number[1] for name in weights if (number := re.match(rf"{prefix}(\d+)\.", name))}
     known = {theirs for names in taken.values() for theirs in names}
-    return len(set(numbers.values())), [name for name in numbers if name not in known]
+    there, here = (
+        {name: number[1] for name in names if (number := re.match(rf"{prefix}(\d+)\.", name))}
+        for names in (weights, known)
+    )
+    return len(set(there.values())), len(set(here.values())), [name for name in there if name not in known]
 
 
 def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:

@@ -107,11 +107,11 @@ class LightAttention(nn.Module):
 class Mlp(nn.Module):
     """The inverted residual feed-forward network, section 3.4."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.expand, self.norm1 = Convolution(width, hidden, 1), BatchNorm(hidden)
-        self.spatial, self.norm2 = _depthwise(hidden, 3), BatchNorm(hidden)
-        self.reduce, self.norm3 = Convolution(hidden, width, 1), BatchNorm(width)
+        self.expand, self.norm1 = Convolution(width, inner, 1), BatchNorm(inner)
+        self.spatial, self.norm2 = _depthwise(inner, 3), BatchNorm(inner)
+        self.reduce, self.norm3 = Convolution(inner, width, 1), BatchNorm(width)
 
     def forward(self, maps: Tensor) -> Tensor:
         x = self.norm1(F.gelu(self.expand(maps)))
@@ -124,7 +124,7 @@ class Block(nn.Module):
     """A local perception unit, attention, feed-forward network: equations 6 to 8; before them a merge, or none."""
 
     def __init__(
-        self, width: int, num_heads: int, reduction: int, hidden: int, grid: Grid, *, in_width: int | None = None
+        self, width: int, num_heads: int, reduction: int, inner: int, grid: Grid, *, in_width: int | None = None
     ) -> None:
         super().__init__()
         self.merge = None if in_width is None else Merge(in_width, width)
@@ -132,7 +132,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attn = LightAttention(width, num_heads, reduction, grid)
         self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width, hidden)
+        self.mlp = Mlp(width, inner)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Run on the tokens of a grid; with a merge, that is the grid behind it."""

@@ -20,8 +20,9 @@ from bimkern.models.encoder import Level
 
 Arguments = Mapping[str, Any]
 
-# What networks are asked for so that images may be of any size. timm does not list which network has which argument.
-_ANY_SIZE = {"strict_img_size": False, "dynamic_mask": True, "dynamic_img_size": True}
+# What networks are asked for, so that images may be of any size and no path is dropped, as in all pre-training here.
+# timm does not list which network has which argument.
+_WANTED = {"strict_img_size": False, "dynamic_mask": True, "dynamic_img_size": True, "drop_path_rate": 0.0}
 _PATCHWISE = (nn.LayerNorm, nn.Identity, nn.Dropout, nn.ReLU, nn.GELU, nn.SiLU)  # modules that mix no patches
 
 
@@ -65,7 +66,7 @@ def create(name: str, image_size: int, arguments: Arguments) -> Network:
     Raises:
         NetworkError: timm is missing or has no such network, or that has no maps of features.
     """
-    wanted = {"img_size": image_size, **_ANY_SIZE}
+    wanted = {"img_size": image_size, **_WANTED}
     if type(torch.empty(0)) is torch.Tensor:
         return _in_parts(_create(name, {**arguments, "features_only": True}, wanted)[0], name)
     with without_values():  # timm reads values of tensors while it builds
@@ -154,7 +155,7 @@ def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, di
     """Build a network with all arguments, and those of the wanted ones that it has, which are returned."""
     timm = _timm()
     if not timm.is_model(name) or ":" in name:
-        architecture = name.partition(".")[0]
+        architecture = name.rpartition("/")[2].partition(".")[0]
         remedy = "timm.list_models() names all"
         raise NetworkError(f"timm has no {name!r}; {closest(architecture, timm.list_models(), remedy)}")
     wanted = {key: value for key, value in wanted.items() if key not in arguments}

@@ -78,7 +78,7 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
     tables = dict(_tables(model, saved, weights, naming, path))
     taken |= _other_parts(state, weights, naming)
     found = {
-        name: torch.cat([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
+        name: _stacked([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
     }
     found |= {name: table.fitted for name, table in tables.items() if table.fitted is not None}
     taken |= {name: table.names for name, table in tables.items() if table.names}
@@ -167,6 +167,10 @@ def _layers(
         for names in (weights, known)
     )
     return len(set(there.values())), len(set(here.values())), [name for name in there if name not in known]
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)  # a count of batches has no dimension
 
 
 def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:

@@ -301,6 +301,10 @@ def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
     if teacher.config.channels != channels:
         got = teacher.config.channels
         raise TeacherError(f"the teacher's images must have the channels of the student's, {channels}, got {got}")
+    try:
+        teacher.config.resized(method.encoder.image_size)
+    except ValueError as error:
+        raise TeacherError(f"the teacher must take the images of the student ({error})") from error
     levels = [teacher.config.level(layer + 1) for layer in layers]
     for stage, level in enumerate(levels):
         patch = method.level(stage).patch

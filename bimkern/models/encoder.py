@@ -97,8 +97,10 @@ class Layout:
     """
 
     names: tuple[tuple[str, str], ...]  # prefixes, ours and theirs; the first that fits a name is replaced
-    norm: str  # prefix of the last norm, which our heads begin with
-    tables: Mapping[str, Tensor] = field(default_factory=dict)  # fixed ones, not trained and not among our weights
+    norm: str | None  # prefix of the last norm, which our heads begin with; None where it has none
+    tables: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # what is not among our weights: fixed, or drawn at random
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, ours: str) -> str:

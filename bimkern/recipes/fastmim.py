@@ -21,8 +21,8 @@ IMAGE_SIZE = 128  # section 3 and table 2
 IMAGE_SIZES = (128, 160, 192)  # FastMIM-P
 _VIT_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
 _SWIN_EPOCHS = (200, 100, 100)  # FastMIM-P, Swin-L
-_CELL = 8  # pixels of a histogram, section 3
-HOG = HogTarget(bins=9, cells=2)  # of ViT's patches
+HOG_CELL = 8  # pixels, section 3
+HOG = HogTarget(bins=9, cells=2)  # of patches of 16 pixels
 
 SMALL_DECODER = DecoderConfig(width=256, depth=1, num_heads=8, positions=False)  # appendix A, ViT-B
 LARGE_DECODER = DecoderConfig(width=512, depth=8, num_heads=16, positions=False)  # appendix A, ViT-L
@@ -45,7 +45,7 @@ def fastmim(
         taps=(encoder.depth - 1,),
         masker=BlockPixels(ratio=0.75, mask_unit=last // first),  # section 4.1 and table 10b: patches of the last stage
         heads=(decoder,),
-        targets=(replace(HOG, cells=last // _CELL),),
+        targets=(replace(HOG, cells=max(1, last // HOG_CELL)),),
         flow=EndToEnd(),
     )
     base = trained_as_mae(name, method)

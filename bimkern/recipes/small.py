@@ -1,10 +1,14 @@
 """Recipes small enough for tests and for trying options: the published ones on encoders that train in seconds."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from bimkern.mim.schedule import resolve
+from bimkern.models.cmt import CMTConfig
+from bimkern.models.encoder import EncoderConfig
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.swin import SwinConfig
+from bimkern.models.timm_backbone import TimmBackboneConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, bim_swin, growing
@@ -13,7 +17,7 @@ from bimkern.recipes.greenmim import greenmim
 from bimkern.recipes.localmim import isolated, localmim, localmim_swin, with_pixels
 from bimkern.recipes.mae import mae
 from bimkern.recipes.maskfeat import maskfeat
-from bimkern.recipes.recipe import Recipe
+from bimkern.recipes.recipe import DeferredRecipe, Recipe
 from bimkern.recipes.simmim import simmim
 from bimkern.recipes.vitfreeze import vitfreeze
 from bimkern.train.config.run import Config, RunConfig
@@ -22,6 +26,9 @@ _ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
 _LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch
 _LAYERED = replace(_LARGE_PATCHES, depth=8)  # for stages of two layers each
 _SWIN = SwinConfig(image_size=64, width=16, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)  # masks of 16 pixels
+_CMT = CMTConfig(
+    widths=(8, 16, 32), depths=(1, 1, 2), num_heads=(1, 2, 4), reductions=(4, 2, 1), stem_width=8, image_size=64
+)
 _SIZES = (32, 48, 64)  # of images that grow, in pixels
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
@@ -51,12 +58,24 @@ def _localmim_swin(name: str) -> Config:
     return localmim_swin(name, _SWIN, epochs=100, batch_size=2048)
 
 
-def _fastmim(name: str, encoder: ViTConfig | SwinConfig = _LARGE_PATCHES) -> Config:
+def _fastmim(name: str, encoder: EncoderConfig = _LARGE_PATCHES) -> Config:
     config = fastmim(name, encoder, SMALL_DECODER)
     return replace(config, method=replace(config.method, encoder=encoder))  # 16 patches in place of 64
 
 
-SMALL_RECIPES = (
+def _convnext() -> TimmBackboneConfig:
+    shape = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
+    return TimmBackboneConfig(name="convnext_atto", image_size=64, model_args=shape)
+
+
+def _deferred(name: str, build: Callable[[], Config]) -> DeferredRecipe:
+    pieces = name.replace("_test", "").replace("_", ", ")
+    return DeferredRecipe(
+        name=name, summary=f"for tests, on a tiny network of timm: {pieces}", build=lambda: _small(build()).config
+    )
+
+
+SMALL_RECIPES: tuple[Recipe | DeferredRecipe, ...] = (
     _small(mae("mae_vit_test", _ENCODER)),
     _small(bim("bim_vit_test", _ENCODER, FIXED_MASK)),
     _small(bim("bim_vit_test_growing", _ENCODER, GROWING_MASK)),
@@ -84,4 +103,6 @@ SMALL_RECIPES = (
     _small(simmim("simmim_swin_tiny_test", _SWIN)),
     _small(_fastmim("fastmim_swin_tiny_test", _SWIN)),
     _small(progressive(_fastmim("fastmim_swin_tiny_test", _SWIN), "fastmim_p_swin_tiny_test", _SIZES)),
+    _small(_fastmim("fastmim_cmt_test", _CMT)),
+    _deferred("fastmim_convnext_test", lambda: _fastmim("fastmim_convnext_test", _convnext())),
 )

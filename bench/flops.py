@@ -60,7 +60,7 @@ def step_flops(method: Method, frozen_groups: int = 0) -> int:
     if not isinstance(encoder, CountsOperations):
         raise ValueError(f"step_flops: {type(encoder).__name__} must have embedding_flops() and layer_flops()")
     grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
-    views = method.masker.views(torch.zeros(1, dtype=torch.int64), grid, num_stages, seed=0)
+    views = method.views(torch.zeros(1, dtype=torch.int64), grid, seed=0)
     total = encoder.embedding_flops(views[0].keep.shape[1]) * (1 if frozen_groups else 2)
     layer = 0
     counts = method.masker.entering(grid, num_stages)

@@ -17,6 +17,7 @@ from bimkern.ops import (
     MatchLayers,
     embed_visible,
     gather_tokens,
+    group_windows,
     hog,
     keep_to_mask,
     masked_loss,
@@ -167,6 +168,11 @@ def _match_loss(make: Inputs, scale: float) -> Tensor:
     )
 
 
+def _group_windows(make: Inputs) -> Tensor:
+    _, N, _, _ = make.dims
+    return group_windows(make.keep().cpu() - make.beyond, (1, N), 5, 2).members
+
+
 def _match_predict(make: Inputs) -> Tensor:
     B, N, _, D = make.dims
     return match_predict(make.floats(B, N, D), _match_layers(make, 4), 4, grid=(1, N))
@@ -187,6 +193,7 @@ Call = Callable[[Inputs], Tensor]
 CALLS: dict[str, tuple[Call, ...]] = {
     "embed_visible": (_embed_visible, _embed_visible_all),
     "gather_tokens": (_gather_tokens, _gather_tokens_strided),
+    "group_windows": (_group_windows,),
     "hog": (_hog,),
     "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),
     "masked_loss": (_masked_loss, _masked_loss_strided),

@@ -1,7 +1,7 @@
 """The shapes that are measured: what the published networks do to a batch.
 
 Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0), p pixels
-a side of a patch, L values of a target.
+a side of a patch, L values of a target, w tokens a side of a window.
 """
 
 from dataclasses import dataclass
@@ -56,6 +56,10 @@ MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}))
 PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
 )
+
+# The 7 x 7 mask units of a Swin at 224 px, windows of 7 and 14: one mask for the whole batch, and one per image.
+_UNITS = {"N": 49, "K": 12}
+GROUP = Shapes(images=tuple({"B": B, "w": w} | _UNITS for B, w in ((1, 7), (1, 14), (8, 7))))
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}))

@@ -18,7 +18,7 @@ from bimkern.mim.flow import MicroBatch, ScopeFactory
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
-from bimkern.recipes import RECIPES
+from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.config.run import Config
 from bimkern.train.optim.group import GroupOptimizer
 
@@ -68,12 +68,11 @@ def recipe_entry(
 def distinct_steps() -> tuple[str, ...]:
     """Name the recipes with steps of their own: the first of those that differ in schedule or length alone.
 
-    Without those that learn from a teacher, which is a file of the user's.
+    Without those that learn from a teacher, which is a file of the user's, and those that take an optional package.
     """
     names: dict[Hashable, str] = {}
     for name, recipe in RECIPES.items():
-        config = recipe.config
-        if config.method.distillation is None:
+        if isinstance(recipe, Recipe) and (config := recipe.config).method.distillation is None:
             names.setdefault((config.method, config.optim, config.phases, config.schedule.per_group), name)
     return tuple(names.values())
 

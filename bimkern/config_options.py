@@ -38,6 +38,8 @@ class ConfigOptions:
 
     config: Path | None = None
     """Config to use instead of a recipe: what --show printed (.toml), or the config.json of a run."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Backbone of timm to pre-train, by its name there, for the recipes fastmim and fastmim_p."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
     """Python file or module to import first, for your own pieces in a config file or a run."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
@@ -86,11 +88,13 @@ def choose_config(arguments: list[str]) -> Config:
     for source in command.values(arguments, "import"):
         import_module(source)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    files = command.values(arguments, "config")
+    files, backbones = command.values(arguments, "config"), command.values(arguments, "backbone")
     if not files:
-        return find_config(name or DEFAULT_RECIPE)
+        return find_config(name or DEFAULT_RECIPE, *backbones[:1])
     if name is not None:
         raise ConfigError(f"{name} and --config {files[0]} both name a config; give one of them")
+    if backbones:
+        raise ConfigError(f"--backbone {backbones[0]} and --config {files[0]} both name an encoder; give one of them")
     return read_config(Path(files[0]))
 
 

@@ -12,7 +12,7 @@ from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config,
 from bimkern.errors import BimkernError
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.output import Warnings, printing
-from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES
+from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.reporting.summary import describe
@@ -94,11 +94,14 @@ def _help(config: Config) -> str:
         "Pre-train a vision transformer by masked image modeling.\n\n"
         f"Recipes (default: {DEFAULT_RECIPE}; the option defaults below are those of {config.recipe}):\n"
         + "\n".join(lines)
+        + "\n  On any backbone of timm with maps of features (--backbone NAME): "
+        + ", ".join(WITH_BACKBONE)
         + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"
         f"  {_PROGRAM} mae_vit_large --dry-run\n"
+        f"  {_PROGRAM} fastmim --backbone convnextv2_tiny\n"
         f"  {_PROGRAM} mae_vit_base --mask-ratio 0.6 --set method.encoder.depth=6\n"
         f"  {_PROGRAM} mae_vit_base --show > mine.toml; {_PROGRAM} --config mine.toml\n"
         f"  {_PROGRAM} my_file.py:my_recipe  # a function in it that returns a Config"

@@ -14,10 +14,12 @@ from bench.refcheck import WrongResult
 from bench.results import Row
 from bench.training import SAME_MASK, Defaults, Ours, config_of, hold, random_images, recipe_entry
 from bimkern.mim.schedule import FreezeOut
-from bimkern.recipes import RECIPES
+from bimkern.recipes import RECIPES, Recipe
 
 NAME = "freeze"
-RECIPES_THAT_FREEZE = tuple(name for name, r in RECIPES.items() if isinstance(r.config.schedule, FreezeOut))
+RECIPES_THAT_FREEZE = tuple(
+    name for name, r in RECIPES.items() if isinstance(r, Recipe) and isinstance(r.config.schedule, FreezeOut)
+)
 _DEFAULTS = Defaults(
     recipes=("vitfreeze_vit_base",),
     quick_recipes=("vitfreeze_vit_test",),

@@ -38,7 +38,7 @@ def _config(layout: Layout, channels: int, images: Preprocessing) -> dict[str, A
         "model_args": {**settings["model_args"], "num_classes": 0, "global_pool": POOLING},
         "pretrained_cfg": {
             "input_size": [channels, images.image_size, images.image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in settings["model_args"],  # which timm then sets
             "interpolation": images.interpolation,
             "crop_pct": _CROP,
             "crop_mode": "center",

@@ -61,7 +61,9 @@ class Trained:
         """Name what cut() kept as another program does; the head is left out but for its first norm."""
         kept = self.cut(depth)
         encoder = {layout.name(name): tensor for name, tensor in below("encoder", kept)}
-        norm = {layout.norm + name: tensor for name, tensor in below("head.in_norm", kept)}
+        norm = {}
+        if layout.norm is not None:
+            norm = {layout.norm + name: tensor for name, tensor in below("head.in_norm", kept)}
         return dict(layout.tables) | encoder | norm  # a table that was stored with the encoder is the one
 
     def encoder(self, depth: int) -> EncoderConfig:

@@ -78,7 +78,7 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
     tables = dict(_tables(model, saved, weights, naming, path))
     taken |= _other_parts(state, weights, naming)
     found = {
-        name: torch.cat([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
+        name: _stacked([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
     }
     found |= {name: table.fitted for name, table in tables.items() if table.fitted is not None}
     taken |= {name: table.names for name, table in tables.items() if table.names}
@@ -115,8 +115,8 @@ def _refuse_other(
         for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
         if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
     ]
-    layers, more = _layers(encoder, weights, taken)
-    depth = [] if layers == encoder.depth else [f"it has {layers} layers instead of {encoder.depth}"]
+    layers, expected, more = _layers(encoder, weights, taken)
+    depth = [] if layers == expected else [f"it has {layers} layers instead of {expected}"]
     differences = (
         _differing_settings(saved, encoder)
         or depth + shapes[:1]
@@ -152,13 +152,42 @@ def _numbers(settings: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _layers(encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]) -> tuple[int, list[str]]:
-    """Count the layers of the encoder in a file, and list what these hold that is not taken."""
+def _layers(
+    encoder: EncoderConfig, weights: Mapping[str, Tensor], taken: Mapping[str, Names]
+) -> tuple[int, int, list[str]]:
+    """Count the layers in a file that are numbered like the encoder's first one, and those here.
+
+    List as well what the layers in the file hold that is not taken.
+    """
     first = next(names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
-    prefix = re.escape(re.split(r"(?<=\.)\d+\.", first)[0])  # what stands before the number of the layer
-    numbers = {name: number[1] for name in weights if (number := re.match(rf"{prefix}(\d+)\.", name))}
     known = {theirs for names in taken.values() for theirs in names}
-    return len(set(numbers.values())), [name for name in numbers if name not in known]
+    for pattern in _numbered(first):
+        here, there = _matches(pattern, known), _matches(pattern, weights)
+        if len(here) == encoder.depth:  # so it is what every layer is named by
+            break
+    return len(there), len(here), [name for names in there.values() for name in names if name not in known]
+
+
+def _numbered(name: str) -> Iterator[re.Pattern[str]]:
+    """Yield patterns of the beginnings of a name that end in a number, the shortest first; a number stands for any."""
+    pattern = ""
+    for part in name.split("."):
+        pattern += r"\d+\." if part.isdigit() else re.escape(f"{part}.")
+        if part.isdigit():
+            yield re.compile(pattern)
+
+
+def _matches(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Sort names by how they begin, where that matches a pattern."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := pattern.match(name):
+            found.setdefault(match[0], []).append(name)
+    return found
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)  # a count of batches has no dimension
 
 
 def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:

@@ -78,11 +78,11 @@ def _of_program(
     def theirs(name: str) -> Names | None:
         for prefix, rename in (
             ("encoder.", layout.name),
-            (f"heads.{last}.in_norm.", lambda rest: layout.norm + rest),
+            (f"heads.{last}.in_norm.", None if layout.norm is None else f"{layout.norm}{{}}".format),
             (f"heads.{last}.", decoder),
         ):
-            if name.startswith(prefix) and rename is not None:
-                return parts(rename(name.removeprefix(prefix)))
+            if name.startswith(prefix):
+                return None if rename is None else parts(rename(name.removeprefix(prefix)))
         return None
 
     def belongs(name: str, part: str) -> bool:

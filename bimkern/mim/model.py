@@ -6,7 +6,7 @@ cells, P values of a cell.
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from bimkern.mim.flow import Flow
 from bimkern.mim.masking.masker import Masker
-from bimkern.mim.masking.view import StageView
+from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
-from bimkern.models.encoder import EncoderConfig, Grid, Level
+from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, Plan, PlansViews
 from bimkern.models.heads import Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
@@ -90,9 +90,13 @@ class Method:
                 raise ValueError(f"Method: a {name} head cannot predict patches that do not enter the encoder")
         if self.distillation is not None:
             raise ValueError("Method: features of patches that do not enter the encoder cannot be learned")
-        patches = {self.level(stage).patch for stage in range(len(self.taps))}
-        if patches != {self.encoder.level(0).patch}:
-            raise ValueError(f"Method: {masker} leaves patches out, whose grid {encoder.__name__} changes on the way")
+        merged = self.encoder.level(self.encoder.depth).patch // self.encoder.level(0).patch
+        unit = getattr(self.masker, "mask_unit", 1)
+        if unit % merged:
+            raise ValueError(
+                f"Method: {masker} leaves out mask units of {unit} x {unit} patches, but {encoder.__name__} merges "
+                f"{merged} x {merged} of them into a token; set a mask_unit that is a multiple of {merged}"
+            )
 
     def head(self, stage: int) -> HeadConfig:
         return self.heads[stage if len(self.heads) > 1 else 0]
@@ -108,6 +112,11 @@ class Method:
         """Return the grid of the tokens that a stage puts out, from that of the patches that are embedded."""
         patch = self.encoder.level(0).patch
         return self.level(stage).grid(patches[0] * patch, patches[1] * patch)
+
+    def views(self, draw_ids: Tensor, grid: Grid, seed: int) -> list[StageView]:
+        """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches."""
+        views = self.masker.views(draw_ids, grid, len(self.taps), seed)
+        return [view.decoded_on(self.grid(stage, grid)) for stage, view in enumerate(views)]
 
 
 class MIM(nn.Module):
@@ -140,6 +149,9 @@ class MIM(nn.Module):
             num_prefix=config.num_prefix,
             restores=method.masker.mask_embedding.drops,
         )
+        if isinstance(config, NormalizesOtherwise):
+            norm: Any = built.in_norm
+            norm.eps = config.norm_eps
         return built
 
     @property
@@ -152,10 +164,22 @@ class MIM(nn.Module):
         return Colors(self.mean, self.std)
 
     def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
-        """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch."""
+        """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch.
+
+        Where the encoder plans, that is done on the host, before the device is asked for anything: draw_ids should be
+        there, or this waits for them.
+        """
         grid = self.method.encoder.level(0).grid(*images.shape[2:])
-        views = self.method.masker.views(draw_ids, grid, self.num_stages, seed)
-        return [view.weighted(self.mean.dtype) for view in views]
+        plans = self.mask_embedding.drops and isinstance(self.encoder, PlansViews)
+        ids = draw_ids.to("cpu" if plans else images.device, non_blocking=not plans)
+        views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed)]
+        if plans:
+            made: dict[int, Plan] = {}
+            for keep in (view.keep for view in views):
+                if id(keep) not in made:
+                    made[id(keep)] = self.encoder.plan(grid, keep)
+            views = [replace(view, plan=made[id(view.keep)]) for view in views]
+        return on_device(views, images.device)
 
     def stage_layers(self, stage: int) -> range:
         """Return the numbers of a stage's layers, 0-based."""
@@ -277,6 +301,10 @@ def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:
     if teacher.config.channels != channels:
         got = teacher.config.channels
         raise TeacherError(f"the teacher's images must have the channels of the student's, {channels}, got {got}")
+    try:
+        teacher.config.resized(method.encoder.image_size)
+    except ValueError as error:
+        raise TeacherError(f"the teacher must take the images of the student ({error})") from error
     levels = [teacher.config.level(layer + 1) for layer in layers]
     for stage, level in enumerate(levels):
         patch = method.level(stage).patch

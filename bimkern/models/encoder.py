@@ -8,7 +8,7 @@ embedding.
 Shapes: B images, C channels, H W pixels, N patches, K visible ones, R prefix tokens, T tokens, D width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -22,6 +22,9 @@ __all__ = [
     "EncoderConfig",
     "Layout",
     "Level",
+    "NormalizesOtherwise",
+    "Plan",
+    "PlansViews",
     "View",
     "WholeImages",
 ]
@@ -44,6 +47,13 @@ class Level:
         return height // self.patch, width // self.patch
 
 
+class Plan(Protocol):
+    """What an encoder computed of a view before its first layer: tensors with a row for each image, or one for all."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+        """Return the plan with each of its tensors changed."""
+
+
 class View(Protocol):
     """Which patches of a batch an encoder sees."""
 
@@ -59,6 +69,10 @@ class View(Protocol):
     def masked(self) -> Tensor | None:
         """Which patches are masked, [B, N] of 0 and 1. None: no patch is."""
 
+    @property
+    def plan(self) -> Any:
+        """What the encoder planned for the patches that enter it; None where it has not."""
+
 
 @dataclass(frozen=True)
 class WholeImages:
@@ -67,6 +81,7 @@ class WholeImages:
     grid: Grid
     keep: None = None
     masked: None = None
+    plan: None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +97,10 @@ class Layout:
     """
 
     names: tuple[tuple[str, str], ...]  # prefixes, ours and theirs; the first that fits a name is replaced
-    norm: str  # prefix of the last norm, which our heads begin with
-    tables: Mapping[str, Tensor] = field(default_factory=dict)  # fixed ones, not trained and not among our weights
+    norm: str | None  # prefix of the last norm, which our heads begin with; None where it has none
+    tables: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # what is not among our weights: fixed, or drawn at random
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, ours: str) -> str:
@@ -158,6 +175,15 @@ class CountsOperations(Protocol):
         """Count the operations of a layer's matrix products on an image with num_patches patches in the encoder."""
 
 
+@runtime_checkable
+class NormalizesOtherwise(Protocol):
+    """An encoder config whose last norm, with which a head begins, adds another number to the variance than ViT's."""
+
+    @property
+    def norm_eps(self) -> float:
+        """What its layer norms add to the variance."""
+
+
 class Encoder(Protocol):
     """The module. One that can mask patches has at least one of the methods of the three protocols below.
 
@@ -193,6 +219,14 @@ class EmbedsVisible(Encoder, Protocol):
         self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None
     ) -> Tensor:
         """Embed the patches keep [B, K] alone, as embed does: [B, R+K, D]."""
+
+
+@runtime_checkable
+class PlansViews(Protocol):
+    """An encoder that plans on the host how masked images pass it, since the sizes of the plan depend on the mask."""
+
+    def plan(self, grid: Grid, keep: Tensor) -> Plan:
+        """Plan for the patches keep [B, K] of a grid, on the CPU; rows that are views of one row are a shared mask."""
 
 
 class EmbedsFilled(Encoder, Protocol):

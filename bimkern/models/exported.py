@@ -7,9 +7,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-import bimkern.models.vit  # noqa: F401  # registers the built-in encoder
+import bimkern.models.timm_backbone  # noqa: F401  # registers a built-in encoder; likewise vit
 from bimkern import pieces
 from bimkern.errors import BimkernError
+from bimkern.models import cmt, swin, timm_backbone, vit  # noqa: F401  # these register the built-in encoders
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 
 

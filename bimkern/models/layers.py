@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.attention import AttentionFn, sdpa
-from bimkern.ops import embed_visible
+from bimkern.models.encoder import View
+from bimkern.ops import embed_visible, restore_tokens
 
 LAYER_NORM_EPS = 1e-6
 _PRODUCTS = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)  # layers of torch's own
@@ -57,12 +58,31 @@ class PatchEmbed(nn.Conv2d):
         options = {"prefix": prefix, "mean": mean, "std": std}
         return embed_visible(images, self.weight, self.bias, keep, pos, **options, dtype=self.compute_dtype)
 
+    def painted(self, color: Tensor) -> Tensor:
+        """Return the token [D] of a patch that has one color [1, C, 1, 1] throughout, in normalized pixels."""
+        assert self.bias is not None
+        return self.weight.sum(dim=(2, 3)) @ color.flatten() + self.bias
+
+
+def fill_masked(
+    visible: Tensor, view: View, token: Tensor, pos: Tensor | None = None, *, num_prefix: int = 0
+) -> Tensor:
+    """Put visible tokens [B, R+K, D] at their positions among all N, a token [D] at the others, and add pos [N, D]."""
+    assert view.keep is not None
+    assert view.masked is not None
+    token, num_tokens = token.to(visible.dtype), view.grid[0] * view.grid[1]
+    if view.keep.shape[1] == num_tokens:  # as many as there are, where images differ in how many are masked
+        prefix, patches = visible[:, :num_prefix], visible[:, num_prefix:]
+        filled = torch.where(view.masked[..., None] > 0, token, patches)
+        return torch.cat([prefix, filled if pos is None else filled + pos], dim=1)
+    return restore_tokens(visible, view.keep, token, pos, num_tokens=num_tokens, num_prefix=num_prefix)
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalization in the dtype of its own parameters, whatever comes in."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=LAYER_NORM_EPS)
+    def __init__(self, width: int, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))

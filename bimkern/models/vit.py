@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from bimkern import pieces
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
-from bimkern.models.layers import PatchEmbed, TransformerLayer, init_linear, layer_flops
+from bimkern.models.layers import PatchEmbed, TransformerLayer, fill_masked, init_linear, layer_flops
 from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
-from bimkern.ops import restore_tokens
 
 _TABLE = "positions.table"  # the name of a stored position table among the weights
 
@@ -72,25 +71,11 @@ class ViT(nn.Module):
 
     def embed_filled(self, images: Tensor, view: View, token: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         visible = self.patch_embed(images, view.keep, prefix=self.prefix(), mean=mean, std=std)  # [B, R+K, D]
-        pos = self.pos_embed(images)
-        return self._fill(visible, view, token.flatten(), pos)
+        return fill_masked(visible, view, token.flatten(), self.pos_embed(images), num_prefix=self.num_prefix)
 
     def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """A painted patch has the same embedding wherever it lies, so the image itself is never painted."""
-        visible = self.patch_embed(images, view.keep, prefix=self.prefix(), mean=mean, std=std)
-        assert self.patch_embed.bias is not None
-        painted = self.patch_embed.weight.sum(dim=(2, 3)) @ color.flatten() + self.patch_embed.bias
-        return self._fill(visible, view, painted, self.pos_embed(images))
-
-    def _fill(self, visible: Tensor, view: View, token: Tensor, pos: Tensor) -> Tensor:
-        """Put visible tokens [B, R+K, D] at their positions among all N, and token [D] at the others."""
-        assert view.keep is not None
-        assert view.masked is not None
-        token = token.to(visible.dtype)
-        if view.keep.shape[1] == len(pos):  # as many as there are, where images differ in how many are masked
-            prefix, patches = visible[:, : self.num_prefix], visible[:, self.num_prefix :]
-            return torch.cat([prefix, torch.where(view.masked[..., None] > 0, token, patches) + pos], dim=1)
-        return restore_tokens(visible, view.keep, token, pos, num_tokens=len(pos), num_prefix=self.num_prefix)
+        return self.embed_filled(images, view, self.patch_embed.painted(color), mean, std)
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
         return self.blocks[layer](tokens)

@@ -3,6 +3,8 @@
 from bimkern.ops._backend import BackendError, backends
 from bimkern.ops.embed_visible import embed_visible
 from bimkern.ops.gather_tokens import gather_tokens
+from bimkern.ops.group_attention import group_attention
+from bimkern.ops.group_windows import WindowGroups, group_windows
 from bimkern.ops.hog import hog
 from bimkern.ops.keep_to_mask import keep_to_mask
 from bimkern.ops.masked_loss import masked_loss
@@ -16,9 +18,12 @@ from bimkern.ops.scale_mask import scale_mask
 __all__ = [
     "BackendError",
     "MatchLayers",
+    "WindowGroups",
     "backends",
     "embed_visible",
     "gather_tokens",
+    "group_attention",
+    "group_windows",
     "hog",
     "keep_to_mask",
     "masked_loss",

@@ -9,59 +9,85 @@ from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import Distillation, HogTarget
+from bimkern.models.encoder import EncoderConfig
 from bimkern.models.heads import DecoderConfig
-from bimkern.models.vit import VIT_BASE, VIT_LARGE, ViTConfig
-from bimkern.recipes.mae import mae
+from bimkern.models.swin import SWIN_BASE, SWIN_LARGE
+from bimkern.models.vit import VIT_BASE, VIT_LARGE
+from bimkern.recipes.mae import trained_as_mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.run import Config
 
-_EPOCHS = 800  # table 1
 IMAGE_SIZE = 128  # section 3 and table 2
 IMAGE_SIZES = (128, 160, 192)  # FastMIM-P
-_PHASE_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
-HOG = HogTarget(bins=9, cells=2)  # section 3: cells of 8 pixels
+_VIT_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
+_SWIN_EPOCHS = (200, 100, 100)  # FastMIM-P, Swin-L
+HOG_CELL = 8  # pixels, section 3
+HOG = HogTarget(bins=9, cells=2)  # of patches of 16 pixels
 
 SMALL_DECODER = DecoderConfig(width=256, depth=1, num_heads=8, positions=False)  # appendix A, ViT-B
 LARGE_DECODER = DecoderConfig(width=512, depth=8, num_heads=16, positions=False)  # appendix A, ViT-L
+_SWIN_BASE_DECODER = replace(SMALL_DECODER, depth=4)  # appendix A
+_SWIN_LARGE_DECODER = replace(LARGE_DECODER, depth=4)  # appendix A
 
 
-def fastmim(name: str, encoder: ViTConfig, decoder: DecoderConfig, *, depth: int | None = None) -> Config:
+def fastmim(
+    name: str, encoder: EncoderConfig, decoder: DecoderConfig, *, epochs: int = 800, depth: int | None = None
+) -> Config:
     """Train at 128 pixels on images whose masked patches are painted over, to predict HOG.
 
-    depth cuts the encoder, table 1c: the layers above it are left to fine-tuning.
+    epochs: table 1 has 800 for ViT, 400 for Swin. depth cuts the encoder, table 1c: the layers above it are left to
+    fine-tuning.
     """
-    base = mae(name, encoder)
-    encoder = replace(encoder, image_size=IMAGE_SIZE, depth=depth or encoder.depth)
+    encoder = encoder.resized(IMAGE_SIZE).cut(depth or encoder.depth)
+    first, last = encoder.level(0).patch, encoder.level(encoder.depth).patch
+    method = Method(
+        encoder=encoder,
+        taps=(encoder.depth - 1,),
+        masker=BlockPixels(ratio=0.75, mask_unit=last // first),  # section 4.1 and table 10b: patches of the last stage
+        heads=(decoder,),
+        targets=(replace(HOG, cells=max(1, last // HOG_CELL)),),
+        flow=EndToEnd(),
+    )
+    base = trained_as_mae(name, method)
     return replace(
         base,
-        method=Method(
-            encoder=encoder,
-            taps=(encoder.depth - 1,),
-            masker=BlockPixels(ratio=0.75),  # section 4.1
-            heads=(decoder,),
-            targets=(HOG,),
-            flow=EndToEnd(),
-        ),
         schedule=Cosine(warmup_epochs=10),  # appendix A
-        run=replace(base.run, epochs=_EPOCHS, batch_size=2048, base_lr=1.5e-4, slices=1),  # appendix A
+        run=replace(base.run, epochs=epochs, batch_size=2048, base_lr=1.5e-4, slices=1),  # appendix A
     )
 
 
-def progressive(config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES) -> Config:
+def progressive(
+    config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES, epochs: Sequence[int] = _VIT_EPOCHS
+) -> Config:
     """FastMIM-P: let the images of a run grow in three phases; micro-batches shrink as they do.
 
     The batch stays: the paper does not say that it changes, and the published program, which can change it, has no
     numbers.
     """
     phases = tuple(
-        Phase(share=epochs / sum(_PHASE_EPOCHS), image_size=size, micro_factor=(sizes[0] / size) ** 2)
-        for epochs, size in zip(_PHASE_EPOCHS, sizes, strict=True)
+        Phase(share=part / sum(epochs), image_size=size, micro_factor=(sizes[0] / size) ** 2)
+        for part, size in zip(epochs, sizes, strict=True)
     )
     method = replace(config.method, encoder=config.method.encoder.resized(sizes[-1]))
     return replace(config, recipe=name, method=method, phases=phases)
 
 
 VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
+
+
+def _swin_base(name: str, depth: int | None = None) -> Config:
+    encoder = replace(SWIN_BASE, window=4)  # appendix A.3
+    return fastmim(name, encoder, _SWIN_BASE_DECODER, epochs=400, depth=depth)
+
+
+def _swin_large(name: str, **changes: int) -> Config:
+    """Take a cosine for Swin-L too: the paper's step schedule has no numbers."""
+    return fastmim(name, replace(SWIN_LARGE, **changes), _SWIN_LARGE_DECODER, epochs=400)
+
+
+_SWIN_BASE = _swin_base("fastmim_swin_base")
+# Appendix A.3: tables for windows of 14, resized with the images; so windows of 8, as without growth, at 128 pixels.
+_SWIN_LARGE_GROWING = _swin_large("fastmim_swin_large", window=14, window_image_size=224)
 
 
 def distilled(name: str, config: Config, teacher_layer: int) -> Config:
@@ -87,5 +113,19 @@ FASTMIM_RECIPES = (
     Recipe(
         summary="FastMIM, ViT-B/16, distilled from a ViT-L/16 (--teacher)",
         config=distilled("fastmim_vit_base_distilled", VIT_BASE_128, teacher_layer=VIT_LARGE.depth - 1),
+    ),
+    Recipe(summary="FastMIM, Swin-B at 128 pixels, HOG", config=_SWIN_BASE),
+    Recipe(summary="FastMIM, Swin-L at 128 pixels, HOG", config=_swin_large("fastmim_swin_large", window=8)),
+    Recipe(
+        summary="FastMIM, Swin-B without the layers of its last stage",
+        config=_swin_base("fastmim_swin_base_depth22", depth=22),
+    ),
+    Recipe(
+        summary="FastMIM, Swin-B without its last layer",
+        config=_swin_base("fastmim_swin_base_depth23", depth=23),
+    ),
+    Recipe(
+        summary="FastMIM-P, Swin-L, images growing from 128 to 192 pixels",
+        config=progressive(_SWIN_LARGE_GROWING, "fastmim_p_swin_large", epochs=_SWIN_EPOCHS),
     ),
 )

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bimkern.errors import closest
-from bimkern.recipes import RECIPES
-from bimkern.recipes.recipe import Recipe
+from bimkern.recipes import RECIPES, WITH_BACKBONE
+from bimkern.recipes.recipe import DeferredRecipe, Recipe
 from bimkern.train.config.run import Config, ConfigError
 
 __all__ = ["UserCodeError", "find_config", "import_module"]
@@ -24,23 +24,28 @@ class UserCodeError(ConfigError):
     """The file or module of a user raised an error, which is the cause of this one."""
 
 
-def find_config(name: str) -> Config:
+def find_config(name: str, backbone: str | None = None) -> Config:
     """Return the config of a recipe: one of ours by name, or one that a file or module defines.
 
     Args:
         name: of a recipe; or my_file.py:my_recipe or my_package.module:my_recipe, where my_recipe is a Config, a
             Recipe, or a function that returns one and needs no arguments. The module is imported, and its pieces are
             registered thereby.
+        backbone: name in timm, for the recipes that take one.
 
     Raises:
-        ConfigError: there is no such recipe, file, module or attribute, or it is no config.
+        ConfigError: there is no such recipe, file, module or attribute, or it is no config; or no such backbone.
         UserCodeError: the module cannot be imported, or the function raises an error.
     """
+    if backbone is not None or name in WITH_BACKBONE:
+        return _with_backbone(name, backbone)
     if name in RECIPES:
-        return RECIPES[name].config
+        return _built(name, lambda: RECIPES[name].config)
     source, colon, attribute = name.rpartition(":")
     if not colon and not _is_file(name):
-        raise ConfigError(f"unknown recipe {name!r} (your own is named as {_FORM}); {closest(name, RECIPES, _ALL)}")
+        raise ConfigError(
+            f"unknown recipe {name!r} (your own is named as {_FORM}); {closest(name, [*RECIPES, *WITH_BACKBONE], _ALL)}"
+        )
     if not source or not attribute:
         file = name.strip(":")
         raise ConfigError(f"{file} must name its recipe too, as {file}:my_recipe")
@@ -49,6 +54,21 @@ def find_config(name: str) -> Config:
     if found is None:
         raise ConfigError(f"{source} has no {attribute!r}; {closest(attribute, _offers(module))}")
     return _config_of(found, name)
+
+
+def _with_backbone(name: str, backbone: str | None) -> Config:
+    if name not in WITH_BACKBONE:
+        raise ConfigError(f"--backbone is for the recipes {', '.join(WITH_BACKBONE)}, got {name}")
+    if backbone is None:
+        raise ConfigError(f"{name} needs --backbone NAME, one of timm.list_models(), such as convnextv2_tiny")
+    return _built(f"--backbone {backbone}", lambda: WITH_BACKBONE[name](backbone))
+
+
+def _built(what: str, build: Callable[[], Config]) -> Config:
+    try:
+        return build()
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def import_module(source: str) -> ModuleType:
@@ -92,7 +112,7 @@ def _config_of(found: Any, name: str) -> Config:
         if needed := _needed(found):
             raise ConfigError(f"{name} must need no arguments; give {', '.join(needed)} a default")
         found = _run(name, found)
-    config = found.config if isinstance(found, Recipe) else found
+    config = found.config if isinstance(found, (Recipe, DeferredRecipe)) else found
     if not isinstance(config, Config):
         raise ConfigError(
             f"{name} must be a Config or Recipe, or a function that returns one; got {type(config).__name__}"

@@ -8,14 +8,16 @@ from bimkern.mim.model import Method
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.heads import DecoderConfig
+from bimkern.models.swin import SWIN_BASE, SWIN_LARGE, SwinConfig
 from bimkern.models.vit import VIT_BASE, VIT_LARGE, VIT_SMALL, ViTConfig
-from bimkern.recipes.mae import mae
+from bimkern.recipes.greenmim import UNDECAYED, units
+from bimkern.recipes.mae import mae, trained_as_mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.run import Config
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # section 3.3: grids of 56, 28, 14 and 7 a side at 224 pixels
 DECODER = DecoderConfig(width=256, depth=1, num_heads=8)  # section 4.1
-_WARMUP_EPOCHS = {100: 10, 1600: 40, 800: 40}  # appendix A
+_WARMUP_EPOCHS = {100: 10, 400: 40, 800: 40, 1600: 40}  # appendix A
 _FINAL_LR = 1e-6  # of the published program, whatever the peak; appendix A says nothing
 
 # Gradient biases for the four scales, uniform in [-1/3, 1/3]: the published program draws new ones for every run and
@@ -59,6 +61,27 @@ def localmim(
     )
 
 
+def localmim_swin(name: str, encoder: SwinConfig, *, epochs: int, batch_size: int) -> Config:
+    """HOG behind every stage of a sparse Swin, on the grid of its own tokens, each of one cell."""
+    taps = encoder.stage_ends
+    widths = (64, *(128,) * (len(taps) - 1))  # of the published program; appendix A has 128 for all
+    method = Method(
+        encoder=encoder,
+        taps=taps,  # section 4.4: behind every stage, merged but for the last
+        masker=units(encoder),  # section 4.1, masks of GreenMIM
+        heads=tuple(DecoderConfig(width=width, depth=1, num_heads=4) for width in widths),  # of the published program
+        targets=(HogTarget(bins=18),),  # of the published program
+        flow=EndToEnd(),
+    )
+    base = trained_as_mae(name, method)
+    return replace(
+        base,
+        optim=replace(base.optim, undecayed=UNDECAYED),
+        schedule=Cosine(warmup_epochs=_WARMUP_EPOCHS[epochs]),
+        run=replace(base.run, epochs=epochs, batch_size=batch_size, base_lr=1e-4, slices=1),  # appendix A
+    )
+
+
 def isolated(config: Config) -> Config:
     """Cut the gradient behind every tap: table 5, "isolated", for which no program was published."""
     return replace(config, method=replace(config.method, flow=Local()))
@@ -80,6 +103,12 @@ _BASE = localmim("localmim_vit_base", VIT_BASE, epochs=100, batch_size=2048)
 def _large(name: str, *, biased: bool) -> Config:
     return localmim(name, VIT_LARGE, epochs=800, batch_size=4096, bins=18, biased=biased, base_lr=1.5e-4)
 
+
+_SWINS = {
+    "Swin-B": localmim_swin("localmim_swin_base", SWIN_BASE, epochs=100, batch_size=2048),
+    # windows of 14 in the published program
+    "Swin-L": localmim_swin("localmim_swin_large", replace(SWIN_LARGE, window=14), epochs=800, batch_size=4096),
+}
 
 LOCALMIM_RECIPES = (
     Recipe(summary="LocalMIM, ViT-S/16, HOG at four scales", config=_SMALL),
@@ -103,5 +132,24 @@ LOCALMIM_RECIPES = (
     Recipe(
         summary="LocalMIM, ViT-B/16, isolated gradients",
         config=_named(isolated(_BASE), "localmim_vit_base_isolated"),
+    ),
+    *(
+        recipe
+        for size, config in _SWINS.items()
+        for recipe in (
+            Recipe(summary=f"LocalMIM, sparse {size}, HOG behind every stage", config=config),
+            Recipe(
+                summary=f"LocalMIM, sparse {size}, normalized pixels behind every stage",
+                config=_named(with_pixels(config), f"{config.recipe}_pixels"),
+            ),
+            Recipe(
+                summary=f"LocalMIM, sparse {size}, isolated gradients",
+                config=_named(isolated(config), f"{config.recipe}_isolated"),
+            ),
+        )
+    ),
+    Recipe(
+        summary="LocalMIM, sparse Swin-B, 400 epochs",
+        config=localmim_swin("localmim_swin_base_400", SWIN_BASE, epochs=400, batch_size=2048),
     ),
 )

@@ -17,16 +17,22 @@ _LONG = 1600  # table 3
 
 
 def mae(name: str, encoder: ViTConfig, micro_batch: int = 256, *, epochs: int = _EPOCHS) -> Config:
+    method = Method(
+        encoder=encoder,
+        taps=(encoder.depth - 1,),
+        masker=RandomDrop(ratios=(0.75,)),  # section 4.1
+        heads=(DecoderConfig(width=512, depth=8, num_heads=16),),  # tables 1a, 1b
+        targets=(PixelTarget(normalize=True),),  # table 1d
+        flow=EndToEnd(),
+    )
+    return trained_as_mae(name, method, micro_batch, epochs=epochs)
+
+
+def trained_as_mae(name: str, method: Method, micro_batch: int = 256, *, epochs: int = _EPOCHS) -> Config:
+    """Train any method with MAE's numbers, which most of the others take over."""
     return Config(
         recipe=name,
-        method=Method(
-            encoder=encoder,
-            taps=(encoder.depth - 1,),
-            masker=RandomDrop(ratios=(0.75,)),  # section 4.1
-            heads=(DecoderConfig(width=512, depth=8, num_heads=16),),  # tables 1a, 1b
-            targets=(PixelTarget(normalize=True),),  # table 1d
-            flow=EndToEnd(),
-        ),
+        method=method,
         augment=RandomResizedCrop(scale=(0.2, 1.0)),  # table 8; scale from the published program
         optim=AdamWConfig(betas=(0.9, 0.95), weight_decay=0.05),  # table 8
         schedule=Cosine(warmup_epochs=40),  # table 8

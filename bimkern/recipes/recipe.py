@@ -1,6 +1,8 @@
 """What a recipe is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from bimkern.train.config.run import Config
 
@@ -15,3 +17,21 @@ class Recipe:
     @property
     def name(self) -> str:
         return self.config.recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeferredRecipe:
+    """A recipe whose config is built when it is asked for: that takes an optional package."""
+
+    name: str
+    summary: str
+    build: Callable[[], Config]
+
+    @cached_property
+    def config(self) -> Config:
+        """The config.
+
+        Raises:
+            ValueError: the package is missing.
+        """
+        return self.build()

@@ -97,8 +97,9 @@ class Pretraining:
         for update in self.updates:
             update.set_rates(rate)
         batches = []
-        for images, ids in map(self._on_device, batch):
-            batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
+        for part in batch:
+            images = self._on_device(part.images)
+            batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
         frozen_groups = schedule.frozen_groups(progress, depth)
         losses = self._config.method.flow.step(
             self.model,
@@ -169,7 +170,7 @@ class Pretraining:
             jpeg_draft=run.jpeg_draft,
         )
         ((batch,),) = ResilientLoader(PilLoader(workers=0), data, images.add_held_out_faults).steps(0, 1)
-        return self._on_device(batch)
+        return self._on_device(batch.images), batch.draw_ids
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.images.to(self._device, non_blocking=True), batch.draw_ids.to(self._device, non_blocking=True)
+    def _on_device(self, images: Tensor) -> Tensor:
+        return images.to(self._device, non_blocking=True)

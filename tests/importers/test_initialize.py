@@ -291,3 +291,33 @@ def test_the_digest_is_that_of_the_content(tmp_path):
         read_initial_weights(CONFIG, tmp_path / name).sha256 for name in ("out", "same.pth", "other.safetensors")
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_swin_begins_with_one_of_timm(tmp_path):
+    timm = import_or_skip("timm")
+    config = RECIPES["greenmim_swin_tiny_test"].config
+    settings = config.method.encoder.layout("timm").settings["model_args"]
+    theirs = timm.models.SwinTransformer(**settings, num_classes=7)
+    save_file(theirs.state_dict(), tmp_path / "swin.safetensors")
+    model, init = initialized(tmp_path / "swin.safetensors", config)
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name])
+    assert torch.equal(model.heads[0].in_norm.weight, theirs.norm.weight)
+    assert init.report["left"] == ["head.fc.bias", "head.fc.weight"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": (2, 4, 2)}, "it has 8 layers instead of 6"),
+        ({"embed_dim": 32}, r"is \[32, 3, 4, 4\] instead of \[16, 3, 4, 4\]"),
+        ({"window_size": 2}, r"is \[9, 1\] instead of \[49, 1\]"),
+    ],
+)
+def test_another_swin_is_refused(tmp_path, changes, message):
+    timm = import_or_skip("timm")
+    config = RECIPES["greenmim_swin_tiny_test"].config
+    settings = config.method.encoder.layout("timm").settings["model_args"] | changes
+    save_file(timm.models.SwinTransformer(**settings, num_classes=0).state_dict(), tmp_path / "swin.safetensors")
+    with pytest.raises(ConfigError, match=rf"swin\.safetensors: the encoder differs: .*{message}"):
+        read_initial_weights(config, tmp_path / "swin.safetensors")

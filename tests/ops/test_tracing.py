@@ -22,6 +22,7 @@ mask, layers = torch.rand(B, N) < 0.5, MatchLayers(torch.randn(D, D, 1, 1), torc
 calls = {
     "embed_visible": lambda: ops.embed_visible(images, weight, pos[0], keep, pos),
     "gather_tokens": lambda: ops.gather_tokens(tokens, keep, pos),
+    "group_windows": lambda: ops.group_windows(keep, (4, 4), 2, 1),
     "hog": lambda: ops.hog(images, 4),
     "keep_to_mask": lambda: ops.keep_to_mask(keep, N),
     "masked_loss": lambda: ops.masked_loss(tokens, tokens, mask),

@@ -12,7 +12,7 @@ from bimkern.mim.flow import Local, MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import FreezeOut, resolve
 from bimkern.mim.targets import HogTarget, PixelTarget
-from bimkern.recipes import RECIPES
+from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.recipes.localmim import HOG_BIASES
 
 RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest rate at the end
@@ -25,6 +25,15 @@ RULES = {  # blr per 256 images, betas, batch, warm-up epochs, epochs, lowest ra
     "fastmim_vit_base": (1.5e-4, (0.9, 0.95), 2048, 10, 800, 0),
     "simmim_vit_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 4e-5),
     "maskfeat_vit_base": (2e-4, (0.9, 0.999), 2048, 30, 300, 1e-6),
+    "localmim_swin_base": (1e-4, (0.9, 0.95), 2048, 10, 100, 0),
+    "localmim_swin_base_400": (1e-4, (0.9, 0.95), 2048, 40, 400, 0),
+    "localmim_swin_large": (1e-4, (0.9, 0.95), 4096, 40, 800, 0),
+    "greenmim_swin_base": (1.5e-4, (0.9, 0.95), 2048, 40, 800, 0),
+    "greenmim_swin_large": (1e-4, (0.9, 0.95), 2048, 40, 800, 0),
+    "fastmim_swin_base": (1.5e-4, (0.9, 0.95), 2048, 10, 400, 0),
+    "fastmim_swin_large": (1.5e-4, (0.9, 0.95), 2048, 10, 400, 0),
+    "fastmim_p_swin_large": (1.5e-4, (0.9, 0.95), 2048, 10, 400, 0),
+    "simmim_swin_base": (0.5e-4, (0.9, 0.999), 2048, 10, 800, 4e-5),
     "vitfreeze_vit_base": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
     "vitfreeze_vit_base_published": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
     "vitfreeze_vit_base_unscaled": (2e-4, (0.9, 0.95), 2048, 10, 100, 0),
@@ -57,7 +66,9 @@ def test_simmim_alone_resizes_bilinearly():
     assert set(found.values()) == {"bilinear", "bicubic"}
 
 
-@pytest.mark.parametrize(("name", "clip"), [("simmim_vit_base", 5.0), ("maskfeat_vit_base", 0.02)])
+@pytest.mark.parametrize(
+    ("name", "clip"), [("simmim_vit_base", 5.0), ("simmim_swin_large", 5.0), ("maskfeat_vit_base", 0.02)]
+)
 def test_clipping(name, clip):
     assert RECIPES[name].config.optim.clip == clip
 
@@ -197,7 +208,7 @@ def test_vitfreeze_has_the_rates_of_its_published_program(variant, rate):
     assert config.method == RECIPES["localmim_vit_base"].config.method
 
 
-SMALL = [name for name, recipe in RECIPES.items() if "_vit_test" in name and recipe.config.method.distillation is None]
+SMALL = [recipe.name for recipe in SMALL_RECIPES if recipe.config.method.distillation is None]
 
 
 class OneLoss:
@@ -225,9 +236,9 @@ def test_how_far_the_last_loss_travels(name):
     isolated = isinstance(model.method.flow, Local)
     updates = [OneLoss(0 if k == last else None) for k in range(last + 1)] if isolated else [OneLoss(last)]
     model.method.flow.step(model, [batch], updates)
-    stages = [[model.encoder.blocks[layer] for layer in model.stage_layers(k)] for k in range(last + 1)]
-    grads = [[p.grad for layer in stage for p in layer.parameters()] for stage in stages]
-    reached = [any(grad is not None and grad.any() for grad in stage) for stage in grads]
+    layers = [(model.method.encoder.layer_group(name) - 1, p.grad) for name, p in model.encoder.named_parameters()]
+    stages = [[grad for layer, grad in layers if layer in model.stage_layers(k)] for k in range(last + 1)]
+    reached = [any(grad is not None and grad.any() for grad in stage) for stage in stages]
     assert reached == [not isolated or k == last for k in range(last + 1)]
 
 
@@ -252,7 +263,7 @@ def test_what_is_visible_does_not_count(name):
     tokens = images
     for stage, view in enumerate(model.views(images, torch.arange(2), 0)):
         tokens = model.encode(stage, tokens, view)
-        cells = [int(n * model.method.head(stage).scale) for n in view.grid]
+        cells = [int(n * model.method.head(stage).scale) for n in model.method.grid(stage, view.grid)]
         masked = adaptive_avg_pool2d(view.masked.view(2, 1, *view.grid), cells) > 0
         truths = (torch.zeros_like(masked), ~masked, masked)
         same, visible, other = (

@@ -145,7 +145,7 @@ def test_where_its_module_is_not_imported_one_line_says_so(finished):
     assert (
         "config.json cannot be understood (config.method.masker: unknown type 'Checkerboard'; import own_pieces, which "
         "defines it, first (a command: --import own_pieces); or "
-        "choose one of BlockPixels, Blockwise, RandomDrop, TokenReplace)"
+        "choose one of BlockPixels, Blockwise, RandomDrop, RandomUnits, SharedUnits, TokenReplace)"
     ) in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Random masks of patches that are filled in, so that all tokens pass the encoder; drawn in mask units.
+"""Random masks drawn in mask units, whose patches are filled in or do not enter the encoder.
 
 Shapes: B images, U mask units, N patches, K visible patches.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bimkern import pieces
-from bimkern.mim.mask_embedding import MaskEmbedding, MaskPixels, MaskToken
+from bimkern.mim.mask_embedding import DropMasked, MaskEmbedding, MaskPixels, MaskToken
 from bimkern.mim.masking.masker import Masker, check_masked, num_kept
-from bimkern.mim.masking.view import StageView, filled_view
+from bimkern.mim.masking.view import StageView, dropped_view, filled_view
 from bimkern.models.encoder import Grid
 from bimkern.ops import random_keep
 
@@ -42,11 +42,15 @@ class _Units(ABC):
         return [grid[0] * grid[1]] * num_stages
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
+        return [filled_view(grid, self._keep(draw_ids, grid, seed))] * num_stages
+
+    def _keep(self, draw_ids: Tensor, grid: Grid, seed: int) -> Tensor:
+        """Draw the visible patches of every image, [B, K], ascending."""
         num_units, visible = self._units(grid)
         keep = random_keep(draw_ids, num_units, visible, seed=seed)  # of mask units
         if self.mask_unit > 1:
             keep = _patches_of_units(grid, self.mask_unit, keep.device)[keep].flatten(1).sort(dim=1).values
-        return [filled_view(grid, keep)] * num_stages
+        return keep
 
     def _units(self, grid: Grid) -> tuple[int, int]:
         """Return how many mask units a grid has, and how many of them stay visible."""
@@ -85,6 +89,42 @@ class BlockPixels(_Units):
 
     def num_visible(self, num_units: int) -> int:
         return num_kept(num_units, self.ratio)
+
+
+@pieces.register(Masker)
+@dataclass(frozen=True, kw_only=True)
+class RandomUnits(_Units):
+    """Mask units at random, for each image on its own; only the patches of the others enter the encoder.
+
+    An encoder that merges tokens takes units of as many patches as it merges into one.
+
+    Source: Huang et al. 2022 (GreenMIM), section 3.1, which has one mask for a batch; the rounding as in its program.
+    """
+
+    mask_embedding: ClassVar[type[MaskEmbedding]] = DropMasked
+
+    def num_visible(self, num_units: int) -> int:
+        return num_kept(num_units, self.ratio)
+
+    def entering(self, grid: Grid, num_stages: int) -> list[int]:
+        return [self._units(grid)[1] * self.mask_unit**2] * num_stages
+
+    def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
+        return [dropped_view(grid, self._keep(draw_ids, grid, seed))] * num_stages
+
+
+@pieces.register(Masker)
+@dataclass(frozen=True, kw_only=True)
+class SharedUnits(RandomUnits):
+    """Mask the same random units of all images of a micro-batch: those of its first; the others are left out.
+
+    So a mask depends on how a batch is divided.
+
+    Source: Huang et al. 2022 (GreenMIM), section 3.1; Wang et al. 2023 (LocalMIM) for Swin.
+    """
+
+    def _keep(self, draw_ids: Tensor, grid: Grid, seed: int) -> Tensor:
+        return super()._keep(draw_ids[:1], grid, seed).expand(len(draw_ids), -1)
 
 
 def _patches_of_units(grid: Grid, mask_unit: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B images, N patches, K kept patches, R prefix tokens, D width.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,20 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from bimkern.models.encoder import Grid
+from bimkern.models.encoder import Grid, Plan
+from bimkern.models.windows import coarsened
 from bimkern.ops import gather_tokens, keep_to_mask
 
 
 @dataclass(frozen=True)
 class StageView:
-    """Which tokens enter a stage, which its head decodes, which count in the loss."""
+    """Which tokens enter a stage, which its head decodes, which count in the loss.
+
+    A masker draws it on the grid of patches. The method then lists what is decoded on the grid that the stage puts out.
+    """
 
     grid: Grid  # rows and columns of the N patches
-    keep: Tensor  # [B, K] visible patches of this stage
+    keep: Tensor  # [B, K] visible patches of this stage; views of one row where all images share a mask
     within: Tensor | None  # [B, K] their indices among the tokens of the stage before; None where that has the same
     masked: Tensor  # [B, N] loss weight
     decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the masked ones filled in
     decoded_within: Tensor | None  # [B, K'] their indices among this stage's tokens; None where they are all of them
+    plan: Plan | None = None  # what the encoder planned for the patches that enter it
 
     def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
         """Drop the tokens of the stage before that this stage does not see."""
@@ -47,10 +53,45 @@ class StageView:
         """Return the view with loss weights of dtype."""
         return replace(self, masked=self.masked.to(dtype))
 
+    def decoded_on(self, grid: Grid) -> "StageView":
+        """Return the view with what is decoded on a coarser grid, whose cells are visible or masked as a whole."""
+        if self.decoded is None or grid == self.grid:
+            return self
+        return replace(self, decoded=coarsened(self.decoded, self.grid, grid))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "StageView":
+        """Return the view with each of its tensors changed, without its plan."""
+        tensors: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors, plan=None)
+
     def rows(self, rows: slice) -> "StageView":
         """Return the view of a slice of the batch."""
-        tensors: dict[str, Any] = {name: v[rows] for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        plan = self.plan
+        if plan is not None:
+            plan = plan.map(lambda tensor: tensor[rows] if len(tensor) > 1 else tensor)
+        return replace(self.map(lambda tensor: tensor[rows]), plan=plan)
+
+
+def on_device(views: Iterable[StageView], device: torch.device) -> list[StageView]:
+    """Copy views from the host; what several share is copied once, and no copy waits for the device."""
+    copies: dict[int, Any] = {}
+
+    def once(thing: Any, copy: Callable[[Any], Any]) -> Any:
+        if id(thing) not in copies:
+            copies[id(thing)] = copy(thing)
+        return copies[id(thing)]
+
+    def copy(tensor: Tensor) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if len(tensor) > 1 and tensor.stride(0) == 0:
+            return copy(tensor[:1]).expand_as(tensor)
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    views = list(views)
+    plans = [None if view.plan is None else once(view.plan, lambda plan: plan.map(copy)) for view in views]
+    moved = [view.map(lambda tensor: once(tensor, copy)) for view in views]
+    return [replace(view, plan=plan) for view, plan in zip(moved, plans, strict=True)]
 
 
 def filled_view(grid: Grid, keep: Tensor, masked: Tensor | None = None) -> StageView:
@@ -63,3 +104,9 @@ def filled_view(grid: Grid, keep: Tensor, masked: Tensor | None = None) -> Stage
     """
     weight = keep_to_mask(keep, grid[0] * grid[1]) if masked is None else masked
     return StageView(grid=grid, keep=keep, within=None, masked=weight, decoded=None, decoded_within=None)
+
+
+def dropped_view(grid: Grid, keep: Tensor) -> StageView:
+    """Return what a stage sees, and its head is shown, where only the visible patches keep [B, K] enter the encoder."""
+    masked = keep_to_mask(keep, grid[0] * grid[1])
+    return StageView(grid=grid, keep=keep, within=None, masked=masked, decoded=keep, decoded_within=None)

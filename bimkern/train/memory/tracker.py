@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from bimkern.ops import composite
 
+_PLANS = torch.ops.bimkern.group_windows.default  # what it puts out is small, and its size depends on the mask
+
 
 class Observer(Protocol):
     """Is called as storages come and go; a key names a storage as long as it lives."""
@@ -29,8 +31,8 @@ class AllocationTracker(TorchDispatchMode):
     """Report to an observer every storage that is allocated by operations inside the context, until it is freed.
 
     A storage that an operation only reads, modifies in place or views is not allocated by it. So parameters, inputs
-    and optimizer state that exist before are not reported. It works on real and fake tensors. Every operation passes
-    through Python: use it for single steps.
+    and optimizer state that exist before are not reported; nor are plans of windows. It works on real and fake tensors.
+    Every operation passes through Python: use it for single steps.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], observer: Observer) -> None:
@@ -53,7 +55,7 @@ class AllocationTracker(TorchDispatchMode):
         self._alive.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # most calls on fake tensors
+        if func is torch.ops.prim.device.default or func is _PLANS:  # the first: most calls on fake tensors
             return func(*args)
         kernel = composite.kernel_of(func)
         if kernel is not None:

@@ -1,6 +1,7 @@
 """Held-out evaluation: how well the stages reconstruct images that are not trained on, as numbers and as pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class HeldOutEvaluation:
     def errors(self, model: MIM) -> list[HeldOutError]:
         """Return the error of every stage."""
         some = slice(0, NUM_IMAGES)
-        errors, baselines = masked_errors(model, self._images[some], self._draw_ids[some], seed=self._seed)
+        with _evaluating(model):
+            errors, baselines = masked_errors(model, self._images[some], self._draw_ids[some], seed=self._seed)
         values = zip(*self._losses(model), errors.tolist(), baselines.tolist(), strict=True)
         found = []
         for stage, (loss, mean_loss, error, baseline) in enumerate(values):
@@ -70,7 +72,8 @@ class HeldOutEvaluation:
 
     def _losses(self, model: MIM) -> tuple[list[float], list[float]]:
         options = {"seed": self._seed, "micro_batch": self._micro_batch}
-        predicted, mean = evaluation.losses(model, self._images, self._draw_ids, **options)
+        with _evaluating(model):
+            predicted, mean = evaluation.losses(model, self._images, self._draw_ids, **options)
         return predicted.tolist(), mean.tolist()
 
     def snapshot(
@@ -82,7 +85,8 @@ class HeldOutEvaluation:
         """
         drawn = slice(0, _DRAWN_IMAGES)
         names = [stage_name(model.method, stage) for stage in range(model.num_stages)]
-        shown = plots.predict(model, self._images[drawn], self._draw_ids[drawn], self._seed)
+        with _evaluating(model):
+            shown = plots.predict(model, self._images[drawn], self._draw_ids[drawn], self._seed)
 
         def draw() -> Path | None:
             folder, kept = self._pictures.folder, None
@@ -95,3 +99,14 @@ class HeldOutEvaluation:
             return kept
 
         return draw
+
+
+@contextmanager
+def _evaluating(model: MIM) -> Iterator[None]:
+    """Have batch norms use the statistics of training, and learn none from held-out images."""
+    trains = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(trains)

@@ -1,0 +1,122 @@
+"""The modules of a Swin, with timm's parameter names.
+
+Shapes: B images, T tokens, D width, H heads, S masks of the plan (1 or B).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bimkern.models.encoder import Grid
+from bimkern.models.layers import LayerNorm, Linear, Mlp, PatchEmbed
+from bimkern.ops import WindowGroups, gather_tokens, group_attention
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+class NormedPatchEmbed(nn.Module):
+    """A patch embedding and a norm behind it."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = PatchEmbed(channels, width, patch)
+        self.norm = LayerNorm(width, NORM_EPS)
+
+    def forward(self, images: Tensor, keep: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        return self.norm(self.proj(images, keep, mean=mean, std=std))
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a bias for each relative position.
+
+    Source: Liu et al. 2021 (Swin Transformer), section 3.2.
+    """
+
+    def __init__(self, width: int, num_heads: int, window: Grid) -> None:
+        """Build it with a table of biases for windows of some rows and columns."""
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        rows, columns = (2 * side - 1 for side in window)
+        self.relative_position_bias_table = nn.Parameter(torch.empty(rows * columns, num_heads))
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)
+
+    def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
+        table = resized_table(self.relative_position_bias_table, self.window, window)
+        return self.proj(group_attention(self.qkv(x), table, groups, self.num_heads))
+
+
+class SwinLayer(nn.Module):
+    """A pre-norm transformer layer with attention in windows: a Swin block."""
+
+    def __init__(self, width: int, num_heads: int, window: Grid, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width, NORM_EPS)
+        self.attn = WindowAttention(width, num_heads, window)
+        self.norm2 = LayerNorm(width, NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
+        x = x + self.attn(self.norm1(x), groups, window)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """Merge 2 x 2 tokens into one of twice the width.
+
+    Source: Liu et al. 2021 (Swin Transformer), section 3.1.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(4 * width, NORM_EPS)
+        self.reduction = Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor, merge: Tensor) -> Tensor:
+        """Merge tokens [B, T, D], listed by fours in merge [S, T]: [B, T / 4, 2 * D]."""
+        B, T, D = x.shape
+        fours = gather_tokens(x, merge.expand(B, -1)).view(B, T // 4, 4 * D)
+        return self.reduction(self.norm(fours))
+
+
+class Stage(nn.Module):
+    """The layers of one level, behind the merging that leads to it."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, window: Grid, mlp_ratio: float, *, merges: bool) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(width // 2) if merges else nn.Identity()
+        self.blocks = nn.ModuleList(SwinLayer(width, num_heads, window, mlp_ratio) for _ in range(depth))
+
+    def compile(self) -> None:  # type: ignore[override]
+        """Compile the merging and the layers, each on its own, as they are called."""
+        for module in (self.downsample, *self.blocks):
+            module.compile()
+
+
+def init_swin(module: nn.Module) -> None:
+    """Initialize linear layers as the program of Swin does: truncated normal weights, zero biases."""
+    if isinstance(module, Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def resized_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resize a table of relative position biases [(2 * rows - 1) * (2 * columns - 1), H] bicubically to other windows.
+
+    Source: Guo et al. 2022 (FastMIM), section 3, for images that grow.
+    """
+    if old == new:
+        return table
+    # As two matrix products: the gradient of torch's interpolation has no fixed order of additions on a GPU.
+    rows, columns = (_bicubic(2 * a - 1, 2 * b - 1, table) for a, b in zip(old, new, strict=True))
+    biases = table.unflatten(0, (2 * old[0] - 1, -1))
+    return torch.einsum("ar,bc,rch->abh", rows, columns, biases).flatten(0, 1)
+
+
+def _bicubic(old: int, new: int, like: Tensor) -> Tensor:
+    """Return the matrix [new, old] of bicubic interpolation, on the device and in the dtype of a tensor."""
+    identity = torch.eye(old, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None, None], (new, old), mode="bicubic", align_corners=False)[0, 0]

@@ -1,0 +1,462 @@
+// CPU kernels of group_attention.h, bound by arithmetic.
+//
+// Parallel over heads and blocks of images. One window at a time: queries, keys and values are packed, so that each
+// product is one of small matrices in the cache; queries pass in blocks of kQueries. What pads a group is never seen.
+// forward: two products. backward: five, that of the logits once more; the gradient of the table as a sum over the
+// images of a block, which is spread over relative positions once.
+#include "ops/group_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/gelu.h"
+#include "core/product.h"
+#include "core/rows.h"
+
+namespace bimkern {
+namespace {
+
+constexpr int64_t kQueries = 64;
+
+constexpr int64_t whole_rows(int64_t n) { return ceil_div<int64_t>(n, kTileRows) * kTileRows; }
+constexpr int64_t whole_columns(int64_t n) { return ceil_div<int64_t>(n, kTileColumns) * kTileColumns; }
+
+BIMKERN_INLINE inline double exp_of_negative(double x) { return std::exp(x); }
+
+// Memory that vectors are loaded from whole.
+template <typename A>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : memory_(count + kAlignment / sizeof(A)) {}
+
+  A* data() {
+    const auto start = reinterpret_cast<uintptr_t>(memory_.data());
+    return memory_.data() + (ceil_div<uintptr_t>(start, kAlignment) * kAlignment - start) / sizeof(A);
+  }
+
+ private:
+  static constexpr uintptr_t kAlignment = 64;
+  std::vector<A> memory_;
+};
+
+// Rows of one head of an image in [B, T, ...]: row i begins at `at` + i * stride.
+struct HeadRows {
+  DType dtype;
+  const void* data;
+  int64_t at;
+  int64_t stride;
+};
+
+// Sizes of a window's matrices: n tokens, d channels.
+struct Sizes {
+  int64_t tokens;
+  int64_t width;
+  int64_t rows;      // whole_rows(n)
+  int64_t columns;   // whole_columns(n)
+  int64_t channels;  // whole_columns(d)
+};
+
+// out [n, d] = factor * rows of the window's tokens, and zero up to whole rows and columns.
+template <typename Set, typename A>
+BIMKERN_INLINE inline void pack(Set set, const HeadRows& from, const Window& window, const Sizes& size, A factor,
+                                A* out) {
+  for (int64_t i = 0; i < size.tokens; ++i, out += size.channels) {
+    widen_row(set, from.dtype, from.data, from.at + window.tokens[i] * from.stride, size.width, out);
+    for (int64_t d = 0; d < size.width; ++d) {
+      out[d] *= factor;
+    }
+    std::fill(out + size.width, out + size.channels, A{0});
+  }
+  std::fill_n(out, (size.rows - size.tokens) * size.channels, A{0});
+}
+
+// out [d, n] of rows [n, d], and zero up to whole columns.
+template <typename A>
+BIMKERN_INLINE inline void transpose(const A* rows, const Sizes& size, A* out) {
+  for (int64_t d = 0; d < size.width; ++d) {
+    for (int64_t i = 0; i < size.tokens; ++i) {
+      out[d * size.columns + i] = rows[i * size.channels + d];
+    }
+    std::fill(out + d * size.columns + size.tokens, out + (d + 1) * size.columns, A{0});
+  }
+}
+
+// Writes factor * row to a row of any type.
+template <typename Set, typename A>
+BIMKERN_INLINE inline void unpack_row(Set set, A* row, A factor, int64_t width, DType dtype, void* out, int64_t at) {
+  for (int64_t d = 0; d < width; ++d) {
+    row[d] *= factor;
+  }
+  store_row(set, static_cast<const A*>(row), width, dtype, out, at);
+}
+
+template <typename A>
+BIMKERN_INLINE inline A largest_of(const A* row, int64_t columns) {
+  A lanes[kTileColumns];
+  std::copy_n(row, kTileColumns, lanes);
+  for (int64_t j = kTileColumns; j < columns; j += kTileColumns) {
+    for (int k = 0; k < kTileColumns; ++k) {
+      lanes[k] = row[j + k] > lanes[k] ? row[j + k] : lanes[k];
+    }
+  }
+  return *std::max_element(lanes, lanes + kTileColumns);
+}
+
+// The sum of f(j), which is called once for each column.
+template <typename A, typename F>
+BIMKERN_INLINE inline A sum_over(int64_t columns, const F f) {
+  A lanes[kTileColumns] = {};
+  for (int64_t j = 0; j < columns; j += kTileColumns) {
+    for (int k = 0; k < kTileColumns; ++k) {
+      lanes[k] += f(j + k);
+    }
+  }
+#pragma GCC unroll 4
+  for (int half = kTileColumns / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) {
+      lanes[k] += lanes[k + half];
+    }
+  }
+  return lanes[0];
+}
+
+// row: logits, become exp(logit - subtracted); returns their sum.
+template <typename A>
+BIMKERN_INLINE inline A exponentiate(A* row, A subtracted, int64_t columns) {
+  return sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return row[j] = exp_of_negative(row[j] - subtracted); });
+}
+
+// grads: of probabilities, become those of logits.
+template <typename A>
+BIMKERN_INLINE inline void softmax_bwd(const A* __restrict probabilities, A* __restrict grads, int64_t columns) {
+  const A along = sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return probabilities[j] * grads[j]; });
+  for (int64_t j = 0; j < columns; ++j) {
+    grads[j] = probabilities[j] * (grads[j] - along);
+  }
+}
+
+// Queries against keys of one head and window: scaled products plus bias, one block of queries at a time.
+template <typename A>
+class Logits {
+ public:
+  Logits(const GroupAttention& args, int64_t largest_window)
+      : args_(args),
+        size_(sizes_of(largest_window)),
+        column_(args.relative_positions),
+        queries_(tokens()),
+        keys_(tokens()),
+        turned_keys_(tokens()),
+        bias_(size_.columns * size_.columns),
+        logits_(block()) {}
+
+  // Elements of a matrix [n, d], [d, n] or [kQueries, n] of the largest window.
+  int64_t tokens() const { return size_.columns * size_.channels; }
+  int64_t block() const { return std::min(size_.columns, kQueries) * size_.columns; }
+
+  const Sizes& size() const { return size_; }
+  const Window& window() const { return window_; }
+  Matrix<const A> queries() { return {queries_.data(), size_.channels}; }
+  Matrix<const A> keys() { return {keys_.data(), size_.channels}; }
+
+  // Queries, keys or values of the head: part 0, 1 or 2.
+  HeadRows part(int64_t part, int64_t image) const {
+    const int64_t at = image * args_.image_stride + (part * args_.heads + head_) * args_.width;
+    return {args_.dtype, args_.qkv, at, args_.token_stride};
+  }
+
+  BIMKERN_INLINE void take_head(int64_t head) {
+    head_ = head;
+    for (int64_t r = 0; r < args_.relative_positions; ++r) {
+      column_[r] = static_cast<const A*>(args_.table)[r * args_.heads + head];
+    }
+  }
+
+  // Where padding is, the bias is -inf, so that it weighs nothing.
+  BIMKERN_INLINE void take_window(const Window& window, const int32_t* positions) {
+    window_ = window;
+    size_ = sizes_of(window.count);
+    const int64_t middle = args_.relative_positions / 2;
+    A* bias = bias_.data();
+    for (int64_t i = 0; i < size_.rows; ++i, bias += size_.columns) {
+      const int64_t count = i < size_.tokens ? size_.tokens : 0;
+      for (int64_t j = 0; j < count; ++j) {
+        bias[j] = column_[middle + positions[window.tokens[i]] - positions[window.tokens[j]]];
+      }
+      std::fill(bias + count, bias + size_.columns, -std::numeric_limits<A>::infinity());
+    }
+  }
+
+  template <typename Set>
+  BIMKERN_INLINE void take_image(Set set, int64_t image) {
+    pack(set, part(0, image), window_, size_, static_cast<A>(args_.scale), queries_.data());
+    pack(set, part(1, image), window_, size_, A{1}, keys_.data());
+    transpose(keys_.data(), size_, turned_keys_.data());
+  }
+
+  // Those of queries [first, first + count).
+  BIMKERN_INLINE Matrix<A> of_queries(int64_t first, int64_t count) {
+    const Matrix<A> logits{logits_.data(), size_.columns};
+    product<A>(queries().at(first, 0), {turned_keys_.data(), size_.columns},
+               Matrix<const A>{bias_.data(), size_.columns}.at(first, 0), logits, whole_rows(count), size_.columns,
+               size_.width);
+    return logits;
+  }
+
+ private:
+  Sizes sizes_of(int64_t n) const {
+    return {n, args_.width, whole_rows(n), whole_columns(n), whole_columns(args_.width)};
+  }
+
+  const GroupAttention& args_;
+  Sizes size_;
+  Window window_{};
+  int64_t head_ = 0;
+  std::vector<A> column_;  // of the table
+  Buffer<A> queries_;      // [n, d], times the scale
+  Buffer<A> keys_;         // [n, d]
+  Buffer<A> turned_keys_;  // [d, n]
+  Buffer<A> bias_;         // [n, n]
+  Buffer<A> logits_;       // [kQueries, n]
+};
+
+// One head of a block of images.
+struct Task {
+  const Plan& plan;
+  int64_t head;
+  int64_t first_image;
+  int64_t last_image;
+};
+
+template <typename A>
+class Forward {
+ public:
+  Forward(const GroupAttentionFwd& args, int64_t largest_window)
+      : args_(args), logits_(args.of, largest_window), values_(logits_.tokens()), out_(logits_.tokens()) {}
+
+  template <typename Set>
+  BIMKERN_INLINE void run(Set set, const Task& task) {
+    logits_.take_head(task.head);
+    for (const Window& window : task.plan.windows) {
+      logits_.take_window(window, task.plan.positions);
+      for (int64_t image = task.first_image; image < task.last_image; ++image) {
+        logits_.take_image(set, image);
+        pack(set, logits_.part(2, image), window, logits_.size(), A{1}, values_.data());
+        for (int64_t first = 0; first < window.count; first += kQueries) {
+          attend(set, first, std::min(window.count - first, kQueries), image * args_.of.heads + task.head);
+        }
+      }
+    }
+  }
+
+ private:
+  template <typename Set>
+  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+    const GroupAttention& of = args_.of;
+    const Sizes& size = logits_.size();
+    const Matrix<A> weights = logits_.of_queries(first, count);
+    A sums[kQueries];
+    for (int64_t i = 0; i < count; ++i) {
+      A* row = weights.data + i * size.columns;
+      const A largest = largest_of(row, size.columns);
+      sums[i] = exponentiate(row, largest, size.columns);
+      const int64_t token = logits_.window().tokens[first + i];
+      static_cast<A*>(args_.logsumexp)[image_head * of.plans.tokens + token] = largest + std::log(sums[i]);
+    }
+    product<A>({weights.data, size.columns}, {values_.data(), size.channels}, {nullptr, 0},
+               {out_.data(), size.channels}, whole_rows(count), size.channels, size.tokens);
+    const int64_t image = image_head / of.heads, head = image_head % of.heads;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      unpack_row(set, out_.data() + i * size.channels, 1 / sums[i], of.width, of.dtype, args_.out,
+                 (token * of.heads + head) * of.width);
+    }
+  }
+
+  const GroupAttentionFwd& args_;
+  Logits<A> logits_;
+  Buffer<A> values_;  // [n, d]
+  Buffer<A> out_;     // [kQueries, d]
+};
+
+template <typename A>
+class Backward {
+ public:
+  Backward(const GroupAttentionBwd& args, int64_t largest_window)
+      : args_(args),
+        logits_(args.of, largest_window),
+        values_(logits_.tokens()),
+        turned_values_(logits_.tokens()),
+        grads_(logits_.tokens()),
+        grad_queries_(logits_.tokens()),
+        grad_keys_(logits_.tokens()),
+        grad_values_(logits_.tokens()),
+        grad_logits_(logits_.block()),
+        bias_sums_(logits_.size().columns * logits_.size().columns) {}
+
+  // table_sums [R] gets the head's gradient of the table.
+  template <typename Set>
+  BIMKERN_INLINE void run(Set set, const Task& task, double* table_sums) {
+    const int64_t relative_positions = args_.of.relative_positions;
+    std::fill_n(table_sums, relative_positions, 0.0);
+    logits_.take_head(task.head);
+    for (const Window& window : task.plan.windows) {
+      logits_.take_window(window, task.plan.positions);
+      const Sizes& size = logits_.size();
+      std::fill_n(bias_sums_.data(), size.rows * size.columns, A{0});
+      for (int64_t image = task.first_image; image < task.last_image; ++image) {
+        take_image(set, task.head, image);
+        for (int64_t first = 0; first < window.count; first += kQueries) {
+          attend(set, first, std::min(window.count - first, kQueries), image * args_.of.heads + task.head);
+        }
+        store(set, grad_keys_.data(), A{1}, 0, size.tokens, 1, task.head, image);
+        store(set, grad_values_.data(), A{1}, 0, size.tokens, 2, task.head, image);
+      }
+      spread(task.plan.positions, table_sums + relative_positions / 2);
+    }
+  }
+
+ private:
+  template <typename Set>
+  BIMKERN_INLINE void take_image(Set set, int64_t head, int64_t image) {
+    const Sizes& size = logits_.size();
+    const int64_t at = image * args_.grad_image_stride + head * args_.of.width;
+    logits_.take_image(set, image);
+    pack(set, logits_.part(2, image), logits_.window(), size, A{1}, values_.data());
+    transpose(values_.data(), size, turned_values_.data());
+    pack(set, {args_.of.dtype, args_.grad, at, args_.grad_token_stride}, logits_.window(), size, A{1}, grads_.data());
+  }
+
+  template <typename Set>
+  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+    const GroupAttention& of = args_.of;
+    const Sizes& size = logits_.size();
+    const int64_t n = size.tokens, rows = whole_rows(count);
+    const Matrix<A> weights = logits_.of_queries(first, count), grad_logits{grad_logits_.data(), size.columns};
+    const Matrix<const A> grads = Matrix<const A>{grads_.data(), size.channels}.at(first, 0);
+    product<A>(grads, {turned_values_.data(), size.columns}, {nullptr, 0}, grad_logits, rows, size.columns, size.width);
+    for (int64_t i = 0; i < count; ++i) {
+      A* row = weights.data + i * size.columns;
+      A* grad_row = grad_logits.data + i * size.columns;
+      const int64_t token = logits_.window().tokens[first + i];
+      exponentiate(row, static_cast<const A*>(args_.logsumexp)[image_head * of.plans.tokens + token], size.columns);
+      softmax_bwd(row, grad_row, size.columns);
+      add_row(grad_row, size.columns, bias_sums_.data() + (first + i) * size.columns);
+    }
+    product<A>({grad_logits.data, size.columns}, logits_.keys(), {nullptr, 0}, {grad_queries_.data(), size.channels},
+               rows, size.channels, n);
+    store(set, grad_queries_.data(), static_cast<A>(of.scale), first, count, 0, image_head % of.heads,
+          image_head / of.heads);
+    // Transposed: a row for each key and value.
+    add_product({grad_logits.data, 1, size.columns}, logits_.queries().at(first, 0), grad_keys_, first, count);
+    add_product({weights.data, 1, size.columns}, grads, grad_values_, first, count);
+  }
+
+  // sums [n, d] += a [n, count] @ b [count, d], after those of the queries before the first.
+  BIMKERN_INLINE void add_product(Matrix<const A> a, Matrix<const A> b, Buffer<A>& sums, int64_t first, int64_t count) {
+    const Sizes& size = logits_.size();
+    const Matrix<A> out{sums.data(), size.channels};
+    product<A>(a, b, {first == 0 ? nullptr : out.data, out.row}, out, size.rows, size.channels, count);
+  }
+
+  // Writes rows [count, d] as part 0, 1 or 2 of the gradient, for the window's tokens from the first on.
+  template <typename Set>
+  BIMKERN_INLINE void store(Set set, A* rows, A factor, int64_t first, int64_t count, int64_t part, int64_t head,
+                            int64_t image) {
+    const GroupAttention& of = args_.of;
+    for (int64_t i = 0; i < count; ++i, rows += logits_.size().channels) {
+      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      unpack_row(set, rows, factor, of.width, of.dtype, args_.grad_qkv, ((token * 3 + part) * of.heads + head) * of.width);
+    }
+  }
+
+  BIMKERN_INLINE void add_row(const A* __restrict row, int64_t columns, A* __restrict sums) {
+    for (int64_t j = 0; j < columns; ++j) {
+      sums[j] += row[j];
+    }
+  }
+
+  // table_sums: of relative position zero.
+  BIMKERN_INLINE void spread(const int32_t* positions, double* table_sums) {
+    const Window& window = logits_.window();
+    for (int64_t i = 0; i < window.count; ++i) {
+      const A* row = bias_sums_.data() + i * logits_.size().columns;
+      double* sums = table_sums + positions[window.tokens[i]];
+      for (int64_t j = 0; j < window.count; ++j) {
+        sums[-positions[window.tokens[j]]] += row[j];
+      }
+    }
+  }
+
+  const GroupAttentionBwd& args_;
+  Logits<A> logits_;
+  Buffer<A> values_;         // [n, d]
+  Buffer<A> turned_values_;  // [d, n]
+  Buffer<A> grads_;          // [n, d], of the output
+  Buffer<A> grad_queries_;   // [kQueries, d]
+  Buffer<A> grad_keys_;      // [n, d]
+  Buffer<A> grad_values_;    // [n, d]
+  Buffer<A> grad_logits_;    // [kQueries, n]
+  Buffer<A> bias_sums_;      // [n, n]
+};
+
+// Calls work(runner, task, number of the task) for each task, with one runner a thread.
+template <typename Runner, typename Args, typename Work>
+void for_each_task(const char* op, const Args& args, const Parallel& parallel, const Work& work) {
+  const GroupAttention& of = args.of;
+  const std::vector<Plan> plans = read_plans(op, of.plans, of.relative_positions);
+  const bool shared = of.plans.plans == 1;
+  const int64_t images = shared ? kImagesOfBlock : 1;
+  int64_t largest = 0;
+  for (const Plan& plan : plans) {
+    for (const Window& window : plan.windows) {
+      largest = std::max(largest, window.count);
+    }
+  }
+  parallel(attention_blocks(of.images, of.plans.plans) * of.heads, 1, [&](int64_t begin, int64_t end) {
+    Runner runner(args, largest);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i / of.heads, first = block * images;
+      work(runner, Task{plans[shared ? 0 : block], i % of.heads, first, std::min(first + images, of.images)}, i);
+    }
+  });
+}
+
+template <typename A>
+void forward(const GroupAttentionFwd& args, const Parallel& parallel, Simd simd) {
+  for_each_task<Forward<A>>("group_attention", args, parallel, [=](Forward<A>& runner, const Task& task, int64_t) {
+    vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task); });
+  });
+}
+
+template <typename A>
+void backward(const GroupAttentionBwd& args, const Parallel& parallel, Simd simd) {
+  const int64_t R = args.of.relative_positions, heads = args.of.heads;
+  for_each_task<Backward<A>>(
+      "group_attention_bwd", args, parallel, [=, &args](Backward<A>& runner, const Task& task, int64_t i) {
+        vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task, args.scratch + i * R); });
+      });
+  const int64_t blocks = attention_blocks(args.of.images, args.of.plans.plans);
+  for (int64_t r = 0; r < R; ++r) {
+    for (int64_t head = 0; head < heads; ++head) {
+      double sum = 0;
+      for (int64_t block = 0; block < blocks; ++block) {
+        sum += args.scratch[(block * heads + head) * R + r];
+      }
+      static_cast<A*>(args.grad_table)[r * heads + head] = static_cast<A>(sum);
+    }
+  }
+}
+
+}  // namespace
+
+void group_attention(const GroupAttentionFwd& args, const Parallel& parallel, Simd simd) {
+  dispatch_arithmetic(args.of.dtype, [&](auto type) { forward<decltype(type)>(args, parallel, simd); });
+}
+
+void group_attention_bwd(const GroupAttentionBwd& args, const Parallel& parallel, Simd simd) {
+  dispatch_arithmetic(args.of.dtype, [&](auto type) { backward<decltype(type)>(args, parallel, simd); });
+}
+
+}  // namespace bimkern

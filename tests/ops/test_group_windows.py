@@ -140,7 +140,7 @@ def test_positions_lead_to_the_relative_position_table(case):
 
 
 def test_padding_of_the_published_groups():
-    """12 of 49 units at 56 x 56 need about 1.06 times as many slots as tokens."""
+    """12 of 49 units at 56 x 56 need about 1.07 times as many slots as tokens."""
     keep, grid = random_units(200, (7, 7), 8, 12)
     slots = [
         group_windows(mask[None], grid, 7, shift, published=True).members.numel() for mask in keep for shift in (0, 3)

@@ -57,6 +57,18 @@ PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
 )
 
+# The stages of Swin-B at 224 px with 12 of 49 units visible, and windows of 14: Huang et al. 2022 (GreenMIM), section
+# 4.1; Liu et al. 2021 (Swin Transformer), section 3.3.
+_UNITS = {"N": 49, "K": 12, "d": 32}
+_STAGES = ((8, 4, 0), (8, 4, 3), (4, 8, 3), (2, 16, 3), (1, 32, 0))
+ATTENTION = Shapes(
+    images=(
+        *(_UNITS | {"u": u, "H": H, "w": 7, "shift": shift} for u, H, shift in _STAGES),
+        _UNITS | {"u": 8, "H": 4, "w": 14, "shift": 7},
+    ),
+    cpu_batch=8,
+)
+
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}))
 

@@ -28,7 +28,7 @@ from bimkern.mim.schedule import Schedule
 from bimkern.models.encoder import Encoder, EncoderConfig
 from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
-from bimkern.recipes import RECIPES
+from bimkern.recipes import RECIPES, WITH_BACKBONE
 from bimkern.recipes.find import find_config
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def test_commands_name_recipes_and_options_that_exist(program):
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert named <= known, arguments
         if program != "bimkern.export" and arguments and not arguments[0].startswith("-"):
-            assert arguments[0] in {*RECIPES, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
+            assert arguments[0] in {*RECIPES, *WITH_BACKBONE, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
 
 
 def test_commands_of_the_bench_are_understood():

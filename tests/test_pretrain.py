@@ -15,7 +15,18 @@ from bimkern.pretrain import main
 from bimkern.recipes import FAMILIES, RECIPES
 
 OPTIONS = (
-    *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--patch-size", "--mask-ratio"),
+    *(
+        "--help",
+        "--show",
+        "--dry-run",
+        "--config",
+        "--backbone",
+        "--import",
+        "--set",
+        "--image-size",
+        "--patch-size",
+        "--mask-ratio",
+    ),
     *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
     *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
     *(

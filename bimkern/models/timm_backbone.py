@@ -238,9 +238,9 @@ def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
         except timm_networks.NetworkError:  # it has no such pooling
             return None
         encoder = TimmBackbone(config)
+        ours, theirs = encoder.state_dict(), whole.state_dict()
     names = tuple(_renamed(encoder, whole))
     layout = Layout(names=names, norm=None)
-    ours, theirs = encoder.state_dict(), whole.state_dict()
     there = {name: theirs.get(layout.name(name)) for name in ours}
     if any(tensor is None or tensor.shape != ours[name].shape for name, tensor in there.items()):
         return None
@@ -297,8 +297,10 @@ def _whole_norm(config: TimmBackboneConfig) -> _Norm | None:
             whole, _ = timm_networks.create_whole(config.name, config.image_size, config.arguments | _WHOLE)
         except timm_networks.NetworkError:
             return None
-        names = Layout(names=tuple(_renamed(encoder := TimmBackbone(config), whole)), norm=None)
-    known = {names.name(name) for name in encoder.state_dict()}
+        encoder = TimmBackbone(config)
+        ours = encoder.state_dict().keys()
+    names = Layout(names=tuple(_renamed(encoder, whole)), norm=None)
+    known = {names.name(name) for name in ours}
     width = config.level(config.depth).width
     norms = [
         _Norm(f"{name}.", width, module.eps)

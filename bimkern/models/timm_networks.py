@@ -108,7 +108,7 @@ def describe(name: str, built_for: int, image_size: int, arguments: Arguments) -
             if image_size % rows:
                 raise NetworkError(f"{name} makes {rows} x {rows} cells of {image_size} x {image_size} pixels")
             levels.append(Level(width, image_size // rows))
-    names = frozenset(weight for part in network.parts for weight in nn.ModuleDict(part).state_dict())
+        names = frozenset(weight for part in network.parts for weight in nn.ModuleDict(part).state_dict())
     return Description(tuple(levels), tuple(channels_last), _is_patchwise(network.stem), names)
 
 

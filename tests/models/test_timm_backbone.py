@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from interop import import_or_skip
-from small_backbones import ALL, OF_TIMM, SIZE, backbone, method, network, sample
+from small_backbones import ALL, OF_TIMM, SIZE, KeepGradients, backbone, method, network, sample
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.mim.flow import Local
@@ -127,16 +127,6 @@ def test_every_level_can_be_read_and_trained(family, flow):
     assert learning == {name for name, group in groups.items() if group.number >= frozen}
 
 
-class KeepGradients:
-    """An update that does nothing."""
-
-    def scale(self, loss):
-        return loss
-
-    def apply(self):
-        pass
-
-
 @pytest.mark.parametrize("family", ["convnext", "pvt", "twins", "swin", "resnet", "vit", "cmt"])
 def test_images_may_change_their_size_and_be_rectangles(family):
     config = backbone(family)
@@ -163,6 +153,11 @@ def test_a_network_without_values_has_the_same_shapes(family):
     real = config.module(config).state_dict()
     with FakeTensorMode():
         fake = config.module(config).state_dict()
+        for known in (timm_backbone._described, timm_backbone._whole_norm, timm_backbone._timm_layout):
+            known.cache_clear()
+        assert config.level(config.depth)
+        assert config.norm_eps > 0
+        assert config.layout("timm")
     with torch.device("meta"):
         meta = config.module(config).state_dict()
     for other in (fake, meta):
@@ -227,8 +222,9 @@ def test_what_cannot_be_is_one_line(given, message):
 
 
 def test_images_that_cannot_change_are_one_line():
-    fixed = TimmBackboneConfig(name="nest_tiny", image_size=64)
-    with pytest.raises(ValueError, match=r"nest_tiny built for 64 pixels does not take images of 128 pixels \(Input"):
+    fixed = TimmBackboneConfig(**of("vit", model_args=backbone("vit").model_args | {"dynamic_img_size": False}))
+    message = r"vit_tiny_patch16_224 built for 64 pixels does not take images of 128 pixels \(Input height"
+    with pytest.raises(ValueError, match=message):
         fixed.resized(128)
 
 

@@ -1,7 +1,7 @@
 """Drives CMake for the compiled part; everything else about the package stands in pyproject.toml.
 
 BIMKERN_NATIVE=0 installs without the compiled part. BIMKERN_CUDA=AUTO|ON|OFF is passed on to CMake, which also reads
-BIMKERN_CUDA_ARCHS.
+BIMKERN_CUDA_ARCHS. BIMKERN_BUILD=DIR builds in that folder and keeps it, for CMake to go on with.
 """
 
 import os
@@ -42,15 +42,16 @@ class CMakeBuild(build_ext):
         # The op library alone: it serves every Python and torch. The arena's first use builds its module from sources,
         # which a wheel brings along.
         prefix, components = (ROOT, ["native"]) if self.editable_mode else (self.build_lib, ["native", "source"])
+        folder = os.environ.get("BIMKERN_BUILD", self.build_temp)
         # --fresh: what an earlier build remembers lies in an isolated environment that is gone.
         run(
-            "cmake", "--fresh", "-S", ROOT, "-B", self.build_temp, "-G", "Ninja",
+            "cmake", "--fresh", "-S", ROOT, "-B", folder, "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}", f"-DBIMKERN_CUDA={os.environ.get('BIMKERN_CUDA', 'AUTO')}",
             "-DBIMKERN_BRIDGE=ON", "-DBIMKERN_TESTS=OFF",
         )  # fmt: skip
-        run("cmake", "--build", self.build_temp, "--target", "bimkern_native")
+        run("cmake", "--build", folder, "--target", "bimkern_native")
         for component in components:
-            run("cmake", "--install", self.build_temp, "--prefix", prefix, "--component", component)
+            run("cmake", "--install", folder, "--prefix", prefix, "--component", component)
 
     def copy_extensions_to_source(self) -> None:
         """Do nothing: CMake has installed them there."""

@@ -198,6 +198,19 @@ def test_an_installation_in_place_compiles_what_a_wheel_does(clone, programs, tm
     assert [line.split("--component ")[1] for line in commands if "--install" in line] == ["native"]
 
 
+def test_a_build_folder_that_is_named_is_used_and_kept(clone, programs, tmp_path):
+    put(programs, "cmake", CMAKE)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    done = backend(clone, f"build_editable({str(tmp_path)!r})", BIMKERN_BUILD=str(kept))
+    assert done.returncode == 0, done.stderr
+    configure, build, install = (programs / "log").read_text().splitlines()
+    assert f"-B {kept} " in configure
+    assert build.startswith(f"--build {kept} ")
+    assert install.startswith(f"--install {kept} ")
+    assert kept.is_dir()
+
+
 def test_a_wheel_without_the_compiled_part_is_for_every_machine(clone, programs, tmp_path):
     done = backend(clone, f"build_wheel({str(tmp_path)!r})", BIMKERN_NATIVE="0")
     assert done.returncode == 0, done.stderr

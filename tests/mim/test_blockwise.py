@@ -1,9 +1,11 @@
 """Blockwise masks: how much is masked, and what they are made of."""
 
+import math
+
 import pytest
 import torch
 
-from bimkern.mim.masking.blockwise import Blockwise
+from bimkern.mim.masking.blockwise import _FAILURES, Blockwise, _uniform
 
 GRID = (14, 14)
 IDS = torch.arange(200)
@@ -28,6 +30,36 @@ def test_published_masks_stop_at_or_below_the_target():
 def test_exact_masks_contain_the_published_ones():
     (exact,), (published,) = (Blockwise(ratio=0.4, exact=exact).views(IDS, GRID, 1, seed=0) for exact in (True, False))
     assert (exact.masked >= published.masked).all()
+
+
+def one_mask(masker, draw_id, grid, seed):
+    """Algorithm 1 of BEiT for one image, with the numbers that `rectangles` draws."""
+    masked, failures, target = torch.zeros(grid, dtype=torch.bool), 0, masker.num_masked(grid)
+    smallest, log_aspect = int(target * masker.min_share), math.log(masker.aspect)
+    numbers = torch.stack(_uniform(torch.tensor([draw_id]), seed)).squeeze(-1)  # [4, A]
+    for u_area, u_aspect, u_top, u_left in numbers.unbind(1):
+        remaining = target - int(masked.sum())
+        area, aspect = smallest + u_area * (remaining - smallest), torch.exp(log_aspect - 2 * log_aspect * u_aspect)
+        height, width = int((area * aspect).sqrt().round()), int((area / aspect).sqrt().round())
+        top, left = int((u_top * (grid[0] - height + 1)).floor()), int((u_left * (grid[1] - width + 1)).floor())
+        added = torch.zeros_like(masked)
+        if height < grid[0] and width < grid[1]:
+            added[top : top + height, left : left + width] = True
+        added &= ~masked
+        if 0 < added.sum() <= remaining:
+            masked, failures = masked | added, 0
+        else:
+            failures += 1
+        if failures == _FAILURES:
+            break
+    return masked.flatten()
+
+
+@pytest.mark.parametrize("grid", [GRID, (5, 9)])
+def test_all_images_at_once_get_the_masks_of_one_after_another(grid):
+    masker, ids = Blockwise(ratio=0.4), torch.randint(0, 2**40, (20,))
+    expected = torch.stack([one_mask(masker, int(i), grid, seed=3) for i in ids])
+    assert torch.equal(masker.rectangles(ids, grid, seed=3), expected)
 
 
 def test_masked_patches_lie_together():

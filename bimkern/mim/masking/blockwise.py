@@ -75,29 +75,32 @@ class Blockwise:
 
     def rectangles(self, draw_ids: Tensor, grid: Grid, seed: int) -> Tensor:
         """Draw the rectangles of every image, [B, N] bool, at most num_masked of each; no step waits for the device."""
-        rows, columns = (torch.arange(side, device=draw_ids.device) for side in grid)
-        masked = torch.zeros(len(draw_ids), *grid, dtype=torch.bool, device=draw_ids.device)
-        failures = torch.zeros_like(draw_ids)
-        num_masked = self.num_masked(grid)
+        device, num_masked = draw_ids.device, self.num_masked(grid)
+        places = torch.arange(max(grid), device=device)
+        sides = torch.tensor(grid, device=device).view(2, 1, 1)
+        ends = sides + 1
         smallest = int(num_masked * self.min_share)
-        u_area, u_aspect, u_top, u_left = _uniform(draw_ids, seed)  # each [A, B]
+        visible = torch.ones(len(draw_ids), *grid, dtype=torch.bool, device=device)
+        failures = torch.zeros_like(draw_ids)
+        remaining = torch.full_like(draw_ids, num_masked)
         log_aspect = math.log(self.aspect)
-        for attempt in range(_ATTEMPTS):
-            remaining = num_masked - masked.sum(dim=(1, 2))
-            area = smallest + u_area[attempt] * (remaining - smallest)
-            aspect = torch.exp(log_aspect - 2 * log_aspect * u_aspect[attempt])
-            height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-            top = (u_top[attempt] * (grid[0] - height + 1)).floor()
-            left = (u_left[attempt] * (grid[1] - width + 1)).floor()
-            in_rows = (top[:, None] <= rows) & (rows < (top + height)[:, None])  # [B, rows]
-            in_columns = (left[:, None] <= columns) & (columns < (left + width)[:, None])
-            added = in_rows[:, :, None] & in_columns[:, None, :] & ~masked
+        u_area, u_aspect, *u_begin = _uniform(draw_ids, seed)  # each [A, B]
+        aspects = torch.exp(log_aspect - 2 * log_aspect * u_aspect)
+        u_begins = torch.stack(u_begin, dim=1).unsqueeze(-1)  # [A, 2, B, 1]
+        # Few operations an attempt: each start of a run traces all of them, to learn what memory a step needs.
+        for u, aspect, u_place in zip(u_area.unbind(), aspects.unbind(), u_begins.unbind(), strict=True):
+            area = smallest + u * (remaining - smallest)
+            size = torch.stack((area * aspect, area / aspect)).sqrt().round().unsqueeze(-1)  # [2, B, 1]: height, width
+            begin = (u_place * (ends - size)).floor()
+            in_rows, in_columns = ((begin <= places) & (places < begin + size)).unbind()  # each [B, places]
+            added = in_rows[:, : grid[0], None] & in_columns[:, None, : grid[1]] & visible
             num_added = added.sum(dim=(1, 2))
-            fits = (height < grid[0]) & (width < grid[1]) & (0 < num_added) & (num_added <= remaining)
+            fits = (size < sides).all(dim=0).squeeze(-1) & (0 < num_added) & (num_added <= remaining)
             accepted = fits & (failures < _FAILURES)
-            masked |= added & accepted[:, None, None]
-            failures = torch.where(accepted, 0, failures + 1)
-        return masked.flatten(1)
+            visible ^= added & accepted[:, None, None]
+            remaining -= num_added * accepted
+            failures.add_(1).masked_fill_(accepted, 0)
+        return ~visible.flatten(1)
 
 
 def _uniform(draw_ids: Tensor, seed: int) -> tuple[Tensor, ...]:

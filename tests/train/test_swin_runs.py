@@ -88,8 +88,9 @@ def test_slices_and_micro_batches_change_nothing(name):
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-9, atol=1e-12)
 
 
-@every_recipe
+@pytest.mark.parametrize("name", ["greenmim_swin_tiny_test", "bim_swin_tiny_test"])
 def test_it_learns_a_batch_by_heart(name):
+    """Its decoders know positions; without them, as in SimMIM, masked tokens of noise are too much alike."""
     torch.manual_seed(0)
     config = RECIPES[name].config
     model = MIM(config.method)

@@ -26,6 +26,7 @@ from bimkern.models.painting import normalize, paint
 from bimkern.models.timm_networks import Description
 
 _WHOLE = {"num_classes": 0, "global_pool": "avg"}  # of the networks that weights are exported for
+Argument = bool | int | float | str | tuple[int | float, ...] | None
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -147,7 +148,7 @@ class TimmBackboneConfig:
     channels: int = 3
     depths: tuple[int, ...] | None = None  # blocks of every stage, to train fewer than timm has; None: all
     num_levels: int | None = None  # the first ones alone; None: all
-    model_args: dict[str, Any] = field(default_factory=dict)  # other arguments of timm's network
+    model_args: dict[str, Argument] = field(default_factory=dict)  # other arguments of timm's network
     num_prefix: ClassVar[int] = 0
 
     def __post_init__(self) -> None:

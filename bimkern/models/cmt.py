@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bimkern import pieces
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import LayerNorm, Linear
-from bimkern.models.painting import normalize, paint
+from bimkern.models.painting import PaintedEncoder
 
 
 class Convolution(nn.Conv2d):
@@ -154,23 +154,15 @@ class Stem(nn.Sequential):
         super().__init__(*parts, Merge(width, out_width))
 
 
-class CMT(nn.Module):
+class CMT(PaintedEncoder):
     """The encoder; masked patches can be painted over in its images. There is no final norm: heads bring their own."""
 
     def __init__(self, config: "CMTConfig") -> None:
         super().__init__()
         self.config = config
-        self.stem = Stem(config.channels, config.stem_width, config.widths[0])
+        self.embedding = Stem(config.channels, config.stem_width, config.widths[0])
         self.layers = nn.ModuleList(config.blocks())
         self.apply(_init)
-
-    def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-        tokens: Tensor = self.stem(normalize(images, mean, std))
-        return tokens
-
-    def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        tokens: Tensor = self.stem(paint(images, view, color, mean, std))
-        return tokens
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
         patch = self.config.level(0).patch

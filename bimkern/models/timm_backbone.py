@@ -22,10 +22,11 @@ from bimkern import pieces
 from bimkern.models import timm_networks
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import LAYER_NORM_EPS
-from bimkern.models.painting import normalize, paint
+from bimkern.models.painting import PaintedEncoder
 from bimkern.models.timm_networks import Description
 
 _WHOLE = {"num_classes": 0, "global_pool": "avg"}  # of the networks that weights are exported for
+Argument = bool | int | float | str | tuple[int | float, ...] | None
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -91,7 +92,7 @@ class Whole(_Part):
         return self.run(pixel_shuffle(tokens.mT.unflatten(2, grid), self.patch))
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(PaintedEncoder):
     """A feature network of timm; masked patches can be painted over in its images."""
 
     def __init__(self, config: "TimmBackboneConfig") -> None:
@@ -100,7 +101,7 @@ class TimmBackbone(nn.Module):
         network = timm_networks.create(config.name, config.image_size, config.arguments)
         formats = _described(config, config.image_size).channels_last
         if network.stem:
-            self.embedding: nn.Module = Stem(network.stem, channels_last=formats[0])
+            self.embedding = Stem(network.stem, channels_last=formats[0])
             self.layers = nn.ModuleList(
                 Stage(modules, takes_channels_last=before, channels_last=after)
                 for modules, (before, after) in zip(network.levels[: config.depth], pairwise(formats), strict=False)
@@ -108,14 +109,6 @@ class TimmBackbone(nn.Module):
         else:
             self.embedding = Pixels(network.patch)
             self.layers = nn.ModuleList([Whole(network.levels[0], network.patch, channels_last=formats[1])])
-
-    def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-        tokens: Tensor = self.embedding(normalize(images, mean, std))
-        return tokens
-
-    def embed_painted(self, images: Tensor, view: View, color: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        tokens: Tensor = self.embedding(paint(images, view, color, mean, std))
-        return tokens
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
         patch = self.config.level(0).patch
@@ -147,7 +140,7 @@ class TimmBackboneConfig:
     channels: int = 3
     depths: tuple[int, ...] | None = None  # blocks of every stage, to train fewer than timm has; None: all
     num_levels: int | None = None  # the first ones alone; None: all
-    model_args: dict[str, Any] = field(default_factory=dict)  # other arguments of timm's network
+    model_args: dict[str, Argument] = field(default_factory=dict)  # other arguments of timm's network
     num_prefix: ClassVar[int] = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from bimkern.models.cmt import CMTConfig
 from bimkern.models.encoder import EncoderConfig
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.swin import SwinConfig
-from bimkern.models.timm_backbone import TimmBackboneConfig
+from bimkern.models.timm_backbone import Argument, TimmBackboneConfig
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
 from bimkern.recipes.combined import bim_hog, bim_swin, growing
@@ -65,7 +65,7 @@ def _fastmim(name: str, encoder: EncoderConfig = _LARGE_PATCHES) -> Config:
 
 
 def _convnext() -> TimmBackboneConfig:
-    shape = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
+    shape: dict[str, Argument] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
     return TimmBackboneConfig(name="convnext_atto", image_size=64, model_args=shape)
 
 

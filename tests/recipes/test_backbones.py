@@ -112,6 +112,13 @@ def test_a_backbone_is_named_on_the_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["activations"] > 0
 
 
+def test_arguments_of_timms_network_are_set_by_name():
+    values = {"depths": "[1,1,2,1]", "conv_bias": "false", "ls_init_value": "0.5", "kernel_sizes": "3"}
+    settings = [f"--set=method.encoder.model_args.{name}={value}" for name, value in values.items()]
+    encoder = chosen("fastmim", "--backbone", "convnext_atto", *settings).method.encoder
+    assert encoder.model_args == {"depths": (1, 1, 2, 1), "conv_bias": False, "ls_init_value": 0.5, "kernel_sizes": 3}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,7 +19,8 @@ _INPUTS = (
 _backend.schemas.define(f"group_attention({_INPUTS}) -> Tensor")
 _backend.schemas.define(f"group_attention_fwd({_INPUTS}) -> (Tensor, Tensor)")
 _backend.schemas.define(f"group_attention_bwd(Tensor grad, Tensor logsumexp, {_INPUTS}) -> (Tensor, Tensor)")
-_backend.declare("group_attention", kernels={"cpu": "native"})
+_backend.declare("group_attention", kernels={"cpu": "native", "cuda": "triton"})
+_backend.run_by_triton("group_attention_fwd", "group_attention_bwd", module="group_attention")
 
 
 def group_attention_reference(

@@ -40,13 +40,27 @@ class Buffer {
   std::vector<A> memory_;
 };
 
-// Rows of one head of an image in [B, T, ...]: row i begins at `at` + i * stride.
+// Rows of one head of an image in [B, T, ...]: row i begins at `at` + i * stride; what is wanted next is `ahead` of it.
 struct HeadRows {
   DType dtype;
   const void* data;
   int64_t at;
   int64_t stride;
   int64_t ahead;
+};
+
+// One head of a window, in the images of a block.
+struct Task {
+  const Window& window;
+  const int32_t* positions;
+  int64_t head;
+  int64_t first_image;
+  int64_t last_image;
+
+  // From an image's rows to those of the next, or of the next head in the first image.
+  int64_t ahead(int64_t image, int64_t image_stride, int64_t width) const {
+    return image + 1 < last_image ? image_stride : width - (image - first_image) * image_stride;
+  }
 };
 
 // Sizes of a window's matrices: n tokens, d channels.
@@ -77,12 +91,12 @@ BIMKERN_INLINE inline void pack(Set set, const HeadRows& from, const Window& win
 
 // out [d, n] of rows [n, d], and zero up to whole columns.
 template <typename A>
-BIMKERN_INLINE inline void transpose(const A* rows, const Sizes& size, A* out) {
-  for (int64_t d = 0; d < size.width; ++d) {
-    for (int64_t i = 0; i < size.tokens; ++i) {
+BIMKERN_INLINE inline void transpose(const A* __restrict rows, const Sizes& size, A* __restrict out) {
+  std::fill_n(out, size.width * size.columns, A{0});
+  for (int64_t i = 0; i < size.tokens; ++i) {
+    for (int64_t d = 0; d < size.width; ++d) {
       out[d * size.columns + i] = rows[i * size.channels + d];
     }
-    std::fill(out + d * size.columns + size.tokens, out + (d + 1) * size.columns, A{0});
   }
 }
 
@@ -147,7 +161,6 @@ class Logits {
   Logits(const GroupAttention& args, int64_t largest_window)
       : args_(args),
         size_(sizes_of(largest_window)),
-        column_(args.relative_positions),
         queries_(tokens()),
         keys_(tokens()),
         turned_keys_(tokens()),
@@ -159,39 +172,34 @@ class Logits {
   int64_t block() const { return std::min(size_.columns, kQueries) * size_.columns; }
 
   const Sizes& size() const { return size_; }
-  const Window& window() const { return window_; }
   Matrix<const A> queries() { return {queries_.data(), size_.channels}; }
   Matrix<const A> keys() { return {keys_.data(), size_.channels}; }
 
   // Queries, keys or values of the head: part 0, 1 or 2.
-  HeadRows part(int64_t part, int64_t image) const {
-    const int64_t at = image * args_.image_stride + (part * args_.heads + head_) * args_.width;
-    return {args_.dtype, args_.qkv, at, args_.token_stride, args_.image_stride};
+  HeadRows part(int64_t part, const Task& task, int64_t image) const {
+    const int64_t at = image * args_.image_stride + (part * args_.heads + task.head) * args_.width;
+    return {args_.dtype, args_.qkv, at, args_.token_stride, task.ahead(image, args_.image_stride, args_.width)};
   }
 
   // Where padding is, the bias is -inf, so that it weighs nothing.
-  BIMKERN_INLINE void take(const Window& window, const int32_t* positions, int64_t head) {
-    window_ = window;
-    head_ = head;
-    for (int64_t r = 0; r < args_.relative_positions; ++r) {
-      column_[r] = static_cast<const A*>(args_.table)[r * args_.heads + head];
-    }
-    size_ = sizes_of(window.count);
-    const int64_t middle = args_.relative_positions / 2;
+  BIMKERN_INLINE void take(const Task& task) {
+    const int32_t* tokens = task.window.tokens;
+    size_ = sizes_of(task.window.count);
+    const A* middle = static_cast<const A*>(args_.table) + args_.relative_positions / 2 * args_.heads + task.head;
     A* bias = bias_.data();
     for (int64_t i = 0; i < size_.rows; ++i, bias += size_.columns) {
       const int64_t count = i < size_.tokens ? size_.tokens : 0;
       for (int64_t j = 0; j < count; ++j) {
-        bias[j] = column_[middle + positions[window.tokens[i]] - positions[window.tokens[j]]];
+        bias[j] = middle[(task.positions[tokens[i]] - task.positions[tokens[j]]) * args_.heads];
       }
       std::fill(bias + count, bias + size_.columns, -std::numeric_limits<A>::infinity());
     }
   }
 
   template <typename Set>
-  BIMKERN_INLINE void take_image(Set set, int64_t image) {
-    pack(set, part(0, image), window_, size_, static_cast<A>(args_.scale), queries_.data());
-    pack(set, part(1, image), window_, size_, A{1}, keys_.data());
+  BIMKERN_INLINE void take_image(Set set, const Task& task, int64_t image) {
+    pack(set, part(0, task, image), task.window, size_, static_cast<A>(args_.scale), queries_.data());
+    pack(set, part(1, task, image), task.window, size_, A{1}, keys_.data());
     transpose(keys_.data(), size_, turned_keys_.data());
   }
 
@@ -211,23 +219,11 @@ class Logits {
 
   const GroupAttention& args_;
   Sizes size_;
-  Window window_{};
-  int64_t head_ = 0;
-  std::vector<A> column_;  // of the table
   Buffer<A> queries_;      // [n, d], times the scale
   Buffer<A> keys_;         // [n, d]
   Buffer<A> turned_keys_;  // [d, n]
   Buffer<A> bias_;         // [n, n]
   Buffer<A> logits_;       // [kQueries, n]
-};
-
-// One head of a window, in the images of a block.
-struct Task {
-  const Window& window;
-  const int32_t* positions;
-  int64_t head;
-  int64_t first_image;
-  int64_t last_image;
 };
 
 template <typename A>
@@ -238,37 +234,37 @@ class Forward {
 
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task) {
-    logits_.take(task.window, task.positions, task.head);
+    logits_.take(task);
     for (int64_t image = task.first_image; image < task.last_image; ++image) {
-      logits_.take_image(set, image);
-      pack(set, logits_.part(2, image), task.window, logits_.size(), A{1}, values_.data());
+      logits_.take_image(set, task, image);
+      pack(set, logits_.part(2, task, image), task.window, logits_.size(), A{1}, values_.data());
       for (int64_t first = 0; first < task.window.count; first += kQueries) {
-        attend(set, first, std::min(task.window.count - first, kQueries), image * args_.of.heads + task.head);
+        attend(set, task, image, first, std::min(task.window.count - first, kQueries));
       }
     }
   }
 
  private:
   template <typename Set>
-  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+  BIMKERN_INLINE void attend(Set set, const Task& task, int64_t image, int64_t first, int64_t count) {
     const GroupAttention& of = args_.of;
     const Sizes& size = logits_.size();
+    const int32_t* tokens = task.window.tokens + first;
+    A* logsumexp = static_cast<A*>(args_.logsumexp) + (image * of.heads + task.head) * of.plans.tokens;
     const Matrix<A> weights = logits_.of_queries(first, count);
     A sums[kQueries];
     for (int64_t i = 0; i < count; ++i) {
       A* row = weights.data + i * size.columns;
       const A largest = largest_of(row, size.columns);
       sums[i] = exponentiate(row, largest, size.columns);
-      const int64_t token = logits_.window().tokens[first + i];
-      static_cast<A*>(args_.logsumexp)[image_head * of.plans.tokens + token] = largest + std::log(sums[i]);
+      logsumexp[tokens[i]] = largest + std::log(sums[i]);
     }
     product<A>({weights.data, size.columns}, {values_.data(), size.channels}, {nullptr, 0},
                {out_.data(), size.channels}, whole_rows(count), size.channels, size.tokens);
-    const int64_t image = image_head / of.heads, head = image_head % of.heads;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      const int64_t token = image * of.plans.tokens + tokens[i];
       unpack_row(set, out_.data() + i * size.channels, 1 / sums[i], of.width, of.dtype, args_.out,
-                 (token * of.heads + head) * of.width);
+                 (token * of.heads + task.head) * of.width);
     }
   }
 
@@ -296,37 +292,39 @@ class Backward {
   // table_sums [H, R]: the gradient of the table is added.
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task, double* table_sums) {
-    logits_.take(task.window, task.positions, task.head);
+    logits_.take(task);
     const Sizes& size = logits_.size();
     std::fill_n(bias_sums_.data(), size.rows * size.columns, A{0});
     for (int64_t image = task.first_image; image < task.last_image; ++image) {
-      take_image(set, task.head, image);
+      take_image(set, task, image);
       for (int64_t first = 0; first < size.tokens; first += kQueries) {
-        attend(set, first, std::min(size.tokens - first, kQueries), image * args_.of.heads + task.head);
+        attend(set, task, image, first, std::min(size.tokens - first, kQueries));
       }
-      store(set, grad_keys_.data(), A{1}, 0, size.tokens, 1, task.head, image);
-      store(set, grad_values_.data(), A{1}, 0, size.tokens, 2, task.head, image);
+      store(set, task, image, 1, 0, size.tokens, A{1}, grad_keys_.data());
+      store(set, task, image, 2, 0, size.tokens, A{1}, grad_values_.data());
     }
     const int64_t middle = args_.of.relative_positions / 2;
-    spread(task.positions, table_sums + task.head * args_.of.relative_positions + middle);
+    spread(task, table_sums + task.head * args_.of.relative_positions + middle);
   }
 
  private:
   template <typename Set>
-  BIMKERN_INLINE void take_image(Set set, int64_t head, int64_t image) {
+  BIMKERN_INLINE void take_image(Set set, const Task& task, int64_t image) {
     const Sizes& size = logits_.size();
-    const int64_t at = image * args_.grad_image_stride + head * args_.of.width;
-    logits_.take_image(set, image);
-    pack(set, logits_.part(2, image), logits_.window(), size, A{1}, values_.data());
+    const int64_t stride = args_.grad_image_stride, at = image * stride + task.head * args_.of.width;
+    const HeadRows grads{args_.of.dtype, args_.grad, at, args_.grad_token_stride,
+                         task.ahead(image, stride, args_.of.width)};
+    logits_.take_image(set, task, image);
+    pack(set, logits_.part(2, task, image), task.window, size, A{1}, values_.data());
     transpose(values_.data(), size, turned_values_.data());
-    pack(set, {args_.of.dtype, args_.grad, at, args_.grad_token_stride, args_.grad_image_stride}, logits_.window(),
-         size, A{1}, grads_.data());
+    pack(set, grads, task.window, size, A{1}, grads_.data());
   }
 
   template <typename Set>
-  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+  BIMKERN_INLINE void attend(Set set, const Task& task, int64_t image, int64_t first, int64_t count) {
     const GroupAttention& of = args_.of;
     const Sizes& size = logits_.size();
+    const auto* logsumexp = static_cast<const A*>(args_.logsumexp) + (image * of.heads + task.head) * of.plans.tokens;
     const int64_t n = size.tokens, rows = whole_rows(count);
     const Matrix<A> weights = logits_.of_queries(first, count), grad_logits{grad_logits_.data(), size.columns};
     const Matrix<const A> grads = Matrix<const A>{grads_.data(), size.channels}.at(first, 0);
@@ -334,15 +332,13 @@ class Backward {
     for (int64_t i = 0; i < count; ++i) {
       A* row = weights.data + i * size.columns;
       A* grad_row = grad_logits.data + i * size.columns;
-      const int64_t token = logits_.window().tokens[first + i];
-      exponentiate(row, static_cast<const A*>(args_.logsumexp)[image_head * of.plans.tokens + token], size.columns);
+      exponentiate(row, logsumexp[task.window.tokens[first + i]], size.columns);
       softmax_bwd(row, grad_row, size.columns);
       add_row(grad_row, size.columns, bias_sums_.data() + (first + i) * size.columns);
     }
     product<A>({grad_logits.data, size.columns}, logits_.keys(), {nullptr, 0}, {grad_queries_.data(), size.channels},
                rows, size.channels, n);
-    store(set, grad_queries_.data(), static_cast<A>(of.scale), first, count, 0, image_head % of.heads,
-          image_head / of.heads);
+    store(set, task, image, 0, first, count, static_cast<A>(of.scale), grad_queries_.data());
     // Transposed: a row for each key and value.
     add_product({grad_logits.data, 1, size.columns}, logits_.queries().at(first, 0), grad_keys_, first, count);
     add_product({weights.data, 1, size.columns}, grads, grad_values_, first, count);
@@ -355,15 +351,15 @@ class Backward {
     product<A>(a, b, {first == 0 ? nullptr : out.data, out.row}, out, size.rows, size.channels, count);
   }
 
-  // Writes rows [count, d] as part 0, 1 or 2 of the gradient, for the window's tokens from the first on.
+  // Writes factor * rows [count, d] as part 0, 1 or 2 of the gradient, for the window's tokens from the first on.
   template <typename Set>
-  BIMKERN_INLINE void store(Set set, A* rows, A factor, int64_t first, int64_t count, int64_t part, int64_t head,
-                            int64_t image) {
+  BIMKERN_INLINE void store(Set set, const Task& task, int64_t image, int64_t part, int64_t first, int64_t count,
+                            A factor, A* rows) {
     const GroupAttention& of = args_.of;
     for (int64_t i = 0; i < count; ++i, rows += logits_.size().channels) {
-      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      const int64_t token = image * of.plans.tokens + task.window.tokens[first + i];
       unpack_row(set, rows, factor, of.width, of.dtype, args_.grad_qkv,
-                 ((token * 3 + part) * of.heads + head) * of.width);
+                 ((token * 3 + part) * of.heads + task.head) * of.width);
     }
   }
 
@@ -374,13 +370,13 @@ class Backward {
   }
 
   // table_sums: of relative position zero.
-  BIMKERN_INLINE void spread(const int32_t* positions, double* table_sums) {
-    const Window& window = logits_.window();
+  BIMKERN_INLINE void spread(const Task& task, double* table_sums) {
+    const Window& window = task.window;
     for (int64_t i = 0; i < window.count; ++i) {
       const A* row = bias_sums_.data() + i * logits_.size().columns;
-      double* sums = table_sums + positions[window.tokens[i]];
+      double* sums = table_sums + task.positions[window.tokens[i]];
       for (int64_t j = 0; j < window.count; ++j) {
-        sums[-positions[window.tokens[j]]] += row[j];
+        sums[-task.positions[window.tokens[j]]] += row[j];
       }
     }
   }
@@ -441,13 +437,15 @@ void backward(const GroupAttentionBwd& args, const Parallel& parallel, Simd simd
       "group_attention_bwd", args, parallel, [=, &args](Backward<A>& runner, const Task& task, int64_t slice) {
         vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task, args.scratch + slice * length); });
       });
-  for (int64_t i = 0; i < length; ++i) {
-    double sum = 0;
-    for (int64_t slice = 0; slice < tasks; ++slice) {
-      sum += args.scratch[slice * length + i];
+  for (int64_t slice = 1; slice < tasks; ++slice) {
+    for (int64_t i = 0; i < length; ++i) {
+      args.scratch[i] += args.scratch[slice * length + i];
     }
+  }
+  for (int64_t i = 0; i < length; ++i) {
     const int64_t head = i / args.of.relative_positions, position = i % args.of.relative_positions;
-    static_cast<A*>(args.grad_table)[position * args.of.heads + head] = static_cast<A>(sum);
+    static_cast<A*>(args.grad_table)[position * args.of.heads + head] =
+        tasks == 0 ? A{0} : static_cast<A>(args.scratch[i]);
   }
 }
 

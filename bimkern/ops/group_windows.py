@@ -189,16 +189,7 @@ def _check(keep: Tensor, rows: int, columns: int, window: int, shift: int) -> tu
 
 
 @torch.library.register_fake("bimkern::group_windows", lib=_backend.schemas)
-def _(
-    keep: Tensor,
-    rows: int,
-    columns: int,
-    window_rows: int,
-    window_columns: int,
-    shift_rows: int,
-    shift_columns: int,
-    published: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(keep: Tensor, *_: int) -> tuple[Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
     groups, size = context.new_dynamic_size(), context.new_dynamic_size()
     tokens = keep.new_empty(keep.shape, dtype=torch.int32)

@@ -27,7 +27,7 @@ def test_every_provider_passes_its_check_and_the_work_is_counted(entry, case):
     if entry.name in backends():
         assert measure.bytes, "an op has bytes to move"
         assert measure.reference is not None
-        assert "compile" in measure.rivals
+        assert "compile" in measure.rivals or entry.name == "group_windows", "whose reference is a plan in Python"
 
 
 def test_every_op_has_an_entry():

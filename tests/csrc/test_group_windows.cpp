@@ -65,12 +65,11 @@ std::vector<int32_t> take_best(Windows& windows, int64_t size) {
   return group;
 }
 
-// Holds what was found to the definition, for the group size that was found.
-void expect_groups(const GroupWindows& args, const Groups& found) {
+// The windows of every mask, by division.
+std::vector<Windows> windows_of(const GroupWindows& args, const Groups& found) {
   const auto before = [](const WindowAxis& axis) { return (axis.window - axis.shift) % axis.window; };
-  int64_t most = 0;
+  std::vector<Windows> windows(args.masks);
   for (int64_t mask = 0; mask < args.masks; ++mask) {
-    Windows windows;
     for (int64_t token = 0; token < args.tokens; ++token) {
       const int64_t at = mask * args.tokens + token, id = args.keep.ids[at];
       const int64_t row = id / args.columns.side + before(args.rows);
@@ -80,8 +79,50 @@ void expect_groups(const GroupWindows& args, const Groups& found) {
       EXPECT(found.windows[at] == window);
       EXPECT(found.positions[at] ==
              row % args.rows.window * (2 * args.columns.window - 1) + column % args.columns.window);
-      windows[static_cast<int32_t>(window)].push_back(static_cast<int32_t>(token));
+      windows[mask][static_cast<int32_t>(window)].push_back(static_cast<int32_t>(token));
     }
+  }
+  return windows;
+}
+
+// What attention costs on a GPU.
+int64_t cost_of(std::vector<Windows> windows, int64_t size) {
+  int64_t groups = 0;
+  for (Windows& mask : windows) {
+    for (; !mask.empty(); ++groups) {
+      take_best(mask, size);
+    }
+  }
+  int64_t tile = 16;
+  while (tile < size) {
+    tile += std::min<int64_t>(tile, 64);
+  }
+  return groups * tile * tile;
+}
+
+// Holds what was found to the definition.
+void expect_groups(const GroupWindows& args, const Groups& found) {
+  std::vector<Windows> masks = windows_of(args, found);
+  size_t largest = 0;
+  for (const Windows& mask : masks) {
+    for (const auto& [id, tokens] : mask) {
+      largest = std::max(largest, tokens.size());
+    }
+  }
+  const bool one_group = args.tokens <= 2 * args.rows.window * args.columns.window;
+  int64_t wanted = one_group ? args.tokens : static_cast<int64_t>(largest);
+  int64_t cheapest = cost_of(masks, wanted);
+  for (int64_t size = 16; !args.published && size <= 64 * 15; size += std::min<int64_t>(size, 64)) {
+    const int64_t cost = size < static_cast<int64_t>(largest) ? cheapest : cost_of(masks, size);
+    if (cost < cheapest) {
+      cheapest = cost;
+      wanted = size;
+    }
+  }
+  EXPECT(found.size == wanted);
+  int64_t most = 0;
+  for (int64_t mask = 0; mask < args.masks; ++mask) {
+    Windows& windows = masks[mask];
     int64_t groups = 0;
     for (; !windows.empty(); ++groups) {
       std::vector<int32_t> group = take_best(windows, found.size);

@@ -13,9 +13,7 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.group_windows import WindowGroups
 
-_INPUTS = (
-    "Tensor qkv, Tensor table, Tensor members, Tensor windows, Tensor positions, SymInt num_heads, float scale"
-)
+_INPUTS = "Tensor qkv, Tensor table, Tensor members, Tensor windows, Tensor positions, SymInt num_heads, float scale"
 _backend.schemas.define(f"group_attention({_INPUTS}) -> Tensor")
 _backend.schemas.define(f"group_attention_fwd({_INPUTS}) -> (Tensor, Tensor)")
 _backend.schemas.define(f"group_attention_bwd(Tensor grad, Tensor logsumexp, {_INPUTS}) -> (Tensor, Tensor)")

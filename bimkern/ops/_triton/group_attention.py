@@ -22,7 +22,7 @@ from bimkern.ops._triton.launch import launch, power_of_2
 from bimkern.ops._triton.masked_loss import WIDE
 from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
 
-_MAX_BLOCK = 64  # queries or keys
+_MAX_BLOCK = 32  # queries or keys: with more, or with fewer warps, kernels spill registers
 _MIN_BLOCK = 16  # what tl.dot takes at least
 
 
@@ -119,7 +119,7 @@ def attend(
 
 @triton.jit
 def query_grads(
-    qkv, table, plan, grad, logsumexp, factor, grad_qkv, along_rows, table_sums, sizes, strides, grad_strides, scale,
+    qkv, table, plan, grad, logsumexp, factor, grad_queries, along_rows, table_sums, sizes, strides, grad_strides, scale,
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Along rows: the sum of a row of weights times their gradients, which query and key gradients need."""
@@ -158,12 +158,12 @@ def query_grads(
         shares = (slopes.to(tl.float64) * times).to(tl.int64)
         tl.atomic_add(table_sums + head * relative + index, shares, mask=counts, sem="relaxed")
     out_strides = tokens * 3 * heads * width, 3 * heads * width
-    store_tile(grad_qkv + head * width, out_strides, image, token, width, dq * scale, DIM, ALIGNMENT)
+    store_tile(grad_queries + head * width, out_strides, image, token, width, dq * scale, DIM, ALIGNMENT)
 
 
 @triton.jit
 def key_grads(
-    qkv, table, plan, grad, logsumexp, along_rows, grad_qkv, sizes, strides, grad_strides, scale,
+    qkv, table, plan, grad, logsumexp, along_rows, grad_keys_values, sizes, strides, grad_strides, scale,
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     _, _, size, tokens, heads, width, _ = sizes
@@ -189,9 +189,9 @@ def key_grads(
         dk += product(tl.trans(slopes), q, PRECISION, WIDE)
         dv += product(tl.trans(weights), g, PRECISION, WIDE)
     out_strides = tokens * 3 * heads * width, 3 * heads * width
-    rows = grad_qkv + head * width
-    store_tile(rows + heads * width, out_strides, image, token, width, dk * scale, DIM, ALIGNMENT)
-    store_tile(rows + 2 * heads * width, out_strides, image, token, width, dv, DIM, ALIGNMENT)
+    rows = grad_keys_values + head * width
+    store_tile(rows, out_strides, image, token, width, dk * scale, DIM, ALIGNMENT)
+    store_tile(rows + heads * width, out_strides, image, token, width, dv, DIM, ALIGNMENT)
 
 
 def group_attention_fwd(
@@ -227,9 +227,10 @@ def group_attention_bwd(
     along_rows = torch.empty_like(logsumexp)
     table_sums = torch.zeros(num_heads, len(table), dtype=torch.int64, device=qkv.device)
     factor = _integers_per_unit(grad, qkv, grad.shape[-1] // num_heads)
-    inputs, strides = (qkv, table, plan, grad, logsumexp), (qkv.stride()[:2], grad.stride()[:2])
-    launch(query_grads, programs, *inputs, factor, grad_qkv, along_rows, table_sums, sizes, *strides, scale, **constants)
-    launch(key_grads, programs, *inputs, along_rows, grad_qkv, sizes, *strides, scale, **constants)
+    inputs, numbers = (qkv, table, plan, grad, logsumexp), (sizes, qkv.stride()[:2], grad.stride()[:2], scale)
+    of_queries, of_keys_values = grad_qkv.split((grad.shape[-1], 2 * grad.shape[-1]), dim=-1)
+    launch(query_grads, programs, *inputs, factor, of_queries, along_rows, table_sums, *numbers, **constants)
+    launch(key_grads, programs, *inputs, along_rows, of_keys_values, *numbers, **constants)
     return grad_qkv, (table_sums.T / factor).to(table.dtype)
 
 
@@ -247,13 +248,13 @@ def _tiles(members: Tensor, table: Tensor, qkv: Tensor, rows: Tensor) -> tuple[i
     """Return how many programs there are, and the sizes and constants of a kernel; rows: [B, T, H*d]."""
     (S, G, g), (R, H), (B, T, C) = members.shape, table.shape, rows.shape
     d = C // H
-    block = max(_MIN_BLOCK, power_of_2(g, _MAX_BLOCK))
+    block = _MIN_BLOCK if table.dtype == torch.float64 else max(_MIN_BLOCK, power_of_2(g, _MAX_BLOCK))
     constants = {
         "BLOCK": block,
         "DIM": max(_MIN_BLOCK, triton.next_power_of_2(d)),
         "ALIGNMENT": alignment(qkv.unflatten(-1, (3, H, d)), rows.unflatten(-1, (H, d))),
         "PRECISION": "tf32" if qkv.itemsize == 2 else "ieee",
         "WIDE": WIDE[table.dtype],
-        "num_warps": 4,
+        "num_warps": 8,
     }
     return B * G * H * triton.cdiv(g, block) if T else 0, (S, G, g, T, H, d, R), constants

@@ -1,4 +1,4 @@
-"""group_attention's Triton kernels on a CPU: test_triton.py runs this with TRITON_INTERPRET=1, in a process of its own."""
+"""The Triton kernels of group_attention on a CPU, as interpreted_triton.py runs the others."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_group_attention(dims):
     assert_no_worse_than_torch(Attention.apply, group_attention_reference, sample(**dims), grads=(0, 1))
 
 
-# Of the largest value. The interpreter cuts bfloat16 off, where a GPU rounds; in float64, the table's sums are integers.
+# Of the largest value. The interpreter cuts bfloat16 off, where a GPU rounds; the table's sums are integers.
 ALLOWED = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 1e-13}
 
 

@@ -17,6 +17,7 @@ RESULTS = {
     "attend": ("out", "logsumexp"),
     "query_grads": ("grad_queries", "along_rows"),
     "key_grads": ("grad_keys_values",),
+    "add_to_table": (),
     "loss_tiles": ("partial",),
     "loss_patches": ("partial",),
     "add_partials": ("loss",),

@@ -1,8 +1,8 @@
 """group_attention and its gradients, one head of a group at a time, in tiles that tensor cores multiply.
 
 forward: parallel over images, groups, heads and blocks of queries, with a running softmax over blocks of keys.
-backward: once parallel over blocks of queries, for their gradients and the table's, and once over blocks of keys, for
-those of keys and values; both compute the weights again from the logsumexp.
+backward: parallel over blocks of queries, for their gradients, over blocks of keys, for those of keys and values, and
+over blocks of queries, for that of the table; each computes the weights again from the logsumexp.
 The table's gradient is a sum of integers, multiples of a share of the largest sum there can be: the same bits in any
 order of the atomic additions.
 
@@ -73,8 +73,8 @@ def product(a, b, PRECISION: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def logits_of(
-    q, k, table, query_windows, key_windows, query_positions, key_positions, head, sizes, scale, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
+    q, k, table, query_windows, key_windows, query_positions, key_positions, head, sizes, scale,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Return scaled products plus bias, -inf between windows, and which row of the table each bias is."""
     _, _, _, _, heads, _, relative = sizes
@@ -119,11 +119,11 @@ def attend(
 
 @triton.jit
 def query_grads(
-    qkv, table, plan, grad, logsumexp, factor, grad_queries, along_rows, table_sums, sizes, strides, grad_strides, scale,
+    qkv, table, plan, grad, logsumexp, grad_queries, along_rows, sizes, strides, grad_strides, scale,
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Along rows: the sum of a row of weights times their gradients, which query and key gradients need."""
-    _, _, size, tokens, heads, width, relative = sizes
+    _, _, size, tokens, heads, width, _ = sizes
     image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
     token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
     own = qkv + head * width
@@ -142,21 +142,17 @@ def query_grads(
         weights = tl.exp(logits - subtracted[:, None])
         along += tl.sum(weights * product(g, tl.trans(v), PRECISION, WIDE), axis=1)
     tl.store(along_rows + of_head + token, along, mask=token >= 0)
-    times = tl.load(factor)
     dq = tl.zeros([BLOCK, DIM], WIDE)
     for start in range(0, size, BLOCK):
         key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
         k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
         v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        logits, index = logits_of(
+        logits, _index = logits_of(
             q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
         )
         weights = tl.exp(logits - subtracted[:, None])
         slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
         dq += product(slopes, k, PRECISION, WIDE)
-        counts = (window[:, None] == key_window[None, :]) & (token >= 0)[:, None]
-        shares = (slopes.to(tl.float64) * times).to(tl.int64)
-        tl.atomic_add(table_sums + head * relative + index, shares, mask=counts, sem="relaxed")
     out_strides = tokens * 3 * heads * width, 3 * heads * width
     store_tile(grad_queries + head * width, out_strides, image, token, width, dq * scale, DIM, ALIGNMENT)
 
@@ -194,6 +190,35 @@ def key_grads(
     store_tile(rows + heads * width, out_strides, image, token, width, dv, DIM, ALIGNMENT)
 
 
+@triton.jit
+def add_to_table(
+    qkv, table, plan, grad, logsumexp, along_rows, factor, table_sums, sizes, strides, grad_strides, scale,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    _, _, size, tokens, heads, width, relative = sizes
+    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
+    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
+    own = qkv + head * width
+    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    g = tile_of(grad + head * width, grad_strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    of_head = (image * heads + head).to(tl.int64) * tokens
+    subtracted = tl.load(logsumexp + of_head + token, mask=token >= 0, other=0)
+    along = tl.load(along_rows + of_head + token, mask=token >= 0, other=0)
+    times = tl.load(factor)
+    for start in range(0, size, BLOCK):
+        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        logits, index = logits_of(
+            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        )
+        weights = tl.exp(logits - subtracted[:, None])
+        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
+        counts = (window[:, None] == key_window[None, :]) & (token >= 0)[:, None]
+        shares = (slopes.to(tl.float64) * times).to(tl.int64)
+        tl.atomic_add(table_sums + head * relative + index, shares, mask=counts, sem="relaxed")
+
+
 def group_attention_fwd(
     qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positions: Tensor, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -229,8 +254,9 @@ def group_attention_bwd(
     factor = _integers_per_unit(grad, qkv, grad.shape[-1] // num_heads)
     inputs, numbers = (qkv, table, plan, grad, logsumexp), (sizes, qkv.stride()[:2], grad.stride()[:2], scale)
     of_queries, of_keys_values = grad_qkv.split((grad.shape[-1], 2 * grad.shape[-1]), dim=-1)
-    launch(query_grads, programs, *inputs, factor, of_queries, along_rows, table_sums, *numbers, **constants)
+    launch(query_grads, programs, *inputs, of_queries, along_rows, *numbers, **constants)
     launch(key_grads, programs, *inputs, along_rows, of_keys_values, *numbers, **constants)
+    launch(add_to_table, programs, *inputs, along_rows, factor, table_sums, *numbers, **constants)
     return grad_qkv, (table_sums.T / factor).to(table.dtype)
 
 

@@ -52,12 +52,22 @@ std::vector<int32_t> locate_tokens(const GroupWindows& args, const Parallel& par
   parallel(args.masks, grain_masks(args), [&](int64_t begin, int64_t end) {
     for (int64_t mask = begin; mask < end; ++mask) {
       const int64_t* ids = args.keep.ids + mask * args.keep.image_stride;
+      int32_t* windows = args.windows + mask * args.tokens;
+      int32_t* positions = args.positions + mask * args.tokens;
+      int32_t* own = counts.data() + mask * num_windows;
+      Share row = rows[0];
+      uint32_t row_begin = 0;
       for (int64_t token = 0; token < args.tokens; ++token) {
         const auto id = static_cast<uint32_t>(ids[token * args.keep.token_stride]);
-        const Share row = rows[id / width], column = columns[id % width];
-        args.windows[mask * args.tokens + token] = row.window + column.window;
-        args.positions[mask * args.tokens + token] = row.position + column.position;
-        ++counts[mask * num_windows + row.window + column.window];
+        if (id - row_begin >= width) {  // seldom, as tokens mostly ascend; also where row_begin is larger
+          row_begin = id / width * width;
+          row = rows[id / width];
+        }
+        const Share column = columns[id - row_begin];
+        const int32_t window = row.window + column.window;
+        windows[token] = window;
+        positions[token] = row.position + column.position;
+        ++own[window];
       }
     }
   });

@@ -30,14 +30,14 @@ def windows_of_groups(groups, mask=0):
 
 
 def rolled_windows(grid, window, shift):
-    """Find the windows of a dense grid as Swin does: roll it, cut it, and part what came round. [N], any names."""
-    index = torch.arange(grid[0] * grid[1]).view(grid)
-    names = torch.zeros_like(index)
+    """Find the windows of a dense grid as Swin does: pad, roll, cut, and part what came round. [N], any names."""
+    names = torch.zeros(grid, dtype=torch.int64)
     for axis, side in enumerate(grid):
         size, offset = (window, shift) if window < side else (side, 0)
-        rolled = torch.arange(side).roll(-offset)
-        cut = torch.arange(side) // size * 2 + (rolled < offset)  # what came round is masked from its neighbors
-        name = torch.empty(side, dtype=torch.int64).scatter(0, rolled, cut)
+        index = torch.arange((side + size - 1) // size * size)
+        rolled = index.roll(-offset)
+        cut = index // size * 2 + (rolled < offset)  # what came round is masked from its neighbors
+        name = torch.empty_like(cut).scatter(0, rolled, cut)[:side]
         names = names * (4 * side) + (name[:, None] if axis == 0 else name)
     return names.flatten()
 
@@ -122,8 +122,6 @@ def test_every_token_once_and_windows_in_one_piece(case):
 
 def test_windows_are_those_of_a_rolled_dense_grid(case):
     keep, grid, window, shift = case
-    if any(side % window for side in grid if side > window):
-        pytest.skip("the published Swin pads such a grid")
     names = rolled_windows(grid, window, shift)[keep]
     windows = group_windows(keep, grid, window, shift).windows
     assert torch.equal(names[:, :, None] == names[:, None], windows[:, :, None] == windows[:, None])
@@ -142,13 +140,12 @@ def test_positions_lead_to_the_relative_position_table(case):
 
 
 def test_padding_of_the_published_groups():
-    """SEMANTICS: 12 of 49 units at 56 x 56 need 1.06 times their slots on average."""
+    """12 of 49 units at 56 x 56 need about 1.07 times as many slots as tokens."""
     keep, grid = random_units(200, (7, 7), 8, 12)
     slots = [
         group_windows(mask[None], grid, 7, shift, published=True).members.numel() for mask in keep for shift in (0, 3)
     ]
     assert sum(slots) / len(slots) / keep.shape[1] == pytest.approx(1.07, abs=0.02)
-    assert max(slots) <= 1.35 * keep.shape[1]
 
 
 @pytest.mark.parametrize("window", [7, 14])

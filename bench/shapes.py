@@ -57,9 +57,21 @@ PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
 )
 
-# The 7 x 7 mask units of a Swin at 224 px, windows of 7 and 14: one mask for the whole batch, and one per image.
+# The 7 x 7 mask units of a Swin at 224 px, 12 of them visible: Huang et al. 2022 (GreenMIM), section 4.1.
 _UNITS = {"N": 49, "K": 12}
+
+# Windows of 7 and 14: one mask for the whole batch, and one per image.
 GROUP = Shapes(images=tuple({"B": B, "w": w} | _UNITS for B, w in ((1, 7), (1, 14), (8, 7))))
+
+# The stages of Swin-B, and windows of 14: Liu et al. 2021 (Swin Transformer), section 3.3.
+_STAGES = ((8, 4, 0), (8, 4, 3), (4, 8, 3), (2, 16, 3), (1, 32, 0))
+ATTENTION = Shapes(
+    images=(
+        *(_UNITS | {"d": 32, "u": u, "H": H, "w": 7, "shift": shift} for u, H, shift in _STAGES),
+        _UNITS | {"d": 32, "u": 8, "H": 4, "w": 14, "shift": 7},
+    ),
+    cpu_batch=8,
+)
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.
 HOG = Shapes(images=({"B": 8, "H": 224}, {"B": 64, "H": 224}))

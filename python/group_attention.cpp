@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> group_attention_bwd_op(const Tensor& grad_given, cons
                   op, ": logsumexp must be [B, H, T], of the dtype of the arithmetic");
   Tensor grad_qkv = make_empty(qkv, {of.images, of.plans.tokens, 3 * of.heads * of.width});
   Tensor grad_table = make_empty(table, {of.relative_positions, of.heads});
-  Tensor scratch = make_empty(table, {attention_blocks(of.images, of.plans.plans), of.heads, of.relative_positions},
+  Tensor scratch = make_empty(table, {attention_tasks(of.images, of.plans.plans), of.heads, of.relative_positions},
                               ScalarType::Double);
   GroupAttentionBwd args{};
   args.of = of;

@@ -129,6 +129,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("group_attention: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
     if grad is None:
         return (None,) * 7
     grads = _backend.run("group_attention_bwd", grad, *ctx.saved_tensors, ctx.num_heads, ctx.scale)

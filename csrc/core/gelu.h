@@ -36,6 +36,8 @@ BIMKERN_INLINE inline float exp_of_negative(float x) {
   return bit_cast<float>(bit_cast<uint32_t>(sum) + exponent);
 }
 
+inline double exp_of_negative(double x) { return std::exp(x); }
+
 BIMKERN_INLINE inline Gelu<float> gelu(float x) {
   const float size = x < 0 ? -x : x;
   const float bell = exp_of_negative(-0.5f * size * size);

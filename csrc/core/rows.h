@@ -143,6 +143,8 @@ template <typename Set, typename T, typename A>
 BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
   if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
     widen<kPacket>(set, from, to);
+  } else if constexpr (std::is_same_v<T, A>) {
+    std::memcpy(to, from, kPacket * sizeof(A));  // a loop would ask of every element whether the two overlap
   } else {
     for (int i = 0; i < kPacket; ++i) {
       to[i] = load_as<A>(from[i]);
@@ -165,6 +167,8 @@ template <typename Set, typename A, typename T>
 BIMKERN_INLINE inline void store_packet(Set set, const A* from, T* to) {
   if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
     narrow<kPacket>(set, from, to);
+  } else if constexpr (std::is_same_v<T, A>) {
+    std::memcpy(to, from, kPacket * sizeof(A));
   } else {
     for (int i = 0; i < kPacket; ++i) {
       to[i] = store_as<T>(from[i]);

@@ -1,7 +1,8 @@
 // CPU kernels of group_attention.h, bound by arithmetic.
 //
-// Parallel over heads and blocks of images. One window at a time: queries, keys and values are packed, so that each
-// product is one of small matrices in the cache; queries pass in blocks of kQueries. What pads a group is never seen.
+// Parallel over blocks of images and slices of the pairs of a window and a head. The heads of a window follow each
+// other, since they share its pages. One at a time: queries, keys and values are packed, so that each product is one of
+// small matrices in the cache; queries pass in blocks of kQueries. What pads a group is never seen.
 // forward: two products. backward: five, that of the logits once more; the gradient of the table as a sum over the
 // images of a block, which is spread over relative positions once.
 #include "ops/group_attention.h"
@@ -22,8 +23,6 @@ constexpr int64_t kQueries = 64;
 
 constexpr int64_t whole_rows(int64_t n) { return ceil_div<int64_t>(n, kTileRows) * kTileRows; }
 constexpr int64_t whole_columns(int64_t n) { return ceil_div<int64_t>(n, kTileColumns) * kTileColumns; }
-
-BIMKERN_INLINE inline double exp_of_negative(double x) { return std::exp(x); }
 
 // Memory that vectors are loaded from whole.
 template <typename A>
@@ -47,6 +46,7 @@ struct HeadRows {
   const void* data;
   int64_t at;
   int64_t stride;
+  int64_t ahead;
 };
 
 // Sizes of a window's matrices: n tokens, d channels.
@@ -63,8 +63,11 @@ template <typename Set, typename A>
 BIMKERN_INLINE inline void pack(Set set, const HeadRows& from, const Window& window, const Sizes& size, A factor,
                                 A* out) {
   for (int64_t i = 0; i < size.tokens; ++i, out += size.channels) {
+    const int64_t next = from.at + window.tokens[i] * from.stride + from.ahead;
+    __builtin_prefetch(static_cast<const char*>(from.data) + next * bytes_of(from.dtype));
+    __builtin_prefetch(static_cast<const char*>(from.data) + next * bytes_of(from.dtype) + 64);
     widen_row(set, from.dtype, from.data, from.at + window.tokens[i] * from.stride, size.width, out);
-    for (int64_t d = 0; d < size.width; ++d) {
+    for (int64_t d = 0; d < (factor == 1 ? 0 : size.width); ++d) {
       out[d] *= factor;
     }
     std::fill(out + size.width, out + size.channels, A{0});
@@ -163,19 +166,16 @@ class Logits {
   // Queries, keys or values of the head: part 0, 1 or 2.
   HeadRows part(int64_t part, int64_t image) const {
     const int64_t at = image * args_.image_stride + (part * args_.heads + head_) * args_.width;
-    return {args_.dtype, args_.qkv, at, args_.token_stride};
+    return {args_.dtype, args_.qkv, at, args_.token_stride, args_.image_stride};
   }
 
-  BIMKERN_INLINE void take_head(int64_t head) {
+  // Where padding is, the bias is -inf, so that it weighs nothing.
+  BIMKERN_INLINE void take(const Window& window, const int32_t* positions, int64_t head) {
+    window_ = window;
     head_ = head;
     for (int64_t r = 0; r < args_.relative_positions; ++r) {
       column_[r] = static_cast<const A*>(args_.table)[r * args_.heads + head];
     }
-  }
-
-  // Where padding is, the bias is -inf, so that it weighs nothing.
-  BIMKERN_INLINE void take_window(const Window& window, const int32_t* positions) {
-    window_ = window;
     size_ = sizes_of(window.count);
     const int64_t middle = args_.relative_positions / 2;
     A* bias = bias_.data();
@@ -221,9 +221,10 @@ class Logits {
   Buffer<A> logits_;       // [kQueries, n]
 };
 
-// One head of a block of images.
+// One head of a window, in the images of a block.
 struct Task {
-  const Plan& plan;
+  const Window& window;
+  const int32_t* positions;
   int64_t head;
   int64_t first_image;
   int64_t last_image;
@@ -237,15 +238,12 @@ class Forward {
 
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task) {
-    logits_.take_head(task.head);
-    for (const Window& window : task.plan.windows) {
-      logits_.take_window(window, task.plan.positions);
-      for (int64_t image = task.first_image; image < task.last_image; ++image) {
-        logits_.take_image(set, image);
-        pack(set, logits_.part(2, image), window, logits_.size(), A{1}, values_.data());
-        for (int64_t first = 0; first < window.count; first += kQueries) {
-          attend(set, first, std::min(window.count - first, kQueries), image * args_.of.heads + task.head);
-        }
+    logits_.take(task.window, task.positions, task.head);
+    for (int64_t image = task.first_image; image < task.last_image; ++image) {
+      logits_.take_image(set, image);
+      pack(set, logits_.part(2, image), task.window, logits_.size(), A{1}, values_.data());
+      for (int64_t first = 0; first < task.window.count; first += kQueries) {
+        attend(set, first, std::min(task.window.count - first, kQueries), image * args_.of.heads + task.head);
       }
     }
   }
@@ -295,26 +293,22 @@ class Backward {
         grad_logits_(logits_.block()),
         bias_sums_(logits_.size().columns * logits_.size().columns) {}
 
-  // table_sums [R] gets the head's gradient of the table.
+  // table_sums [H, R]: the gradient of the table is added.
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task, double* table_sums) {
-    const int64_t relative_positions = args_.of.relative_positions;
-    std::fill_n(table_sums, relative_positions, 0.0);
-    logits_.take_head(task.head);
-    for (const Window& window : task.plan.windows) {
-      logits_.take_window(window, task.plan.positions);
-      const Sizes& size = logits_.size();
-      std::fill_n(bias_sums_.data(), size.rows * size.columns, A{0});
-      for (int64_t image = task.first_image; image < task.last_image; ++image) {
-        take_image(set, task.head, image);
-        for (int64_t first = 0; first < window.count; first += kQueries) {
-          attend(set, first, std::min(window.count - first, kQueries), image * args_.of.heads + task.head);
-        }
-        store(set, grad_keys_.data(), A{1}, 0, size.tokens, 1, task.head, image);
-        store(set, grad_values_.data(), A{1}, 0, size.tokens, 2, task.head, image);
+    logits_.take(task.window, task.positions, task.head);
+    const Sizes& size = logits_.size();
+    std::fill_n(bias_sums_.data(), size.rows * size.columns, A{0});
+    for (int64_t image = task.first_image; image < task.last_image; ++image) {
+      take_image(set, task.head, image);
+      for (int64_t first = 0; first < size.tokens; first += kQueries) {
+        attend(set, first, std::min(size.tokens - first, kQueries), image * args_.of.heads + task.head);
       }
-      spread(task.plan.positions, table_sums + relative_positions / 2);
+      store(set, grad_keys_.data(), A{1}, 0, size.tokens, 1, task.head, image);
+      store(set, grad_values_.data(), A{1}, 0, size.tokens, 2, task.head, image);
     }
+    const int64_t middle = args_.of.relative_positions / 2;
+    spread(task.positions, table_sums + task.head * args_.of.relative_positions + middle);
   }
 
  private:
@@ -325,7 +319,8 @@ class Backward {
     logits_.take_image(set, image);
     pack(set, logits_.part(2, image), logits_.window(), size, A{1}, values_.data());
     transpose(values_.data(), size, turned_values_.data());
-    pack(set, {args_.of.dtype, args_.grad, at, args_.grad_token_stride}, logits_.window(), size, A{1}, grads_.data());
+    pack(set, {args_.of.dtype, args_.grad, at, args_.grad_token_stride, args_.grad_image_stride}, logits_.window(),
+         size, A{1}, grads_.data());
   }
 
   template <typename Set>
@@ -367,7 +362,8 @@ class Backward {
     const GroupAttention& of = args_.of;
     for (int64_t i = 0; i < count; ++i, rows += logits_.size().channels) {
       const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
-      unpack_row(set, rows, factor, of.width, of.dtype, args_.grad_qkv, ((token * 3 + part) * of.heads + head) * of.width);
+      unpack_row(set, rows, factor, of.width, of.dtype, args_.grad_qkv,
+                 ((token * 3 + part) * of.heads + head) * of.width);
     }
   }
 
@@ -401,24 +397,30 @@ class Backward {
   Buffer<A> bias_sums_;      // [n, n]
 };
 
-// Calls work(runner, task, number of the task) for each task, with one runner a thread.
+// Calls work(runner, task, slice) for each window and head of each block of images, with one runner a thread.
 template <typename Runner, typename Args, typename Work>
 void for_each_task(const char* op, const Args& args, const Parallel& parallel, const Work& work) {
   const GroupAttention& of = args.of;
   const std::vector<Plan> plans = read_plans(op, of.plans, of.relative_positions);
-  const bool shared = of.plans.plans == 1;
-  const int64_t images = shared ? kImagesOfBlock : 1;
+  const int64_t images = images_of_block(of.plans.plans), slices = images * kSlicesOfImage;
   int64_t largest = 0;
   for (const Plan& plan : plans) {
     for (const Window& window : plan.windows) {
       largest = std::max(largest, window.count);
     }
   }
-  parallel(attention_blocks(of.images, of.plans.plans) * of.heads, 1, [&](int64_t begin, int64_t end) {
+  parallel(attention_tasks(of.images, of.plans.plans), 1, [&](int64_t begin, int64_t end) {
     Runner runner(args, largest);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i / of.heads, first = block * images;
-      work(runner, Task{plans[shared ? 0 : block], i % of.heads, first, std::min(first + images, of.images)}, i);
+      const int64_t first = i / slices * images, slice = i % slices;
+      const Plan& plan = plans[plans.size() == 1 ? 0 : first];
+      const int64_t pairs = static_cast<int64_t>(plan.windows.size()) * of.heads;
+      for (int64_t pair = pairs * slice / slices; pair < pairs * (slice + 1) / slices; ++pair) {
+        work(runner,
+             Task{plan.windows[pair / of.heads], plan.positions, pair % of.heads, first,
+                  std::min(first + images, of.images)},
+             i);
+      }
     }
   });
 }
@@ -432,20 +434,20 @@ void forward(const GroupAttentionFwd& args, const Parallel& parallel, Simd simd)
 
 template <typename A>
 void backward(const GroupAttentionBwd& args, const Parallel& parallel, Simd simd) {
-  const int64_t R = args.of.relative_positions, heads = args.of.heads;
+  const int64_t length = args.of.relative_positions * args.of.heads;
+  const int64_t tasks = attention_tasks(args.of.images, args.of.plans.plans);
+  std::fill_n(args.scratch, tasks * length, 0.0);
   for_each_task<Backward<A>>(
-      "group_attention_bwd", args, parallel, [=, &args](Backward<A>& runner, const Task& task, int64_t i) {
-        vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task, args.scratch + i * R); });
+      "group_attention_bwd", args, parallel, [=, &args](Backward<A>& runner, const Task& task, int64_t slice) {
+        vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task, args.scratch + slice * length); });
       });
-  const int64_t blocks = attention_blocks(args.of.images, args.of.plans.plans);
-  for (int64_t r = 0; r < R; ++r) {
-    for (int64_t head = 0; head < heads; ++head) {
-      double sum = 0;
-      for (int64_t block = 0; block < blocks; ++block) {
-        sum += args.scratch[(block * heads + head) * R + r];
-      }
-      static_cast<A*>(args.grad_table)[r * heads + head] = static_cast<A>(sum);
+  for (int64_t i = 0; i < length; ++i) {
+    double sum = 0;
+    for (int64_t slice = 0; slice < tasks; ++slice) {
+      sum += args.scratch[slice * length + i];
     }
+    const int64_t head = i / args.of.relative_positions, position = i % args.of.relative_positions;
+    static_cast<A*>(args.grad_table)[position * args.of.heads + head] = static_cast<A>(sum);
   }
 }
 

@@ -15,7 +15,7 @@ struct GroupAttention {
   WindowPlans plans;
   int64_t images;
   int64_t heads;
-  int64_t width;             // d
+  int64_t width;               // d
   int64_t relative_positions;  // R, odd: tokens i and j have bias R / 2 + positions[i] - positions[j]
   double scale;
   const void* qkv;  // [B, T, 3, H, d], rows of 3 * H * d contiguous
@@ -38,14 +38,16 @@ struct GroupAttentionBwd {
   int64_t grad_token_stride;
   void* grad_qkv;    // [B, T, 3, H, d]
   void* grad_table;  // [R, H]
-  double* scratch;   // [attention_blocks(of), H, R]
+  double* scratch;   // [attention_tasks, H, R]
 };
 
-// Images that one thread goes through together, since they share a plan and so the bias; those of a block leave one sum
-// of the table's gradient, whatever the number of threads.
+// Images that share a plan go through a window together, since they share the bias, and pairs of a window and a head go
+// in slices. Both are fixed, so that sums are the same for any number of threads.
 constexpr int64_t kImagesOfBlock = 4;
-inline int64_t attention_blocks(int64_t images, int64_t plans) {
-  return plans == 1 ? ceil_div(images, kImagesOfBlock) : images;
+constexpr int64_t kSlicesOfImage = 2;
+inline int64_t images_of_block(int64_t plans) { return plans == 1 ? kImagesOfBlock : 1; }
+inline int64_t attention_tasks(int64_t images, int64_t plans) {
+  return ceil_div(images, images_of_block(plans)) * images_of_block(plans) * kSlicesOfImage;
 }
 
 // CPU. The plan is checked first; throws Error.

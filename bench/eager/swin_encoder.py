@@ -8,7 +8,6 @@ Shapes: B images, C channels, H W pixels, T visible tokens, D width.
 Source: Huang et al. 2022 (GreenMIM), section 3, and its published program.
 """
 
-import torch
 from torch import Tensor, nn
 
 from bench.eager.swin_block import Block, group

@@ -21,7 +21,8 @@ def losses(model: MIM, images: Tensor, draw_ids: Tensor, *, seed: int, micro_bat
         images: [B, C, H, W] uint8.
         draw_ids: [B], which the masks depend on.
         seed: of the masks.
-        micro_batch: images at a time; the result is that of all together, up to rounding.
+        micro_batch: images at a time; unless a mask is shared by them, the result is that of all together, up to
+            rounding.
 
     Returns:
         Two [S] tensors: the loss of the predictions, and that of the mean visible target of every image.

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +81,11 @@ class Swin(nn.Module):
         plan = self._plan_of_all(view.grid, tokens.device) if view.plan is None else view.plan
         stage, block = self.config.stage_and_block(layer)
         level = plan.levels[stage]
-        blocks = self.layers[stage].blocks
-        tokens = blocks[block](tokens, level.groups(block), level.window)
-        if block + 1 == len(blocks) and level.merge is not None:
-            tokens = self.layers[stage + 1].downsample(tokens, level.merge)
+        here: Any = self.layers[stage]
+        tokens = here.blocks[block](tokens, level.groups(block), level.window)
+        if block + 1 == len(here.blocks) and level.merge is not None:
+            following: Any = self.layers[stage + 1]
+            tokens = following.downsample(tokens, level.merge)
         return tokens
 
     def _plan_of_all(self, grid: Grid, device: torch.device) -> SwinPlan:

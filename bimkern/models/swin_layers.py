@@ -3,6 +3,8 @@
 Shapes: B images, T tokens, D width, H heads, S masks of the plan (1 or B).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,10 +91,10 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(width // 2) if merges else nn.Identity()
         self.blocks = nn.ModuleList(SwinLayer(width, num_heads, window, mlp_ratio) for _ in range(depth))
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self, *args: Any, **options: Any) -> None:
         """Compile the merging and the layers, each on its own, as they are called."""
         for module in (self.downsample, *self.blocks):
-            module.compile()
+            module.compile(*args, **options)
 
 
 def init_swin(module: nn.Module) -> None:

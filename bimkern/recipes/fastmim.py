@@ -80,9 +80,10 @@ def _swin_base(name: str, depth: int | None = None) -> Config:
     return fastmim(name, encoder, _SWIN_BASE_DECODER, epochs=400, depth=depth)
 
 
-def _swin_large(name: str, **changes: int) -> Config:
+def _swin_large(name: str, window: int, window_image_size: int | None = None) -> Config:
     """Take a cosine for Swin-L too: the paper's step schedule has no numbers."""
-    return fastmim(name, replace(SWIN_LARGE, **changes), _SWIN_LARGE_DECODER, epochs=400)
+    encoder = replace(SWIN_LARGE, window=window, window_image_size=window_image_size)
+    return fastmim(name, encoder, _SWIN_LARGE_DECODER, epochs=400)
 
 
 _SWIN_BASE = _swin_base("fastmim_swin_base")

@@ -1,5 +1,6 @@
 """Recipes small enough for tests and for trying options: the published ones on encoders that train in seconds."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,10 +39,10 @@ def _small(config: Config) -> Recipe:
     run = config.run
     schedule = resolve(config.schedule, run.epochs, run.peak_lr)
     method = replace(config.method, heads=tuple(_small_head(head) for head in config.method.heads))
-    swin = "_swin_tiny_test" in config.recipe
-    pieces = config.recipe.replace("_swin_tiny_test", "").replace("_vit_test", "").replace("_", ", ")
+    network = type(method.encoder).__name__.removesuffix("Config")
+    pieces = re.sub("_(vit|swin_tiny|cmt)_test", "", config.recipe).replace("_", ", ")
     return Recipe(
-        summary=f"for tests, on a tiny {'Swin' if swin else 'ViT'}: {pieces}",
+        summary=f"for tests, on a tiny {network}: {pieces}",
         config=replace(config, method=method, schedule=schedule, run=_RUN),
     )
 

@@ -17,6 +17,7 @@ from bimkern.ops import (
     MatchLayers,
     embed_visible,
     gather_tokens,
+    group_attention,
     group_windows,
     hog,
     keep_to_mask,
@@ -168,6 +169,16 @@ def _match_loss(make: Inputs, scale: float) -> Tensor:
     )
 
 
+def _group_attention(make: Inputs, shared: bool) -> Tensor:
+    """For one mask of all images, or one for each."""
+    B, N, K, D = make.dims
+    keep = (make.keep().cpu() - make.beyond).sort(dim=1).values
+    keep = torch.arange(K)[None] if shared else keep
+    groups = group_windows(keep, (1, N), 5, 2).to(make.device)
+    heads = 1 if D % 2 else 2
+    return group_attention(make.strided(B, K, 3 * D), make.parameter(2 * min(5, N) - 1, heads), groups, heads)
+
+
 def _group_windows(make: Inputs) -> Tensor:
     _, N, _, _ = make.dims
     return group_windows(make.keep().cpu() - make.beyond, (1, N), 5, 2).members
@@ -193,6 +204,7 @@ Call = Callable[[Inputs], Tensor]
 CALLS: dict[str, tuple[Call, ...]] = {
     "embed_visible": (_embed_visible, _embed_visible_all),
     "gather_tokens": (_gather_tokens, _gather_tokens_strided),
+    "group_attention": tuple(functools.partial(_group_attention, shared=shared) for shared in (True, False)),
     "group_windows": (_group_windows,),
     "hog": (_hog,),
     "keep_to_mask": (lambda make: keep_to_mask(make.keep(), make.dims[1]),),

@@ -1,7 +1,7 @@
 """The shapes that are measured: what the published networks do to a batch.
 
 Letters: B images, N patches, K kept patches, D width, R prefix tokens, P patches that get a position (N or 0), p pixels
-a side of a patch, L values of a target, w tokens a side of a window.
+a side of a patch, L values of a target, w tokens a side of a window, u of a mask unit, H heads of d channels.
 """
 
 from dataclasses import dataclass
@@ -57,20 +57,17 @@ PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
 )
 
-# The 7 x 7 mask units of a Swin at 224 px, 12 of them visible: Huang et al. 2022 (GreenMIM), section 4.1.
+# The 7 x 7 mask units of a Swin at 224 px, windows of 7 and 14: one mask for the whole batch, and one per image.
 _UNITS = {"N": 49, "K": 12}
-
-# Windows of 7 and 14: one mask for the whole batch, and one per image.
 GROUP = Shapes(images=tuple({"B": B, "w": w} | _UNITS for B, w in ((1, 7), (1, 14), (8, 7))))
 
-# The stages of Swin-B, and windows of 14: Liu et al. 2021 (Swin Transformer), section 3.3.
+# The stages of Swin-B: units of u tokens a side, heads of d = 32 channels, windows shifted and not; and windows of 14.
 _STAGES = ((8, 4, 0), (8, 4, 3), (4, 8, 3), (2, 16, 3), (1, 32, 0))
+_ATTENDING = tuple({"u": u, "H": H, "d": 32, "w": 7, "shift": shift} for u, H, shift in _STAGES)
 ATTENTION = Shapes(
-    images=(
-        *(_UNITS | {"d": 32, "u": u, "H": H, "w": 7, "shift": shift} for u, H, shift in _STAGES),
-        _UNITS | {"d": 32, "u": 8, "H": 4, "w": 14, "shift": 7},
-    ),
+    images=tuple(_UNITS | heads for heads in (*_ATTENDING, _ATTENDING[0] | {"w": 14, "shift": 7})),
     cpu_batch=8,
+    cuda_batch=64,
 )
 
 # Images at 224 px, in the small batch of a step on a CPU and in a whole one.

@@ -3,6 +3,7 @@
 Needs triton, no GPU. Kernels are compiled with the arguments that the ops give them, on shapes of the recipes.
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from triton.compiler import ASTSource
 
 from bench import triton_code
 from bench.kernels import ARCHITECTURES, Kernel, parse, table
-from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
+from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss, pixel_targets
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -30,6 +31,8 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 # Float16 compiles to what bfloat16 does, but for its conversions, and float64 takes most registers where tiles and
 # patches are largest: one shape is enough.
@@ -45,6 +48,7 @@ _PATCHES = {
     torch.float16: (14,),
     torch.float64: (32,),
 }
+_GROUPS = {torch.float32: 49, torch.bfloat16: 49, torch.float64: 49}  # members; more of them make more blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,12 @@ def launches() -> list[Launch]:
             _, images, _, _, mean, std, *_ = _patches(dtype, patch)
             label = f"{str(dtype).removeprefix('torch.')} p={patch}"
             found += _noted(label, pixel_targets.pixel_targets, (images, mean, std, patch, True, dtype))
+    for dtype, size in _GROUPS.items():
+        label, inputs = f"{str(dtype).removeprefix('torch.')} g={size}", _attention(dtype, size)
+        found += _noted(label, group_attention.group_attention_fwd, inputs)
+        out, logsumexp = (torch.empty(2, *shape, dtype=kind, device="meta")
+                          for shape, kind in (((2 * size, 128), dtype), ((4, 2 * size), _wide(dtype))))  # fmt: skip
+        found += _noted(label, group_attention.group_attention_bwd, (out, logsumexp, *inputs))
     return list({(launch.kernel.__name__, launch.label): launch for launch in found}.values())
 
 
@@ -110,6 +120,14 @@ def _patches(dtype: torch.dtype, patch: int) -> tuple[Any, ...]:
     return pred, images, weight, denominator, mean, mean, patch, True, False
 
 
+def _attention(dtype: torch.dtype, size: int) -> tuple[Any, ...]:
+    """Four heads of 32 channels, two groups full of tokens."""
+    qkv = torch.empty(2, 2 * size, 3 * 128, dtype=dtype, device="meta")
+    table = torch.empty((2 * math.isqrt(size) - 1) ** 2, 4, dtype=_wide(dtype), device="meta")
+    members, windows = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((1, 2, size), (1, 2 * size)))
+    return qkv, table, members, windows, windows, 4, 32**-0.5
+
+
 def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:
     found: list[Launch] = []
 
@@ -118,6 +136,7 @@ def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:
         found.append(Launch(kernel=kernel, label=name, args=args, num_warps=num_warps, constants=constants))
 
     with (
+        mock.patch.object(group_attention, "launch", note),
         mock.patch.object(masked_loss, "launch", note),
         mock.patch.object(masked_pixel_loss, "launch", note),
         mock.patch.object(pixel_targets, "launch", note),
@@ -144,6 +163,8 @@ def _compiled(launch: Launch, arch: int) -> Compiled:
         if value is None or (isinstance(value, int) and value == 1):
             constants[path] = value
             return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
         if isinstance(value, Tensor) or value % 16 == 0:  # torch aligns its memory
             attrs[path] = [["tt.divisibility", 16]]
         return _POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"

@@ -17,7 +17,8 @@ _INPUTS = "Tensor qkv, Tensor table, Tensor members, Tensor windows, Tensor posi
 _backend.schemas.define(f"group_attention({_INPUTS}) -> Tensor")
 _backend.schemas.define(f"group_attention_fwd({_INPUTS}) -> (Tensor, Tensor)")
 _backend.schemas.define(f"group_attention_bwd(Tensor grad, Tensor logsumexp, {_INPUTS}) -> (Tensor, Tensor)")
-_backend.declare("group_attention", kernels={"cpu": "native"})
+_backend.declare("group_attention", kernels={"cpu": "native", "cuda": "triton"})
+_backend.run_by_triton("group_attention_fwd", "group_attention_bwd", module="group_attention")
 
 
 def group_attention_reference(
@@ -91,7 +92,7 @@ def _check(qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positio
         raise ValueError(f"{op}: table must have (2*h-1)*(2*w-1) rows, got {sizes['R']}")
     if sizes["S"] not in (1, dims["B"]):
         raise ValueError(f"{op}: groups must hold 1 plan or B={dims['B']}, got {sizes['S']}")
-    if sizes["G"] * sizes["g"] < dims["T"]:
+    if sizes["S"] and sizes["G"] * sizes["g"] < dims["T"]:
         raise ValueError(f"{op}: members must hold all T={dims['T']} tokens, got {list(members.shape)}")
     check.dtypes(op, qkv=(qkv, check.FLOATS))
     check.dtypes(op, table=(table, torch.promote_types(qkv.dtype, torch.float32)))

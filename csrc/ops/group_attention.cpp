@@ -12,133 +12,27 @@
 #include <limits>
 #include <vector>
 
-#include "core/gelu.h"
 #include "core/product.h"
-#include "core/rows.h"
+#include "ops/window_tiles.h"
 
 namespace bimkern {
 namespace {
 
 constexpr int64_t kQueries = 64;
 
-constexpr int64_t whole_rows(int64_t n) { return ceil_div<int64_t>(n, kTileRows) * kTileRows; }
-constexpr int64_t whole_columns(int64_t n) { return ceil_div<int64_t>(n, kTileColumns) * kTileColumns; }
+// One head of a window, in the images of a block.
+struct Task {
+  const Window& window;
+  const int32_t* positions;
+  int64_t head;
+  int64_t first_image;
+  int64_t last_image;
 
-// Memory that vectors are loaded from whole.
-template <typename A>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : memory_(count + kAlignment / sizeof(A)) {}
-
-  A* data() {
-    const auto start = reinterpret_cast<uintptr_t>(memory_.data());
-    return memory_.data() + (ceil_div<uintptr_t>(start, kAlignment) * kAlignment - start) / sizeof(A);
+  // From an image's rows to those of the next, or of the next head in the first image.
+  int64_t ahead(int64_t image, int64_t image_stride, int64_t width) const {
+    return image + 1 < last_image ? image_stride : width - (image - first_image) * image_stride;
   }
-
- private:
-  static constexpr uintptr_t kAlignment = 64;
-  std::vector<A> memory_;
 };
-
-// Rows of one head of an image in [B, T, ...]: row i begins at `at` + i * stride.
-struct HeadRows {
-  DType dtype;
-  const void* data;
-  int64_t at;
-  int64_t stride;
-  int64_t ahead;
-};
-
-// Sizes of a window's matrices: n tokens, d channels.
-struct Sizes {
-  int64_t tokens;
-  int64_t width;
-  int64_t rows;      // whole_rows(n)
-  int64_t columns;   // whole_columns(n)
-  int64_t channels;  // whole_columns(d)
-};
-
-// out [n, d] = factor * rows of the window's tokens, and zero up to whole rows and columns.
-template <typename Set, typename A>
-BIMKERN_INLINE inline void pack(Set set, const HeadRows& from, const Window& window, const Sizes& size, A factor,
-                                A* out) {
-  for (int64_t i = 0; i < size.tokens; ++i, out += size.channels) {
-    const int64_t next = from.at + window.tokens[i] * from.stride + from.ahead;
-    __builtin_prefetch(static_cast<const char*>(from.data) + next * bytes_of(from.dtype));
-    __builtin_prefetch(static_cast<const char*>(from.data) + next * bytes_of(from.dtype) + 64);
-    widen_row(set, from.dtype, from.data, from.at + window.tokens[i] * from.stride, size.width, out);
-    for (int64_t d = 0; d < (factor == 1 ? 0 : size.width); ++d) {
-      out[d] *= factor;
-    }
-    std::fill(out + size.width, out + size.channels, A{0});
-  }
-  std::fill_n(out, (size.rows - size.tokens) * size.channels, A{0});
-}
-
-// out [d, n] of rows [n, d], and zero up to whole columns.
-template <typename A>
-BIMKERN_INLINE inline void transpose(const A* rows, const Sizes& size, A* out) {
-  for (int64_t d = 0; d < size.width; ++d) {
-    for (int64_t i = 0; i < size.tokens; ++i) {
-      out[d * size.columns + i] = rows[i * size.channels + d];
-    }
-    std::fill(out + d * size.columns + size.tokens, out + (d + 1) * size.columns, A{0});
-  }
-}
-
-// Writes factor * row to a row of any type.
-template <typename Set, typename A>
-BIMKERN_INLINE inline void unpack_row(Set set, A* row, A factor, int64_t width, DType dtype, void* out, int64_t at) {
-  for (int64_t d = 0; d < width; ++d) {
-    row[d] *= factor;
-  }
-  store_row(set, static_cast<const A*>(row), width, dtype, out, at);
-}
-
-template <typename A>
-BIMKERN_INLINE inline A largest_of(const A* row, int64_t columns) {
-  A lanes[kTileColumns];
-  std::copy_n(row, kTileColumns, lanes);
-  for (int64_t j = kTileColumns; j < columns; j += kTileColumns) {
-    for (int k = 0; k < kTileColumns; ++k) {
-      lanes[k] = row[j + k] > lanes[k] ? row[j + k] : lanes[k];
-    }
-  }
-  return *std::max_element(lanes, lanes + kTileColumns);
-}
-
-// The sum of f(j), which is called once for each column.
-template <typename A, typename F>
-BIMKERN_INLINE inline A sum_over(int64_t columns, const F f) {
-  A lanes[kTileColumns] = {};
-  for (int64_t j = 0; j < columns; j += kTileColumns) {
-    for (int k = 0; k < kTileColumns; ++k) {
-      lanes[k] += f(j + k);
-    }
-  }
-#pragma GCC unroll 4
-  for (int half = kTileColumns / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) {
-      lanes[k] += lanes[k + half];
-    }
-  }
-  return lanes[0];
-}
-
-// row: logits, become exp(logit - subtracted); returns their sum.
-template <typename A>
-BIMKERN_INLINE inline A exponentiate(A* row, A subtracted, int64_t columns) {
-  return sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return row[j] = exp_of_negative(row[j] - subtracted); });
-}
-
-// grads: of probabilities, become those of logits.
-template <typename A>
-BIMKERN_INLINE inline void softmax_bwd(const A* __restrict probabilities, A* __restrict grads, int64_t columns) {
-  const A along = sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return probabilities[j] * grads[j]; });
-  for (int64_t j = 0; j < columns; ++j) {
-    grads[j] = probabilities[j] * (grads[j] - along);
-  }
-}
 
 // Queries against keys of one head and window: scaled products plus bias, one block of queries at a time.
 template <typename A>
@@ -147,7 +41,6 @@ class Logits {
   Logits(const GroupAttention& args, int64_t largest_window)
       : args_(args),
         size_(sizes_of(largest_window)),
-        column_(args.relative_positions),
         queries_(tokens()),
         keys_(tokens()),
         turned_keys_(tokens()),
@@ -159,39 +52,34 @@ class Logits {
   int64_t block() const { return std::min(size_.columns, kQueries) * size_.columns; }
 
   const Sizes& size() const { return size_; }
-  const Window& window() const { return window_; }
   Matrix<const A> queries() { return {queries_.data(), size_.channels}; }
   Matrix<const A> keys() { return {keys_.data(), size_.channels}; }
 
   // Queries, keys or values of the head: part 0, 1 or 2.
-  HeadRows part(int64_t part, int64_t image) const {
-    const int64_t at = image * args_.image_stride + (part * args_.heads + head_) * args_.width;
-    return {args_.dtype, args_.qkv, at, args_.token_stride, args_.image_stride};
+  HeadRows part(int64_t part, const Task& task, int64_t image) const {
+    const int64_t at = image * args_.image_stride + (part * args_.heads + task.head) * args_.width;
+    return {args_.dtype, args_.qkv, at, args_.token_stride, task.ahead(image, args_.image_stride, args_.width)};
   }
 
   // Where padding is, the bias is -inf, so that it weighs nothing.
-  BIMKERN_INLINE void take(const Window& window, const int32_t* positions, int64_t head) {
-    window_ = window;
-    head_ = head;
-    for (int64_t r = 0; r < args_.relative_positions; ++r) {
-      column_[r] = static_cast<const A*>(args_.table)[r * args_.heads + head];
-    }
-    size_ = sizes_of(window.count);
-    const int64_t middle = args_.relative_positions / 2;
+  BIMKERN_INLINE void take(const Task& task) {
+    const int32_t* tokens = task.window.tokens;
+    size_ = sizes_of(task.window.count);
+    const A* middle = static_cast<const A*>(args_.table) + args_.relative_positions / 2 * args_.heads + task.head;
     A* bias = bias_.data();
     for (int64_t i = 0; i < size_.rows; ++i, bias += size_.columns) {
       const int64_t count = i < size_.tokens ? size_.tokens : 0;
       for (int64_t j = 0; j < count; ++j) {
-        bias[j] = column_[middle + positions[window.tokens[i]] - positions[window.tokens[j]]];
+        bias[j] = middle[(task.positions[tokens[i]] - task.positions[tokens[j]]) * args_.heads];
       }
       std::fill(bias + count, bias + size_.columns, -std::numeric_limits<A>::infinity());
     }
   }
 
   template <typename Set>
-  BIMKERN_INLINE void take_image(Set set, int64_t image) {
-    pack(set, part(0, image), window_, size_, static_cast<A>(args_.scale), queries_.data());
-    pack(set, part(1, image), window_, size_, A{1}, keys_.data());
+  BIMKERN_INLINE void take_image(Set set, const Task& task, int64_t image) {
+    pack(set, part(0, task, image), task.window, size_, static_cast<A>(args_.scale), queries_.data());
+    pack(set, part(1, task, image), task.window, size_, A{1}, keys_.data());
     transpose(keys_.data(), size_, turned_keys_.data());
   }
 
@@ -211,23 +99,11 @@ class Logits {
 
   const GroupAttention& args_;
   Sizes size_;
-  Window window_{};
-  int64_t head_ = 0;
-  std::vector<A> column_;  // of the table
   Buffer<A> queries_;      // [n, d], times the scale
   Buffer<A> keys_;         // [n, d]
   Buffer<A> turned_keys_;  // [d, n]
   Buffer<A> bias_;         // [n, n]
   Buffer<A> logits_;       // [kQueries, n]
-};
-
-// One head of a window, in the images of a block.
-struct Task {
-  const Window& window;
-  const int32_t* positions;
-  int64_t head;
-  int64_t first_image;
-  int64_t last_image;
 };
 
 template <typename A>
@@ -238,37 +114,37 @@ class Forward {
 
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task) {
-    logits_.take(task.window, task.positions, task.head);
+    logits_.take(task);
     for (int64_t image = task.first_image; image < task.last_image; ++image) {
-      logits_.take_image(set, image);
-      pack(set, logits_.part(2, image), task.window, logits_.size(), A{1}, values_.data());
+      logits_.take_image(set, task, image);
+      pack(set, logits_.part(2, task, image), task.window, logits_.size(), A{1}, values_.data());
       for (int64_t first = 0; first < task.window.count; first += kQueries) {
-        attend(set, first, std::min(task.window.count - first, kQueries), image * args_.of.heads + task.head);
+        attend(set, task, image, first, std::min(task.window.count - first, kQueries));
       }
     }
   }
 
  private:
   template <typename Set>
-  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+  BIMKERN_INLINE void attend(Set set, const Task& task, int64_t image, int64_t first, int64_t count) {
     const GroupAttention& of = args_.of;
     const Sizes& size = logits_.size();
+    const int32_t* tokens = task.window.tokens + first;
+    A* logsumexp = static_cast<A*>(args_.logsumexp) + (image * of.heads + task.head) * of.plans.tokens;
     const Matrix<A> weights = logits_.of_queries(first, count);
     A sums[kQueries];
     for (int64_t i = 0; i < count; ++i) {
       A* row = weights.data + i * size.columns;
       const A largest = largest_of(row, size.columns);
       sums[i] = exponentiate(row, largest, size.columns);
-      const int64_t token = logits_.window().tokens[first + i];
-      static_cast<A*>(args_.logsumexp)[image_head * of.plans.tokens + token] = largest + std::log(sums[i]);
+      logsumexp[tokens[i]] = largest + std::log(sums[i]);
     }
     product<A>({weights.data, size.columns}, {values_.data(), size.channels}, {nullptr, 0},
                {out_.data(), size.channels}, whole_rows(count), size.channels, size.tokens);
-    const int64_t image = image_head / of.heads, head = image_head % of.heads;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      const int64_t token = image * of.plans.tokens + tokens[i];
       unpack_row(set, out_.data() + i * size.channels, 1 / sums[i], of.width, of.dtype, args_.out,
-                 (token * of.heads + head) * of.width);
+                 (token * of.heads + task.head) * of.width);
     }
   }
 
@@ -296,37 +172,39 @@ class Backward {
   // table_sums [H, R]: the gradient of the table is added.
   template <typename Set>
   BIMKERN_INLINE void run(Set set, const Task& task, double* table_sums) {
-    logits_.take(task.window, task.positions, task.head);
+    logits_.take(task);
     const Sizes& size = logits_.size();
     std::fill_n(bias_sums_.data(), size.rows * size.columns, A{0});
     for (int64_t image = task.first_image; image < task.last_image; ++image) {
-      take_image(set, task.head, image);
+      take_image(set, task, image);
       for (int64_t first = 0; first < size.tokens; first += kQueries) {
-        attend(set, first, std::min(size.tokens - first, kQueries), image * args_.of.heads + task.head);
+        attend(set, task, image, first, std::min(size.tokens - first, kQueries));
       }
-      store(set, grad_keys_.data(), A{1}, 0, size.tokens, 1, task.head, image);
-      store(set, grad_values_.data(), A{1}, 0, size.tokens, 2, task.head, image);
+      store(set, task, image, 1, 0, size.tokens, A{1}, grad_keys_.data());
+      store(set, task, image, 2, 0, size.tokens, A{1}, grad_values_.data());
     }
     const int64_t middle = args_.of.relative_positions / 2;
-    spread(task.positions, table_sums + task.head * args_.of.relative_positions + middle);
+    spread(task, table_sums + task.head * args_.of.relative_positions + middle);
   }
 
  private:
   template <typename Set>
-  BIMKERN_INLINE void take_image(Set set, int64_t head, int64_t image) {
+  BIMKERN_INLINE void take_image(Set set, const Task& task, int64_t image) {
     const Sizes& size = logits_.size();
-    const int64_t at = image * args_.grad_image_stride + head * args_.of.width;
-    logits_.take_image(set, image);
-    pack(set, logits_.part(2, image), logits_.window(), size, A{1}, values_.data());
+    const int64_t stride = args_.grad_image_stride, at = image * stride + task.head * args_.of.width;
+    const HeadRows grads{args_.of.dtype, args_.grad, at, args_.grad_token_stride,
+                         task.ahead(image, stride, args_.of.width)};
+    logits_.take_image(set, task, image);
+    pack(set, logits_.part(2, task, image), task.window, size, A{1}, values_.data());
     transpose(values_.data(), size, turned_values_.data());
-    pack(set, {args_.of.dtype, args_.grad, at, args_.grad_token_stride, args_.grad_image_stride}, logits_.window(),
-         size, A{1}, grads_.data());
+    pack(set, grads, task.window, size, A{1}, grads_.data());
   }
 
   template <typename Set>
-  BIMKERN_INLINE void attend(Set set, int64_t first, int64_t count, int64_t image_head) {
+  BIMKERN_INLINE void attend(Set set, const Task& task, int64_t image, int64_t first, int64_t count) {
     const GroupAttention& of = args_.of;
     const Sizes& size = logits_.size();
+    const auto* logsumexp = static_cast<const A*>(args_.logsumexp) + (image * of.heads + task.head) * of.plans.tokens;
     const int64_t n = size.tokens, rows = whole_rows(count);
     const Matrix<A> weights = logits_.of_queries(first, count), grad_logits{grad_logits_.data(), size.columns};
     const Matrix<const A> grads = Matrix<const A>{grads_.data(), size.channels}.at(first, 0);
@@ -334,15 +212,13 @@ class Backward {
     for (int64_t i = 0; i < count; ++i) {
       A* row = weights.data + i * size.columns;
       A* grad_row = grad_logits.data + i * size.columns;
-      const int64_t token = logits_.window().tokens[first + i];
-      exponentiate(row, static_cast<const A*>(args_.logsumexp)[image_head * of.plans.tokens + token], size.columns);
+      exponentiate(row, logsumexp[task.window.tokens[first + i]], size.columns);
       softmax_bwd(row, grad_row, size.columns);
       add_row(grad_row, size.columns, bias_sums_.data() + (first + i) * size.columns);
     }
     product<A>({grad_logits.data, size.columns}, logits_.keys(), {nullptr, 0}, {grad_queries_.data(), size.channels},
                rows, size.channels, n);
-    store(set, grad_queries_.data(), static_cast<A>(of.scale), first, count, 0, image_head % of.heads,
-          image_head / of.heads);
+    store(set, task, image, 0, first, count, static_cast<A>(of.scale), grad_queries_.data());
     // Transposed: a row for each key and value.
     add_product({grad_logits.data, 1, size.columns}, logits_.queries().at(first, 0), grad_keys_, first, count);
     add_product({weights.data, 1, size.columns}, grads, grad_values_, first, count);
@@ -355,15 +231,15 @@ class Backward {
     product<A>(a, b, {first == 0 ? nullptr : out.data, out.row}, out, size.rows, size.channels, count);
   }
 
-  // Writes rows [count, d] as part 0, 1 or 2 of the gradient, for the window's tokens from the first on.
+  // Writes factor * rows [count, d] as part 0, 1 or 2 of the gradient, for the window's tokens from the first on.
   template <typename Set>
-  BIMKERN_INLINE void store(Set set, A* rows, A factor, int64_t first, int64_t count, int64_t part, int64_t head,
-                            int64_t image) {
+  BIMKERN_INLINE void store(Set set, const Task& task, int64_t image, int64_t part, int64_t first, int64_t count,
+                            A factor, A* rows) {
     const GroupAttention& of = args_.of;
     for (int64_t i = 0; i < count; ++i, rows += logits_.size().channels) {
-      const int64_t token = image * of.plans.tokens + logits_.window().tokens[first + i];
+      const int64_t token = image * of.plans.tokens + task.window.tokens[first + i];
       unpack_row(set, rows, factor, of.width, of.dtype, args_.grad_qkv,
-                 ((token * 3 + part) * of.heads + head) * of.width);
+                 ((token * 3 + part) * of.heads + task.head) * of.width);
     }
   }
 
@@ -374,13 +250,13 @@ class Backward {
   }
 
   // table_sums: of relative position zero.
-  BIMKERN_INLINE void spread(const int32_t* positions, double* table_sums) {
-    const Window& window = logits_.window();
+  BIMKERN_INLINE void spread(const Task& task, double* table_sums) {
+    const Window& window = task.window;
     for (int64_t i = 0; i < window.count; ++i) {
       const A* row = bias_sums_.data() + i * logits_.size().columns;
-      double* sums = table_sums + positions[window.tokens[i]];
+      double* sums = table_sums + task.positions[window.tokens[i]];
       for (int64_t j = 0; j < window.count; ++j) {
-        sums[-positions[window.tokens[j]]] += row[j];
+        sums[-task.positions[window.tokens[j]]] += row[j];
       }
     }
   }
@@ -441,13 +317,15 @@ void backward(const GroupAttentionBwd& args, const Parallel& parallel, Simd simd
       "group_attention_bwd", args, parallel, [=, &args](Backward<A>& runner, const Task& task, int64_t slice) {
         vectorized(simd, [&](auto set) BIMKERN_INLINE { runner.run(set, task, args.scratch + slice * length); });
       });
-  for (int64_t i = 0; i < length; ++i) {
-    double sum = 0;
-    for (int64_t slice = 0; slice < tasks; ++slice) {
-      sum += args.scratch[slice * length + i];
+  for (int64_t slice = 1; slice < tasks; ++slice) {
+    for (int64_t i = 0; i < length; ++i) {
+      args.scratch[i] += args.scratch[slice * length + i];
     }
+  }
+  for (int64_t i = 0; i < length; ++i) {
     const int64_t head = i / args.of.relative_positions, position = i % args.of.relative_positions;
-    static_cast<A*>(args.grad_table)[position * args.of.heads + head] = static_cast<A>(sum);
+    static_cast<A*>(args.grad_table)[position * args.of.heads + head] =
+        tasks == 0 ? A{0} : static_cast<A>(args.scratch[i]);
   }
 }
 

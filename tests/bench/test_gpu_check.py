@@ -128,8 +128,8 @@ def test_the_summary_shows_what_was_measured(tmp_path, monkeypatch):
 def test_every_op_is_called_on_odd_shapes(device):
     assert set(odd_shapes.CALLS) == set(backends()), "a new op is to be entered in bench/odd_shapes.py"
     ways = sum(len(calls) for calls in odd_shapes.CALLS.values())
-    twice = "embed_visible, gather_tokens, masked_loss, masked_pixel_loss, restore_tokens: two ways; match_loss: four"
-    assert ways == len(odd_shapes.CALLS) + 8, twice
+    twice = "embed_visible, gather_tokens, group_attention, masked losses, restore_tokens: two ways; match_loss: four"
+    assert ways == len(odd_shapes.CALLS) + 9, twice
     assert odd_shapes.call_all(device) == ways * len(odd_shapes.SHAPES) * 3
 
 

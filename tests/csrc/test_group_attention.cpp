@@ -108,8 +108,8 @@ void test_attention(const Plans& of_windows, int64_t w, int64_t images, int64_t 
   const std::vector<float> qkv = normals(images * T * 3 * heads * width), table = normals(R * heads);
   const std::vector<float> grad = normals(images * T * heads * width);
   const int64_t row = 3 * heads * width;
-  const GroupAttention of{DType::kFloat32, of_windows.plans, images, heads, width,       R,
-                          0.3,             qkv.data(),       T * row, row,  table.data()};
+  const GroupAttention of{DType::kFloat32, of_windows.plans, images, heads,       width, R, 0.3,
+                          qkv.data(),      T * row,          row,    table.data()};
   const Expected want = define(of, grad.data());
   Expected first;
   run_every_way([&](const Parallel& parallel, Simd simd) {
@@ -123,8 +123,8 @@ void test_attention(const Plans& of_windows, int64_t w, int64_t images, int64_t 
     EXPECT(near(out, want.out));
     EXPECT(near(grad_qkv, want.grad_qkv));
     EXPECT(near(grad_table, want.grad_table));
-    const Expected found{{out.begin(), out.end()}, {grad_qkv.begin(), grad_qkv.end()},
-                         {grad_table.begin(), grad_table.end()}};
+    const Expected found{
+        {out.begin(), out.end()}, {grad_qkv.begin(), grad_qkv.end()}, {grad_table.begin(), grad_table.end()}};
     if (first.grad_table.empty()) {
       first = found;
     }
@@ -162,8 +162,8 @@ void test_errors() {
   const std::vector<int32_t> windows = {0, 0, 1}, positions = {0, 1, 0};
   const auto said = [&](std::vector<int32_t> members) {
     try {
-      read_plans("op", {1, 1, static_cast<int64_t>(members.size()), 3, members.data(), windows.data(), positions.data()},
-                 3);
+      read_plans("op",
+                 {1, 1, static_cast<int64_t>(members.size()), 3, members.data(), windows.data(), positions.data()}, 3);
     } catch (const Error& error) {
       return std::string(error.what());
     }

@@ -16,10 +16,36 @@ import random_triton as draw
 import torch
 from watched_triton import watched
 
-from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
+from bimkern.ops import group_windows
+from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss, pixel_targets
+from bimkern.ops.group_attention import group_attention_reference
 from bimkern.ops.pixel_targets import pixel_targets_reference
 
 case = ()  # the arguments of the op that runs
+
+
+def fuzz_group_attention():
+    global case
+    B, rows, columns, H = draw.sizes(2, 9, 9, 3)
+    rows, columns, window = max(rows, 1), max(columns, 1), random.randint(1, 9)
+    S, T, d = random.choice([1, B]), random.randint(0, rows * columns), random.choice([1, 3, 8, 16, 20])
+    H, dtype = max(H, 1), random.choice(draw.FLOATS)
+    wide = torch.promote_types(dtype, torch.float32)
+    keep = torch.rand(S, rows * columns).argsort(dim=1)[:, :T].sort(dim=1).values
+    groups = group_windows(keep, (rows, columns), window, random.randrange(window), published=random.random() < 0.5)
+    relative = (2 * min(window, rows) - 1) * (2 * min(window, columns) - 1)
+    table = torch.randn(relative, H).to(wide)
+    qkv, grad = draw.strided(torch.randn(B, T, 3 * H * d).to(dtype)), draw.strided(torch.randn(B, T, H * d).to(dtype))
+    case = qkv, table, groups.members, groups.windows, groups.positions, H, random.choice([d**-0.5, 0.3])
+    with watched():
+        out, logsumexp = group_attention.group_attention_fwd(*case)
+        grads = group_attention.group_attention_bwd(grad, logsumexp, *case)
+    leaves = [x.double().requires_grad_() for x in (qkv, table)]
+    want = group_attention_reference(*leaves, *case[2:])
+    wanted = want, *torch.autograd.grad(want, leaves, grad.double())
+    for got, exact in zip((out, *grads), wanted, strict=True):
+        largest = exact.abs().max() if exact.numel() else torch.tensor(0.0)
+        assert_within(got, exact.detach(), 64 * torch.finfo(got.dtype).eps * (1 + largest.detach()))
 
 
 def fuzz_masked_loss():
@@ -132,6 +158,7 @@ def assert_within(got, want, error):
 
 
 OPS = {
+    "group_attention": fuzz_group_attention,
     "masked_loss": fuzz_masked_loss,
     "masked_pixel_loss": fuzz_masked_pixel_loss,
     "pixel_targets": fuzz_pixel_targets,

@@ -13,11 +13,13 @@ IDS, KEEP = torch.arange(B), torch.tensor([[3, 0, 7, 15]]).expand(B, -1)
 TOKENS, VISIBLE, POS = torch.zeros(B, N, D), torch.zeros(B, K, D), torch.zeros(N, D)
 IMAGES, WEIGHT, BIAS = torch.zeros(B, 3, 16, 16), torch.zeros(D, 3, 4, 4), torch.zeros(D)
 LAYERS = ops.MatchLayers(WEIGHT.new_zeros(D, D, 1, 1), BIAS)
+GROUPS, TABLE = ops.group_windows(torch.arange(N)[None], (4, 4), 1), torch.zeros(1, 1)
 MASK, PIXELS = torch.zeros(B, N), torch.zeros(B, N, 48)
 # The more tensors an op takes, the longer: one and a half times what was measured.
 CALLS = {
     "embed_visible": (280, lambda: ops.embed_visible(IMAGES, WEIGHT, BIAS, KEEP, POS)),
     "gather_tokens": (165, lambda: ops.gather_tokens(TOKENS, KEEP, POS)),
+    "group_attention": (270, lambda: ops.group_attention(TOKENS[..., :6], TABLE, GROUPS, 1)),
     "group_windows": (150, lambda: ops.group_windows(KEEP, (4, 4), 2, 1)),
     "hog": (190, lambda: ops.hog(IMAGES, 4)),
     "keep_to_mask": (85, lambda: ops.keep_to_mask(KEEP, N)),

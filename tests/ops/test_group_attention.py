@@ -14,7 +14,7 @@ from bimkern.ops.group_attention import group_attention_reference
 DEFAULT = {"B": 3, "S": 1, "grid": (9, 7), "window": 3, "shift": 1, "T": 40, "H": 2, "d": 32}
 CASES = [
     DEFAULT,
-    *(DEFAULT | odd for odd in ({"S": 3}, {"B": 0}, {"T": 0}, {"T": 1}, {"T": 63}, {"B": 1, "S": 1}, {"B": 9})),
+    *(DEFAULT | odd for odd in ({"S": 3}, {"B": 0}, {"B": 0, "S": 0}, {"T": 0}, {"T": 1}, {"T": 63}, {"B": 1, "S": 1}, {"B": 9})),
     *(DEFAULT | odd for odd in ({"d": 1}, {"d": 8}, {"d": 13}, {"d": 37}, {"d": 128}, {"H": 1}, {"H": 5})),
     DEFAULT | {"B": 1, "T": 1, "H": 1, "d": 1},
     DEFAULT | {"S": 3, "window": 7, "shift": 0, "T": 61},  # windows of 7 x 7, and of what is left
@@ -52,7 +52,9 @@ def test_equals_reference_in_every_dtype(device, dtype):
     got, want = group_attention(*leaves, groups, H), torchs(*leaves, groups, H)
     torch.testing.assert_close(got, want)
     cotangent = torch.randn_like(got)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(want, leaves, cotangent))
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(want, leaves, cotangent)
+    )
 
 
 def test_equals_dense_attention_in_full_windows(device):
@@ -100,7 +102,9 @@ def test_what_pads_groups_changes_nothing(device):
     got, want = (group_attention(*leaves, plan, H) for plan in (padded, groups))
     torch.testing.assert_close(got, want)
     cotangent = torch.randn_like(got)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(want, leaves, cotangent))
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(want, leaves, cotangent)
+    )
 
 
 def test_reads_strides(device):
@@ -151,7 +155,9 @@ def test_gradcheck(device, S):
 
 def test_gradients_of_gradients_are_the_references(device, monkeypatch):
     qkv, table, groups, H = sample(device, **DEFAULT)
-    with pytest.raises(RuntimeError, match="group_attention: no gradients of gradients here; BIMKERN_BACKEND=reference"):
+    with pytest.raises(
+        RuntimeError, match="group_attention: no gradients of gradients here; BIMKERN_BACKEND=reference"
+    ):
         torch.autograd.grad(group_attention(qkv.requires_grad_(), table, groups, H).sum(), qkv, create_graph=True)
     monkeypatch.setenv("BIMKERN_BACKEND", "reference")
     out = group_attention(qkv, table, groups, H)
@@ -231,8 +237,16 @@ def planned(**odd):
         ({"table": TABLE[:, :1]}, ValueError, r"table must be \[R, H=2\], got \[25, 1\]"),
         ({"table": TABLE[1:]}, ValueError, r"table must have \(2\*h-1\)\*\(2\*w-1\) rows, got 24"),
         ({"groups": planned(members=GROUPS.members[0])}, ValueError, r"members must be \[S, G, g\], got"),
-        ({"groups": planned(windows=GROUPS.windows[:, 1:])}, ValueError, r"windows must be \[S=1, T=40\], got \[1, 39\]"),
-        ({"groups": planned(positions=GROUPS.positions[0])}, ValueError, r"positions must be \[S=1, T=40\], got \[40\]"),
+        (
+            {"groups": planned(windows=GROUPS.windows[:, 1:])},
+            ValueError,
+            r"windows must be \[S=1, T=40\], got \[1, 39\]",
+        ),
+        (
+            {"groups": planned(positions=GROUPS.positions[0])},
+            ValueError,
+            r"positions must be \[S=1, T=40\], got \[40\]",
+        ),
         (
             {"groups": WindowGroups(*(x.repeat(2, *[1] * (x.ndim - 1)) for x in vars(GROUPS).values()))},
             ValueError,

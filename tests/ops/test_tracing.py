@@ -19,9 +19,11 @@ ids, keep = torch.arange(B), torch.tensor([[3, 0, 7, 15]]).expand(B, -1)
 tokens, visible, pos = torch.randn(B, N, D), torch.randn(B, K, D, requires_grad=True), torch.randn(N, D)
 images, weight = torch.randn(B, 3, 16, 16), torch.randn(D, 3, 4, 4)
 mask, layers = torch.rand(B, N) < 0.5, MatchLayers(torch.randn(D, D, 1, 1), torch.randn(D))
+groups = ops.group_windows(torch.arange(N)[None], (4, 4), 1)
 calls = {
     "embed_visible": lambda: ops.embed_visible(images, weight, pos[0], keep, pos),
     "gather_tokens": lambda: ops.gather_tokens(tokens, keep, pos),
+    "group_attention": lambda: ops.group_attention(tokens[..., :6], pos[:1, :1], groups, 1),
     "group_windows": lambda: ops.group_windows(keep, (4, 4), 2, 1),
     "hog": lambda: ops.hog(images, 4),
     "keep_to_mask": lambda: ops.keep_to_mask(keep, N),

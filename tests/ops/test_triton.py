@@ -11,7 +11,10 @@ import torch
 from bimkern.ops import _backend
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS = ("masked_loss", "masked_loss_bwd", "masked_pixel_loss", "masked_pixel_loss_bwd", "pixel_targets")
+OPS = (
+    *("group_attention_fwd", "group_attention_bwd", "masked_loss", "masked_loss_bwd"),
+    *("masked_pixel_loss", "masked_pixel_loss_bwd", "pixel_targets"),
+)
 
 
 def run(*command, **environment):
@@ -23,7 +26,8 @@ def run(*command, **environment):
 
 
 def test_interpreted_kernels_equal_their_references():
-    run("-m", "pytest", "tests/ops/interpreted_triton.py", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
+    files = "tests/ops/interpreted_triton.py", "tests/ops/interpreted_triton_attention.py"
+    run("-m", "pytest", *files, "-p", "no:cacheprovider", TRITON_INTERPRET="1")
 
 
 def test_random_cases_of_interpreted_kernels():

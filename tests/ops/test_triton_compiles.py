@@ -11,11 +11,15 @@ from bench import triton_code
 from bench.kernels import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ("loss_tiles", "slope_tiles", "add_partials", "loss_patches", "slope_patches", "write_patches")
+KERNELS = (
+    *("loss_tiles", "slope_tiles", "add_partials", "loss_patches", "slope_patches", "write_patches"),
+    *("attend", "query_grads", "key_grads", "add_to_table"),
+)
 
 # A thread's loads / stores, number x bytes. Tiles: 8 values of pred and of the float32 target in vectors, then weight,
 # denominator and grad. Patches: 4 values of pred in a vector, 4 pixels of uint8, mean and std of one channel in a loop,
 # then the rest. Rows of 588 = 4 * 147 values are aligned to 16 bytes in float32 and to 8 in 16 bits, rows of 768 to 16.
+# Heads: 4 channels of a token in a vector, then biases and what places tokens.
 WIDTHS = {
     "loss_tiles[float32 P=768]": "4x16 2x4 / 1x4",
     "loss_tiles[float32 P=588]": "4x16 2x4 / 1x4",
@@ -38,6 +42,9 @@ WIDTHS = {
     "slope_patches[float64 p=32]": "2x16 9x8 / 2x16",
     "write_patches[float32 p=14]": "2x4 4x1 / 1x16",
     "write_patches[float64 p=32]": "6x8 / 2x16",
+    "attend[float32 g=49]": "1x16 29x4 / 1x16 1x4",
+    "attend[bfloat16 g=49]": "1x8 47x4 / 1x8 1x4",
+    "key_grads[float32 g=49]": "2x16 17x4 / 2x16",
 }
 
 

@@ -8,18 +8,22 @@ import torch
 from triton.runtime.interpreter import TensorHandle
 
 from bench.triton_accesses import recorded
-from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
+from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss, pixel_targets
 from bimkern.ops._triton.launch import launch
 
-MODULES = (masked_loss, masked_pixel_loss, pixel_targets)
-# The argument that each kernel writes.
+MODULES = (group_attention, masked_loss, masked_pixel_loss, pixel_targets)
+# The arguments that each kernel writes, but for those that it adds to.
 RESULTS = {
-    "loss_tiles": "partial",
-    "loss_patches": "partial",
-    "add_partials": "loss",
-    "slope_tiles": "grad_pred",
-    "slope_patches": "grad_pred",
-    "write_patches": "out",
+    "attend": ("out", "logsumexp"),
+    "query_grads": ("grad_queries", "along_rows"),
+    "key_grads": ("grad_keys_values",),
+    "add_to_table": (),
+    "loss_tiles": ("partial",),
+    "loss_patches": ("partial",),
+    "add_partials": ("loss",),
+    "slope_tiles": ("grad_pred",),
+    "slope_patches": ("grad_pred",),
+    "write_patches": ("out",),
 }
 
 
@@ -50,7 +54,7 @@ def watched(*unread):
         inside = _joined(addresses(x) for tensors in named.values() for x in tensors)
         loads, stores = (_joined(x.addresses for x in accesses if x.kind == kind) for kind in ("load", "store"))
         name = kernel.fn.__name__
-        results = _joined(addresses(x) for x in named[RESULTS[name]])
+        results = _joined(addresses(x) for result in RESULTS[name] for x in named[result])
         assert np.isin(loads, inside).all(), f"{name} reads beside its tensors"
         assert not np.isin(loads, forbidden).any(), f"{name} reads what does not count"
         assert np.array_equal(np.sort(stores), np.sort(results)), f"{name} does not write each result once"

@@ -1,0 +1,286 @@
+"""group_attention and its gradients, one head of a group at a time, in tiles that tensor cores multiply.
+
+forward: parallel over images, groups, heads and blocks of queries, with a running softmax over blocks of keys.
+backward: parallel over blocks of queries, for their gradients, over blocks of keys, for those of keys and values, and
+over blocks of queries, for that of the table; each computes the weights again from the logsumexp.
+The table's gradient is a sum of integers, multiples of a share of the largest sum there can be: the same bits in any
+order of the atomic additions.
+
+16-bit types are multiplied in TF32, which holds them exactly.
+
+Shapes: B images, T tokens, H heads, d channels a head, S plans, G groups of g members, R relative positions.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bimkern.ops._triton.launch import launch, power_of_2
+from bimkern.ops._triton.masked_loss import WIDE
+from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
+
+_MAX_BLOCK = 32  # queries or keys: with more, or with fewer warps, kernels spill registers
+_MIN_BLOCK = 16  # what tl.dot takes at least
+
+
+@triton.jit
+def place_of(program, sizes, BLOCK: tl.constexpr):
+    """Return image, group, head and first slot of a program's block."""
+    _, groups, size, _, heads, _, _ = sizes
+    blocks = tl.cdiv(size, BLOCK)
+    head = program // blocks % heads
+    group = program // (blocks * heads) % groups
+    return program // (blocks * heads * groups), group, head, program % blocks * BLOCK
+
+
+@triton.jit
+def slots_of(plan, sizes, image, group, first, BLOCK: tl.constexpr):
+    """Return token, window and position of slots; window -1 of what pads the group."""
+    members, windows, positions = plan
+    plans, groups, size, tokens, _, _, _ = sizes
+    s = tl.where(plans == 1, 0, image)
+    slot = first + tl.arange(0, BLOCK)
+    token = tl.load(members + (s * groups + group) * size + slot, mask=slot < size, other=-1)
+    window = tl.load(windows + s * tokens + token, mask=token >= 0, other=-1)
+    position = tl.load(positions + s * tokens + token, mask=token >= 0, other=0)
+    return token, window, position
+
+
+@triton.jit
+def tile_of(rows, strides, image, token, width, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, WIDE: tl.constexpr):
+    """Load rows of one head, [BLOCK, DIM], zero where there are none."""
+    starts = row_starts(rows, strides, image.to(tl.int64), token.to(tl.int64), ALIGNMENT)
+    columns = tl.arange(0, DIM)
+    inside = (token >= 0)[:, None] & (columns < width)[None, :]
+    return tl.load(starts[:, None] + columns[None, :], mask=inside, other=0).to(WIDE)
+
+
+@triton.jit
+def store_tile(rows, strides, image, token, width, values, DIM: tl.constexpr, ALIGNMENT: tl.constexpr):
+    starts = row_starts(rows, strides, image.to(tl.int64), token.to(tl.int64), ALIGNMENT)
+    columns = tl.arange(0, DIM)
+    inside = (token >= 0)[:, None] & (columns < width)[None, :]
+    tl.store(starts[:, None] + columns[None, :], values.to(rows.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE)
+
+
+@triton.jit
+def logits_of(
+    q, k, table, query_windows, key_windows, query_positions, key_positions, head, sizes, scale,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return scaled products plus bias, -inf between windows, and which row of the table each bias is."""
+    _, _, _, _, heads, _, relative = sizes
+    together = query_windows[:, None] == key_windows[None, :]
+    index = query_positions[:, None] - key_positions[None, :] + relative // 2
+    bias = tl.load(table + index * heads + head, mask=together, other=float("-inf"))
+    return product(q, tl.trans(k), PRECISION, WIDE) * scale + bias, index
+
+
+@triton.jit
+def attend(
+    qkv, table, plan, out, logsumexp, sizes, strides, scale, BLOCK: tl.constexpr, DIM: tl.constexpr,
+    ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    _, _, size, tokens, heads, width, _ = sizes
+    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
+    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
+    own = qkv + head * width
+    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    largest = tl.full([BLOCK], float("-inf"), WIDE)
+    total = tl.zeros([BLOCK], WIDE)
+    mixed = tl.zeros([BLOCK, DIM], WIDE)
+    for start in range(0, size, BLOCK):
+        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        logits, _index = logits_of(
+            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        )
+        now_largest = tl.maximum(largest, tl.max(logits, axis=1))
+        subtracted = tl.where(now_largest == float("-inf"), 0, now_largest)  # a block without the query's window
+        weights = tl.exp(logits - subtracted[:, None])
+        faded = tl.exp(largest - subtracted)
+        total = total * faded + tl.sum(weights, axis=1)
+        mixed = mixed * faded[:, None] + product(weights, v, PRECISION, WIDE)
+        largest = now_largest
+    sums = logsumexp + (image * heads + head).to(tl.int64) * tokens
+    tl.store(sums + token, largest + tl.log(total), mask=token >= 0)
+    out_strides = tokens * heads * width, heads * width
+    store_tile(out + head * width, out_strides, image, token, width, mixed / total[:, None], DIM, ALIGNMENT)
+
+
+@triton.jit
+def query_grads(
+    qkv, table, plan, grad, logsumexp, grad_queries, along_rows, sizes, strides, grad_strides, scale,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Along rows: the sum of a row of weights times their gradients, which query and key gradients need."""
+    _, _, size, tokens, heads, width, _ = sizes
+    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
+    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
+    own = qkv + head * width
+    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    g = tile_of(grad + head * width, grad_strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    of_head = (image * heads + head).to(tl.int64) * tokens
+    subtracted = tl.load(logsumexp + of_head + token, mask=token >= 0, other=0)
+    along = tl.zeros([BLOCK], WIDE)
+    for start in range(0, size, BLOCK):
+        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        logits, _index = logits_of(
+            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        )
+        weights = tl.exp(logits - subtracted[:, None])
+        along += tl.sum(weights * product(g, tl.trans(v), PRECISION, WIDE), axis=1)
+    tl.store(along_rows + of_head + token, along, mask=token >= 0)
+    dq = tl.zeros([BLOCK, DIM], WIDE)
+    for start in range(0, size, BLOCK):
+        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        logits, _index = logits_of(
+            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        )
+        weights = tl.exp(logits - subtracted[:, None])
+        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
+        dq += product(slopes, k, PRECISION, WIDE)
+    out_strides = tokens * 3 * heads * width, 3 * heads * width
+    store_tile(grad_queries + head * width, out_strides, image, token, width, dq * scale, DIM, ALIGNMENT)
+
+
+@triton.jit
+def key_grads(
+    qkv, table, plan, grad, logsumexp, along_rows, grad_keys_values, sizes, strides, grad_strides, scale,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    _, _, size, tokens, heads, width, _ = sizes
+    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
+    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
+    own = qkv + head * width
+    k = tile_of(own + heads * width, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    v = tile_of(own + 2 * heads * width, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    of_head = (image * heads + head).to(tl.int64) * tokens
+    dk = tl.zeros([BLOCK, DIM], WIDE)
+    dv = tl.zeros([BLOCK, DIM], WIDE)
+    for start in range(0, size, BLOCK):
+        query_token, query_window, query_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        q = tile_of(own, strides, image, query_token, width, DIM, ALIGNMENT, WIDE)
+        g = tile_of(grad + head * width, grad_strides, image, query_token, width, DIM, ALIGNMENT, WIDE)
+        subtracted = tl.load(logsumexp + of_head + query_token, mask=query_token >= 0, other=0)
+        along = tl.load(along_rows + of_head + query_token, mask=query_token >= 0, other=0)
+        logits, _index = logits_of(
+            q, k, table, query_window, window, query_position, position, head, sizes, scale, PRECISION, WIDE
+        )
+        weights = tl.exp(logits - subtracted[:, None])
+        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
+        dk += product(tl.trans(slopes), q, PRECISION, WIDE)
+        dv += product(tl.trans(weights), g, PRECISION, WIDE)
+    out_strides = tokens * 3 * heads * width, 3 * heads * width
+    rows = grad_keys_values + head * width
+    store_tile(rows, out_strides, image, token, width, dk * scale, DIM, ALIGNMENT)
+    store_tile(rows + heads * width, out_strides, image, token, width, dv, DIM, ALIGNMENT)
+
+
+@triton.jit
+def add_to_table(
+    qkv, table, plan, grad, logsumexp, along_rows, factor, table_sums, sizes, strides, grad_strides, scale,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    _, _, size, tokens, heads, width, relative = sizes
+    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
+    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
+    own = qkv + head * width
+    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    g = tile_of(grad + head * width, grad_strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    of_head = (image * heads + head).to(tl.int64) * tokens
+    subtracted = tl.load(logsumexp + of_head + token, mask=token >= 0, other=0)
+    along = tl.load(along_rows + of_head + token, mask=token >= 0, other=0)
+    times = tl.load(factor)
+    for start in range(0, size, BLOCK):
+        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
+        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
+        logits, index = logits_of(
+            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        )
+        weights = tl.exp(logits - subtracted[:, None])
+        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
+        counts = (window[:, None] == key_window[None, :]) & (token >= 0)[:, None]
+        shares = (slopes.to(tl.float64) * times).to(tl.int64)
+        tl.atomic_add(table_sums + head * relative + index, shares, mask=counts, sem="relaxed")
+
+
+def group_attention_fwd(
+    qkv: Tensor, table: Tensor, members: Tensor, windows: Tensor, positions: Tensor, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    qkv, table = with_contiguous_rows(qkv), table.contiguous()
+    plan = members.contiguous(), windows.contiguous(), positions.contiguous()
+    B, T, C = qkv.shape
+    out, logsumexp = qkv.new_empty(B, T, C // 3), table.new_empty(B, num_heads, T)
+    programs, sizes, constants = _tiles(members, table, qkv, out)
+    if programs:
+        launch(attend, programs, qkv, table, plan, out, logsumexp, sizes, qkv.stride()[:2], scale, **constants)
+    return out, logsumexp
+
+
+def group_attention_bwd(
+    grad: Tensor,
+    logsumexp: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    members: Tensor,
+    windows: Tensor,
+    positions: Tensor,
+    num_heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    qkv, grad, table = with_contiguous_rows(qkv), with_contiguous_rows(grad), table.contiguous()
+    plan = members.contiguous(), windows.contiguous(), positions.contiguous()
+    grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    programs, sizes, constants = _tiles(members, table, qkv, grad)
+    if not programs:
+        return grad_qkv, torch.zeros_like(table)
+    along_rows = torch.empty_like(logsumexp)
+    table_sums = torch.zeros(num_heads, len(table), dtype=torch.int64, device=qkv.device)
+    factor = _integers_per_unit(grad, qkv, grad.shape[-1] // num_heads)
+    inputs, numbers = (qkv, table, plan, grad, logsumexp), (sizes, qkv.stride()[:2], grad.stride()[:2], scale)
+    of_queries, of_keys_values = grad_qkv.split((grad.shape[-1], 2 * grad.shape[-1]), dim=-1)
+    launch(query_grads, programs, *inputs, of_queries, along_rows, *numbers, **constants)
+    launch(key_grads, programs, *inputs, along_rows, of_keys_values, *numbers, **constants)
+    launch(add_to_table, programs, *inputs, along_rows, factor, table_sums, *numbers, **constants)
+    return grad_qkv, (table_sums.T / factor).to(table.dtype)
+
+
+def _integers_per_unit(grad: Tensor, qkv: Tensor, width: int) -> Tensor:
+    """Return how many integers make 1 in the sums of the table: no sum can reach 2**62. NaN where an input has one.
+
+    A gradient of a logit is weight * (p - sum of weight * p), where p is a product of a row of grad and a row of
+    values, and the weights of a query add up to 1.
+    """
+    largest = torch.linalg.vector_norm(grad, torch.inf).double() * torch.linalg.vector_norm(qkv, torch.inf).double()
+    return 2.0**61 / (2 * width * grad.shape[0] * grad.shape[1] * largest).clamp(min=1e-100)
+
+
+def _tiles(members: Tensor, table: Tensor, qkv: Tensor, rows: Tensor) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+    """Return how many programs there are, and the sizes and constants of a kernel; rows: [B, T, H*d]."""
+    (S, G, g), (R, H), (B, T, C) = members.shape, table.shape, rows.shape
+    d = C // H
+    block = _MIN_BLOCK if table.dtype == torch.float64 else max(_MIN_BLOCK, power_of_2(g, _MAX_BLOCK))
+    constants = {
+        "BLOCK": block,
+        "DIM": max(_MIN_BLOCK, triton.next_power_of_2(d)),
+        "ALIGNMENT": alignment(qkv.unflatten(-1, (3, H, d)), rows.unflatten(-1, (H, d))),
+        "PRECISION": "tf32" if qkv.itemsize == 2 else "ieee",
+        "WIDE": WIDE[table.dtype],
+        "num_warps": 8,
+    }
+    return B * G * H * triton.cdiv(g, block) if T else 0, (S, G, g, T, H, d, R), constants

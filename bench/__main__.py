@@ -44,7 +44,7 @@ def _run(options: cli.Options) -> int:
     """Measure every case and return how many failures there were."""
     torch.backends.cudnn.allow_tf32 = False  # where the dtype is float32, convolutions of rivals are, too
     failures = Failures()
-    bench = Bench(device=options.device, quick=options.quick, rounds=options.rounds)
+    bench = Bench(device=options.device, quick=options.quick, rounds=options.rounds, process_time=options.process_time)
     print(report.heading(results.provenance(options.device)), flush=True)
     for entry in options.entries:
         cold = _cold_medians(options, entry, failures) if options.cold else {}

@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import torch
 
-from bench.entries import freeze, step
+from bench.entries import compare, freeze, step
 from bench.entry import Entry, discover
 from bench.results import FOLDER
-from bimkern.recipes import RECIPES
+from bench.variants import KNOWN
 
 _USAGE = """\
-python -m bench [NAME...] [options]   or   python -m bench step|freeze [RECIPE...] [options]
+python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze [RECIPE...] [options]
        or   python -m bench traffic [OP...] [--lines] [--save]"""
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
@@ -39,6 +39,7 @@ class Options:
     device: torch.device
     quick: bool
     rounds: int | None
+    process_time: bool
     cold: bool
     out: Path | None  # None: rows are not kept
     list_names: bool
@@ -60,14 +61,17 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     given = _parser().parse_intermixed_args(arguments)
     device = _device(given.device)
+    if given.process_time and device.type != "cpu":
+        raise UsageError(f"--process-time belongs to a CPU, got --device {given.device}")
     out = given.out or FOLDER / f"{device.type}.csv"
     return Options(
         entries=_entries(given, device),
         device=device,
         quick=given.quick,
         rounds=given.rounds,
-        cold=not given.no_cold and device.type == "cpu",
-        out=None if (given.quick and given.out is None) or given.no_save else out,
+        process_time=given.process_time,
+        cold=not (given.no_cold or given.process_time) and device.type == "cpu",
+        out=None if (given.quick and given.out is None) or given.no_save or given.process_time else out,
         list_names=given.list,
         picture=given.picture,
     )
@@ -75,15 +79,20 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="an entry from --list; after step or freeze: recipes")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="an entry from --list; after step, compare or freeze: recipes"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")
     parser.add_argument("--rounds", type=_positive, help="rounds per provider; default: as many as fit into 2 s")
+    parser.add_argument(
+        "--process-time", action="store_true", help="time by the CPU time of all threads, on a busy CPU; save nothing"
+    )
     parser.add_argument("--no-cold", action="store_true", help="skip the second pass, with cold malloc, on a CPU")
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
-    parser.add_argument("--batch-size", type=_positive, help="step, freeze: images per step")
+    parser.add_argument("--batch-size", type=_positive, help="step, compare, freeze: images per step")
     parser.add_argument("--list", action="store_true", help="list the entries, then stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
@@ -110,13 +119,16 @@ def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     if given.all and first != step.NAME:
         raise UsageError("--all belongs to `python -m bench step`")
     if first == step.NAME:
-        _check_recipes("is named", recipes, RECIPES)
+        _check_recipes("is named", recipes, KNOWN)
         return [step.step_entry(step.BASE_RECIPES if given.all else tuple(recipes), given.batch_size)]
+    if first == compare.NAME:
+        _check_recipes("is named", recipes, KNOWN)
+        return [compare.compare_entry(tuple(recipes), given.batch_size)]
     if first == freeze.NAME:
         _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
         return [freeze.freeze_entry(tuple(recipes), given.batch_size)]
     if given.batch_size:
-        raise UsageError("--batch-size belongs to `python -m bench step` and `python -m bench freeze`")
+        raise UsageError("--batch-size belongs to `python -m bench step`, `compare` and `freeze`")
     unknown = [name for name in given.names if name not in known]
     if unknown:
         raise UsageError(f"no entry is named {unknown[0]!r}; choose from {', '.join(known)}")

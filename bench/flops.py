@@ -17,6 +17,8 @@ FORMULA = """\
 operations of an image, a multiply-add being two: of N patches K are visible, T tokens (with cls) enter a stage; D width
 of the encoder, d of a decoder, H the hidden width of an MLP; V values of a patch, P predicted of a cell
   transformer layer  2 T (4 D^2 + 2 D H) + 4 T^2 D
+  Swin layer         2 T (4 D^2 + 2 D H) + 4 T t D for t tokens of a window, as if they were spread evenly;
+                     behind the last of a stage, merging to width 2 D: 4 T D^2
   embedding          2 K D V, also where all N patches pass the encoder
   decoder            2 T D d for the entry of the tokens that it is shown, its layers of width d at N + 1 tokens
   its prediction     2 N d P; read at a scale s, of masked patches alone and layer by layer: 2 s d P each, after 4 d^2

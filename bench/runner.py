@@ -28,11 +28,12 @@ class Bench:
     device: torch.device
     quick: bool
     rounds: int | None = None
+    process_time: bool = False  # of a CPU
     clock: Clock = field(init=False)
     ceilings: Ceilings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.clock = clock_for(self.device)
+        self.clock = clock_for(self.device, process_time=self.process_time)
         self.ceilings = Ceilings(self.device, self.clock, quick=self.quick)
 
     def seconds(self, runs: Mapping[str, Run], before: Mapping[str, Run]) -> dict[str, list[float]]:

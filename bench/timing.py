@@ -76,6 +76,13 @@ def cpu_clock(run: Run) -> float:
     return time.perf_counter() - start
 
 
+def process_clock(run: Run) -> float:
+    """Time the CPUs of all threads of the process: what others compute meanwhile does not count."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 class CudaClock:
     """Time on the device: between two events, with nothing useful in its L2 cache at the start.
 
@@ -101,8 +108,10 @@ class CudaClock:
         return float(start.elapsed_time(stop)) / 1e3
 
 
-def clock_for(device: torch.device) -> Clock:
-    return CudaClock(device) if device.type == "cuda" else cpu_clock
+def clock_for(device: torch.device, *, process_time: bool = False) -> Clock:
+    if device.type == "cuda":
+        return CudaClock(device)
+    return process_clock if process_time else cpu_clock
 
 
 class Ceilings:

@@ -14,15 +14,16 @@ from torch import Tensor
 from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
+from bench.variants import KNOWN
 from bimkern.mim.flow import MicroBatch, ScopeFactory
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
-from bimkern.recipes import RECIPES, Recipe
+from bimkern.recipes import Recipe
 from bimkern.train.config.run import Config
 from bimkern.train.optim.group import GroupOptimizer
 
-_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of matrix products
+DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of matrix products
 SAME_MASK = {"float32": 1e-4, "bfloat16": 1e-2}  # relative error of losses
 
 
@@ -52,7 +53,7 @@ def recipe_entry(
         batch = batch_size or (defaults.quick_batch if quick else defaults.batch[device.type])
         for recipe in recipes or (defaults.quick_recipes if quick else defaults.recipes):
             dims = {"recipe": recipe, "B": batch}
-            yield Case(device=device, dims=dims, dtype=_DTYPE[device.type], pass_name="step")
+            yield Case(device=device, dims=dims, dtype=DTYPE[device.type], pass_name="step")
 
     return Entry(
         name=name,
@@ -71,14 +72,14 @@ def distinct_steps() -> tuple[str, ...]:
     Without those that learn from a teacher, which is a file of the user's, and those that take an optional package.
     """
     names: dict[Hashable, str] = {}
-    for name, recipe in RECIPES.items():
+    for name, recipe in KNOWN.items():
         if isinstance(recipe, Recipe) and (config := recipe.config).method.distillation is None:
             names.setdefault((config.method, config.optim, config.phases, config.schedule.per_group), name)
     return tuple(names.values())
 
 
 def config_of(case: Case) -> Config:
-    return RECIPES[case.dims["recipe"]].config
+    return KNOWN[case.dims["recipe"]].config
 
 
 def random_images(config: Config, case: Case) -> Tensor:
@@ -132,8 +133,10 @@ class Ours:
         return torch.stack(losses)
 
     def noise(self) -> Tensor:
-        """Return noise [B, N] whose order masks the patches that step() masks: those of later stages come first."""
-        return torch.stack([view.masked for view in self._views()]).sum(dim=0)
+        """Return noise [B, N] whose order masks what step() masks of the last level's N patches, most stages first."""
+        method = self.model.method
+        weights = [view.weights(method.grid(stage, view.grid)) for stage, view in enumerate(self._views())]
+        return torch.stack(weights).sum(dim=0)
 
     def _views(self) -> list[StageView]:
         return self.model.views(self._images, self._ids, seed=0)

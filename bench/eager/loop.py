@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bench.eager.form import Form
 from bench.eager.network import Network
+from bench.eager.swin_network import SwinNetwork
+from bimkern.models.swin import SwinConfig
 from bimkern.train.config.optimizer import AdamWConfig
 
 
@@ -23,9 +25,12 @@ class Loop(ABC):
         self.optimizers = [_adamw(list(parameters), config) for parameters in self.groups()]
 
     def step(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Train on uint8 images [B, C, H, W] and return the loss of every stage; noise [B, N] chooses the mask."""
+        """Train on uint8 images [B, C, H, W] and return the loss of every stage; noise [B, N] chooses the mask.
+
+        Patches of equal noise keep their order.
+        """
         noise = self.network.noise(len(images)) if noise is None else noise
-        ids_shuffle = torch.argsort(noise, dim=1)
+        ids_shuffle = torch.argsort(noise, dim=1, stable=True)
         ids_restore = torch.argsort(ids_shuffle, dim=1)
         return torch.stack(self.train(self.network.normalize(images), ids_shuffle, ids_restore))
 
@@ -96,4 +101,5 @@ def _update(optimizer: torch.optim.Optimizer) -> None:
 def usual_loop(form: Form, config: AdamWConfig, dtype: torch.dtype, device: torch.device) -> Loop:
     """Build the usual network and step of a method; the learning rate is zero."""
     loop = LocalLoop if form.local else EndToEndLoop
-    return loop(Network(form).to(device), config, dtype)
+    network = SwinNetwork if isinstance(form.encoder, SwinConfig) else Network
+    return loop(network(form).to(device), config, dtype)

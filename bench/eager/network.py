@@ -3,10 +3,13 @@
 All patches are embedded by a convolution. Noise is sorted, and the order of the sorting leads back (`ids_restore`).
 Mask tokens are concatenated. The loss is taken on all patches and multiplied by the mask.
 
-Shapes: B images, N patches, K kept patches, D width, P values of a patch; one cls token.
+Shapes: B images, N patches, K kept patches, D width, P values of a patch, R prefix tokens: a cls token.
 
 Source: He et al. 2022 (MAE), section 3 and appendix A.1; Luo et al. 2023 (BIM), section 3, for several taps.
 """
+
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,10 @@ from torch import Tensor, nn
 
 from bench.eager.form import Form
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
+from bimkern.models.encoder import NormalizesOtherwise
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.pos_embed import sincos_table
+from bimkern.models.swin import SwinConfig
 from bimkern.models.vit import ViTConfig
 
 _EPS = 1e-6
@@ -59,9 +64,9 @@ class Layer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def _positions(width: int, grid: tuple[int, int]) -> Tensor:
+def _positions(width: int, grid: tuple[int, int], num_prefix: int) -> Tensor:
     table = sincos_table(width, grid)
-    return torch.cat([torch.zeros(1, width), table])[None]  # [1, 1+N, D]
+    return torch.cat([torch.zeros(num_prefix, width), table])[None]  # [1, R+N, D]
 
 
 class Encoder(nn.Module):
@@ -71,7 +76,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.register_buffer("pos_embed", _positions(config.width, config.grid), persistent=False)
+        self.register_buffer("pos_embed", _positions(config.width, config.grid, config.num_prefix), persistent=False)
         self.blocks = nn.ModuleList(
             Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
@@ -87,43 +92,58 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     pos_embed: Tensor
 
-    def __init__(self, encoder: ViTConfig, config: DecoderConfig) -> None:
+    def __init__(self, encoder: ViTConfig | SwinConfig, config: DecoderConfig) -> None:
         super().__init__()
-        self.in_norm = nn.LayerNorm(encoder.width, eps=_EPS)
-        self.embed = nn.Linear(encoder.width, config.width)
+        level, self.num_prefix = encoder.level(encoder.depth), encoder.num_prefix
+        grid = level.grid(encoder.image_size, encoder.image_size)
+        eps = encoder.norm_eps if isinstance(encoder, NormalizesOtherwise) else _EPS
+        self.in_norm = nn.LayerNorm(level.width, eps=eps)
+        self.embed = nn.Linear(level.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.register_buffer("pos_embed", _positions(config.width, encoder.grid), persistent=False)
+        self.register_buffer("pos_embed", _positions(config.width, grid, self.num_prefix), persistent=False)
         self.blocks = nn.ModuleList(
             Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=_EPS)
-        self.pred = nn.Linear(config.width, encoder.channels * encoder.patch**2)
+        self.pred = nn.Linear(config.width, encoder.channels * level.patch**2)
 
     def forward(self, x: Tensor, ids_restore: Tensor) -> Tensor:
-        x = self.embed(self.in_norm(x))
-        mask_tokens = self.mask_token.repeat(len(x), ids_restore.shape[1] + 1 - x.shape[1], 1)
-        tokens = torch.cat([x[:, 1:], mask_tokens.to(x.dtype)], dim=1)
+        x, R = self.embed(self.in_norm(x)), self.num_prefix
+        mask_tokens = self.mask_token.repeat(len(x), ids_restore.shape[1] + R - x.shape[1], 1)
+        tokens = torch.cat([x[:, R:], mask_tokens.to(x.dtype)], dim=1)
         tokens = torch.gather(tokens, 1, ids_restore.unsqueeze(-1).repeat(1, 1, x.shape[2]))
-        x = torch.cat([x[:, :1], tokens], dim=1) + self.pos_embed
+        x = torch.cat([x[:, :R], tokens], dim=1) + self.pos_embed
         for layer in self.blocks:
             x = layer(x)
-        return self.pred(self.norm(x))[:, 1:]
+        return self.pred(self.norm(x))[:, R:]
 
 
 class Network(nn.Module):
+    encoder: Any  # an Encoder here, another in a network of another kind
     mean: Tensor
     std: Tensor
 
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
-        self.encoder = Encoder(form.encoder)
+        self.level = form.encoder.level(form.encoder.depth)
+        self.encoder = self.build_encoder()
         self.heads = nn.ModuleList(Decoder(form.encoder, form.decoder) for _ in form.taps)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, -1, 1, 1), persistent=False)
 
+    def build_encoder(self) -> nn.Module:
+        assert isinstance(self.form.encoder, ViTConfig)
+        return Encoder(self.form.encoder)
+
     def noise(self, num_images: int) -> Tensor:
-        return torch.rand(num_images, self.encoder.pos_embed.shape[1] - 1, device=self.mean.device)
+        """Draw numbers whose order masks the patches of the last level, those of most first: [B, N]."""
+        return torch.rand(num_images, self.num_patches, device=self.mean.device)
+
+    @property
+    def num_patches(self) -> int:
+        size = self.form.encoder.image_size
+        return math.prod(self.level.grid(size, size))
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images.float() / 255 - self.mean) / self.std
@@ -139,7 +159,7 @@ class Network(nn.Module):
 
     def patchify(self, images: Tensor) -> Tensor:
         B, C, H, W = images.shape
-        p = self.form.encoder.patch
+        p = self.level.patch
         x = images.reshape(B, C, H // p, p, W // p, p)
         return torch.einsum("nchpwq->nhwpqc", x).reshape(B, (H // p) * (W // p), p * p * C)
 

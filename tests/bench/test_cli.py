@@ -18,12 +18,13 @@ from bench.results import FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = {
-    "gather_token": "no entry is named 'gather_token'; choose from arena, calls, embed_visible, ",
+    "gather_token": "no entry is named 'gather_token'; choose from arena, calls, compare, embed_visible, ",
     "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
+    "compare vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
     "freeze mae_vit_base": "no recipe that freezes layers is named 'mae_vit_base'; choose from vitfreeze_vit_base, ",
     "gather_tokens --all": "--all belongs to `python -m bench step`",
     "freeze --all": "--all belongs to `python -m bench step`",
-    "gather_tokens --batch-size 3": "--batch-size belongs to `python -m bench step` and `python -m bench freeze`",
+    "gather_tokens --batch-size 3": "--batch-size belongs to `python -m bench step`, `compare` and `freeze`",
     "--device tpu": "--device must be cpu, cuda or cuda:N, got 'tpu'",
     "--device cpu:0": "--device must be cpu, cuda or cuda:N, got 'cpu:0'",
     "--device cuda:99": "--device cuda:99: torch sees ",
@@ -41,17 +42,25 @@ def test_one_line_and_exit_code_2(capsys, arguments):
     assert printed.err.startswith(f"bench: {REFUSED[arguments]}")
 
 
+def test_the_time_of_the_process_is_that_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(cli.UsageError, match="--process-time belongs to a CPU, got --device cuda"):
+        cli.parse(["step", "--process-time", "--device", "cuda"])
+
+
 def test_list_names_every_entry(capsys):
     assert main(["--list"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == sorted(names)
-    assert {"gather_tokens", "restore_tokens", "random_keep", "step", "freeze", "loaders"} <= set(names)
+    assert {"gather_tokens", "restore_tokens", "random_keep", "step", "compare", "freeze", "loaders"} <= set(names)
 
 
 def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
     assert cli.parse([]).out == FOLDER / "cpu.csv"
     assert cli.parse(["--quick"]).out is None
     assert cli.parse(["--no-save"]).out is None
+    assert cli.parse(["--process-time"]).out is None
+    assert not cli.parse(["--process-time"]).cold
     assert cli.parse(["--quick", "--out", str(tmp_path / "x.csv")]).out == tmp_path / "x.csv"
 
 
@@ -61,6 +70,8 @@ def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
         "gather_tokens --quick",
         "step demo --batch-size 3 --rounds 2",
         "step --all",
+        "compare mae_vit_test demo --batch-size 3 --rounds 2",
+        "compare",
         "freeze vitfreeze_vit_test --batch-size 2",
         "freeze",
         "loaders",

@@ -19,6 +19,7 @@ from bimkern.recipes import RECIPES
 B = 3
 SMALL = [name for name, recipe in RECIPES.items() if "_vit_test" in name and recipe.config.method.distillation is None]
 SMALL += ["demo"]
+SWINS = [name for name in RECIPES if "_swin_tiny_test" in name]
 FREEZING = ["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"]
 # The counter does not look into an op, so it is told of the one product that is in ours.
 KNOWN = {torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight)}
@@ -63,6 +64,26 @@ def decoded_alone(monkeypatch):
 def test_every_recipe(recipe, decoded_alone):
     ours = build(recipe)
     assert counted(ours) == B * step_flops(ours.model.method)
+
+
+def windows_flops(method):
+    """Count attention in windows, an op into which the counter does not look, on tokens that are spread evenly."""
+    encoder = method.encoder
+    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    (num_patches,) = {*method.masker.entering(grid, len(method.taps))}
+    total = 0
+    for stage, depth in enumerate(encoder.depths):
+        tokens, side = num_patches // 4**stage, grid[0] // 2**stage
+        shared = tokens * min(encoder.windows(grid)[stage], side) ** 2 // side**2
+        total += depth * 4 * tokens * shared * encoder.width * 2**stage
+    return total
+
+
+@pytest.mark.parametrize("recipe", SWINS)
+def test_every_recipe_of_a_swin(recipe):
+    ours = build(recipe)
+    method = ours.model.method
+    assert counted(ours) == B * (step_flops(method) - 3 * windows_flops(method))
 
 
 @pytest.mark.parametrize("recipe", FREEZING)

@@ -11,13 +11,15 @@ from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
 from bench.refcheck import WrongResult
 from bench.training import Ours
+from bench.variants import KNOWN
 from bimkern.mim.masking.random import RandomDrop
-from bimkern.mim.targets import PixelTarget
+from bimkern.mim.masking.units import RandomUnits, SharedUnits
+from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.recipes import RECIPES
 
 CPU = torch.device("cpu")
-RECIPE_NAMES = ["mae_vit_test", "bim_vit_test", "bim_vit_test_growing", "demo"]
+RECIPE_NAMES = ["mae_vit_test", "bim_vit_test", "bim_vit_test_growing", "demo", "greenmim_swin_tiny_test"]
 
 
 def pair(recipe, dtype="float32", **changes):
@@ -113,9 +115,34 @@ def test_a_usual_form_has_one_decoder_and_one_target():
         assert find_form(replace(method, **{piece: (one, one, one, replace(one, **changed))})) is None
 
 
+OTHER_SWINS = [
+    {"masker": RandomUnits(ratio=0.75, mask_unit=4)},  # a mask for each image
+    {"masker": SharedUnits(ratio=0.75, mask_unit=8)},
+    {"taps": (1, 5)},
+    {"targets": (HogTarget(),)},
+]
+
+
+@pytest.mark.parametrize("pieces", OTHER_SWINS, ids=str)
+def test_a_usual_form_of_a_sparse_swin_is_that_of_greenmim(pieces):
+    method = RECIPES["greenmim_swin_tiny_test"].config.method
+    assert find_form(replace(method, masker=SharedUnits(ratio=0.6, mask_unit=4))) is not None
+    assert find_form(replace(method, **pieces)) is None
+
+
+def test_the_usual_sparse_swin_draws_a_mask_for_a_batch():
+    _, usual, _ = pair("greenmim_swin_tiny_test")
+    noise = torch.cat([usual.network.noise(2) for _ in range(10)])
+    assert noise.sum(dim=1).tolist() == [12] * 20  # of 16 units
+    assert torch.equal(noise[::2], noise[1::2])
+    assert len({tuple(row) for row in noise.tolist()}) > 5
+
+
 def test_every_base_recipe_is_in_the_table_and_none_for_tests():
     assert {"mae_vit_base", "bim_vit_base", "fastmim_vit_base", "vitfreeze_vit_base"} < set(BASE_RECIPES)
-    assert {RECIPES[name].config.method.encoder.width for name in BASE_RECIPES} == {768}
+    swins = {"greenmim_swin_base", "localmim_swin_base", "simmim_swin_base", "simmim_swin_base_224", "bim_swin_base"}
+    assert swins < set(BASE_RECIPES)
+    assert {KNOWN[name].config.method.encoder.width for name in BASE_RECIPES} == {768, 128}
     alike = {
         "mae_vit_base_1600",
         "localmim_vit_base_1600",

@@ -1,10 +1,13 @@
 """Percentiles, turns and ceilings, on clocks that tell what the test wants."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from bench.timing import Ceilings, in_turns, measure, percentile, summarize
+from bench.timing import Ceilings, clock_for, in_turns, measure, percentile, summarize
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 101])
@@ -39,6 +42,14 @@ def test_providers_take_turns():
 def test_rounds_fill_a_budget(second, rounds, expected):
     seconds = measure({"a": int, "b": int}, lambda run: second, budget=10.0 if second == 0.5 else 1.0, rounds=rounds)
     assert [len(values) for values in seconds.values()] == [expected, expected]
+
+
+def test_what_other_processes_compute_is_no_time_of_this_one():
+    def run():
+        subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+
+    cpu = torch.device("cpu")
+    assert clock_for(cpu, process_time=True)(run) < clock_for(cpu)(run) / 2
 
 
 def test_ceilings_count_both_ways_of_a_copy_and_two_operations_a_multiply_add():

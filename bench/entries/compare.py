@@ -1,0 +1,88 @@
+"""Training steps of several recipes in turns, `python -m bench compare RECIPE...`, each against the first.
+
+What disturbs the machine disturbs all of them alike, which it does not between the cases of `python -m bench step`.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.entry import Case, Entry, Measure, Measured, Run, register
+from bench.flops import FORMULA, step_flops
+from bench.step_runs import hold_losses, step_runs
+from bench.step_table import comparison, titled
+from bench.training import DTYPE
+from bench.variants import KNOWN
+
+NAME = "compare"
+# What a sparse Swin saves, and what a mask for each image costs.
+_RECIPES = ("greenmim_swin_base", "greenmim_swin_base_per_image", "simmim_swin_base_224")
+_QUICK_RECIPES = ("greenmim_swin_tiny_test", "greenmim_swin_tiny_test_per_image", "simmim_swin_tiny_test")
+_BATCH, _QUICK_BATCH = {"cpu": 8, "cuda": 256}, 4
+_EAGER = ", eager"
+
+
+def compare_entry(recipes: tuple[str, ...], batch_size: int | None) -> Entry:
+    """Make the entry for some recipes; without any, for a sparse Swin and the dense one."""
+
+    def cases(device: torch.device, quick: bool) -> Iterable[Case]:
+        names = recipes or (_QUICK_RECIPES if quick else _RECIPES)
+        dims = {"recipes": ",".join(names), "B": batch_size or (_QUICK_BATCH if quick else _BATCH[device.type])}
+        yield Case(device=device, dims=dims, dtype=DTYPE[device.type], pass_name="step")
+
+    return Entry(
+        name=NAME,
+        summary="Training steps of several recipes in turns, with the usual eager loop of each where one is written.",
+        cases=cases,
+        measure=measure,
+        notes=FORMULA,
+        closing=_comparisons,
+        arguments=(*recipes, *(["--batch-size", str(batch_size)] if batch_size else [])),
+    )
+
+
+def measure(case: Case) -> Measure:
+    B, names = case.dims["B"], case.dims["recipes"].split(",")
+    runs: dict[str, Run] = {}
+    truths: dict[str, Run] = {}
+    flops, parameters = {}, {}
+    for name in names:
+        config = KNOWN[name].config
+        steps = step_runs(config, case)
+        sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(steps.ours.step, 1), steps.ours.model)}
+        if steps.eager is not None:
+            sides[name + _EAGER] = steps.run_eager, steps.eager.network
+        for provider, (run, network) in sides.items():
+            runs[provider], truths[provider] = run, steps.truth
+            flops[provider] = B * step_flops(config.method)
+            parameters[provider] = list(network.parameters())
+
+    def check(provider: str, got: Any, expected: Mapping[str, Tensor]) -> None:
+        hold_losses(case, provider, got, expected[provider], eager=provider.endswith(_EAGER))
+
+    label = names[0]
+    return Measure(
+        ours=runs.pop(label),
+        label=label,
+        rivals=runs,
+        reference=lambda: {provider: truth() for provider, truth in truths.items()},
+        check=check,
+        matrix_flops=flops[label],
+        other_flops=flops,
+        parameters=parameters,
+        items=B,
+    )
+
+
+def _comparisons(measured: Measured) -> str:
+    """Compare the first recipe with each of the others, a line each."""
+    ((_, rows),) = measured
+    titles = [titled(row.provider.removesuffix(_EAGER)) + row.provider.partition(_EAGER)[1] for row in rows]
+    first, *others = zip(titles, rows, strict=True)
+    return "\n".join(comparison(first, other) for other in others)
+
+
+register(compare_entry((), None))

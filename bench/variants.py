@@ -1,0 +1,34 @@
+"""Recipes for comparisons alone, which no paper has: `python -m bench` knows them beside those of the package."""
+
+from dataclasses import replace
+
+from bimkern.mim.masking.units import RandomUnits, SharedUnits
+from bimkern.models.swin import SWIN_BASE
+from bimkern.recipes import RECIPES, DeferredRecipe, Recipe
+from bimkern.recipes.simmim import simmim
+from bimkern.train.config.run import Config
+
+
+def mask_per_image(config: Config, name: str) -> Config:
+    """Draw a mask for each image where a config draws one for a batch."""
+    masker = config.method.masker
+    assert isinstance(masker, SharedUnits)
+    own = RandomUnits(ratio=masker.ratio, mask_unit=masker.mask_unit)
+    return replace(config, recipe=name, method=replace(config.method, masker=own))
+
+
+VARIANTS = (
+    Recipe(
+        summary="SimMIM, Swin-B at the 224 pixels of the sparse methods",
+        config=simmim("simmim_swin_base_224", SWIN_BASE),
+    ),
+    *(
+        Recipe(
+            summary=f"{name} with a mask for each image",
+            config=mask_per_image(RECIPES[name].config, f"{name}_per_image"),
+        )
+        for name in ("greenmim_swin_base", "greenmim_swin_tiny_test")
+    ),
+)
+
+KNOWN: dict[str, Recipe | DeferredRecipe] = RECIPES | {recipe.name: recipe for recipe in VARIANTS}

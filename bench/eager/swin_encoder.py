@@ -8,6 +8,8 @@ Shapes: B images, C channels, H W pixels, T visible tokens, D width.
 Source: Huang et al. 2022 (GreenMIM), section 3, and its published program.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from bench.eager.swin_block import Block, group
@@ -74,7 +76,8 @@ class SwinEncoder(nn.Module):
         patches = visible.repeat_interleave(unit, dim=0).repeat_interleave(unit, dim=1).flatten()
         keep = patches.nonzero()[:, 0]
         x = self.patch_embed(images)[:, keep]
-        for i, stage in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            stage: Any = layer  # ModuleList does not say
             if i:
                 x, keep = stage.downsample(x, keep, grid)
                 grid = grid[0] // 2, grid[1] // 2

@@ -76,7 +76,7 @@ def test_equals_dense_attention_in_full_windows(device):
 
 
 @pytest.mark.parametrize("shift", [0, 3])
-def test_hidden_tokens_are_those_that_a_dense_softmax_leaves_out(device, shift):
+def test_masked_tokens_are_those_that_a_dense_softmax_leaves_out(device, shift):
     qkv, table, groups, H = sample(device, torch.float64, **DEFAULT | {"grid": (12, 10), "window": 7, "shift": shift})
     positions, windows = groups.positions[0], groups.windows[0]
     bias = table[positions[:, None] - positions + len(table) // 2].movedim(-1, 0)

@@ -336,9 +336,7 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
         (signal.SIGTERM, "stopped by SIGTERM; the same command resumes the run"),
     ],
 )
-def test_a_check_that_is_interrupted_resumes_where_it_was(
-    photos, tmp_path, monkeypatch, capfd, number, words, workers
-):
+def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monkeypatch, capfd, number, words, workers):
     monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")

@@ -57,7 +57,7 @@ def test_a_planned_run_computes_the_same_and_allocates_nothing_new(train, recipe
 
 
 def test_every_image_size_gets_a_plan(train):
-    plain, planned = (train(arena, "fastmim_p_vit_test", "--steps", "24") for arena in ("off", "plan"))
+    plain, planned = (train(arena, "fastmim_p_vit_test", "--steps", "48") for arena in ("off", "plan"))
     assert [record["loss"] for record in plain] == [record["loss"] for record in planned]
     plans = {}
     for record in planned:

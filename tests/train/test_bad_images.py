@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -341,21 +341,36 @@ def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monk
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
     picture(1200, 1200).save(photos / "00.jpg")
-    before = threading.enumerate()
-    interrupting = threading.Thread(target=kill_at_first_result, args=(tmp_path / "cache", number))
-    interrupting.start()
-    with pytest.raises(SystemExit) as stop:
+    before = waited_for()
+    with signal_at_first_result(tmp_path / "cache", number), pytest.raises(SystemExit) as stop:
         main(arguments(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers)))
-    interrupting.join()
     assert stop.value.code == 128 + number
     assert capfd.readouterr().err == f"python -m bimkern.pretrain: {words}\n"
-    assert (threading.enumerate(), multiprocessing.active_children()) == (before, [])  # none would keep it from ending
+    assert waited_for() == before
     (cache,) = (tmp_path / "cache").rglob("*.jsonl")
     assert 0 < len(lines(cache)) < 612
 
 
-def kill_at_first_result(cache, number):
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in cache.rglob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(os.getpid(), number)
+def waited_for():
+    """Return the threads and processes that a process waits for when it ends."""
+    return [thread for thread in threading.enumerate() if not thread.daemon], multiprocessing.active_children()
+
+
+@contextmanager
+def signal_at_first_result(cache, number):
+    """Send this process a signal as soon as the check has cached what it found, unless the body ends before."""
+    ended = threading.Event()
+
+    def watch():
+        while not any(path.stat().st_size for path in cache.rglob("*.jsonl")):
+            if ended.wait(0.01):
+                return
+        os.kill(os.getpid(), number)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()

@@ -31,13 +31,13 @@ def config(recipe, **options):
 
 
 def real_steps(given, batch, micro):
-    """Train some steps under an arena: two pass, one is recorded, one is replayed."""
+    """Train some steps under an arena: one passes, one is recorded, others are replayed."""
     torch.manual_seed(0)
     model, arena, flow = network.build(given), Arena(), given.method.flow
     cpu = torch.device("cpu")
     updates = [GroupOptimizer(*group, given.optim, device=cpu, fp16=False) for group in flow.partition(model).items()]
     size = given.method.encoder.image_size
-    for step in range(4):
+    for step in range(5):
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).split(micro)
         ids = (torch.arange(batch) + batch * step).split(micro)
         batches = [MicroBatch(part, model.views(part, draws, 0)) for part, draws in zip(images, ids, strict=True)]
@@ -82,8 +82,8 @@ def test_real_steps_need_what_was_estimated(recipe, teacher):
     given = config(recipe, slices=2, precision="fp32")
     if given.method.distillation is not None:
         given = config(recipe, slices=2, precision="fp32", teacher=teacher)
-    steps = segment(recipe, 16, 8)
-    estimate, arena = Extrapolation().estimate(given, steps), real_steps(given, 16, 8)
+    steps = segment(recipe, 64, 32)
+    estimate, arena = Extrapolation().estimate(given, steps), real_steps(given, 64, 32)
     plan, stats = arena.plan(), arena.stats()
     assert (stats.plans, stats.diverged_steps) == (1, 0)
     assert stats.planned_reach == plan.peak

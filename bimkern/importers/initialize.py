@@ -74,7 +74,9 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
     taken = {name: naming.theirs(name) or () for name in ours}
     if not any(theirs in weights for names in taken.values() for theirs in names):
         raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
-    _refuse_other(model, saved, weights, taken, path)
+    layout = model.method.encoder.layout("timm")
+    untrained = {} if layout is None else layout.random  # what a whole network has besides
+    _refuse_other(model, saved, {name: weights[name] for name in weights if name not in untrained}, taken, path)
     tables = dict(_tables(model, saved, weights, naming, path))
     taken |= _other_parts(state, weights, naming)
     found = {

@@ -76,7 +76,7 @@ class SwinEncoder(nn.Module):
         x = self.patch_embed(images)[:, keep]
         for i, stage in enumerate(self.layers):
             if i:
-                x, keep = stage.downsample(x, keep, grid)
+                x, keep = stage.get_submodule("downsample")(x, keep, grid)
                 grid = grid[0] // 2, grid[1] // 2
             x = stage(x, keep, grid)
         return x

@@ -1,9 +1,11 @@
 // Products of small matrices that lie in a core's cache, to be called inside of vectorized().
 //
-// Each element is one chain of fused multiply-adds over the depth, in its order: the same bits on every instruction set
-// and in every shape. The baseline of x86 has no such instruction and calls the C library's.
+// Each element sums chains of kChain fused multiply-adds over the depth, in its order: the same bits on every
+// instruction set and in every shape, rounded no worse than a library's product. The baseline of x86 has no such
+// instruction and calls the C library's.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/simd.h"
@@ -13,6 +15,7 @@ namespace bimkern {
 // Whole tiles only: what a product's rows and columns are multiples of.
 constexpr int kTileRows = 4;
 constexpr int kTileColumns = 16;
+constexpr int64_t kChain = 32;
 
 template <typename A>
 struct Matrix {
@@ -23,17 +26,11 @@ struct Matrix {
   Matrix at(int64_t i, int64_t j) const { return {data == nullptr ? data : data + i * row + j * column, row, column}; }
 };
 
+// c = start + a @ b, over a depth of one chain.
 template <typename A>
 BIMKERN_INLINE inline void product_tile(Matrix<const A> a, Matrix<const A> b, Matrix<const A> start, Matrix<A> c,
                                         int64_t depth) {
   A sums[kTileRows][kTileColumns] = {};
-  if (start.data != nullptr) {
-    for (int i = 0; i < kTileRows; ++i) {
-      for (int j = 0; j < kTileColumns; ++j) {
-        sums[i][j] = start.data[i * start.row + j];
-      }
-    }
-  }
   for (int64_t k = 0; k < depth; ++k) {
     const A* line = b.data + k * b.row;
 #pragma GCC unroll 4
@@ -41,6 +38,13 @@ BIMKERN_INLINE inline void product_tile(Matrix<const A> a, Matrix<const A> b, Ma
       const A factor = a.data[i * a.row + k * a.column];
       for (int j = 0; j < kTileColumns; ++j) {
         sums[i][j] = std::fma(factor, line[j], sums[i][j]);
+      }
+    }
+  }
+  if (start.data != nullptr) {
+    for (int i = 0; i < kTileRows; ++i) {
+      for (int j = 0; j < kTileColumns; ++j) {
+        sums[i][j] += start.data[i * start.row + j];
       }
     }
   }
@@ -57,7 +61,11 @@ BIMKERN_INLINE inline void product(Matrix<const A> a, Matrix<const A> b, Matrix<
                                    int64_t rows, int64_t columns, int64_t depth) {
   for (int64_t i = 0; i < rows; i += kTileRows) {
     for (int64_t j = 0; j < columns; j += kTileColumns) {
-      product_tile(a.at(i, 0), b.at(0, j), start.at(i, j), c.at(i, j), depth);
+      const Matrix<A> tile = c.at(i, j);
+      product_tile(a.at(i, 0), b.at(0, j), start.at(i, j), tile, std::min(kChain, depth));
+      for (int64_t k = kChain; k < depth; k += kChain) {
+        product_tile(a.at(i, k), b.at(k, j), {tile.data, tile.row, tile.column}, tile, std::min(kChain, depth - k));
+      }
     }
   }
 }

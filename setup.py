@@ -1,7 +1,7 @@
 """Drives CMake for the compiled part; everything else about the package stands in pyproject.toml.
 
 BIMKERN_NATIVE=0 installs without the compiled part. BIMKERN_CUDA=AUTO|ON|OFF is passed on to CMake, which also reads
-BIMKERN_CUDA_ARCHS. BIMKERN_BUILD=DIR builds in that folder and keeps it, for CMake to go on with.
+BIMKERN_CUDA_ARCHS. BIMKERN_BUILD=DIR builds in that folder and keeps it, so that CMake can reuse it.
 """
 
 import os

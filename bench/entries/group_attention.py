@@ -52,9 +52,9 @@ class Groups:
 
     def sdpa(self, qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
         """Gather, torch's attention with a float mask, scatter: the best form in plain torch."""
-        q, k, v = self.split(qkv, num_heads)
+        q, k, v = (x.flatten(0, 1) for x in self.split(qkv, num_heads))
         mask = self.bias(table, qkv.dtype).expand(len(qkv), -1, -1, -1, -1)
-        out = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), attn_mask=mask.flatten(0, 1))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.flatten(0, 1))
         return self.merge(out.unflatten(0, (len(qkv), -1)))
 
     def products(self, qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:

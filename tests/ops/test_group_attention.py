@@ -14,6 +14,7 @@ from bimkern.ops.group_attention import group_attention_reference
 DEFAULT = {"B": 3, "S": 1, "grid": (9, 7), "window": 3, "shift": 1, "T": 40, "H": 2, "d": 32}
 CASES = [
     DEFAULT,
+    DEFAULT | {"B": 0, "S": 0},  # no plan for no image
     *(DEFAULT | odd for odd in ({"S": 3}, {"B": 0}, {"T": 0}, {"T": 1}, {"T": 63}, {"B": 1, "S": 1}, {"B": 9})),
     *(DEFAULT | odd for odd in ({"d": 1}, {"d": 8}, {"d": 13}, {"d": 37}, {"d": 128}, {"H": 1}, {"H": 5})),
     DEFAULT | {"B": 1, "T": 1, "H": 1, "d": 1},
@@ -76,7 +77,7 @@ def test_equals_dense_attention_in_full_windows(device):
 
 
 @pytest.mark.parametrize("shift", [0, 3])
-def test_hidden_tokens_are_those_that_a_dense_softmax_leaves_out(device, shift):
+def test_masked_tokens_are_those_that_a_dense_softmax_leaves_out(device, shift):
     qkv, table, groups, H = sample(device, torch.float64, **DEFAULT | {"grid": (12, 10), "window": 7, "shift": shift})
     positions, windows = groups.positions[0], groups.windows[0]
     bias = table[positions[:, None] - positions + len(table) // 2].movedim(-1, 0)

@@ -73,6 +73,8 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
     )
     taken = {name: naming.theirs(name) or () for name in ours}
     if not any(theirs in weights for names in taken.values() for theirs in names):
+        if kind := _other_kind(saved, model.method.encoder):
+            raise WeightsError(f"{path}: the encoder differs: {kind}")
         raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
     layout = model.method.encoder.layout("timm")
     untrained = {} if layout is None else layout.random  # what a whole network has besides
@@ -125,7 +127,16 @@ def _refuse_other(
         or [f"it {what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
     )
     if differences:
-        raise WeightsError(f"{path}: the encoder differs: {'; '.join(differences)}")
+        kind = _other_kind(saved, encoder)
+        raise WeightsError(f"{path}: the encoder differs: {kind or '; '.join(differences)}")
+
+
+def _other_kind(saved: SavedWeights, encoder: EncoderConfig) -> str | None:
+    """Name the kinds of the encoder that the weights say they are of, and of that here, where they differ."""
+    here, there = type(encoder), type(saved.encoder)
+    if saved.encoder is None or here is there:
+        return None
+    return f"it is a {there.__name__} instead of a {here.__name__}"
 
 
 def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str]:

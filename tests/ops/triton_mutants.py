@@ -100,14 +100,8 @@ def run(op: str) -> str | None:
     Raises:
         SystemExit: they fail otherwise: the kernel does not compile.
     """
-    command = [
-        sys.executable,
-        "tests/ops/fuzz_triton.py",
-        str(ROUNDS),
-        os.environ.get("BIMKERN_TEST_SEED", "100"),
-        op,
-        "1",
-    ]
+    seed, stop_after = os.environ.get("BIMKERN_TEST_SEED", "100"), "1"
+    command = [sys.executable, "tests/ops/fuzz_triton.py", str(ROUNDS), seed, op, stop_after]
     environment = os.environ | {"PYTHONPATH": str(TREE), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:

@@ -48,7 +48,7 @@ _PATCHES = {
     torch.float16: (14,),
     torch.float64: (32,),
 }
-_HEADS = {torch.float32: (32, 64), torch.bfloat16: (32, 64), torch.float64: (64,)}  # channels
+_HEADS = {torch.float32: (32, 64), torch.bfloat16: (32,), torch.float64: (64,)}  # channels
 _MEMBERS = 49  # of a group; more of them only make more blocks
 
 

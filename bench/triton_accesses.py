@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from triton.runtime.interpreter import InterpreterBuilder
 
 Addresses = NDArray[np.int64]
+Kind: TypeAlias = Literal["load", "store", "atomic"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Access:
-    """One load or store of one program: the addresses that its mask lets through, each of so many bytes."""
+    """One load, store or atomic addition of a program: the addresses that its mask lets through."""
 
-    kind: Literal["load", "store"]
+    kind: Kind
     launch: int  # of the launches recorded
     program: int
     addresses: Addresses  # [*]
-    size: int
+    size: int  # bytes at each address
 
 
 @contextmanager
@@ -30,9 +31,10 @@ def recorded() -> Iterator[list[Access]]:
     accesses: list[Access] = []
     launches = 0
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    change = InterpreterBuilder.create_atomic_rmw
     set_grid_dim = InterpreterBuilder.set_grid_dim  # called once for each launch
 
-    def note(kind: Literal["load", "store"], builder: Any, pointers: Any, mask: Any) -> None:
+    def note(kind: Kind, builder: Any, pointers: Any, mask: Any) -> None:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
         program = builder.grid_idx[0]
@@ -51,9 +53,14 @@ def recorded() -> Iterator[list[Access]]:
         note("store", builder, pointers, mask)
         return store(builder, pointers, value, mask, *rest)
 
+    def noted_change(builder: Any, operation: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note("atomic", builder, pointers, mask)
+        return change(builder, operation, pointers, value, mask, *rest)
+
     with (
         mock.patch.object(InterpreterBuilder, "set_grid_dim", counted_launch),
         mock.patch.object(InterpreterBuilder, "create_masked_load", noted_load),
         mock.patch.object(InterpreterBuilder, "create_masked_store", noted_store),
+        mock.patch.object(InterpreterBuilder, "create_atomic_rmw", noted_change),
     ):
         yield accesses

@@ -48,7 +48,8 @@ _PATCHES = {
     torch.float16: (14,),
     torch.float64: (32,),
 }
-_GROUPS = {torch.float32: 49, torch.bfloat16: 49, torch.float64: 49}  # members; more of them make more blocks
+_HEADS = {torch.float32: (32, 64), torch.bfloat16: (32,), torch.float64: (64,)}  # channels
+_MEMBERS = 49  # of a group; more of them only make more blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +91,12 @@ def launches() -> list[Launch]:
             _, images, _, _, mean, std, *_ = _patches(dtype, patch)
             label = f"{str(dtype).removeprefix('torch.')} p={patch}"
             found += _noted(label, pixel_targets.pixel_targets, (images, mean, std, patch, True, dtype))
-    for dtype, size in _GROUPS.items():
-        label, inputs = f"{str(dtype).removeprefix('torch.')} g={size}", _attention(dtype, size)
+    for dtype, width in ((dtype, width) for dtype, choices in _HEADS.items() for width in choices):
+        label, inputs = f"{str(dtype).removeprefix('torch.')} d={width}", _attention(dtype, width)
         found += _noted(label, group_attention.group_attention_fwd, inputs)
-        out, logsumexp = (torch.empty(2, *shape, dtype=kind, device="meta")
-                          for shape, kind in (((2 * size, 128), dtype), ((4, 2 * size), _wide(dtype))))  # fmt: skip
-        found += _noted(label, group_attention.group_attention_bwd, (out, logsumexp, *inputs))
+        grad = torch.empty(2, 2 * _MEMBERS, 4 * width, dtype=dtype, device="meta")
+        logsumexp = torch.empty(2, 4, 2 * _MEMBERS, dtype=_wide(dtype), device="meta")
+        found += _noted(label, group_attention.group_attention_bwd, (grad, logsumexp, *inputs))
     return list({(launch.kernel.__name__, launch.label): launch for launch in found}.values())
 
 
@@ -120,12 +121,13 @@ def _patches(dtype: torch.dtype, patch: int) -> tuple[Any, ...]:
     return pred, images, weight, denominator, mean, mean, patch, True, False
 
 
-def _attention(dtype: torch.dtype, size: int) -> tuple[Any, ...]:
-    """Four heads of 32 channels, two groups full of tokens."""
-    qkv = torch.empty(2, 2 * size, 3 * 128, dtype=dtype, device="meta")
-    table = torch.empty((2 * math.isqrt(size) - 1) ** 2, 4, dtype=_wide(dtype), device="meta")
-    members, windows = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((1, 2, size), (1, 2 * size)))
-    return qkv, table, members, windows, windows, 4, 32**-0.5
+def _attention(dtype: torch.dtype, width: int) -> tuple[Any, ...]:
+    """Four heads, two groups full of tokens."""
+    qkv = torch.empty(2, 2 * _MEMBERS, 3 * 4 * width, dtype=dtype, device="meta")
+    table = torch.empty((2 * math.isqrt(_MEMBERS) - 1) ** 2, 4, dtype=_wide(dtype), device="meta")
+    members = torch.empty(1, 2, _MEMBERS, dtype=torch.int32, device="meta")
+    windows = members.view(1, -1)
+    return qkv, table, members, windows, windows, 4, width**-0.5
 
 
 def _noted(label: str, op: Any, args: tuple[Any, ...]) -> list[Launch]:

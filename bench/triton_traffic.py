@@ -2,13 +2,14 @@
 
 Against the bytes that an op has to move at least:
 
-    asked      bytes that its loads and stores ask for
-    requested  32-byte sectors that they touch, each load or store of a block on its own
+    asked      bytes that its loads, stores and atomic additions ask for
+    requested  32-byte sectors that they touch, each of them by a block on its own
     blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
     launch     distinct sectors of all its launches: what a perfect L2 cache leaves
 
 The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
-`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked.
+`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked;
+of attention, those of the third stage of Swin-B, but for 4 of its 16 heads.
 
 `python -m bench traffic` runs this as a program, which writes CSV: one process cannot both interpret and compile.
 """
@@ -25,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench import traffic_table
 from bench.kernels import ROOT
 from bench.traffic_count import TrafficError, TrafficUnavailable
+from bimkern.ops import group_windows
 
-OPS = ("masked_loss", "masked_pixel_loss", "pixel_targets")
+OPS = ("group_attention", "masked_loss", "masked_pixel_loss", "pixel_targets")
 _IMAGES, _PATCHES = 1, 196
 
 
@@ -83,6 +84,36 @@ def rows() -> list[Row]:
 
 def _count() -> Iterator[Row]:
     """Run every op in this process, whose Triton interprets."""
+    yield from _count_attention()
+    yield from _count_losses()
+
+
+def _count_attention() -> Iterator[Row]:
+    from bimkern.ops._triton.group_attention import group_attention_bwd, group_attention_fwd
+
+    units = (torch.arange(49) % 4 == 0).view(7, 7)  # of 2 x 2 tokens
+    visible = units.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1).flatten()
+    keep = visible.nonzero().T
+    groups = group_windows(keep, (14, 14), window=7, shift=3)
+    plan = groups.members, groups.windows, groups.positions
+    T, H, d = keep.shape[1], 4, 32
+    table = torch.randn(13 * 13, H)
+    together = groups.windows[0, :, None] == groups.windows[0]
+    index = (groups.positions[0, :, None] - groups.positions[0])[together]
+    biases = len(index.unique()) * H * table.itemsize  # those of positions that occur
+    for dtype in (torch.float32, torch.bfloat16):
+        qkv, grad = torch.randn(_IMAGES, T, 3 * H * d).to(dtype), torch.randn(_IMAGES, T, H * d).to(dtype)
+        arguments = qkv, table, *plan, H, d**-0.5
+        _, logsumexp = group_attention_fwd(*arguments)
+        case = {"op": "group_attention", "shape": f"B={_IMAGES} T={T} H={H} d={d}"}
+        case["dtype"] = str(dtype).removeprefix("torch.")
+        both = biases + sum(x.nbytes for x in (qkv, grad, logsumexp, *plan))  # either pass reads or writes these
+        yield _counted(group_attention_fwd, arguments, pass_="fwd", ideal_bytes=both, **case)
+        both += qkv.nbytes + table.nbytes
+        yield _counted(group_attention_bwd, (grad, logsumexp, *arguments), pass_="bwd", ideal_bytes=both, **case)
+
+
+def _count_losses() -> Iterator[Row]:
     from bimkern.ops._triton import masked_loss, masked_pixel_loss, pixel_targets
 
     weight = (torch.arange(_IMAGES * _PATCHES).view(_IMAGES, _PATCHES) % 4 != 0).float()
@@ -111,7 +142,7 @@ def _count() -> Iterator[Row]:
             )
 
 
-def _counted(run: Callable[..., Tensor], arguments: tuple[Any, ...], **row: Any) -> Row:
+def _counted(run: Callable[..., Any], arguments: tuple[Any, ...], **row: Any) -> Row:
     from bench.triton_accesses import recorded
 
     with recorded() as accesses:

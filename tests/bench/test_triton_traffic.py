@@ -1,6 +1,7 @@
 """The traffic of the Triton kernels stays what the committed table says: a kernel that reads more fails here."""
 
 import importlib.util
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,12 +17,14 @@ def test_the_kernels_move_what_the_table_says():
 
 
 def test_kernels_move_no_more_than_they_must():
+    # Attention reads keys and values for every block of queries, and its gradients read all of it four times.
+    asked = {("group_attention", "fwd"): 1.22, ("group_attention", "bwd"): 3.01}
+    requested = {"group_attention": 3.3, "masked_loss": 1.06}
     for row in traffic.load_triton():
-        assert row.asked_bytes <= 1.04 * row.ideal_bytes, row
+        assert row.asked_bytes <= asked.get((row.op, row.pass_), 1.04) * row.ideal_bytes, row
         # Rows of 14 or 16 bytes of a masked patch share sectors with visible ones.
         assert 0.999 <= row.ratio(row.launch_sectors) <= 1.13, row
-        if row.op == "masked_loss":
-            assert row.ratio(row.requested_sectors) <= 1.06, row
+        assert row.ratio(row.requested_sectors) <= requested.get(row.op, math.inf), row
 
 
 def test_every_op_with_a_triton_kernel_is_counted():

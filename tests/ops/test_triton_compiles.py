@@ -42,9 +42,9 @@ WIDTHS = {
     "slope_patches[float64 p=32]": "2x16 9x8 / 2x16",
     "write_patches[float32 p=14]": "2x4 4x1 / 1x16",
     "write_patches[float64 p=32]": "6x8 / 2x16",
-    "attend[float32 g=49]": "1x16 29x4 / 1x16 1x4",
-    "attend[bfloat16 g=49]": "1x8 47x4 / 1x8 1x4",
-    "key_grads[float32 g=49]": "2x16 17x4 / 2x16",
+    "attend[float32 d=32]": "1x16 29x4 / 1x16 1x4",
+    "attend[bfloat16 d=32]": "1x8 47x4 / 1x8 1x4",
+    "key_grads[float32 d=32]": "2x16 17x4 / 2x16",
 }
 
 

@@ -12,12 +12,11 @@ from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss,
 from bimkern.ops._triton.launch import launch
 
 MODULES = (group_attention, masked_loss, masked_pixel_loss, pixel_targets)
-# The arguments that each kernel writes, but for those that it adds to.
+# The arguments that each kernel writes.
 RESULTS = {
     "attend": ("out", "logsumexp"),
     "query_grads": ("grad_queries", "along_rows"),
     "key_grads": ("grad_keys_values",),
-    "add_to_table": (),
     "loss_tiles": ("partial",),
     "loss_patches": ("partial",),
     "add_partials": ("loss",),
@@ -25,6 +24,7 @@ RESULTS = {
     "slope_patches": ("grad_pred",),
     "write_patches": ("out",),
 }
+SUMS = {"add_to_table": ("table_sums",)}  # that it adds to
 
 
 def addresses(tensor):
@@ -52,11 +52,17 @@ def watched(*unread):
             launch(kernel, programs, *args, **options)
         named = {name: _tensors(value) for name, value in zip(kernel.arg_names, args, strict=False)}
         inside = _joined(addresses(x) for tensors in named.values() for x in tensors)
-        loads, stores = (_joined(x.addresses for x in accesses if x.kind == kind) for kind in ("load", "store"))
+        loads, stores, sums = (
+            _joined(x.addresses for x in accesses if x.kind == kind) for kind in ("load", "store", "atomic")
+        )
         name = kernel.fn.__name__
-        results = _joined(addresses(x) for result in RESULTS[name] for x in named[result])
+        results, added_to = (
+            _joined(addresses(x) for result in written.get(name, ()) for x in named[result])
+            for written in (RESULTS, SUMS)
+        )
         assert np.isin(loads, inside).all(), f"{name} reads beside its tensors"
         assert not np.isin(loads, forbidden).any(), f"{name} reads what does not count"
+        assert np.isin(sums, added_to).all(), f"{name} adds beside its sums"
         assert np.array_equal(np.sort(stores), np.sort(results)), f"{name} does not write each result once"
 
     def hint(handle, key, values):

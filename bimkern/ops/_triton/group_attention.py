@@ -23,7 +23,7 @@ from bimkern.ops._triton.masked_loss import WIDE
 from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
 
 _MAX_BLOCK = 32  # queries or keys: with more, or with fewer warps, kernels spill registers
-_MIN_BLOCK = 16  # what tl.dot takes at least
+_MIN_BLOCK = 16  # what tl.dot takes at least; of wide heads and of float64 for the same reason
 
 
 @triton.jit
@@ -184,7 +184,8 @@ def query_grads(
     )
     none = tl.zeros([BLOCK], WIDE)
     along = none
-    for start in range(0, size, BLOCK):
+    # Loads ahead of their iteration would spill registers in float32.
+    for start in tl.range(0, size, BLOCK, num_stages=1):
         keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
         _weights, slopes, _index = slopes_of(
             queries, keys, q, k, v, g, total, none, table, sizes, head, scale, PRECISION, WIDE
@@ -192,7 +193,7 @@ def query_grads(
         along += tl.sum(slopes, axis=1)
     store_per_query(along_rows, sizes, place, queries, along)
     dq = tl.zeros([BLOCK, DIM], WIDE)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK, num_stages=1):
         keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
         _weights, slopes, _index = slopes_of(
             queries, keys, q, k, v, g, total, along, table, sizes, head, scale, PRECISION, WIDE
@@ -307,10 +308,12 @@ def _tiles(members: Tensor, table: Tensor, qkv: Tensor, rows: Tensor) -> tuple[i
     """Return how many programs there are, and the sizes and constants of a kernel; rows: [B, T, H*d]."""
     (S, G, g), (R, H), (B, T, C) = members.shape, table.shape, rows.shape
     d = C // H
-    block = _MIN_BLOCK if table.dtype == torch.float64 else max(_MIN_BLOCK, power_of_2(g, _MAX_BLOCK))
+    dim = max(_MIN_BLOCK, triton.next_power_of_2(d))
+    wide = dim > 32 or table.dtype == torch.float64
+    block = _MIN_BLOCK if wide else max(_MIN_BLOCK, power_of_2(g, _MAX_BLOCK))
     constants = {
         "BLOCK": block,
-        "DIM": max(_MIN_BLOCK, triton.next_power_of_2(d)),
+        "DIM": dim,
         "ALIGNMENT": alignment(qkv.unflatten(-1, (3, H, d)), rows.unflatten(-1, (H, d))),
         "PRECISION": "tf32" if qkv.itemsize == 2 else "ieee",
         "WIDE": WIDE[table.dtype],

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bimkern.mim.flow import Local
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import HogTarget, PixelTarget
+from bimkern.models.heads import DecoderConfig, LinearConfig
 from bimkern.recipes import RECIPES
 from bimkern.recipes.localmim import LOCALMIM_RECIPES
 
@@ -99,6 +100,21 @@ def test_localmim_has_its_published_decoders():
     assert method_of("localmim_swin_base_pixels").target(0) == PixelTarget(normalize=True)
     isolated = {recipe.name for recipe in LOCALMIM_RECIPES if isinstance(recipe.config.method.flow, Local)}
     assert isolated >= {"localmim_swin_base_isolated", "localmim_swin_large_isolated"}
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [
+        ("greenmim_swin_base", DecoderConfig(width=512, depth=1, num_heads=16)),
+        ("greenmim_swin_large", DecoderConfig(width=512, depth=1, num_heads=16)),
+        ("fastmim_swin_base", DecoderConfig(width=256, depth=4, num_heads=8, positions=False)),
+        ("fastmim_swin_large", DecoderConfig(width=512, depth=4, num_heads=16, positions=False)),
+        ("fastmim_p_swin_large", DecoderConfig(width=512, depth=4, num_heads=16, positions=False)),
+        ("simmim_swin_base", LinearConfig()),
+    ],
+)
+def test_decoders_are_the_published_ones(name, decoder):
+    assert method_of(name).heads == (decoder,)
 
 
 def test_fastmim_p_grows_windows_with_images():

@@ -17,7 +17,7 @@ from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
-from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, Plan, PlansViews
+from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan
 from bimkern.models.heads import Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
@@ -95,7 +95,7 @@ class Method:
         if unit % merged:
             raise ValueError(
                 f"Method: {masker} leaves out mask units of {unit} x {unit} patches, but {encoder.__name__} merges "
-                f"{merged} x {merged} of them into a token; set a mask_unit that is a multiple of {merged}"
+                f"{merged} x {merged} of them into a token; take a masker whose mask_unit is a multiple of {merged}"
             )
 
     def head(self, stage: int) -> HeadConfig:
@@ -174,7 +174,7 @@ class MIM(nn.Module):
         ids = draw_ids.to("cpu" if plans else images.device, non_blocking=not plans)
         views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed)]
         if plans:
-            made: dict[int, Plan] = {}
+            made: dict[int, ViewPlan] = {}
             for keep in (view.keep for view in views):
                 if id(keep) not in made:
                     made[id(keep)] = self.encoder.plan(grid, keep)

@@ -104,7 +104,7 @@ class LightAttention(nn.Module):
         return F.interpolate(bias.unflatten(2, own_keys), keys, mode="bicubic").flatten(2)
 
 
-class Mlp(nn.Module):
+class ConvolutionalMlp(nn.Module):
     """The inverted residual feed-forward network, section 3.4."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -132,7 +132,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attn = LightAttention(width, num_heads, reduction, grid)
         self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width, inner)
+        self.mlp = ConvolutionalMlp(width, inner)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Run on the tokens of a grid; with a merge, that is the grid behind it."""
@@ -144,7 +144,7 @@ class Block(nn.Module):
         return x + _as_tokens(self.mlp(_as_maps(self.norm2(x), grid)))
 
 
-class Stem(nn.Sequential):
+class CMTStem(nn.Sequential):
     """Three 3 x 3 convolutions, the first with stride 2, section 3.1, and the merge of the first stage."""
 
     def __init__(self, channels: int, width: int, out_width: int) -> None:
@@ -160,7 +160,7 @@ class CMT(PaintedEncoder):
     def __init__(self, config: "CMTConfig") -> None:
         super().__init__()
         self.config = config
-        self.embedding = Stem(config.channels, config.stem_width, config.widths[0])
+        self.embedding = CMTStem(config.channels, config.stem_width, config.widths[0])
         self.layers = nn.ModuleList(config.blocks())
         self.apply(_init)
 

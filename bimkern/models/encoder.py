@@ -23,9 +23,9 @@ __all__ = [
     "Layout",
     "Level",
     "NormalizesOtherwise",
-    "Plan",
     "PlansViews",
     "View",
+    "ViewPlan",
     "WholeImages",
 ]
 
@@ -47,10 +47,10 @@ class Level:
         return height // self.patch, width // self.patch
 
 
-class Plan(Protocol):
+class ViewPlan(Protocol):
     """What an encoder computed of a view before its first layer: tensors with a row for each image, or one for all."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ViewPlan":
         """Return the plan with each of its tensors changed."""
 
 
@@ -225,7 +225,7 @@ class EmbedsVisible(Encoder, Protocol):
 class PlansViews(Protocol):
     """An encoder that plans on the host how masked images pass it, since the sizes of the plan depend on the mask."""
 
-    def plan(self, grid: Grid, keep: Tensor) -> Plan:
+    def plan(self, grid: Grid, keep: Tensor) -> ViewPlan:
         """Plan for the patches keep [B, K] of a grid, on the CPU; rows that are views of one row are a shared mask."""
 
 

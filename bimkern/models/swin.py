@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bimkern import pieces
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import fill_masked
-from bimkern.models.swin_layers import NORM_EPS, NormedPatchEmbed, Stage, init_swin
+from bimkern.models.swin_layers import NORM_EPS, NormedPatchEmbed, SwinStage, init_swin
 from bimkern.models.windows import SwinPlan, plan_windows
 
 
@@ -35,7 +35,7 @@ class Swin(nn.Module):
         self.config = config
         self.patch_embed = NormedPatchEmbed(config.channels, config.width, config.patch)
         self.layers = nn.ModuleList(
-            Stage(
+            SwinStage(
                 config.width * 2**i,
                 depth,
                 num_heads,

@@ -52,14 +52,14 @@ class _Part(nn.Sequential):
         return tokens.to(maps.dtype)
 
 
-class Stem(_Part):
+class TimmStem(_Part):
     """What comes before the levels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.run(images)
 
 
-class Stage(_Part):
+class TimmLevel(_Part):
     """A level, from the tokens of the one before."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, takes_channels_last: bool, channels_last: bool) -> None:
@@ -101,9 +101,9 @@ class TimmBackbone(PaintedEncoder):
         network = timm_networks.create(config.name, config.image_size, config.arguments)
         formats = _described(config, config.image_size).channels_last
         if network.stem:
-            self.embedding = Stem(network.stem, channels_last=formats[0])
+            self.embedding = TimmStem(network.stem, channels_last=formats[0])
             self.layers = nn.ModuleList(
-                Stage(modules, takes_channels_last=before, channels_last=after)
+                TimmLevel(modules, takes_channels_last=before, channels_last=after)
                 for modules, (before, after) in zip(network.levels[: config.depth], pairwise(formats), strict=False)
             )
         else:
@@ -266,7 +266,7 @@ def _renamed(encoder: TimmBackbone, whole: nn.Module) -> Iterator[tuple[str, str
     lifted |= {name: f"{name}." for name, _ in whole.named_children()}
     for where, part in (("embedding", encoder.embedding), *((f"layers.{i}", m) for i, m in enumerate(encoder.layers))):
         for name, module in part.named_children():
-            if isinstance(encoder.embedding, Stem):
+            if isinstance(encoder.embedding, TimmStem):
                 yield f"{where}.{name}.", lifted[name]
                 continue
             for inner, _ in module.named_children():  # either the whole network itself, or parts of it

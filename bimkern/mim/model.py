@@ -17,7 +17,7 @@ from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
-from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan
+from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan, grid_after
 from bimkern.models.heads import Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
@@ -110,8 +110,7 @@ class Method:
 
     def grid(self, stage: int, patches: Grid) -> Grid:
         """Return the grid of the tokens that a stage puts out, from that of the patches that are embedded."""
-        patch = self.encoder.level(0).patch
-        return self.level(stage).grid(patches[0] * patch, patches[1] * patch)
+        return grid_after(self.encoder, self.taps[stage] + 1, patches)
 
     def views(self, draw_ids: Tensor, grid: Grid, seed: int) -> list[StageView]:
         """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches."""
@@ -166,8 +165,8 @@ class MIM(nn.Module):
     def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
         """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch.
 
-        Where the encoder plans, that is done on the host, before the device is asked for anything: draw_ids should be
-        there, or this waits for them.
+        An encoder that plans does so on the host, before the device is asked for anything: draw_ids should be on the
+        host, or this waits for the device.
         """
         grid = self.method.encoder.level(0).grid(*images.shape[2:])
         plans = self.mask_embedding.drops and isinstance(self.encoder, PlansViews)

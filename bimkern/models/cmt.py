@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.checks import check_counts, check_mlp_ratio
+from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.painting import PaintedEncoder
 
@@ -165,10 +166,7 @@ class CMT(PaintedEncoder):
         self.apply(_init)
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
-        patch = self.config.level(0).patch
-        found: Tensor = self.layers[layer](
-            tokens, self.config.level(layer + 1).grid(view.grid[0] * patch, view.grid[1] * patch)
-        )
+        found: Tensor = self.layers[layer](tokens, grid_after(self.config, layer + 1, view.grid))
         return found
 
 
@@ -211,11 +209,8 @@ class CMTConfig:
                 raise ValueError(
                     f"CMTConfig: {name} must hold a number from 1 up for each of {stages} stages, got {values}"
                 )
-        for name in ("stem_width", "image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CMTConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"CMTConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_counts(self, "stem_width", "image_size", "channels")
+        check_mlp_ratio(self)
         if any(width % heads for width, heads in zip(self.widths, self.num_heads, strict=True)):
             raise ValueError(f"CMTConfig: widths must be multiples of num_heads={self.num_heads}, got {self.widths}")
         unit = math.lcm(*(4 * 2**stage * k for stage, k in enumerate(self.reductions)))

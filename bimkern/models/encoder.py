@@ -27,6 +27,7 @@ __all__ = [
     "View",
     "ViewPlan",
     "WholeImages",
+    "grid_after",
 ]
 
 Grid = tuple[int, int]
@@ -162,6 +163,12 @@ class EncoderConfig(Protocol):
         Raises:
             KeyError, RuntimeError, ValueError: they are not those of such an encoder.
         """
+
+
+def grid_after(config: EncoderConfig, num_layers: int, patches: Grid) -> Grid:
+    """Return the rows and columns of the tokens after the first num_layers layers, of images with a grid of patches."""
+    patch = config.level(0).patch
+    return config.level(num_layers).grid(patches[0] * patch, patches[1] * patch)
 
 
 @runtime_checkable

@@ -20,7 +20,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from bimkern import pieces
 from bimkern.models import timm_networks
-from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.checks import check_counts
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.painting import PaintedEncoder
 from bimkern.models.timm_networks import Description
@@ -111,9 +112,7 @@ class TimmBackbone(PaintedEncoder):
             self.layers = nn.ModuleList([Whole(network.levels[0], network.patch, channels_last=formats[1])])
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
-        patch = self.config.level(0).patch
-        grid = self.config.level(layer).grid(view.grid[0] * patch, view.grid[1] * patch)
-        found: Tensor = self.layers[layer](tokens, grid)
+        found: Tensor = self.layers[layer](tokens, grid_after(self.config, layer, view.grid))
         return found
 
 
@@ -144,9 +143,7 @@ class TimmBackboneConfig:
     num_prefix: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TimmBackboneConfig: {name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "image_size", "channels")
         described, most = _described(self, self.image_size), len(self._levels) - 1
         if self.num_levels is not None and not 1 <= self.num_levels <= most:
             raise ValueError(f"TimmBackboneConfig: num_levels must be in [1, {most}], got {self.num_levels}")

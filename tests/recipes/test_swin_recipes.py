@@ -8,6 +8,7 @@ from bimkern.mim.flow import Local
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.heads import DecoderConfig, LinearConfig
+from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.recipes.localmim import LOCALMIM_RECIPES
 
@@ -27,6 +28,11 @@ def test_masks_leave_12_of_49_units(name):
     assert torch.equal(views[0].keep[0], views[0].keep[1])
     counts = [192, 48, 12, 12]
     assert [view.decoded.shape[1] for view in views] == (counts if len(views) == 4 else [12])
+
+
+def test_masks_of_each_image_are_an_option(capsys):
+    main(["greenmim_swin_base", "--set", "method.masker.type=RandomUnits", "--show"])
+    assert '[method.masker]\ntype = "RandomUnits"\nratio = 0.75\nmask_unit = 8\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

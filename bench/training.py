@@ -107,7 +107,8 @@ class Ours:
         self.model = MIM(config.method).to(case.device)
         set_compute_dtype(self.model, case.torch_dtype)
         self._flow, self._images = config.method.flow, images
-        self._ids = torch.arange(len(images), device=case.device)
+        ids = torch.arange(len(images))  # on the host, as a loader's: an encoder that plans would wait for a device
+        self._ids = ids.pin_memory() if case.device.type == "cuda" else ids
         groups = self.model.layer_groups() if config.schedule.per_group else None
         self._updates = [
             GroupOptimizer(name, group, config.optim, device=case.device, fp16=False, layer_groups=groups)

@@ -13,6 +13,7 @@ import torch
 from caches import empty_cache
 
 from bimkern.arena import ArenaUnavailable, build
+from bimkern.train.memory import extrapolate
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
 
@@ -28,6 +29,27 @@ def own_cache(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path_factory.mktemp("cache")))
         with contextlib.suppress(ArenaUnavailable):  # the tests of an arena tell why
             build.build()
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def steps_traced_once():
+    """Trace a step once for all runs whose memory is extrapolated from it: that takes longer than the steps of a test.
+
+    Their sizes, and all that is not of a step, may differ.
+    """
+    trace, known = extrapolate._Step, {}
+
+    def step(config, *kind):
+        if config.run.teacher is not None:  # a file, whose content may change
+            return trace(config, *kind)
+        key = (config.method, config.run.precision, *kind)
+        if key not in known:
+            known[key] = trace(config, *kind)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extrapolate, "_Step", step)
         yield
 
 

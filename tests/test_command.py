@@ -9,7 +9,6 @@ import pytest
 COMMANDS = (
     ("bimkern.pretrain", "--help"),
     ("bimkern.pretrain", "mae_vit_test", "--dry-run"),
-    ("bimkern.plan", "--help"),
     ("bimkern.plan", "mae_vit_test"),
     ("bimkern.export", "--help"),
     ("bimkern.info",),

@@ -8,8 +8,6 @@ Shapes: B images, C channels, H W pixels, T visible tokens, D width.
 Source: Huang et al. 2022 (GreenMIM), section 3, and its published program.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from bench.eager.swin_block import Block, group
@@ -52,14 +50,17 @@ class Stage(nn.Module):
             Block(width, config.num_heads[stage], window, config.mlp_ratio) for _ in range(config.depths[stage])
         )
 
-    def forward(self, x: Tensor, keep: Tensor, grid: Grid) -> Tensor:
-        """Run on visible tokens x [B, T, D], at keep [T] of a grid."""
+    def forward(self, x: Tensor, keep: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
+        """Run on visible tokens x [B, T, D], at keep [T] of a grid; return them with what they are at."""
+        if isinstance(self.downsample, PatchMerging):
+            x, keep = self.downsample(x, keep, grid)
+            grid = grid[0] // 2, grid[1] // 2
         groupings = [group(keep, grid, self.window, 0)]
         if self.window < max(grid):
             groupings.append(group(keep, grid, self.window, self.window // 2))
         for i, block in enumerate(self.blocks):
             x = block(x, groupings[i % len(groupings)])
-        return x
+        return x, keep, grid
 
 
 class SwinEncoder(nn.Module):
@@ -76,10 +77,6 @@ class SwinEncoder(nn.Module):
         patches = visible.repeat_interleave(unit, dim=0).repeat_interleave(unit, dim=1).flatten()
         keep = patches.nonzero()[:, 0]
         x = self.patch_embed(images)[:, keep]
-        for i, layer in enumerate(self.layers):
-            stage: Any = layer  # ModuleList does not say
-            if i:
-                x, keep = stage.downsample(x, keep, grid)
-                grid = grid[0] // 2, grid[1] // 2
-            x = stage(x, keep, grid)
+        for stage in self.layers:
+            x, keep, grid = stage(x, keep, grid)
         return x

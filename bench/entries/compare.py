@@ -52,23 +52,25 @@ def measure(case: Case) -> Measure:
     for name in names:
         config = KNOWN[name].config
         steps = step_runs(config, case)
+        truths[name] = steps.truth
         sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(steps.ours.step, 1), steps.ours.model)}
         if steps.eager is not None:
             sides[name + _EAGER] = steps.run_eager, steps.eager.network
         for provider, (run, network) in sides.items():
-            runs[provider], truths[provider] = run, steps.truth
+            runs[provider] = run
             flops[provider] = B * step_flops(config.method)
             parameters[provider] = list(network.parameters())
 
     def check(provider: str, got: Any, expected: Mapping[str, Tensor]) -> None:
-        hold_losses(case, provider, got, expected[provider], eager=provider.endswith(_EAGER))
+        recipe, eager, _ = provider.partition(_EAGER)
+        hold_losses(case, provider, got, expected[recipe], eager=bool(eager))
 
     label = names[0]
     return Measure(
         ours=runs.pop(label),
         label=label,
         rivals=runs,
-        reference=lambda: {provider: truth() for provider, truth in truths.items()},
+        reference=lambda: {recipe: truth() for recipe, truth in truths.items()},
         check=check,
         matrix_flops=flops[label],
         other_flops=flops,
@@ -80,8 +82,8 @@ def measure(case: Case) -> Measure:
 def _comparisons(measured: Measured) -> str:
     """Compare the first recipe with each of the others, a line each."""
     ((_, rows),) = measured
-    titles = [titled(row.provider.removesuffix(_EAGER)) + row.provider.partition(_EAGER)[1] for row in rows]
-    first, *others = zip(titles, rows, strict=True)
+    parts = [row.provider.partition(_EAGER) for row in rows]
+    first, *others = zip([titled(recipe) + eager for recipe, eager, _ in parts], rows, strict=True)
     return "\n".join(comparison(first, other) for other in others)
 
 

@@ -3,6 +3,8 @@
 Without a config timm would take its defaults: images resized to 224 px and normalized by 0.5.
 """
 
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ _CROP = 224 / 256  # side of the central crop over the short side of the resized
 
 
 def write_timm(path: Path, trained: Trained, depth: int) -> None:
-    """Write such a folder.
+    """Write such a folder; `random` in its config.json lists the parts with random weights, which timm ignores.
 
     Raises:
         ConfigError: timm has no such encoder, or the folder cannot be written.
@@ -23,8 +25,21 @@ def write_timm(path: Path, trained: Trained, depth: int) -> None:
     layout, encoder = trained.encoder(depth).layout("timm"), trained.config.method.encoder
     if layout is None:
         raise ConfigError(f"timm has no network for {type(encoder).__name__}; --format bimkern takes every encoder")
-    write_weights(path / WEIGHTS_FILE, trained.backbone(depth, layout), trained.metadata(depth))
-    write_json(path / "config.json", _config(layout, encoder.channels, trained.preprocessing))
+    weights = trained.backbone(depth, layout)
+    write_weights(path / WEIGHTS_FILE, weights, trained.metadata(depth))
+    config = _config(layout, encoder.channels, trained.preprocessing)
+    write_json(path / "config.json", config | {"random": _random_parts(layout, weights)})
+
+
+def _random_parts(layout: Layout, weights: Iterable[str]) -> list[str]:
+    """Name the largest modules, or else weights, that are random as a whole."""
+    trained = {prefix for name in weights if name not in layout.random for prefix in _prefixes(name)}
+    parts = (next(prefix for prefix in _prefixes(name) if prefix not in trained) for name in layout.random)
+    return list(dict.fromkeys(parts))
+
+
+def _prefixes(name: str) -> Iterable[str]:
+    return accumulate(name.split("."), "{}.{}".format)
 
 
 def _config(layout: Layout, channels: int, images: Preprocessing) -> dict[str, Any]:

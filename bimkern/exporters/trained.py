@@ -64,7 +64,8 @@ class Trained:
         norm = {}
         if layout.norm is not None:
             norm = {layout.norm + name: tensor for name, tensor in below("head.in_norm", kept)}
-        return dict(layout.tables) | encoder | norm  # a table that was stored with the encoder is the one
+        # A table that was stored with the encoder is the one.
+        return dict(layout.random) | dict(layout.tables) | encoder | norm
 
     def encoder(self, depth: int) -> EncoderConfig:
         return self.config.method.encoder.cut(depth)

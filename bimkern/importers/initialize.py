@@ -74,7 +74,9 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
     taken = {name: naming.theirs(name) or () for name in ours}
     if not any(theirs in weights for names in taken.values() for theirs in names):
         raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
-    _refuse_other(model, saved, weights, taken, path)
+    layout = model.method.encoder.layout("timm")
+    untrained = {} if layout is None else layout.random  # what a whole network has besides
+    _refuse_other(model, saved, {name: weights[name] for name in weights if name not in untrained}, taken, path)
     tables = dict(_tables(model, saved, weights, naming, path))
     taken |= _other_parts(state, weights, naming)
     found = {
@@ -157,24 +159,28 @@ def _layers(
 ) -> tuple[int, int, list[str]]:
     """Count the layers in a file that are numbered like the encoder's first one, and those here.
 
-    List as well what the layers in the file hold that is not taken.
+    An encoder that is a single layer may have numbers inside it, or none. List as well what the layers in the file hold
+    that is not taken.
     """
-    first = next(names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
+    of_first = (names[0] for name, names in taken.items() if encoder.layer_group(name.removeprefix(_ENCODER)) == 1)
     known = {theirs for names in taken.values() for theirs in names}
-    for pattern in _numbered(first):
+    here: dict[str, list[str]] = {}
+    there: dict[str, list[str]] = {}
+    for pattern in next(filter(None, map(_numbered, of_first)), []):
         here, there = _matches(pattern, known), _matches(pattern, weights)
         if len(here) == encoder.depth:  # so it is what every layer is named by
             break
     return len(there), len(here), [name for names in there.values() for name in names if name not in known]
 
 
-def _numbered(name: str) -> Iterator[re.Pattern[str]]:
-    """Yield patterns of the beginnings of a name that end in a number, the shortest first; a number stands for any."""
-    pattern = ""
+def _numbered(name: str) -> list[re.Pattern[str]]:
+    """Return patterns of the beginnings of a name that end in a number, the shortest first; a number stands for any."""
+    pattern, found = "", []
     for part in name.split("."):
         pattern += r"\d+\." if part.isdigit() else re.escape(f"{part}.")
         if part.isdigit():
-            yield re.compile(pattern)
+            found.append(re.compile(pattern))
+    return found
 
 
 def _matches(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, list[str]]:

@@ -99,9 +99,8 @@ class Layout:
 
     names: tuple[tuple[str, str], ...]  # prefixes, ours and theirs; the first that fits a name is replaced
     norm: str | None  # prefix of the last norm, which our heads begin with; None where it has none
-    tables: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # what is not among our weights: fixed, or drawn at random
+    tables: Mapping[str, Tensor] = field(default_factory=dict)  # fixed ones, which are not among our weights
+    random: Mapping[str, Tensor] = field(default_factory=dict)  # what only the program's whole network has
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, ours: str) -> str:

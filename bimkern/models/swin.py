@@ -18,6 +18,7 @@ from bimkern import pieces
 from bimkern.models.checks import check_counts, check_mlp_ratio
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import fill_masked
+from bimkern.models.random_weights import RandomWeights
 from bimkern.models.swin_layers import NORM_EPS, NormedPatchEmbed, SwinStage, init_swin
 from bimkern.models.windows import SwinPlan, plan_windows
 
@@ -114,6 +115,7 @@ class SwinConfig:
     image_size: int = 224
     channels: int = 3
     mlp_ratio: float = 4.0
+    whole_depths: tuple[int, ...] | None = None  # of the network that is exported; None: depths
     module: ClassVar[type[Swin]] = Swin
     num_prefix: ClassVar[int] = 0
     norm_eps: ClassVar[float] = NORM_EPS
@@ -138,6 +140,18 @@ class SwinConfig:
                     f"SwinConfig: {name} must be a multiple of {self._last_patch}, the patches after "
                     f"{len(self.depths) - 1} mergings, got {size}"
                 )
+        if self.whole_depths is not None and (
+            self.whole_depths[:-1] != tuple(before) or self.whole_depths[-1:] < (last,)
+        ):
+            raise ValueError(
+                f"SwinConfig: whole_depths must be depths={self.depths}, with more layers in the last stage at most, "
+                f"got {self.whole_depths}"
+            )
+
+    @property
+    def whole(self) -> "SwinConfig":
+        """The config with the layers that are not trained here, but left to fine-tuning."""
+        return replace(self, depths=self.whole_depths or self.depths, whole_depths=None)
 
     @property
     def depth(self) -> int:
@@ -189,11 +203,13 @@ class SwinConfig:
 
     def cut(self, depth: int) -> "SwinConfig":
         """Return the config of the first layers; behind the last of a stage, of a further stage without layers."""
+        if depth == self.depth:
+            return self
         stage, block = self.stage_and_block(depth - 1)
         depths = (*self.depths[:stage], block + 1)
         if depth == self._ends[stage] and stage + 1 < len(self.depths):
             depths = (*depths, 0)
-        return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)])
+        return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)], whole_depths=None)
 
     def resized(self, image_size: int) -> "SwinConfig":
         return replace(self, image_size=image_size)
@@ -223,7 +239,7 @@ class SwinConfig:
                 "patch_size": self.patch,
                 "in_chans": self.channels,
                 "embed_dim": self.width,
-                "depths": self.depths,
+                "depths": self.whole.depths,
                 "num_heads": self.num_heads,
                 "window_size": self.window,
                 "mlp_ratio": self.mlp_ratio,
@@ -231,7 +247,13 @@ class SwinConfig:
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
         }
-        return Layout(names=(), norm="norm.", settings=settings)
+        return Layout(names=(), norm="norm.", random=self._left_to_fine_tuning(), settings=settings)
+
+    def _left_to_fine_tuning(self) -> RandomWeights:
+        """Return the weights of the whole network's layers that are not here."""
+        with torch.device("meta"):
+            names = Swin(self.whole).state_dict().keys() - Swin(self).state_dict().keys()
+        return RandomWeights(frozenset(names), lambda: Swin(self.whole).state_dict())
 
     def load(self, weights: Weights) -> Swin:
         """Build the encoder of a backbone; timm's names are our own."""

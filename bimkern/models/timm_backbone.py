@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from bimkern.models.checks import check_counts
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.painting import PaintedEncoder
+from bimkern.models.random_weights import RandomWeights
 from bimkern.models.timm_networks import Description
 
 _WHOLE = {"num_classes": 0, "global_pool": "avg"}  # of the networks that weights are exported for
@@ -239,10 +240,16 @@ def _timm_layout(config: TimmBackboneConfig) -> Layout | None:
     fits = norm is not None and config.num_levels is None and norm.width == config.level(config.depth).width
     prefix = norm.prefix if norm is not None and fits else None
     drawn = frozenset(name for name in missing if prefix is None or not name.startswith(prefix))
+
+    def draw() -> Weights:
+        network, _ = timm_networks.create_whole(config.name, config.image_size, config.whole.arguments | _WHOLE)
+        weights: Weights = network.state_dict()
+        return weights
+
     return Layout(
         names=names,
         norm=prefix,
-        tables=_Drawn(config, drawn),
+        random=RandomWeights(drawn, draw),
         settings={
             "architecture": config.name,
             "num_features": whole.num_features,
@@ -301,30 +308,3 @@ def _whole_norm(config: TimmBackboneConfig) -> _Norm | None:
         and f"{name}.weight" not in known
     ]
     return norms[0] if len(norms) == 1 else None
-
-
-class _Drawn(Mapping[str, Tensor]):
-    """Weights of timm's network that are not among ours, drawn when the first of them is asked for."""
-
-    def __init__(self, config: TimmBackboneConfig, names: frozenset[str]) -> None:
-        self._config, self._names = config, names
-
-    @cached_property
-    def _weights(self) -> Mapping[str, Tensor]:
-        config = self._config.whole
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(0)
-            whole, _ = timm_networks.create_whole(config.name, config.image_size, config.arguments | _WHOLE)
-        weights: Mapping[str, Tensor] = whole.state_dict()
-        return weights
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)

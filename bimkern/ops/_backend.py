@@ -10,7 +10,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ schemas = torch.library.Library("bimkern", "DEF")
 _decomposed: dict[str, Callable[..., Any]] = {}
 
 _kernels: dict[str, dict[str, str]] = {}  # op -> device -> backend
+_host_only: set[str] = set()
 # op -> itself, and how it is differentiated when nothing traces it
 _eager: dict[str, tuple[torch._ops.OpOverload, type[torch.autograd.Function]]] = {}
 
@@ -49,14 +50,17 @@ class Choice:
     fallback: bool = False  # the op has a kernel for this device, and it cannot be used
 
 
-def declare(op: str, kernels: Mapping[str, str] | None = None) -> None:
+def declare(op: str, kernels: Mapping[str, str] | None = None, *, host_only: bool = False) -> None:
     """Enter an op in the table.
 
     Args:
         op: its name, also that of its schema.
         kernels: device type -> backend that has a kernel; none means that the reference serves every device.
+        host_only: whether it takes tensors on the CPU alone, for networks on any device.
     """
     _kernels[op] = dict(kernels or {})
+    if host_only:
+        _host_only.add(op)
 
 
 def compose(op: str, kernel: Callable[..., Any], *devices: str) -> None:
@@ -109,6 +113,9 @@ def choice(op: str, device: str) -> Choice:
     Raises:
         BackendError: BIMKERN_BACKEND names a backend that is unknown, or that this op and device do not have.
     """
+    if op in _host_only and device != "cpu":
+        on_host = choice(op, "cpu")
+        return replace(on_host, reason=f"on the host: {on_host.reason}")
     forced = os.environ.get("BIMKERN_BACKEND")
     declared = _kernels[op].get(device)
     missing = native.missing(device) if declared == "native" else _triton_missing() if declared == "triton" else None

@@ -39,7 +39,9 @@ def group_attention_reference(
         q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # [B, G, H, g, d] each
         logits = (q @ k.mT * scale + bias).masked_fill(~together[:, :, None], -torch.inf)
         out = (logits.softmax(dim=-1) @ v).transpose(2, 3).flatten(3).flatten(1, 2)  # [B, G*g, H*d]
-    slots = torch.where(real, members, T).flatten(1).argsort(dim=1, stable=True)[:, :T]  # of every token
+    slot = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    token = torch.where(real, members, T).flatten(1).long()
+    slots = ids.new_zeros(len(ids), T + 1).scatter(1, token, slot)[:, :T]  # of every token
     return out.gather(1, slots.expand(B, -1)[..., None].expand(-1, -1, out.shape[-1])).to(qkv.dtype)
 
 

@@ -20,7 +20,7 @@ _backend.schemas.define(
     "group_windows(Tensor keep, int rows, int columns, int window_rows, int window_columns, int shift_rows, "
     "int shift_columns, bool published) -> (Tensor, Tensor, Tensor)"
 )
-_backend.declare("group_windows", kernels={"cpu": "native"})
+_backend.declare("group_windows", kernels={"cpu": "native"}, host_only=True)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,11 @@ VIT_BASE_128 = fastmim("fastmim_vit_base", VIT_BASE, SMALL_DECODER)
 
 
 def _swin_base(name: str, depth: int | None = None) -> Config:
+    """Take the first layers of Swin-B, or all; the others are exported with random values for fine-tuning."""
     encoder = replace(SWIN_BASE, window=4)  # appendix A.3
-    return fastmim(name, encoder, _SWIN_BASE_DECODER, epochs=400, depth=depth)
+    if depth is not None:
+        encoder = replace(encoder.cut(depth), whole_depths=encoder.depths)
+    return fastmim(name, encoder, _SWIN_BASE_DECODER, epochs=400)
 
 
 def _swin_large(name: str, window: int, window_image_size: int | None = None) -> Config:

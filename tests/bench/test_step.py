@@ -10,10 +10,11 @@ from bench.eager.loop import usual_loop
 from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
 from bench.refcheck import WrongResult
-from bench.training import Ours
+from bench.training import Ours, config_of, random_images
 from bench.variants import KNOWN
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.masking.units import RandomUnits, SharedUnits
+from bimkern.mim.model import MIM
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.recipes import RECIPES
@@ -42,6 +43,22 @@ def test_same_losses_on_the_same_mask(recipe, dtype):
     tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
     losses = ours.step(slices=2)
     torch.testing.assert_close(usual.step(images, ours.noise()), losses, rtol=tolerance, atol=0)
+
+
+def test_draw_ids_are_on_the_host(monkeypatch):
+    """Wherever the network is, or a sparse Swin, which is planned on the host, would wait for them."""
+    seen = []
+    monkeypatch.setattr(MIM, "views", lambda self, images, draw_ids, seed: seen.append((images, draw_ids)))
+    case = Case(
+        device=torch.device("meta"),
+        dims={"recipe": "greenmim_swin_tiny_test", "B": 4},
+        dtype="float32",
+        pass_name="step",
+    )
+    config = config_of(case)
+    Ours(config, case, random_images(config, case))._views()
+    ((images, ids),) = seen
+    assert (images.device.type, ids.device.type, ids.tolist()) == ("meta", "cpu", [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)

@@ -17,6 +17,7 @@ from bimkern.models.swin import SWIN_BASE, SWIN_LARGE, SwinConfig
 from bimkern.models.swin_layers import PatchMerging, resized_table
 from bimkern.models.windows import plan_windows
 
+_MORE = "whole_depths must be depths=(2, 2, 2, 2), with more layers in the last stage at most"
 MEAN, STD = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
 
 
@@ -166,6 +167,10 @@ def test_painted_pixels_are_those_of_the_color():
         ({"depths": (0,), "num_heads": (1,)}, "depths must be at least 1, but for the last of several, got (0,)"),
         ({"num_heads": (1, 2)}, "num_heads must hold one value per stage (4), got (1, 2)"),
         ({"num_heads": (1, 2, 3, 4)}, "num_heads of stage 2 must divide its width 32, got 3"),
+        ({"whole_depths": (2, 2, 2)}, f"{_MORE}, got (2, 2, 2)"),
+        ({"whole_depths": (2, 2, 4, 2)}, f"{_MORE}, got (2, 2, 4, 2)"),
+        ({"whole_depths": (2, 2, 2, 1)}, f"{_MORE}, got (2, 2, 2, 1)"),
+        ({"whole_depths": ()}, f"{_MORE}, got ()"),
         ({"image_size": 200}, "image_size must be a multiple of 32, the patches after 3 mergings, got 200"),
         ({"window_image_size": 100}, "window_image_size must be a multiple of 32, the patches after 3 mergings, got"),
     ],

@@ -11,6 +11,7 @@ from bimkern.ops.group_attention import group_attention_reference
 DEFAULT = {"B": 2, "S": 1, "grid": (5, 6), "window": 3, "shift": 1, "T": 19, "H": 2, "d": 8}
 CASES = [
     DEFAULT,
+    DEFAULT | {"B": 0, "S": 0},  # no plan for no image
     *(DEFAULT | odd for odd in ({"S": 2}, {"B": 0}, {"T": 0}, {"T": 1}, {"T": 30}, {"d": 1}, {"d": 13}, {"d": 33})),
     DEFAULT | {"B": 1, "grid": (9, 9), "window": 9, "shift": 0, "T": 77},  # two blocks of queries and of keys
     DEFAULT | {"grid": (9, 9), "window": 3, "T": 81, "published": True},  # many windows in a group of two blocks

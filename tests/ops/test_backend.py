@@ -141,6 +141,28 @@ def test_a_device_without_a_kernel_runs_on_the_reference():
     assert _backend.choice("gather_tokens", "meta") == _backend.Choice("reference", "no kernel for meta yet")
 
 
+@pytest.mark.parametrize(
+    ("forced", "backend", "reason"),
+    [
+        (None, "native", "on the host: has a kernel for cpu"),
+        ("native", "native", "on the host: BIMKERN_BACKEND=native"),
+        ("reference", "reference", "on the host: BIMKERN_BACKEND=reference"),
+        ("triton", "none", "group_windows: BIMKERN_BACKEND=triton, but there is no triton kernel for cpu"),
+    ],
+)
+def test_an_op_of_the_host_runs_there_for_every_device(monkeypatch, forced, backend, reason):
+    if forced is not None:
+        monkeypatch.setenv("BIMKERN_BACKEND", forced)
+    assert ops.backends()["group_windows"]["cuda"] == _backend.Choice(backend, reason)
+
+
+def test_a_host_op_without_its_library_is_a_fallback_for_every_device(monkeypatch):
+    missing = _backend.native.__class__(path=_backend.native.path, error="it was not built")
+    monkeypatch.setattr(_backend, "native", missing)
+    chosen = _backend.choice("group_windows", "cuda")
+    assert chosen == _backend.Choice("reference", "on the host: it was not built", fallback=True)
+
+
 def test_a_library_without_cuda_serves_the_cpu_only(monkeypatch):
     without = _backend.native.__class__(path=_backend.native.path, cuda_archs=())
     monkeypatch.setattr(_backend, "native", without)

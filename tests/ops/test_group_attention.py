@@ -14,6 +14,7 @@ from bimkern.ops.group_attention import group_attention_reference
 DEFAULT = {"B": 3, "S": 1, "grid": (9, 7), "window": 3, "shift": 1, "T": 40, "H": 2, "d": 32}
 CASES = [
     DEFAULT,
+    DEFAULT | {"B": 0, "S": 0},  # no plan for no image
     *(DEFAULT | odd for odd in ({"S": 3}, {"B": 0}, {"T": 0}, {"T": 1}, {"T": 63}, {"B": 1, "S": 1}, {"B": 9})),
     *(DEFAULT | odd for odd in ({"d": 1}, {"d": 8}, {"d": 13}, {"d": 37}, {"d": 128}, {"H": 1}, {"H": 5})),
     DEFAULT | {"B": 1, "T": 1, "H": 1, "d": 1},

@@ -5,9 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def photos(tmp_path):
 
 
 def arguments(photos, out, *options):
-    return ["bim_vit_test", "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
+    return ["mae_vit_test", "--data", str(photos), "--out", str(out), "--log-every", "1", *options]
 
 
 def train(photos, out, *options):
@@ -50,11 +49,6 @@ def refused(capsys, *args):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return stop.value.code, error
-
-
-def start(photos, out, *options):
-    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def lines(path):
@@ -166,7 +160,7 @@ def test_large_images_are_trained_on_when_they_are_allowed(photos, tmp_path, cap
 def test_a_resumed_run_turns_its_images_as_before(photos, tmp_path, loader, at_step):
     for name, (content, _) in turned_files(picture(60, 48)).items():
         (photos / name).write_bytes(content)
-    options = ("--batch-size", "16", "--steps", "12", "--loader", loader)
+    options = ("--batch-size", "16", "--steps", "8", "--loader", loader)
     train(photos, tmp_path / "plain", *options)
     at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
@@ -342,20 +336,41 @@ def test_a_run_that_waits_for_its_images_says_so(photos, tmp_path, caplog):
         (signal.SIGTERM, "stopped by SIGTERM; the same command resumes the run"),
     ],
 )
-def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monkeypatch, number, words, workers):
+def test_a_check_that_is_interrupted_resumes_where_it_was(photos, tmp_path, monkeypatch, capfd, number, words, workers):
     monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
     for i in range(600):
         (photos / f"copy {i:03}.jpg").symlink_to(photos / "00.jpg")
     picture(1200, 1200).save(photos / "00.jpg")
-    process = start(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers))
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in (tmp_path / "cache").rglob("*.jsonl")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert error == f"python -m bimkern.pretrain: {words}\n"
+    before = waited_for()
+    with signal_at_first_result(tmp_path / "cache", number), pytest.raises(SystemExit) as stop:
+        main(arguments(photos, tmp_path / "run", "--steps", "2", "--workers", str(workers)))
+    assert stop.value.code == 128 + number
+    assert capfd.readouterr().err == f"python -m bimkern.pretrain: {words}\n"
+    assert waited_for() == before
     (cache,) = (tmp_path / "cache").rglob("*.jsonl")
     assert 0 < len(lines(cache)) < 612
+
+
+def waited_for():
+    """Return the threads and processes that a process waits for when it ends."""
+    return [thread for thread in threading.enumerate() if not thread.daemon], multiprocessing.active_children()
+
+
+@contextmanager
+def signal_at_first_result(cache, number):
+    """Send this process a signal as soon as the check has cached what it found, unless the body ends before."""
+    ended = threading.Event()
+
+    def watch():
+        while not any(path.stat().st_size for path in cache.rglob("*.jsonl")):
+            if ended.wait(0.01):
+                return
+        os.kill(os.getpid(), number)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()

@@ -28,19 +28,20 @@ _MIN_BLOCK = 16  # what tl.dot takes at least
 
 @triton.jit
 def place_of(program, sizes, BLOCK: tl.constexpr):
-    """Return image, group, head and first slot of a program's block."""
+    """Return image, group and head of a program, and the first slot of its block."""
     _, groups, size, _, heads, _, _ = sizes
     blocks = tl.cdiv(size, BLOCK)
     head = program // blocks % heads
     group = program // (blocks * heads) % groups
-    return program // (blocks * heads * groups), group, head, program % blocks * BLOCK
+    return (program // (blocks * heads * groups), group, head), program % blocks * BLOCK
 
 
 @triton.jit
-def slots_of(plan, sizes, image, group, first, BLOCK: tl.constexpr):
-    """Return token, window and position of slots; window -1 of what pads the group."""
+def slots_of(plan, sizes, place, first, BLOCK: tl.constexpr):
+    """Return token, window and position of slots; -1, -1 and 0 of what pads the group."""
     members, windows, positions = plan
     plans, groups, size, tokens, _, _, _ = sizes
+    image, group, _ = place
     s = tl.where(plans == 1, 0, image)
     slot = first + tl.arange(0, BLOCK)
     token = tl.load(members + (s * groups + group) * size + slot, mask=slot < size, other=-1)
@@ -50,7 +51,7 @@ def slots_of(plan, sizes, image, group, first, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def tile_of(rows, strides, image, token, width, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, WIDE: tl.constexpr):
+def load_tile(rows, strides, image, token, width, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, WIDE: tl.constexpr):
     """Load rows of one head, [BLOCK, DIM], zero where there are none."""
     starts = row_starts(rows, strides, image.to(tl.int64), token.to(tl.int64), ALIGNMENT)
     columns = tl.arange(0, DIM)
@@ -67,21 +68,78 @@ def store_tile(rows, strides, image, token, width, values, DIM: tl.constexpr, AL
 
 
 @triton.jit
+def load_keys(
+    qkv, plan, sizes, strides, place, first,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return the slots of a block, and their keys and values."""
+    _, _, _, _, heads, width, _ = sizes
+    image, _, head = place
+    slots = slots_of(plan, sizes, place, first, BLOCK)
+    keys, values = qkv + (heads + head) * width, qkv + (2 * heads + head) * width
+    k = load_tile(keys, strides, image, slots[0], width, DIM, ALIGNMENT, WIDE)
+    v = load_tile(values, strides, image, slots[0], width, DIM, ALIGNMENT, WIDE)
+    return slots, k, v
+
+
+@triton.jit
+def load_queries(
+    qkv, plan, grad, logsumexp, sizes, strides, grad_strides, place, first,
+    BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return the slots of a block, and their queries, gradients and logsumexp."""
+    _, _, _, _, _, width, _ = sizes
+    image, _, head = place
+    slots = slots_of(plan, sizes, place, first, BLOCK)
+    q = load_tile(qkv + head * width, strides, image, slots[0], width, DIM, ALIGNMENT, WIDE)
+    g = load_tile(grad + head * width, grad_strides, image, slots[0], width, DIM, ALIGNMENT, WIDE)
+    return slots, q, g, load_per_query(logsumexp, sizes, place, slots)
+
+
+@triton.jit
+def load_per_query(numbers, sizes, place, slots):
+    """Load numbers of [B, H, T], 0 of what pads the group."""
+    _, _, _, tokens, heads, _, _ = sizes
+    image, _, head = place
+    return tl.load(numbers + (image * heads + head).to(tl.int64) * tokens + slots[0], mask=slots[0] >= 0, other=0)
+
+
+@triton.jit
+def store_per_query(numbers, sizes, place, slots, values):
+    _, _, _, tokens, heads, _, _ = sizes
+    image, _, head = place
+    tl.store(numbers + (image * heads + head).to(tl.int64) * tokens + slots[0], values, mask=slots[0] >= 0)
+
+
+@triton.jit
 def product(a, b, PRECISION: tl.constexpr, WIDE: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE)
 
 
 @triton.jit
-def logits_of(
-    q, k, table, query_windows, key_windows, query_positions, key_positions, head, sizes, scale,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+def logits_of(queries, keys, q, k, table, sizes, head, scale, PRECISION: tl.constexpr, WIDE: tl.constexpr):
     """Return scaled products plus bias, -inf between windows, and which row of the table each bias is."""
     _, _, _, _, heads, _, relative = sizes
+    _, query_windows, query_positions = queries
+    _, key_windows, key_positions = keys
     together = query_windows[:, None] == key_windows[None, :]
     index = query_positions[:, None] - key_positions[None, :] + relative // 2
     bias = tl.load(table + index * heads + head, mask=together, other=float("-inf"))
     return product(q, tl.trans(k), PRECISION, WIDE) * scale + bias, index
+
+
+@triton.jit
+def slopes_of(
+    queries, keys, q, k, v, g, logsumexp, along, table, sizes, head, scale,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return the weights of the softmax, the gradients of the logits, and which row of the table each bias is.
+
+    along [BLOCK]: of a query, the sum of its weights times their gradients.
+    """
+    logits, index = logits_of(queries, keys, q, k, table, sizes, head, scale, PRECISION, WIDE)
+    weights = tl.exp(logits - logsumexp[:, None])
+    return weights, weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None]), index
 
 
 @triton.jit
@@ -90,20 +148,16 @@ def attend(
     ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     _, _, size, tokens, heads, width, _ = sizes
-    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
-    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
-    own = qkv + head * width
-    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
+    place, first = place_of(tl.program_id(0), sizes, BLOCK)
+    image, _, head = place
+    queries = slots_of(plan, sizes, place, first, BLOCK)
+    q = load_tile(qkv + head * width, strides, image, queries[0], width, DIM, ALIGNMENT, WIDE)
     largest = tl.full([BLOCK], float("-inf"), WIDE)
     total = tl.zeros([BLOCK], WIDE)
     mixed = tl.zeros([BLOCK, DIM], WIDE)
     for start in range(0, size, BLOCK):
-        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
-        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        logits, _index = logits_of(
-            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
-        )
+        keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
+        logits, _index = logits_of(queries, keys, q, k, table, sizes, head, scale, PRECISION, WIDE)
         now_largest = tl.maximum(largest, tl.max(logits, axis=1))
         subtracted = tl.where(now_largest == float("-inf"), 0, now_largest)  # a block without the query's window
         weights = tl.exp(logits - subtracted[:, None])
@@ -111,10 +165,9 @@ def attend(
         total = total * faded + tl.sum(weights, axis=1)
         mixed = mixed * faded[:, None] + product(weights, v, PRECISION, WIDE)
         largest = now_largest
-    sums = logsumexp + (image * heads + head).to(tl.int64) * tokens
-    tl.store(sums + token, largest + tl.log(total), mask=token >= 0)
+    store_per_query(logsumexp, sizes, place, queries, largest + tl.log(total))
     out_strides = tokens * heads * width, heads * width
-    store_tile(out + head * width, out_strides, image, token, width, mixed / total[:, None], DIM, ALIGNMENT)
+    store_tile(out + head * width, out_strides, image, queries[0], width, mixed / total[:, None], DIM, ALIGNMENT)
 
 
 @triton.jit
@@ -122,39 +175,31 @@ def query_grads(
     qkv, table, plan, grad, logsumexp, grad_queries, along_rows, sizes, strides, grad_strides, scale,
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Along rows: the sum of a row of weights times their gradients, which query and key gradients need."""
+    """Store along_rows too, which the other gradients need: see slopes_of."""
     _, _, size, tokens, heads, width, _ = sizes
-    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
-    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
-    own = qkv + head * width
-    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    g = tile_of(grad + head * width, grad_strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    of_head = (image * heads + head).to(tl.int64) * tokens
-    subtracted = tl.load(logsumexp + of_head + token, mask=token >= 0, other=0)
-    along = tl.zeros([BLOCK], WIDE)
+    place, first = place_of(tl.program_id(0), sizes, BLOCK)
+    image, _, head = place
+    queries, q, g, total = load_queries(
+        qkv, plan, grad, logsumexp, sizes, strides, grad_strides, place, first, BLOCK, DIM, ALIGNMENT, WIDE
+    )
+    none = tl.zeros([BLOCK], WIDE)
+    along = none
     for start in range(0, size, BLOCK):
-        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
-        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        logits, _index = logits_of(
-            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
+        _weights, slopes, _index = slopes_of(
+            queries, keys, q, k, v, g, total, none, table, sizes, head, scale, PRECISION, WIDE
         )
-        weights = tl.exp(logits - subtracted[:, None])
-        along += tl.sum(weights * product(g, tl.trans(v), PRECISION, WIDE), axis=1)
-    tl.store(along_rows + of_head + token, along, mask=token >= 0)
+        along += tl.sum(slopes, axis=1)
+    store_per_query(along_rows, sizes, place, queries, along)
     dq = tl.zeros([BLOCK, DIM], WIDE)
     for start in range(0, size, BLOCK):
-        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
-        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        logits, _index = logits_of(
-            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
+        _weights, slopes, _index = slopes_of(
+            queries, keys, q, k, v, g, total, along, table, sizes, head, scale, PRECISION, WIDE
         )
-        weights = tl.exp(logits - subtracted[:, None])
-        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
         dq += product(slopes, k, PRECISION, WIDE)
     out_strides = tokens * 3 * heads * width, 3 * heads * width
-    store_tile(grad_queries + head * width, out_strides, image, token, width, dq * scale, DIM, ALIGNMENT)
+    store_tile(grad_queries + head * width, out_strides, image, queries[0], width, dq * scale, DIM, ALIGNMENT)
 
 
 @triton.jit
@@ -163,31 +208,25 @@ def key_grads(
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     _, _, size, tokens, heads, width, _ = sizes
-    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
-    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
-    own = qkv + head * width
-    k = tile_of(own + heads * width, strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    v = tile_of(own + 2 * heads * width, strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    of_head = (image * heads + head).to(tl.int64) * tokens
+    place, first = place_of(tl.program_id(0), sizes, BLOCK)
+    image, _, head = place
+    keys, k, v = load_keys(qkv, plan, sizes, strides, place, first, BLOCK, DIM, ALIGNMENT, WIDE)
     dk = tl.zeros([BLOCK, DIM], WIDE)
     dv = tl.zeros([BLOCK, DIM], WIDE)
     for start in range(0, size, BLOCK):
-        query_token, query_window, query_position = slots_of(plan, sizes, image, group, start, BLOCK)
-        q = tile_of(own, strides, image, query_token, width, DIM, ALIGNMENT, WIDE)
-        g = tile_of(grad + head * width, grad_strides, image, query_token, width, DIM, ALIGNMENT, WIDE)
-        subtracted = tl.load(logsumexp + of_head + query_token, mask=query_token >= 0, other=0)
-        along = tl.load(along_rows + of_head + query_token, mask=query_token >= 0, other=0)
-        logits, _index = logits_of(
-            q, k, table, query_window, window, query_position, position, head, sizes, scale, PRECISION, WIDE
+        queries, q, g, total = load_queries(
+            qkv, plan, grad, logsumexp, sizes, strides, grad_strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE
         )
-        weights = tl.exp(logits - subtracted[:, None])
-        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
+        along = load_per_query(along_rows, sizes, place, queries)
+        weights, slopes, _index = slopes_of(
+            queries, keys, q, k, v, g, total, along, table, sizes, head, scale, PRECISION, WIDE
+        )
         dk += product(tl.trans(slopes), q, PRECISION, WIDE)
         dv += product(tl.trans(weights), g, PRECISION, WIDE)
     out_strides = tokens * 3 * heads * width, 3 * heads * width
     rows = grad_keys_values + head * width
-    store_tile(rows, out_strides, image, token, width, dk * scale, DIM, ALIGNMENT)
-    store_tile(rows + heads * width, out_strides, image, token, width, dv, DIM, ALIGNMENT)
+    store_tile(rows, out_strides, image, keys[0], width, dk * scale, DIM, ALIGNMENT)
+    store_tile(rows + heads * width, out_strides, image, keys[0], width, dv, DIM, ALIGNMENT)
 
 
 @triton.jit
@@ -195,26 +234,20 @@ def add_to_table(
     qkv, table, plan, grad, logsumexp, along_rows, factor, table_sums, sizes, strides, grad_strides, scale,
     BLOCK: tl.constexpr, DIM: tl.constexpr, ALIGNMENT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    _, _, size, tokens, heads, width, relative = sizes
-    image, group, head, first = place_of(tl.program_id(0), sizes, BLOCK)
-    token, window, position = slots_of(plan, sizes, image, group, first, BLOCK)
-    own = qkv + head * width
-    q = tile_of(own, strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    g = tile_of(grad + head * width, grad_strides, image, token, width, DIM, ALIGNMENT, WIDE)
-    of_head = (image * heads + head).to(tl.int64) * tokens
-    subtracted = tl.load(logsumexp + of_head + token, mask=token >= 0, other=0)
-    along = tl.load(along_rows + of_head + token, mask=token >= 0, other=0)
+    _, _, size, _, _, _, relative = sizes
+    place, first = place_of(tl.program_id(0), sizes, BLOCK)
+    _, _, head = place
+    queries, q, g, total = load_queries(
+        qkv, plan, grad, logsumexp, sizes, strides, grad_strides, place, first, BLOCK, DIM, ALIGNMENT, WIDE
+    )
+    along = load_per_query(along_rows, sizes, place, queries)
     times = tl.load(factor)
     for start in range(0, size, BLOCK):
-        key_token, key_window, key_position = slots_of(plan, sizes, image, group, start, BLOCK)
-        k = tile_of(own + heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        v = tile_of(own + 2 * heads * width, strides, image, key_token, width, DIM, ALIGNMENT, WIDE)
-        logits, index = logits_of(
-            q, k, table, window, key_window, position, key_position, head, sizes, scale, PRECISION, WIDE
+        keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
+        _weights, slopes, index = slopes_of(
+            queries, keys, q, k, v, g, total, along, table, sizes, head, scale, PRECISION, WIDE
         )
-        weights = tl.exp(logits - subtracted[:, None])
-        slopes = weights * (product(g, tl.trans(v), PRECISION, WIDE) - along[:, None])
-        counts = (window[:, None] == key_window[None, :]) & (token >= 0)[:, None]
+        counts = (queries[1][:, None] == keys[1][None, :]) & (queries[0] >= 0)[:, None]
         shares = (slopes.to(tl.float64) * times).to(tl.int64)
         tl.atomic_add(table_sums + head * relative + index, shares, mask=counts, sem="relaxed")
 

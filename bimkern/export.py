@@ -33,6 +33,7 @@ Formats:
   mae      file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
   hf       folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
   bimkern  folder with the encoder and its last norm under our own names
+
 mae and hf require methods made of MAE's pieces, timm an encoder that it has; bimkern accepts all.
 
 Examples:

@@ -91,12 +91,12 @@ def _help(config: Config) -> str:
         ", ".join(known.name for known in SMALL_RECIPES), 100, initial_indent=4 * " ", subsequent_indent=4 * " "
     )
     return (
-        "Pre-train a vision transformer by masked image modeling.\n\n"
+        "Pre-train a vision backbone by masked image modeling.\n\n"
         f"Recipes (default: {DEFAULT_RECIPE}; the option defaults below are those of {config.recipe}):\n"
         + "\n".join(lines)
-        + "\n  On any backbone of timm with maps of features (--backbone NAME): "
+        + "\n  On any backbone of timm with feature maps (--backbone NAME): "
         + ", ".join(WITH_BACKBONE)
-        + f"\n  The same methods on a tiny ViT, for tests:\n{small}\n\n"
+        + f"\n  The same methods on tiny encoders, for tests:\n{small}\n\n"
         "Examples:\n"
         f"  {_PROGRAM}\n"
         f"  {_PROGRAM} bim_vit_base --data photos --batch-size 256 --out runs/photos\n"

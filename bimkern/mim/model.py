@@ -17,7 +17,7 @@ from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
-from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, Plan, PlansViews
+from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan, grid_after
 from bimkern.models.heads import Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
@@ -95,7 +95,7 @@ class Method:
         if unit % merged:
             raise ValueError(
                 f"Method: {masker} leaves out mask units of {unit} x {unit} patches, but {encoder.__name__} merges "
-                f"{merged} x {merged} of them into a token; set a mask_unit that is a multiple of {merged}"
+                f"{merged} x {merged} of them into a token; take a masker whose mask_unit is a multiple of {merged}"
             )
 
     def head(self, stage: int) -> HeadConfig:
@@ -110,8 +110,7 @@ class Method:
 
     def grid(self, stage: int, patches: Grid) -> Grid:
         """Return the grid of the tokens that a stage puts out, from that of the patches that are embedded."""
-        patch = self.encoder.level(0).patch
-        return self.level(stage).grid(patches[0] * patch, patches[1] * patch)
+        return grid_after(self.encoder, self.taps[stage] + 1, patches)
 
     def views(self, draw_ids: Tensor, grid: Grid, seed: int) -> list[StageView]:
         """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches."""
@@ -166,15 +165,15 @@ class MIM(nn.Module):
     def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
         """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch.
 
-        Where the encoder plans, that is done on the host, before the device is asked for anything: draw_ids should be
-        there, or this waits for them.
+        An encoder that plans does so on the host, before the device is asked for anything: draw_ids should be on the
+        host, or this waits for the device.
         """
         grid = self.method.encoder.level(0).grid(*images.shape[2:])
         plans = self.mask_embedding.drops and isinstance(self.encoder, PlansViews)
         ids = draw_ids.to("cpu" if plans else images.device, non_blocking=not plans)
         views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed)]
         if plans:
-            made: dict[int, Plan] = {}
+            made: dict[int, ViewPlan] = {}
             for keep in (view.keep for view in views):
                 if id(keep) not in made:
                     made[id(keep)] = self.encoder.plan(grid, keep)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.checks import check_counts, check_mlp_ratio
+from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.painting import PaintedEncoder
 
@@ -104,7 +105,7 @@ class LightAttention(nn.Module):
         return F.interpolate(bias.unflatten(2, own_keys), keys, mode="bicubic").flatten(2)
 
 
-class Mlp(nn.Module):
+class ConvolutionalMlp(nn.Module):
     """The inverted residual feed-forward network, section 3.4."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -132,7 +133,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attn = LightAttention(width, num_heads, reduction, grid)
         self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width, inner)
+        self.mlp = ConvolutionalMlp(width, inner)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Run on the tokens of a grid; with a merge, that is the grid behind it."""
@@ -144,7 +145,7 @@ class Block(nn.Module):
         return x + _as_tokens(self.mlp(_as_maps(self.norm2(x), grid)))
 
 
-class Stem(nn.Sequential):
+class CMTStem(nn.Sequential):
     """Three 3 x 3 convolutions, the first with stride 2, section 3.1, and the merge of the first stage."""
 
     def __init__(self, channels: int, width: int, out_width: int) -> None:
@@ -160,15 +161,12 @@ class CMT(PaintedEncoder):
     def __init__(self, config: "CMTConfig") -> None:
         super().__init__()
         self.config = config
-        self.embedding = Stem(config.channels, config.stem_width, config.widths[0])
+        self.embedding = CMTStem(config.channels, config.stem_width, config.widths[0])
         self.layers = nn.ModuleList(config.blocks())
         self.apply(_init)
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
-        patch = self.config.level(0).patch
-        found: Tensor = self.layers[layer](
-            tokens, self.config.level(layer + 1).grid(view.grid[0] * patch, view.grid[1] * patch)
-        )
+        found: Tensor = self.layers[layer](tokens, grid_after(self.config, layer + 1, view.grid))
         return found
 
 
@@ -211,11 +209,8 @@ class CMTConfig:
                 raise ValueError(
                     f"CMTConfig: {name} must hold a number from 1 up for each of {stages} stages, got {values}"
                 )
-        for name in ("stem_width", "image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CMTConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"CMTConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_counts(self, "stem_width", "image_size", "channels")
+        check_mlp_ratio(self)
         if any(width % heads for width, heads in zip(self.widths, self.num_heads, strict=True)):
             raise ValueError(f"CMTConfig: widths must be multiples of num_heads={self.num_heads}, got {self.widths}")
         unit = math.lcm(*(4 * 2**stage * k for stage, k in enumerate(self.reductions)))

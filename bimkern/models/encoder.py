@@ -23,10 +23,11 @@ __all__ = [
     "Layout",
     "Level",
     "NormalizesOtherwise",
-    "Plan",
     "PlansViews",
     "View",
+    "ViewPlan",
     "WholeImages",
+    "grid_after",
 ]
 
 Grid = tuple[int, int]
@@ -47,10 +48,10 @@ class Level:
         return height // self.patch, width // self.patch
 
 
-class Plan(Protocol):
+class ViewPlan(Protocol):
     """What an encoder computed of a view before its first layer: tensors with a row for each image, or one for all."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ViewPlan":
         """Return the plan with each of its tensors changed."""
 
 
@@ -163,6 +164,12 @@ class EncoderConfig(Protocol):
         """
 
 
+def grid_after(config: EncoderConfig, num_layers: int, patches: Grid) -> Grid:
+    """Return the rows and columns of the tokens after the first num_layers layers, of images with a grid of patches."""
+    patch = config.level(0).patch
+    return config.level(num_layers).grid(patches[0] * patch, patches[1] * patch)
+
+
 @runtime_checkable
 class CountsOperations(Protocol):
     """An encoder config that says how many operations its layers take, for benchmarks."""
@@ -224,7 +231,7 @@ class EmbedsVisible(Encoder, Protocol):
 class PlansViews(Protocol):
     """An encoder that plans on the host how masked images pass it, since the sizes of the plan depend on the mask."""
 
-    def plan(self, grid: Grid, keep: Tensor) -> Plan:
+    def plan(self, grid: Grid, keep: Tensor) -> ViewPlan:
         """Plan for the patches keep [B, K] of a grid, on the CPU; rows that are views of one row are a shared mask."""
 
 

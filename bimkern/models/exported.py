@@ -7,7 +7,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-import bimkern.models.timm_backbone  # noqa: F401  # registers a built-in encoder; likewise vit
 from bimkern import pieces
 from bimkern.errors import BimkernError
 from bimkern.models import cmt, swin, timm_backbone, vit  # noqa: F401  # these register the built-in encoders

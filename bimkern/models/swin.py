@@ -6,7 +6,6 @@ stage also merges, so that the tokens after it are those that the next stage beg
 Shapes: B images, C channels, H W pixels, N patches, K visible ones, T tokens, D width.
 """
 
-import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.models.checks import check_counts, check_mlp_ratio
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import fill_masked
 from bimkern.models.random_weights import RandomWeights
-from bimkern.models.swin_layers import NORM_EPS, NormedPatchEmbed, Stage, init_swin
+from bimkern.models.swin_layers import NORM_EPS, NormedPatchEmbed, SwinStage, init_swin
 from bimkern.models.windows import SwinPlan, plan_windows
 
 
@@ -36,7 +36,7 @@ class Swin(nn.Module):
         self.config = config
         self.patch_embed = NormedPatchEmbed(config.channels, config.width, config.patch)
         self.layers = nn.ModuleList(
-            Stage(
+            SwinStage(
                 config.width * 2**i,
                 depth,
                 num_heads,
@@ -121,11 +121,8 @@ class SwinConfig:
     norm_eps: ClassVar[float] = NORM_EPS
 
     def __post_init__(self) -> None:
-        for name in ("width", "window", "patch", "image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SwinConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"SwinConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_counts(self, "width", "window", "patch", "image_size", "channels")
+        check_mlp_ratio(self)
         *before, last = self.depths or (0,)
         if not all(depth > 0 for depth in before) or last < (1 if not before else 0):
             raise ValueError(f"SwinConfig: depths must be at least 1, but for the last of several, got {self.depths}")

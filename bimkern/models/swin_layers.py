@@ -83,7 +83,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(fours))
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """The layers of one level, behind the merging that leads to it."""
 
     def __init__(self, width: int, depth: int, num_heads: int, window: Grid, mlp_ratio: float, *, merges: bool) -> None:

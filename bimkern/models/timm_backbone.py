@@ -20,7 +20,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from bimkern import pieces
 from bimkern.models import timm_networks
-from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
+from bimkern.models.checks import check_counts
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.painting import PaintedEncoder
 from bimkern.models.random_weights import RandomWeights
@@ -53,14 +54,14 @@ class _Part(nn.Sequential):
         return tokens.to(maps.dtype)
 
 
-class Stem(_Part):
+class TimmStem(_Part):
     """What comes before the levels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.run(images)
 
 
-class Stage(_Part):
+class TimmLevel(_Part):
     """A level, from the tokens of the one before."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, takes_channels_last: bool, channels_last: bool) -> None:
@@ -102,9 +103,9 @@ class TimmBackbone(PaintedEncoder):
         network = timm_networks.create(config.name, config.image_size, config.arguments)
         formats = _described(config, config.image_size).channels_last
         if network.stem:
-            self.embedding = Stem(network.stem, channels_last=formats[0])
+            self.embedding = TimmStem(network.stem, channels_last=formats[0])
             self.layers = nn.ModuleList(
-                Stage(modules, takes_channels_last=before, channels_last=after)
+                TimmLevel(modules, takes_channels_last=before, channels_last=after)
                 for modules, (before, after) in zip(network.levels[: config.depth], pairwise(formats), strict=False)
             )
         else:
@@ -112,9 +113,7 @@ class TimmBackbone(PaintedEncoder):
             self.layers = nn.ModuleList([Whole(network.levels[0], network.patch, channels_last=formats[1])])
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
-        patch = self.config.level(0).patch
-        grid = self.config.level(layer).grid(view.grid[0] * patch, view.grid[1] * patch)
-        found: Tensor = self.layers[layer](tokens, grid)
+        found: Tensor = self.layers[layer](tokens, grid_after(self.config, layer, view.grid))
         return found
 
 
@@ -145,9 +144,7 @@ class TimmBackboneConfig:
     num_prefix: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TimmBackboneConfig: {name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "image_size", "channels")
         described, most = _described(self, self.image_size), len(self._levels) - 1
         if self.num_levels is not None and not 1 <= self.num_levels <= most:
             raise ValueError(f"TimmBackboneConfig: num_levels must be in [1, {most}], got {self.num_levels}")
@@ -273,7 +270,7 @@ def _renamed(encoder: TimmBackbone, whole: nn.Module) -> Iterator[tuple[str, str
     lifted |= {name: f"{name}." for name, _ in whole.named_children()}
     for where, part in (("embedding", encoder.embedding), *((f"layers.{i}", m) for i, m in enumerate(encoder.layers))):
         for name, module in part.named_children():
-            if isinstance(encoder.embedding, Stem):
+            if isinstance(encoder.embedding, TimmStem):
                 yield f"{where}.{name}.", lifted[name]
                 continue
             for inner, _ in module.named_children():  # either the whole network itself, or parts of it

@@ -3,7 +3,6 @@
 Shapes: B images, C channels, H W pixels, N patches, K kept patches, D width; one prefix token (cls).
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.models.checks import check_counts, check_mlp_ratio
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import PatchEmbed, TransformerLayer, fill_masked, init_linear, layer_flops
 from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
@@ -100,11 +100,8 @@ class ViTConfig:
     num_prefix: ClassVar[int] = ViT.num_prefix
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "num_heads", "patch", "image_size", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ViTConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"ViTConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_counts(self, "width", "depth", "num_heads", "patch", "image_size", "channels")
+        check_mlp_ratio(self)
         if self.image_size % self.patch:
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % self.num_heads:

@@ -112,7 +112,7 @@ def _config_of(found: Any, name: str) -> Config:
         if needed := _needed(found):
             raise ConfigError(f"{name} must need no arguments; give {', '.join(needed)} a default")
         found = _run(name, found)
-    config = found.config if isinstance(found, (Recipe, DeferredRecipe)) else found
+    config = _run(name, lambda: found.config) if isinstance(found, (Recipe, DeferredRecipe)) else found
     if not isinstance(config, Config):
         raise ConfigError(
             f"{name} must be a Config or Recipe, or a function that returns one; got {type(config).__name__}"
@@ -139,7 +139,7 @@ def _offers(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, (Config, Recipe))
+        if isinstance(value, (Config, Recipe, DeferredRecipe))
         or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
     ]
 

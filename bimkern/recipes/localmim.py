@@ -70,7 +70,7 @@ def localmim_swin(name: str, encoder: SwinConfig, *, epochs: int, batch_size: in
         taps=taps,  # section 4.4: behind every stage, merged but for the last
         masker=units(encoder),  # section 4.1, masks of GreenMIM
         heads=tuple(DecoderConfig(width=width, depth=1, num_heads=4) for width in widths),  # of the published program
-        targets=(HogTarget(bins=18),),  # of the published program
+        targets=(HogTarget(bins=18),),  # of the published program, which adds a random bias here too
         flow=EndToEnd(),
     )
     base = trained_as_mae(name, method)

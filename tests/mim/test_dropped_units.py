@@ -99,7 +99,7 @@ def test_what_is_masked_does_not_reach_the_encoder():
 def test_units_that_merging_would_split_are_refused(masker, unit):
     message = (
         f"Method: {type(masker).__name__} leaves out mask units of {unit} x {unit} patches, but Swin merges 4 x 4 of "
-        f"them into a token; set a mask_unit that is a multiple of 4"
+        f"them into a token; take a masker whose mask_unit is a multiple of 4"
     )
     with pytest.raises(ValueError, match=message):
         replace(METHOD, masker=masker)

@@ -12,7 +12,7 @@ from bimkern.train.config.run import ConfigError
 
 SOURCE = """
 from dataclasses import replace
-from bimkern.recipes import RECIPES
+from bimkern.recipes import RECIPES, DeferredRecipe
 
 recipe = RECIPES["mae_vit_test"]
 config = recipe.config
@@ -29,6 +29,9 @@ def returns_none():
 
 def fails():
     return 1 / 0
+
+deferred = DeferredRecipe(name="deferred", summary="", build=my_recipe)
+deferred_fails = DeferredRecipe(name="deferred_fails", summary="", build=fails)
 """
 _modules = iter(range(1000))
 
@@ -58,6 +61,7 @@ def test_a_function_of_a_file_or_module(folder, form):
     config = find_config(form.format(name, "my_recipe", folder))
     assert (config.recipe, config.run.seed) == ("mine", 3)
     assert find_config(form.format(name, "config", folder)) == find_config(form.format(name, "recipe", folder))
+    assert find_config(form.format(name, "deferred", folder)) == config
 
 
 def test_a_module_in_a_package(folder):
@@ -82,6 +86,7 @@ def test_a_file_may_import_its_neighbors(folder):
         ("{name}.py:", "{name}.py must name its recipe too, as {name}.py:my_recipe"),
         ("{name}.py:my_recip", "{name}.py has no 'my_recip'; did you mean my_recipe, recipe?"),
         ("{name}.py:nothing", "{name}.py has no 'nothing'; choose one of recipe, config, my_recipe, needs"),
+        ("{name}.py:deferre", "{name}.py has no 'deferre'; did you mean deferred, "),
         ("{name}.py:needs", "{name}.py:needs must need no arguments; give depth, width a default"),
         ("{name}.py:returns_none", "must be a Config or Recipe, or a function that returns one; got NoneType"),
         ("{name}.py:RECIPES", "must be a Config or Recipe, or a function that returns one; got dict"),
@@ -106,6 +111,7 @@ def test_what_is_no_recipe_is_refused_in_one_line(folder, reference, message):
     ("text", "function", "message", "cause"),
     [
         (SOURCE, ":fails", "{name}.py:fails ended with ZeroDivisionError: division by zero", ZeroDivisionError),
+        (SOURCE, ":deferred_fails", "{name}.py:deferred_fails ended with ZeroDivisionError: ", ZeroDivisionError),
         ("import no_such_package", ":f", "{name}.py ended with ModuleNotFoundError: ", ModuleNotFoundError),
         ("def f(:", ":f", "{name}.py ended with SyntaxError: invalid syntax", SyntaxError),
         ("raise ValueError('two\\nlines')", ":f", "{name}.py ended with ValueError: two lines", ValueError),

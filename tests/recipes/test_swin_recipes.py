@@ -7,6 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bimkern.mim.flow import Local
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import HogTarget, PixelTarget
+from bimkern.models.heads import DecoderConfig, LinearConfig
+from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.recipes.localmim import LOCALMIM_RECIPES
 
@@ -26,6 +28,11 @@ def test_masks_leave_12_of_49_units(name):
     assert torch.equal(views[0].keep[0], views[0].keep[1])
     counts = [192, 48, 12, 12]
     assert [view.decoded.shape[1] for view in views] == (counts if len(views) == 4 else [12])
+
+
+def test_masks_of_each_image_are_an_option(capsys):
+    main(["greenmim_swin_base", "--set", "method.masker.type=RandomUnits", "--show"])
+    assert '[method.masker]\ntype = "RandomUnits"\nratio = 0.75\nmask_unit = 8\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,6 +106,21 @@ def test_localmim_has_its_published_decoders():
     assert method_of("localmim_swin_base_pixels").target(0) == PixelTarget(normalize=True)
     isolated = {recipe.name for recipe in LOCALMIM_RECIPES if isinstance(recipe.config.method.flow, Local)}
     assert isolated >= {"localmim_swin_base_isolated", "localmim_swin_large_isolated"}
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [
+        ("greenmim_swin_base", DecoderConfig(width=512, depth=1, num_heads=16)),
+        ("greenmim_swin_large", DecoderConfig(width=512, depth=1, num_heads=16)),
+        ("fastmim_swin_base", DecoderConfig(width=256, depth=4, num_heads=8, positions=False)),
+        ("fastmim_swin_large", DecoderConfig(width=512, depth=4, num_heads=16, positions=False)),
+        ("fastmim_p_swin_large", DecoderConfig(width=512, depth=4, num_heads=16, positions=False)),
+        ("simmim_swin_base", LinearConfig()),
+    ],
+)
+def test_decoders_are_the_published_ones(name, decoder):
+    assert method_of(name).heads == (decoder,)
 
 
 def test_fastmim_p_grows_windows_with_images():

@@ -27,7 +27,9 @@ class Masker(Protocol):
         """
 
     def views(self, draw_ids: Tensor, grid: Grid, num_stages: int, seed: int) -> list[StageView]:
-        """Draw what every stage sees of the samples draw_ids [B], int64; the draw depends on (seed, draw id) alone.
+        """Draw what every stage sees of the samples draw_ids [B], int64.
+
+        The draw depends on (seed, draw id) alone, the draw id of the first sample where all share a mask.
 
         Raises:
             ValueError: as entering.

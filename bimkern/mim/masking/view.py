@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from bimkern.models.encoder import Grid, Plan
+from bimkern.models.encoder import Grid, ViewPlan
 from bimkern.models.windows import coarsened
 from bimkern.ops import gather_tokens, keep_to_mask
 
@@ -29,7 +29,7 @@ class StageView:
     masked: Tensor  # [B, N] loss weight
     decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the masked ones filled in
     decoded_within: Tensor | None  # [B, K'] their indices among this stage's tokens; None where they are all of them
-    plan: Plan | None = None  # what the encoder planned for the patches that enter it
+    plan: ViewPlan | None = None  # what the encoder planned for the patches that enter it
 
     def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
         """Drop the tokens of the stage before that this stage does not see."""

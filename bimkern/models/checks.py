@@ -1,0 +1,25 @@
+"""Checks that the configs of encoders share."""
+
+import math
+from typing import Any
+
+
+def check_counts(config: Any, *names: str) -> None:
+    """Refuse a config in which one of the named fields is below 1.
+
+    Raises:
+        ValueError: the message names the field.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{type(config).__name__}: {name} must be at least 1, got {getattr(config, name)}")
+
+
+def check_mlp_ratio(config: Any) -> None:
+    """Refuse a config whose MLPs would have no width.
+
+    Raises:
+        ValueError: mlp_ratio is not above 0 and finite.
+    """
+    if not 0 < config.mlp_ratio < math.inf:
+        raise ValueError(f"{type(config).__name__}: mlp_ratio must be above 0 and finite, got {config.mlp_ratio}")

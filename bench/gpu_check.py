@@ -38,7 +38,8 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("held_out", "initialized_runs", "loggers", "output", "reads", "run")),
     *(f"tests/train/test_{name}.py" for name in ("run_from_python", "schedule_of_a_run", "second_encoder", "signals")),
     *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
-    *("tests/recipes/test_own_pieces.py", "tests/csrc", "tests/bench"),
+    *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
+    *("tests/train/test_swin_runs.py", "tests/csrc", "tests/bench"),
 )
 
 

@@ -229,7 +229,7 @@ def test_a_run_begins_with_the_weights_of_another(photos, finished, tmp_path, ca
     with pytest.raises(SystemExit):
         main(["fastmim_cmt_test", "--init", str(source), "--dry-run"])
     error = capsys.readouterr().err
-    assert f"--init {source} holds no weights of such an encoder; it names" in error
+    assert f"--init {source}: the encoder differs: it is a TimmBackboneConfig instead of a CMTConfig" in error
     assert error.count("\n") == 1
 
 

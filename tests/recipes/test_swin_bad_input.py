@@ -47,7 +47,7 @@ def complaint(capsys, *arguments):
                 SPARSE,
                 ["--set", f"method.masker.mask_unit={unit}"],
                 f"method: SharedUnits leaves out mask units of {unit} x {unit} patches, but Swin merges 4 x 4 of them "
-                f"into a token; set a mask_unit that is a multiple of 4",
+                f"into a token; take a masker whose mask_unit is a multiple of 4",
             )
             for unit in (2, 6)
         ),

@@ -24,7 +24,7 @@ int64_t count_windows(const WindowAxis& axis) { return (axis.side - 1 + tokens_b
 int64_t count_windows(const GroupWindows& args) { return count_windows(args.rows) * count_windows(args.columns); }
 
 int64_t grain_masks(const GroupWindows& args) {
-  return grain_rows(args.tokens * 16);  // a few nanoseconds a token
+  return grain_rows(args.tokens);  // a few nanoseconds a token; a thread that sleeps takes tens of microseconds to wake
 }
 
 // A coordinate's part of the window and of the position of a token.

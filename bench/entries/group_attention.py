@@ -4,12 +4,16 @@ Shapes: B images, N mask units of which K are visible, T visible tokens, H heads
 tokens a side of a window, u a side of a mask unit.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench import shapes
 from bench.entry import Case, Measure, entry
+from bench.refcheck import equal_up_to_rounding
 from bimkern.ops import WindowGroups, group_attention, group_windows, keep_to_mask, random_keep, scale_mask
 from bimkern.ops.group_attention import group_attention_reference
 
@@ -64,6 +68,10 @@ class Groups:
         return self.merge(logits.softmax(dim=-1) @ v)
 
 
+def _tensors(output: Any) -> Sequence[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
 @entry("group_attention", shapes=shapes.ATTENTION)
 def measure(case: Case) -> Measure:
     """Attention within windows of visible tokens, with relative position bias, where all images share a mask."""
@@ -79,6 +87,12 @@ def measure(case: Case) -> Measure:
     # Queries, keys and values in, their mixtures out; back: all of these again, and gradients of the former out.
     moved = 4 * B * T * H * d * case.itemsize
     counts = groups.windows.flatten().unique(return_counts=True)[1]
+
+    def check(provider: str, got: Any, expected: Any) -> None:
+        """Hold the gradient of the table, too, to the dtype of the tokens: plain forms take the bias in that dtype."""
+        in_dtype = ([x.to(case.torch_dtype) for x in _tensors(output)] for output in (got, expected))
+        equal_up_to_rounding(provider, *in_dtype)
+
     product = 2 * B * int(counts.square().sum()) * H * d  # what tokens of a window cost, without padding
     return Measure(
         ours=lambda: group_attention(qkv, table, groups, H),
@@ -88,6 +102,7 @@ def measure(case: Case) -> Measure:
             "compile": lambda: compiled(qkv, table, H),
         },
         reference=lambda: group_attention_reference(qkv, table, *plan, H, d**-0.5),
+        check=check,
         leaves=[qkv, table],
         bytes=moved if case.pass_name == "fwd" else moved + 7 * moved // 4,
         matrix_flops=(2 if case.pass_name == "fwd" else 7) * product,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bimkern.ops._triton.launch import launch, power_of_2
 from bimkern.ops._triton.masked_loss import WIDE
-from bimkern.ops._triton.rows import alignment, row_starts, with_contiguous_rows
+from bimkern.ops._triton.rows import alignment, row_starts, row_strides, with_contiguous_rows
 
 _MAX_BLOCK = 32  # queries or keys: with more, or with fewer warps, kernels spill registers
 _MIN_BLOCK = 16  # what tl.dot takes at least; of wide heads and of float64 for the same reason
@@ -262,7 +262,7 @@ def group_attention_fwd(
     out, logsumexp = qkv.new_empty(B, T, C // 3), table.new_empty(B, num_heads, T)
     programs, sizes, constants = _tiles(members, table, qkv, out)
     if programs:
-        launch(attend, programs, qkv, table, plan, out, logsumexp, sizes, qkv.stride()[:2], scale, **constants)
+        launch(attend, programs, qkv, table, plan, out, logsumexp, sizes, row_strides(qkv), scale, **constants)
     return out, logsumexp
 
 
@@ -286,7 +286,7 @@ def group_attention_bwd(
     along_rows = torch.empty_like(logsumexp)
     table_sums = torch.zeros(num_heads, len(table), dtype=torch.int64, device=qkv.device)
     factor = _integers_per_unit(grad, qkv, grad.shape[-1] // num_heads)
-    inputs, numbers = (qkv, table, plan, grad, logsumexp), (sizes, qkv.stride()[:2], grad.stride()[:2], scale)
+    inputs, numbers = (qkv, table, plan, grad, logsumexp), (sizes, row_strides(qkv), row_strides(grad), scale)
     of_queries, of_keys_values = grad_qkv.split((grad.shape[-1], 2 * grad.shape[-1]), dim=-1)
     launch(query_grads, programs, *inputs, of_queries, along_rows, *numbers, **constants)
     launch(key_grads, programs, *inputs, along_rows, of_keys_values, *numbers, **constants)

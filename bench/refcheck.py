@@ -24,7 +24,7 @@ def equal_up_to_rounding(provider: str, got: Any, expected: Any) -> None:
     Raises:
         WrongResult: `torch: output 1 is off by 0.13 of the largest value, allowed 1e-05`
     """
-    found, wanted = _tensors(got), _tensors(expected)
+    found, wanted = tensors(got), tensors(expected)
     if len(found) != len(wanted):
         raise WrongResult(f"{provider}: {len(found)} outputs, expected {len(wanted)}")
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
@@ -46,7 +46,8 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float(difference / expected.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny))
 
 
-def _tensors(output: Any) -> tuple[Tensor, ...]:
+def tensors(output: Any) -> tuple[Tensor, ...]:
+    """Return the outputs of a provider, one or several, as a tuple."""
     return (output,) if isinstance(output, Tensor) else tuple(output)
 
 

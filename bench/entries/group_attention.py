@@ -4,7 +4,6 @@ Shapes: B images, N mask units of which K are visible, T visible tokens, H heads
 tokens a side of a window, u a side of a mask unit.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from bench import shapes
 from bench.entry import Case, Measure, entry
-from bench.refcheck import equal_up_to_rounding
+from bench.refcheck import equal_up_to_rounding, tensors
 from bimkern.ops import WindowGroups, group_attention, group_windows, keep_to_mask, random_keep, scale_mask
 from bimkern.ops.group_attention import group_attention_reference
 
@@ -68,10 +67,6 @@ class Groups:
         return self.merge(logits.softmax(dim=-1) @ v)
 
 
-def _tensors(output: Any) -> Sequence[Tensor]:
-    return [output] if isinstance(output, Tensor) else list(output)
-
-
 @entry("group_attention", shapes=shapes.ATTENTION)
 def measure(case: Case) -> Measure:
     """Attention within windows of visible tokens, with relative position bias, where all images share a mask."""
@@ -90,7 +85,7 @@ def measure(case: Case) -> Measure:
 
     def check(provider: str, got: Any, expected: Any) -> None:
         """Hold the gradient of the table, too, to the dtype of the tokens: plain forms take the bias in that dtype."""
-        in_dtype = ([x.to(case.torch_dtype) for x in _tensors(output)] for output in (got, expected))
+        in_dtype = ([x.to(case.torch_dtype) for x in tensors(output)] for output in (got, expected))
         equal_up_to_rounding(provider, *in_dtype)
 
     product = 2 * B * int(counts.square().sum()) * H * d  # what tokens of a window cost, without padding

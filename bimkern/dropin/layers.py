@@ -75,14 +75,15 @@ def _product_dtype(images: Tensor, convolution: Any) -> torch.dtype | None:
 
 def _is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
     """Return whether a convolution cuts patches and does nothing else, and nothing listens to its calls."""
-    if type(convolution) is not nn.Conv2d or convolution.bias is None or _has_hooks(patch_embed):
+    if type(convolution) is not nn.Conv2d or convolution.bias is None or has_hooks(patch_embed):
         return False
     p = convolution.kernel_size[0]
     plain = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    return plain == ((p, p), (p, p), (0, 0), (1, 1), 1) and not _has_hooks(convolution)
+    return plain == ((p, p), (p, p), (0, 0), (1, 1), 1) and not has_hooks(convolution)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether something listens to a module's calls, which must then be made."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

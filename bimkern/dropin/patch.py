@@ -150,6 +150,6 @@ def _nearest(model: nn.Module) -> str:
         return f"looked for {names}"
     _, host, path, missing = min(candidates, key=lambda candidate: candidate[0])
     where = path or "it"
-    return f"looked for {names}; {where} is nearest to {host.name} but lacks {', '.join(missing)}"
+    return f"looked for {names}; {where} is nearest to {host.name} but {', '.join(missing)}"
 
 

@@ -50,6 +50,7 @@ class Host:
         tensors: attribute -> shape, in letters (`_check.shapes`); a letter has one size in all of them.
         parts: what is replaced. Several of one method are tried in turn.
         package: on PyPI, or None for code that is passed on as files.
+        tested: versions of the package with which the tests passed.
         constants: makes class attributes that the replacements read, from the host's class.
     """
 
@@ -58,31 +59,27 @@ class Host:
     attributes: tuple[str, ...] = ()
     tensors: Mapping[str, str] = field(default_factory=dict)
     package: str | None = None
+    tested: tuple[str, ...] = ()
     constants: Callable[[type], Mapping[str, Any]] = no_constants
 
     def missing(self, module: nn.Module) -> Iterator[str]:
-        """Yield what the structure has and a module lacks."""
+        """Yield what a module differs in from this structure."""
         for name in self.attributes:
             if _get(module, name) is None:
-                yield name
+                yield f"has no {name}"
         found = {name: _get(module, name) for name in self.tensors}
         for name, value in found.items():
             if not isinstance(value, Tensor):
-                yield f"{name} [{', '.join(self.tensors[name].split())}]"
+                yield f"has no {name} [{', '.join(self.tensors[name].split())}]"
         if all(isinstance(value, Tensor) for value in found.values()):
             try:
                 check.shapes(self.name, **{name: (found[name], shape) for name, shape in self.tensors.items()})
             except ValueError as error:
-                yield str(error).removeprefix(f"{self.name}: ")
+                yield f"has another shape: {str(error).removeprefix(f'{self.name}: ')}"
 
     def recognizes(self, module: nn.Module) -> bool:
         """Return whether a module has the structure of this family."""
         return next(self.missing(module), None) is None
-
-    def describe(self) -> str:
-        """List what a module must have."""
-        tensors = (f"{name} [{', '.join(shape.split())}]" for name, shape in self.tensors.items())
-        return ", ".join((*self.attributes, *tensors))
 
 
 def _get(module: nn.Module, name: str) -> Any:

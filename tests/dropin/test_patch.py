@@ -22,6 +22,14 @@ def loss_of(model, images=IMAGES):
     return model(images)[0]
 
 
+def error_of(model, images):
+    try:
+        model(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return error
+    raise AssertionError("there is none")
+
+
 class OtherLoss(MaskedAutoencoderViT):
     def forward_loss(self, imgs, pred, mask):
         return (pred - self.patchify(imgs)).abs().mean()
@@ -184,12 +192,11 @@ def test_an_embedding_that_is_no_plain_convolution_is_run_by_the_host(change):
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 16, 64), torch.rand(2, 4, 32, 32), IMAGES.byte(), IMAGES[0]])
 def test_wrong_images_get_the_hosts_own_error(images):
     model = MaskedAutoencoderViT()
-    with pytest.raises(Exception, match="") as expected:
-        model(images)
+    expected = error_of(model, images)
     patch(model)
-    with pytest.raises(expected.type) as got:
-        model(images)
-    assert str(got.value) == str(expected.value)
+    got = error_of(model, images)
+    assert type(got) is type(expected)
+    assert str(got) == str(expected)
 
 
 def test_images_that_need_a_gradient_get_it():
@@ -250,7 +257,7 @@ def test_a_model_that_is_nearly_known():
     model = MaskedAutoencoderViT()
     del model.mask_token
     with pytest.raises(
-        DropinError, match=r"; it is nearest to MAE-style MaskedAutoencoderViT but lacks mask_token \[1, 1, E\]$"
+        DropinError, match=r"; it is nearest to MAE-style MaskedAutoencoderViT but has no mask_token \[1, 1, E\]$"
     ):
         patch(model)
 
@@ -258,7 +265,7 @@ def test_a_model_that_is_nearly_known():
 def test_a_shape_that_does_not_fit():
     model = MaskedAutoencoderViT()
     model.pos_embed = nn.Parameter(torch.zeros(1, 4, 16))
-    with pytest.raises(DropinError, match=r"lacks decoder_pos_embed must be \[1, 4, E=12\], got \[1, 17, 12\]$"):
+    with pytest.raises(DropinError, match=r"but has another shape: decoder_pos_embed must be \[1, 1\+N=4, E=12\], got"):
         patch(model)
 
 

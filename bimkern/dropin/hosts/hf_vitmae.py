@@ -16,7 +16,7 @@ from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import stand_ins
 
-_PACKAGE = "transformers"
+_PACKAGE, _TESTED = "transformers", ("5.23.0", "5.24.0")
 
 
 def embed(
@@ -154,6 +154,7 @@ def _try_pretrain(module: Any) -> Trial:
 EMBEDDINGS = Host(
     name="Hugging Face ViTMAEEmbeddings",
     package=_PACKAGE,
+    tested=_TESTED,
     attributes=("patch_embeddings.projection", "config.mask_ratio", "image_size"),
     tensors={"cls_token": "1 1 D", "position_embeddings": "1 1+N D"},
     parts=(
@@ -164,6 +165,7 @@ EMBEDDINGS = Host(
 DECODER = Host(
     name="Hugging Face ViTMAEDecoder",
     package=_PACKAGE,
+    tested=_TESTED,
     attributes=("decoder_embed", "decoder_layers", "decoder_norm", "decoder_pred"),
     tensors={"mask_token": "1 1 D", "decoder_pos_embed": "1 1+N D"},
     parts=(Part(what="decoder's input", method="forward", ours=decode, trial=_try_decode),),
@@ -172,6 +174,7 @@ DECODER = Host(
 PRETRAINING = Host(
     name="Hugging Face ViTMAEForPreTraining",
     package=_PACKAGE,
+    tested=_TESTED,
     attributes=("vit.embeddings.position_embeddings", "decoder", "config.patch_size", "config.norm_pix_loss"),
     parts=(Part(what="loss", method="forward", ours=pretrain, trial=_try_pretrain),),
     constants=_output,

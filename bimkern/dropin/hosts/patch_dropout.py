@@ -56,6 +56,7 @@ def _try(module: Any) -> Trial:
 TIMM = Host(
     name="timm PatchDropout",
     package="timm",
+    tested=("1.0.30", "1.0.31"),
     attributes=("prob", "num_prefix_tokens", "ordered"),
     parts=(
         Part(what="gathering of kept tokens", method="forward", ours=forward, trial=_try),
@@ -65,6 +66,7 @@ TIMM = Host(
 OPEN_CLIP = Host(
     name="open_clip PatchDropout",
     package="open_clip_torch",
+    tested=("3.2.0", "3.3.0"),
     attributes=("prob", "exclude_first_token"),
     parts=(Part(what="gathering of kept tokens", method="forward", ours=forward_of_open_clip, trial=_try),),
 )

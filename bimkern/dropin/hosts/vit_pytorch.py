@@ -113,6 +113,7 @@ _SHARED = (
 MAE = Host(
     name="vit-pytorch MAE",
     package="vit-pytorch",
+    tested=("1.26.11", "1.26.14"),
     attributes=(*_SHARED, "encoder.pool", "enc_to_dec", "decoder", "decoder_pos_emb.weight"),
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, decoder's input and loss", method="forward", ours=pretrain_mae, trial=_try_mae),),
@@ -120,6 +121,7 @@ MAE = Host(
 SIMMIM = Host(
     name="vit-pytorch SimMIM",
     package="vit-pytorch",
+    tested=("1.26.11", "1.26.14"),
     attributes=_SHARED,
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, mask tokens and loss", method="forward", ours=pretrain_simmim, trial=_try_simmim),),

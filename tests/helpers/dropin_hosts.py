@@ -16,6 +16,7 @@ class Case:
     loss: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     exact: bool = False  # only copies tokens: every bit is the host's
     double: bool = True  # the host itself runs in float64
+    draws: bool = True  # the masks are the model's own
 
 
 def first(model, batch):
@@ -56,6 +57,25 @@ def timm_vit(**options):
     )
 
 
+def lightly_vit(over):
+    modules = import_or_skip("lightly.models.modules")
+    if over == "timm":
+        vit = timm_vit(num_heads=2)
+        return modules.MaskedVisionTransformerTIMM(vit)
+    torchvision = import_or_skip("torchvision.models")
+    vit = torchvision.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
+    )
+    return modules.MaskedVisionTransformerTorchvision(vit)
+
+
+def lightly_encoding(model, batch):
+    """Encode as lightly's MAE does, masks drawn by its own function."""
+    utils = import_or_skip("lightly.models.utils")
+    idx_keep, _ = utils.random_token_mask((len(batch), model.sequence_length), 0.7, device=batch.device)
+    return model.encode(batch, idx_keep=idx_keep).square().mean()
+
+
 def open_clip_dropout(**options):
     transformer = import_or_skip("open_clip.transformer")
     return nn.Sequential(nn.Linear(8, 8), transformer.PatchDropout(0.6, **options), nn.Linear(8, 3))
@@ -76,6 +96,10 @@ CASES = {
         lambda: vit_pytorch("MAE", "cls", True, decoder_dim=16), IMAGES, lambda m, x: m(x), double=False
     ),
     "vit-pytorch simmim": Case(lambda: vit_pytorch("SimMIM", "cls", True), IMAGES, lambda m, x: m(x)),
+    "lightly": Case(lambda: lightly_vit("timm"), IMAGES, lightly_encoding, exact=True, draws=False),
+    "lightly, torchvision": Case(
+        lambda: lightly_vit("torchvision"), IMAGES, lightly_encoding, exact=True, draws=False
+    ),
     "timm": Case(lambda: timm_vit(patch_drop_rate=0.5), IMAGES, mean_square, exact=True),
     "timm, registers": Case(lambda: timm_vit(patch_drop_rate=0.25, reg_tokens=2), IMAGES, mean_square, exact=True),
     "open_clip": Case(open_clip_dropout, (3, 9, 8), mean_square, exact=True),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from interop import import_or_skip
-from mae_host import MaskedAutoencoderViT
+from bench.mae_host import MaskedAutoencoderViT
 from torch.nn import functional as F
 
 from bimkern import dropin

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mae_host import MaskedAutoencoderViT
+from bench.mae_host import MaskedAutoencoderViT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from interop import import_or_skip
-from mae_host import MaskedAutoencoderViT
+from bench.mae_host import MaskedAutoencoderViT
 from torch import nn
 
 

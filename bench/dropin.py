@@ -63,7 +63,7 @@ class Trainee:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    given = _parse(arguments)
+    given = parse(arguments)
     device = torch.device(given.device)
     if device.type == "cpu":
         malloc.restart_warm(["dropin", *arguments])
@@ -127,14 +127,19 @@ def _report(name: str, patching: float, largest: float, plain: Trainee, ours: Tr
     return "\n".join(lines + [f"  {line}" for line in done.splitlines()])
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read a command line.
+
+    Raises:
+        UsageError: a name, a value or a device is not there.
+    """
     parser = cli.Parser(prog="python -m bench dropin", description=__doc__.partition(": ")[2])
     parser.add_argument("hosts", nargs="*", metavar="HOST", help=f"{', '.join(HOSTS)}; default: all")
     parser.add_argument("--batch-size", type=cli.positive, default=8, help="images per step (default: 8)")
     parser.add_argument("--rounds", type=cli.positive, default=8, help="steps of each that are timed (default: 8)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny models")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     cli.check_device(given.device)
     unknown = [name for name in given.hosts if name not in HOSTS]
     if unknown:

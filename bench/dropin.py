@@ -119,10 +119,8 @@ def _report(name: str, patching: float, largest: float, plain: Trainee, ours: Tr
         f"  loss: {plain.losses[0]:.7g} and {ours.losses[0]:.7g} at first; {len(plain.losses)} differ by {largest:.1g}",
     ]
     for label, trainee, times in (("host", plain, before), ("patched", ours, after)):
-        lines.append(
-            f"  {label:<8} {times.median:.3f} s ({times.p20:.3f} to {times.p80:.3f})  {batch / times.median:.3g} images/s"
-            f"  live {human_bytes(trainee.live)}"
-        )
+        speed = f"{times.median:.3f} s ({times.p20:.3f} to {times.p80:.3f})  {batch / times.median:.3g} images/s"
+        lines.append(f"  {label:<8} {speed}  live {human_bytes(trainee.live)}")
     lines.append(f"  patched/host: time {after.median / before.median:.3f}, live {ours.live / plain.live:.3f}")
     return "\n".join(lines + [f"  {line}" for line in done.splitlines()])
 
@@ -145,5 +143,3 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(HOSTS)}")
     return given
-
-

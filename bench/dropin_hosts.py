@@ -1,4 +1,4 @@
-"""Host programs for `python -m bench dropin`, at their base size or a tiny one; packages are imported when asked for."""
+"""Host programs for `python -m bench dropin`, at their base size or tiny; packages are imported when asked for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class BenchHost:
 def mae(tiny: bool) -> nn.Module:
     if tiny:
         return MaskedAutoencoderViT()
-    decoder = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+    decoder: dict[str, Any] = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
     return MaskedAutoencoderViT((224, 224), 16, width=768, depth=12, heads=12, **decoder)
 
 
@@ -35,7 +35,7 @@ def hf(tiny: bool) -> nn.Module:
     small: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
     sizes = small | {f"decoder_{name}": value for name, value in small.items()} | {"image_size": 32, "patch_size": 8}
     config = transformers.ViTMAEConfig(norm_pix_loss=True, **(sizes if tiny else {}))
-    return transformers.ViTMAEForPreTraining(config)  # type: ignore[no-any-return]
+    return transformers.ViTMAEForPreTraining(config)
 
 
 def vit_pytorch_mae(tiny: bool) -> nn.Module:
@@ -45,7 +45,7 @@ def vit_pytorch_mae(tiny: bool) -> nn.Module:
     # Its MAE takes positions [N, D] of an encoder without a class token only.
     encoder = vit.ViT(num_classes=0, pool="mean", **(small if tiny else sizes))
     width, depth = (16, 1) if tiny else (512, 8)
-    return package.MAE(encoder=encoder, decoder_dim=width, decoder_depth=depth)  # type: ignore[no-any-return]
+    return package.MAE(encoder=encoder, decoder_dim=width, decoder_depth=depth)
 
 
 def timm_patch_dropout(tiny: bool) -> nn.Module:

@@ -21,8 +21,12 @@ class PatchEmbed(nn.Module):
 
 def layers(width: int, depth: int, heads: int) -> nn.ModuleList:
     """Return transformer layers without dropout, normalized at their start."""
-    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-    return nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(depth))
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        for _ in range(depth)
+    )
 
 
 class MaskedAutoencoderViT(nn.Module):

@@ -44,7 +44,9 @@ def _installed(package: str) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bimkern.dropin", description=__doc__.partition(": ")[2])
-    parser.add_argument("--list", action="store_true", required=True, help="show the table; nothing is imported of them")
+    parser.add_argument(
+        "--list", action="store_true", required=True, help="show the table; nothing is imported of them"
+    )
     parser.parse_args()
     with printing():
         print(listing())

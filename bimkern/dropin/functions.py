@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bimkern.dropin import layers
 from bimkern.dropin.hosts import patch_dropout
-from bimkern.dropin.order import inverse, host_order
+from bimkern.dropin.order import host_order, inverse
 from bimkern.ops import hog, keep_to_mask
 
 

@@ -42,9 +42,7 @@ def gather(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: 
     return gather_tokens(tokens.to(dtype), keep, pos, num_prefix=num_prefix)
 
 
-def embed(
-    patch_embed: nn.Module, convolution: Any, images: Tensor, pos: Tensor, masks: Callable[[], Tensor]
-) -> Tensor:
+def embed(patch_embed: nn.Module, convolution: Any, images: Tensor, pos: Tensor, masks: Callable[[], Tensor]) -> Tensor:
     """Embed the patches that a mask keeps, and add their positions.
 
     Args:

@@ -40,7 +40,9 @@ class Patched:
         """
         for path, module in self.modules.items():
             if swap.recipe_of(module) is not None and not swap.is_ours(type(module)):
-                raise DropinError(f"undo: {path or 'the model'} got another class since it was patched: undo that first")
+                raise DropinError(
+                    f"undo: {path or 'the model'} got another class since it was patched: undo that first"
+                )
         for module in self.modules.values():
             module.__class__ = swap.host_class_of(module)
 
@@ -103,9 +105,7 @@ def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, Host]]:
             yield path, module, host
 
 
-def _usable(
-    path: str, module: nn.Module, host: Host, replaced: dict[str, str], left: dict[str, str]
-) -> Iterator[int]:
+def _usable(path: str, module: nn.Module, host: Host, replaced: dict[str, str], left: dict[str, str]) -> Iterator[int]:
     """Yield the parts that can be replaced, at most one for each method, and note what becomes of every method."""
     host_class = swap.host_class_of(module)
     done: set[str] = set()
@@ -151,5 +151,3 @@ def _nearest(model: nn.Module) -> str:
     _, host, path, missing = min(candidates, key=lambda candidate: candidate[0])
     where = path or "it"
     return f"looked for {names}; {where} is nearest to {host.name} but {', '.join(missing)}"
-
-

@@ -17,7 +17,7 @@ Recipe = tuple[str, tuple[int, ...], str]  # name of the host, indices of its pa
 
 
 @functools.cache
-def patched_class(host_class: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+def patched_class(host_class: Any, recipe: Recipe) -> Any:
     """Make the subclass of a host's class that has the parts of a recipe replaced."""
     name, indices, masks = recipe
     host = HOSTS[name]
@@ -40,7 +40,7 @@ def recipe_of(module: nn.Module) -> Recipe | None:
     return getattr(type(module), "_bimkern_recipe", None)
 
 
-def host_class_of(module: nn.Module) -> type[nn.Module]:
+def host_class_of(module: nn.Module) -> Any:
     """Return the class that a module has, or had before it was patched."""
     return getattr(type(module), "_bimkern_host", type(module))
 
@@ -53,7 +53,7 @@ def is_ours(cls: type) -> bool:
 def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """Pickle and copy with the host's class and the recipe in place of our class, which has no name to be found by."""
     ours = next(cls for cls in type(self).__mro__ if is_ours(cls))
-    reduced: tuple[Any, ...] = super(ours, self).__reduce_ex__(protocol)  # type: ignore[assignment]
+    reduced: Any = super(ours, self).__reduce_ex__(protocol)  # type: ignore[arg-type]  # ours is a class
     if type(self) is not ours:
         return reduced
     make, args, *state = reduced
@@ -61,6 +61,6 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     return _rebuild, (host_class, recipe, make, *(host_class if arg is ours else arg for arg in args)), *state
 
 
-def _rebuild(host_class: type[nn.Module], recipe: Recipe, make: Callable[..., Any], *args: Any) -> Any:
+def _rebuild(host_class: Any, recipe: Recipe, make: Callable[..., Any], *args: Any) -> Any:
     ours = patched_class(host_class, recipe)
     return make(*(ours if arg is host_class else arg for arg in args))

@@ -7,6 +7,7 @@ time, and must agree in results, gradients and random numbers drawn.
 
 import contextlib
 import inspect
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from bimkern.dropin.structure import Part
 
-_SMALL = 2**16  # elements of a parameter whose gradient is compared: a weight matrix takes time and shows no more
+_SMALL = 2**18  # elements of what a gradient is compared of: a weight matrix takes time and shows no more
+_PERIOD = 8191  # a prime: no patch or row repeats another
 _TOLERANCE = 1e-4  # of the largest value; another formula is off by far more
 _HALF_TOLERANCE = 3e-2
 
@@ -52,7 +54,15 @@ def twin(module: nn.Module, cls: type[nn.Module] | None = None, **children: nn.M
 
 
 def _randomized(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(torch.randn_like(parameter), parameter.requires_grad)
+    return None if parameter is None else nn.Parameter(sample(parameter, *parameter.shape), parameter.requires_grad)
+
+
+def sample(like: Tensor, *shape: int) -> Tensor:
+    """Return random values in [-1, 1), repeated from some on to save time, as another tensor's dtype and device are."""
+    count = math.prod(shape)
+    period = min(count, _PERIOD)
+    values = torch.rand(period, device=like.device, dtype=torch.float32).mul_(2).sub_(1).to(like.dtype)
+    return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
 
 
 def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module) -> str | None:
@@ -81,13 +91,14 @@ def _compare(
     trial = part.trial(module)
     subject = twin(module, host_class, **trial.children)
     subject.training = training
+    gradients = training  # are the same out of it
     try:
-        expected = _call(subject, getattr(host_class, part.method), trial.args)
+        expected = _call(subject, getattr(host_class, part.method), trial.args, gradients)
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     subject.__class__ = ours
     try:
-        got = _call(subject, part.ours, trial.args)
+        got = _call(subject, part.ours, trial.args, gradients)
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
     if expected["random numbers"] != got["random numbers"]:
@@ -98,8 +109,8 @@ def _compare(
     return None
 
 
-def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Call a method from the same random state each time, and take gradients of what it returns."""
+def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], gradients: bool) -> dict[str, Any]:
+    """Call a method from the same random state each time, and take gradients of what it returns, if asked for."""
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
@@ -107,18 +118,13 @@ def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...])
     drawn = [bytes(generator.get_state().tolist()) for generator in generators]
     results = list(_tensors(returned))
     roots = [x for x in results if x.requires_grad]
-    leaves = [p for p in subject.parameters() if p.requires_grad and p.numel() <= _SMALL]
-    leaves += [x for x in _tensors(args) if x.requires_grad]
-    gradients: tuple[Tensor | None, ...] = ()
-    if roots and leaves:
-        total = sum((x * _weights(x)).sum() for x in roots)
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-    return {"results": [type(returned), *results], "gradients": gradients, "random numbers": drawn}
-
-
-def _weights(x: Tensor) -> Tensor:
-    """Weigh every element otherwise, so that a permutation shows in the gradients."""
-    return torch.linspace(-1, 1, x.numel(), device=x.device, dtype=x.dtype).view_as(x)
+    candidates = (*subject.parameters(), *_tensors(args))
+    leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
+    slopes: tuple[Tensor | None, ...] = ()
+    if gradients and roots and leaves:
+        weights = [sample(x, *x.shape) for x in roots]  # each element another, so that a permutation shows
+        slopes = torch.autograd.grad(roots, leaves, weights, allow_unused=True)
+    return {"results": [type(returned), *results], "gradients": slopes, "random numbers": drawn}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -159,14 +165,14 @@ def _isolated(module: nn.Module) -> Iterator[None]:
     """Leave the caller's random numbers and modes of torch as they are."""
     generators = _generators(module)
     states = [generator.get_state() for generator in generators]
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  hosts draw from it
     device = "cuda" if len(generators) > 1 else "cpu"
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
 

@@ -28,12 +28,12 @@ def test_losses_that_part_are_a_failure(monkeypatch):
         return host.loss(model, images) * (1 + hasattr(model, "_bimkern_recipe"))
 
     monkeypatch.setitem(HOSTS, "mae", BenchHost(make=host.make, loss=loss))
-    with pytest.raises(WrongResult, match="^mae: losses are .* without and .* with the patch$"):
+    with pytest.raises(WrongResult, match=r"^mae: losses are .* without and .* with the patch$"):
         dropin.measure("mae", torch.device("cpu"), batch_size=2, rounds=1, tiny=True)
 
 
 def test_an_unknown_host():
-    with pytest.raises(cli.UsageError, match="^no host is named 'dino'; choose from mae, hf, vit_pytorch, timm$"):
+    with pytest.raises(cli.UsageError, match=r"^no host is named 'dino'; choose from mae, hf, vit_pytorch, timm$"):
         dropin.parse(["dino"])
 
 

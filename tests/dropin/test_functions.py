@@ -3,9 +3,9 @@
 import pytest
 import torch
 from interop import import_or_skip
-from bench.mae_host import MaskedAutoencoderViT
 from torch.nn import functional as F
 
+from bench.mae_host import MaskedAutoencoderViT
 from bimkern import dropin
 from bimkern.ops.hog import hog
 
@@ -74,7 +74,7 @@ def test_apply_masks(device):
 
 def test_apply_no_masks():
     assert dropin.apply_masks(torch.rand(1, 2, 3), [], concat=False) == []
-    with pytest.raises(ValueError, match="^apply_masks: masks must hold at least one tensor, got none$"):
+    with pytest.raises(ValueError, match=r"^apply_masks: masks must hold at least one tensor, got none$"):
         dropin.apply_masks(torch.rand(1, 2, 3), [])
 
 

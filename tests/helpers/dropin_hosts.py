@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from interop import import_or_skip
-from bench.mae_host import MaskedAutoencoderViT
 from torch import nn
+
+from bench.mae_host import MaskedAutoencoderViT
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,16 @@ CASES = {
         lambda: MaskedAutoencoderViT((24, 40), channels=5, norm_pix_loss=False), (3, 5, 24, 40), first
     ),
     "hf": Case(hf_vitmae, IMAGES, first),
-    "hf, 1 channel, raw pixels": Case(
-        lambda: hf_vitmae(num_channels=1, norm_pix_loss=False), (3, 1, 32, 32), first
+    "hf, 1 channel, raw pixels": Case(lambda: hf_vitmae(num_channels=1, norm_pix_loss=False), (3, 1, 32, 32), first),
+    "vit-pytorch mae": Case(
+        lambda: vit_pytorch("MAE", "mean", decoder_dim=12), IMAGES, lambda m, x: m(x), double=False
     ),
-    "vit-pytorch mae": Case(lambda: vit_pytorch("MAE", "mean", decoder_dim=12), IMAGES, lambda m, x: m(x), double=False),
     "vit-pytorch mae, class token": Case(
         lambda: vit_pytorch("MAE", "cls", True, decoder_dim=16), IMAGES, lambda m, x: m(x), double=False
     ),
     "vit-pytorch simmim": Case(lambda: vit_pytorch("SimMIM", "cls", True), IMAGES, lambda m, x: m(x)),
     "lightly": Case(lambda: lightly_vit("timm"), IMAGES, lightly_encoding, exact=True, draws=False),
-    "lightly, torchvision": Case(
-        lambda: lightly_vit("torchvision"), IMAGES, lightly_encoding, exact=True, draws=False
-    ),
+    "lightly, torchvision": Case(lambda: lightly_vit("torchvision"), IMAGES, lightly_encoding, exact=True, draws=False),
     "timm": Case(lambda: timm_vit(patch_drop_rate=0.5), IMAGES, mean_square, exact=True),
     "timm, registers": Case(lambda: timm_vit(patch_drop_rate=0.25, reg_tokens=2), IMAGES, mean_square, exact=True),
     "open_clip": Case(open_clip_dropout, (3, 9, 8), mean_square, exact=True),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import stand_ins
+from bimkern.dropin.trial import Affine, sample, stand_ins
 
 _PACKAGE, _TESTED = "transformers", ("5.23.0", "5.24.0")
 
@@ -105,7 +105,7 @@ def _output(host_class: type) -> Mapping[str, Any]:
 
 def _images(embeddings: Any) -> Tensor:
     weight = embeddings.patch_embeddings.projection.weight
-    return weight.new_empty(2, weight.shape[1], *embeddings.image_size).normal_()
+    return sample(weight, 2, weight.shape[1], *embeddings.image_size)
 
 
 def _try_embed(module: Any) -> Trial:
@@ -114,15 +114,17 @@ def _try_embed(module: Any) -> Trial:
 
 def _try_masking(module: Any) -> Trial:
     pos = module.position_embeddings
-    return Trial(args=(pos.new_empty(2, pos.shape[1] - 1, pos.shape[2]).normal_().requires_grad_(),))
+    return Trial(args=(sample(pos, 2, pos.shape[1] - 1, pos.shape[2]).requires_grad_(),))
 
 
 def _try_decode(module: Any) -> Trial:
     weight = module.decoder_embed.weight
     N = module.decoder_pos_embed.shape[1] - 1
-    hidden_states = weight.new_empty(2, 1 + N // 3, weight.shape[1]).normal_().requires_grad_()
+    hidden_states = sample(weight, 2, 1 + N // 8, weight.shape[1]).requires_grad_()
     ids_restore = torch.rand(2, N, device=weight.device).argsort(dim=1)
-    return Trial(args=(hidden_states, ids_restore), children={"decoder_layers": stand_ins()})
+    return Trial(
+        args=(hidden_states, ids_restore), children={"decoder_layers": stand_ins(), "decoder_pred": Affine(0.25)}
+    )
 
 
 class _Returns(nn.Module):
@@ -139,8 +141,8 @@ class _Returns(nn.Module):
 def _try_pretrain(module: Any) -> Trial:
     images = _images(module.vit.embeddings)
     B, N = 2, module.vit.embeddings.position_embeddings.shape[1] - 1
-    tokens = torch.rand(B, N, module.config.hidden_size, device=images.device)
-    logits = images.new_empty(B, N, images[0].numel() // N).normal_().requires_grad_()
+    tokens = images.new_zeros(B, N, 1)  # which the decoder's stand-in does not read
+    logits = sample(images, B, N, images[0].numel() // N).flip(0).requires_grad_()
     encoded = {
         "last_hidden_state": tokens,
         "mask": (torch.rand(B, N, device=images.device) < 0.7).float(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
+from bimkern.dropin.trial import sample
 
 
 def preprocess(
@@ -28,7 +29,7 @@ def _try(module: Any) -> Trial:
     vit = module.vit
     weight = (vit.conv_proj if hasattr(vit, "conv_proj") else vit.patch_embed.proj).weight
     size = vit.image_size if hasattr(vit, "image_size") else vit.patch_embed.img_size
-    images = weight.new_empty(2, weight.shape[1], *((size, size) if isinstance(size, int) else size)).normal_()
+    images = sample(weight, 2, weight.shape[1], *((size, size) if isinstance(size, int) else size))
     S = module.sequence_length
     idx_keep = torch.rand(2, S, device=weight.device).argsort(dim=1)[:, : S // 2]
     return Trial(args=(images, None, idx_keep))

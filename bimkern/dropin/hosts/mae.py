@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import stand_ins
+from bimkern.dropin.trial import Affine, sample, stand_ins
 
 _RATIO = 0.7
 
@@ -66,7 +66,7 @@ def _images(module: Any) -> Tensor:
     """Draw two images of the size that the module was made for."""
     weight = module.patch_embed.proj.weight
     size = module.patch_embed.img_size
-    return weight.new_empty(2, weight.shape[1], *((size, size) if isinstance(size, int) else size)).normal_()
+    return sample(weight, 2, weight.shape[1], *((size, size) if isinstance(size, int) else size))
 
 
 def _try_encoder(module: Any) -> Trial:
@@ -75,27 +75,35 @@ def _try_encoder(module: Any) -> Trial:
 
 def _try_masking(module: Any) -> Trial:
     _, tokens, width = module.pos_embed.shape
-    return Trial(args=(module.pos_embed.new_empty(2, tokens - 1, width).normal_().requires_grad_(), _RATIO))
+    return Trial(args=(sample(module.pos_embed, 2, tokens - 1, width).requires_grad_(), _RATIO))
 
 
 def _try_decoder(module: Any) -> Trial:
     N = module.pos_embed.shape[1] - 1
     ids_restore = torch.rand(2, N, device=module.pos_embed.device).argsort(dim=1)
-    x = module.pos_embed.new_empty(2, 1 + N // 3, module.pos_embed.shape[2]).normal_().requires_grad_()
-    return Trial(args=(x, ids_restore), children={"decoder_blocks": stand_ins()})
+    x = sample(module.pos_embed, 2, 1 + N // 8, module.pos_embed.shape[2]).requires_grad_()
+    return Trial(args=(x, ids_restore), children={"decoder_blocks": stand_ins(), "decoder_pred": Affine(0.25)})
 
 
 def _try_loss(module: Any) -> Trial:
     imgs = _images(module)
     N = module.pos_embed.shape[1] - 1
-    pred = imgs.new_empty(2, N, imgs[0].numel() // N).normal_().requires_grad_()
+    pred = sample(imgs, 2, N, imgs[0].numel() // N).flip(0).requires_grad_()
     mask = (torch.rand(2, N, device=imgs.device) < _RATIO).float()
     return Trial(args=(imgs, pred, mask))
 
 
 MAE = Host(
     name="MAE-style MaskedAutoencoderViT",
-    attributes=("patch_embed.proj", "blocks", "norm", "decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"),
+    attributes=(
+        "patch_embed.proj",
+        "blocks",
+        "norm",
+        "decoder_embed",
+        "decoder_blocks",
+        "decoder_norm",
+        "decoder_pred",
+    ),
     tensors={
         "cls_token": "1 1 D",
         "pos_embed": "1 1+N D",
@@ -109,5 +117,3 @@ MAE = Host(
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),
     ),
 )
-
-

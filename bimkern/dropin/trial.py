@@ -122,8 +122,9 @@ def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...],
     leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
     slopes: tuple[Tensor | None, ...] = ()
     if gradients and roots and leaves:
-        weights = [sample(x, *x.shape) for x in roots]  # each element another, so that a permutation shows
-        slopes = torch.autograd.grad(roots, leaves, weights, allow_unused=True)
+        # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.
+        totals = [(x * sample(x, *x.shape)).sum() for x in roots]
+        slopes = torch.autograd.grad(totals, leaves, allow_unused=True)
     return {"results": [type(returned), *results], "gradients": slopes, "random numbers": drawn}
 
 

@@ -323,3 +323,13 @@ def test_no_host_is_imported():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_patching_imports_nothing_large():
+    code = (
+        "import sys; from bench.mae_host import MaskedAutoencoderViT; from bimkern.dropin import patch;"
+        "before = set(sys.modules); patch(MaskedAutoencoderViT());"
+        "print({'sympy', 'torch._dynamo'} & (set(sys.modules) - before))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

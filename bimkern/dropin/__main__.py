@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-from collections.abc import Iterator
 
 from bimkern.dropin.hosts import HOSTS
 from bimkern.dropin.structure import Host
@@ -26,12 +25,8 @@ def _line(host: Host) -> tuple[str, ...]:
         host.package or "-",
         _installed(host.package) if host.package else "-",
         ", ".join(host.tested) or "own model",
-        "; ".join(dict.fromkeys(_parts(host))),
+        "; ".join(dict.fromkeys(part.what for part in host.parts)),
     )
-
-
-def _parts(host: Host) -> Iterator[str]:
-    return (part.what for part in host.parts)
 
 
 def _installed(package: str) -> str:

@@ -20,6 +20,10 @@ def main(arguments: Sequence[str]) -> int:
             from bench import traffic  # triton, whose disassembler only this needs
 
             return traffic.main(arguments[1:])
+        if arguments[:1] == ["dropin"]:
+            from bench import dropin  # torchvision, which only this needs
+
+            return dropin.main(arguments[1:])
         with printing():
             options = cli.parse(arguments)
             if options.list_names:

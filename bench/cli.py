@@ -15,7 +15,8 @@ from bench.variants import KNOWN
 
 _USAGE = """\
 python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze [RECIPE...] [options]
-       or   python -m bench traffic [OP...] [--lines] [--save]"""
+       or   python -m bench traffic [OP...] [--lines] [--save]
+       or   python -m bench dropin [HOST...] [--batch-size N] [--rounds N] [--quick]"""
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
 the usual form in other programs), and append the results to bench/results/<device>.csv. Without a NAME: everything.
@@ -60,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Options:
         UsageError: a name, a value or a device is not there; the message gives the choices.
     """
     given = _parser().parse_intermixed_args(arguments)
-    device = _device(given.device)
+    device = check_device(given.device)
     if given.process_time and device.type != "cpu":
         raise UsageError(f"--process-time belongs to a CPU, got --device {given.device}")
     out = given.out or FOLDER / f"{device.type}.csv"
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")
-    parser.add_argument("--rounds", type=_positive, help="rounds per provider; default: as many as fit into 2 s")
+    parser.add_argument("--rounds", type=positive, help="rounds per provider; default: as many as fit into 2 s")
     parser.add_argument(
         "--process-time", action="store_true", help="time by the CPU time of all threads, on a busy CPU; save nothing"
     )
@@ -92,19 +93,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
-    parser.add_argument("--batch-size", type=_positive, help="step, compare, freeze: images per step")
+    parser.add_argument("--batch-size", type=positive, help="step, compare, freeze: images per step")
     parser.add_argument("--list", action="store_true", help="list the entries, then stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """Read the name of a device that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
         raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")

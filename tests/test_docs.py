@@ -18,7 +18,7 @@ from interop import import_or_skip, own_features
 from PIL import Image
 
 import bimkern
-from bench import cli
+from bench import cli, dropin
 from bimkern import ops, pretrain
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
@@ -32,9 +32,10 @@ from bimkern.recipes import RECIPES, WITH_BACKBONE
 from bimkern.recipes.find import find_config
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ("api", "ops", "nn", "arena", "recipes")
+PUBLIC = ("api", "ops", "nn", "arena", "dropin", "recipes")
 TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md", "docs/api/api.md"}
 TESTED |= {"docs/first-hour.md"}  # in test_stranger.py
+TESTED |= {"docs/dropins.md"}  # in dropin/test_docs.py
 
 
 def code_of(page):
@@ -101,7 +102,7 @@ def test_commands_of_the_bench_are_understood():
     found = [arguments for arguments in manual_pages.commands("bench") if not patterns & set(arguments)]
     assert len(found) > 3
     for arguments in found:
-        cli.parse(arguments)
+        dropin.parse(arguments[1:]) if arguments[:1] == ["dropin"] else cli.parse(arguments)
 
 
 @pytest.mark.parametrize(

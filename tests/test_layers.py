@@ -41,7 +41,7 @@ LAYERS = (
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ENGINE = {"errors", "rng", "pieces", "files", "optional", "ops", "nn", "models", "mim"}  # for dropin
+ENGINE = {"errors", "rng", "pieces", "files", "optional", "output", "ops", "nn", "models", "mim"}  # for dropin
 METHODS = ("mae", "simmim", "maskfeat", "greenmim", "bim", "fastmim", "localmim", "vitfreeze")
 # mae, mae_program, MAEDecoder; not bimkern, nor BIMKERN_CPU.
 METHOD_NAME = re.compile(rf"(?!(?i:bimkern))(?i:{'|'.join(METHODS)})([A-Z_].*)?")

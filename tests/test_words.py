@@ -21,7 +21,7 @@ WORDS = {
     "durable": "atomic",
     "entrants?": "method",
     "go(es)?_on": "resume, continue",
-    r"hidden(?!_(width|size|layers|act|state))": "masked",
+    r"hidden(?!_(width|size|dim|layers|act|state))": "masked",
     "hid(e|es|ing)": "mask, masking",
     "in_force": "active",
     "judged?": "held-out evaluation, test",

@@ -1,0 +1,19 @@
+"""The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
+
+from bimkern.dropin.hosts import hf_vitmae, lightly, mae, patch_dropout, vit_pytorch
+from bimkern.dropin.structure import Host
+
+HOSTS: dict[str, Host] = {
+    host.name: host
+    for host in (
+        mae.MAE,
+        hf_vitmae.EMBEDDINGS,
+        hf_vitmae.DECODER,
+        hf_vitmae.PRETRAINING,
+        vit_pytorch.MAE,
+        vit_pytorch.SIMMIM,
+        lightly.TRANSFORMER,
+        patch_dropout.TIMM,
+        patch_dropout.OPEN_CLIP,
+    )
+}

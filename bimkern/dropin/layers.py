@@ -1,0 +1,117 @@
+"""What the hosts have in common: masks, embedding of the kept patches, the decoder's input, the loss.
+
+Shapes: B images, C channels, H W pixels, p patch size, R prefix tokens, N patches, K kept, D width, P = p*p*C.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bimkern.dropin.order import inverse
+from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, masked_pixel_loss, restore_tokens
+
+
+def draw_masks(
+    module: Any, B: int, N: int, K: int, device: torch.device, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keep [B, K], mask [B, N] and ids_restore [B, N] as MAE does; noise [B, N] that is given is used."""
+    if noise is None:
+        shuffled = module._bimkern_order(lambda: _sort(torch.rand(B, N, device=device)), B, N, K, device)
+    else:
+        shuffled = _sort(noise).to(device)
+    keep = shuffled[:, :K]
+    return keep, keep_to_mask(keep, N), inverse(shuffled)
+
+
+def _sort(noise: Tensor) -> Tensor:
+    return torch.argsort(noise, dim=1)
+
+
+def same_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype that torch gives a sum of tensors."""
+    return functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+
+
+def gather(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: int = 0) -> Tensor:
+    """Add positions and take the kept tokens, in the dtype of the sum."""
+    dtype = tokens.dtype if pos is None else same_dtype(tokens, pos)
+    return gather_tokens(tokens.to(dtype), keep, pos, num_prefix=num_prefix)
+
+
+def embed(patch_embed: nn.Module, convolution: Any, images: Tensor, pos: Tensor, masks: Callable[[], Tensor]) -> Tensor:
+    """Embed the patches that a mask keeps, and add their positions.
+
+    Args:
+        patch_embed: of the host.
+        convolution: its layer, as far as it has one.
+        images: [B, C, H, W].
+        pos: [N, D].
+        masks: draws keep [B, K], once what comes before it in the host is done.
+
+    Returns:
+        [B, K, D]. Only the kept patches are read where the embedding is a plain convolution; else all are, by the host.
+    """
+    dtype = _product_dtype(images, convolution)
+    if dtype is None or not _is_plain(patch_embed, convolution) or not _tiles(patch_embed, convolution, images, pos):
+        return gather(patch_embed(images), masks(), pos)
+    return embed_visible(images, convolution.weight, convolution.bias, masks(), pos, dtype=dtype)
+
+
+def _product_dtype(images: Tensor, convolution: Any) -> torch.dtype | None:
+    """Return the dtype in which a convolution would multiply; None where it would refuse, or is not there."""
+    weight = getattr(convolution, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64):
+        return None
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type):
+        return torch.get_autocast_dtype(images.device.type) if images.is_floating_point() else None
+    return weight.dtype if images.dtype == weight.dtype else None
+
+
+def _is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
+    """Return whether a convolution cuts patches and does nothing else, and nothing listens to its calls."""
+    if type(convolution) is not nn.Conv2d or convolution.bias is None or has_hooks(patch_embed):
+        return False
+    p = convolution.kernel_size[0]
+    plain = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return plain == ((p, p), (p, p), (0, 0), (1, 1), 1) and not has_hooks(convolution)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether something listens to a module's calls, which must then be made."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _tiles(patch_embed: Any, convolution: nn.Conv2d, images: Tensor, pos: Tensor) -> bool:
+    """Return whether images have the size that the host was made for; it says itself what is wrong with others."""
+    if images.ndim != 4 or images.shape[1] != convolution.in_channels:
+        return False
+    size = getattr(patch_embed, "img_size", None) or getattr(patch_embed, "image_size", None)
+    height, width = images.shape[2:]
+    if size is not None and (height, width) != ((size, size) if isinstance(size, int) else tuple(size)):
+        return False
+    p = convolution.kernel_size[0]
+    return not height % p and not width % p and (height // p) * (width // p) == len(pos)
+
+
+def restore(visible: Tensor, ids_restore: Tensor, mask_token: Tensor, pos: Tensor) -> Tensor:
+    """Put visible tokens [B, 1+K, D] back in order with mask tokens between them, and add positions [1, 1+N, D].
+
+    ids_restore: [B, N], as MAE returns it.
+    """
+    num_tokens, num_kept = pos.shape[1], visible.shape[1] - 1
+    keep = inverse(ids_restore.to(visible.device))[:, :num_kept]  # [B, K]
+    keep = F.pad(keep + 1, (1, 0))  # [B, 1+K]: the class token is token 0, as it gets a position, too
+    dtype = same_dtype(visible, mask_token, pos)
+    return restore_tokens(visible.to(dtype), keep, mask_token, pos[0], num_tokens=num_tokens)
+
+
+def pixel_loss(images: Tensor, pred: Tensor, mask: Tensor, patch: int, normalize: bool) -> Tensor:
+    """Average the squared error over masked patches, in the dtype that the plain formula has."""
+    loss = masked_pixel_loss(pred, images, mask, patch=patch, normalize=normalize)
+    return loss.to(same_dtype(images, pred, mask))

@@ -1,0 +1,191 @@
+"""Compare a host's method with its replacement before anything is replaced: recognized by looks, trusted by deeds.
+
+Copies of one program differ in ways that attributes do not show: another loss, an input more, layers called otherwise.
+So both methods are called on a twin of the module with random parameters, where stand-ins replace the layers that take
+time, and must agree in results, gradients and random numbers drawn.
+"""
+
+import contextlib
+import inspect
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bimkern.dropin.structure import Part
+
+_SMALL = 2**18  # elements of what a gradient is compared of: a weight matrix takes time and shows no more
+_PERIOD = 8191  # a prime: no patch or row repeats another
+_TOLERANCE = 1e-4  # of the largest value; another formula is off by far more
+_HALF_TOLERANCE = 3e-2
+
+
+class Affine(nn.Module):
+    """A layer's stand-in: cheap, and no two alike, so order and number of calls show in the result."""
+
+    def __init__(self, factor: float, offset: float = 0.125) -> None:
+        super().__init__()
+        self.factor = factor
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        return x * self.factor + self.offset
+
+
+def stand_ins() -> nn.ModuleList:
+    """Return two stand-ins in place of a list of layers."""
+    return nn.ModuleList([Affine(1.5), Affine(-0.75, 0.5)])
+
+
+def twin(module: nn.Module, cls: type[nn.Module] | None = None, **children: nn.Module) -> nn.Module:
+    """Copy a module without what it holds: random parameters of its own, the same children but for those given."""
+    cls = type(module) if cls is None else cls
+    copy: nn.Module = cls.__new__(cls)
+    values = dict(vars(module))
+    values["_parameters"] = {name: _randomized(p) for name, p in module._parameters.items()}
+    values["_modules"] = module._modules | children
+    vars(copy).update(values)
+    return copy
+
+
+def _randomized(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(sample(parameter, *parameter.shape), parameter.requires_grad)
+
+
+def sample(like: Tensor, *shape: int) -> Tensor:
+    """Return random values in [-1, 1), repeated from some on to save time, as another tensor's dtype and device are."""
+    count = math.prod(shape)
+    period = min(count, _PERIOD)
+    values = torch.rand(period, device=like.device, dtype=torch.float32).mul_(2).sub_(1).to(like.dtype)
+    return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
+
+
+def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module) -> str | None:
+    """Return why a method of the host must stay, or None where its replacement does the same."""
+    theirs = getattr(host_class, part.method, None)
+    if theirs is None:
+        return f"has no method {part.method}"
+    if part.method in vars(module):
+        return f"{part.method} is replaced on this instance already"
+    written = inspect.unwrap(theirs)
+    if _parameters(written) != _parameters(part.ours):
+        return f"takes {_shown(_parameters(written))} instead of {_shown(_parameters(part.ours))}"
+    if any("checkpoint" in name for name in getattr(getattr(written, "__code__", None), "co_names", ())):
+        return "recomputes activations (checkpoint), which the replacement would not"
+    for training in (True, False):
+        with _isolated(module):
+            found = _compare(host_class, ours, part, module, training)
+        if found is not None:
+            return found
+    return None
+
+
+def _compare(
+    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, training: bool
+) -> str | None:
+    trial = part.trial(module)
+    subject = twin(module, host_class, **trial.children)
+    subject.training = training
+    gradients = training  # are the same out of it
+    try:
+        expected = _call(subject, getattr(host_class, part.method), trial.args, gradients)
+    except Exception as error:
+        return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
+    subject.__class__ = ours
+    try:
+        got = _call(subject, part.ours, trial.args, gradients)
+    except Exception as error:
+        return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
+    if expected["random numbers"] != got["random numbers"]:
+        return "draws other random numbers"
+    for what in ("results", "gradients"):
+        if not _equal(expected[what], got[what]):
+            return f"computes other {what} than its replacement"
+    return None
+
+
+def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], gradients: bool) -> dict[str, Any]:
+    """Call a method from the same random state each time, and take gradients of what it returns, if asked for."""
+    generators = _generators(subject)
+    for generator in generators:
+        generator.manual_seed(0)
+    returned = method(subject, *args)
+    drawn = [bytes(generator.get_state().tolist()) for generator in generators]
+    results = list(_tensors(returned))
+    roots = [x for x in results if x.requires_grad]
+    candidates = (*subject.parameters(), *_tensors(args))
+    leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
+    slopes: tuple[Tensor | None, ...] = ()
+    if gradients and roots and leaves:
+        # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.
+        totals = [(x * sample(x, *x.shape)).sum() for x in roots]
+        slopes = torch.autograd.grad(totals, leaves, allow_unused=True)
+    return {"results": [type(returned), *results], "gradients": slopes, "random numbers": drawn}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _equal(expected: Any, got: Any) -> bool:
+    return len(expected) == len(got) and all(map(_same, expected, got))
+
+
+def _same(expected: Any, got: Any) -> bool:
+    if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
+        return expected is got
+    if (expected.shape, expected.dtype, expected.requires_grad) != (got.shape, got.dtype, got.requires_grad):
+        return False
+    if not expected.is_floating_point() or not expected.numel():
+        return torch.equal(expected, got)
+    tolerance = _HALF_TOLERANCE if expected.dtype.itemsize < 4 else _TOLERANCE
+    error = (expected - got).abs().max()
+    return bool(error <= tolerance * expected.abs().max())  # False for NaN
+
+
+def _generators(subject: nn.Module) -> list[torch.Generator]:
+    device = next((p.device for p in subject.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+
+
+@contextlib.contextmanager
+def _isolated(module: nn.Module) -> Iterator[None]:
+    """Leave the caller's random numbers and modes of torch as they are."""
+    generators = _generators(module)
+    states = [generator.get_state() for generator in generators]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  hosts draw from it
+    device = "cuda" if len(generators) > 1 else "cpu"
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    parameters = list(inspect.signature(function).parameters.values())
+    return [(p.name, p.default) for p in parameters[1:]]  # all but self
+
+
+def _shown(parameters: list[tuple[str, Any]]) -> str:
+    return f"({', '.join(name for name, _ in parameters)})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,108 @@
+"""Ops under other programs' names: what those compute, in their shapes, orders and random numbers."""
+
+import pytest
+import torch
+from interop import import_or_skip
+from torch.nn import functional as F
+
+from bench.mae_host import MaskedAutoencoderViT
+from bimkern import dropin
+from bimkern.ops.hog import hog
+
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def host():
+    return MaskedAutoencoderViT(channels=4)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_random_masking(host, device, dtype):
+    x = torch.randn(3, 16, 8, device=device, dtype=dtype)
+    torch.manual_seed(5)
+    expected = host.random_masking(x, 0.7)
+    torch.manual_seed(5)
+    for theirs, ours in zip(expected, dropin.random_masking(x, 0.7), strict=True):
+        assert theirs.dtype == ours.dtype
+        assert torch.equal(theirs, ours)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_unshuffle(device, dtype):
+    x = torch.randn(2, 1 + 5, 8, device=device, dtype=dtype)
+    mask_token, pos = torch.randn(1, 1, 8, device=device), torch.randn(1, 1 + 9, 8, device=device)
+    ids_restore = torch.rand(2, 9, device=device).argsort(dim=1)
+    tokens = torch.cat([x[:, 1:], mask_token.expand(2, 4, -1)], dim=1)
+    tokens = tokens.gather(1, ids_restore[:, :, None].expand(-1, -1, 8))
+    expected = torch.cat([x[:, :1], tokens], dim=1) + pos
+    got = dropin.unshuffle(x, ids_restore, mask_token, pos)
+    assert got.dtype == expected.dtype
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patchify_loss(host, normalize, dtype):
+    host.norm_pix_loss = normalize
+    imgs, pred = torch.rand(2, 4, 32, 32), torch.randn(2, 16, 8 * 8 * 4, dtype=dtype)
+    mask = (torch.rand(2, 16) < 0.6).float()
+    expected = host.forward_loss(imgs, pred, mask)
+    got = dropin.patchify_loss(imgs, pred, mask, normalize)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=2e-6, atol=0)
+
+
+def test_patchify_loss_of_no_square():
+    with pytest.raises(ValueError, match=r"^patchify_loss: pred must hold p\*p\*C=3 values .*, got \[1, 4, 30\]$"):
+        dropin.patchify_loss(torch.rand(1, 3, 8, 8), torch.rand(1, 4, 30), torch.ones(1, 4))
+
+
+def test_apply_masks(device):
+    x = torch.randn(3, 12, 5, device=device, requires_grad=True)
+    masks = [torch.rand(3, 12, device=device).argsort(dim=1)[:, :4] for _ in range(3)]  # which overlap
+    parts = [x.gather(1, mask[:, :, None].expand(-1, -1, 5)) for mask in masks]
+    got = dropin.apply_masks(x, masks)
+    assert torch.equal(got, torch.cat(parts))
+    weights = torch.randn_like(got)
+    (expected,) = torch.autograd.grad((torch.cat(parts) * weights).sum(), x)
+    torch.testing.assert_close(torch.autograd.grad((got * weights).sum(), x)[0], expected)
+    apart = dropin.apply_masks(x, masks, concat=False)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(apart, parts, strict=True))
+    assert torch.equal(dropin.apply_masks(x, masks[:1]), parts[0])
+
+
+def test_apply_no_masks():
+    assert dropin.apply_masks(torch.rand(1, 2, 3), [], concat=False) == []
+    with pytest.raises(ValueError, match=r"^apply_masks: masks must hold at least one tensor, got none$"):
+        dropin.apply_masks(torch.rand(1, 2, 3), [])
+
+
+def test_patch_dropout():
+    PatchDropout = import_or_skip("timm.layers").PatchDropout
+    x = torch.randn(2, 2 + 10, 4)
+    for options in ({}, {"num_prefix_tokens": 2, "ordered": True, "prob": 0.3}, {"prob": 0.0}):
+        torch.manual_seed(5)
+        expected = PatchDropout(**options)(x)
+        torch.manual_seed(5)
+        assert torch.equal(dropin.PatchDropout(**options)(x), expected)
+    assert dropin.PatchDropout().eval()(x) is x
+
+
+def test_patch_dropout_of_everything():
+    with pytest.raises(ValueError, match=r"^PatchDropout: prob must be in \[0, 1\), got 1$"):
+        dropin.PatchDropout(1)
+
+
+def test_hog_layer_is_laid_out_as_maskfeats():
+    images = torch.randint(256, (2, 3, 32, 48)).to(torch.uint8)
+    got = dropin.HOGLayer(nbins=9, pool=8)(images)
+    assert got.shape == (2, 3, 9, 4, 6)
+    torch.testing.assert_close(got.pow(2).sum(2), torch.ones(2, 3, 4, 6))  # cells have length 1, over their bins
+    ramp = torch.arange(48, dtype=torch.uint8).expand(1, 3, 32, 48)  # gradients point along x
+    inner = dropin.HOGLayer(pool=8)(ramp)[:, :, :, :, 1:-1]
+    assert torch.equal(inner.argmax(2), torch.full((1, 3, 4, 4), 4))
+    windowed = dropin.HOGLayer(pool=8, gaussian_window=16)(images)
+    vectors = hog(images, 8, window=16).unflatten(1, (4, 6)).unflatten(3, (3, 9))
+    assert torch.equal(windowed, vectors.permute(0, 3, 4, 1, 2))
+    assert F.mse_loss(windowed, got) > 0

@@ -1,6 +1,6 @@
 """The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
 
-from bimkern.dropin.hosts import hf_vitmae, lightly, mae, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import hf_vitmae, hog, lightly, mae, patch_dropout, vit_pytorch
 from bimkern.dropin.structure import Host
 
 HOSTS: dict[str, Host] = {
@@ -15,5 +15,8 @@ HOSTS: dict[str, Host] = {
         lightly.TRANSFORMER,
         patch_dropout.TIMM,
         patch_dropout.OPEN_CLIP,
+        hog.GENERATOR,  # before MASKFEAT, which it is a kind of
+        hog.MASKFEAT,
+        hog.LOCALMIM,
     )
 }

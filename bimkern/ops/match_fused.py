@@ -208,13 +208,17 @@ def _total(
     slope, stats = buffer(4 * CHUNK, E, dtype=wide), buffer(4 * CHUNK, 2, dtype=wide)
     blocks = -(-4 * CHUNK // BLOCK)
     error_scratch, norm_scratch = (buffer(blocks, width, dtype=torch.float64) for width in (1 + S, 3 * E))
+    in_place = every and first is None and features.is_contiguous() and features.dtype == dtype  # rows lie as needed
     for begin in range(0, len(ids), max(1, chunk)):
         end = min(begin + chunk, len(ids))
         n = end - begin
         cells = ids[begin:end]
-        ops.match_rows(features, cells, gathered[:n])
-        x = reaching = converted[:n]  # [n, D]
-        if converted is not gathered:
+        if in_place:
+            x = reaching = features.view(-1, D)[begin:end]
+        else:
+            ops.match_rows(features, cells, gathered[:n])
+            x = reaching = converted[:n]  # [n, D]
+        if x.dtype != gathered.dtype:
             x.copy_(gathered[:n])
         if first is not None:
             torch.mm(x, first, out=before_norm[:n])
@@ -226,6 +230,9 @@ def _total(
         if not with_grads:
             continue
         grad_last.add(reaching, error)
+        if in_place:
+            _multiply(error, last_transposed, grad_features.view(-1, D)[begin:end])
+            continue
         _multiply(error, last_transposed, reaching)
         if first is not None:
             of_norm = slope[: 4 * n], stats[: 4 * n], reaching, norm_sums, norm_scratch

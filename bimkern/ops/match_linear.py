@@ -10,9 +10,7 @@ from torch import Tensor
 
 from bimkern.ops import _backend
 
-_backend.schemas.define(
-    "match_pool(Tensor tokens, Tensor? weight, int rows, int columns, ScalarType dtype) -> Tensor"
-)
+_backend.schemas.define("match_pool(Tensor tokens, Tensor? weight, int rows, int columns, ScalarType dtype) -> Tensor")
 _backend.schemas.define("match_pool_bwd(Tensor grad, int rows, int columns, ScalarType dtype) -> Tensor")
 _backend.schemas.define("match_product(Tensor left, Tensor right, Tensor? bias, bool add, Tensor(a!) out) -> ()")
 _backend.schemas.define("match_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor")

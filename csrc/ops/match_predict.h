@@ -17,7 +17,8 @@ struct MatchPool {
   int64_t rows;     // even
   int64_t columns;  // even
   int64_t width;
-  const void* weight;  // [B, N / 4] in the type of the sums, or null: cells of weight zero are not read, and become zero
+  const void*
+      weight;  // [B, N / 4] in the type of the sums, or null: cells of weight zero are not read, and become zero
   const void* tokens;  // [B, N, D]
   int64_t image_stride;
   int64_t token_stride;

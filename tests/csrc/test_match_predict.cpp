@@ -37,8 +37,8 @@ void test_pool(int64_t width) {
     match_pool({DType::kFloat32, DType::kFloat32, kImages, kRows, kColumns, width, weight.data(), tokens.data(),
                 kRows * kColumns * (width + 1), width + 1, out.data()},
                parallel, simd);
-    match_pool_bwd(
-        {DType::kFloat32, DType::kFloat32, kImages, kRows, kColumns, width, grad.data(), found.data()}, parallel, simd);
+    match_pool_bwd({DType::kFloat32, DType::kFloat32, kImages, kRows, kColumns, width, grad.data(), found.data()},
+                   parallel, simd);
     EXPECT(out == want);
     EXPECT(found == want_grad);
   });
@@ -52,7 +52,7 @@ void test_product(int64_t rows, int64_t depth, int64_t columns, bool transposed)
   std::vector<float> first, first_added;
   run_every_way([&](const Parallel& parallel, Simd simd) {
     std::vector<float> out = before, added = before;
-    MatchProduct args{rows,         depth,        columns, left.data(), row_stride, depth_stride,
+    MatchProduct args{rows,         depth,   columns,     left.data(), row_stride, depth_stride,
                       right.data(), columns, bias.data(), false,       out.data(), columns + 1};
     match_product(args, parallel, simd);
     args.bias = nullptr;

@@ -145,6 +145,7 @@ def match_predict(
     Raises:
         ValueError: the scale, the grid, a shape, a device or a missing parameter; the message names it.
         TypeError: a dtype is off.
+        RuntimeError: a gradient of a gradient, at scales 1 and 0.5 on a CPU.
 
     Same as: match_predict_reference.
     Source: Wang et al. 2023 (LocalMIM), section 3.2; layers as in its published program.
@@ -189,6 +190,7 @@ def match_loss(
         ValueError: the scale, the grid, a shape, a device, the kind, the denominator, a missing parameter, or something
             else than features and layers requires a gradient; the message names it.
         TypeError: a dtype is off.
+        RuntimeError: a gradient of a gradient, on a CPU.
 
     Same as: match_loss_reference.
     Source: Wang et al. 2023 (LocalMIM), sections 3.1 and 3.2; fractional weights as in its published program.

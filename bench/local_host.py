@@ -100,7 +100,8 @@ class LocalMaskedAutoencoderViT(nn.Module):
         )
         self.hog_enc = nn.ModuleList(HOGLayer(hog_nbins, int(patch / scale), hog_bias) for scale in self.scale)
 
-    random_masking = MaskedAutoencoderViT.random_masking
+    def random_masking(self, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+        return MaskedAutoencoderViT.random_masking(self, x, mask_ratio)  # type: ignore[arg-type]  # reads no attribute
 
     def HOG(self, imgs: Tensor, k: int) -> Tensor:
         maps = [self.hog_enc[k](channel) for channel in imgs.split(1, dim=1)]

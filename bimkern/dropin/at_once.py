@@ -1,4 +1,4 @@
-"""Compute a part of a loss and its gradients at once, so that its activations are gone before the next part is computed.
+"""Compute a part of a loss and its gradients at once, so that its activations are gone before those of the next part.
 
 A sum of losses, each of which runs through layers of its own, otherwise keeps the activations of all until backward.
 """
@@ -53,7 +53,7 @@ class _AtOnce(torch.autograd.Function):
         return result.detach()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # in torch
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = [None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors]
         return None, *([] if ctx.has_x else [None]), *grads

@@ -4,7 +4,7 @@ Shapes: B images, C channels, H W pixels, N patches, K kept, D width, E width of
 Source: Wang et al. 2023 (LocalMIM), sections 3.1 to 3.3.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,47 +13,35 @@ from torch.nn import functional as F
 from bimkern.dropin import layers
 from bimkern.dropin.at_once import loss_at_once
 from bimkern.dropin.hosts import hog as hog_layers
-from bimkern.dropin.hosts import mae
+from bimkern.dropin.hosts import localmim_decoder, mae
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, stand_ins, twin
 from bimkern.ops import hog, masked_loss, scale_mask
-from bimkern.ops.match import MatchLayers, match_loss
-from bimkern.ops.match_fused import NORM_EPS
-
-
-class _Decoder(NamedTuple):
-    """What a decoder is made of; its attributes have other names from copy to copy."""
-
-    embed: nn.Module
-    blocks: nn.Module
-    norm: nn.Module
-    mask_token: Tensor  # [1, 1, E]
-    pos: Tensor  # [1, 1+N, E]
-    head: MatchLayers
+from bimkern.ops.match import match_loss
 
 
 def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
     """Return the sum of the scales' losses, decoder by decoder, so that the activations of one at a time are held."""
     latents, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
     targets = _targets(self, imgs)
-    total: Any = 0
+    total = torch.zeros((), device=imgs.device)
     for decoder, latent, target, scale in zip(self.decoder, latents, targets, self.scale, strict=True):
         total = total + _scale_loss(decoder, latent, ids_restore, target, mask, scale)
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
     if any(map(layers.has_hooks, decoder.modules())):  # something listens to layers: call them all
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
-    read = _read(decoder, scale, ids_restore.shape[1])
+    pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
     def loss(x: Tensor) -> Tensor:
-        x = layers.restore(read.embed(x), ids_restore, read.mask_token, read.pos)
-        for layer in read.blocks.children():
+        x = layers.restore(pieces.embed(x), ids_restore, pieces.mask_token, pieces.pos)
+        for layer in pieces.blocks:
             x = layer(x)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        return match_loss(read.norm(x)[:, 1:], read.head, target.to(wide), mask, scale, dtype=dtype)
+        return match_loss(pieces.norm(x)[:, 1:], pieces.head, target.to(wide), mask, scale, dtype=dtype)
 
     return loss_at_once(decoder, loss, x)
 
@@ -81,10 +69,10 @@ def describe(self: Any, imgs: Tensor, k: int) -> Tensor:
 
 def forward_loss(self: Any, imgs: Tensor, pred: list[Tensor], mask: Tensor) -> Tensor:
     """Sum the errors of pred, [B, M, P] for every scale, each averaged over its masked cells."""
-    total: Any = 0
+    total = torch.zeros((), device=imgs.device)
     for prediction, target, scale in zip(pred, _targets(self, imgs), self.scale, strict=True):
         total = total + masked_loss(prediction, target, scale_mask(mask, scale))
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _targets(self: Any, imgs: Tensor) -> list[Tensor]:
@@ -107,84 +95,6 @@ def _describes(self: Any) -> bool:
     return ours and len({layer.conv.bias is None for layer in self.hog_enc}) == 1
 
 
-def _read(decoder: Any, scale: float, num_patches: int) -> _Decoder:
-    """Find the pieces of a decoder by what they are.
-
-    Raises:
-        ValueError: a piece is missing, or its scale has no fused form; the message names it.
-    """
-    children = list(decoder.children())
-    values = [*decoder._parameters.values(), *decoder._buffers.values()]
-    tensors = [x for x in values if x is not None and x.ndim == 3 and len(x) == 1]
-    embed, blocks, norm = (
-        _only(name, [child for child in children if type(child) is kind])
-        for name, kind in (("nn.Linear", nn.Linear), ("nn.ModuleList", nn.ModuleList), ("nn.LayerNorm", nn.LayerNorm))
-    )
-    mask_token = _only("tensor [1, 1, E]", [x for x in tensors if x.shape[1] == 1])
-    pos = _only(f"tensor [1, {1 + num_patches}, E]", [x for x in tensors if x.shape[1] == 1 + num_patches])
-    rest = [child for child in children if not any(child is known for known in (embed, blocks, norm))]
-    return _Decoder(embed, blocks, norm, mask_token, pos, _head(rest, scale))
-
-
-def _only(what: str, found: list[Any]) -> Any:
-    if len(found) != 1:
-        raise ValueError(f"a decoder must hold one {what}, got {len(found)}")
-    return found[0]
-
-
-def _flat(modules: list[nn.Module]) -> list[nn.Module]:
-    """Return the layers of a head in order, those of nested nn.Sequential too, without nn.Identity."""
-    result: list[nn.Module] = []
-    for module in modules:
-        nested = type(module) is nn.Sequential
-        result += _flat(list(module.children())) if nested else [] if type(module) is nn.Identity else [module]
-    return result
-
-
-def _head(modules: list[nn.Module], scale: float) -> MatchLayers:
-    """Read the layers that bring features to a scale and predict it."""
-    found = _flat(modules)
-    kinds = "".join(map(_kind, found))
-    expected = {4: "U*GUP", 2: "UP", 1: "P", 0.5: "AP"}.get(scale)
-    if expected is None:
-        raise ValueError(f"the scale of a decoder must be 4, 2, 1 or 0.5, got {scale}")
-    if len(kinds) != len(expected) or any(a not in (b, "*") for a, b in zip(expected, kinds, strict=True)):
-        names = ", ".join(type(module).__name__ for module in found)
-        raise ValueError(f"the head of scale {scale:g} must be {_HEADS[scale]}, got {names or 'nothing'}")
-    weights: dict[str, Any] = {}
-    names = {"U*GUP": ("up1", "norm", "", "up2", "pred"), "UP": ("up1", "pred"), "P": ("pred",), "AP": ("", "pred")}
-    for name, module in zip(names[expected], found, strict=True):
-        if name:
-            weights |= {f"{name}_weight": module.weight, f"{name}_bias": module.bias}
-    if scale == 4 and getattr(found[1], "eps", NORM_EPS) != NORM_EPS:
-        raise ValueError(f"the norm of a head must have eps={NORM_EPS}, got {found[1].eps}")
-    return MatchLayers(**weights)
-
-
-_HEADS: dict[float, str] = {
-    4: "ConvTranspose2d(2, stride=2), a norm of channels, GELU, ConvTranspose2d(2, stride=2), Conv2d(1)",
-    2: "ConvTranspose2d(2, stride=2), Conv2d(1)",
-    1: "Conv2d(1)",
-    0.5: "AvgPool2d(2), Conv2d(1)",
-}
-
-
-def _kind(module: Any) -> str:
-    """Name a layer by a letter; '*' for another one, which may be a norm with a weight and a bias."""
-    if type(module) is nn.ConvTranspose2d and module.bias is not None:
-        plain = (module.kernel_size, module.stride, module.padding, module.output_padding, module.groups)
-        return "U" if plain == ((2, 2), (2, 2), (0, 0), (0, 0), 1) and module.dilation == (1, 1) else "?"
-    if type(module) is nn.Conv2d and module.bias is not None:
-        plain = (module.kernel_size, module.stride, module.padding, module.groups)
-        return "P" if plain == ((1, 1), (1, 1), (0, 0), 1) else "?"
-    if type(module) is nn.GELU:
-        return "G" if module.approximate == "none" else "?"
-    if type(module) is nn.AvgPool2d:
-        return "A" if module.kernel_size in (2, (2, 2)) and module.stride in (2, (2, 2)) else "?"
-    has_both = isinstance(getattr(module, "weight", None), Tensor) and isinstance(getattr(module, "bias", None), Tensor)
-    return "*" if has_both else "?"
-
-
 class _Brightness(nn.Module):
     """A HOG layer's stand-in: cheap, with as many values for every cell."""
 
@@ -205,7 +115,7 @@ def _without_hog(module: Any) -> dict[str, nn.Module]:
 def _short_decoder(decoder: Any) -> nn.Module:
     """Return a decoder with stand-ins for its layers."""
     name = next((name for name, child in decoder.named_children() if type(child) is nn.ModuleList), None)
-    return twin(decoder, **({} if name is None else {name: stand_ins()}))
+    return twin(decoder, None, **({} if name is None else {name: stand_ins()}))
 
 
 def _stand_in_blocks(module: Any) -> nn.ModuleList:
@@ -216,7 +126,7 @@ def _stand_in_blocks(module: Any) -> nn.ModuleList:
 def _try_forward(module: Any) -> Trial:
     decoders = nn.ModuleList(map(_short_decoder, module.decoder))
     for decoder, scale in zip(decoders, module.scale, strict=True):
-        _read(decoder, scale, module.pos_embed.shape[1] - 1)
+        localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1)
     children = {"blocks": _stand_in_blocks(module), "decoder": decoders, **_without_hog(module)}
     return Trial(args=(mae.images_of(module), mae.RATIO), children=children)
 
@@ -257,9 +167,7 @@ LOCALMIM = Host(
     tensors={"cls_token": "1 1 D", "pos_embed": "1 1+N D"},
     parts=(
         Part(what="decoders, heads and losses, a scale at a time", method="forward", ours=forward, trial=_try_forward),
-        Part(
-            what="embedding of kept patches", method="forward_encoder", ours=forward_encoder, trial=_try_encoder
-        ),
+        Part(what="embedding of kept patches", method="forward_encoder", ours=forward_encoder, trial=_try_encoder),
         Part(what="random masking", method="random_masking", ours=mae.random_masking, trial=mae.try_masking),
         Part(what="HOG of all channels and scales in one pass", method="HOG", ours=describe, trial=_try_hog),
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),

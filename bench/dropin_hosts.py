@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bimkern import optional
 
@@ -28,6 +29,13 @@ def mae(tiny: bool) -> nn.Module:
         return MaskedAutoencoderViT()
     decoder: dict[str, Any] = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
     return MaskedAutoencoderViT((224, 224), 16, width=768, depth=12, heads=12, **decoder)
+
+
+def localmim(tiny: bool) -> nn.Module:
+    if tiny:
+        return LocalMaskedAutoencoderViT()
+    decoder: dict[str, Any] = {"decoder_width": 256, "decoder_depth": 1, "decoder_heads": 8}
+    return LocalMaskedAutoencoderViT(224, 16, width=768, depth=12, heads=12, **decoder)
 
 
 def hf(tiny: bool) -> nn.Module:
@@ -57,6 +65,7 @@ def timm_patch_dropout(tiny: bool) -> nn.Module:
 
 HOSTS = {
     "mae": BenchHost(make=mae, loss=lambda model, images: model(images)[0]),
+    "localmim": BenchHost(make=localmim, loss=lambda model, images: model(images)),
     "hf": BenchHost(make=hf, loss=lambda model, images: model(images).loss),
     "vit_pytorch": BenchHost(make=vit_pytorch_mae, loss=lambda model, images: model(images)),
     "timm": BenchHost(make=timm_patch_dropout, loss=lambda model, images: model(images).square().mean()),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, rounded_hog
 from bimkern.dropin.hosts import patch_dropout
 from bimkern.dropin.order import host_order, inverse
 from bimkern.ops import hog, keep_to_mask
@@ -133,23 +133,28 @@ class HOGLayer(nn.Module):
         nbins: of a histogram.
         pool: side of a cell in pixels.
         gaussian_window: side of a Gaussian that weighs the pixels; 0 for none.
+        exact: compute bins without rounding. False repeats the rounding of MaskFeat's layer bit for bit, in plain torch
+            and so not faster; images are then float32.
 
-    Equal orientations at a bin's edge, of which photographs are full, are exact here. The published layers round them,
+    Orientations on a bin's boundary, of which photographs are full, are exact here. The published layers round them,
     so on pixels divided by 255 some of their entries differ; give uint8 pixels here, and nothing is rounded.
 
     Source: Wei et al. 2022 (MaskFeat), section 3.2.
     """
 
-    def __init__(self, nbins: int = 9, pool: int = 7, gaussian_window: int = 0) -> None:
+    def __init__(self, nbins: int = 9, pool: int = 7, gaussian_window: int = 0, exact: bool = True) -> None:
         super().__init__()
         self.nbins = nbins
         self.pool = pool
         self.gaussian_window = gaussian_window
+        self.exact = exact
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C, nbins, H/pool, W/pool] of images [B, C, H, W], uint8 or float, whose sides pool divides."""
         B, C, H, W = x.shape
+        if not self.exact:
+            return rounded_hog.maskfeat(x, self.nbins, self.pool, self.gaussian_window)
         cells = hog(x, self.pool, self.nbins, window=self.gaussian_window or None)  # [B, (H/pool)(W/pool), C*nbins]
         rows, columns = H // self.pool, W // self.pool
         return cells.view(B, rows, columns, C, self.nbins).permute(0, 3, 4, 1, 2)

@@ -51,7 +51,7 @@ class Patched:
         return "\n".join(lines + [f"left     {path}: {why}" for path, why in self.left.items()])
 
 
-def patch(model: nn.Module, *, masks: str = "host") -> Patched:
+def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patched:
     """Replace methods of a host program's modules by ours, where both compute the same.
 
     Modules are recognized by structure, wherever they are in the model. Each method is tried on random input first, and
@@ -62,13 +62,15 @@ def patch(model: nn.Module, *, masks: str = "host") -> Patched:
         model: or any part of it, on a CPU or a GPU. Patching it again changes nothing.
         masks: "host" leaves the random numbers the host's: the same seed gives the same masks. "counter" draws them
             with random_keep, so that they are the same on every device.
+        exact: HOG layers compute bins without rounding. False repeats the rounding of the published layers bit for bit,
+            in plain torch and so not faster.
 
     Returns:
         What was replaced, what was left and why; its undo() takes all back.
 
     Raises:
-        DropinError: nothing in the model has a known structure or can be replaced, it is patched with other masks
-            already, or on a device without our kernels. The model is then as it was.
+        DropinError: nothing in the model has a known structure or can be replaced, it is patched with other
+            options already, or on a device without our kernels. The model is then as it was.
         TypeError: model is not a module.
         ValueError: masks is not known.
     """
@@ -84,10 +86,10 @@ def patch(model: nn.Module, *, masks: str = "host") -> Patched:
     left: dict[str, str] = {}
     classes: list[tuple[str, nn.Module, type[nn.Module]]] = []
     for path, module, host in found:
-        _check_masks(path, module, masks)
-        indices = tuple(_usable(path, module, host, replaced, left))
+        _check_options(path, module, masks, exact)
+        indices = tuple(_usable(path, module, host, exact, replaced, left))
         if indices:
-            cls = swap.patched_class(swap.host_class_of(module), (host.name, indices, masks))
+            cls = swap.patched_class(swap.host_class_of(module), (host.name, indices, masks, exact))
             classes.append((path, module, cls))
     if not classes:
         reasons = "; ".join(f"{path} {why}" for path, why in left.items())
@@ -105,14 +107,16 @@ def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, Host]]:
             yield path, module, host
 
 
-def _usable(path: str, module: nn.Module, host: Host, replaced: dict[str, str], left: dict[str, str]) -> Iterator[int]:
+def _usable(
+    path: str, module: nn.Module, host: Host, exact: bool, replaced: dict[str, str], left: dict[str, str]
+) -> Iterator[int]:
     """Yield the parts that can be replaced, at most one for each method, and note what becomes of every method."""
     host_class = swap.host_class_of(module)
     done: set[str] = set()
     for index, part in enumerate(host.parts):
         if part.method in done:
             continue
-        ours = swap.patched_class(host_class, (host.name, (index,), "host"))
+        ours = swap.patched_class(host_class, (host.name, (index,), "host", exact))
         where = f"{path}.{part.method}".lstrip(".")
         reason = trial.difference(host_class, ours, part, module)
         if reason is None:
@@ -130,11 +134,14 @@ def _check_device(model: nn.Module) -> None:
         raise DropinError(f"patch: model must be on {' or '.join(_DEVICES)}, where our kernels run, got {device}")
 
 
-def _check_masks(path: str, module: nn.Module, masks: str) -> None:
+def _check_options(path: str, module: nn.Module, masks: str, exact: bool) -> None:
     recipe = swap.recipe_of(module)
-    if recipe is not None and recipe[2] != masks:
-        where = path or type(module).__name__
-        raise DropinError(f"patch: {where} is patched with masks={recipe[2]!r} already, got {masks!r}: undo that first")
+    if recipe is None:
+        return
+    where = path or type(module).__name__
+    for name, before, now in (("masks", recipe[2], masks), ("exact", recipe[3], exact)):
+        if before != now:
+            raise DropinError(f"patch: {where} is patched with {name}={before!r} already, got {now!r}: undo that first")
 
 
 def _nearest(model: nn.Module) -> str:

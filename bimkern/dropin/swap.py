@@ -13,13 +13,13 @@ from torch import nn
 from bimkern.dropin.hosts import HOSTS
 from bimkern.dropin.order import ORDERS
 
-Recipe = tuple[str, tuple[int, ...], str]  # name of the host, indices of its parts, masks
+Recipe = tuple[str, tuple[int, ...], str, bool]  # name of the host, indices of its parts, masks, exact
 
 
 @functools.cache
 def patched_class(host_class: Any, recipe: Recipe) -> Any:
     """Make the subclass of a host's class that has the parts of a recipe replaced."""
-    name, indices, masks = recipe
+    name, indices, masks, exact = recipe
     host = HOSTS[name]
     namespace: dict[str, Any] = {
         "__module__": host_class.__module__,
@@ -28,6 +28,7 @@ def patched_class(host_class: Any, recipe: Recipe) -> Any:
         "__reduce_ex__": _reduce_ex,
         "_bimkern_host": host_class,
         "_bimkern_order": staticmethod(ORDERS[masks]),
+        "_bimkern_exact": exact,
         "_bimkern_recipe": recipe,
         **host.constants(host_class),
         **{host.parts[index].method: host.parts[index].ours for index in indices},

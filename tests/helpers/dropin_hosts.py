@@ -7,6 +7,7 @@ import torch
 from interop import import_or_skip
 from torch import nn
 
+from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 
 
@@ -87,6 +88,10 @@ CASES = {
     "mae": Case(MaskedAutoencoderViT, IMAGES, first),
     "mae, 5 channels, a rectangle, raw pixels": Case(
         lambda: MaskedAutoencoderViT((24, 40), channels=5, norm_pix_loss=False), (3, 5, 24, 40), first
+    ),
+    "localmim": Case(LocalMaskedAutoencoderViT, IMAGES, lambda m, x: m(x), double=False),
+    "localmim, HOG with a bias": Case(
+        lambda: LocalMaskedAutoencoderViT(hog_nbins=18, hog_bias=True), IMAGES, lambda m, x: m(x), double=False
     ),
     "hf": Case(hf_vitmae, IMAGES, first),
     "hf, 1 channel, raw pixels": Case(lambda: hf_vitmae(num_channels=1, norm_pix_loss=False), (3, 1, 32, 32), first),

@@ -1,12 +1,13 @@
 """The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
 
-from bimkern.dropin.hosts import hf_vitmae, lightly, mae, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import hf_vitmae, hog, lightly, localmim, mae, patch_dropout, vit_pytorch
 from bimkern.dropin.structure import Host
 
 HOSTS: dict[str, Host] = {
     host.name: host
     for host in (
         mae.MAE,
+        localmim.LOCALMIM,
         hf_vitmae.EMBEDDINGS,
         hf_vitmae.DECODER,
         hf_vitmae.PRETRAINING,
@@ -15,5 +16,8 @@ HOSTS: dict[str, Host] = {
         lightly.TRANSFORMER,
         patch_dropout.TIMM,
         patch_dropout.OPEN_CLIP,
+        hog.GENERATOR,  # before MASKFEAT, which it is a kind of
+        hog.MASKFEAT,
+        hog.LOCALMIM,
     )
 }

@@ -43,8 +43,8 @@ def gather_tokens(
         keep: [M*B, K], int64 ids in [0, N), in any order, none twice in a row; 0 <= K <= N. On a CPU the values are
             checked; on a GPU with BIMKERN_DEBUG=1. Otherwise the CUDA kernels wait for no check: an id out of
             range makes NaN of its row, of the gradients of all N tokens of its image and of that of pos; a repeated id
-            of the gradients of its token (with several masks, of all N tokens of its image) and of pos. The reference is plain torch there: it asserts on the device, and
-            adds up the gradients of a repeated id.
+            of the gradients of its token (with several masks, of all N tokens of its image) and of pos. The reference
+            is plain torch there: it asserts on the device, and adds up the gradients of a repeated id.
         pos: [N, D], any of these dtypes; converted to that of tokens. None adds nothing.
         num_prefix: R, tokens in front that are always kept and get no position.
         num_masks: M. keep then holds B rows for the first mask, B for the second, and so on; a token that several

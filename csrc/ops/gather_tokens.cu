@@ -57,9 +57,10 @@ __global__ void gather_kernel(GatherTokens args) {
     fill_row(filled_with<T, kPack>(NAN), packs, out);
     return;
   }
-  const auto* source = reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) +
-                                                  image % (size.images / args.masks) * args.tokens_image_stride +
-                                                  (size.prefix + id) * args.tokens_token_stride);
+  const int64_t source_image = args.masks == 1 ? image : image % (size.images / args.masks);
+  const auto* source =
+      reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + source_image * args.tokens_image_stride +
+                                 (size.prefix + id) * args.tokens_token_stride);
   if (position < 0 || args.pos == nullptr) {
     copy_row(source, packs, out);
     return;

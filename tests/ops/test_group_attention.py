@@ -123,7 +123,7 @@ def test_reads_strides(device):
 
 
 def test_large_logits_do_not_overflow(device):
-    """Logits in the thousands, of integers: rounding, which softmax would multiply by their size, has no part in them."""
+    """Logits in the hundreds, of integers: rounding, which softmax would multiply by their size, is no part of them."""
     qkv, table, groups, H = sample(device, torch.float64, **DEFAULT | {"d": 16})
     qkv, table = (20 * qkv).round(), (300 * table).round()
     found = group_attention(qkv.float(), table.float(), groups, H)

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from bench import cli, malloc
 from bench.dropin_hosts import HOSTS, BenchHost
 from bench.failures import Failures
 from bench.refcheck import WrongResult
-from bench.timing import summarize
+from bench.timing import clock_for, in_turns, summarize
 from bimkern.dropin import patch
 from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.memory.tracker import AllocationTracker
@@ -25,13 +25,12 @@ _FIRST, _LATER = 1e-6, 1e-4  # relative differences of a loss that are allowed
 
 @dataclass
 class Trainee:
-    """A model in training, and what its steps cost."""
+    """A model in training, its losses, and the memory of a step."""
 
     host: BenchHost
     model: nn.Module
     images: Tensor
     losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
     live: int = 0
 
     def __post_init__(self) -> None:
@@ -45,13 +44,6 @@ class Trainee:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.item())
-
-    def timed_step(self, clock: str) -> None:
-        """Run one step and note its seconds: of the process on a CPU, which other programs do not lengthen."""
-        now = time.process_time if clock == "process" else time.perf_counter
-        start = now()
-        self.step()  # reads the loss, so a device is done
-        self.seconds.append(now() - start)
 
     def count_live_bytes(self) -> None:
         """Count the activations and their gradients that live at once in a step."""
@@ -93,14 +85,12 @@ def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny:
     for trainee in (plain, ours):
         trainee.step()
     _compare(name, plain.losses, ours.losses)
-    clock = "process" if device.type == "cpu" else "wall"
-    for index in range(rounds):
-        for trainee in (plain, ours)[:: 1 if index % 2 else -1]:
-            trainee.timed_step(clock)
+    clock = clock_for(device, process_time=device.type == "cpu")  # the latter is not lengthened by other programs
+    seconds = in_turns({"host": plain.step, "patched": ours.step}, clock, rounds)
     for trainee in (plain, ours):
         trainee.count_live_bytes()
     largest = _compare(name, plain.losses, ours.losses)
-    return _report(name, patching, largest, plain, ours, str(done))
+    return _report(name, patching, largest, plain, ours, seconds, str(done))
 
 
 def _compare(name: str, plain: Sequence[float], ours: Sequence[float]) -> float:
@@ -111,17 +101,26 @@ def _compare(name: str, plain: Sequence[float], ours: Sequence[float]) -> float:
     return max(differences)
 
 
-def _report(name: str, patching: float, largest: float, plain: Trainee, ours: Trainee, done: str) -> str:
-    before, after = summarize(plain.seconds), summarize(ours.seconds)
+def _report(
+    name: str,
+    patching: float,
+    largest: float,
+    plain: Trainee,
+    ours: Trainee,
+    seconds: Mapping[str, Sequence[float]],
+    done: str,
+) -> str:
+    times = {label: summarize(of_label) for label, of_label in seconds.items()}
     batch = len(plain.images)
     lines = [
-        f"{name}: batch {batch}, {len(plain.seconds)} rounds, patched in {patching * 1e3:.0f} ms",
+        f"{name}: batch {batch}, {len(seconds['host'])} rounds, patched in {patching * 1e3:.0f} ms",
         f"  loss: {plain.losses[0]:.7g} and {ours.losses[0]:.7g} at first; {len(plain.losses)} differ by {largest:.1g}",
     ]
-    for label, trainee, times in (("host", plain, before), ("patched", ours, after)):
-        speed = f"{times.median:.3f} s ({times.p20:.3f} to {times.p80:.3f})  {batch / times.median:.3g} images/s"
+    for (label, step), trainee in zip(times.items(), (plain, ours), strict=True):
+        speed = f"{step.median:.3f} s ({step.p20:.3f} to {step.p80:.3f})  {batch / step.median:.3g} images/s"
         lines.append(f"  {label:<8} {speed}  live {human_bytes(trainee.live)}")
-    lines.append(f"  patched/host: time {after.median / before.median:.3f}, live {ours.live / plain.live:.3f}")
+    ratio = times["patched"].median / times["host"].median
+    lines.append(f"  patched/host: time {ratio:.3f}, live {ours.live / plain.live:.3f}")
     return "\n".join(lines + [f"  {line}" for line in done.splitlines()])
 
 

@@ -4,7 +4,6 @@ Shapes: B images, C channels, H W pixels, p patch size, R prefix tokens, N patch
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,23 +41,46 @@ def gather(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: 
     return gather_tokens(tokens.to(dtype), keep, pos, num_prefix=num_prefix, num_masks=num_masks)
 
 
-def embed(patch_embed: nn.Module, convolution: Any, images: Tensor, pos: Tensor, masks: Callable[[], Tensor]) -> Tensor:
-    """Embed the patches that a mask keeps, and add their positions.
+def encoder_input(
+    module: Any,
+    patch_embed: nn.Module,
+    convolution: Any,
+    images: Tensor,
+    pos: Tensor,
+    num_kept: int,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw masks and embed the kept patches, with positions, behind the class token.
 
     Args:
+        module: of the host, which has the class token.
         patch_embed: of the host.
         convolution: its layer, as far as it has one.
         images: [B, C, H, W].
-        pos: [N, D].
-        masks: draws keep [B, K], once what comes before it in the host is done.
+        pos: [1, 1+N, D].
+        num_kept: K.
+        noise: [B, N], given by the caller of the host, or None to draw it.
 
     Returns:
-        [B, K, D]. Only the kept patches are read where the embedding is a plain convolution; else all are, by the host.
+        Tokens [B, 1+K, D], mask [B, N] and ids_restore [B, N]. Only the kept patches are read where the embedding is a
+        plain convolution; else all are, by the host, before the masks are drawn.
     """
+    B, N = len(images), pos.shape[1] - 1
+    patch_pos = pos[0, 1:]
     dtype = _product_dtype(images, convolution)
-    if dtype is None or not _is_plain(patch_embed, convolution) or not _tiles(patch_embed, convolution, images, pos):
-        return gather(patch_embed(images), masks(), pos)
-    return embed_visible(images, convolution.weight, convolution.bias, masks(), pos, dtype=dtype)
+    fused = (
+        dtype is not None
+        and _is_plain(patch_embed, convolution)
+        and _tiles(patch_embed, convolution, images, patch_pos)
+    )
+    patches = None if fused else patch_embed(images)
+    keep, mask, ids_restore = draw_masks(module, B, N, num_kept, images.device, noise)
+    if patches is None:
+        tokens = embed_visible(images, convolution.weight, convolution.bias, keep, patch_pos, dtype=dtype)
+    else:
+        tokens = gather(patches, keep, patch_pos)
+    cls_token = (module.cls_token + pos[:, :1]).expand(B, -1, -1)
+    return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
 
 
 def _product_dtype(images: Tensor, convolution: Any) -> torch.dtype | None:

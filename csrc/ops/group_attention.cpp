@@ -212,8 +212,8 @@ class Backward {
     for (int64_t i = 0; i < count; ++i) {
       A* row = weights.data + i * size.columns;
       A* grad_row = grad_logits.data + i * size.columns;
-      exponentiate(row, logsumexp[task.window.tokens[first + i]], size.columns);
-      softmax_bwd(row, grad_row, size.columns);
+      const A sum = exponentiate(row, logsumexp[task.window.tokens[first + i]], size.columns);
+      softmax_bwd(row, sum, grad_row, size.columns);
       add_row(grad_row, size.columns, bias_sums_.data() + (first + i) * size.columns);
     }
     product<A>({grad_logits.data, size.columns}, logits_.keys(), {nullptr, 0}, {grad_queries_.data(), size.channels},

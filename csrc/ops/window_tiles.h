@@ -124,10 +124,11 @@ BIMKERN_INLINE inline A exponentiate(A* row, A subtracted, int64_t columns) {
   return sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return row[j] = exp_of_negative(row[j] - subtracted); });
 }
 
-// grads: of probabilities, become those of logits.
+// grads: of probabilities, become those of logits. sum: of the probabilities, which share the rounding of a large
+// logsumexp, so that it is not quite one.
 template <typename A>
-BIMKERN_INLINE inline void softmax_bwd(const A* __restrict probabilities, A* __restrict grads, int64_t columns) {
-  const A along = sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return probabilities[j] * grads[j]; });
+BIMKERN_INLINE inline void softmax_bwd(const A* __restrict probabilities, A sum, A* __restrict grads, int64_t columns) {
+  const A along = sum_over<A>(columns, [=](int64_t j) BIMKERN_INLINE { return probabilities[j] * grads[j]; }) / sum;
   for (int64_t j = 0; j < columns; ++j) {
     grads[j] = probabilities[j] * (grads[j] - along);
   }

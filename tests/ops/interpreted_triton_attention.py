@@ -49,6 +49,15 @@ def test_group_attention(dims):
     assert_no_worse_than_torch(Attention.apply, group_attention_reference, sample(**dims), grads=(0, 1))
 
 
+def test_equal_values_give_no_gradient_to_logits_of_any_size():
+    """The logsumexp of a large logit is rounded by as much as 1e-4, which all weights of a query share."""
+    qkv, table, *rest = sample(**DEFAULT)
+    qkv[..., 2 * qkv.shape[-1] // 3 :] = 1
+    leaves = qkv.requires_grad_(), (table + 3000).requires_grad_()
+    grad_qkv, grad_table = torch.autograd.grad(Attention.apply(*leaves, *rest).sum(), leaves)
+    assert all(x.abs().max() < 1e-3 for x in (*grad_qkv.chunk(3, dim=-1)[:2], grad_table))
+
+
 # Of the largest value. The interpreter cuts bfloat16 off, where a GPU rounds; the table's sums are integers.
 ALLOWED = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 1e-13}
 

@@ -130,6 +130,16 @@ def test_large_logits_do_not_overflow(device):
     torch.testing.assert_close(found, torchs(qkv, table, groups, H).float(), rtol=1e-3, atol=1e-3)
 
 
+def test_equal_values_give_no_gradient_to_logits_of_any_size(device):
+    """The logsumexp of a large logit is rounded by as much as 1e-4, which all weights of a query share."""
+    qkv, table, groups, H = sample(device, **DEFAULT)
+    qkv[..., 2 * qkv.shape[-1] // 3 :] = 1
+    leaves = qkv.requires_grad_(), (table + 3000).requires_grad_()
+    grad_qkv, grad_table = torch.autograd.grad(group_attention(*leaves, groups, H).sum(), leaves)
+    assert grad_qkv.chunk(3, dim=-1)[2].sum() > 1000
+    assert all(x.abs().max() < 1e-3 for x in (*grad_qkv.chunk(3, dim=-1)[:2], grad_table))
+
+
 def test_nan_stays_in_its_window(device):
     qkv, table, groups, H = sample(device, **DEFAULT)
     qkv[0, 7] = torch.nan

@@ -26,18 +26,9 @@ def embed(
     pos = self.position_embeddings
     if interpolate_pos_encoding or tuple(pixel_values.shape[2:]) != tuple(self.image_size):
         return self._bimkern_host.forward(self, pixel_values, noise, interpolate_pos_encoding)
-    B, N = len(pixel_values), pos.shape[1] - 1
-    drawn: list[Tensor] = []
-
-    def keep() -> Tensor:
-        num_kept = int(N * (1 - self.config.mask_ratio))
-        drawn.extend(layers.draw_masks(self, B, N, num_kept, pixel_values.device, noise))
-        return drawn[0]
-
-    tokens = layers.embed(self.patch_embeddings, self.patch_embeddings.projection, pixel_values, pos[0, 1:], keep)
-    _, mask, ids_restore = drawn
-    cls_token = (self.cls_token + pos[:, :1]).expand(B, -1, -1)
-    return torch.cat((cls_token, tokens), dim=1), mask, ids_restore
+    num_kept = int((pos.shape[1] - 1) * (1 - self.config.mask_ratio))
+    patch_embed = self.patch_embeddings
+    return layers.encoder_input(self, patch_embed, patch_embed.projection, pixel_values, pos, num_kept, noise)
 
 
 def random_masking(self: Any, sequence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

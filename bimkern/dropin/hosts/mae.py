@@ -27,17 +27,9 @@ def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Te
 def embed_kept(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     """Embed the kept patches behind a class token: tokens [B, 1+K, D], mask [B, N], ids_restore [B, N]."""
     pos = self.pos_embed
-    N = pos.shape[1] - 1
-    drawn: list[Tensor] = []
-
-    def keep() -> Tensor:
-        drawn.extend(layers.draw_masks(self, len(x), N, int(N * (1 - mask_ratio)), x.device))
-        return drawn[0]
-
-    tokens = layers.embed(self.patch_embed, getattr(self.patch_embed, "proj", None), x, pos[0, 1:], keep)
-    _, mask, ids_restore = drawn
-    cls_token = (self.cls_token + pos[:, :1]).expand(len(tokens), -1, -1)
-    return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
+    num_kept = int((pos.shape[1] - 1) * (1 - mask_ratio))
+    convolution = getattr(self.patch_embed, "proj", None)
+    return layers.encoder_input(self, self.patch_embed, convolution, x, pos, num_kept)
 
 
 def random_masking(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -135,7 +135,7 @@ def slopes_of(
 ):  # fmt: skip
     """Return the weights of the softmax, the gradients of the logits, and which row of the table each bias is.
 
-    along [BLOCK]: of a query, the sum of its weights times their gradients.
+    along [BLOCK]: of a query, the mean gradient of its weights, weighted by them.
     """
     logits, index = logits_of(queries, keys, q, k, table, sizes, head, scale, PRECISION, WIDE)
     weights = tl.exp(logits - logsumexp[:, None])
@@ -184,13 +184,18 @@ def query_grads(
     )
     none = tl.zeros([BLOCK], WIDE)
     along = none
+    all_weights = none
     # Loads ahead of their iteration would spill registers in float32.
     for start in tl.range(0, size, BLOCK, num_stages=1):
         keys, k, v = load_keys(qkv, plan, sizes, strides, place, start, BLOCK, DIM, ALIGNMENT, WIDE)
-        _weights, slopes, _index = slopes_of(
+        weights, slopes, _index = slopes_of(
             queries, keys, q, k, v, g, total, none, table, sizes, head, scale, PRECISION, WIDE
         )
         along += tl.sum(slopes, axis=1)
+        all_weights += tl.sum(weights, axis=1)
+    # The weights of a query share the rounding of a large logsumexp, so that their sum is not quite one.
+    # It is 0 of what pads the group.
+    along = along / tl.where(all_weights == 0, 1, all_weights)
     store_per_query(along_rows, sizes, place, queries, along)
     dq = tl.zeros([BLOCK, DIM], WIDE)
     for start in tl.range(0, size, BLOCK, num_stages=1):

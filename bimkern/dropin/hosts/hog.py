@@ -27,7 +27,7 @@ _FULL = 2 * 14  # cells of a side for which mmselfsup's layer makes vectors of 2
 @torch.no_grad()
 def forward_grid(self: Any, x: Tensor) -> Tensor:
     """Describe images [B, C, H, W]: [B, C, bins, h, w]."""
-    if not _suits(self, x, len(self.weight_x), _window(self)):
+    if not suits(self, x, len(self.weight_x), _window(self)):
         host: Tensor = self._bimkern_host.forward(self, x)
         return host
     return _grid(self, x)
@@ -36,7 +36,7 @@ def forward_grid(self: Any, x: Tensor) -> Tensor:
 @torch.no_grad()
 def forward_flat(self: Any, x: Tensor) -> Tensor:
     """Describe images [B, C, H, W]: [B, C * bins, h, w]."""
-    if not _suits(self, x, len(self.weight_x), _window(self)):
+    if not suits(self, x, len(self.weight_x), _window(self)):
         host: Tensor = self._bimkern_host.forward(self, x)
         return host
     return _grid(self, x).flatten(1, 2)
@@ -45,24 +45,24 @@ def forward_flat(self: Any, x: Tensor) -> Tensor:
 @torch.no_grad()
 def forward_patches(self: Any, x: Tensor) -> Tensor:
     """Describe images [B, C, H, W]: [B, 14 * 14, C * bins * u * u], and keep what the host keeps to draw them."""
-    if not _suits(self, x, len(self.weight_x), _window(self)):
+    if not suits(self, x, len(self.weight_x), _window(self)):
         host: Tensor = self._bimkern_host.forward(self, x)
         return host
     self.h, self.w = x.shape[2:]
     self.out = _grid(self, x)
-    return self._reshape(self.out)  # type: ignore[no-any-return]  # of the host
+    return self._reshape(self.out)
 
 
 @torch.no_grad()
 def forward_channel(self: Any, x: Tensor) -> Tensor:
     """Describe one channel of images [B, 1, H, W]: [B, bins, h, w]."""
-    cell = _side(self.pooler.kernel_size)
-    if not _suits(self, x, 1, None, cell):
+    cell = cell_of(self)
+    if not suits(self, x, 1, None, cell):
         host: Tensor = self._bimkern_host.forward(self, x)
         return host
     if not self._bimkern_exact:
         return rounded_hog.one_channel(self.conv(x), self.nbins, cell)
-    vectors = hog(x, cell, self.nbins, bias=_bias(self.conv.bias))  # [B, h * w, bins]
+    vectors = hog(x, cell, self.nbins, bias=bias_of(self.conv.bias))  # [B, h * w, bins]
     return vectors.unflatten(1, (x.shape[2] // cell, -1)).permute(0, 3, 1, 2)
 
 
@@ -74,7 +74,7 @@ def _grid(self: Any, x: Tensor) -> Tensor:
     return grid.permute(0, 3, 4, 1, 2)
 
 
-def _suits(self: Any, x: Tensor, channels: int, window: int | None, cell: int | None = None) -> bool:
+def suits(self: Any, x: Tensor, channels: int, window: int | None, cell: int | None = None) -> bool:
     """Return whether our op takes images; the host says itself what is wrong with others, or cuts them off."""
     cell = self.pool if cell is None else cell
     if x.ndim != 4 or x.shape[1] != channels or x.dtype != torch.float32 or self.nbins > MAX_BINS:
@@ -97,17 +97,19 @@ def _kernel(self: Any) -> Tensor | None:
     return kernel
 
 
-def _side(size: Any) -> int:
+def cell_of(layer: Any) -> int:
+    """Return the side of a cell of a layer that describes one channel."""
+    size = layer.pooler.kernel_size
     sides = size if isinstance(size, (tuple, list)) else (size,)
     return int(sides[0])
 
 
-_biases = (
-    WeakIdKeyDictionary()
-)  # bias -> its version and values: read from a GPU in every call, it would make each wait
+# Bias -> its version and values: read from a GPU in every call, it would make each wait.
+_biases = WeakIdKeyDictionary()
 
 
-def _bias(bias: Tensor | None) -> tuple[float, float] | None:
+def bias_of(bias: Tensor | None) -> tuple[float, float] | None:
+    """Return the pair that is added to gradients, as numbers."""
     if bias is None:
         return None
     version, pair = _biases.get(bias, (None, None))
@@ -118,7 +120,7 @@ def _bias(bias: Tensor | None) -> tuple[float, float] | None:
     return pair
 
 
-def _whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
+def whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
     """Draw images on which float arithmetic is exact, and no angle is 45 degrees, which atan2 rounds even so.
 
     gx is a multiple of 3 and gy is not, or is 0 at the border. Small numbers keep other angles off the boundaries.
@@ -129,16 +131,16 @@ def _whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
 
 def _try_grid(module: Any) -> Trial:
     side = 2 * math.lcm(module.pool, module.gaussian_window or 1)
-    return Trial(args=(_whole_numbers(module.weight_x, len(module.weight_x), side),))
+    return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_patches(module: Any) -> Trial:
     side = math.lcm(_FULL * module.pool, module.gaussian_window or 1)
-    return Trial(args=(_whole_numbers(module.weight_x, len(module.weight_x), side),))
+    return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_channel(module: Any) -> Trial:
-    return Trial(args=(_whole_numbers(module.conv.weight, 1, 2 * _side(module.pooler.kernel_size)),))
+    return Trial(args=(whole_numbers(module.conv.weight, 1, 2 * cell_of(module)),))
 
 
 _NAMES = ("nbins", "pool")  # gaussian_window is 0 where there is none

@@ -100,11 +100,11 @@ def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, m
 def _compare(
     host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, training: bool
 ) -> str | None:
-    trial = part.trial(module)
-    subject = twin(module, host_class, **trial.children)
-    subject.training = training
     gradients = training  # are the same out of it
     try:
+        trial = part.trial(module)
+        subject = twin(module, host_class, **trial.children)
+        subject.training = training
         expected = _call(subject, getattr(host_class, part.method), trial.args, gradients)
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"

@@ -29,7 +29,7 @@ def pretrain(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"SimMIM: the decoder must return images {list(x.shape)}, got {list(images.shape)}")
     patches = images.view(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)
     weight = mask.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-    count = weight.sum() + _EPSILON / (p * p)
+    count = (mask.sum() * (p * p) + _EPSILON) / (p * p)  # in the mask's dtype, as the host adds
     loss = masked_pixel_loss(patches, x, weight, "l1", patch=p, normalize=False, denominator=count)
     return loss.to(layers.same_dtype(x, images))
 
@@ -46,7 +46,7 @@ def error(self: Any, pred: Tensor, target: Tensor, mask: Tensor | None = None) -
         host: Tensor = self._bimkern_host.forward(self, pred, target, mask)
         return host
     dtype = layers.same_dtype(pred, target)
-    weight = mask if mask.is_floating_point() else mask.bool()  # type: ignore[union-attr]  # there is one
+    weight = mask.to(torch.promote_types(dtype, torch.float32))  # type: ignore[union-attr]  # there is one
     return masked_loss(pred, target, weight, kind).to(dtype) / self.channel  # type: ignore[arg-type]
 
 
@@ -55,12 +55,16 @@ _KINDS = {nn.L1Loss: "l1", nn.MSELoss: "l2"}
 
 def _try_pretrain(module: Any) -> Trial:
     like, p = next(module.parameters()), module.patch_size
+    if not isinstance(p, int):
+        raise TypeError(f"patch_size must be an int, got {p!r}")
     images = sample(like, 2, module.in_chans, 2 * p, 3 * p)
     mask = torch.rand(2, 2, 3, device=like.device) < 0.6
     return Trial(args=(images, mask.long()), children={"encoder": Returns(images), "decoder": Returns(images.flip(0))})
 
 
 def _try_error(module: Any) -> Trial:
+    if type(module.penalty) not in _KINDS:
+        raise TypeError(f"penalty must be L1Loss or MSELoss, got {type(module.penalty).__name__}")
     pred, target = torch.randn(2, 7, 5).requires_grad_(), torch.randn(2, 7, 5)
     return Trial(args=(pred, target, torch.rand(2, 7) < 0.6))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.hog_hosts import HOGGenerator
+from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
 from bimkern import optional
@@ -32,6 +33,13 @@ def mae(tiny: bool) -> nn.Module:
         return MaskedAutoencoderViT()
     decoder: dict[str, Any] = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
     return MaskedAutoencoderViT((224, 224), 16, width=768, depth=12, heads=12, **decoder)
+
+
+def localmim(tiny: bool) -> nn.Module:
+    if tiny:
+        return LocalMaskedAutoencoderViT()
+    decoder: dict[str, Any] = {"decoder_width": 256, "decoder_depth": 1, "decoder_heads": 8}
+    return LocalMaskedAutoencoderViT(224, 16, width=768, depth=12, heads=12, **decoder)
 
 
 def hf(tiny: bool) -> nn.Module:
@@ -88,6 +96,7 @@ def hog_target(model: Any, images: Tensor) -> Tensor:
 
 HOSTS = {
     "mae": BenchHost(make=mae, loss=lambda model, images: model(images)[0]),
+    "localmim": BenchHost(make=localmim, loss=lambda model, images: model(images)),
     "maskfeat": BenchHost(make=maskfeat, loss=masked, target=hog_target, tiny_side=56),
     "simmim": BenchHost(make=simmim, loss=masked),
     "hf": BenchHost(make=hf, loss=lambda model, images: model(images).loss),

@@ -6,16 +6,18 @@
 namespace bimkern {
 namespace {
 
-Tensor gather_tokens_op(const Tensor& tokens, const Tensor& keep, const std::optional<Tensor>& pos,
-                        int64_t num_prefix) {
+Tensor gather_tokens_op(const Tensor& tokens, const Tensor& keep, const std::optional<Tensor>& pos, int64_t num_prefix,
+                        int64_t num_masks) {
   const char* op = "gather_tokens";
   const int64_t num_tokens = tokens.size(1) - num_prefix;
-  check_sizes(op, tokens, keep, num_tokens, num_prefix);
+  check_sizes(op, tokens, keep, num_tokens, num_prefix, num_masks);
   const Tensor rows = with_contiguous_rows(tokens);
-  Tensor out = make_empty(tokens, {tokens.size(0), num_prefix + keep.size(1), tokens.size(2)});
+  Tensor out = make_empty(tokens, {keep.size(0), num_prefix + keep.size(1), tokens.size(2)});
   GatherTokens args{};
   args.dtype = dtype_of(op, tokens);
   args.size = sizes(tokens, keep, num_tokens, num_prefix);
+  args.size.images = keep.size(0);
+  args.masks = num_masks;
   args.keep = keep_of(keep);
   args.tokens = rows.const_data_ptr();
   args.tokens_image_stride = rows.stride(0);
@@ -56,17 +58,26 @@ void check_bwd(const char* op, const Tensor& grad, const Tensor& keep, int64_t n
                   ": grad must be [B, R+K, D] with R+K=", num_prefix + keep.size(1), ", got ", grad.size(1), " rows");
 }
 
-Tensor gather_tokens_bwd_op(const Tensor& grad, const Tensor& keep, int64_t num_tokens, int64_t num_prefix) {
+Tensor gather_tokens_bwd_op(const Tensor& grad, const Tensor& keep, int64_t num_tokens, int64_t num_prefix,
+                            int64_t num_masks) {
   const char* op = "gather_tokens_bwd";
   check_bwd(op, grad, keep, num_tokens, num_prefix);
+  STD_TORCH_CHECK(num_masks >= 1 && keep.size(0) % num_masks == 0, op,
+                  ": keep must be [B*M, K] with num_masks M=", num_masks, ", got ", keep.size(0), " rows");
   const Tensor rows = with_contiguous_rows(grad);
-  Tensor result = make_empty(grad, {grad.size(0), num_prefix + num_tokens, grad.size(2)});
-  const GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
+  Tensor result = make_empty(grad, {grad.size(0) / num_masks, num_prefix + num_tokens, grad.size(2)});
+  GatherTokensBwd args = bwd_args(op, rows, keep, num_tokens, num_prefix, result);
+  args.masks = num_masks;
   if (grad.is_cuda()) {
     const CudaScope cuda(grad);
+    std::optional<Tensor> positions;
+    if (num_masks > 1) {
+      positions = make_places(keep, num_tokens);
+      args.positions = positions->mutable_data_ptr<int32_t>();
+    }
     gather_tokens_bwd_cuda(args, cuda.stream());
   } else {
-    gather_tokens_bwd(args, torch_pool());
+    gather_tokens_bwd(args, torch_pool(), simd_in_use());
   }
   return result;
 }

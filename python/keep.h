@@ -14,10 +14,11 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 }
 
 // The public Python function checks for users; here only what the kernels would read or write beyond.
-inline void check_sizes(const char* op, const Tensor& rows, const Tensor& keep, int64_t num_tokens,
-                        int64_t num_prefix) {
-  STD_TORCH_CHECK(rows.dim() == 3 && keep.dim() == 2 && rows.size(0) == keep.size(0), op,
-                  ": expected rows [B, *, D] and keep [B, K], got ", rows.dim(), " and ", keep.dim(), " dimensions");
+inline void check_sizes(const char* op, const Tensor& rows, const Tensor& keep, int64_t num_tokens, int64_t num_prefix,
+                        int64_t num_masks = 1) {
+  STD_TORCH_CHECK(rows.dim() == 3 && keep.dim() == 2 && num_masks >= 1 && rows.size(0) * num_masks == keep.size(0), op,
+                  ": expected rows [B, *, D] and keep [B*M, K] with M=", num_masks, ", got ", rows.dim(), " and ",
+                  keep.dim(), " dimensions");
   STD_TORCH_CHECK(keep.scalar_type() == torch::headeronly::ScalarType::Long, op, ": keep must be int64");
   STD_TORCH_CHECK(same_device(keep, rows), op, ": keep must be on the device of the rows");
   STD_TORCH_CHECK(num_tokens >= 0 && num_prefix >= 0, op, ": num_tokens and num_prefix must be at least 0, got ",

@@ -77,27 +77,30 @@ def patchify_loss(imgs: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool 
 
 
 def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
-    """Gather the tokens of several masks, as I-JEPA and V-JEPA do.
+    """Gather the tokens of several masks in one pass, as I-JEPA and V-JEPA do in several.
 
     Args:
         x: [B, N, D], float32, float16, bfloat16 or float64.
-        masks: of [B, K], int64 ids in [0, N) to keep, none twice within one row of one mask.
+        masks: of [B, K], int64 ids in [0, N) to keep, none twice within one row of one mask. With concat, of
+            one size.
         concat: put the results behind each other along the batch.
 
     Returns:
         [len(masks) * B, K, D]; without concat a list of [B, K, D].
 
     Raises:
-        ValueError: there is no mask to concatenate.
+        ValueError: there is no mask to concatenate, or their sizes differ.
 
     Source: Assran et al. 2023 (I-JEPA), section 3.
     """
-    kept = [layers.gather(x, mask) for mask in masks]
     if not concat:
-        return kept
-    if not kept:
+        return [layers.gather(x, mask) for mask in masks]
+    if not masks:
         raise ValueError("apply_masks: masks must hold at least one tensor, got none")
-    return kept[0] if len(kept) == 1 else torch.cat(kept)
+    if len({mask.shape for mask in masks}) > 1:
+        raise ValueError(f"apply_masks: masks must have one shape [B, K], got {[list(mask.shape) for mask in masks]}")
+    keep = masks[0] if len(masks) == 1 else torch.cat(list(masks))  # [M*B, K]
+    return layers.gather(x, keep, num_masks=len(masks))
 
 
 class PatchDropout(nn.Module):

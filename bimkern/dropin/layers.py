@@ -36,10 +36,10 @@ def same_dtype(*tensors: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, (x.dtype for x in tensors))
 
 
-def gather(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: int = 0) -> Tensor:
+def gather(tokens: Tensor, keep: Tensor, pos: Tensor | None = None, num_prefix: int = 0, num_masks: int = 1) -> Tensor:
     """Add positions and take the kept tokens, in the dtype of the sum."""
     dtype = tokens.dtype if pos is None else same_dtype(tokens, pos)
-    return gather_tokens(tokens.to(dtype), keep, pos, num_prefix=num_prefix)
+    return gather_tokens(tokens.to(dtype), keep, pos, num_prefix=num_prefix, num_masks=num_masks)
 
 
 def embed(patch_embed: nn.Module, convolution: Any, images: Tensor, pos: Tensor, masks: Callable[[], Tensor]) -> Tensor:

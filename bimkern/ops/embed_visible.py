@@ -250,7 +250,7 @@ def _lay_out(grad_patches: Tensor, keep: Tensor, patch: int, images: Tensor, std
     """Put the gradients of normalized patches [B, K, C*p*p] where their pixels are; zero elsewhere."""
     B, C, H, W = images.shape
     rows, columns = H // patch, W // patch
-    cells = _backend.run("gather_tokens_bwd", grad_patches, keep, rows * columns, 0)  # [B, N, C*p*p]
+    cells = _backend.run("gather_tokens_bwd", grad_patches, keep, rows * columns, 0, 1)  # [B, N, C*p*p]
     pixels = cells.view(B, rows, columns, C, patch, patch).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W)
     return (pixels if std is None else pixels / std.view(-1, 1, 1)).to(images.dtype)
 

@@ -14,10 +14,14 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.masked_loss import as_denominator, check_constants, check_kind, masked_loss_reference
 from bimkern.ops.match_fused import NORM_EPS
+from bimkern.ops.match_linear import pool
 from bimkern.ops.scale_mask import scale_mask_reference
 
 _backend.declare("match_loss", kernels={"cpu": "native"})
-_backend.declare("match_predict")
+_backend.declare("match_predict", kernels={"cpu": "native"})
+_backend.schemas.define(
+    "match_predict(Tensor features, Tensor?[] layers, float scale, int rows, int columns, ScalarType dtype) -> Tensor"
+)
 
 PARAMETERS = (torch.float32, torch.float64)
 
@@ -81,6 +85,24 @@ def _deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
     return squares.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2) + bias.to(dtype)
 
 
+def _predict(
+    features: Tensor, layers: MatchLayers, scale: float, rows: int, columns: int, dtype: torch.dtype
+) -> Tensor:
+    """Pool, and multiply by a narrow weight, in kernels; deconvolutions, and products in other dtypes, are torch's."""
+    layers = MatchLayers(*layers)
+    if scale > 1:
+        return match_predict_reference(features, layers, scale, rows, columns, dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        pooled = features.to(dtype) if scale == 1 else pool(features, None, rows, columns, dtype)
+        weight, bias = layers.pred_weight.flatten(1).to(dtype), layers.pred_bias.to(dtype)
+        if dtype != torch.float32:
+            return F.linear(pooled, weight, bias)
+        return _backend.run("match_linear", pooled.flatten(0, 1), weight, bias).unflatten(0, pooled.shape[:2])
+
+
+_backend.decompose("match_predict", _predict)
+
+
 def match_loss_reference(
     features: Tensor,
     layers: MatchLayers,
@@ -123,6 +145,7 @@ def match_predict(
     Raises:
         ValueError: the scale, the grid, a shape, a device or a missing parameter; the message names it.
         TypeError: a dtype is off.
+        RuntimeError: a gradient of a gradient, at scales 1 and 0.5 on a CPU.
 
     Same as: match_predict_reference.
     Source: Wang et al. 2023 (LocalMIM), section 3.2; layers as in its published program.
@@ -167,6 +190,7 @@ def match_loss(
         ValueError: the scale, the grid, a shape, a device, the kind, the denominator, a missing parameter, or something
             else than features and layers requires a gradient; the message names it.
         TypeError: a dtype is off.
+        RuntimeError: a gradient of a gradient, on a CPU.
 
     Same as: match_loss_reference.
     Source: Wang et al. 2023 (LocalMIM), sections 3.1 and 3.2; fractional weights as in its published program.

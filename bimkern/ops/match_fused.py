@@ -24,10 +24,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.ops import _backend
+from bimkern.ops.match_linear import pool, refuse_second_gradients
 
 NORM_EPS = 1e-6
 CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
 BLOCK = 32  # rows summed at a time: kMatchBlock of csrc/ops/match.h
+NARROW = 128  # columns of a product up to which ours is faster than the library's
 LANES = 16  # the product's columns are a multiple of this: faster, and the same bits from any number of threads
 
 # Whether the backward pass under way keeps its graph: private in torch, so it may be missing.
@@ -68,16 +70,6 @@ def _padded(x: Tensor) -> Tensor:
     return F.pad(x, (0, -x.shape[-1] % LANES))
 
 
-def _pool(features: Tensor, mask: Tensor, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Average 2x2 squares of tokens, and of their mask."""
-    squares = features.unflatten(1, (rows // 2, 2, columns // 2, 2)).to(torch.promote_types(dtype, torch.float32))
-    first, second = squares[:, :, 0], squares[:, :, 1]  # sums of slices: torch's mean is 14 times as slow here
-    mean = (first[:, :, :, 0] + first[:, :, :, 1] + second[:, :, :, 0] + second[:, :, :, 1]) * 0.25
-    mask = _backend.run("scale_mask", mask, rows, columns, 2, 1)
-    # What does not count is not read: it may be NaN.
-    return mean.flatten(1, 2).to(dtype).masked_fill((mask == 0).unsqueeze(-1), 0), mask
-
-
 def _loss(
     features: Tensor,
     layers: list[Tensor | None],
@@ -96,7 +88,9 @@ def _loss(
     up = up_bias = None
     with torch.autocast(features.device.type, enabled=False):
         if scale < 1:
-            features, mask = _pool(features, mask, rows, columns, dtype)
+            mask = _backend.run("scale_mask", mask, rows, columns, 2, 1)
+            # What does not count is not read: it may be NaN.
+            features = pool(features, mask, rows, columns, dtype)
             rows, columns = rows // 2, columns // 2
         last, last_bias = up1_weight, up1_bias
         if scale == 4:
@@ -117,6 +111,18 @@ def _loss(
 _backend.decompose("match_loss", _loss)
 
 
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write left @ right, and allocate nothing."""
+    if _is_narrow(left, right):
+        torch.ops.bimkern.match_product(left, right, None, False, out)
+    else:
+        torch.mm(left, right, out=out)
+
+
+def _is_narrow(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == torch.float32 and min(left.shape[1], right.shape[1]) <= NARROW
+
+
 class _Sum:
     """A sum of products in a wider dtype than theirs, or in the same."""
 
@@ -130,7 +136,10 @@ class _Sum:
     def add(self, rows: Tensor, columns: Tensor) -> None:
         """Add rows^T @ columns, and allocate nothing."""
         if self._product is None or self._wide is None:
-            torch.addmm(self.total, rows.T, columns, out=self.total)
+            if columns.dtype == torch.float32 and columns.shape[1] <= NARROW:
+                torch.ops.bimkern.match_product(rows.T, columns, None, True, self.total)
+            else:
+                torch.addmm(self.total, rows.T, columns, out=self.total)
         else:
             self.total += self._wide.copy_(torch.mm(rows.T, columns, out=self._product))
 
@@ -186,6 +195,7 @@ def _total(
     around_norm = [None if p is None else p.to(wide).contiguous() for p in (up_bias, norm_weight, norm_bias)]
     bias = bias.to(wide)
     last = weight.to(dtype)  # [C, S]
+    last_transposed = last.T.contiguous()
     first = None if up is None else up.to(dtype).contiguous()  # [D, 4*E]
     E = 0 if first is None else first.shape[1] // 4
     make = buffer if len(ids) else functools.partial(zeros, dtype=dtype)  # chunks write zeros too, where there are any
@@ -198,25 +208,32 @@ def _total(
     slope, stats = buffer(4 * CHUNK, E, dtype=wide), buffer(4 * CHUNK, 2, dtype=wide)
     blocks = -(-4 * CHUNK // BLOCK)
     error_scratch, norm_scratch = (buffer(blocks, width, dtype=torch.float64) for width in (1 + S, 3 * E))
+    in_place = every and first is None and features.is_contiguous() and features.dtype == dtype  # rows lie as needed
     for begin in range(0, len(ids), max(1, chunk)):
         end = min(begin + chunk, len(ids))
         n = end - begin
         cells = ids[begin:end]
-        ops.match_rows(features, cells, gathered[:n])
-        x = reaching = converted[:n]  # [n, D]
-        if converted is not gathered:
+        if in_place:
+            x = reaching = features.view(-1, D)[begin:end]
+        else:
+            ops.match_rows(features, cells, gathered[:n])
+            x = reaching = converted[:n]  # [n, D]
+        if x.dtype != gathered.dtype:
             x.copy_(gathered[:n])
         if first is not None:
             torch.mm(x, first, out=before_norm[:n])
             squares, reaching = before_norm[:n].view(4 * n, E), active[: 4 * n]
             ops.match_norm(squares, *around_norm, eps, reaching, slope[: 4 * n], stats[: 4 * n])
         error = pred[: len(reaching)]
-        torch.mm(reaching, last, out=error)
+        _multiply(reaching, last, error)
         ops.match_error(cells, mask, target, bias, rows, columns, side, absolute, error, error_sums, error_scratch)
         if not with_grads:
             continue
         grad_last.add(reaching, error)
-        torch.mm(error, last.T, out=reaching)
+        if in_place:
+            _multiply(error, last_transposed, grad_features.view(-1, D)[begin:end])
+            continue
+        _multiply(error, last_transposed, reaching)
         if first is not None:
             of_norm = slope[: 4 * n], stats[: 4 * n], reaching, norm_sums, norm_scratch
             ops.match_norm_bwd(squares, *around_norm[:2], *of_norm)
@@ -277,8 +294,7 @@ def _is_last_use(saved: Tensor) -> bool:
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("match_loss: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
+    refuse_second_gradients("match_loss")
     if grad_total is None:
         return (None,) * len(_ARGUMENTS)
     assert ctx.with_grads

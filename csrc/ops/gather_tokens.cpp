@@ -19,6 +19,7 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
   const auto* tokens = static_cast<const T*>(args.tokens);
   const auto* pos = static_cast<const T*>(args.pos);
   auto* out = static_cast<T*>(args.out);
+  const int64_t sources = size.images / args.masks;
   const int64_t rows = size.prefix + size.kept;  // per image
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
@@ -28,7 +29,8 @@ void gather_rows(const GatherTokens& args, const Parallel& parallel, Simd simd) 
         const int64_t position = i % rows - size.prefix;  // negative: a prefix row
         const int64_t* ids = args.keep.ids + image * args.keep.image_stride;
         const int64_t id = position < 0 ? position : ids[position * args.keep.token_stride];
-        const T* source = tokens + image * args.tokens_image_stride + (size.prefix + id) * args.tokens_token_stride;
+        const T* source =
+            tokens + image % sources * args.tokens_image_stride + (size.prefix + id) * args.tokens_token_stride;
         if (position < 0 || pos == nullptr) {
           std::memcpy(out + i * size.width, source, row_bytes);
         } else {
@@ -73,6 +75,47 @@ void scatter_rows(const GatherTokensBwd& args, const int32_t* positions, const P
   });
 }
 
+// Every row is the sum over the masks of its image that keep it, in their order. Most are kept by one or none.
+template <typename T>
+void sum_masks(const GatherTokensBwd& args, const int32_t* positions, const Parallel& parallel, Simd simd) {
+  using Sum = typename Arithmetic<T>::type;
+  const TokenSizes size = args.size;
+  const auto* grad = static_cast<const T*>(args.grad_out);
+  const int64_t sources = size.images / args.masks;
+  const int64_t rows = size.prefix + size.tokens;  // per image
+  const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  parallel(sources * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+    std::vector<Sum> sum(size.width);
+    std::vector<const T*> kept;
+    vectorized(simd, [&](auto set) BIMKERN_INLINE {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t token = i % rows - size.prefix;  // negative: a prefix row
+        kept.clear();
+        for (int64_t image = i / rows; image < size.images; image += sources) {
+          const int64_t position = token < 0 ? token : positions[image * size.tokens + token];
+          if (token < 0 || position != kMasked) {
+            kept.push_back(grad + image * args.grad_image_stride + (size.prefix + position) * args.grad_token_stride);
+          }
+        }
+        T* out = static_cast<T*>(args.result) + i * size.width;
+        if (kept.empty()) {
+          std::memset(out, 0, row_bytes);
+        } else if (kept.size() == 1) {
+          std::memcpy(out, kept[0], row_bytes);
+        } else if (kept.size() == 2) {
+          add_row(set, kept[0], kept[1], size.width, out);
+        } else {
+          load_row(set, kept[0], size.width, sum.data());
+          for (size_t k = 1; k < kept.size(); ++k) {
+            accumulate_row(set, kept[k], size.width, sum.data());
+          }
+          store_row(set, sum.data(), size.width, out);
+        }
+      }
+    });
+  });
+}
+
 // Sums over images in their order, whatever the number of threads. A thread takes a block of tokens through all images,
 // because the rows of neighboring tokens lie together.
 template <typename T>
@@ -113,10 +156,16 @@ void gather_tokens(const GatherTokens& args, const Parallel& parallel, Simd simd
   }
 }
 
-void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel) {
+void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel& parallel, Simd simd) {
   const std::vector<int32_t> positions = positions_of("gather_tokens_bwd", args.keep, args.size);
   if (args.size.width > 0) {
-    dispatch(args.dtype, [&](auto type) { scatter_rows<decltype(type)>(args, positions.data(), parallel); });
+    dispatch(args.dtype, [&](auto type) {
+      if (args.masks == 1) {
+        scatter_rows<decltype(type)>(args, positions.data(), parallel);
+      } else {
+        sum_masks<decltype(type)>(args, positions.data(), parallel, simd);
+      }
+    });
   }
 }
 

@@ -4,6 +4,7 @@
 // bwd: a warp per row of the result; its block looks eight tokens up in keep, then it copies or clears: one pass.
 // bwd_pos: a block per token and slice of D; its threads read the token's position in one image each, which a small
 // kernel found before, then add the rows in the order of the images, so the sum does not depend on the launch.
+// bwd of several masks: the same per image, over its masks.
 #include "ops/gather_tokens.h"
 #include "ops/keep_cuda.h"
 
@@ -56,8 +57,9 @@ __global__ void gather_kernel(GatherTokens args) {
     fill_row(filled_with<T, kPack>(NAN), packs, out);
     return;
   }
+  const int64_t source_image = args.masks == 1 ? image : image % (size.images / args.masks);
   const auto* source =
-      reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + image * args.tokens_image_stride +
+      reinterpret_cast<const P*>(static_cast<const T*>(args.tokens) + source_image * args.tokens_image_stride +
                                  (size.prefix + id) * args.tokens_token_stride);
   if (position < 0 || args.pos == nullptr) {
     copy_row(source, packs, out);
@@ -91,30 +93,45 @@ __global__ void scatter_kernel(GatherTokensBwd args, unsigned blocks_per_image) 
   copy_row(reinterpret_cast<const P*>(source), packs, out);
 }
 
+// Images group, group + groups, ... are added up, whose rows [first, first + rows) of R+N the result has.
 template <typename T, int kPack>
-__global__ void sum_kernel(GatherTokensBwd args) {
+__global__ void sum_kernel(GatherTokensBwd args, int64_t groups, int64_t first_row) {
   using P = Pack<T, kPack>;
   using A = Arithmetic<T>;
-  __shared__ int32_t positions[kSumThreads];
+  __shared__ int32_t from[kSumThreads];  // which row of grad, kMasked or kWrong
   const TokenSizes size = args.size;
-  const int64_t token = blockIdx.x;
+  const int64_t rows = size.prefix + size.tokens - first_row;
+  const int64_t group = blockIdx.x / rows;
+  const int64_t row = first_row + blockIdx.x % rows;
+  const int64_t members = size.images / groups;
   const int64_t packs = size.width / kPack;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x;
   const auto* grad = static_cast<const T*>(args.grad_out);
-  typename A::type sum[kPack] = {};
-  for (int64_t first = 0; first < size.images; first += kSumThreads) {
+  bool empty = args.masks > 1;
+  typename A::type sum[kPack];
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) {
+    sum[j] = empty ? -0.0f : 0.0f;  // what one mask keeps is a copy, its zeros with their sign
+  }
+  for (int64_t first = 0; first < members; first += kSumThreads) {
     const int64_t mine = first + threadIdx.x;
-    positions[threadIdx.x] = mine < size.images ? args.positions[mine * size.tokens + token] : kMasked;
+    if (row < size.prefix) {
+      from[threadIdx.x] = static_cast<int32_t>(row);
+    } else if (mine < members) {
+      const int32_t position = args.positions[(group + mine * groups) * size.tokens + row - size.prefix];
+      from[threadIdx.x] = position < 0 ? position : static_cast<int32_t>(size.prefix) + position;
+    }
     __syncthreads();
-    const int images = static_cast<int>(min(size.images - first, int64_t{kSumThreads}));
-    for (int i = 0; i < images && column < packs; ++i) {
-      if (positions[i] == kMasked) {
+    const int count = static_cast<int>(min(members - first, int64_t{kSumThreads}));
+    for (int i = 0; i < count && column < packs; ++i) {
+      if (from[i] == kMasked) {
         continue;
       }
+      empty = false;
       P pack = filled_with<T, kPack>(NAN);
-      if (positions[i] != kWrong) {
-        pack = reinterpret_cast<const P*>(grad + (first + i) * args.grad_image_stride +
-                                          (size.prefix + positions[i]) * args.grad_token_stride)[column];
+      if (from[i] != kWrong) {
+        pack = reinterpret_cast<const P*>(grad + (group + (first + i) * groups) * args.grad_image_stride +
+                                          from[i] * args.grad_token_stride)[column];
       }
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
@@ -127,9 +144,9 @@ __global__ void sum_kernel(GatherTokensBwd args) {
     P pack;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
-      pack.value[j] = A::store(sum[j]);
+      pack.value[j] = A::store(empty ? 0 : sum[j]);
     }
-    reinterpret_cast<P*>(static_cast<T*>(args.result) + token * size.width)[column] = pack;
+    reinterpret_cast<P*>(static_cast<T*>(args.result) + int64_t{blockIdx.x} * size.width)[column] = pack;
   }
 }
 
@@ -176,22 +193,23 @@ void launch_scatter(const GatherTokensBwd& args, cudaStream_t stream) {
 }
 
 template <typename T>
-void launch_sum(const GatherTokensBwd& args, cudaStream_t stream) {
-  if (args.size.tokens == 0 || args.size.width == 0) {
+void launch_sum(const char* op, const GatherTokensBwd& args, int64_t groups, int64_t first_row, cudaStream_t stream) {
+  const int64_t rows = groups * (args.size.prefix + args.size.tokens - first_row);
+  if (rows == 0 || args.size.width == 0) {
     return;
   }
+  BIMKERN_CHECK(rows <= kMaxBlocksX, op, ": at most ", kMaxBlocksX, " rows fit a launch, got ", rows);
   const bool packed = rows_packable(args, sizeof(T));
   const int64_t packs = packed ? args.size.width * static_cast<int64_t>(sizeof(T)) / kPackBytes : args.size.width;
   const int64_t slices = ceil_div<int64_t>(packs, kSumThreads);
-  BIMKERN_CHECK(slices <= 0xffff, "gather_tokens_bwd_pos: D must fit 65535 slices of 128 threads, got ", slices);
+  BIMKERN_CHECK(slices <= 0xffff, op, ": D must fit 65535 slices of 128 threads, got ", slices);
   const auto kernel = packed ? sum_kernel<T, kPackBytes / sizeof(T)> : sum_kernel<T, 1>;
-  const dim3 grid(static_cast<unsigned>(args.size.tokens), static_cast<unsigned>(slices));
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(slices));
   if (args.size.images > 0) {
-    positions_kernel<<<image_blocks("gather_tokens_bwd_pos", args.size), kWarp, 0, stream>>>(args.keep, args.size,
-                                                                                             args.positions);
+    positions_kernel<<<image_blocks(op, args.size), kWarp, 0, stream>>>(args.keep, args.size, args.positions);
   }
-  kernel<<<grid, kSumThreads, 0, stream>>>(args);
-  check_launch("gather_tokens_bwd_pos");
+  kernel<<<grid, kSumThreads, 0, stream>>>(args, groups, first_row);
+  check_launch(op);
 }
 
 }  // namespace
@@ -201,11 +219,20 @@ void gather_tokens_cuda(const GatherTokens& args, void* stream) {
 }
 
 void gather_tokens_bwd_cuda(const GatherTokensBwd& args, void* stream) {
-  dispatch(args.dtype, [&](auto type) { launch_scatter<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+  dispatch(args.dtype, [&](auto type) {
+    if (args.masks == 1) {
+      launch_scatter<decltype(type)>(args, static_cast<cudaStream_t>(stream));
+    } else {
+      launch_sum<decltype(type)>("gather_tokens_bwd", args, args.size.images / args.masks, 0,
+                                 static_cast<cudaStream_t>(stream));
+    }
+  });
 }
 
 void gather_tokens_bwd_pos_cuda(const GatherTokensBwd& args, void* stream) {
-  dispatch(args.dtype, [&](auto type) { launch_sum<decltype(type)>(args, static_cast<cudaStream_t>(stream)); });
+  dispatch(args.dtype, [&](auto type) {
+    launch_sum<decltype(type)>("gather_tokens_bwd_pos", args, 1, args.size.prefix, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace bimkern

@@ -72,8 +72,24 @@ def test_apply_masks(device):
     assert torch.equal(dropin.apply_masks(x, masks[:1]), parts[0])
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_apply_masks_to_channels_first_tokens(device, dtype):
+    x = torch.randn(2, 6, 3, 4, device=device, dtype=dtype).flatten(2).mT.requires_grad_()  # [B, N, D], D strided
+    masks = [torch.rand(2, 12, device=device).argsort(dim=1)[:, :4] for _ in range(2)]
+    got = dropin.apply_masks(x, masks)
+    parts = [x.gather(1, mask[:, :, None].expand(-1, -1, 6)) for mask in masks]
+    assert torch.equal(got, torch.cat(parts))
+    weights = torch.randint(-4, 5, got.shape, device=device).to(dtype)  # their sums are exact
+    (expected,) = torch.autograd.grad((torch.cat(parts) * weights).sum(), x)
+    assert torch.equal(torch.autograd.grad((got * weights).sum(), x)[0], expected)
+
+
 def test_apply_no_masks():
     assert dropin.apply_masks(torch.rand(1, 2, 3), [], concat=False) == []
+    with pytest.raises(
+        ValueError, match=r"^apply_masks: masks must have one shape \[B, K\], got \[\[1, 1\], \[1, 2\]\]$"
+    ):
+        dropin.apply_masks(torch.rand(1, 2, 3), [torch.zeros(1, 1).long(), torch.tensor([[0, 1]])])
     with pytest.raises(ValueError, match=r"^apply_masks: masks must hold at least one tensor, got none$"):
         dropin.apply_masks(torch.rand(1, 2, 3), [])
 

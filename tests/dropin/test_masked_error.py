@@ -65,6 +65,13 @@ def test_what_simmim_gets_wrong_stays_its_own(simmim, x, mask):
     assert_same(outcome(simmim, x, mask), expected)
 
 
+def test_a_decoder_of_another_size_is_refused(simmim):
+    patch(simmim)
+    simmim.decoder = nn.Sequential(nn.Conv2d(16, 48, 1), nn.PixelShuffle(2))
+    with pytest.raises(ValueError, match=r"^SimMIM: the decoder must return images \[2, 3, 32, 32\], got"):
+        simmim(torch.rand(2, 3, 32, 32), torch.ones(2, 8, 8))
+
+
 class Squared(SimMIM):
     def forward(self, x, mask):
         pixels = mask.repeat_interleave(self.patch_size, 1).repeat_interleave(self.patch_size, 2)[:, None]
@@ -107,6 +114,7 @@ def test_rows_that_do_not_count_may_hold_anything():
     assert torch.isfinite(head(pred, torch.zeros(1, 3, 4), mask))
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(
     ("pred", "target", "mask"),
     [

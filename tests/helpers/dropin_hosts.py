@@ -9,6 +9,7 @@ from torch import nn
 
 from bench.dropin_hosts import masked
 from bench.hog_hosts import HOGGenerator
+from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
 
@@ -106,6 +107,10 @@ CASES = {
         masked,
         double=False,
         draws=False,
+    ),
+    "localmim": Case(LocalMaskedAutoencoderViT, IMAGES, lambda m, x: m(x), double=False),
+    "localmim, HOG with a bias": Case(
+        lambda: LocalMaskedAutoencoderViT(hog_nbins=18, hog_bias=True), IMAGES, lambda m, x: m(x), double=False
     ),
     "hf": Case(hf_vitmae, IMAGES, first),
     "hf, 1 channel, raw pixels": Case(lambda: hf_vitmae(num_channels=1, norm_pix_loss=False), (3, 1, 32, 32), first),

@@ -63,6 +63,47 @@ def test_copies_bits_without_positions(device, dtype, dims):
     assert torch.equal(*(torch.autograd.grad(out, tokens, cotangent)[0] for out in (ours, torchs)))
 
 
+def several(device, dtype, M, B=3, R=1, N=13, K=7, D=33):
+    tokens, _, pos = sample(device, dtype, B, R, N, K, D)
+    keep = torch.rand(M * B, N, device=device).argsort(dim=1)[:, :K]
+    return tokens, keep, pos
+
+
+@pytest.mark.parametrize("M", [2, 3, 5])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_masks_of_one_image_share_its_tokens(device, dtype, M):
+    options = {"num_prefix": 1, "num_masks": M}
+    inputs = several(device, dtype, M)
+    assert_no_worse_than_torch(gather_tokens, gather_tokens_reference, inputs, grads=(0, 2), **options)
+
+
+@pytest.mark.parametrize("dims", [{"K": 0}, {"R": 0, "N": 0, "K": 0}, {"B": 0}, {"D": 0}, {"K": 13, "R": 3}], ids=str)
+def test_several_masks_of_odd_sizes(device, dims):
+    tokens, keep, _ = several(device, torch.float64, 3, **dims)
+    tokens.requires_grad_()
+    num_prefix = dims.get("R", 1)
+    ours = gather_tokens(tokens, keep, num_prefix=num_prefix, num_masks=3)
+    torchs = gather_tokens_reference(tokens, keep, None, num_prefix, 3)
+    assert torch.equal(ours, torchs)
+    cotangent = torch.randn_like(ours)
+    got, expected = (torch.autograd.grad(out, tokens, cotangent)[0] for out in (ours, torchs))
+    torch.testing.assert_close(got, expected)
+
+
+def test_gradients_of_several_masks(device):
+    tokens, keep, _ = several(device, torch.float64, 3, B=2, N=5, K=3, D=2)
+    tokens.requires_grad_()
+
+    def gathered(tokens):
+        return gather_tokens(tokens, keep, num_prefix=1, num_masks=3)
+
+    assert torch.autograd.gradcheck(gathered, (tokens,))
+    assert torch.autograd.gradgradcheck(gathered, (tokens,))
+    torch.library.opcheck(torch.ops.bimkern.gather_tokens, (tokens, keep, None, 1, 3))
+    grad = gathered(tokens).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.bimkern.gather_tokens_bwd, (grad, keep, 5, 1, 3))
+
+
 def test_gradient_of_tokens_is_a_copy_with_positions(device):
     tokens, keep, pos = sample(device, torch.float32, **DEFAULT)
     cotangent = torch.randn(3, 13, 32, device=device)
@@ -192,6 +233,8 @@ def test_compiles_without_graph_break(device, dynamic):
         ({"pos": torch.zeros(3, 8)}, ValueError, "pos must be [N=4, D=8], got [3, 8]"),
         ({"keep": torch.zeros(2, 5).long()}, ValueError, "keep must hold at most N=4 ids per image, got K=5"),
         ({"num_prefix": -1}, ValueError, "num_prefix must be at least 0, got -1"),
+        ({"num_masks": 0}, ValueError, "num_masks must be at least 1, got 0"),
+        ({"num_masks": 2}, ValueError, "keep must be [M*B=4, K], got [2, 2]"),
         ({"keep": torch.zeros(2, 2).int()}, TypeError, "keep must be int64, got int32"),
         (
             {"tokens": torch.zeros(2, 5, 8).int()},
@@ -249,3 +292,6 @@ def test_the_bare_op_reads_nothing_out_of_bounds(arguments, message):
 def test_the_bare_backward_reads_nothing_out_of_bounds():
     with pytest.raises(RuntimeError, match=r"grad must be \[B, R\+K, D\] with R\+K=3, got 2 rows"):
         torch.ops.bimkern.gather_tokens_bwd(torch.zeros(2, 2, 8), torch.zeros(2, 2).long(), 4, 1)
+    for num_masks in (0, 2):
+        with pytest.raises(RuntimeError, match=rf"keep must be \[B\*M, K\] with num_masks M={num_masks}, got 3 rows"):
+            torch.ops.bimkern.gather_tokens_bwd(torch.zeros(3, 2, 8), torch.zeros(3, 2).long(), 4, 0, num_masks)

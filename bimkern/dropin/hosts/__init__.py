@@ -1,12 +1,22 @@
 """The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
 
-from bimkern.dropin.hosts import hf_vitmae, hog, lightly, mae, masked_error, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import (
+    hf_vitmae,
+    hog,
+    lightly,
+    localmim,
+    mae,
+    masked_error,
+    patch_dropout,
+    vit_pytorch,
+)
 from bimkern.dropin.structure import Host
 
 HOSTS: dict[str, Host] = {
     host.name: host
     for host in (
         mae.MAE,
+        localmim.LOCALMIM,
         hf_vitmae.EMBEDDINGS,
         hf_vitmae.DECODER,
         hf_vitmae.PRETRAINING,

@@ -13,11 +13,19 @@ from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, stand_ins
 
-_RATIO = 0.7
+RATIO = 0.7
 
 
 def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     """Encode the kept patches: tokens [B, 1+K, D], mask [B, N], ids_restore [B, N]."""
+    tokens, mask, ids_restore = embed_kept(self, x, mask_ratio)
+    for layer in self.blocks:
+        tokens = layer(tokens)
+    return self.norm(tokens), mask, ids_restore
+
+
+def embed_kept(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed the kept patches behind a class token: tokens [B, 1+K, D], mask [B, N], ids_restore [B, N]."""
     pos = self.pos_embed
     N = pos.shape[1] - 1
     drawn: list[Tensor] = []
@@ -29,10 +37,7 @@ def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Te
     tokens = layers.embed(self.patch_embed, getattr(self.patch_embed, "proj", None), x, pos[0, 1:], keep)
     _, mask, ids_restore = drawn
     cls_token = (self.cls_token + pos[:, :1]).expand(len(tokens), -1, -1)
-    tokens = torch.cat([cls_token, tokens], dim=1)  # [B, 1+K, D]
-    for layer in self.blocks:
-        tokens = layer(tokens)
-    return self.norm(tokens), mask, ids_restore
+    return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
 
 
 def random_masking(self: Any, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +67,7 @@ def _patch(self: Any) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _images(module: Any) -> Tensor:
+def images_of(module: Any) -> Tensor:
     """Draw two images of the size that the module was made for."""
     weight = module.patch_embed.proj.weight
     size = module.patch_embed.img_size
@@ -70,12 +75,12 @@ def _images(module: Any) -> Tensor:
 
 
 def _try_encoder(module: Any) -> Trial:
-    return Trial(args=(_images(module), _RATIO), children={"blocks": stand_ins()})
+    return Trial(args=(images_of(module), RATIO), children={"blocks": stand_ins()})
 
 
-def _try_masking(module: Any) -> Trial:
+def try_masking(module: Any) -> Trial:
     _, tokens, width = module.pos_embed.shape
-    return Trial(args=(sample(module.pos_embed, 2, tokens - 1, width).requires_grad_(), _RATIO))
+    return Trial(args=(sample(module.pos_embed, 2, tokens - 1, width).requires_grad_(), RATIO))
 
 
 def _try_decoder(module: Any) -> Trial:
@@ -86,10 +91,10 @@ def _try_decoder(module: Any) -> Trial:
 
 
 def _try_loss(module: Any) -> Trial:
-    imgs = _images(module)
+    imgs = images_of(module)
     N = module.pos_embed.shape[1] - 1
     pred = sample(imgs, 2, N, imgs[0].numel() // N).flip(0).requires_grad_()
-    mask = (torch.rand(2, N, device=imgs.device) < _RATIO).float()
+    mask = (torch.rand(2, N, device=imgs.device) < RATIO).float()
     return Trial(args=(imgs, pred, mask))
 
 
@@ -112,7 +117,7 @@ MAE = Host(
     },
     parts=(
         Part(what="embedding of kept patches", method="forward_encoder", ours=forward_encoder, trial=_try_encoder),
-        Part(what="random masking", method="random_masking", ours=random_masking, trial=_try_masking),
+        Part(what="random masking", method="random_masking", ours=random_masking, trial=try_masking),
         Part(what="decoder's input", method="forward_decoder", ours=forward_decoder, trial=_try_decoder),
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),
     ),

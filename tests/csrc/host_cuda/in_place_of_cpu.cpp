@@ -31,9 +31,9 @@ void gather_tokens(const GatherTokens& args, const Parallel&, Simd) {
   gather_tokens_cuda(args, nullptr);
 }
 
-void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel&) {
+void gather_tokens_bwd(const GatherTokensBwd& args, const Parallel&, Simd) {
   check_keep("gather_tokens_bwd", args.keep, args.size);
-  gather_tokens_bwd_cuda(args, nullptr);
+  gather_tokens_bwd_cuda(with_scratch(args).args, nullptr);
 }
 
 void gather_tokens_bwd_pos(const GatherTokensBwd& args, const Parallel&, Simd) {

@@ -36,7 +36,7 @@ void gather(DType dtype) {
   const int64_t grad_count = size.images * (size.prefix + size.tokens) * size.width;
   const Buffer<T> want_grad(grad_count), got_grad(grad_count, random_gap());
   GatherTokensBwd bwd{dtype, size, ids.keep, grad.data(), grad.image_stride, grad.row_stride, want_grad.data()};
-  gather_tokens_bwd(bwd, serial());
+  gather_tokens_bwd(bwd, serial(), Simd::kBaseline);
   bwd.result = got_grad.data();
   gather_tokens_bwd_cuda(bwd, nullptr);
   expect_same(got_grad, want_grad, "gather_tokens_bwd");
@@ -49,6 +49,22 @@ void gather(DType dtype) {
   bwd.positions = positions.data();
   gather_tokens_bwd_pos_cuda(bwd, nullptr);
   expect_same(got_pos, want_pos, "gather_tokens_bwd_pos");
+
+  if (size.images % 2 == 0) {  // two masks of each image
+    args.masks = bwd.masks = 2;
+    args.out = want.data();
+    gather_tokens(args, serial(), Simd::kBaseline);
+    args.out = got.data();
+    gather_tokens_cuda(args, nullptr);
+    expect_same(got, want, "gather_tokens of two masks");
+    const Buffer<T> want_sums(grad_count / 2), got_sums(grad_count / 2, random_gap());
+    bwd.result = want_sums.data();
+    gather_tokens_bwd(bwd, serial(), Simd::kBaseline);
+    bwd.result = got_sums.data();
+    gather_tokens_bwd_cuda(bwd, nullptr);
+    expect_same(got_sums, want_sums, "gather_tokens_bwd of two masks");
+    args.masks = bwd.masks = 1;
+  }
 
   if (const auto [image, token] = ids.repeat(size); image >= 0) {
     const int64_t row = image * (size.prefix + size.tokens) + size.prefix + token;

@@ -120,6 +120,18 @@ void gather() {
     count({"gather_tokens", "bwd_pos", shape, name_of(dtype)}, {ids.bytes + positions, row * (B * K + N) + positions},
           [&] { gather_tokens_bwd_pos_cuda(args, nullptr); });
   }
+  for (const DType dtype : kFloats) {  // two masks of each image
+    const int64_t row = D * bytes_of(dtype);
+    const Ids ids = random_keep_ids();
+    const void* grad = random_values(dtype, B * (R + K) * D);
+    GatherTokensBwd args{dtype, kSize, ids.keep, grad, (R + K) * D, D, device_memory(B / 2 * (R + N) * row)};
+    args.masks = 2;
+    args.positions = static_cast<int32_t*>(device_memory(B * N * kInt32));
+    const int64_t positions = B * N * kInt32;
+    count({"gather_tokens", "bwd_masks", shape, name_of(dtype)},
+          {ids.bytes + positions, row * (B * (R + K) + B / 2 * (R + N)) + positions},
+          [&] { gather_tokens_bwd_cuda(args, nullptr); });
+  }
 }
 
 void restore() {

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from bench.hog_hosts import HOGGenerator
 from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
+from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
 from bimkern import optional
 
 
@@ -17,11 +20,12 @@ class BenchHost:
 
     make: Callable[[bool], nn.Module]  # whether it is to be tiny
     loss: Callable[[nn.Module, Tensor], Tensor]
+    target: Callable[[nn.Module, Tensor], Tensor] | None = None  # is timed alone, too
+    tiny_side: int = 32
 
-    @staticmethod
-    def image_size(tiny: bool) -> int:
+    def image_size(self, tiny: bool) -> int:
         """Return the side of its images."""
-        return 32 if tiny else 224
+        return self.tiny_side if tiny else 224
 
 
 def mae(tiny: bool) -> nn.Module:
@@ -63,9 +67,38 @@ def timm_patch_dropout(tiny: bool) -> nn.Module:
     return model
 
 
+_VIT_B = {"side": 224, "patch": 16, "channels": 3, "width": 768, "depth": 12, "heads": 12}
+
+
+def simmim(tiny: bool) -> nn.Module:
+    small = {"side": 32, "patch": 8, "channels": 3, "width": 16, "depth": 1, "heads": 2}
+    return SimMIM(MapEncoder(**(small if tiny else _VIT_B)), encoder_stride=8 if tiny else 16)
+
+
+def maskfeat(tiny: bool) -> nn.Module:
+    small = {"side": 56, "patch": 4, "channels": 3, "width": 16, "depth": 1, "heads": 2}
+    generator = HOGGenerator(pool=2, gaussian_window=8) if tiny else HOGGenerator()
+    return MaskFeat(MaskedViT(**(small if tiny else _VIT_B)), generator)
+
+
+def masked(model: Any, images: Tensor) -> Tensor:
+    """Return the loss of images [B, C, H, W] with six tenths of their patches masked."""
+    p = (model.backbone if hasattr(model, "backbone") else model).patch_size
+    B, _, H, W = images.shape
+    loss: Tensor = model(images, (torch.rand(B, H // p, W // p, device=images.device) < 0.6).long())
+    return loss
+
+
+def hog_target(model: Any, images: Tensor) -> Tensor:
+    target: Tensor = model.target_generator(images)
+    return target
+
+
 HOSTS = {
     "mae": BenchHost(make=mae, loss=lambda model, images: model(images)[0]),
     "localmim": BenchHost(make=localmim, loss=lambda model, images: model(images)),
+    "maskfeat": BenchHost(make=maskfeat, loss=masked, target=hog_target, tiny_side=56),
+    "simmim": BenchHost(make=simmim, loss=masked),
     "hf": BenchHost(make=hf, loss=lambda model, images: model(images).loss),
     "vit_pytorch": BenchHost(make=vit_pytorch_mae, loss=lambda model, images: model(images)),
     "timm": BenchHost(make=timm_patch_dropout, loss=lambda model, images: model(images).square().mean()),

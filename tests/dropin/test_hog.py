@@ -178,6 +178,23 @@ def test_a_layer_that_does_otherwise_stays(make):
     assert type(layer) is cls
 
 
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: HOGLayerC(37, 8), "nbins must be at most 36, got 37"),
+        (lambda: HOGLayerC(9, 8, 72), "gaussian_window must be at most 64, got 72"),
+        (lambda: HOGGenerator(37), "nbins must be at most 36, got 37"),
+        (lambda: HOGLayer(40, 8), "nbins must be at most 36, got 40"),
+    ],
+)
+def test_what_our_op_does_not_have_is_said(make, reason):
+    layer = make()
+    cls = type(layer)
+    with pytest.raises(DropinError, match=reason):
+        patch(layer)
+    assert type(layer) is cls
+
+
 @pytest.mark.parametrize("make", [other_kernel, other_gaussian, no_reflection])
 def test_other_weights_are_used_where_the_rounding_is_repeated(make):
     layer = make()

@@ -7,8 +7,11 @@ import torch
 from interop import import_or_skip
 from torch import nn
 
+from bench.dropin_hosts import masked
+from bench.hog_hosts import HOGGenerator
 from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
+from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,22 @@ CASES = {
     "mae": Case(MaskedAutoencoderViT, IMAGES, first),
     "mae, 5 channels, a rectangle, raw pixels": Case(
         lambda: MaskedAutoencoderViT((24, 40), channels=5, norm_pix_loss=False), (3, 5, 24, 40), first
+    ),
+    "simmim": Case(lambda: SimMIM(MapEncoder(32, 8, 3, 16, 1, 2), 8), IMAGES, masked, draws=False),
+    "simmim, 1 channel": Case(lambda: SimMIM(MapEncoder(32, 4, 1, 16, 1, 2), 4), (3, 1, 32, 32), masked, draws=False),
+    "maskfeat": Case(
+        lambda: MaskFeat(MaskedViT(56, 4, 3, 16, 1, 2), HOGGenerator(pool=2, gaussian_window=8)),
+        (3, 3, 56, 56),
+        masked,
+        double=False,
+        draws=False,
+    ),
+    "maskfeat, no window, absolute error": Case(
+        lambda: MaskFeat(MaskedViT(28, 2, 3, 16, 1, 2), HOGGenerator(18, 2, 0), "L1"),
+        (3, 3, 28, 28),
+        masked,
+        double=False,
+        draws=False,
     ),
     "localmim": Case(LocalMaskedAutoencoderViT, IMAGES, lambda m, x: m(x), double=False),
     "localmim, HOG with a bias": Case(

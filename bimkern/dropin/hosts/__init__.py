@@ -1,6 +1,15 @@
 """The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
 
-from bimkern.dropin.hosts import hf_vitmae, hog, lightly, localmim, mae, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import (
+    hf_vitmae,
+    hog,
+    lightly,
+    localmim,
+    mae,
+    masked_error,
+    patch_dropout,
+    vit_pytorch,
+)
 from bimkern.dropin.structure import Host
 
 HOSTS: dict[str, Host] = {
@@ -19,5 +28,7 @@ HOSTS: dict[str, Host] = {
         hog.GENERATOR,  # before MASKFEAT, which it is a kind of
         hog.MASKFEAT,
         hog.LOCALMIM,
+        masked_error.SIMMIM,
+        masked_error.MASKED_LOSS,
     )
 }

@@ -104,9 +104,8 @@ def cell_of(layer: Any) -> int:
     return int(sides[0])
 
 
-_biases = (
-    WeakIdKeyDictionary()
-)  # bias -> its version and values: read from a GPU in every call, it would make each wait
+# Bias -> its version and values: read from a GPU in every call, it would make each wait.
+_biases = WeakIdKeyDictionary()
 
 
 def bias_of(bias: Tensor | None) -> tuple[float, float] | None:
@@ -130,17 +129,26 @@ def whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
     return (3 * torch.randint(8, (1, channels, side, side), device=like.device) + rows % 3).float()
 
 
+def _check_supported(module: Any, window: int) -> None:
+    for name, value, most in (("nbins", module.nbins, MAX_BINS), ("gaussian_window", window, MAX_WINDOW)):
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
 def _try_grid(module: Any) -> Trial:
+    _check_supported(module, module.gaussian_window)
     side = 2 * math.lcm(module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_patches(module: Any) -> Trial:
+    _check_supported(module, module.gaussian_window)
     side = math.lcm(_FULL * module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_channel(module: Any) -> Trial:
+    _check_supported(module, 0)
     return Trial(args=(whole_numbers(module.conv.weight, 1, 2 * cell_of(module)),))
 
 

@@ -8,7 +8,7 @@ from bench import cli, dropin
 from bench.dropin_hosts import HOSTS, BenchHost
 from bench.refcheck import WrongResult
 
-PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm"}
+PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm", "lightly": "lightly.models.modules"}
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -1,6 +1,6 @@
 """The table of host programs that `bimkern.dropin.patch` knows, one file per family."""
 
-from bimkern.dropin.hosts import hf_vitmae, hog, lightly, localmim, mae, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import hf_vitmae, hog, lightly, lightly_mae, localmim, mae, patch_dropout, vit_pytorch
 from bimkern.dropin.structure import Host
 
 HOSTS: dict[str, Host] = {
@@ -13,6 +13,7 @@ HOSTS: dict[str, Host] = {
         hf_vitmae.PRETRAINING,
         vit_pytorch.MAE,
         vit_pytorch.SIMMIM,
+        lightly_mae.MAE,
         lightly.TRANSFORMER,
         patch_dropout.TIMM,
         patch_dropout.OPEN_CLIP,

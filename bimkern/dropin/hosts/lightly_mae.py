@@ -70,10 +70,9 @@ class _Backbone(nn.Module):
 
 
 def _children(module: Any) -> dict[str, nn.Module]:
-    decoder = module.decoder
-    width = decoder.decoder_embed.in_features
-    small = twin(decoder, decoder_blocks=nn.Sequential(*stand_ins()), decoder_pred=Affine(0.25))
-    return {"backbone": _Backbone(width), "decoder": small}
+    cheap = {"decoder_embed": Affine(1.25), "decoder_blocks": nn.Sequential(*stand_ins()), "decoder_pred": Affine(0.25)}
+    width = module.decoder.mask_token.shape[2]
+    return {"backbone": _Backbone(width), "decoder": twin(module.decoder, **cheap)}
 
 
 def _try_forward(module: Any) -> Trial:
@@ -89,7 +88,7 @@ def _try_decoder(module: Any) -> Trial:
     decoder = module.decoder
     S = decoder.decoder_pos_embed.shape[1]
     order = torch.rand(2, S, device=decoder.mask_token.device).argsort(dim=1)
-    encoded = sample(decoder.mask_token, 2, S // 4, decoder.decoder_embed.in_features).requires_grad_()
+    encoded = sample(decoder.mask_token, 2, S // 4, decoder.mask_token.shape[2]).requires_grad_()
     return Trial(args=(encoded, order[:, : S // 4], order[:, S // 4 :]), children=_children(module))
 
 
@@ -101,7 +100,7 @@ MAE = Host(
         "backbone.encode",
         "decoder.embed",
         "decoder.predict",
-        "decoder.decoder_embed.in_features",
+        "decoder.decoder_embed",
         "decoder.decoder_blocks",
         "decoder.decoder_norm",
         "decoder.decoder_pred.out_features",

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from bench.dropin_hosts import HOSTS, BenchHost
 from bench.failures import Failures
 from bench.refcheck import WrongResult
 from bench.timing import summarize
+from bimkern.arena import Arena, unusable
 from bimkern.dropin import patch
 from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.units import human_bytes
 
 _FIRST, _LATER = 1e-6, 1e-4  # relative differences of a loss that are allowed
+_UNTIMED = 3  # steps with an arena that differ from all later ones: unrecorded, recorded, and the first by the plan
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Trainee:
     images: Tensor
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)  # page faults of the timed steps
     live: int = 0
 
     def __post_init__(self) -> None:
@@ -49,9 +53,10 @@ class Trainee:
     def timed_step(self, clock: str) -> None:
         """Run one step and note its seconds: of the process on a CPU, which other programs do not lengthen."""
         now = time.process_time if clock == "process" else time.perf_counter
-        start = now()
+        faults, start = _page_faults(), now()
         self.step()  # reads the loss, so a device is done
         self.seconds.append(now() - start)
+        self.faults.append(_page_faults() - faults)
 
     def count_live_bytes(self) -> None:
         """Count the activations and their gradients that live at once in a step."""
@@ -61,21 +66,43 @@ class Trainee:
         self.live = counter.peak
 
 
+class TraineeInArena(Trainee):
+    """A model whose steps allocate in an arena."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arena = Arena()
+
+    def step(self) -> None:
+        """Run one step; its loss, gradients and activations are freed inside the scope."""
+        with self.arena.scope("step"):
+            super().step()
+
+    def count_live_bytes(self) -> None:
+        """Take the bytes that the plan reserves, which are those of a step and no others."""
+        self.step()
+        self.live = self.arena.plan().peak
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = parse(arguments)
     device = torch.device(given.device)
-    if device.type == "cpu":
+    if device.type == "cpu" and not given.arena:  # which saves what cold malloc costs a program
         malloc.restart_warm(["dropin", *arguments])
     failures = Failures()
     for name in given.hosts or HOSTS:
         with failures.said(name):
-            print(measure(name, device, given.batch_size, given.rounds, given.quick), flush=True)
+            print(measure(name, device, given.batch_size, given.rounds, given.quick, arena=given.arena), flush=True)
     return 1 if failures.count else 0
 
 
-def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny: bool) -> str:
-    """Train a host and its patched copy in turns and return a report.
+def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny: bool, *, arena: bool = False) -> str:
+    """Train a host, its patched copy and, if asked for, one in an arena in turns, and return a report.
 
     Raises:
         WrongResult: their losses part.
@@ -90,17 +117,22 @@ def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny:
     done = patch(patched)
     patching = time.process_time() - start
     plain, ours = Trainee(host, model, images), Trainee(host, patched, images)
-    for trainee in (plain, ours):
-        trainee.step()
-    _compare(name, plain.losses, ours.losses)
+    trainees = [plain, ours]
+    if arena:
+        trainees.append(TraineeInArena(host, copy.deepcopy(patched), images))
+    for trainee in trainees:
+        for _ in range(_UNTIMED if arena else 1):
+            trainee.step()
+        _compare(name, plain.losses, trainee.losses)
     clock = "process" if device.type == "cpu" else "wall"
     for index in range(rounds):
-        for trainee in (plain, ours)[:: 1 if index % 2 else -1]:
+        for trainee in trainees[:: 1 if index % 2 else -1]:
             trainee.timed_step(clock)
-    for trainee in (plain, ours):
+    for trainee in trainees:
         trainee.count_live_bytes()
     largest = _compare(name, plain.losses, ours.losses)
-    return _report(name, patching, largest, plain, ours, str(done))
+    report = _report(name, patching, largest, plain, ours, str(done))
+    return report + "".join(f"\n{_report_arena(name, plain, ours, trainee)}" for trainee in trainees[2:])
 
 
 def _compare(name: str, plain: Sequence[float], ours: Sequence[float]) -> float:
@@ -125,6 +157,20 @@ def _report(name: str, patching: float, largest: float, plain: Trainee, ours: Tr
     return "\n".join(lines + [f"  {line}" for line in done.splitlines()])
 
 
+def _report_arena(name: str, plain: Trainee, ours: Trainee, inside: Trainee) -> str:
+    if inside.losses != ours.losses:
+        raise WrongResult(f"{name}: losses are {ours.losses} without and {inside.losses} with the arena")
+    before, patched, after = (summarize(trainee.seconds).median for trainee in (plain, ours, inside))
+    faults = ", ".join(f"{summarize(trainee.faults).median:.0f}" for trainee in (plain, ours, inside))
+    return "\n".join(
+        [
+            f"  in an arena {after:.3f} s  plan {human_bytes(inside.live)}; the same losses, bit for bit",
+            f"  arena/host: time {after / before:.3f}; arena/patched: time {after / patched:.3f}",
+            f"  page faults a step: {faults} (host, patched, in an arena)",
+        ]
+    )
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line.
 
@@ -137,8 +183,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=cli.positive, default=8, help="steps of each that are timed (default: 8)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny models")
+    parser.add_argument(
+        "--arena", action="store_true", help="also run the patched steps in an arena (CPU); malloc is cold then"
+    )
     given = parser.parse_intermixed_args(arguments)
     cli.check_device(given.device)
+    if given.arena and (reason := "it is timed on a CPU" if given.device != "cpu" else unusable()):
+        raise cli.UsageError(f"--arena with --device {given.device}: {reason}")
     unknown = [name for name in given.hosts if name not in HOSTS]
     if unknown:
         raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(HOSTS)}")

@@ -21,6 +21,29 @@ def test_a_tiny_host_is_measured(name):
     assert "replaced " in report
 
 
+def test_a_tiny_host_is_measured_in_an_arena():
+    report = dropin.measure("mae", torch.device("cpu"), batch_size=2, rounds=1, tiny=True, arena=True)
+    assert "the same losses, bit for bit" in report
+    assert "page faults a step: " in report
+
+
+def test_other_losses_in_an_arena_are_a_failure(monkeypatch):
+    def step(self):
+        dropin.Trainee.step(self)
+        self.losses[-1] *= 1 + 1e-9
+
+    monkeypatch.setattr(dropin.TraineeInArena, "step", step)
+    monkeypatch.setattr(dropin.TraineeInArena, "count_live_bytes", step)
+    with pytest.raises(WrongResult, match=r"^mae: losses are .* without and .* with the arena$"):
+        dropin.measure("mae", torch.device("cpu"), batch_size=2, rounds=1, tiny=True, arena=True)
+
+
+def test_an_arena_is_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(cli, "check_device", lambda device: None)
+    with pytest.raises(cli.UsageError, match=r"^--arena with --device cuda: it is timed on a CPU$"):
+        dropin.parse(["--arena", "--device", "cuda"])
+
+
 def test_losses_that_part_are_a_failure(monkeypatch):
     host = HOSTS["mae"]
 
@@ -33,7 +56,9 @@ def test_losses_that_part_are_a_failure(monkeypatch):
 
 
 def test_an_unknown_host():
-    with pytest.raises(cli.UsageError, match=r"^no host is named 'dino'; choose from mae, localmim, hf, vit_pytorch, timm$"):
+    with pytest.raises(
+        cli.UsageError, match=r"^no host is named 'dino'; choose from mae, localmim, hf, vit_pytorch, timm$"
+    ):
         dropin.parse(["dino"])
 
 

@@ -70,7 +70,11 @@ class _Backbone(nn.Module):
 
 
 def _children(module: Any) -> dict[str, nn.Module]:
-    cheap = {"decoder_embed": Affine(1.25), "decoder_blocks": nn.Sequential(*stand_ins()), "decoder_pred": Affine(0.25)}
+    cheap: dict[str, Any] = {
+        "decoder_embed": Affine(1.25),
+        "decoder_blocks": nn.Sequential(*stand_ins()),
+        "decoder_pred": Affine(0.25),
+    }
     width = module.decoder.mask_token.shape[2]
     return {"backbone": _Backbone(width), "decoder": twin(module.decoder, **cheap)}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,22 +16,25 @@ from bench.dropin_hosts import HOSTS, BenchHost
 from bench.failures import Failures
 from bench.refcheck import WrongResult
 from bench.timing import clock_for, in_turns, summarize
+from bimkern.arena import Arena, unusable
 from bimkern.dropin import patch
 from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.units import human_bytes
 
 _FIRST, _LATER = 1e-6, 1e-4  # relative differences of a loss that are allowed
+_UNTIMED = 3  # steps with an arena that differ from all later ones: unrecorded, recorded, and the first by the plan
 
 
 @dataclass
 class Trainee:
-    """A model in training, its losses, and the memory of a step."""
+    """A model in training, and what its steps cost."""
 
     host: BenchHost
     model: nn.Module
     images: Tensor
     losses: list[float] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)  # page faults of the timed steps
     live: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +49,12 @@ class Trainee:
         self.optimizer.zero_grad()
         self.losses.append(loss.item())
 
+    def timed_step(self) -> None:
+        """Run one step and count its page faults."""
+        before = _page_faults()
+        self.step()  # reads the loss, so a device is done
+        self.faults.append(_page_faults() - before)
+
     def run_target(self) -> None:
         """Compute the target alone."""
         assert self.host.target is not None
@@ -58,21 +68,43 @@ class Trainee:
         self.live = counter.peak
 
 
+class TraineeInArena(Trainee):
+    """A model whose steps allocate in an arena."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arena = Arena()
+
+    def step(self) -> None:
+        """Run one step; its loss, gradients and activations are freed inside the scope."""
+        with self.arena.scope("step"):
+            super().step()
+
+    def count_live_bytes(self) -> None:
+        """Take the bytes that the plan reserves, which are those of a step and no others."""
+        self.step()
+        self.live = self.arena.plan().peak
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = parse(arguments)
     device = torch.device(given.device)
-    if device.type == "cpu":
+    if device.type == "cpu" and not given.arena:  # which saves what cold malloc costs a program
         malloc.restart_warm(["dropin", *arguments])
     failures = Failures()
     for name in given.hosts or HOSTS:
         with failures.said(name):
-            print(measure(name, device, given.batch_size, given.rounds, given.quick), flush=True)
+            print(measure(name, device, given.batch_size, given.rounds, given.quick, arena=given.arena), flush=True)
     return 1 if failures.count else 0
 
 
-def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny: bool) -> str:
-    """Train a host and its patched copy in turns and return a report.
+def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny: bool, *, arena: bool = False) -> str:
+    """Train a host, its patched copy and, if asked for, one in an arena in turns, and return a report.
 
     Raises:
         WrongResult: their losses part.
@@ -88,20 +120,31 @@ def measure(name: str, device: torch.device, batch_size: int, rounds: int, tiny:
     done = patch(patched)
     patching = time.process_time() - start
     plain, ours = Trainee(host, model, images), Trainee(host, patched, images)
-    for trainee in (plain, ours):
-        trainee.step()
-    _compare(name, plain.losses, ours.losses)
+    trainees = {"host": plain, "patched": ours}
+    if arena:
+        trainees["arena"] = TraineeInArena(host, copy.deepcopy(patched), images)
+    for trainee in trainees.values():
+        for _ in range(_UNTIMED if arena else 1):
+            trainee.step()
+        _compare(name, plain.losses, trainee.losses)
     clock = clock_for(device, process_time=device.type == "cpu")  # the latter is not lengthened by other programs
-    seconds = in_turns({"host": plain.step, "patched": ours.step}, clock, rounds)
-    for trainee in (plain, ours):
+    seconds = in_turns({label: trainee.timed_step for label, trainee in trainees.items()}, clock, rounds)
+    for trainee in trainees.values():
         trainee.count_live_bytes()
-    target = ""
-    if host.target is not None:
-        alone = in_turns({"host": plain.run_target, "patched": ours.run_target}, clock, rounds)
-        before, after = (summarize(alone[label]).median for label in ("host", "patched"))
-        target = f"  target alone: {before:.4f} s and {after:.4f} s, {before / after:.0f}x\n"
     largest = _compare(name, plain.losses, ours.losses)
-    return _report(name, patching, largest, plain, ours, seconds, target + str(done))
+    lines = [
+        f"{name}: batch {batch_size}, {rounds} rounds, patched in {patching * 1e3:.0f} ms",
+        f"  loss: {plain.losses[0]:.7g} and {ours.losses[0]:.7g} at first; {len(plain.losses)} differ by {largest:.1g}",
+        *_report(plain, ours, seconds),
+    ]
+    if host.target is not None:
+        runs = {"host": plain.run_target, "patched": ours.run_target}
+        before, after = (summarize(times).median for times in in_turns(runs, clock, rounds).values())
+        lines.append(f"  target alone: {before:.4f} s and {after:.4f} s, {before / after:.0f}x")
+    lines += [f"  {line}" for line in str(done).splitlines()]
+    if arena:
+        lines += _report_arena(name, trainees, seconds)
+    return "\n".join(lines)
 
 
 def _compare(name: str, plain: Sequence[float], ours: Sequence[float]) -> float:
@@ -112,27 +155,29 @@ def _compare(name: str, plain: Sequence[float], ours: Sequence[float]) -> float:
     return max(differences)
 
 
-def _report(
-    name: str,
-    patching: float,
-    largest: float,
-    plain: Trainee,
-    ours: Trainee,
-    seconds: Mapping[str, Sequence[float]],
-    done: str,
-) -> str:
-    times = {label: summarize(of_label) for label, of_label in seconds.items()}
+def _report(plain: Trainee, ours: Trainee, seconds: Mapping[str, Sequence[float]]) -> list[str]:
     batch = len(plain.images)
-    lines = [
-        f"{name}: batch {batch}, {len(seconds['host'])} rounds, patched in {patching * 1e3:.0f} ms",
-        f"  loss: {plain.losses[0]:.7g} and {ours.losses[0]:.7g} at first; {len(plain.losses)} differ by {largest:.1g}",
-    ]
-    for (label, step), trainee in zip(times.items(), (plain, ours), strict=True):
+    times = {label: summarize(of_label) for label, of_label in seconds.items()}
+    lines = []
+    for label, trainee in (("host", plain), ("patched", ours)):
+        step = times[label]
         speed = f"{step.median:.3f} s ({step.p20:.3f} to {step.p80:.3f})  {batch / step.median:.3g} images/s"
         lines.append(f"  {label:<8} {speed}  live {human_bytes(trainee.live)}")
     ratio = times["patched"].median / times["host"].median
-    lines.append(f"  patched/host: time {ratio:.3f}, live {ours.live / plain.live:.3f}")
-    return "\n".join(lines + [f"  {line}" for line in done.splitlines()])
+    return [*lines, f"  patched/host: time {ratio:.3f}, live {ours.live / plain.live:.3f}"]
+
+
+def _report_arena(name: str, trainees: Mapping[str, Trainee], seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    ours, inside = trainees["patched"], trainees["arena"]
+    if inside.losses != ours.losses:
+        raise WrongResult(f"{name}: losses are {ours.losses} without and {inside.losses} with the arena")
+    before, patched, after = (summarize(seconds[label]).median for label in trainees)
+    faults = ", ".join(f"{summarize(trainee.faults).median:.0f}" for trainee in trainees.values())
+    return [
+        f"  in an arena {after:.3f} s  plan {human_bytes(inside.live)}; the same losses, bit for bit",
+        f"  arena/host: time {after / before:.3f}; arena/patched: time {after / patched:.3f}",
+        f"  page faults a step: {faults} (host, patched, in an arena)",
+    ]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -147,8 +192,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=cli.positive, default=8, help="steps of each that are timed (default: 8)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny models")
+    parser.add_argument(
+        "--arena", action="store_true", help="also run the patched steps in an arena (CPU); malloc is cold then"
+    )
     given = parser.parse_intermixed_args(arguments)
     cli.check_device(given.device)
+    if given.arena and (reason := "it is timed on a CPU" if given.device != "cpu" else unusable()):
+        raise cli.UsageError(f"--arena with --device {given.device}: {reason}")
     unknown = [name for name in given.hosts if name not in HOSTS]
     if unknown:
         raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(HOSTS)}")

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench.hog_hosts import HOGGenerator
+from bench.lightly_host import MAE as LightlyMAE
 from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
@@ -94,6 +96,14 @@ def hog_target(model: Any, images: Tensor) -> Tensor:
     return target
 
 
+def lightly_mae(tiny: bool) -> nn.Module:
+    timm = optional.load("timm")
+    small: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = timm.create_model("vit_base_patch16_224", num_classes=0, **(small if tiny else {}))
+    width, depth, heads = (16, 1, 2) if tiny else (512, 8, 16)
+    return LightlyMAE(vit, width, depth, heads)
+
+
 HOSTS = {
     "mae": BenchHost(make=mae, loss=lambda model, images: model(images)[0]),
     "localmim": BenchHost(make=localmim, loss=lambda model, images: model(images)),
@@ -101,5 +111,6 @@ HOSTS = {
     "simmim": BenchHost(make=simmim, loss=masked),
     "hf": BenchHost(make=hf, loss=lambda model, images: model(images).loss),
     "vit_pytorch": BenchHost(make=vit_pytorch_mae, loss=lambda model, images: model(images)),
+    "lightly": BenchHost(make=lightly_mae, loss=lambda model, images: F.mse_loss(*model(images))),
     "timm": BenchHost(make=timm_patch_dropout, loss=lambda model, images: model(images).square().mean()),
 }

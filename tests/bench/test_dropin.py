@@ -8,7 +8,7 @@ from bench import cli, dropin
 from bench.dropin_hosts import HOSTS, BenchHost
 from bench.refcheck import WrongResult
 
-PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm"}
+PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm", "lightly": "lightly.models.modules"}
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -19,6 +19,29 @@ def test_a_tiny_host_is_measured(name):
     assert report.startswith(f"{name}: batch 2, 1 rounds, patched in ")
     assert "patched/host: time " in report
     assert "replaced " in report
+
+
+def test_a_tiny_host_is_measured_in_an_arena():
+    report = dropin.measure("mae", torch.device("cpu"), batch_size=2, rounds=1, tiny=True, arena=True)
+    assert "the same losses, bit for bit" in report
+    assert "page faults a step: " in report
+
+
+def test_other_losses_in_an_arena_are_a_failure(monkeypatch):
+    def step(self):
+        dropin.Trainee.step(self)
+        self.losses[-1] *= 1 + 1e-9
+
+    monkeypatch.setattr(dropin.TraineeInArena, "step", step)
+    monkeypatch.setattr(dropin.TraineeInArena, "count_live_bytes", step)
+    with pytest.raises(WrongResult, match=r"^mae: losses are .* without and .* with the arena$"):
+        dropin.measure("mae", torch.device("cpu"), batch_size=2, rounds=1, tiny=True, arena=True)
+
+
+def test_an_arena_is_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(cli, "check_device", lambda device: None)
+    with pytest.raises(cli.UsageError, match=r"^--arena with --device cuda: it is timed on a CPU$"):
+        dropin.parse(["--arena", "--device", "cuda"])
 
 
 def test_losses_that_part_are_a_failure(monkeypatch):

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from interop import import_or_skip
 from torch import nn
+from torch.nn import functional as F
 
 from bench.dropin_hosts import masked
 from bench.hog_hosts import HOGGenerator
+from bench.lightly_host import MAE as LightlyMAE
 from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
@@ -81,6 +83,11 @@ def lightly_encoding(model, batch):
     return model.encode(batch, idx_keep=idx_keep).square().mean()
 
 
+def lightly_mae():
+    import_or_skip("lightly.models.modules")
+    return LightlyMAE(timm_vit(num_heads=2), 16, 1, 2, mask_ratio=0.7)
+
+
 def open_clip_dropout(**options):
     transformer = import_or_skip("open_clip.transformer")
     return nn.Sequential(nn.Linear(8, 8), transformer.PatchDropout(0.6, **options), nn.Linear(8, 3))
@@ -123,6 +130,7 @@ CASES = {
     "vit-pytorch simmim": Case(lambda: vit_pytorch("SimMIM", "cls", True), IMAGES, lambda m, x: m(x)),
     "lightly": Case(lambda: lightly_vit("timm"), IMAGES, lightly_encoding, exact=True, draws=False),
     "lightly, torchvision": Case(lambda: lightly_vit("torchvision"), IMAGES, lightly_encoding, exact=True, draws=False),
+    "lightly mae": Case(lightly_mae, IMAGES, lambda m, x: F.mse_loss(*m(x))),
     "timm": Case(lambda: timm_vit(patch_drop_rate=0.5), IMAGES, mean_square, exact=True),
     "timm, registers": Case(lambda: timm_vit(patch_drop_rate=0.25, reg_tokens=2), IMAGES, mean_square, exact=True),
     "open_clip": Case(open_clip_dropout, (3, 9, 8), mean_square, exact=True),

@@ -52,7 +52,9 @@ SCALES = Shapes(images=_SCALES, cpu_batch=256)
 
 # LocalMIM's decoders, 256 wide, HOG of 9 bins and of 18: Wang et al. 2023, section 4.1.
 _HEADS = tuple(_patches(256) | {"L": L, "scale": scale} for L, scale in ((27, 4), (54, 4), (27, 2), (54, 2), (27, 1)))
-MATCH = Shapes(images=(*_HEADS, _patches(256) | {"L": 27, "scale": 0.5}))
+_HALF = _patches(256) | {"L": 27, "scale": 0.5}
+# Without a deconvolution a head is so small that what it costs beside its products counts in a small batch.
+MATCH = Shapes(images=(*_HEADS, _HALF, {"B": 8} | _HEADS[-1], {"B": 8} | _HALF))
 PREDICT = Shapes(
     images=tuple({letter: size for letter, size in head.items() if letter != "K"} for head in MATCH.images),
 )

@@ -92,12 +92,14 @@ def _predict(
     layers = MatchLayers(*layers)
     if scale > 1:
         return match_predict_reference(features, layers, scale, rows, columns, dtype)
+    squares = scale < 1
     with torch.autocast(features.device.type, enabled=False):
-        pooled = features.to(dtype) if scale == 1 else pool(features, None, rows, columns, dtype)
         weight, bias = layers.pred_weight.flatten(1).to(dtype), layers.pred_bias.to(dtype)
-        if dtype != torch.float32:
-            return F.linear(pooled, weight, bias)
-        return _backend.run("match_linear", pooled.flatten(0, 1), weight, bias).unflatten(0, pooled.shape[:2])
+        if dtype == torch.float32:
+            tokens = features if squares and features.dtype != torch.float64 else features.to(dtype)
+            return _backend.run("match_linear", tokens, weight, bias, rows, columns, squares)[0]
+        pooled = pool(features, None, rows, columns, dtype) if squares else features.to(dtype)
+        return F.linear(pooled, weight, bias)
 
 
 _backend.decompose("match_predict", _predict)

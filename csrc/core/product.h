@@ -3,6 +3,8 @@
 // Each element sums chains of kChain fused multiply-adds over the depth, in its order: the same bits on every
 // instruction set and in every shape, rounded no worse than a library's product. The baseline of x86 has no such
 // instruction and calls the C library's.
+//
+// Not the product of ops/match_predict.cpp, whose chains are longer and whose operands lie in memory, float32 alone.
 #pragma once
 
 #include <algorithm>

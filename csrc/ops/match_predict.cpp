@@ -179,6 +179,26 @@ BIMKERN_INLINE inline void pack(const float* from, int64_t stride, int64_t rows,
   }
 }
 
+// Cells whose gradients wait in a cache for being written to tokens.
+constexpr int64_t kSpreadCells = 60;
+
+// rows: of cells [begin, end).
+template <typename Set>
+BIMKERN_INLINE inline void spread_rows(Set set, const MatchSpread& args, int64_t begin, int64_t end, float* rows) {
+  const int64_t cells = args.rows * args.columns / (args.side * args.side), width = args.width;
+  for (int64_t cell = begin; cell < end; ++cell, rows += width) {
+    if (args.side == 1) {
+      store_row(set, static_cast<const float*>(rows), width, args.dtype, args.grad_tokens, cell * width);
+      continue;
+    }
+    quarter_row(width, rows);
+    const int64_t first = cell / cells * (4 * cells) + corner_of(cell % cells, args.columns);
+    for (const int64_t token : {int64_t{0}, int64_t{1}, args.columns, args.columns + 1}) {
+      store_row(set, static_cast<const float*>(rows), width, args.dtype, args.grad_tokens, (first + token) * width);
+    }
+  }
+}
+
 }  // namespace
 
 void match_pool(const MatchPool& args, const Parallel& parallel, Simd simd) {
@@ -226,6 +246,20 @@ void match_product(const MatchProduct& args, const Parallel& parallel, Simd simd
         } while (k < args.depth);
       }
     });
+  });
+}
+
+void match_spread(const MatchSpread& args, const Parallel& parallel, Simd simd) {
+  const int64_t cells = args.images * args.rows * args.columns / (args.side * args.side);
+  parallel(ceil_div(cells, kSpreadCells), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> rows(kSpreadCells * args.width);
+    for (int64_t cell = begin * kSpreadCells; cell < std::min(cells, end * kSpreadCells); cell += kSpreadCells) {
+      const int64_t count = std::min(cells - cell, kSpreadCells);
+      match_product({count, args.length, args.width, args.grad + cell * args.grad_stride, args.grad_stride, 1,
+                     args.weight, args.width, nullptr, false, rows.data(), args.width},
+                    serial(), simd);
+      vectorized(simd, [&](auto set) BIMKERN_INLINE { spread_rows(set, args, cell, cell + count, rows.data()); });
+    }
   });
 }
 

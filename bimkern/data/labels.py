@@ -2,7 +2,8 @@
 
 A folder is read as by torchvision's ImageFolder: the folder right below it names the class. A list is a .csv file with
 the columns `path` and `label`, or a .jsonl file of objects with these keys; paths are relative to the list. A folder
-that holds `train` and `val`, each a folder of classes or a list, keeps `val` out of training.
+that holds `train` and `val` (or `valid`, or `test`), each a folder of classes or a list, keeps the second for
+evaluation.
 
 Shapes: N images.
 """
@@ -21,10 +22,11 @@ from bimkern.data.formats import open_file
 from bimkern.data.source import ImageFolder, Source, SourceError, title
 from bimkern.files import jsonl
 
-__all__ = ["Labels", "ListedImages", "label_of_listed", "labeled_images", "read_labels"]
+__all__ = ["Labels", "ListedImages", "labeled_images", "listed_labels", "read_labels"]
 
 _LISTS = (".csv", ".jsonl")
 _COLUMNS = ("path", "label")
+_TRAIN, _HELD_OUT = ("train",), ("val", "valid", "test")
 
 
 @pieces.register(Source)
@@ -45,7 +47,7 @@ class ListedImages:
         Raises:
             SourceError: the list cannot be read, names a file twice, or one that is missing.
         """
-        return dict.fromkeys(label_of_listed(self.list))
+        return dict.fromkeys(listed_labels(self.list))
 
     def stat(self, file: str) -> tuple[int, int]:
         status = self.path(file).stat()
@@ -71,13 +73,13 @@ class Labels:
 
 
 def labeled_images(path: Path) -> Source:
-    """Return the source of a folder of classes or of a list; of `train` and `val` in a folder, the second is held out.
+    """Return the source of a folder of classes or of a list; where a folder holds train and val, val is its held_out.
 
     Raises:
         SourceError: it is neither.
     """
-    train, val = _part(path, "train"), _part(path, "val")
-    if train is None or val is None:
+    train, val = (_part(path, names) for names in (_TRAIN, _HELD_OUT))
+    if train is None or val is None:  # train may be a class: of vehicles
         return _one_source(path, None)
     return _one_source(train, _one_source(val, None))
 
@@ -93,7 +95,7 @@ def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | N
     Raises:
         SourceError: a file has no label, its label is none of the classes, or there are fewer than two classes.
     """
-    names = label_of_listed(source.list) if isinstance(source, ListedImages) else _class_folders(source, files)
+    names = listed_labels(source.list) if isinstance(source, ListedImages) else _class_folders(source, files)
     known = sorted({names[file] for file in files}) if classes is None else list(classes)
     if len(known) < 2:
         raise SourceError(f"{title(source)}: labels must name at least two classes, got {', '.join(known) or 'none'}")
@@ -104,7 +106,7 @@ def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | N
     return Labels(tuple(known), {file: number[names[file]] for file in files})
 
 
-def label_of_listed(path: Path) -> dict[str, str]:
+def listed_labels(path: Path) -> dict[str, str]:
     """Return the label of every path of a list, in its order.
 
     Raises:
@@ -150,9 +152,11 @@ def _class_folders(source: Source, files: Sequence[str]) -> dict[str, str]:
     return {file: file.partition("/")[0] for file in files}
 
 
-def _part(path: Path, name: str) -> Path | None:
+def _part(path: Path, names: Sequence[str]) -> Path | None:
     """Return the folder or list of a part of a data set, None where there is none."""
-    return next((part for part in (path / name, *(path / f"{name}{s}" for s in _LISTS)) if part.exists()), None)
+    return next(
+        (part for name in names for suffix in ("", *_LISTS) if (part := path / f"{name}{suffix}").exists()), None
+    )
 
 
 def _one_source(path: Path, held_out: Source | None) -> Source:

@@ -50,10 +50,11 @@ def test_class_folders_and_both_kinds_of_list_give_the_same_labels(classes):
     assert labels_of(write_csv(classes, rows)) == labels_of(classes / "list.jsonl") == folders
 
 
-def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_path_factory):
+@pytest.mark.parametrize("name", ["val", "valid", "test"])
+def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_path_factory, name):
     root = tmp_path_factory.mktemp("split")
     shutil.copytree(classes, root / "train")
-    shutil.copytree(classes / "white", root / "val" / "white")
+    shutil.copytree(classes / "white", root / name / "white")
     source = labeled_images(root)
     train = read_labels(source, list_images(source).files)
     held_out = read_labels(source.held_out, list_images(source.held_out).files, train.classes)

@@ -7,7 +7,7 @@ Shapes: B samples.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,48 @@ def reductions(boxes: Int64, size: int, oversampling: float) -> Int64:
         return np.ones(len(boxes), dtype=np.int64)
     largest = boxes[:, 2:].min(axis=1) / (size * oversampling)
     return np.left_shift(1, np.searchsorted(_REDUCTIONS, largest, side="right"))
+
+
+class Cropping(Protocol):
+    """How samples are cropped and flipped, as a pure function of their draw ids: a frozen dataclass."""
+
+    @property
+    def interpolation(self) -> Interpolation: ...
+    @property
+    def crop_filter(self) -> CropFilter: ...
+
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
+        """Return a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2]."""
+
+    def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
+        """Return which samples are mirrored, [B]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop:
+    """Crop the central square for evaluation: resize the short side to size / ratio, then crop the center to size.
+
+    The box is rounded to whole pixels of the image.
+
+    Source: 224 of 256, as in torchvision's and MAE's evaluation.
+    """
+
+    ratio: float = 224 / 256  # side of the crop over the short side of the image
+    interpolation: Interpolation = "bicubic"
+    crop_filter: CropFilter = "around"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"CenterCrop: ratio must be in (0, 1], got {self.ratio}")
+
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
+        """Return the central square of every sample, [B, 4], whatever the draw."""
+        side = np.maximum(1, np.rint(sizes.min(axis=1, keepdims=True) * self.ratio).astype(np.int64))  # [B, 1]
+        return np.concatenate([(sizes - side) // 2, side, side], axis=1)
+
+    def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
+        """Return that no sample is mirrored, [B]."""
+        return np.zeros(len(draw_ids), dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Int64, RandomResizedCrop, draw_ids, reductions, replacements, sample_sequence
+from bimkern.data.augment import Cropping, Int64, draw_ids, reductions, replacements, sample_sequence
 from bimkern.data.orientation import StoredBoxes, stored_boxes
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
@@ -30,9 +31,10 @@ class Batch:
 
     images: Tensor  # [B, C, H, W] uint8
     draw_ids: Tensor  # [B] int64, names sample and epoch
+    sample_ids: Tensor  # [B] int64, the images shown: other ones than were due where those have gone bad
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.draw_ids.pin_memory())
+        return Batch(self.images.pin_memory(), self.draw_ids.pin_memory(), self.sample_ids.pin_memory())
 
 
 class BadImages(Exception):
@@ -68,6 +70,10 @@ class Crops:
         """Return the boxes in the images as they are stored."""
         return stored_boxes(self.boxes, self.flips, self.sizes, self.orientations)
 
+    def batch(self, images: Tensor) -> Batch:
+        """Return the micro-batch with its pixels, [B, C, H, W] uint8."""
+        return Batch(images, torch.from_numpy(self.draw_ids), torch.from_numpy(self.sample_ids))
+
     def only(self, i: int) -> "Crops":
         """Return the micro-batch of image i alone."""
         arrays: dict[str, Any] = {name: v[i : i + 1] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
@@ -79,7 +85,7 @@ class MicroBatches:
     """Item i is micro-batch i of the run, a pure function of i: the last one of a step may be smaller."""
 
     images: Images
-    augment: RandomResizedCrop
+    augment: Cropping
     seed: int
     layout: StepLayout
     jpeg_draft: float = 0.0  # the oversampling that reduced JPEGs keep (augment.py); 0 for full decoding

@@ -108,7 +108,7 @@ class DaliLoader:
                 due = planned.popleft()
                 if faults := due.faults(np.asarray(sizes.as_tensor())[:, :2]):
                     raise BadImages(faults)
-                yield Batch(take(pixels, due), torch.from_numpy(due.crops.draw_ids))
+                yield due.crops.batch(take(pixels, due))
 
     def _culprits(self, data: MicroBatches, crops: Crops, error: RuntimeError) -> BadImages | WorkerDied:
         """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from mmap import mmap
 from weakref import finalize
@@ -51,20 +51,20 @@ class PilLoader:
         prefetch, slots = self._slots(data)
         free = list(range(len(slots)))
 
-        def load(job: int) -> tuple[int, Int64, tuple[int, ...]]:
+        def load(job: int) -> tuple[int, Int64, Int64, tuple[int, ...]]:
             index, slot = divmod(job, len(slots))
             crops = data[index]
             decode_into(_view(slots, slot, crops.shape), data, crops)
-            return slot, crops.draw_ids, crops.shape
+            return slot, crops.draw_ids, crops.sample_ids, crops.shape
 
         jobs = (index * len(slots) + free.pop() for index in range(first, last))
-        for slot, draw_ids, shape in ahead(load, jobs, workers=self.workers, prefetch=prefetch):
+        for slot, draw_ids, sample_ids, shape in ahead(load, jobs, workers=self.workers, prefetch=prefetch):
             pixels = _view(slots, slot, shape)
-            batch = Batch(torch.from_numpy(pixels), torch.from_numpy(draw_ids))
+            batch = Batch(*map(torch.from_numpy, (pixels, draw_ids, sample_ids)))
             if free and not self.pin_memory:
                 finalize(pixels, free.append, slot).atexit = False  # when the caller is done with the tensor
             else:  # the next job needs one
-                batch = batch.pin_memory() if self.pin_memory else Batch(batch.images.clone(), batch.draw_ids)
+                batch = batch.pin_memory() if self.pin_memory else replace(batch, images=batch.images.clone())
                 free.append(slot)
             yield batch
 
@@ -115,7 +115,7 @@ def decode(data: MicroBatches, index: int) -> Batch:
     crops = data[index]
     images = np.empty(crops.shape, dtype=np.uint8)
     decode_into(images, data, crops)
-    return Batch(torch.from_numpy(images), torch.from_numpy(crops.draw_ids))
+    return crops.batch(torch.from_numpy(images))
 
 
 def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:

@@ -45,6 +45,18 @@ class StepLayout:
         segment = Segment(image_size=image_size, batch_size=batch_size, micro_batch=micro_batch)
         return cls((segment,), num_steps)
 
+    @classmethod
+    def one_epoch(cls, *, image_size: int, batch_size: int, num_images: int) -> "StepLayout":
+        """Return a layout that shows every image once; the last step has what is left."""
+        full, left = divmod(num_images, batch_size)
+        kinds = [(batch_size, full), (left, 1)]
+        segments, first, image = list[Segment](), 0, 0
+        for size, steps in ((size, steps) for size, steps in kinds if size and steps):
+            begins = {"first_step": first, "first_image": image, "first_index": first}
+            segments.append(Segment(image_size=image_size, batch_size=size, micro_batch=size, **begins))
+            first, image = first + steps, image + steps * size
+        return cls(tuple(segments), first)
+
     def at(self, step: int) -> Segment:
         """Return the segment of a step."""
         return self._last(lambda segment: segment.first_step <= step)

@@ -146,7 +146,7 @@ def test_the_remedy_for_divergence_is_another_precision_only_if_there_is_a_safer
 
 
 def test_a_batch_that_has_no_room_does_not_end_the_run(tmp_path, caplog):
-    batch = [Batch(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), torch.arange(2))]
+    batch = [Batch(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), *2 * [torch.arange(2)])]
     divergence = Divergence([], tmp_path, precision="fp32")
     with full_disk():
         assert divergence.dump(7, batch) == "there was no room for the last batch"

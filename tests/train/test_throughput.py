@@ -25,7 +25,7 @@ class Loader:
             if index == self._fails_at:
                 self._fails_at = None
                 raise BadImages({})
-            yield Batch(torch.full((4, 3, 2, 2), index, dtype=torch.uint8), torch.arange(4))
+            yield Batch(torch.full((4, 3, 2, 2), index, dtype=torch.uint8), *2 * [torch.arange(4)])
 
 
 def idle():

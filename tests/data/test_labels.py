@@ -1,0 +1,132 @@
+"""Labels of class folders and lists, and that they follow the images through both loaders."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from bad_files import picture
+from PIL import Image
+
+from bimkern.data import pil
+from bimkern.data.augment import CenterCrop, RandomResizedCrop
+from bimkern.data.batches import MicroBatches
+from bimkern.data.check import check, readable
+from bimkern.data.labels import ListedImages, labeled_images, read_labels
+from bimkern.data.resilient_loader import ResilientLoader
+from bimkern.data.source import SourceError, list_images
+from bimkern.data.step_layout import StepLayout
+
+GRAY = {"dark": 40, "light": 200, "white": 250}
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Three folders of four plain images, whose level tells their class."""
+    for name, level in GRAY.items():
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (20, 16), (level, level, level)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def write_csv(folder, rows, name="list.csv"):
+    path = folder / name
+    path.write_text("\n".join(["path,label", *(",".join(row) for row in rows)]))
+    return path
+
+
+def labels_of(path):
+    source = labeled_images(path)
+    return read_labels(source, list_images(source).files)
+
+
+def test_class_folders_and_both_kinds_of_list_give_the_same_labels(classes):
+    folders = labels_of(classes)
+    rows = [(file, file.split("/")[0]) for file in folders.by_file]
+    (classes / "list.jsonl").write_text("\n".join(json.dumps({"path": p, "label": label}) for p, label in rows))
+    assert folders.classes == tuple(GRAY)
+    assert labels_of(write_csv(classes, rows)) == labels_of(classes / "list.jsonl") == folders
+
+
+def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_path_factory):
+    root = tmp_path_factory.mktemp("split")
+    shutil.copytree(classes, root / "train")
+    shutil.copytree(classes / "white", root / "val" / "white")
+    source = labeled_images(root)
+    train = read_labels(source, list_images(source).files)
+    held_out = read_labels(source.held_out, list_images(source.held_out).files, train.classes)
+    assert set(held_out.by_file.values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("dark/0.png", "a"), ("dark/./0.png", "b")], r"list.csv, line 3: dark/0.png is listed twice; list every"),
+        ([("dark/9.png", "a")], r"list.csv, line 2: dark/9.png does not exist; paths are relative to "),
+        ([("dark/0.png", "")], r"list.csv, line 2: label is missing; every line needs path and label"),
+        ([("dark/0.png", "a"), ("dark/1.png", "a")], r"list.csv: labels must name at least two classes, got a"),
+    ],
+)
+def test_a_list_says_what_is_wrong(classes, rows, message):
+    with pytest.raises(SourceError, match=message):
+        labels_of(write_csv(classes, rows))
+
+
+def test_an_unknown_label_an_image_outside_of_classes_and_another_file_are_refused(classes, tmp_path):
+    source = labeled_images(classes)
+    files = list_images(source).files
+    with pytest.raises(SourceError, match=r"dark/0.png has label 'dark', which no training image has"):
+        read_labels(source, files, ["light", "white"])
+    (classes / "bare.png").write_bytes((classes / "dark/0.png").read_bytes())
+    with pytest.raises(SourceError, match=r"bare.png lies in no class folder; put it into one, or give a .csv list"):
+        labels_of(classes)
+    with pytest.raises(SourceError, match=r"a.txt must be a folder of class folders, or a .csv or .jsonl list"):
+        labeled_images(tmp_path / "a.txt")
+    (tmp_path / "bad.jsonl").write_text("[1]")
+    with pytest.raises(SourceError, match=r"bad.jsonl, line 1: expected a JSON object with path and label"):
+        ListedImages(list=tmp_path / "bad.jsonl").files()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_follow_the_image_that_is_shown_where_one_is_quarantined(classes, loader, workers):
+    source = labeled_images(classes)
+    listing = list_images(source)
+    images = readable(listing, check(listing, workers=0))
+    labels = torch.from_numpy(read_labels(source, images.files).of(images.files))
+    for i in range(4):
+        (classes / "dark" / f"{i}.png").write_bytes(b"broken")
+    layout = StepLayout.uniform(image_size=8, batch_size=12, micro_batch=6, num_steps=4)
+    data = MicroBatches(images=images, augment=RandomResizedCrop(), seed=3, layout=layout)
+    faults = {}
+    steps = ResilientLoader(loader(workers), data, lambda found, step: faults.update(found)).steps(0, 4)
+    levels = torch.tensor(list(GRAY.values()))
+    for batch in (batch for step in steps for batch in step):
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), levels[labels[batch.sample_ids]])
+        assert not (labels[batch.sample_ids] == 0).any()
+    assert len(faults) == 4
+
+
+def test_the_center_crop_is_the_resized_image_cropped(tmp_path):
+    picture(512, 384, seed=1).save(tmp_path / "a.png")
+    listing = list_images(labeled_images(tmp_path))
+    images = readable(listing, check(listing, workers=0))
+    layout = StepLayout.one_epoch(image_size=168, batch_size=4, num_images=1)
+    ours = pil.decode(MicroBatches(images=images, augment=CenterCrop(), seed=0, layout=layout), 0).images[0]
+    with Image.open(tmp_path / "a.png") as image:
+        whole = image.convert("RGB").resize((256, 192), Image.Resampling.BICUBIC)
+    theirs = np.asarray(whole.crop((44, 12, 212, 180))).transpose(2, 0, 1).copy()
+    assert torch.equal(ours, torch.from_numpy(theirs))
+    with pytest.raises(ValueError, match=r"CenterCrop: ratio must be in \(0, 1\], got 1.5"):
+        CenterCrop(ratio=1.5)
+
+
+@pytest.mark.parametrize("num_images", [1, 4, 11, 12])
+def test_one_epoch_shows_every_image_once(classes, num_images):
+    listing = list_images(labeled_images(classes))
+    images = readable(listing, check(listing, workers=0)).only(range(num_images))
+    layout = StepLayout.one_epoch(image_size=8, batch_size=4, num_images=num_images)
+    data = MicroBatches(images=images, augment=CenterCrop(), seed=0, layout=layout)
+    shown = [i for step in range(layout.num_steps) for i in data[layout.index(step)].sample_ids.tolist()]
+    assert sorted(shown) == list(range(num_images))

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from bimkern import command
 from bimkern.errors import BimkernError
 from bimkern.evaluate.backbone import Backbone, Pool, read_backbone
 from bimkern.evaluate.depths import DepthResult, evaluate
-from bimkern.evaluate.labeled import Labeled, load_digits, read_folder
+from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.report import draw, to_json_lines, to_table
 from bimkern.importers.weights_file import is_run
@@ -41,7 +41,8 @@ class Options:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
     """Run folders, checkpoints inside one, or backbones that bimkern.export wrote."""
     data: Path | None = None
-    """Folder with train/CLASS/... and val/CLASS/..., or with CLASS/... alone, of which a quarter is tested."""
+    """Folder of class folders, or .csv or .jsonl list of path and label, a quarter of which is tested; or a folder with
+    train and val, each of them one of these. Default: scikit-learn's digits."""
     depth: str = "all"
     """Numbers of encoder layers to test, separated by commas, or all."""
     pool: Pool = "mean"
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(source)
         backbones = {str(path): read_backbone(path) for path in options.runs}
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
-        data = load_digits() if options.data is None else read_folder(options.data)
+        data = load_digits() if options.data is None else read_labeled(options.data, _channels(backbones))
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
         picture = options.picture or _picture_of(options.runs[0])
         if picture is not None:
@@ -106,6 +107,14 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
     if not all(word.isdecimal() and 1 <= int(word) <= deepest for word in words):
         raise ConfigError(f"--depth must be all or numbers from 1 to {deepest} with commas for {run}, got {text!r}")
     return sorted({int(word) for word in words})
+
+
+def _channels(backbones: Mapping[str, Backbone]) -> int:
+    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
+    if len(set(channels.values())) > 1:
+        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
+        raise ConfigError(f"every RUN must take images of as many channels, got {found}; probe them one by one")
+    return next(iter(channels.values()))
 
 
 def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:

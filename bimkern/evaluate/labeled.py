@@ -1,4 +1,4 @@
-"""Labeled images, in a training and a test part: class folders, or the digits that come with scikit-learn.
+"""Labeled images, in a training and a test part: class folders, lists, or the digits that come with scikit-learn.
 
 Images are read in batches, as an encoder takes them, so that memory does not grow with their number.
 
@@ -15,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bimkern.data.formats import BadImage, Decoded, decode
+from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
-from bimkern.data.source import ImageFolder, list_images, open_in
+from bimkern.data.source import Source, list_images, open_in, title
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing
 
 CROP = 224 / 256  # side of the central crop over the short side of the resized image
-_TRAIN, _TESTS = "train", ("val", "valid", "test")
-_TEST_SHARE = 0.25  # of one folder that is split
+_TEST_SHARE = 0.25  # of the images that come without a part to test on
 _BRIGHTEST = 16  # of a digit
 
 Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
@@ -59,13 +60,10 @@ class Labeled:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise EvaluationError(f"classes must be at least 2, got {len(self.classes)}: {', '.join(self.classes)}")
+            raise EvaluationError(f"classes must be at least 2, got {len(self.classes)}")
         for part, name in ((self.train, "training"), (self.test, "test")):
             if not len(part):
-                raise EvaluationError(f"the {name} part holds no image")
-        counts = torch.bincount(self.train.labels, minlength=len(self.classes))
-        if empty := [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]:
-            raise EvaluationError(f"class {empty[0]} has no training image; add some, or remove the class")
+                raise EvaluationError(f"the {name} part must hold an image, got none")
 
     @property
     def chance(self) -> float:
@@ -100,72 +98,59 @@ def in_memory(gray: Tensor, labels: Tensor) -> Part:
     return Part(labels=labels, read=read)
 
 
-def read_folder(folder: Path) -> Labeled:
-    """Return the images of class folders: train/CLASS/... and val/CLASS/..., or CLASS/... alone.
+def read_labeled(path: Path, channels: int) -> Labeled:
+    """Return the images of a folder of classes or of a list, as labeled_images takes them.
 
-    Without a part of their own, a quarter of each class is tested: which, follows from the file names alone.
+    Where they have no part of their own to test on, a quarter of each class is: which, follows from the file names.
+
+    Args:
+        path: the folder or list.
+        channels: that the images are decoded to.
 
     Raises:
-        SourceError: the folder cannot be read, or holds no image.
-        EvaluationError: a file lies in no class folder, there are fewer than two classes, or one has too few images.
+        SourceError: it cannot be read, holds no image, an image has no label, or there are fewer than two classes.
+        EvaluationError: a class has too few images.
     """
-    if (folder / _TRAIN).is_dir():
-        tests = [name for name in _TESTS if (folder / name).is_dir()]
-        if not tests:
-            raise EvaluationError(f"{folder} holds {_TRAIN}/ but no images to test on; add {' or '.join(_TESTS)}/")
-        train, test = (_files_by_class(folder / name) for name in (_TRAIN, tests[0]))
-        if other := sorted(test.keys() - train.keys()):
-            raise EvaluationError(f"{folder / tests[0]} holds class {other[0]}, which {folder / _TRAIN} lacks")
-        roots = folder / _TRAIN, folder / tests[0]
-    else:
-        train, test = {}, {}
-        for name, files in _files_by_class(folder).items():
-            count = math.ceil(_TEST_SHARE * len(files))
-            if len(files) < 2:
-                raise EvaluationError(f"{folder}: class {name} must have at least 2 images, to split, got {len(files)}")
-            shuffled = sorted(files, key=_hash)
-            test[name], train[name] = sorted(shuffled[:count]), sorted(shuffled[count:])
-        roots = folder, folder
-    classes = tuple(sorted(train))
-    parts = [_part(root, classes, found) for root, found in zip(roots, (train, test), strict=True)]
-    return Labeled(classes=classes, train=parts[0], test=parts[1])
-
-
-def _files_by_class(folder: Path) -> dict[str, list[str]]:
-    """Sort the images below a folder by their class, the first folder of their names."""
-    found: dict[str, list[str]] = {}
-    for file in list_images(ImageFolder(paths=(folder,))).files:
-        name, slash, _ = file.partition("/")
-        if not slash:
-            raise EvaluationError(f"{folder / file} lies in no class folder; move it to {folder}/CLASS/{file}")
-        found.setdefault(name, []).append(file)
-    return found
+    source = labeled_images(path)
+    files = list_images(source, channels).files
+    labels = read_labels(source, files)
+    if source.held_out is not None:
+        held_out = list_images(source.held_out, channels).files
+        held_out_labels = read_labels(source.held_out, held_out, labels.classes)
+        test = _part(source.held_out, held_out, held_out_labels)
+        return Labeled(classes=labels.classes, train=_part(source, files, labels), test=test)
+    parts: tuple[list[str], list[str]] = [], []
+    for number, name in enumerate(labels.classes):
+        shuffled = sorted((file for file in files if labels.by_file[file] == number), key=_hash)
+        if len(shuffled) < 2:
+            raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")
+        count = math.ceil(_TEST_SHARE * len(shuffled))
+        parts[0].extend(shuffled[count:])
+        parts[1].extend(shuffled[:count])
+    train, test = (_part(source, sorted(part), labels) for part in parts)
+    return Labeled(classes=labels.classes, train=train, test=test)
 
 
 def _hash(file: str) -> bytes:
-    return hashlib.sha256(file.encode()).digest()
+    return hashlib.sha256(os.fsencode(file)).digest()
 
 
-def _part(folder: Path, classes: Sequence[str], files: dict[str, list[str]]) -> Part:
-    source = ImageFolder(paths=(folder,))
-    names = [file for name in classes for file in files.get(name, ())]
-    labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
-
+def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
-        def read_one(index: int) -> np.ndarray:
+        def read_one(index: int) -> NDArray[np.uint8]:
             try:
-                with open_in(source, names[index]) as file:
+                with open_in(source, files[index]) as file:
                     return central_crop(decode(file, channels=channels), images)
             except BadImage as error:
-                raise EvaluationError(f"{folder / names[index]}: {error}; replace or remove it") from error
+                raise EvaluationError(f"{title(source)}: {files[index]}: {error}; replace or remove it") from error
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # PIL decodes and resizes without the GIL
             return torch.from_numpy(np.stack(list(pool.map(read_one, indices))))
 
-    return Part(labels=torch.tensor(labels), read=read)
+    return Part(labels=torch.from_numpy(labels.of(files)), read=read)
 
 
-def central_crop(image: Decoded, images: Preprocessing) -> np.ndarray:
+def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:
     """Resize the short side and cut out the center, as timm's transform of an exported backbone does: [C, S, S] uint8.
 
     Source: He et al. 2022 (MAE), evaluation: 256 pixels for a crop of 224.

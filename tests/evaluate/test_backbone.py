@@ -6,6 +6,7 @@ import pytest
 import torch
 from interop import import_or_skip
 from safetensors.torch import load_file, save_file
+from saved_runs import make_run
 
 from bimkern.evaluate.backbone import read_backbone
 from bimkern.evaluate.depths import evaluate
@@ -14,27 +15,8 @@ from bimkern.evaluate.labeled import Labeled, in_memory
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
-from bimkern.exporters.trained import Trained
-from bimkern.mim.model import MIM
-from bimkern.recipes import RECIPES
-from bimkern.train.checkpoint import store as checkpoints
-from bimkern.train.checkpoint.store import Checkpoint
-from bimkern.train.config.serialize import to_json
-from bimkern.train.run_folder.folder import RunFolder
 
 QUICK = LinearProbe(min_steps=30)
-
-
-def make_run(path, recipe="bim_vit_test"):
-    """A run folder whose norms are not those of the start."""
-    config, folder = RECIPES[recipe].config, RunFolder(path)
-    folder.open(config)
-    folder.record(config)
-    weights = MIM(config.method).state_dict()
-    weights |= {name: torch.rand_like(tensor) for name, tensor in weights.items() if ".in_norm." in name}
-    checkpoints.save(folder.checkpoints, Checkpoint(12, weights, {}, {"config": to_json(config)}), best_step=12)
-    folder.close()
-    return Trained(config, 12, weights)
 
 
 def images_of(backbone, count=3):
@@ -127,7 +109,7 @@ def test_what_holds_no_encoder_is_refused_in_a_line(tmp_path):
     encoder = (tmp_path / "own/config.json").read_text()
     save_file(load_file(file), file, {"encoder": encoder})
     with pytest.raises(
-        EvaluationError, match="it does not say how images are prepared .*interpolation.*export it again"
+        EvaluationError, match=r"it does not say how images are prepared .*interpolation.*export it again"
     ):
         read_backbone(tmp_path / "own")
 

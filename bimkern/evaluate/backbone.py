@@ -40,15 +40,10 @@ class Backbone:
 
     def count_parameters(self, depth: int) -> int:
         """Count the parameters of the first layers, and of the norm behind them where it is trained."""
-        layers = sum(
-            parameter.numel()
-            for name, parameter in self.encoder.named_parameters()
-            if self.config.layer_group(name) <= depth
-        )
-        return layers + sum(parameter.numel() for norm in self._norms_at(depth) for parameter in norm.parameters())
-
-    def _norms_at(self, depth: int) -> list[nn.Module]:
-        return [self.norms[depth]] if depth in self.norms else []
+        group = self.config.layer_group
+        counted = [tensor for name, tensor in self.encoder.named_parameters() if group(name) <= depth]
+        norm = self.norms.get(depth)
+        return sum(tensor.numel() for tensor in [*counted, *(() if norm is None else norm.parameters())])
 
     def to(self, device: torch.device) -> "Backbone":
         """Move it to a device, and return it."""

@@ -132,7 +132,8 @@ def _closing_words(outcome: Outcome) -> str:
             "  metrics.jsonl, tensorboard/  every logged number\n"
             "  checkpoints/                 the last two and the best (state.json names it)\n"
             f"  exported/                    the encoder up to each head, {layout}\n\n"
-            f"Next: look at {folder.pictures / 'reconstruction.png'}, or train on your own images:\n"
+            f"Next: look at {folder.pictures / 'reconstruction.png'}, test the encoder, or train on your own images:\n"
+            f"  python -m bimkern.probe {folder.path}\n"
             f"  {_PROGRAM} bim_vit_base --data FOLDER --batch-size 256",
         ]
     )

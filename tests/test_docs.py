@@ -19,7 +19,7 @@ from PIL import Image
 
 import bimkern
 from bench import cli, dropin
-from bimkern import ops, pretrain
+from bimkern import ops, pretrain, probe
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -75,7 +75,12 @@ def test_every_member_of_an_encoder_is_named():
     assert not [name for name in named if f"`{name}`" not in text]
 
 
-OPTIONS = {"bimkern.pretrain": pretrain.Options, "bimkern.plan": PlanOptions, "bimkern.export": Options}
+OPTIONS = {
+    "bimkern.pretrain": pretrain.Options,
+    "bimkern.plan": PlanOptions,
+    "bimkern.export": Options,
+    "bimkern.probe": probe.Options,
+}
 
 
 def option_names(kind):
@@ -93,7 +98,7 @@ def test_commands_name_recipes_and_options_that_exist(program):
     for arguments in found:
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert named <= known, arguments
-        if program != "bimkern.export" and arguments and not arguments[0].startswith("-"):
+        if program in ("bimkern.pretrain", "bimkern.plan") and arguments and not arguments[0].startswith("-"):
             assert arguments[0] in {*RECIPES, *WITH_BACKBONE, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
 
 

@@ -37,13 +37,18 @@ class SavedWeights:
     settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a folder is that of a run, or a checkpoint."""
+    return (path / "checkpoints").is_dir() or (path / "manifest.json").is_file()
+
+
 def read_weights(path: Path) -> SavedWeights:
     """Read a run folder, a checkpoint, a folder with weights, or a file of weights.
 
     Raises:
         WeightsError, BackboneError, ConfigError, CheckpointError: there are no weights, or they cannot be read.
     """
-    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+    if is_run(path):
         _, trained = read_trained(path)
         method = trained.config.method
         return SavedWeights(trained.weights, method.encoder, method.taps)

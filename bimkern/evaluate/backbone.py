@@ -1,0 +1,162 @@
+"""A trained encoder to evaluate, out of a run folder, a checkpoint or an exported file, and its features at any depth.
+
+Shapes: B images, C channels, S pixels a side, R prefix tokens, N patches, D width after a layer.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from bimkern.evaluate.errors import EvaluationError
+from bimkern.exporters.trained import Preprocessing, Trained, below, depths, read_trained
+from bimkern.importers.weights_file import is_run
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, NormalizesOtherwise, Weights, WholeImages
+from bimkern.models.exported import load_encoder, weights_file
+from bimkern.models.layers import LAYER_NORM_EPS, LayerNorm
+
+Pool = Literal["mean", "cls"]
+_PARTS = ("weight", "bias")  # of a norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """An encoder, and what its features take besides."""
+
+    encoder: Any  # an nn.Module that follows Encoder
+    norms: Mapping[int, nn.Module]  # the trained norms, by the depth that they follow
+    images: Preprocessing
+
+    @property
+    def config(self) -> EncoderConfig:
+        config: EncoderConfig = self.encoder.config
+        return config
+
+    def count_parameters(self, depth: int) -> int:
+        """Count the parameters of the first layers, and of the norm behind them where it is trained."""
+        group = self.config.layer_group
+        counted = [tensor for name, tensor in self.encoder.named_parameters() if group(name) <= depth]
+        norm = self.norms.get(depth)
+        return sum(tensor.numel() for tensor in [*counted, *(() if norm is None else norm.parameters())])
+
+    def to(self, device: torch.device) -> "Backbone":
+        """Move it to a device, and return it."""
+        for module in (self.encoder, *self.norms.values()):
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def features(self, images: Tensor, depths: Sequence[int], pool: Pool = "mean") -> dict[int, Tensor]:
+        """Return one feature vector per image after each of some depths, from one forward pass of the deepest.
+
+        The tokens after a layer are normalized, by the norm of the head that reads this layer or, where there is none,
+        by a layer norm without weights; then their patches are averaged, or the class token is taken.
+
+        Args:
+            images: [B, C, S, S] uint8.
+            depths: numbers of layers, each in [1, depth].
+            pool: mean of the patch tokens, or the class token.
+
+        Returns:
+            [B, D] float32 for each depth.
+
+        Raises:
+            EvaluationError: the encoder has no class token.
+
+        Source: He et al. 2022 (MAE), appendix A.1, takes the class token for the linear probe; the mean is what all
+        methods fine-tune.
+        """
+        num_prefix = self.config.num_prefix
+        if pool == "cls" and not num_prefix:
+            raise EvaluationError(f"pool cls: {type(self.config).__name__} has no class token; choose mean")
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.images.mean, self.images.std))
+        view = WholeImages(self.config.level(0).grid(*images.shape[2:]))
+        tokens, found = self.encoder.embed(images, mean, std), {}
+        for layer in range(max(depths)):
+            tokens = self.encoder.run_layer(layer, tokens, view)
+            if layer + 1 in depths:
+                read = tokens[:, :1] if pool == "cls" else tokens[:, num_prefix:]  # the norm is of each token alone
+                found[layer + 1] = self._normalized(read, layer + 1).mean(dim=1).float()
+        return found
+
+    def _normalized(self, tokens: Tensor, depth: int) -> Tensor:
+        norm = self.norms.get(depth)
+        if norm is not None:
+            normalized: Tensor = norm(tokens)
+            return normalized
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=_norm_eps(self.config))
+
+
+def read_backbone(path: Path) -> Backbone:
+    """Read a run folder, a checkpoint inside one, or a backbone that `bimkern.export` wrote, a folder or its file.
+
+    Raises:
+        ConfigError, CheckpointError: it is a run that cannot be read.
+        EvaluationError, BackboneError: there is nothing, or no such backbone.
+    """
+    if is_run(path):
+        _, trained = read_trained(path)
+        return _of_run(trained)
+    if not weights_file(path).is_file():
+        raise EvaluationError(
+            f"{path} holds no encoder; give a run folder, one of its checkpoints, or a backbone that python -m "
+            f"bimkern.export wrote"
+        )
+    return _of_export(path)
+
+
+def _of_run(trained: Trained) -> Backbone:
+    method = trained.config.method
+    encoder = method.encoder.module(method.encoder)
+    encoder.load_state_dict(dict(below("encoder", trained.weights)))
+    norms = {
+        depth: _norm(method.encoder, dict(below(f"heads.{head}.in_norm", trained.weights)))
+        for head, depth in enumerate(depths(method))
+        if f"heads.{head}.in_norm.weight" in trained.weights
+    }
+    return _frozen(encoder, norms, trained.preprocessing)
+
+
+def _of_export(path: Path) -> Backbone:
+    encoder = load_encoder(path)
+    config: EncoderConfig = encoder.config
+    with safe_open(weights_file(path), framework="pt") as file:
+        names, said = set(file.keys()), file.metadata()
+        layout = OWN_LAYOUT if encoder.state_dict().keys() <= names else config.layout("timm")
+        prefix = None if layout is None else layout.norm
+        trained = prefix is not None and f"{prefix}weight" in names
+        norms = {config.depth: _norm(config, {p: file.get_tensor(f"{prefix}{p}") for p in _PARTS})} if trained else {}
+    try:
+        images = Preprocessing(
+            image_size=config.image_size,
+            interpolation=said["interpolation"],
+            mean=tuple(json.loads(said["mean"])),
+            std=tuple(json.loads(said["std"])),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: it does not say how images are prepared ({error!r}); export it again"
+        ) from error
+    return _frozen(encoder, norms, images)
+
+
+def _norm(config: EncoderConfig, weights: Weights) -> nn.Module:
+    norm = LayerNorm(len(weights["weight"]), eps=_norm_eps(config))
+    norm.load_state_dict(weights)
+    return norm
+
+
+def _norm_eps(config: EncoderConfig) -> float:
+    return config.norm_eps if isinstance(config, NormalizesOtherwise) else LAYER_NORM_EPS
+
+
+def _frozen(encoder: nn.Module, norms: Mapping[int, nn.Module], images: Preprocessing) -> Backbone:
+    for module in (encoder, *norms.values()):
+        module.eval().requires_grad_(False)
+    return Backbone(encoder=encoder, norms=norms, images=images)

@@ -1,0 +1,167 @@
+"""Labeled images, in a training and a test part: class folders, lists, or the digits that come with scikit-learn.
+
+Images are read in batches, as an encoder takes them, so that memory does not grow with their number.
+
+Shapes: B images, C channels, S pixels a side.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bimkern.data.formats import BadImage, Decoded, decode
+from bimkern.data.labels import Labels, labeled_images, read_labels
+from bimkern.data.orientation import turned
+from bimkern.data.source import Source, list_images, open_in, title
+from bimkern.evaluate.errors import EvaluationError
+from bimkern.exporters.trained import Preprocessing
+
+CROP = 224 / 256  # side of the central crop over the short side of the resized image
+_TEST_SHARE = 0.25  # of the images that come without a part to test on
+_BRIGHTEST = 16  # of a digit
+
+Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some images with their classes."""
+
+    labels: Tensor  # [B] int64
+    read: Read  # indices, how images are prepared, C -> [B, C, S, S] uint8
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, images: Preprocessing, channels: int) -> Iterator[Tensor]:
+        """Yield all images in order, [B, C, S, S] uint8, B at most size."""
+        for first in range(0, len(self), size):
+            yield self.read(range(first, min(first + size, len(self))), images, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeled:
+    """Images to learn from and images to test on, of the same classes."""
+
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise EvaluationError(f"classes must be at least 2, got {len(self.classes)}")
+        for part, name in ((self.train, "training"), (self.test, "test")):
+            if not len(part):
+                raise EvaluationError(f"the {name} part must hold an image, got none")
+
+    @property
+    def chance(self) -> float:
+        """The share of test images of the class that most training images have."""
+        most = torch.bincount(self.train.labels).argmax()
+        return (self.test.labels == most).double().mean().item()
+
+
+def load_digits() -> Labeled:
+    """Return the 1797 digits of scikit-learn, 8 x 8 pixels, which are enlarged to the encoder's size; half is tested.
+
+    The halves are those of scikit-learn's stratified split with random state 0.
+    """
+    from sklearn.datasets import load_digits as load  # takes 1 s, too long for --help
+    from sklearn.model_selection import train_test_split
+
+    scans, labels = load(return_X_y=True)
+    halves = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=0)
+    gray = torch.from_numpy(scans).float().view(-1, 1, 8, 8) * (255 / _BRIGHTEST)
+    train, test = (in_memory(gray[half], torch.from_numpy(labels[half])) for half in halves)
+    return Labeled(classes=tuple(map(str, range(10))), train=train, test=test)
+
+
+def in_memory(gray: Tensor, labels: Tensor) -> Part:
+    """Return images in gray, [B, 1, H, W] floats in [0, 255], that are scaled to the encoder's size as a whole."""
+
+    def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
+        side = images.image_size
+        scaled = interpolate(gray[list(indices)], (side, side), mode="bilinear", align_corners=False)
+        return scaled.round().to(torch.uint8).expand(-1, channels, -1, -1).contiguous()
+
+    return Part(labels=labels, read=read)
+
+
+def read_labeled(path: Path, channels: int) -> Labeled:
+    """Return the images of a folder of classes or of a list, as labeled_images takes them.
+
+    Where they have no part of their own to test on, a quarter of each class is: which, follows from the file names.
+
+    Args:
+        path: the folder or list.
+        channels: that the images are decoded to.
+
+    Raises:
+        SourceError: it cannot be read, holds no image, an image has no label, or there are fewer than two classes.
+        EvaluationError: a class has too few images.
+    """
+    source = labeled_images(path)
+    files = list_images(source, channels).files
+    labels = read_labels(source, files)
+    if source.held_out is not None:
+        held_out = list_images(source.held_out, channels).files
+        held_out_labels = read_labels(source.held_out, held_out, labels.classes)
+        test = _part(source.held_out, held_out, held_out_labels)
+        return Labeled(classes=labels.classes, train=_part(source, files, labels), test=test)
+    parts: tuple[list[str], list[str]] = [], []
+    for number, name in enumerate(labels.classes):
+        shuffled = sorted((file for file in files if labels.by_file[file] == number), key=_hash)
+        if len(shuffled) < 2:
+            raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")
+        count = math.ceil(_TEST_SHARE * len(shuffled))
+        parts[0].extend(shuffled[count:])
+        parts[1].extend(shuffled[:count])
+    train, test = (_part(source, sorted(part), labels) for part in parts)
+    return Labeled(classes=labels.classes, train=train, test=test)
+
+
+def _hash(file: str) -> bytes:
+    return hashlib.sha256(os.fsencode(file)).digest()
+
+
+def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
+    def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
+        def read_one(index: int) -> NDArray[np.uint8]:
+            try:
+                with open_in(source, files[index]) as file:
+                    return central_crop(decode(file, channels=channels), images)
+            except BadImage as error:
+                raise EvaluationError(f"{title(source)}: {files[index]}: {error}; replace or remove it") from error
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # PIL decodes and resizes without the GIL
+            return torch.from_numpy(np.stack(list(pool.map(read_one, indices))))
+
+    return Part(labels=torch.from_numpy(labels.of(files)), read=read)
+
+
+def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:
+    """Resize the short side and cut out the center, as timm's transform of an exported backbone does: [C, S, S] uint8.
+
+    Source: He et al. 2022 (MAE), evaluation: 256 pixels for a crop of 224.
+    """
+    side = images.image_size
+    short = math.floor(side / CROP)
+    planes = []
+    for plane in (turned(plane, image.orientation) for plane in image.planes):
+        width, height = plane.size
+        size = (int(short * width / height), short) if width > height else (short, int(short * height / width))
+        left, top = (round((extent - side) / 2) for extent in size)
+        resized = plane.resize(size, Image.Resampling[images.interpolation.upper()])
+        planes.append(np.asarray(resized.crop((left, top, left + side, top + side))))
+    return np.dstack(planes).transpose(2, 0, 1)

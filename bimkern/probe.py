@@ -1,0 +1,148 @@
+"""`python -m bimkern.probe RUN... [options]`: test what a trained encoder learned, at every depth."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bimkern import command
+from bimkern.errors import BimkernError
+from bimkern.evaluate.backbone import Backbone, Pool, read_backbone
+from bimkern.evaluate.depths import DepthResult, evaluate
+from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
+from bimkern.evaluate.linear import LinearProbe
+from bimkern.evaluate.report import draw, to_json_lines, to_table
+from bimkern.importers.weights_file import is_run
+from bimkern.output import printing
+from bimkern.recipes.find import import_module
+from bimkern.train import device
+from bimkern.train.config.run import ConfigError
+
+_PROGRAM = "python -m bimkern.probe"
+_HELP = f"""Test what a trained encoder learned: k nearest neighbors and a linear probe on its frozen features.
+
+Features of every depth come from one forward pass. Without --data, the test is on the digits that come with
+scikit-learn, half of them for training.
+
+Examples:
+  {_PROGRAM} runs/demo
+  {_PROGRAM} runs/bim runs/mae --data photos --picture compared.png
+  {_PROGRAM} runs/mine --data imagenet --depth 12 --pool cls --device cuda --json"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which encoders to test, on which images, and how."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders, checkpoints inside one, or backbones that bimkern.export wrote."""
+    data: Path | None = None
+    """Folder of class folders, or .csv or .jsonl list of path and label, a quarter of which is tested; or a folder with
+    train and val, each of them one of these. Default: scikit-learn's digits."""
+    depth: str = "all"
+    """Numbers of encoder layers to test, separated by commas, or all."""
+    pool: Pool = "mean"
+    """Features of an image: the mean of its patch tokens, or the class token, as in MAE's linear probe."""
+    k: tuple[int, ...] = (20, 10, 1)
+    """Numbers of nearest neighbors that vote."""
+    base_lr: float = LinearProbe.base_lr
+    """Learning rate of the linear probe for 256 images; a batch has 16384."""
+    epochs: int = LinearProbe.epochs
+    """Epochs of the linear probe, 10 / 90 of them warm-up; small data sets get more, up to 1000 steps."""
+    batch_size: int = 64
+    """Images per forward pass of the encoder."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
+    seed: int = 0
+    """Seed of the linear probe."""
+    modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
+    """Python file or module to import first, for an encoder of your own."""
+    json: bool = False
+    """Print one JSON object per run and depth."""
+    picture: Path | None = None
+    """PNG file for accuracy against depth and latency. Default: pictures/probe.png of the first RUN."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("RUN is missing; see --help")
+        if len(set(self.runs)) < len(self.runs):
+            raise ConfigError("a RUN is given twice; give it once")
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"--k must be numbers of at least 1, got {' '.join(map(str, self.k)) or 'none'}")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.picture is not None and self.picture.suffix.lower() != ".png":
+            raise ConfigError(f"--picture is written as PNG and must end in .png, got {self.picture}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
+        for source in options.modules:
+            import_module(source)
+        backbones = {str(path): read_backbone(path) for path in options.runs}
+        depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
+        data = load_digits() if options.data is None else read_labeled(options.data, _channels(backbones))
+        results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
+        picture = options.picture or _picture_of(options.runs[0])
+        if picture is not None:
+            draw(results, picture)
+    except BimkernError as error:
+        command.report(_PROGRAM, error)
+    with printing():
+        print(to_json_lines(results) if options.json else _text(options, data, results, picture))
+
+
+def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
+    deepest = backbone.config.depth
+    if text == "all":
+        return list(range(1, deepest + 1))
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= deepest for word in words):
+        raise ConfigError(f"--depth must be all or numbers from 1 to {deepest} with commas for {run}, got {text!r}")
+    return sorted({int(word) for word in words})
+
+
+def _channels(backbones: Mapping[str, Backbone]) -> int:
+    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
+    if len(set(channels.values())) > 1:
+        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
+        raise ConfigError(f"every RUN must take images of as many channels, got {found}; probe them one by one")
+    return next(iter(channels.values()))
+
+
+def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:
+    warmup = options.epochs * LinearProbe.warmup_epochs // LinearProbe.epochs
+    return evaluate(
+        backbone,
+        data,
+        depths,
+        pool=options.pool,
+        neighbors=options.k,
+        probe=LinearProbe(base_lr=options.base_lr, epochs=options.epochs, warmup_epochs=warmup),
+        batch_size=options.batch_size,
+        device=device.claim(options.device),
+        seed=options.seed,
+    )
+
+
+def _picture_of(run: Path) -> Path | None:
+    return run / "pictures" / "probe.png" if is_run(run) and (run / "checkpoints").is_dir() else None
+
+
+def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]], picture: Path | None) -> str:
+    source = "scikit-learn's digits" if options.data is None else str(options.data)
+    pooled = "class token" if options.pool == "cls" else "mean of the patch tokens"
+    head = f"{source}: {len(data.classes)} classes, {len(data.train)} training and {len(data.test)} test images"
+    lines = [f"{head}; features: {pooled} of frozen layers", "", to_table(results)]
+    return "\n".join([*lines, *([] if picture is None else ["", f"Wrote {picture}"])])
+
+
+if __name__ == "__main__":
+    main()

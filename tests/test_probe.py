@@ -1,0 +1,124 @@
+"""The probe command: tables, JSON and a picture, for several runs, and mistakes in a line."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from saved_runs import make_run
+
+from bimkern import probe
+from bimkern.probe import main
+
+QUICK = ("--epochs", "9", "--k", "3", "1")
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """A folder of two classes that any encoder tells apart."""
+    for part, count in (("train", 8), ("val", 4)):
+        for kind, size in (("across", (1, 8)), ("down", (8, 1))):
+            for number in range(count):
+                image = Image.new("L", size)
+                image.putdata([(0, 200 + number)[i % 2] for i in range(8)])
+                path = tmp_path / "data" / part / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.resize((40, 40), Image.Resampling.NEAREST).save(path)
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Names of two run folders in the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name, recipe in (("bim", "bim_vit_test"), ("mae", "mae_vit_test")):
+        make_run(tmp_path / name, recipe)
+    return ["bim", "mae"]
+
+
+def test_help_lists_exactly_these_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
+    shown = ["--help", "--data", "--depth", "--pool", "--k", "--base-lr", "--epochs", "--batch-size", "--device"]
+    assert found == [*shown, "--seed", "--import", "--json", "--picture"]
+
+
+def test_two_runs_are_compared(runs, stripes, capsys, tmp_path):
+    main([*runs, "--data", stripes, *QUICK, "--depth", "4,1"])
+    head, _, columns, *rows, _, wrote = capsys.readouterr().out.splitlines()
+    assert head == f"{stripes}: 2 classes, 16 training and 8 test images; features: mean of the patch tokens of " + (
+        "frozen layers"
+    )
+    assert columns.split() == ["run", "depth", "parameters", "latency", "kNN", "k=3", "kNN", "k=1", "linear", "chance"]
+    assert [row.split()[:2] for row in rows] == [[run, str(depth)] for run in runs for depth in (1, 4)]
+    assert all(row.split()[-2:] == ["100.0%", "50.0%"] for row in rows)
+    assert wrote == "Wrote bim/pictures/probe.png"
+    with Image.open(tmp_path / "bim/pictures/probe.png") as picture:
+        assert picture.width > picture.height > 300
+
+
+def test_json_has_an_object_for_every_depth(runs, stripes, capsys):
+    main([runs[1], "--data", stripes, *QUICK, "--json", "--pool", "cls", "--picture", "own.png"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["run"], one["depth"]) for one in found] == [("mae", depth) for depth in range(1, 5)]
+    for one in found:
+        assert one.keys() == {
+            *("run", "depth", "parameters", "latency_ms", "knn", "knn_by_k", "linear", "chance"),
+        }
+        assert one["knn"] == one["knn_by_k"]["3"]
+        assert one["latency_ms"] > 0
+        assert one["chance"] == 0.5
+
+
+def test_without_data_it_reads_digits(runs, capsys):
+    main([runs[0], "--depth", "2", "--json"])
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["chance"] == pytest.approx(0.1, abs=0.01)
+    assert found["linear"] > 0.5  # even random weights keep much of a digit
+    assert found["knn_by_k"].keys() == {"20", "10", "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "RUN is missing; see --help"),
+        (["walk"], "walk holds no encoder; give a run folder"),
+        (["bim", "bim"], "a RUN is given twice; give it once"),
+        (["bim", "--depth", "5"], "--depth must be all or numbers from 1 to 4 with commas for bim, got '5'"),
+        (["bim", "--depth", "first"], "--depth must be all or numbers from 1 to 4 with commas for bim, got 'first'"),
+        (["bim", "--pool", "max"], "--pool must be one of mean, cls, got 'max'"),
+        (["bim", "--k", "0"], "--k must be numbers of at least 1, got 0"),
+        (["bim", "--k"], "--k must be numbers of at least 1, got none"),
+        (["bim", "--k", "17", "--data", "DATA"], "neighbors must be in [1, 16], the number of training images, got 17"),
+        (["bim", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["bim", "--base-lr", "0"], "--base-lr must be above 0 and finite, got 0.0"),
+        (["bim", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["bim", "--data", "nowhere"], "nowhere must be a folder of class folders"),
+        (["bim", "--picture", "a.jpg"], "--picture is written as PNG and must end in .png, got a.jpg"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(runs, stripes, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main([stripes if word == "DATA" else word for word in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith(f"python -m bimkern.probe: {message}")
+
+
+def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):
+    read = probe.read_backbone
+
+    def with_gray(path):
+        backbone = read(path)
+        if path.name == "mae":
+            backbone.encoder.config = replace(backbone.config, channels=1)
+        return backbone
+
+    monkeypatch.setattr(probe, "read_backbone", with_gray)
+    with pytest.raises(SystemExit):
+        main([*runs, "--data", stripes])
+    assert "every RUN must take images of as many channels, got 3 of bim, 1 of mae" in capsys.readouterr().err

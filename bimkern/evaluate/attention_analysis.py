@@ -102,9 +102,8 @@ class _Mean:
         self._total = self._total + torch.where(known, values, 0).double().sum(dim=0) * weight
         self._weight = self._weight + known.sum(dim=0) * weight
 
-    def result(self) -> list[float]:
-        mean: list[float] = (torch.as_tensor(self._total) / self._weight).tolist()
-        return mean
+    def result(self) -> Tensor:
+        return torch.as_tensor(self._total) / self._weight
 
 
 class _Measured:
@@ -156,6 +155,6 @@ class _Measured:
                 self._kl_layers.add(divergences.flatten(0, 1), weights.shape[3])
 
     def result(self, layer: int, cka: Mapping[str, tuple[float, ...]]) -> LayerAttention:
-        by_head = {name: tuple(mean.result()) for name, mean in self._by_head[layer].items()}
-        kl_layers = tuple(self._kl_layers.result()[layer])
+        by_head = {name: tuple(mean.result().tolist()) for name, mean in self._by_head[layer].items()}
+        kl_layers = tuple(self._kl_layers.result()[layer].tolist())
         return LayerAttention(layer=layer + 1, **by_head, kl_layers_nats=kl_layers, cka=cka)

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.report import aligned
 from bimkern.exporters.whole_file import whole
 from bimkern.figures import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Results = Mapping[str, Sequence[LayerAttention]]  # by run
 
@@ -24,6 +21,7 @@ _BY_HEAD = {
     "nmi": "normalized mutual information",
     "kl_heads_nats": "KL divergence to other heads, nats",
 }
+_UNDEFINED = "KL is undefined (-) between layers whose queries attend to different keys, as in Swin's shifted windows."
 
 
 def to_json_lines(results: Results) -> str:
@@ -54,7 +52,8 @@ def to_table(results: Results) -> str:
             alike = layer.cka[first]
             row += [_text(alike[i] if i < len(alike) else math.nan, "{:.2f}")] if others else []
             cells.append(row)
-    return aligned(cells)
+    undefined = any(math.isnan(kl) for layers in results.values() for layer in layers for kl in layer.kl_layers_nats)
+    return "\n".join([aligned(cells), *(["", _UNDEFINED] if undefined else [])])
 
 
 def draw(results: Results, path: Path) -> None:
@@ -63,42 +62,50 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    figure = new_figure(14, 7)
-    top, bottom = figure.subfigures(2, 1)
-    for axes, (name, label) in zip(top.subplots(1, len(_BY_HEAD)), _BY_HEAD.items(), strict=True):
-        for number, (run, layers) in enumerate(results.items()):
-            for layer in layers:
-                values = getattr(layer, name)
-                axes.plot([layer.layer] * len(values), values, ".", color=f"C{number}", alpha=0.4, markersize=4)
-            means = [_mean(getattr(layer, name)) for layer in layers]
-            axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=run)
-        axes.set_xlabel("layer; dots are heads")
+    columns = max(len(_BY_HEAD), len(results) + 1)
+    figure = new_figure(3.5 * columns, 7)
+    top, bottom = figure.subplots(2, columns)
+    for axes, (name, label) in zip(top, _BY_HEAD.items(), strict=False):
+        _draw_heads(axes, results, name)
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(linewidth=0.4)
-    top.axes[0].legend(fontsize=7)
+    top[0].legend(fontsize=7)
     depths = {run: len(layers) for run, layers in results.items()}
-    *of_runs, last = bottom.subplots(1, len(results) + 1)
-    for axes, (run, layers) in zip(of_runs, results.items(), strict=True):
+    for axes, (run, layers) in zip(bottom, results.items(), strict=False):
         _draw_matrix(axes, [layer.kl_layers_nats for layer in layers], {run: depths[run]})
         axes.set_title(f"{run}: KL of row to column, nats", fontsize=9)
     alike = [[*chain.from_iterable(layer.cka.values())] for layers in results.values() for layer in layers]
-    _draw_matrix(last, alike, depths, vmin=0, vmax=1)
-    last.set_title("CKA of the features behind layers", fontsize=9)
+    _draw_matrix(bottom[len(results)], alike, depths, highest=1)
+    bottom[len(results)].set_title("CKA of the features behind layers", fontsize=9)
+    for unused in (*top[len(_BY_HEAD) :], *bottom[len(results) + 1 :]):
+        unused.set_axis_off()
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
 
 
-def _draw_matrix(axes: "Axes", rows: Sequence[Sequence[float]], depths: Mapping[str, int], **limits: float) -> None:
-    """Draw layers against layers, of one run after the other."""
-    shown = axes.imshow(rows, **limits)
+def _draw_heads(axes: Any, results: Results, name: str) -> None:
+    """Draw a measure against the layer: a dot for each head, a line through the means."""
+    for number, (run, layers) in enumerate(results.items()):
+        for layer in layers:
+            values = getattr(layer, name)
+            axes.plot([layer.layer] * len(values), values, ".", color=f"C{number}", alpha=0.4, markersize=4)
+        means = [_mean(getattr(layer, name)) for layer in layers]
+        axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=run)
+    axes.set_xlabel("layer; dots are heads")
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(linewidth=0.4)
+
+
+def _draw_matrix(
+    axes: Any, rows: Sequence[Sequence[float]], depths: Mapping[str, int], highest: float | None = None
+) -> None:
+    """Draw layers against layers, those of one run after those of another."""
+    shown = axes.imshow(rows, vmin=0, vmax=highest)
     axes.figure.colorbar(shown, ax=axes)
     ticks, labels = [], []
     for end, (run, depth) in zip(accumulate(depths.values()), depths.items(), strict=True):
-        first = end - depth
-        ticks += [first, end - 1] if depth > 1 else [first]
-        labels += [f"{run} 1" if len(depths) > 1 else "1", *([str(depth)] if depth > 1 else [])]
+        ticks += sorted({end - depth, end - 1})
+        labels += [f"{run} 1" if len(depths) > 1 else "1", str(depth)][: min(depth, 2)]
         if end < len(rows):
             axes.axhline(end - 0.5, color="white", linewidth=1)
             axes.axvline(end - 0.5, color="white", linewidth=1)

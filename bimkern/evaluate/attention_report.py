@@ -19,7 +19,7 @@ _BY_HEAD = {
     "distance_px": "attention distance, px",
     "entropy_nats": "entropy, nats",
     "nmi": "normalized mutual information",
-    "kl_heads_nats": "KL divergence to other heads, nats",
+    "kl_heads_nats": "KL divergence to the other heads, nats",
 }
 _UNDEFINED = "KL is undefined (-) between layers whose queries attend to different keys, as in Swin's shifted windows."
 
@@ -62,22 +62,20 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    columns = max(len(_BY_HEAD), len(results) + 1)
-    figure = new_figure(3.5 * columns, 7)
-    top, bottom = figure.subplots(2, columns)
-    for axes, (name, label) in zip(top, _BY_HEAD.items(), strict=False):
+    figure = new_figure(max(14, 4.5 * (len(results) + 1)), 7)
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False)
+    for axes, (name, label) in zip(top.subplots(1, len(_BY_HEAD)), _BY_HEAD.items(), strict=True):
         _draw_heads(axes, results, name)
-        axes.set_ylabel(label)
-    top[0].legend(fontsize=7)
+        axes.set_title(label, fontsize=9)
+    top.axes[0].legend(fontsize=7)
     depths = {run: len(layers) for run, layers in results.items()}
-    for axes, (run, layers) in zip(bottom, results.items(), strict=False):
+    *of_runs, of_all = bottom.subplots(1, len(results) + 1)
+    for axes, (run, layers) in zip(of_runs, results.items(), strict=True):
         _draw_matrix(axes, [layer.kl_layers_nats for layer in layers], {run: depths[run]})
-        axes.set_title(f"{run}: KL of row to column, nats", fontsize=9)
+        axes.set_title(f"{run}\nKL divergence of row to column, nats", fontsize=9)
     alike = [[*chain.from_iterable(layer.cka.values())] for layers in results.values() for layer in layers]
-    _draw_matrix(bottom[len(results)], alike, depths, highest=1)
-    bottom[len(results)].set_title("CKA of the features behind layers", fontsize=9)
-    for unused in (*top[len(_BY_HEAD) :], *bottom[len(results) + 1 :]):
-        unused.set_axis_off()
+    _draw_matrix(of_all, alike, depths, highest=1)
+    of_all.set_title("CKA of the features behind layers", fontsize=9)
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
 

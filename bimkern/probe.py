@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,12 @@ import tyro
 
 from bimkern import command
 from bimkern.errors import BimkernError
-from bimkern.evaluate.backbone import Backbone, Pool, read_backbone
+from bimkern.evaluate.backbone import Backbone, Pool, common_channels, read_backbone
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
+from bimkern.evaluate.options import check_picture, check_runs, picture_in
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.importers.weights_file import is_run
 from bimkern.output import printing
 from bimkern.recipes.find import import_module
 from bimkern.train import device
@@ -67,16 +67,12 @@ class Options:
     """PNG file for accuracy against depth and latency. Default: pictures/probe.png of the first RUN."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("RUN is missing; see --help")
-        if len(set(self.runs)) < len(self.runs):
-            raise ConfigError("a RUN is given twice; give it once")
+        check_runs(self.runs)
+        check_picture(self.picture)
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"--k must be numbers of at least 1, got {' '.join(map(str, self.k)) or 'none'}")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.picture is not None and self.picture.suffix.lower() != ".png":
-            raise ConfigError(f"--picture is written as PNG and must end in .png, got {self.picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(source)
         backbones = {str(path): read_backbone(path) for path in options.runs}
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
-        data = load_digits() if options.data is None else read_labeled(options.data, _channels(backbones))
+        data = load_digits() if options.data is None else read_labeled(options.data, common_channels(backbones))
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
-        picture = options.picture or _picture_of(options.runs[0])
+        picture = options.picture or picture_in(options.runs[0], "probe")
         if picture is not None:
             draw(results, picture)
     except BimkernError as error:
@@ -109,14 +105,6 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def _channels(backbones: Mapping[str, Backbone]) -> int:
-    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
-    if len(set(channels.values())) > 1:
-        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
-        raise ConfigError(f"every RUN must take images of as many channels, got {found}; probe them one by one")
-    return next(iter(channels.values()))
-
-
 def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:
     warmup = options.epochs * LinearProbe.warmup_epochs // LinearProbe.epochs
     return evaluate(
@@ -130,10 +118,6 @@ def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data:
         device=device.claim(options.device),
         seed=options.seed,
     )
-
-
-def _picture_of(run: Path) -> Path | None:
-    return run / "pictures" / "probe.png" if is_run(run) and (run / "checkpoints").is_dir() else None
 
 
 def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]], picture: Path | None) -> str:

@@ -35,6 +35,14 @@ Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unlabeled:
+    """Some images without their classes."""
+
+    count: int
+    read: Read
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Some images with their classes."""
 
@@ -135,7 +143,23 @@ def _hash(file: str) -> bytes:
     return hashlib.sha256(os.fsencode(file)).digest()
 
 
+def read_images(path: Path, channels: int) -> Unlabeled:
+    """Return the images of a folder or list without their labels; of train and val those of val.
+
+    Raises:
+        SourceError: it cannot be read, or holds no image.
+    """
+    source = labeled_images(path)
+    source = source if source.held_out is None else source.held_out
+    files = list_images(source, channels).files
+    return Unlabeled(count=len(files), read=_reader(source, files))
+
+
 def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
+    return Part(labels=torch.from_numpy(labels.of(files)), read=_reader(source, files))
+
+
+def _reader(source: Source, files: Sequence[str]) -> Read:
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
         def read_one(index: int) -> NDArray[np.uint8]:
             try:
@@ -147,7 +171,7 @@ def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # PIL decodes and resizes without the GIL
             return torch.from_numpy(np.stack(list(pool.map(read_one, indices))))
 
-    return Part(labels=torch.from_numpy(labels.of(files)), read=read)
+    return read
 
 
 def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:

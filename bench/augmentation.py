@@ -35,7 +35,9 @@ def main() -> None:
         write_photographs(Path(folder))
         listing = list_images(ImageFolder(paths=(Path(folder),)))
         layout = StepLayout.uniform(image_size=_SIZE, batch_size=_BATCH, micro_batch=_BATCH)
-        data = MicroBatches(images=readable(listing, check(listing, workers=0)), augment=_AUGMENT, seed=0, layout=layout)
+        data = MicroBatches(
+            images=readable(listing, check(listing, workers=0)), augment=_AUGMENT, seed=0, layout=layout
+        )
         colors = Colors(torch.tensor(_AUGMENT.mean), torch.tensor(IMAGENET_STD))
         providers: dict[str, Callable[[int], Tensor]] = {
             "ours": partial(_ours, data, colors),

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bimkern.data.augment import (
-    Boxes,
     Cropping,
     Int64,
     PixelTransform,
@@ -29,7 +28,7 @@ from bimkern.data.augment import (
     replacements,
     sample_sequence,
 )
-from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.orientation import Boxes, StoredBoxes, stored_boxes
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 

@@ -98,11 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(source)
         backbones = {str(path): read_backbone(path) for path in options.runs}
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
-        data = (
-            load_digits()
-            if options.data is None
-            else read_labeled(options.data, _channels(backbones), options.max_bad_ratio)
-        )
+        data = _data(options, backbones)
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
         picture = options.picture or _picture_of(options.runs[0])
         if picture is not None:
@@ -121,6 +117,12 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
     if not all(word.isdecimal() and 1 <= int(word) <= deepest for word in words):
         raise ConfigError(f"--depth must be all or numbers from 1 to {deepest} with commas for {run}, got {text!r}")
     return sorted({int(word) for word in words})
+
+
+def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
+    if options.data is None:
+        return load_digits()
+    return read_labeled(options.data, _channels(backbones), options.max_bad_ratio)
 
 
 def _channels(backbones: Mapping[str, Backbone]) -> int:

@@ -21,8 +21,8 @@ _NORM_EPS, _INIT_STD = 1e-6, 0.01
 class LinearProbe:
     """How the classifier is trained.
 
-    A data set smaller than a batch is one batch, at the same rate, and its epochs are
-    repeated until the classifier has made min_steps: at a rate in proportion to the batch, LARS would hardly move it.
+    A data set smaller than a batch is one batch, at the same rate, and its epochs are repeated until the classifier has
+    made min_steps: at a rate in proportion to the batch, LARS would hardly move it.
 
     Source: He et al. 2022 (MAE), table 10, and its published program.
     """

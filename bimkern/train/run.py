@@ -199,7 +199,8 @@ def _choose(config: Config) -> tuple[Loader, str]:
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
-    return choose_loader(options.loader, device, options.workers, config.method.encoder.channels)
+    channels = config.method.encoder.channels
+    return choose_loader(options.loader, device, options.workers, channels, config.augment)
 
 
 def _loader_choice(inputs: Inputs, images: FrozenDataset) -> str:

@@ -305,19 +305,22 @@ def _call(part: Part, side: Any) -> Callable[[], list[Tensor]]:
     run = part.of(side)
     leaves = [*part.inputs, *(side.parameters() if isinstance(side, nn.Module) else ())]
     torch.manual_seed(0)
-    first = _tensors(run())
+    first = tensors(run())
     cotangents = [torch.randn_like(x) for x in first if x.requires_grad]
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
 
     def call(leaves: list[Tensor]) -> list[Any]:
-        results = _tensors(run())
+        results = tensors(run())
         roots = [x for x in results if x.requires_grad]
-        return [*results, *(torch.autograd.grad(roots, leaves, cotangents, allow_unused=True) if roots else ())]
+        return [
+            *(x.detach() for x in results),
+            *(torch.autograd.grad(roots, leaves, cotangents, allow_unused=True) if roots else ()),
+        ]
 
     slopes = call(leaves)[len(first) :]
     leaves = [leaf for leaf, slope in zip(leaves, slopes, strict=bool(slopes)) if slope is not None]
     return lambda: call(leaves)
 
 
-def _tensors(results: Any) -> list[Tensor]:
+def tensors(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)

@@ -53,9 +53,20 @@ def test_patchify_loss(host, normalize, dtype):
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=0)
 
 
-def test_patchify_loss_of_no_square():
-    with pytest.raises(ValueError, match=r"^patchify_loss: pred must hold p\*p\*C=3 values .*, got \[1, 4, 30\]$"):
-        dropin.patchify_loss(torch.rand(1, 3, 8, 8), torch.rand(1, 4, 30), torch.ones(1, 4))
+def test_maps_are_read_row_by_row():
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    tokens, masks = x.flatten(2).mT, [torch.rand(2, 12).argsort(dim=1)[:, :4] for _ in range(2)]
+    for expected, got in ((tokens, x), (tokens.contiguous(), x.contiguous(memory_format=torch.channels_last))):
+        assert torch.equal(dropin.apply_masks(got, masks), dropin.apply_masks(expected, masks))
+        torch.manual_seed(5)
+        whole = dropin.random_masking(expected, 0.5)
+        torch.manual_seed(5)
+        assert all(map(torch.equal, dropin.random_masking(got, 0.5), whole))
+    assert torch.autograd.grad(dropin.apply_masks(x, masks).sum(), x)[0].sum() == 2 * 2 * 4 * 5
+    pred, mask = torch.randn(2, 192, 3, 4), torch.rand(2, 3, 4) < 0.6
+    imgs = torch.rand(2, 3, 24, 32)
+    expected = dropin.patchify_loss(imgs, pred.flatten(2).mT, mask.flatten(1).float())
+    assert torch.equal(dropin.patchify_loss(imgs, pred, mask), expected)
 
 
 def test_apply_masks(device):

@@ -158,3 +158,15 @@ def test_counter_masks(name):
     assert torch.equal(one, again)
     assert one != host
     assert one != other
+
+
+def test_a_patched_model_runs_on_a_device_without_kernels_too(case):
+    model, batch = built(case)
+    other = copy.deepcopy(model)
+    patch(other)
+    model, other, batch = model.to("meta"), other.to("meta"), batch.to("meta")
+    expected, got = case.loss(model, batch), case.loss(other, batch)
+    assert (got.shape, got.dtype, got.device) == (expected.shape, expected.dtype, expected.device)
+    expected.backward()
+    got.backward()
+    assert [p.grad is None for p in other.parameters()] == [p.grad is None for p in model.parameters()]

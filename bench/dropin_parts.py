@@ -72,7 +72,7 @@ class Sizes:
 def without(module: nn.Module, **stand_ins: nn.Module) -> Any:
     """Return a module of the same class and parameters with stand-ins for some of its children."""
     changed = copy.copy(module)
-    changed._modules = module._modules | stand_ins
+    changed._modules = {**module._modules, **stand_ins}
     return changed
 
 

@@ -34,7 +34,7 @@ class Part:
         inputs: of the call that have gradients, besides the parameters of a model.
     """
 
-    of: Callable[[Any], Callable[[], Any]]
+    of: Callable[[Any], Run]
     inputs: tuple[Tensor, ...] = ()
 
 
@@ -110,6 +110,12 @@ def _patched(name: str, sizes: Sizes, tiny: bool) -> tuple[Any, nn.Module]:
     return host, ours
 
 
+def _three_parts(embedding: Part, *others: tuple[Callable[[Any], Run], Tensor]) -> dict[str, Part]:
+    """Name the parts of an MAE; the others come with the input that has a gradient."""
+    decoder, loss = (Part(of=of, inputs=(x,)) for of, x in others)
+    return {"masks and embedding": embedding, "decoder's input": decoder, "loss": loss}
+
+
 def _mae(sizes: Sizes, tiny: bool) -> Sides:
     host, ours = _patched("mae", sizes, tiny)
     latent, pred = sizes.tokens(1 + sizes.K, host.mask_token.shape[2]), sizes.tokens(sizes.N, sizes.P)
@@ -127,12 +133,7 @@ def _mae(sizes: Sizes, tiny: bool) -> Sides:
     def loss(model: Any) -> Run:
         return lambda: model.forward_loss(sizes.images, pred, mask)
 
-    parts = {
-        "masks and embedding": Part(of=encoder),
-        "decoder's input": Part(of=decoder, inputs=(latent,)),
-        "loss": Part(of=loss, inputs=(pred,)),
-    }
-    return Sides(host=host, ours=ours, parts=parts)
+    return Sides(host=host, ours=ours, parts=_three_parts(Part(of=encoder), (decoder, latent), (loss, pred)))
 
 
 def _hf(sizes: Sizes, tiny: bool) -> Sides:
@@ -153,12 +154,7 @@ def _hf(sizes: Sizes, tiny: bool) -> Sides:
         alone = without(model, vit=vit, decoder=_Returns(logits=pred))
         return lambda: alone(sizes.images).loss
 
-    parts = {
-        "masks and embedding": Part(of=embeddings),
-        "decoder's input": Part(of=decoder, inputs=(latent,)),
-        "loss": Part(of=loss, inputs=(pred,)),
-    }
-    return Sides(host=host, ours=ours, parts=parts)
+    return Sides(host=host, ours=ours, parts=_three_parts(Part(of=embeddings), (decoder, latent), (loss, pred)))
 
 
 def _vit_pytorch(sizes: Sizes, tiny: bool) -> Sides:

@@ -141,7 +141,8 @@ class PatchDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, R+K, D] of x [B, R+N, D]; all of them out of training."""
-        check.once(_check_dropout, (x,), self.num_prefix_tokens)
+        if self.training:
+            check.once(_check_dropout, (x,), self.num_prefix_tokens)
         return patch_dropout.forward(self, x)
 
 

@@ -62,14 +62,20 @@ def pretrain_simmim(self: Any, img: Tensor) -> Tensor:
 
 
 def _cut(to_patch: Any, img: Tensor) -> Tensor:
-    """Cut images [B, C, H, W] into patches [B, N, P], with the host's layer unless it is known to only cut squares."""
-    sides = set(getattr(to_patch, "axes_lengths", {}).values())
-    if getattr(to_patch, "pattern", None) != _CUT or len(sides) != 1 or layers.has_hooks(to_patch):
-        return cast(Tensor, to_patch(img))
-    p = sides.pop()
-    if img.ndim != 4 or img.dtype not in (torch.float32, torch.float64) or img.shape[2] % p or img.shape[3] % p:
+    """Cut images [B, C, H, W] into patches [B, N, P], by our op where the layer is einops' and cuts squares."""
+    p = _side(to_patch)
+    plain = img.ndim == 4 and img.dtype in (torch.float32, torch.float64)
+    if p is None or not plain or img.shape[2] % p or img.shape[3] % p:
         return cast(Tensor, to_patch(img))
     return pixel_targets(img, p, normalize=False)
+
+
+def _side(to_patch: Any) -> int | None:
+    """Return the side of the squares that a layer of einops cuts; None for any other layer."""
+    if not type(to_patch).__module__.startswith("einops.") or to_patch.pattern != _CUT or layers.has_hooks(to_patch):
+        return None
+    height, width = to_patch.axes_lengths["p1"], to_patch.axes_lengths["p2"]
+    return int(height) if height == width else None
 
 
 def _positions(encoder: Any, num_patches: int) -> Tensor:

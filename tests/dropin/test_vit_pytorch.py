@@ -1,4 +1,4 @@
-"""How a patched model of vit-pytorch cuts images: by our op in place of einops' layer, and by any other layer itself."""
+"""How a patched model of vit-pytorch cuts images: by our op in place of einops' layer, else by its layer."""
 
 import copy
 
@@ -52,12 +52,9 @@ def test_a_layer_that_cuts_otherwise_is_called(model, calls):
         def forward(self, images):
             return 2 * super().forward(images)
 
-    patterns = "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", "b c (h p1) (w p2) -> b (w h) (p1 p2 c)"
-    for layer in (
-        Twice(patterns[0], p1=8, p2=8),
-        Rearrange(patterns[1], p1=8, p2=8),
-        Rearrange(patterns[0], p1=4, p2=16),
-    ):
+    usual, columns_first = (f"b c (h p1) (w p2) -> b ({order}) (p1 p2 c)" for order in ("h w", "w h"))
+    squares, oblongs = {"p1": 8, "p2": 8}, {"p1": 4, "p2": 16}
+    for layer in (Twice(usual, **squares), Rearrange(columns_first, **squares), Rearrange(usual, **oblongs)):
         other = copy.deepcopy(model)
         other.to_patch = layer
         expected = loss_of(other)

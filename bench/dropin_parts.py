@@ -2,7 +2,7 @@
 
 Layers that a patch leaves are taken out of both. Both draw the same masks, and must agree in results and gradients.
 
-Shapes: B images, N patches, K kept, M masked, D width, E width of a decoder, P values of a patch.
+Shapes: B images, N patches, K kept, D width, E width of a decoder, P values of a patch.
 """
 
 import copy

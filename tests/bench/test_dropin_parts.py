@@ -37,7 +37,7 @@ def test_parts_of_a_tiny_host_are_measured(name):
     assert lines[-1].startswith("  together ")
 
 
-def test_the_parts_of_mae_compute_what_they_are_named(monkeypatch):
+def test_the_parts_of_mae_compute_what_they_are_named():
     sides = dropin_parts.SIDES["mae"][1](dropin_parts.Sizes("mae", torch.device("cpu"), 2, True), True)
     shapes = {
         name: [list(x.shape) for x in dropin_parts.tensors(part.of(sides.ours)())] for name, part in sides.parts.items()

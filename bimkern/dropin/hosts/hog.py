@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bimkern.dropin import rounded_hog
+from bimkern.dropin import layers, rounded_hog
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.ops import hog
 from bimkern.ops.hog import MAX_BINS, MAX_WINDOW
@@ -77,7 +77,9 @@ def _grid(self: Any, x: Tensor) -> Tensor:
 def suits(self: Any, x: Tensor, channels: int, window: int | None, cell: int | None = None) -> bool:
     """Return whether our op takes images; the host says itself what is wrong with others, or cuts them off."""
     cell = self.pool if cell is None else cell
-    if x.ndim != 4 or x.shape[1] != channels or x.dtype != torch.float32 or self.nbins > MAX_BINS:
+    if x.ndim != 4 or x.shape[1] != channels or x.dtype != torch.float32 or not layers.has_kernels(x):
+        return False
+    if self.nbins > MAX_BINS:
         return False
     height, width = x.shape[2:]
     if height < 2 or width < 2 or height % cell or width % cell:
@@ -129,26 +131,27 @@ def whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
     return (3 * torch.randint(8, (1, channels, side, side), device=like.device) + rows % 3).float()
 
 
-def _check_supported(module: Any, window: int) -> None:
+def check_supported(module: Any, window: int) -> None:
+    """Raise a ValueError for a layer that our op cannot serve."""
     for name, value, most in (("nbins", module.nbins, MAX_BINS), ("gaussian_window", window, MAX_WINDOW)):
         if value > most:
             raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _try_grid(module: Any) -> Trial:
-    _check_supported(module, module.gaussian_window)
+    check_supported(module, module.gaussian_window)
     side = 2 * math.lcm(module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_patches(module: Any) -> Trial:
-    _check_supported(module, module.gaussian_window)
+    check_supported(module, module.gaussian_window)
     side = math.lcm(_FULL * module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_channel(module: Any) -> Trial:
-    _check_supported(module, 0)
+    check_supported(module, 0)
     return Trial(args=(whole_numbers(module.conv.weight, 1, 2 * cell_of(module)),))
 
 

@@ -31,7 +31,7 @@ def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
-    if any(map(layers.has_hooks, decoder.modules())):  # something listens to layers: call them all
+    if not layers.has_kernels(x) or any(map(layers.has_hooks, decoder.modules())):  # or something listens to layers
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
     pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
@@ -136,6 +136,7 @@ def _try_encoder(module: Any) -> Trial:
 
 
 def _try_hog(module: Any) -> Trial:
+    hog_layers.check_supported(module.hog_enc[0], 0)
     side = 2 * hog_layers.cell_of(module.hog_enc[0])
     channels = module.patch_embed.proj.weight.shape[1]
     return Trial(args=(hog_layers.whole_numbers(module.cls_token, channels, side), 0))

@@ -4,7 +4,7 @@ Shapes: B images, N patches, K kept, M masked, D width, P values of a patch.
 Source: He et al. 2022 (MAE); Xie et al. 2022 (SimMIM).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, twin
-from bimkern.ops import masked_loss, restore_tokens
+from bimkern.ops import masked_loss, pixel_targets, restore_tokens
 
+_CUT = "b c (h p1) (w p2) -> b (h w) (p1 p2 c)"  # einops' words for what pixel_targets does
 _PER_TOKEN = (nn.LayerNorm, nn.Linear, nn.Identity)
 
 
@@ -21,7 +22,7 @@ def pretrain_mae(self: Any, img: Tensor) -> Tensor:
     """Return the reconstruction loss of images [B, C, H, W]."""
     if img.requires_grad:  # the fused loss has no gradient for its target
         return self._bimkern_host.forward(self, img)
-    patches = self.to_patch(img)  # [B, N, P]
+    patches = _cut(self.to_patch, img)  # [B, N, P]
     B, N, _ = patches.shape
     pos = _positions(self.encoder, N)
     embedded = None if _is_per_token(self.patch_to_emb) else self.patch_to_emb(patches)
@@ -42,7 +43,7 @@ def pretrain_simmim(self: Any, img: Tensor) -> Tensor:
     """Return the reconstruction loss of images [B, C, H, W], over the number of masked patches."""
     if img.requires_grad:  # the fused loss has no gradient for its target
         return self._bimkern_host.forward(self, img)
-    patches = self.to_patch(img)  # [B, N, P]
+    patches = _cut(self.to_patch, img)  # [B, N, P]
     B, N, _ = patches.shape
     pos = self.encoder.pos_embedding[0, 1 : N + 1]
     embedded = None if _is_per_token(self.patch_to_emb) else self.patch_to_emb(patches)
@@ -58,6 +59,23 @@ def pretrain_simmim(self: Any, img: Tensor) -> Tensor:
     encoded = self.encoder.transformer(_restore(tokens, keep, self.mask_token, pos))
     pred = self.to_pixels(layers.gather(encoded, masked))  # [B, M, P]
     return _mean_error(pred, layers.gather(patches, masked), "l1") / num_masked
+
+
+def _cut(to_patch: Any, img: Tensor) -> Tensor:
+    """Cut images [B, C, H, W] into patches [B, N, P], by our op where the layer is einops' and cuts squares."""
+    p = _side(to_patch)
+    plain = img.ndim == 4 and img.dtype in (torch.float32, torch.float64)
+    if p is None or not plain or img.shape[2] % p or img.shape[3] % p:
+        return cast(Tensor, to_patch(img))
+    return pixel_targets(img, p, normalize=False)
+
+
+def _side(to_patch: Any) -> int | None:
+    """Return the side of the squares that a layer of einops cuts; None for any other layer."""
+    if not type(to_patch).__module__.startswith("einops.") or to_patch.pattern != _CUT or layers.has_hooks(to_patch):
+        return None
+    height, width = to_patch.axes_lengths["p1"], to_patch.axes_lengths["p2"]
+    return int(height) if height == width else None
 
 
 def _positions(encoder: Any, num_patches: int) -> Tensor:

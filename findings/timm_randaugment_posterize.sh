@@ -19,7 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 
 random.seed(0)
 np.random.seed(0)
-photograph = Image.fromarray(np.random.randint(256, (64, 64, 3), dtype=np.uint8))
+photograph = Image.fromarray(np.random.randint(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
 def raised(policy, times=2000):

@@ -1,6 +1,7 @@
 """What a host program's module must look like to be recognized, and which of its methods have a faster form."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -35,6 +36,11 @@ class Part:
     trial: Callable[[nn.Module], Trial]
 
 
+def as_it_is(module: nn.Module) -> nn.Module:
+    """Return a module whose trials are cheap."""
+    return module
+
+
 def no_constants(host_class: type) -> Mapping[str, Any]:
     """Return the constants of a host that needs none."""
     return {}
@@ -52,6 +58,8 @@ class Host:
         package: on PyPI, or None for code that is passed on as files.
         tested: versions of the package with which the tests passed.
         constants: makes class attributes that the replacements read, from the host's class.
+        smaller: makes a module of the same structure whose trials are cheap, or raises anything where it cannot.
+            If its trial fails, the module itself is tried.
     """
 
     name: str
@@ -61,6 +69,7 @@ class Host:
     package: str | None = None
     tested: tuple[str, ...] = ()
     constants: Callable[[type], Mapping[str, Any]] = no_constants
+    smaller: Callable[[nn.Module], nn.Module] = as_it_is
 
     def missing(self, module: nn.Module) -> Iterator[str]:
         """Yield what a module differs in from this structure."""
@@ -77,9 +86,27 @@ class Host:
             except ValueError as error:
                 yield f"has another shape: {str(error).removeprefix(f'{self.name}: ')}"
 
-    def recognizes(self, module: nn.Module) -> bool:
-        """Return whether a module has the structure of this family."""
-        return next(self.missing(module), None) is None
+    @functools.cached_property
+    def roots(self) -> frozenset[str]:
+        """Return the names that a module of the family has itself."""
+        return frozenset(name.partition(".")[0] for name in (*self.attributes, *self.tensors))
+
+
+def recognize(model: nn.Module, hosts: Iterable[Host]) -> Iterator[tuple[str, nn.Module, Host]]:
+    """Yield path, module and host of every module that has the structure of one of the hosts.
+
+    A model has hundreds of modules, and getattr() takes long where it fails. So names are compared first.
+    """
+    hosts = tuple(hosts)
+    names_of = functools.cache(lambda cls: frozenset(dir(cls)))  # for this call: a class may change before the next
+    for path, module in model.named_modules():
+        cls = type(module)
+        names = names_of(cls).union(vars(module), module._parameters, module._buffers, module._modules)
+        finds_others = cls.__getattr__ is not nn.Module.__getattr__  # such as those of a module that it wraps
+        for host in hosts:
+            if (finds_others or host.roots <= names) and next(host.missing(module), None) is None:
+                yield path, module, host
+                break
 
 
 def _get(module: nn.Module, name: str) -> Any:

@@ -9,19 +9,20 @@ import contextlib
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin.structure import Part
+from bimkern.dropin.structure import Host, Part
 
 _SMALL = 2**18  # elements of what a gradient is compared of: a weight matrix takes time and shows no more
 _PERIOD = 8191  # a prime: no patch or row repeats another
 _TOLERANCE = 1e-4  # of the largest value; another formula is off by far more
 _HALF_TOLERANCE = 3e-2
+_MODES = (True, False)  # of training
 
 
 class Affine(nn.Module):
@@ -54,19 +55,29 @@ def stand_ins() -> nn.ModuleList:
     return nn.ModuleList([Affine(1.5), Affine(-0.75, 0.5)])
 
 
-def twin(module: nn.Module, cls: type[nn.Module] | None = None, **children: nn.Module) -> nn.Module:
-    """Copy a module without what it holds: random parameters of its own, the same children but for those given."""
+def twin(module: nn.Module, cls: type[nn.Module] | None = None, **changes: Any) -> nn.Module:
+    """Copy a module without what it holds: random parameters of its own, and the same attributes and children.
+
+    Args:
+        module: it stays as it is.
+        cls: of the copy; that of the module unless given.
+        changes: attribute -> what it is in the copy: a child, the shape of a parameter or buffer, or any other value.
+    """
     cls = type(module) if cls is None else cls
     copy: nn.Module = cls.__new__(cls)
-    values = dict(vars(module))
-    values["_parameters"] = {name: _randomized(p) for name, p in module._parameters.items()}
-    values["_modules"] = module._modules | children
-    vars(copy).update(values)
+    parameters, buffers = module._parameters.copy(), module._buffers.copy()
+    for name, parameter in parameters.items():
+        shape = changes.pop(name, None)
+        if parameter is not None:
+            values = sample(parameter, *(shape or parameter.shape))
+            parameters[name] = nn.Parameter(values, parameter.requires_grad)
+    for name in buffers.keys() & changes:
+        buffers[name] = sample(buffers[name], *changes.pop(name))
+    children = {name: value for name, value in changes.items() if isinstance(value, nn.Module)}
+    tensors = {"_parameters": parameters, "_buffers": buffers, "_modules": module._modules | children}
+    others = {name: value for name, value in changes.items() if name not in children}
+    vars(copy).update(vars(module) | others | tensors)
     return copy
-
-
-def _randomized(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(sample(parameter, *parameter.shape), parameter.requires_grad)
 
 
 def sample(like: Tensor, *shape: int) -> Tensor:
@@ -77,8 +88,19 @@ def sample(like: Tensor, *shape: int) -> Tensor:
     return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
 
 
-def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module) -> str | None:
-    """Return why a method of the host must stay, or None where its replacement does the same."""
+def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return in which forms a module is tried: the cheap one that its host knows, if it has that, and as it is."""
+    try:
+        with _isolated(module):
+            return tuple(dict.fromkeys((host.smaller(module), module)))
+    except Exception:  # whatever the module lacks, it needs none of it to be tried as it is
+        return (module,)
+
+
+def difference(
+    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, forms: Iterable[nn.Module]
+) -> str | None:
+    """Return why a method of the host must stay, or None where its replacement does the same in one of the forms."""
     theirs = getattr(host_class, part.method, None)
     if theirs is None:
         return f"has no method {part.method}"
@@ -89,51 +111,50 @@ def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, m
         return f"takes {_shown(_parameters(written))} instead of {_shown(_parameters(part.ours))}"
     if any("checkpoint" in name for name in getattr(getattr(written, "__code__", None), "co_names", ())):
         return "recomputes activations (checkpoint), which the replacement would not"
-    for training in (True, False):
+    found: str | None = None
+    for form in forms:
         with _isolated(module):
-            found = _compare(host_class, ours, part, module, training)
-        if found is not None:
-            return found
-    return None
+            found = _compare(host_class, ours, part, form)
+        if found is None:
+            return None
+    return found
 
 
-def _compare(
-    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, training: bool
-) -> str | None:
-    gradients = training  # are the same out of it
+def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, form: nn.Module) -> str | None:
     try:
-        trial = part.trial(module)
-        subject = twin(module, host_class, **trial.children)
-        subject.training = training
-        expected = _call(subject, getattr(host_class, part.method), trial.args, gradients)
+        trial = part.trial(form)
+        subject = twin(form, host_class, **trial.children)
+        expected = [_call(subject, getattr(host_class, part.method), trial.args, training) for training in _MODES]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     subject.__class__ = ours
     try:
-        got = _call(subject, part.ours, trial.args, gradients)
+        got = [_call(subject, part.ours, trial.args, training) for training in _MODES]
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
-    if expected["random numbers"] != got["random numbers"]:
-        return "draws other random numbers"
-    for what in ("results", "gradients"):
-        if not _equal(expected[what], got[what]):
-            return f"computes other {what} than its replacement"
+    for theirs, replaced in zip(expected, got, strict=True):
+        if theirs["random numbers"] != replaced["random numbers"]:
+            return "draws other random numbers"
+        for what in ("results", "gradients"):
+            if not _equal(theirs[what], replaced[what]):
+                return f"computes other {what} than its replacement"
     return None
 
 
-def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], gradients: bool) -> dict[str, Any]:
-    """Call a method from the same random state each time, and take gradients of what it returns, if asked for."""
+def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], training: bool) -> dict[str, Any]:
+    """Call a method from the same random state each time, and in training take gradients of what it returns."""
+    subject.training = training
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
     returned = method(subject, *args)
-    drawn = [bytes(generator.get_state().tolist()) for generator in generators]
+    drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
     roots = [x for x in results if x.requires_grad]
     candidates = (*subject.parameters(), *_tensors(args))
     leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
     slopes: tuple[Tensor | None, ...] = ()
-    if gradients and roots and leaves:
+    if training and roots and leaves:  # out of it they are the same
         # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.
         totals = [(x * sample(x, *x.shape)).sum() for x in roots]
         slopes = torch.autograd.grad(totals, leaves, allow_unused=True)

@@ -94,9 +94,9 @@ def _smaller(module: Any) -> nn.Module:
     return twin(
         module,
         patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size"),
-        cls_token=(1, 1, smaller.WIDTH),
-        pos_embed=(*module.pos_embed.shape[:2], smaller.WIDTH),
-        norm=smaller.layer_norm(module.norm, smaller.WIDTH),
+        cls_token=smaller.last(module.cls_token, smaller.WIDTH),
+        pos_embed=smaller.last(module.pos_embed, smaller.WIDTH),
+        norm=smaller.narrow(module.norm, smaller.WIDTH),
         **smaller.decoder(module),
     )
 

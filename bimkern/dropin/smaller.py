@@ -85,7 +85,7 @@ def narrow(layer: nn.Module, inputs: int, outputs: int | None = None) -> nn.Modu
             return twin(layer, weight=(inputs,), bias=(inputs,), normalized_shape=(inputs,))
         case nn.Linear():
             return twin(layer, weight=(outputs, inputs), bias=(outputs,), in_features=inputs, out_features=outputs)
-        case nn.Sequential():
+        case nn.Sequential() | nn.ModuleList():
             children = {}
             for name, child in layer.named_children():
                 children[name] = narrow(child, inputs, outputs)

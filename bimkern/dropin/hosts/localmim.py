@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.at_once import loss_at_once
 from bimkern.dropin.hosts import hog as hog_layers
 from bimkern.dropin.hosts import localmim_decoder, mae
@@ -98,9 +98,9 @@ def _describes(self: Any) -> bool:
 class _Brightness(nn.Module):
     """A HOG layer's stand-in: cheap, with as many values for every cell."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, nbins: int, cell: int) -> None:
         super().__init__()
-        self.cell, self.nbins = hog_layers.cell_of(layer), layer.nbins
+        self.nbins, self.cell = nbins, cell
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, bins, h, w] of one channel [B, 1, H, W]."""
@@ -109,7 +109,9 @@ class _Brightness(nn.Module):
 
 
 def _without_hog(module: Any) -> dict[str, nn.Module]:
-    return {"hog_enc": nn.ModuleList(map(_Brightness, module.hog_enc))}
+    p = module.patch_embed.proj.kernel_size[0]
+    encoders = zip(module.hog_enc, module.scale, strict=True)
+    return {"hog_enc": nn.ModuleList(_Brightness(layer.nbins, int(p / scale)) for layer, scale in encoders)}
 
 
 def _short_decoder(decoder: Any) -> nn.Module:
@@ -152,6 +154,17 @@ def _try_loss(module: Any) -> Trial:
     return Trial(args=(imgs, pred, mask), children=_without_hog(module))
 
 
+def _smaller(module: Any) -> nn.Module:
+    return twin(
+        module,
+        patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size", _SIDE),
+        norm=smaller.narrow(module.norm, smaller.WIDTH),
+        decoder=nn.ModuleList(map(localmim_decoder.narrow, module.decoder)),
+        **smaller.tokens(module),
+    )
+
+
+_SIDE = 4  # of a patch, of which the finest scale takes a quarter
 LOCALMIM = Host(
     name="LocalMIM-style ViT",
     attributes=(
@@ -172,4 +185,5 @@ LOCALMIM = Host(
         Part(what="HOG of all channels and scales in one pass", method="HOG", ours=describe, trial=_try_hog),
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),
     ),
+    smaller=_smaller,
 )

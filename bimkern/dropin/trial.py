@@ -124,12 +124,15 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
     try:
         trial = part.trial(form)
         subject = twin(form, host_class, **trial.children)
-        expected = [_call(subject, getattr(host_class, part.method), trial.args, training) for training in _MODES]
+        candidates = (*subject.parameters(), *_tensors(trial.args))
+        leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
+        host_method = getattr(host_class, part.method)
+        expected = [_call(subject, host_method, trial.args, leaves, training) for training in _MODES]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     subject.__class__ = ours
     try:
-        got = [_call(subject, part.ours, trial.args, training) for training in _MODES]
+        got = [_call(subject, part.ours, trial.args, leaves, training) for training in _MODES]
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
     for theirs, replaced in zip(expected, got, strict=True):
@@ -141,7 +144,9 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
     return None
 
 
-def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], training: bool) -> dict[str, Any]:
+def _call(
+    subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], leaves: list[Tensor], training: bool
+) -> dict[str, Any]:
     """Call a method from the same random state each time, and in training take gradients of what it returns."""
     subject.training = training
     generators = _generators(subject)
@@ -151,8 +156,6 @@ def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...],
     drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
     roots = [x for x in results if x.requires_grad]
-    candidates = (*subject.parameters(), *_tensors(args))
-    leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
     slopes: tuple[Tensor | None, ...] = ()
     if training and roots and leaves:  # out of it they are the same
         # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.

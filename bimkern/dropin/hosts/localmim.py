@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bimkern.dropin import layers, smaller
 from bimkern.dropin.at_once import loss_at_once
@@ -105,7 +104,7 @@ class _Brightness(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, bins, h, w] of one channel [B, 1, H, W]."""
         steps = torch.linspace(-1, 1, self.nbins, dtype=x.dtype, device=x.device)[:, None, None]
-        return F.avg_pool2d(x, self.cell) * steps  # [B, bins, h, w]
+        return x[:, :, :: self.cell, :: self.cell] * steps  # [B, bins, h, w]
 
 
 def _without_hog(module: Any) -> dict[str, nn.Module]:
@@ -158,6 +157,7 @@ def _smaller(module: Any) -> nn.Module:
     return twin(
         module,
         patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size", _SIDE),
+        blocks=_stand_in_blocks(module),
         norm=smaller.narrow(module.norm, smaller.WIDTH),
         decoder=nn.ModuleList(map(localmim_decoder.narrow, module.decoder)),
         **smaller.tokens(module),

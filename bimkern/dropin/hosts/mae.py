@@ -96,6 +96,7 @@ def _smaller(module: Any) -> nn.Module:
         patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size"),
         cls_token=smaller.last(module.cls_token, smaller.WIDTH),
         pos_embed=smaller.last(module.pos_embed, smaller.WIDTH),
+        blocks=stand_ins(),
         norm=smaller.narrow(module.norm, smaller.WIDTH),
         **smaller.decoder(module),
     )

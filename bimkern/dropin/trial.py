@@ -84,7 +84,7 @@ def sample(like: Tensor, *shape: int) -> Tensor:
     """Return random values in [-1, 1), repeated from some on to save time, as another tensor's dtype and device are."""
     count = math.prod(shape)
     period = min(count, _PERIOD)
-    values = torch.rand(period, device=like.device, dtype=torch.float32).mul_(2).sub_(1).to(like.dtype)
+    values = torch.empty(period, device=like.device, dtype=torch.float32).uniform_(-1, 1).to(like.dtype)
     return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
 
 
@@ -147,17 +147,18 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
 def _call(
     subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], leaves: list[Tensor], training: bool
 ) -> dict[str, Any]:
-    """Call a method from the same random state each time, and in training take gradients of what it returns."""
+    """Call a method from the same random state each time, in training with gradients of what it returns."""
     subject.training = training
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
-    returned = method(subject, *args)
+    with torch.set_grad_enabled(training):
+        returned = method(subject, *args)
     drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
     roots = [x for x in results if x.requires_grad]
     slopes: tuple[Tensor | None, ...] = ()
-    if training and roots and leaves:  # out of it they are the same
+    if roots and leaves:
         # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.
         totals = [(x * sample(x, *x.shape)).sum() for x in roots]
         slopes = torch.autograd.grad(totals, leaves, allow_unused=True)

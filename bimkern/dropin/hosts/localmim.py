@@ -97,20 +97,19 @@ def _describes(self: Any) -> bool:
 class _Brightness(nn.Module):
     """A HOG layer's stand-in: cheap, with as many values for every cell."""
 
-    def __init__(self, nbins: int, cell: int) -> None:
+    def __init__(self, nbins: int, cell: int, like: Tensor) -> None:
         super().__init__()
         self.nbins, self.cell = nbins, cell
+        self.steps = torch.linspace(-1, 1, nbins, dtype=like.dtype, device=like.device)[:, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, bins, h, w] of one channel [B, 1, H, W]."""
-        steps = torch.linspace(-1, 1, self.nbins, dtype=x.dtype, device=x.device)[:, None, None]
-        return x[:, :, :: self.cell, :: self.cell] * steps  # [B, bins, h, w]
+        return x[:, :, :: self.cell, :: self.cell] * self.steps
 
 
-def _without_hog(module: Any) -> dict[str, nn.Module]:
+def _without_hog(module: Any, bins: int) -> dict[str, nn.Module]:
     p = module.patch_embed.proj.kernel_size[0]
-    encoders = zip(module.hog_enc, module.scale, strict=True)
-    return {"hog_enc": nn.ModuleList(_Brightness(layer.nbins, int(p / scale)) for layer, scale in encoders)}
+    return {"hog_enc": nn.ModuleList(_Brightness(bins, int(p / scale), module.pos_embed) for scale in module.scale)}
 
 
 def _short_decoder(decoder: Any) -> nn.Module:
@@ -126,10 +125,11 @@ def _stand_in_blocks(module: Any) -> nn.ModuleList:
 
 def _try_forward(module: Any) -> Trial:
     decoders = nn.ModuleList(map(_short_decoder, module.decoder))
+    images = mae.images_of(module)
     for decoder, scale in zip(decoders, module.scale, strict=True):
-        localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1)
-    children = {"blocks": _stand_in_blocks(module), "decoder": decoders, **_without_hog(module)}
-    return Trial(args=(mae.images_of(module), mae.RATIO), children=children)
+        length = len(localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1).head.pred_weight)
+    children = {"blocks": _stand_in_blocks(module), "decoder": decoders}
+    return Trial(args=(images, mae.RATIO), children=children | _without_hog(module, length // images.shape[1]))
 
 
 def _try_encoder(module: Any) -> Trial:
@@ -146,25 +146,26 @@ def _try_loss(module: Any) -> Trial:
     imgs = mae.images_of(module)
     N = module.pos_embed.shape[1] - 1
     pred = [
-        sample(imgs, 2, int(N * scale**2), imgs.shape[1] * layer.nbins).flip(0).requires_grad_()
-        for scale, layer in zip(module.scale, module.hog_enc, strict=True)
+        sample(imgs, 2, int(N * scale**2), imgs.shape[1] * _BINS).flip(0).requires_grad_() for scale in module.scale
     ]
     mask = (torch.rand(2, N, device=imgs.device) < mae.RATIO).float()
-    return Trial(args=(imgs, pred, mask), children=_without_hog(module))
+    return Trial(args=(imgs, pred, mask), children=_without_hog(module, _BINS))
 
 
 def _smaller(module: Any) -> nn.Module:
+    length = module.patch_embed.proj.weight.shape[1] * _BINS
     return twin(
         module,
         patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size", _SIDE),
         blocks=_stand_in_blocks(module),
         norm=smaller.narrow(module.norm, smaller.WIDTH),
-        decoder=nn.ModuleList(map(localmim_decoder.narrow, module.decoder)),
+        decoder=nn.ModuleList(localmim_decoder.narrow(decoder, length) for decoder in module.decoder),
         **smaller.tokens(module),
     )
 
 
 _SIDE = 4  # of a patch, of which the finest scale takes a quarter
+_BINS = 2
 LOCALMIM = Host(
     name="LocalMIM-style ViT",
     attributes=(

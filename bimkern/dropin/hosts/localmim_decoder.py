@@ -88,12 +88,8 @@ def read(decoder: Any, scale: float, num_patches: int) -> Decoder:
     return Decoder(embed, blocks, norm, mask_token, pos, _match_layers(_flat(head), scale))
 
 
-def narrow(decoder: Any) -> nn.Module:
-    """Return a decoder of the same structure with few channels, and stand-ins for its transformer layers.
-
-    Raises:
-        ValueError: a layer is of another kind than those of a head.
-    """
+def narrow(decoder: Any, length: int) -> nn.Module:
+    """Return a decoder of the same structure with few channels, which predicts as many values of a cell."""
     tensors = decoder._parameters | decoder._buffers
     changes: dict[str, Any] = {
         name: smaller.last(x, _FEW) for name, x in tensors.items() if x is not None and x.ndim == 3
@@ -106,25 +102,23 @@ def narrow(decoder: Any) -> nn.Module:
             case nn.Linear():
                 changes[name] = smaller.narrow(child, smaller.WIDTH, width)
             case _:
-                changes[name], width = _narrow(child, width)
+                changes[name], width = _narrow(child, width, length)
     return twin(decoder, **changes)
 
 
-def _narrow(layer: Any, width: int) -> tuple[nn.Module, int]:
+def _narrow(layer: Any, width: int, length: int) -> tuple[nn.Module, int]:
     """Return a layer of a head for as many channels, and how many it returns."""
     match layer:
         case nn.Sequential():
             children = {}
             for name, child in layer.named_children():
-                children[name], width = _narrow(child, width)
+                children[name], width = _narrow(child, width, length)
             return twin(layer, **children), width
         case nn.ConvTranspose2d():
-            inputs, outputs, *kernel = layer.weight.shape
-            width, few = width * outputs // inputs, (width, width * outputs // inputs, *kernel)
-            return twin(layer, weight=few, bias=(width,)), width
+            outputs = width * layer.out_channels // layer.in_channels
+            return twin(layer, weight=(width, outputs, *layer.kernel_size), bias=(outputs,)), outputs
         case nn.Conv2d():
-            outputs, _, *kernel = layer.weight.shape
-            return twin(layer, weight=(outputs, width, *kernel)), outputs
+            return twin(layer, weight=(length, width, *layer.kernel_size), bias=(length,)), length
     names = ("weight", "bias", "normalized_shape")  # of a norm, if any
     return twin(layer, **{name: (width,) for name in names if getattr(layer, name, None) is not None}), width
 

@@ -87,7 +87,8 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
     classes: list[tuple[str, nn.Module, type[nn.Module]]] = []
     for path, module, host in found:
         _check_options(path, module, masks, exact)
-        indices = tuple(_usable(path, module, host, exact, replaced, left))
+        with trial.isolated(module):
+            indices = tuple(_usable(path, module, host, exact, replaced, left))
         if indices:
             cls = swap.patched_class(swap.host_class_of(module), (host.name, indices, masks, exact))
             classes.append((path, module, cls))

@@ -85,14 +85,15 @@ def sample(like: Tensor, *shape: int) -> Tensor:
     count = math.prod(shape)
     period = min(count, _PERIOD)
     values = torch.empty(period, device=like.device, dtype=torch.float32).uniform_(-1, 1).to(like.dtype)
-    return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
+    if count > period:
+        values = values.repeat(-(-count // period))[:count]
+    return values.view(shape)
 
 
 def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
     """Return in which forms a module is tried: the cheap one that its host knows, if it has that, and as it is."""
     try:
-        with _isolated(module):
-            return tuple(dict.fromkeys((host.smaller(module), module)))
+        return tuple(dict.fromkeys((host.smaller(module), module)))
     except Exception:  # whatever the module lacks, it needs none of it to be tried as it is
         return (module,)
 
@@ -100,7 +101,10 @@ def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
 def difference(
     host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, forms: Iterable[nn.Module]
 ) -> str | None:
-    """Return why a method of the host must stay, or None where its replacement does the same in one of the forms."""
+    """Return why a method of the host must stay, or None where its replacement does the same in one of the forms.
+
+    Random numbers are drawn: call it in `isolated`.
+    """
     theirs = getattr(host_class, part.method, None)
     if theirs is None:
         return f"has no method {part.method}"
@@ -113,8 +117,7 @@ def difference(
         return "recomputes activations (checkpoint), which the replacement would not"
     found: str | None = None
     for form in forms:
-        with _isolated(module):
-            found = _compare(host_class, ours, part, form)
+        found = _compare(host_class, ours, part, form)
         if found is None:
             return None
     return found
@@ -187,8 +190,8 @@ def _same(expected: Any, got: Any) -> bool:
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, got)
     tolerance = _HALF_TOLERANCE if expected.dtype.itemsize < 4 else _TOLERANCE
-    error = (expected - got).abs().max()
-    return bool(error <= tolerance * expected.abs().max())  # False for NaN
+    error, largest = (torch.linalg.vector_norm(x, math.inf).item() for x in (expected - got, expected))
+    return error <= tolerance * largest  # False for NaN
 
 
 def _generators(subject: nn.Module) -> list[torch.Generator]:
@@ -199,7 +202,7 @@ def _generators(subject: nn.Module) -> list[torch.Generator]:
 
 
 @contextlib.contextmanager
-def _isolated(module: nn.Module) -> Iterator[None]:
+def isolated(module: nn.Module) -> Iterator[None]:
     """Leave the caller's random numbers and modes of torch as they are."""
     generators = _generators(module)
     states = [generator.get_state() for generator in generators]

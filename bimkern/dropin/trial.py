@@ -6,6 +6,7 @@ time, and must agree in results, gradients and random numbers drawn.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import random
@@ -31,11 +32,11 @@ class Affine(nn.Module):
     def __init__(self, factor: float, offset: float = 0.125) -> None:
         super().__init__()
         self.factor = factor
-        self.offset = offset
+        self.offset = torch.tensor(offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift."""
-        return x * self.factor + self.offset
+        """Scale and shift, in one op."""
+        return torch.add(self.offset, x, alpha=self.factor)
 
 
 class Returns(nn.Module):
@@ -190,8 +191,8 @@ def _same(expected: Any, got: Any) -> bool:
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, got)
     tolerance = _HALF_TOLERANCE if expected.dtype.itemsize < 4 else _TOLERANCE
-    error, largest = (torch.linalg.vector_norm(x, math.inf).item() for x in (expected - got, expected))
-    return error <= tolerance * largest  # False for NaN
+    error, largest = torch.dist(expected, got, math.inf), torch.linalg.vector_norm(expected, math.inf)
+    return error.item() <= tolerance * largest.item()  # False for NaN
 
 
 def _generators(subject: nn.Module) -> list[torch.Generator]:
@@ -218,6 +219,7 @@ def isolated(module: nn.Module) -> Iterator[None]:
             generator.set_state(state)
 
 
+@functools.cache
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     parameters = list(inspect.signature(function).parameters.values())
     return [(p.name, p.default) for p in parameters[1:]]  # all but self

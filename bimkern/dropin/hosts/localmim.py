@@ -118,9 +118,9 @@ def _short_decoder(decoder: Any) -> nn.Module:
     return twin(decoder, None, **({} if name is None else {name: stand_ins()}))
 
 
-def _stand_in_blocks(module: Any) -> nn.ModuleList:
+def _stand_in_blocks(number: int) -> nn.ModuleList:
     """Return as many stand-ins as there are layers, so that each tap has its own."""
-    return nn.ModuleList(Affine(1.0 + 0.125 * (i % 3), 0.0625 * i) for i in range(len(module.blocks)))
+    return nn.ModuleList(Affine(1.0 + 0.125 * (i % 3), 0.0625 * i) for i in range(number))
 
 
 def _try_forward(module: Any) -> Trial:
@@ -128,12 +128,12 @@ def _try_forward(module: Any) -> Trial:
     images = mae.images_of(module)
     for decoder, scale in zip(decoders, module.scale, strict=True):
         length = len(localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1).head.pred_weight)
-    children = {"blocks": _stand_in_blocks(module), "decoder": decoders}
+    children = {"blocks": _stand_in_blocks(len(module.blocks)), "decoder": decoders}
     return Trial(args=(images, mae.RATIO), children=children | _without_hog(module, length // images.shape[1]))
 
 
 def _try_encoder(module: Any) -> Trial:
-    return Trial(args=(mae.images_of(module), mae.RATIO), children={"blocks": _stand_in_blocks(module)})
+    return Trial(args=(mae.images_of(module), mae.RATIO), children={"blocks": _stand_in_blocks(len(module.blocks))})
 
 
 def _try_hog(module: Any) -> Trial:
@@ -157,7 +157,8 @@ def _smaller(module: Any) -> nn.Module:
     return twin(
         module,
         patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size", _SIDE),
-        blocks=_stand_in_blocks(module),
+        blocks=_stand_in_blocks(1 + len(module.ID)),
+        ID=[0, *range(2, 1 + len(module.ID))],  # of layers, one of which is not tapped
         norm=smaller.narrow(module.norm, smaller.WIDTH),
         decoder=nn.ModuleList(localmim_decoder.narrow(decoder, length) for decoder in module.decoder),
         **smaller.tokens(module),

@@ -39,7 +39,7 @@ _FORMS: dict[float, _Form] = {
     0.5: _Form((_POOL, _PRED), ("", "pred")),
 }
 
-_FEW = 16  # channels, of which the widest head takes a quarter
+_FEW = 8  # channels, of which the widest head takes a quarter
 _TWO, _ONE, _NONE = (2, 2), (1, 1), (0, 0)
 # type -> its name above and how it must be set; a layer of another type may be a norm.
 _KNOWN: dict[type, tuple[str, dict[str, Any]]] = {

@@ -69,9 +69,7 @@ def encoder_input(
     patch_pos = pos[0, 1:]
     dtype = _product_dtype(images, convolution)
     fused = (
-        dtype is not None
-        and is_plain(patch_embed, convolution)
-        and _tiles(patch_embed, convolution, images, patch_pos)
+        dtype is not None and is_plain(patch_embed, convolution) and _tiles(patch_embed, convolution, images, patch_pos)
     )
     patches = None if fused else patch_embed(images)
     keep, mask, ids_restore = draw_masks(module, B, N, num_kept, images.device, noise)

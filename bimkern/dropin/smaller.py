@@ -62,7 +62,7 @@ def tokens(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def decoder(module: Any) -> dict[str, Any]:
-    """Return what changes in a module so that the MAE's decoder in it has DECODER_WIDTH channels, but for its layers."""
+    """Return what changes in a module so that the MAE decoder in it, but for its blocks, has DECODER_WIDTH channels."""
     return {
         "mask_token": last(module.mask_token, DECODER_WIDTH),
         "decoder_pos_embed": last(module.decoder_pos_embed, DECODER_WIDTH),

@@ -28,12 +28,14 @@ class Part:
         method: its name in the host.
         ours: the replacement, a function of the module and the same arguments, with the same names and defaults.
         trial: makes a call by which the two are compared before anything is replaced.
+        reads_training: the replacement does otherwise out of training, and is called so, too, when it is tried.
     """
 
     what: str
     method: str
     ours: Callable[..., Any]
     trial: Callable[[nn.Module], Trial]
+    reads_training: bool = False
 
 
 def as_it_is(module: nn.Module) -> nn.Module:

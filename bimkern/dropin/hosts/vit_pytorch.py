@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import Affine, sample, twin
+from bimkern.dropin.trial import Mixing, sample, twin
 from bimkern.ops import masked_loss, restore_tokens
 
 _PER_TOKEN = (nn.LayerNorm, nn.Linear, nn.Identity)
@@ -90,8 +90,8 @@ def _mean_error(pred: Tensor, target: Tensor, kind: str) -> Tensor:
 def _trial(module: Any, num_patches: int) -> Trial:
     """Make a call with patches in place of images, so that it does not matter how they are cut."""
     patches = sample(module.to_pixels.weight, 2, num_patches, module.to_pixels.out_features)
-    encoder = twin(module.encoder, transformer=Affine(1.5))
-    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Affine(-0.75)})
+    encoder = twin(module.encoder, transformer=Mixing(1.5))
+    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Mixing(-0.75)})
 
 
 def _try_mae(module: Any) -> Trial:

@@ -40,7 +40,7 @@ class Affine(nn.Module):
 
 
 class Mixing(Affine):
-    """A transformer layer's stand-in: every token shows in all others, so that those of which no loss is taken do, too."""
+    """A transformer layer's stand-in: every token shows in all others, and so in a loss of some."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift tokens [B, T, D], and add a mean of all in which each weighs another."""

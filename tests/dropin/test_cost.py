@@ -55,9 +55,7 @@ def hf():
 
 def vit_pytorch_encoder(pool):
     vit = import_or_skip("vit_pytorch.vit")
-    encoder = vit.ViT(
-        image_size=224, patch_size=16, num_classes=0, dim=768, depth=1, heads=12, mlp_dim=3072, pool=pool
-    )
+    encoder = vit.ViT(image_size=224, patch_size=16, num_classes=0, dim=768, depth=1, heads=12, mlp_dim=3072, pool=pool)
     encoder.pos_embedding = torch.nn.Parameter(encoder.pos_embedding.detach()[None])
     return encoder
 

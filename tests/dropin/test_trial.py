@@ -5,11 +5,11 @@ import torch
 from dropin_hosts import CASES
 from torch import nn
 
-from bench.local_host import LocalMaskedAutoencoderViT
-from bench.mae_host import MaskedAutoencoderViT, PatchEmbed
+from bench.hog_hosts import HOGLayer
+from bench.mae_host import MaskedAutoencoderViT
 from bimkern.dropin import DropinError, layers, patch, trial
 from bimkern.dropin import lightly as lightly_functions
-from bimkern.dropin.hosts import lightly_mae, localmim, masked_error, patch_dropout, vit_pytorch
+from bimkern.dropin.hosts import HOSTS, lightly_mae, localmim, masked_error, vit_pytorch
 
 
 def scaled(original, *args, **options):
@@ -109,9 +109,68 @@ def test_a_wrong_replacement_is_refused(host, place, name, fault, methods, monke
     model = CASES[host].make()
     original = getattr(place, name)
     monkeypatch.setattr(place, name, lambda *args, **options: fault(original, *args, **options))
-    try:
-        left = patch(model).left
-    except DropinError as error:  # nothing of it can be replaced
-        assert all(f"{method} " in str(error) for method in methods)
-    else:
-        assert methods == set(left)
+    others = nn.ModuleList([model, HOGLayer()])  # of which something can be replaced in any case
+    assert {path.removeprefix("0.") for path in patch(others).left} == methods
+
+
+class SidesInNumbers(MaskedAutoencoderViT):
+    """A copy with the sides of its patches and images written in its code, and a width that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 16
+
+    def patchify(self, imgs):
+        return imgs.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(len(imgs), 16, 192)
+
+    def forward_encoder(self, x, mask_ratio):
+        assert x.shape == (len(x), 3, 32, 32)
+        return super().forward_encoder(x, mask_ratio)
+
+    def forward_decoder(self, x, ids_restore):
+        return super().forward_decoder(x.view(-1, x.shape[1], self.width), ids_restore)
+
+
+def test_a_copy_that_has_no_small_form_is_tried_as_it_is():
+    assert not patch(SidesInNumbers()).left
+
+
+def embedding_with(**changes):
+    class Model(MaskedAutoencoderViT):
+        def __init__(self):
+            super().__init__()
+            for name, value in changes.items():
+                setattr(self.patch_embed, name, value)
+
+    return Model()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patch_size": None}, {"patch_size": (8, 4)}, {"proj": nn.Conv2d(3, 16, 8, 8, 0, 1, 1, False)}]
+)
+def test_what_is_odd_about_an_embedding_is_not_hidden_by_a_small_form(changes):
+    model = embedding_with(**changes)
+    (form,) = trial.forms(HOSTS["MAE-style MaskedAutoencoderViT"], model)
+    assert form is model
+
+
+class DropsAlways(nn.Module):
+    """A copy of timm's PatchDropout that drops tokens out of training, too."""
+
+    prob, num_prefix_tokens, ordered = 0.5, 1, False
+
+    def forward(self, x):
+        B, N, D = x.shape
+        keep = torch.randn(B, N - 1).argsort(dim=1)[:, : max(1, int((N - 1) * 0.5)), None]
+        return torch.cat([x[:, :1], x[:, 1:].gather(1, keep.expand(-1, -1, D))], dim=1)
+
+
+class DropsInTraining(DropsAlways):
+    def forward(self, x):
+        return super().forward(x) if self.training else x
+
+
+def test_a_copy_that_does_the_same_out_of_training_is_told_from_one_that_does_not():
+    assert patch(DropsInTraining()).replaced.keys() == {"forward"}
+    with pytest.raises(DropinError, match="^patch: nothing in DropsAlways can be replaced: forward"):
+        patch(DropsAlways())

@@ -65,15 +65,14 @@ def stand_ins() -> nn.ModuleList:
     return nn.ModuleList([Affine(1.5), Mixing(-0.75, 0.5)])
 
 
-def twin(module: nn.Module, cls: type[nn.Module] | None = None, **changes: Any) -> nn.Module:
+def twin(module: nn.Module, **changes: Any) -> nn.Module:
     """Copy a module without what it holds: random parameters of its own, and the same attributes and children.
 
     Args:
         module: it stays as it is.
-        cls: of the copy; that of the module unless given.
         changes: attribute -> what it is in the copy: a child, the shape of a parameter or buffer, or any other value.
     """
-    cls = type(module) if cls is None else cls
+    cls = type(module)
     copy: nn.Module = cls.__new__(cls)
     parameters, buffers = module._parameters.copy(), module._buffers.copy()
     for name, parameter in parameters.items():
@@ -136,7 +135,8 @@ def difference(
 def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, form: nn.Module) -> str | None:
     try:
         trial = part.trial(form)
-        subject = twin(form, host_class, **trial.children)
+        subject = twin(form, **trial.children)
+        subject.__class__ = host_class
         candidates = (*subject.parameters(), *_tensors(trial.args))
         leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
         host_method = getattr(host_class, part.method)

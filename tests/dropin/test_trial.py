@@ -109,7 +109,7 @@ def test_a_wrong_replacement_is_refused(host, place, name, fault, methods, monke
     model = CASES[host].make()
     original = getattr(place, name)
     monkeypatch.setattr(place, name, lambda *args, **options: fault(original, *args, **options))
-    others = nn.ModuleList([model, HOGLayer()])  # of which something can be replaced in any case
+    others = nn.ModuleList([model, HOGLayer(9, 8, False)])  # of which something can be replaced in any case
     assert {path.removeprefix("0.") for path in patch(others).left} == methods
 
 
@@ -172,5 +172,5 @@ class DropsInTraining(DropsAlways):
 
 def test_a_copy_that_does_the_same_out_of_training_is_told_from_one_that_does_not():
     assert patch(DropsInTraining()).replaced.keys() == {"forward"}
-    with pytest.raises(DropinError, match="^patch: nothing in DropsAlways can be replaced: forward"):
+    with pytest.raises(DropinError, match=r"^patch: nothing in DropsAlways can be replaced: forward"):
         patch(DropsAlways())

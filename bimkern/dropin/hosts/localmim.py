@@ -115,7 +115,7 @@ def _without_hog(module: Any, bins: int) -> dict[str, nn.Module]:
 def _short_decoder(decoder: Any) -> nn.Module:
     """Return a decoder with stand-ins for its layers."""
     name = next((name for name, child in decoder.named_children() if type(child) is nn.ModuleList), None)
-    return twin(decoder, None, **({} if name is None else {name: stand_ins()}))
+    return twin(decoder, **({} if name is None else {name: stand_ins()}))
 
 
 def _stand_in_blocks(number: int) -> nn.ModuleList:

@@ -100,10 +100,10 @@ def recognize(model: nn.Module, hosts: Iterable[Host]) -> Iterator[tuple[str, nn
     A model has hundreds of modules, and getattr() takes long where it fails. So names are compared first.
     """
     hosts = tuple(hosts)
-    names_of = functools.cache(lambda cls: frozenset(dir(cls)))  # for this call: a class may change before the next
+    names_of = {cls: frozenset(dir(cls)) for cls in set(map(type, model.modules()))}
     for path, module in model.named_modules():
         cls = type(module)
-        names = names_of(cls).union(vars(module), module._parameters, module._buffers, module._modules)
+        names = names_of[cls].union(vars(module), module._parameters, module._buffers, module._modules)
         finds_others = cls.__getattr__ is not nn.Module.__getattr__  # such as those of a module that it wraps
         for host in hosts:
             if (finds_others or host.roots <= names) and next(host.missing(module), None) is None:

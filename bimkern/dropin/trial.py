@@ -80,8 +80,10 @@ def twin(module: nn.Module, **changes: Any) -> nn.Module:
         if parameter is not None:
             values = sample(parameter, *(shape or parameter.shape))
             parameters[name] = nn.Parameter(values, parameter.requires_grad)
-    for name in buffers.keys() & changes:
-        buffers[name] = sample(buffers[name], *changes.pop(name))
+    for name, buffer in buffers.items():
+        shape = changes.pop(name, None)
+        if buffer is not None and shape is not None:
+            buffers[name] = sample(buffer, *shape)
     children = {name: value for name, value in changes.items() if isinstance(value, nn.Module)}
     tensors = {"_parameters": parameters, "_buffers": buffers, "_modules": module._modules | children}
     others = {name: value for name, value in changes.items() if name not in children}

@@ -32,7 +32,7 @@ class Affine(nn.Module):
     def __init__(self, factor: float, offset: float = 0.125) -> None:
         super().__init__()
         self.factor = factor
-        self.offset = torch.tensor(offset)
+        self.offset = torch.tensor(offset, device="cpu")  # a scalar suits every device
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift, in one op."""

@@ -70,9 +70,7 @@ def encoder_input(
     patch_pos = pos[0, 1:]
     dtype = _product_dtype(images, convolution)
     fused = (
-        dtype is not None
-        and _is_plain(patch_embed, convolution)
-        and _tiles(patch_embed, convolution, images, patch_pos)
+        dtype is not None and is_plain(patch_embed, convolution) and _tiles(patch_embed, convolution, images, patch_pos)
     )
     patches = None if fused else patch_embed(images)
     keep, mask, ids_restore = draw_masks(module, B, N, num_kept, images.device, noise)
@@ -94,7 +92,7 @@ def _product_dtype(images: Tensor, convolution: Any) -> torch.dtype | None:
     return weight.dtype if images.dtype == weight.dtype else None
 
 
-def _is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
+def is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
     """Return whether a convolution cuts patches and does nothing else, and nothing listens to its calls."""
     if type(convolution) is not nn.Conv2d or convolution.bias is None or has_hooks(patch_embed):
         return False

@@ -12,11 +12,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bimkern.dropin import layers, rounded_hog
 from bimkern.dropin.structure import Host, Part, Trial
+from bimkern.dropin.trial import twin
 from bimkern.ops import hog
 from bimkern.ops.hog import MAX_BINS, MAX_WINDOW
 
@@ -150,6 +151,10 @@ def _try_patches(module: Any) -> Trial:
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
+def _smaller(module: Any) -> nn.Module:
+    return twin(module, pool=2)
+
+
 def _try_channel(module: Any) -> Trial:
     check_supported(module, 0)
     return Trial(args=(whole_numbers(module.conv.weight, 1, 2 * cell_of(module)),))
@@ -162,6 +167,7 @@ GENERATOR = Host(
     attributes=(*_NAMES, "gaussian_window", "_reshape", "generate_hog_image"),
     tensors=_KERNELS,
     parts=(Part(what=_WHAT, method="forward", ours=forward_patches, trial=_try_patches),),
+    smaller=_smaller,
 )
 MASKFEAT = Host(
     name="MaskFeat-style HOGLayerC",

@@ -74,8 +74,14 @@ TIMM = Host(
     tested=("1.0.30", "1.0.31"),
     attributes=("prob", "num_prefix_tokens", "ordered"),
     parts=(
-        Part(what="gathering of kept tokens", method="forward", ours=forward, trial=_try),
-        Part(what="gathering of kept tokens", method="forward", ours=forward_with_indices, trial=_try),
+        Part(what="gathering of kept tokens", method="forward", ours=forward, trial=_try, reads_training=True),
+        Part(
+            what="gathering of kept tokens",
+            method="forward",
+            ours=forward_with_indices,
+            trial=_try,
+            reads_training=True,
+        ),
     ),
 )
 OPEN_CLIP = Host(
@@ -83,5 +89,13 @@ OPEN_CLIP = Host(
     package="open_clip_torch",
     tested=("3.2.0", "3.3.0"),
     attributes=("prob", "exclude_first_token"),
-    parts=(Part(what="gathering of kept tokens", method="forward", ours=forward_of_open_clip, trial=_try),),
+    parts=(
+        Part(
+            what="gathering of kept tokens",
+            method="forward",
+            ours=forward_of_open_clip,
+            trial=_try,
+            reads_training=True,
+        ),
+    ),
 )

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import Affine, sample, twin
+from bimkern.dropin.trial import Mixing, sample, twin
 from bimkern.ops import masked_loss, pixel_targets, restore_tokens
 
 _CUT = "b c (h p1) (w p2) -> b (h w) (p1 p2 c)"  # einops' words for what pixel_targets does
@@ -108,8 +108,8 @@ def _mean_error(pred: Tensor, target: Tensor, kind: str) -> Tensor:
 def _trial(module: Any, num_patches: int) -> Trial:
     """Make a call with patches in place of images, so that it does not matter how they are cut."""
     patches = sample(module.to_pixels.weight, 2, num_patches, module.to_pixels.out_features)
-    encoder = twin(module.encoder, transformer=Affine(1.5))
-    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Affine(-0.75)})
+    encoder = twin(module.encoder, transformer=Mixing(1.5))
+    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Mixing(-0.75)})
 
 
 def _try_mae(module: Any) -> Trial:
@@ -120,6 +120,35 @@ def _try_simmim(module: Any) -> Trial:
     return _trial(module, module.encoder.pos_embedding.shape[-2] - 1)
 
 
+def _smaller(module: Any, width: int, **changes: Any) -> nn.Module:
+    """Return a module with few values per patch and channel; width: of the tokens that become pixels."""
+    return twin(
+        module,
+        encoder=twin(module.encoder, pos_embedding=smaller.last(module.encoder.pos_embedding, smaller.WIDTH)),
+        patch_to_emb=smaller.narrow(module.patch_to_emb, _FEW_VALUES, smaller.WIDTH),
+        mask_token=(width,),
+        to_pixels=smaller.narrow(module.to_pixels, width, _FEW_VALUES),
+        **changes,
+    )
+
+
+def _smaller_mae(module: Any) -> nn.Module:
+    is_narrower = not isinstance(module.enc_to_dec, nn.Identity)
+    width = smaller.DECODER_WIDTH if is_narrower else smaller.WIDTH
+    return _smaller(
+        module,
+        width,
+        enc_to_dec=smaller.narrow(module.enc_to_dec, smaller.WIDTH, width),
+        decoder_pos_emb=twin(module.decoder_pos_emb, weight=smaller.last(module.decoder_pos_emb.weight, width)),
+        decoder_dim=width,
+    )
+
+
+def _smaller_simmim(module: Any) -> nn.Module:
+    return _smaller(module, smaller.WIDTH)
+
+
+_FEW_VALUES = 10  # of a patch
 _SHARED = (
     "masking_ratio",
     "to_patch",
@@ -135,6 +164,7 @@ MAE = Host(
     attributes=(*_SHARED, "encoder.pool", "enc_to_dec", "decoder", "decoder_pos_emb.weight"),
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, decoder's input and loss", method="forward", ours=pretrain_mae, trial=_try_mae),),
+    smaller=_smaller_mae,
 )
 SIMMIM = Host(
     name="vit-pytorch SimMIM",
@@ -143,4 +173,5 @@ SIMMIM = Host(
     attributes=_SHARED,
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, mask tokens and loss", method="forward", ours=pretrain_simmim, trial=_try_simmim),),
+    smaller=_smaller_simmim,
 )

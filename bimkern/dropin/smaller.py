@@ -41,10 +41,13 @@ def scaled(size: Any, p: int, side: int = SIDE) -> Any:
     """Return a length, or a pair of them, as long in patches of `side` pixels as it is in patches of p.
 
     Raises:
-        ValueError: it holds no whole number of patches.
+        ValueError: it holds no whole number of patches, or patches have fewer pixels: what is too small for a
+            replacement must not be tried in a larger form.
     """
     if not isinstance(size, int):
         return type(size)(scaled(length, p, side) for length in size)
+    if p < side:
+        raise ValueError(f"a patch must have a side of at least {side} pixels, got {p}")
     if size % p:
         raise ValueError(f"a length must be whole patches of {p} pixels, got {size}")
     return size // p * side

@@ -101,7 +101,7 @@ def _smaller(module: Any) -> nn.Module:
     channels = decoder.decoder_pred.out_features // module.patch_size**2
     pred = smaller.narrow(decoder.decoder_pred, smaller.DECODER_WIDTH, channels * smaller.SIDE**2)
     small = twin(decoder, decoder_pred=pred, **smaller.decoder(decoder))
-    return twin(module, decoder=small, patch_size=smaller.SIDE)
+    return twin(module, decoder=small, patch_size=smaller.scaled(module.patch_size, module.patch_size))
 
 
 MAE = Host(

@@ -229,6 +229,8 @@ class SwinConfig:
         return 2 * tokens * linear + 4 * tokens * together * width + merging
 
     def layout(self, program: Program) -> Layout | None:
+        if program == "mmpretrain":
+            return self._mmpretrain_layout()
         if program != "timm":
             return None
         settings = {
@@ -248,6 +250,24 @@ class SwinConfig:
             "classifier": "head.fc",
         }
         return Layout(names=(), norm="norm.", random=self._left_to_fine_tuning(), settings=settings)
+
+    def _mmpretrain_layout(self) -> Layout:
+        """Describe the network there: a merging ends the stage before it, and all windows have the same size."""
+        merges = [(f"layers.{i}.downsample.", f"stages.{i - 1}.downsample.") for i in range(1, len(self.depths))]
+        settings = {
+            "type": "mmpretrain.SwinTransformer",
+            "arch": {"embed_dims": self.width, "depths": list(self.whole.depths), "num_heads": list(self.num_heads)},
+            "img_size": self.window_image_size or self.image_size,
+            "patch_size": self.patch,
+            "in_channels": self.channels,
+            "window_size": self.window,
+            "stage_cfgs": {"block_cfgs": {"ffn_ratio": self.mlp_ratio}},
+        }
+        return Layout(
+            names=(*merges, ("layers.", "stages."), ("patch_embed.proj.", "patch_embed.projection.")),
+            norm=f"norm{len(self.depths) - 1}.",
+            settings=settings,
+        )
 
     def _left_to_fine_tuning(self) -> RandomWeights:
         """Return the weights of the whole network's layers that are not here."""

@@ -96,7 +96,8 @@ class SwinPyramid(nn.Module):
         """Return a map for each stride, as ViTPyramid does."""
         _check_images(images)
         encoder, config = self.encoder, self.encoder.config
-        tokens, found = encoder.embed(images), []
+        tokens = encoder.embed(images)
+        found: list[Tensor] = []
         view = WholeImages(config.level(0).grid(*images.shape[2:]))
         for layer in range(config.depth):
             tokens = encoder.run_block(layer, tokens, view)

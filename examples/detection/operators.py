@@ -67,7 +67,7 @@ def roi_align(
 
     def positions(axis: int, bins: int) -> Tensor:
         """Return where samples lie along an axis, [K, bins * samples], from -1 to 1 over the map."""
-        steps = (torch.arange(bins * samples, device=input.device) + 0.5) / (bins * samples)
+        steps = (torch.arange(bins * samples, device=corners.device, dtype=corners.dtype) + 0.5) / (bins * samples)
         pixels = corners[:, axis, None] + steps * extents[:, axis, None]
         return (2 * pixels + 1) / input.shape[3 - axis] - 1
 

@@ -71,18 +71,18 @@ def _parts() -> Iterator[tuple[str, Iterator[Drawn]]]:
 
 
 def _draw(generator: np.random.Generator) -> Drawn:
-    """Draw one to four shapes over each other, with noise."""
+    """Draw one to three shapes over each other, with noise."""
     image = Image.fromarray(_texture(generator))
     instances: list[tuple[int, NDArray[np.bool_]]] = []
-    for _ in range(generator.integers(1, 5)):
+    for _ in range(generator.integers(1, 4)):
         shape = int(generator.integers(len(SHAPES)))
         mask = Image.new("1", (SIDE, SIDE))
         ImageDraw.Draw(mask).polygon(_outline(generator, _CORNERS[SHAPES[shape]]), fill=1)
         image.paste(Image.fromarray(_texture(generator)), mask=mask)
         covered = np.asarray(mask)
         instances = [(other, visible & ~covered) for other, visible in instances] + [(shape, covered)]
-    noisy = np.asarray(image) + generator.normal(0, 12, (SIDE, SIDE, 3))
-    visible = [(shape, mask) for shape, mask in instances if mask.sum() >= 24]
+    noisy = np.asarray(image) + generator.normal(0, 8, (SIDE, SIDE, 3))
+    visible = [(shape, mask) for shape, mask in instances if mask.sum() >= 48]
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), visible
 
 
@@ -96,7 +96,7 @@ def _texture(generator: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _outline(generator: np.random.Generator, num_corners: int) -> list[tuple[float, float]]:
-    radius, turn = generator.uniform(7, 15), generator.uniform(0, 2 * math.pi)
+    radius, turn = generator.uniform(9, 18), generator.uniform(0, 2 * math.pi)
     x, y = generator.uniform(radius, SIDE - radius, 2)
     angles = turn + np.arange(num_corners) * 2 * math.pi / num_corners
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]

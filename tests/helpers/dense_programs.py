@@ -51,10 +51,10 @@ class ViTDet(nn.Module):
         return x
 
 
-def _ffn(width, hidden):
+def _ffn(width, inner):
     ffn = nn.Module()
     ffn.layers = nn.Sequential(
-        nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0)), nn.Linear(hidden, width), nn.Dropout(0)
+        nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Dropout(0)), nn.Linear(inner, width), nn.Dropout(0)
     )
     return ffn
 
@@ -63,10 +63,10 @@ class VisionTransformer(nn.Module):
     """mmpretrain's, with all tokens behind the last norm."""
 
     class Layer(nn.Module):
-        def __init__(self, width, num_heads, hidden):
+        def __init__(self, width, num_heads, inner):
             super().__init__()
             self.ln1, self.ln2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
-            self.attn, self.ffn = Attention(width, num_heads), _ffn(width, hidden)
+            self.attn, self.ffn = Attention(width, num_heads), _ffn(width, inner)
 
         def forward(self, x):
             x = x + self.attn(self.ln1(x))

@@ -153,6 +153,14 @@ class ViTConfig:
                     "num_channels": self.channels,
                 },
             )
+        sizes = {
+            "patch_size": self.patch,
+            "in_chans": self.channels,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+        }
         if program == "detectron2":
             return Layout(
                 names=(
@@ -162,15 +170,7 @@ class ViTConfig:
                 ),
                 norm=None,
                 tables={"backbone.net.pos_embed": positions},
-                settings={
-                    "patch_size": self.patch,
-                    "in_chans": self.channels,
-                    "embed_dim": self.width,
-                    "depth": self.depth,
-                    "num_heads": self.num_heads,
-                    "mlp_ratio": self.mlp_ratio,
-                    "pretrain_img_size": self.image_size,
-                },
+                settings={**sizes, "pretrain_img_size": self.image_size},
             )
         if program == "mmpretrain":
             return Layout(
@@ -194,13 +194,8 @@ class ViTConfig:
             "architecture": "vit_base_patch16_224",  # any VisionTransformer: model_args give every size
             "num_features": self.width,
             "model_args": {
+                **sizes,
                 "img_size": self.image_size,
-                "patch_size": self.patch,
-                "in_chans": self.channels,
-                "embed_dim": self.width,
-                "depth": self.depth,
-                "num_heads": self.num_heads,
-                "mlp_ratio": self.mlp_ratio,
                 "fc_norm": False,  # else timm would drop the trained norm for a new one behind the pooling
             },
             "first_conv": "patch_embed.proj",

@@ -1,7 +1,6 @@
 """`python -m examples.detection --backbone RUN_OR_EXPORT --data FOLDER --out FOLDER`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

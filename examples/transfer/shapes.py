@@ -81,7 +81,7 @@ def _draw(generator: np.random.Generator) -> Drawn:
         image.paste(Image.fromarray(_texture(generator)), mask=mask)
         covered = np.asarray(mask)
         instances = [(other, visible & ~covered) for other, visible in instances] + [(shape, covered)]
-    noisy = np.asarray(image) + generator.normal(0, 8, (SIDE, SIDE, 3))
+    noisy = np.asarray(image) + generator.normal(0, 2, (SIDE, SIDE, 3))
     visible = [(shape, mask) for shape, mask in instances if mask.sum() >= 48]
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), visible
 

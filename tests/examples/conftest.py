@@ -1,17 +1,13 @@
 """Small data sets and encoders for the examples."""
 
-from dataclasses import replace
-
 import pytest
+import small_swin
 from interop import import_or_skip
 from saved_runs import make_run
-from small_swin import SMALL
 
 from bimkern.exporters.own import write_own
 from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
-from bimkern.models.swin import SwinConfig
-from bimkern.recipes import RECIPES
 
 import_or_skip("torchvision")
 import_or_skip("pycocotools")
@@ -36,9 +32,7 @@ def vit_run(tmp_path):
 @pytest.fixture
 def swin_export(tmp_path):
     """An exported tiny Swin."""
-    config = RECIPES["fastmim_swin_tiny_test"].config
-    encoder = SwinConfig(**SMALL | {"image_size": 64, "window": 2})
-    masker = replace(config.method.masker, mask_unit=8)
-    method = replace(config.method, encoder=encoder, taps=(encoder.depth - 1,), masker=masker)
-    write_own(tmp_path / "swin", Trained(replace(config, method=method), 7, MIM(method).state_dict()), encoder.depth)
+    config = small_swin.recipe(window=2)
+    depth = config.method.encoder.depth
+    write_own(tmp_path / "swin", Trained(config, 7, MIM(config.method).state_dict()), depth)
     return tmp_path / "swin"

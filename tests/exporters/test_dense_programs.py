@@ -1,12 +1,11 @@
 """Backbones for detection and segmentation programs: all their names, no others, and the same features."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import small_swin
 import torch
 from dense_programs import SwinTransformer, VisionTransformer, ViTDet
-from small_swin import SMALL
 from torch import nn
 
 from bimkern.exporters.detectron2 import lazy_config, write_detectron2
@@ -14,7 +13,6 @@ from bimkern.exporters.mmpretrain import backbone_config, write_mmpretrain
 from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
 from bimkern.models.encoder import WholeImages
-from bimkern.models.swin import SwinConfig
 from bimkern.models.swin_layers import resized_table
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
@@ -22,14 +20,8 @@ from bimkern.train.config.run import ConfigError
 PROGRAMS = {"mmpretrain.VisionTransformer": VisionTransformer, "mmpretrain.SwinTransformer": SwinTransformer}
 
 
-def trained(recipe, **encoder):
+def trained(config):
     """A network whose every value is random, norms and biases too, so that no two tensors can be mistaken."""
-    config = RECIPES[recipe].config
-    if encoder:
-        swin = SwinConfig(**SMALL | encoder)
-        masker = replace(config.method.masker, mask_unit=8)
-        method = replace(config.method, encoder=swin, taps=(swin.depth - 1,), masker=masker)
-        config = replace(config, method=method)
     model = MIM(config.method).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,7 +42,7 @@ def pictures(encoder):
 
 @pytest.mark.parametrize("depth", [2, 4])
 def test_vitdet_takes_a_vit(tmp_path, depth):
-    model, run = trained("bim_vit_test")
+    model, run = trained(RECIPES["bim_vit_test"].config)
     write_detectron2(tmp_path / "vit.pth", run, depth)
     config, start = SimpleNamespace(backbone=SimpleNamespace(net={})), SimpleNamespace()
     exec(lazy_config(tmp_path / "vit.pth", run, depth), {"model": config, "train": start})
@@ -82,7 +74,7 @@ def of_mmpretrain(path, run, depth):
 
 @pytest.mark.parametrize("depth", [2, 4])
 def test_mmpretrain_takes_a_vit(tmp_path, depth):
-    model, run = trained("bim_vit_test")
+    model, run = trained(RECIPES["bim_vit_test"].config)
     theirs, preprocessing = of_mmpretrain(tmp_path / "vit.pth", run, depth)
     assert preprocessing == {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "bgr_to_rgb": True}
     images = pictures(model.encoder)
@@ -92,7 +84,7 @@ def test_mmpretrain_takes_a_vit(tmp_path, depth):
 
 
 def test_mmpretrain_takes_a_swin(tmp_path):
-    model, run = trained("fastmim_swin_tiny_test", image_size=64, window=2)
+    model, run = trained(small_swin.recipe(window=2))
     theirs, _ = of_mmpretrain(tmp_path / "swin.pth", run, 8)
     images = pictures(model.encoder)
     tokens = features(model.encoder, model.encoder.embed(images), 8, 64)
@@ -101,7 +93,7 @@ def test_mmpretrain_takes_a_swin(tmp_path):
 
 def test_tables_of_small_windows_are_enlarged_with_their_indices(tmp_path):
     """All windows have one size there, and mmpretrain deletes the index of a table that it resizes from the file."""
-    model, run = trained("fastmim_swin_tiny_test", image_size=64, window=4)
+    model, run = trained(small_swin.recipe(window=4))
     write_mmpretrain(tmp_path / "swin.pth", run, 8)
     weights = torch.load(tmp_path / "swin.pth", weights_only=True)["state_dict"]
     name = "backbone.stages.3.blocks.1.attn.w_msa.relative_position_"

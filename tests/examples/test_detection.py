@@ -23,8 +23,8 @@ def own_operators(monkeypatch):
 def test_it_trains_tests_and_draws(tmp_path, request, capsys, backbone):
     torch.manual_seed(0)
     options = Options(
-        backbone=request.getfixturevalue(backbone), data="shapes", out=tmp_path / "out", steps=12, batch_size=4,
-        workers=0, device="cpu",
+        backbone=request.getfixturevalue(backbone), data="shapes", out=tmp_path / "out", steps=16, batch_size=4,
+        lr=4e-3, workers=0, device="cpu",
     )  # fmt: skip
     options.out.mkdir()
     detection(options)
@@ -33,7 +33,7 @@ def test_it_trains_tests_and_draws(tmp_path, request, capsys, backbone):
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert metrics.keys() == {"box_ap", "box_ap50", "mask_ap", "mask_ap50"}
     assert all(0 <= value <= 1 for value in metrics.values())
-    assert "step 12/12  loss" in capsys.readouterr().out
+    assert "step 16/16  loss" in capsys.readouterr().out
     assert (options.out / "predictions.png").read_bytes().startswith(b"\x89PNG")
     weights = torch.load(options.out / "model.pt", weights_only=True)
-    assert "backbone.pyramid.encoder.patch_embed.weight" in weights or "swin" in backbone
+    assert [name for name in weights if name.startswith("backbone.pyramid.encoder.patch_embed.")]

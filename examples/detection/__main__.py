@@ -51,17 +51,7 @@ SWIN = Recipe(
 )
 SCALES = (0.1, 2.0)  # of large-scale jitter
 # Ours, for the drawn data set.
-SHAPES = Recipe(
-    image_size=64,
-    batch_size=16,
-    lr=1e-3,
-    weight_decay=0.05,
-    layer_decay=0.8,
-    drop_path=0.0,
-    epochs=20,
-    warmup=16,
-    clip=1.0,
-)
+SHAPES = Recipe(image_size=64, batch_size=4, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=600, warmup=40, clip=1.0)
 SHAPES_SIZES, SHAPES_SCALES = Sizes(width=32, anchor=2, proposals=100, regions=32), (0.7, 1.4)
 SURE = 0.5  # least score of what is drawn
 
@@ -70,7 +60,7 @@ HELP = """Train torchvision's Mask R-CNN on a trained encoder, and print COCO's 
 FOLDER is a data set in COCO's format: annotations/instances_train*.json and instances_val*.json, and folders train*
 and val* with the images.
 
-  python -m examples.detection --backbone runs/mine --data coco --micro-batch 4
+  python -m examples.detection --backbone runs/mine --data coco --out runs/mine-detection --micro-batch 4
 
 The numbers are those of BIM with ViTDet for a ViT, 100 epochs of 64 images at 1024 pixels, and those of LocalMIM for a
 Swin, 36 epochs. All layers of a ViT attend to the whole image; ViTDet does so in four and in windows elsewhere. Needs

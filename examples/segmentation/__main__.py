@@ -38,17 +38,16 @@ WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
 # Ours, for the drawn data set.
-SHAPES = Recipe(
-    image_size=64, batch_size=16, lr=1e-3, weight_decay=0.05, layer_decay=0.8, drop_path=0.0, epochs=10, warmup=16
-)
-SHAPES_WIDTH = 64
+SHAPES = Recipe(image_size=64, batch_size=4, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
+SHAPES_WIDTH = 32
 
 HELP = """Train a UperNet on a trained encoder, and print its mean IoU.
 
 FOLDER has images/train, images/val, masks/train and masks/val, with masks of the same names: PNG files of class
 numbers, 255 where a pixel counts nowhere. ADE20K's folders work as they are:
 
-  python -m examples.segmentation --backbone runs/mine --data ADEChallengeData2016 --num-classes 150 --ignore-zero
+  python -m examples.segmentation --backbone runs/mine --data ADEChallengeData2016 --out runs/mine-segmentation \\
+    --num-classes 150 --ignore-zero
 
 The numbers are those of LocalMIM for ADE20K: 160,000 steps at 512 pixels."""
 

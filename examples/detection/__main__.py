@@ -18,7 +18,7 @@ from examples.detection.coco import CocoImages
 from examples.detection.model import Sizes, build_mask_rcnn
 from examples.detection.operators import replace_missing
 from examples.transfer.command import Options, run
-from examples.transfer.encoder import read_encoder, set_drop_path
+from examples.transfer.encoder import pyramid_of, read_encoder, set_drop_path
 from examples.transfer.shapes import draw_coco
 from examples.transfer.training import Recipe, train
 
@@ -82,7 +82,7 @@ def detection(options: Options) -> None:
         for part, transform in (("train", crops(recipe.image_size, scales)), ("val", None))
     )
     replace_missing()
-    pyramid = last_map_pyramid(backbone.encoder)
+    pyramid = pyramid_of(backbone, last_map_pyramid)
     set_drop_path(pyramid.encoder, recipe.drop_path)
     model = build_mask_rcnn(
         pyramid,
@@ -154,4 +154,4 @@ def draw(model: MaskRCNN, images: CocoImages, path: Path, count: int = 8) -> Non
 
 
 if __name__ == "__main__":
-    run(Options, detection, HELP)
+    run("examples.detection", Options, detection, HELP)

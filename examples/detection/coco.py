@@ -20,6 +20,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from examples.transfer.errors import TransferError
+
 Target = dict[str, Any]
 
 
@@ -30,11 +32,11 @@ class CocoImages(Dataset[Any]):
         """Find the part, "train" or "val", which may have a year in its names.
 
         Raises:
-            FileNotFoundError: there is none.
+            TransferError: there is none.
         """
         files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
         if not files:
-            raise FileNotFoundError(f"{folder} has no annotations/instances_{part}*.json")
+            raise TransferError(f"{folder} has no annotations/instances_{part}*.json")
         self.folder = folder / files[0].stem.removeprefix("instances_")
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco = COCO(files[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from bimkern.models.swin import SwinConfig
 from examples.segmentation.folder import IGNORED, Pairs, read_folder
 from examples.segmentation.upernet import UperNet, resized
 from examples.transfer.command import Options, run
-from examples.transfer.encoder import read_encoder, set_drop_path
+from examples.transfer.encoder import pyramid_of, read_encoder, set_drop_path
+from examples.transfer.errors import TransferError
 from examples.transfer.shapes import draw_masks
 from examples.transfer.training import Recipe, train
 
@@ -71,7 +73,7 @@ def segmentation(options: SegmentationOptions) -> None:
     published = SWIN if isinstance(backbone.config, SwinConfig) else VIT
     recipe = options.changed(SHAPES if shapes else published)
     num_classes = options.num_classes or _count_classes(folder)
-    pyramid = depths_pyramid(backbone.encoder, options.taps or None)
+    pyramid = pyramid_of(backbone, partial(depths_pyramid, taps=options.taps or None))
     set_drop_path(pyramid.encoder, recipe.drop_path)
     model = UperNet(pyramid, num_classes, SHAPES_WIDTH if shapes else WIDTH).to(options.device)
     normalize = v2.Compose(
@@ -107,7 +109,7 @@ def segmentation(options: SegmentationOptions) -> None:
 def _count_classes(folder: Path) -> int:
     names = folder / "classes.txt"
     if not names.is_file():
-        raise ValueError(f"--num-classes is missing, and so is {names}")
+        raise TransferError(f"--num-classes is missing, and so is {names}")
     return len(names.read_text().split("\n"))
 
 
@@ -187,4 +189,4 @@ def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, 
 
 
 if __name__ == "__main__":
-    run(SegmentationOptions, segmentation, HELP)
+    run("examples.segmentation", SegmentationOptions, segmentation, HELP)

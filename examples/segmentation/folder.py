@@ -15,6 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from examples.transfer.errors import TransferError
+
 IGNORED = 255  # the value of pixels that count nowhere
 _IMAGES = {".jpg", ".jpeg", ".png"}
 _PARTS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
@@ -51,17 +53,17 @@ def read_folder(folder: Path, part: str, transform: v2.Transform, *, zero_is_ign
     """Find the images of a part, `images/PART/`, and their masks, `masks/PART/`; ADE20K's names are known too.
 
     Raises:
-        FileNotFoundError: there are none, or an image has no mask.
+        TransferError: there are none, or an image has no mask.
     """
     images, masks = (_find(folder, kind, part) for kind in _KINDS)
     files = []
     for image in sorted(path for path in images.iterdir() if path.suffix.lower() in _IMAGES):
         mask = masks / f"{image.stem}.png"
         if not mask.is_file():
-            raise FileNotFoundError(f"{image} has no mask; it should be {mask}")
+            raise TransferError(f"{image} has no mask; it should be {mask}")
         files.append((image, mask))
     if not files:
-        raise FileNotFoundError(f"{images} holds no {', '.join(sorted(_IMAGES))}")
+        raise TransferError(f"{images} holds no {', '.join(sorted(_IMAGES))}")
     return Pairs(files, transform, zero_is_ignored)
 
 
@@ -70,4 +72,4 @@ def _find(folder: Path, kind: str, part: str) -> Path:
     for name in names:
         if (folder / name).is_dir():
             return folder / name
-    raise FileNotFoundError(f"{folder} has none of {', '.join(names)}")
+    raise TransferError(f"{folder} has none of {', '.join(names)}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
+from bimkern import command
+from bimkern.errors import BimkernError
 from examples.transfer.training import Recipe
 
 
@@ -64,12 +65,13 @@ class Options:
         (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
 
-def run(options: type[Options], example: Callable[[Any], None], description: str) -> None:
+def run(program: str, options: type[Options], example: Callable[[Any], None], description: str) -> None:
     """Run an example by its options; a mistake in them ends it with one line."""
-    chosen = tyro.cli(options, description=description)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(chosen.seed)
+    usage = f"python -m {program}"
     try:
+        chosen = command.parse(options, sys.argv[1:], usage=usage, description=description)
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(chosen.seed)
         example(chosen)
-    except (OSError, ValueError, RuntimeError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except BimkernError as error:
+        command.report(usage, error)

@@ -1,6 +1,6 @@
 """The trained encoder of a run or an export, ready to be trained further inside another network."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.evaluate.backbone import Backbone, read_backbone
+from bimkern.models.pyramid import SwinPyramid, ViTPyramid
+from examples.transfer.errors import TransferError
+
+Pyramid = ViTPyramid | SwinPyramid
 
 
 def read_encoder(path: Path, *, scratch: bool = False) -> Backbone:
@@ -22,6 +26,18 @@ def read_encoder(path: Path, *, scratch: bool = False) -> Backbone:
         backbone = Backbone(encoder=config.module(config), norms={}, images=backbone.images)
     backbone.encoder.requires_grad_(True)
     return backbone
+
+
+def pyramid_of(backbone: Backbone, build: Callable[[Any], Pyramid]) -> Pyramid:
+    """Build a pyramid over an encoder.
+
+    Raises:
+        TransferError: there is none for such an encoder.
+    """
+    try:
+        return build(backbone.encoder)
+    except ValueError as error:
+        raise TransferError(str(error)) from error
 
 
 def set_drop_path(encoder: Any, rate: float) -> None:

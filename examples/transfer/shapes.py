@@ -96,7 +96,7 @@ def _texture(generator: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _outline(generator: np.random.Generator, num_corners: int) -> list[tuple[float, float]]:
-    radius, turn = generator.uniform(9, 18), generator.uniform(0, 2 * math.pi)
+    radius, turn = generator.uniform(9, 18), generator.uniform(-0.25, 0.25) - math.pi / num_corners
     x, y = generator.uniform(radius, SIDE - radius, 2)
     angles = turn + np.arange(num_corners) * 2 * math.pi / num_corners
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]

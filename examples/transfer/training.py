@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from examples.transfer.encoder import parameter_groups
+from examples.transfer.errors import TransferError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,9 @@ def train(
         micro_batch: samples of a batch at a time; their gradients are added. None: the batch.
         workers: processes that load samples.
         seed: of their order and crops.
+
+    Raises:
+        TransferError: a loss is not finite.
     """
     steps = recipe.num_steps(len(samples))  # type: ignore[arg-type]
     groups = parameter_groups(
@@ -77,7 +81,7 @@ def train(
             share.backward()
             loss += share.item()
         if not math.isfinite(loss):
-            raise RuntimeError(f"the loss of step {step + 1} is {loss}; lower --lr")
+            raise TransferError(f"the loss of step {step + 1} is {loss}; lower --lr")
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()

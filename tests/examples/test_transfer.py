@@ -12,6 +12,7 @@ from bimkern.models.vit import ViT, ViTConfig
 from examples.detection.coco import CocoImages
 from examples.segmentation.folder import read_folder
 from examples.transfer import command, encoder, shapes
+from examples.transfer.errors import TransferError
 from examples.transfer.training import Recipe, train
 
 RECIPE = Recipe(image_size=64, batch_size=4, lr=1e-2, weight_decay=0.1, drop_path=0.0, warmup=0, steps=3)
@@ -109,7 +110,7 @@ def test_micro_batches_sum_to_the_same_gradient():
 def test_a_loss_that_is_not_finite_ends_training():
     model = nn.Linear(1, 1)
     inner = ViT(ViTConfig(width=8, depth=1, num_heads=1, image_size=32))
-    with pytest.raises(RuntimeError, match="the loss of step 1 is nan; lower --lr"):
+    with pytest.raises(TransferError, match="the loss of step 1 is nan; lower --lr"):
         train(model, inner, [torch.zeros(1)] * 4, lambda part: model(part[0]).sum() * torch.nan, RECIPE)
 
 
@@ -128,32 +129,34 @@ def test_branches_are_dropped_in_training_alone_and_later_layers_more_often():
     assert torch.equal(inner.blocks[2].mlp(tokens), torch.ones(2000, 1, 8))
 
 
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, vit_run):
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, vit_run):
     from examples.detection import __main__ as detection
     from examples.segmentation import __main__ as segmentation
 
-    def fail(options, example, data, *more):
-        monkeypatch.setattr(
-            sys, "argv", ["x", "--backbone", str(vit_run), "--data", str(data), "--out", str(tmp_path / "out"), *more]
-        )
+    def error(program, data, *more):
+        """Return what a program says of a data set and options."""
+        given = {"backbone": vit_run, "data": data, "out": tmp_path / "out"}
+        arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["x", *arguments, *more])
         with pytest.raises(SystemExit) as stop:
-            command.run(options, example, "")
-        return stop.value.code
+            command.run(*program)
+        assert stop.value.code == 2
+        said, newline, rest = capsys.readouterr().err.removeprefix("python -m x: ").partition("\n")
+        assert (newline, rest) == ("\n", "")
+        return said
 
-    of_detection = (detection.Options, detection.detection)
-    of_segmentation = (segmentation.SegmentationOptions, segmentation.segmentation)
-    missing = f"FileNotFoundError: {tmp_path / 'none'} has no annotations/instances_train*.json"
-    assert fail(*of_detection, tmp_path / "none") == missing
-    assert (
-        fail(*of_segmentation, tmp_path)
-        == f"ValueError: --num-classes is missing, and so is {tmp_path / 'classes.txt'}"
-    )
-    folders = "images/train, images/training"
-    assert (
-        fail(*of_segmentation, tmp_path, "--num-classes", "3") == f"FileNotFoundError: {tmp_path} has none of {folders}"
-    )
+    detect = ("x", detection.Options, detection.detection, "")
+    segment = ("x", segmentation.SegmentationOptions, segmentation.segmentation, "")
+    assert error(detect, tmp_path) == f"{tmp_path} has no annotations/instances_train*.json"
+    assert error(detect, tmp_path, "--depth", "3") == "there is no option --depth; did you mean --epochs, --data?"
+    assert error(segment, tmp_path) == f"--num-classes is missing, and so is {tmp_path / 'classes.txt'}"
+    classes = ("--num-classes", "3")
+    assert error(segment, tmp_path, *classes) == f"{tmp_path} has none of images/train, images/training"
     for kind in ("images", "masks"):
         (tmp_path / kind / "train").mkdir(parents=True)
-    assert "images/train holds no .jpeg, .jpg, .png" in fail(*of_segmentation, tmp_path, "--num-classes", "3")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images/train/a.jpg")
-    assert "a.jpg has no mask; it should be" in fail(*of_segmentation, tmp_path, "--num-classes", "3")
+    assert error(segment, tmp_path, *classes) == f"{tmp_path / 'images/train'} holds no .jpeg, .jpg, .png"
+    image = tmp_path / "images/train/a.jpg"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
+    assert error(segment, tmp_path, *classes) == f"{image} has no mask; it should be {tmp_path / 'masks/train/a.png'}"
+    expected = "pyramid: taps must be 4 ascending layers in [0, 4), got (9,)"
+    assert error(segment, tmp_path, *classes, "--taps", "9") == expected

@@ -2,15 +2,11 @@
 
 import pytest
 import small_swin
-from interop import import_or_skip
 from saved_runs import make_run
 
 from bimkern.exporters.own import write_own
 from bimkern.exporters.trained import Trained
 from bimkern.mim.model import MIM
-
-import_or_skip("torchvision")
-import_or_skip("pycocotools")
 
 
 @pytest.fixture

@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from interop import import_or_skip
 
-from examples.detection.__main__ import Options, detection
+import_or_skip("torchvision")
+import_or_skip("pycocotools")
+from examples.detection.__main__ import Options, detection  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """Suppression and RoIAlign in plain torch equal torchvision's, of which only Python runs on every machine."""
 
+import importlib
+
 import pytest
 import torch
 from interop import import_or_skip
@@ -9,7 +11,7 @@ from torchvision.ops import box_iou, boxes, poolers  # noqa: E402
 
 from examples.detection import operators  # noqa: E402
 
-published = __import__("importlib").import_module("torchvision.ops.roi_align")._roi_align.__wrapped__  # not compiled
+published = importlib.import_module("torchvision.ops.roi_align")._roi_align.__wrapped__  # not compiled
 
 
 def regions(count, images, height, width):

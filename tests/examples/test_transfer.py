@@ -5,15 +5,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from interop import import_or_skip
 from PIL import Image
 from torch import nn
 
 from bimkern.models.vit import ViT, ViTConfig
-from examples.detection.coco import CocoImages
-from examples.segmentation.folder import read_folder
-from examples.transfer import command, encoder, shapes
-from examples.transfer.errors import TransferError
-from examples.transfer.training import Recipe, train
+
+import_or_skip("torchvision")
+import_or_skip("pycocotools")
+from examples.detection.coco import CocoImages  # noqa: E402
+from examples.segmentation.folder import read_folder  # noqa: E402
+from examples.transfer import command, encoder, shapes  # noqa: E402
+from examples.transfer.errors import TransferError  # noqa: E402
+from examples.transfer.training import Recipe, train  # noqa: E402
 
 RECIPE = Recipe(image_size=64, batch_size=4, lr=1e-2, weight_decay=0.1, drop_path=0.0, warmup=0, steps=3)
 

@@ -69,12 +69,12 @@ def _relative_index(window: int) -> Tensor:
 
 def backbone_config(path: Path, trained: Trained, depth: int) -> str:
     """Return the lines that a config needs for such a file."""
-    settings = trained.layout(depth, "mmpretrain", "mmpretrain").settings
     start = {"type": "Pretrained", "checkpoint": str(path), "prefix": _PREFIX}
+    backbone = {**trained.layout(depth, "mmpretrain", "mmpretrain").settings, "init_cfg": start}
     mean, std = trained.pixels()
     return (
         "custom_imports = dict(imports=['mmpretrain.models'])\n"
-        f"backbone = { ({**settings, 'init_cfg': start}) }\n"
+        f"backbone = {backbone}\n"
         f"preprocessing = {{'mean': {mean}, 'std': {std}, 'bgr_to_rgb': True}}\n"
         "# with model = dict(backbone=backbone, data_preprocessor=dict(type=..., **preprocessing), ...)"
     )

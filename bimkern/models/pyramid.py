@@ -10,16 +10,13 @@ from torch import Tensor, nn
 
 from bimkern.models.encoder import WholeImages
 from bimkern.models.layers import LayerNorm
-from bimkern.models.pos_embed import Positions
 from bimkern.models.swin import Swin
 from bimkern.models.swin_layers import NORM_EPS
 from bimkern.models.vit import ViT
 
 STRIDES = (4, 8, 16, 32)
 
-Rescale = Callable[
-    [int, float], tuple[nn.Module, int]
-]  # D and a scale -> a module for [B, D, ...], channels it puts out
+Rescale = Callable[[int, float], tuple[nn.Module, int]]  # from D and a scale: a module, and the channels it puts out
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -171,14 +168,13 @@ def _levels(encoder: Any) -> SwinPyramid:
     return SwinPyramid(encoder)
 
 
-def _store_positions(encoder: nn.Module) -> None:
-    """Let other grids have resized positions, as those that layers were trained with, not ones computed for them."""
-    for module in encoder.modules():
-        if isinstance(module, Positions) and module.table is None:
-            table = module.computed(module.grid)
-            module.expect_table(table)
-            assert module.table is not None
-            module.table.copy_(table)
+def _store_positions(encoder: ViT) -> None:
+    """Let other grids have resized positions, not computed ones, which lie beyond those that layers were trained with."""
+    positions = encoder.positions
+    if positions.table is None:
+        positions.expect_table(like=encoder.cls_token)
+        assert positions.table is not None
+        positions.table.copy_(positions.computed(positions.grid))
 
 
 def _check_images(images: Tensor) -> None:

@@ -84,8 +84,10 @@ class SwinPyramid(nn.Module):
                 f"pyramid: a Swin must have patches of {STRIDES[0]} and {len(STRIDES)} stages with layers, "
                 f"got patches of {config.patch} and depths {config.depths}"
             )
-        self.encoder = Swin(config)
-        self.encoder.load_state_dict({**self.encoder.state_dict(), **encoder.state_dict()})
+        self.encoder = encoder
+        if config != encoder.config:
+            self.encoder = Swin(config).to(encoder.patch_embed.proj.weight)
+            self.encoder.load_state_dict({**self.encoder.state_dict(), **encoder.state_dict()})
         self.channels = tuple(config.width * 2**stage for stage in range(len(STRIDES)))
         self.norms = nn.ModuleList(LayerNorm(channels, NORM_EPS) for channels in self.channels)
 
@@ -169,7 +171,7 @@ def _levels(encoder: Any) -> SwinPyramid:
 
 
 def _store_positions(encoder: ViT) -> None:
-    """Let other grids have resized positions, not computed ones, which lie beyond those that layers were trained with."""
+    """Let other grids have resized positions: computed ones lie beyond those that layers were trained with."""
     positions = encoder.positions
     if positions.table is None:
         positions.expect_table(like=encoder.cls_token)

@@ -9,7 +9,7 @@ from small_swin import SMALL, build
 from bimkern.models.cmt import CMT, CMTConfig
 from bimkern.models.encoder import WholeImages
 from bimkern.models.layers import set_compute_dtype
-from bimkern.models.pyramid import STRIDES, SwinPyramid, ViTPyramid, depths_pyramid, kept, last_map_pyramid
+from bimkern.models.pyramid import STRIDES, ViTPyramid, depths_pyramid, kept, last_map_pyramid
 from bimkern.models.swin import Swin, SwinConfig
 from bimkern.models.vit import ViT, ViTConfig
 
@@ -84,7 +84,7 @@ def test_positions_of_other_sizes_are_resized_from_the_trained_ones():
 @pytest.mark.parametrize("window", [2, 4])
 def test_levels_of_a_swin_are_those_of_timm_before_merging(window):
     encoder = build(window, image_size=64)
-    pyramid = SwinPyramid(encoder).double()
+    pyramid = last_map_pyramid(encoder).double()
     set_compute_dtype(pyramid, torch.float64)
     images = torch.randn(2, 3, 128, 64, dtype=torch.float64)
     theirs = timm_swin.like(encoder, (128, 64))

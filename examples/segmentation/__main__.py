@@ -40,7 +40,7 @@ WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
 # Ours, for the drawn data set.
-SHAPES = Recipe(image_size=64, batch_size=4, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
+SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=1000, warmup=40)
 SHAPES_WIDTH = 32
 
 HELP = """Train a UperNet on a trained encoder, and print its mean IoU.

@@ -22,7 +22,7 @@ class Recipe:
     lr: float
     weight_decay: float
     drop_path: float
-    warmup: int  # steps
+    warmup: int  # steps, at most a tenth of all
     layer_decay: float = 1.0  # of the learning rate, from each layer of the encoder to the one below it
     epochs: float = 0  # either these
     steps: int = 0  # or these
@@ -33,7 +33,8 @@ class Recipe:
         return self.steps or math.ceil(self.epochs * num_images / self.batch_size)
 
     def lr_factor(self, step: int, steps: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warmup = max(1, min(self.warmup, steps // 10))
+        warm = min(1.0, (step + 1) / warmup)
         progress = step / steps
         drops = sum(progress >= drop for drop in self.lr_drops)
         return warm * (0.1**drops if self.lr_drops else 1 - progress)

@@ -87,9 +87,11 @@ def test_lower_layers_learn_at_lower_rates_and_vectors_do_not_decay():
 
 def test_learning_rates_warm_up_and_fall():
     drops = Recipe(**vars(RECIPE) | {"warmup": 4, "lr_drops": (0.5, 0.75)})
-    assert [drops.lr_factor(step, 8) for step in range(8)] == pytest.approx([0.25, 0.5, 0.75, 1, 0.1, 0.1, 0.01, 0.01])
-    linear = Recipe(**vars(RECIPE) | {"warmup": 2})
-    assert [linear.lr_factor(step, 4) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
+    factors = [drops.lr_factor(step, 40) for step in (0, 1, 2, 3, 19, 20, 29, 30, 39)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    linear = Recipe(**vars(RECIPE) | {"warmup": 1500})
+    assert [linear.lr_factor(step, 20) for step in (0, 1, 10, 19)] == pytest.approx([0.5, 0.95, 0.5, 0.05])
+    assert linear.lr_factor(0, 4) == 1  # a short run has no time for it
     assert Recipe(**vars(RECIPE) | {"steps": 0, "epochs": 3}).num_steps(10) == 8
 
 

@@ -13,8 +13,10 @@ import tyro
 
 from bimkern import command
 from bimkern.errors import BimkernError
+from bimkern.exporters.detectron2 import lazy_config, write_detectron2
 from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program
+from bimkern.exporters.mmpretrain import backbone_config, write_mmpretrain
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
@@ -24,17 +26,20 @@ from bimkern.train.config.run import ConfigError
 
 _PROGRAM = "python -m bimkern.export"
 
-Format = Literal["timm", "mae", "hf", "bimkern"]
+Format = Literal["timm", "mae", "hf", "detectron2", "mmpretrain", "bimkern"]
 
 _HELP = f"""Write trained weights in the layout of another program.
 
 Formats:
-  timm     folder for timm.create_model: the encoder with its last norm, no classifier
-  mae      file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
-  hf       folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
-  bimkern  folder with the encoder and its last norm under our own names
+  timm        folder for timm.create_model: the encoder with its last norm, no classifier
+  mae         file for the MAE program (facebookresearch/mae): encoder and decoder under "model"
+  hf          folder for ViTMAEForPreTraining.from_pretrained in transformers: encoder and decoder
+  detectron2  file for ViTDet in detectron2: a ViT without class token and last norm
+  mmpretrain  file for mmdet, mmsegmentation and mmpretrain: a ViT or Swin with its last norm
+  bimkern     folder with the encoder and its last norm under our own names
 
-mae and hf require methods made of MAE's pieces, timm an encoder that it has; bimkern accepts all.
+mae and hf require methods made of MAE's pieces; timm, detectron2 and mmpretrain an encoder that they have; bimkern
+accepts all.
 
 Examples:
   {_PROGRAM} runs/demo
@@ -55,7 +60,8 @@ class Options:
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
     """Python file or module to import first, for a run with your own pieces."""
     out: Path | None = None
-    """Output folder, or file for mae. Default: in exported/ of the run, named by format, depth and step."""
+    """Output folder, or file for mae, detectron2 and mmpretrain. Default: in exported/ of the run, named by format,
+    depth and step."""
 
 
 def _import_line(module: str) -> str:
@@ -64,7 +70,7 @@ def _import_line(module: str) -> str:
     return f"import bimkern.torchvision_compat  # where torchvision was built for CUDA\nimport {module}"
 
 
-def _load_with_timm(path: Path) -> str:
+def _load_with_timm(path: Path, trained: Trained, depth: int) -> str:
     return (
         f"{_import_line('timm')}\n"
         f"model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True).eval()\n"
@@ -73,14 +79,14 @@ def _load_with_timm(path: Path) -> str:
     )
 
 
-def _load_with_mae_program(path: Path) -> str:
+def _load_with_mae_program(path: Path, trained: Trained, depth: int) -> str:
     return (
         "import torch\n"
         f"weights = torch.load({str(path)!r}, weights_only=True)['model']  # what main_finetune.py --finetune reads"
     )
 
 
-def _load_with_hf(path: Path) -> str:
+def _load_with_hf(path: Path, trained: Trained, depth: int) -> str:
     return (
         f"{_import_line('transformers')}\n"
         f"model = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})\n"
@@ -95,10 +101,10 @@ def _load_with_hf(path: Path) -> str:
 class _Writer:
     write: Callable[[Path, Trained, int], None]
     suffix: str
-    how_to_load: Callable[[Path], str]
+    how_to_load: Callable[[Path, Trained, int], str]
 
 
-def _load_our_own(path: Path) -> str:
+def _load_our_own(path: Path, trained: Trained, depth: int) -> str:
     return (
         "from bimkern.models.exported import load_encoder\n"
         f"model = load_encoder({str(path)!r})  # an encoder of your own: import its module first"
@@ -109,6 +115,8 @@ _WRITERS: dict[Format, _Writer] = {
     "timm": _Writer(write_timm, "", _load_with_timm),
     "mae": _Writer(write_mae_program, ".pth", _load_with_mae_program),
     "hf": _Writer(write_hf, "", _load_with_hf),
+    "detectron2": _Writer(write_detectron2, ".pth", lazy_config),
+    "mmpretrain": _Writer(write_mmpretrain, ".pth", backbone_config),
     "bimkern": _Writer(write_own, "", _load_our_own),
 }
 
@@ -128,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer.write(path, trained, depth)
     except BimkernError as error:
         command.report(_PROGRAM, error)
-    lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path)}"
+    lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path, trained, depth)}"
     with printing():
         print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")
 

@@ -30,10 +30,12 @@ from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES, WITH_BACKBONE
 from bimkern.recipes.find import find_config
+from examples.transfer.command import Options as TransferOptions
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ("api", "ops", "nn", "arena", "dropin", "recipes")
 TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md", "docs/api/api.md"}
+TESTED |= {"docs/transfer.md"}
 TESTED |= {"docs/first-hour.md"}  # in test_stranger.py
 TESTED |= {"docs/data.md"}
 TESTED |= {"docs/dropins.md"}  # in dropin/test_docs.py
@@ -182,6 +184,27 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
 
     expected = own_features(model, Image.open(tmp_path / "photo.jpg"))
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pyramid_reads_the_demos_backbone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = RECIPES["demo"].config
+    write_backbones(tmp_path / "runs/demo/exported", Trained(config, 500, MIM(config.method).state_dict()))
+    exec(code_of("docs/transfer.md"), defined := {})
+    assert [tuple(found.shape[2:]) for found in defined["maps"]] == [(64, 48), (32, 24), (16, 12), (8, 6)]
+
+
+def test_commands_of_the_examples_name_options_that_exist():
+    import_or_skip("torchvision")
+    segmentation = importlib.import_module("examples.segmentation.__main__")
+    for program, options in (
+        ("examples.detection", TransferOptions),
+        ("examples.segmentation", segmentation.SegmentationOptions),
+    ):
+        known = {f"--{name.replace('_', '-')}" for name in option_names(options)}
+        found = manual_pages.commands(program)
+        assert found
+        assert all({word for word in arguments if word.startswith("--")} <= known for arguments in found)
 
 
 def test_the_ops_alone_draw_other_masks_at_every_step(monkeypatch):

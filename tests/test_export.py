@@ -110,7 +110,10 @@ def test_depth_and_place_can_be_chosen(run, tmp_path):
     ("arguments", "message"),
     [
         (["run", "--depth", "5"], "--depth must be one of 1, 2, 3, 4, got 5"),
-        (["run", "--format", "onnx"], "--format must be one of timm, mae, hf, bimkern, got 'onnx'"),
+        (
+            ["run", "--format", "onnx"],
+            "--format must be one of timm, mae, hf, detectron2, mmpretrain, bimkern, got 'onnx'",
+        ),
         (["walk"], "walk is not a folder; give a run folder or one of its checkpoints"),
         ([], "CHECKPOINT is missing; see --help\n"),
         (["run/checkpoints/step-00000099"], "step-00000099 is not a folder"),

@@ -1,14 +1,12 @@
 """Files that the program which He et al. 2022 published loads: encoder and decoder."""
 
-import io
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from bimkern.exporters.autoencoder import Autoencoder, read_autoencoder
 from bimkern.exporters.trained import Trained
-from bimkern.exporters.whole_file import whole
+from bimkern.exporters.whole_file import write_pickled
 
 
 def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
@@ -18,10 +16,7 @@ def write_mae_program(path: Path, trained: Trained, depth: int) -> None:
         ConfigError: the method is not MAE's at this depth, or the file cannot be written.
     """
     weights = program_weights(read_autoencoder(trained, depth, "mae-program"))
-    content = io.BytesIO()  # written to a full disk, torch.save speaks of an internal check instead
-    torch.save({"model": weights, "metadata": trained.metadata(depth)}, content)
-    with whole(path) as scratch:
-        scratch.write_bytes(content.getbuffer())
+    write_pickled(path, {"model": weights, "metadata": trained.metadata(depth)})
 
 
 def program_weights(run: Autoencoder) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from typing import Any
 from bimkern.exporters.trained import POOLING, Preprocessing, Trained
 from bimkern.exporters.whole_file import write_json, write_weights
 from bimkern.models.encoder import WEIGHTS_FILE, Layout
-from bimkern.train.config.run import ConfigError
 
 _CROP = 224 / 256  # side of the central crop over the short side of the resized image; MAE's evaluation
 
@@ -22,9 +21,7 @@ def write_timm(path: Path, trained: Trained, depth: int) -> None:
     Raises:
         ConfigError: timm has no such encoder, or the folder cannot be written.
     """
-    layout, encoder = trained.encoder(depth).layout("timm"), trained.config.method.encoder
-    if layout is None:
-        raise ConfigError(f"timm has no network for {type(encoder).__name__}; --format bimkern takes every encoder")
+    layout, encoder = trained.layout(depth, "timm", "timm"), trained.config.method.encoder
     weights = trained.backbone(depth, layout)
     write_weights(path / WEIGHTS_FILE, weights, trained.metadata(depth))
     config = _config(layout, encoder.channels, trained.preprocessing)

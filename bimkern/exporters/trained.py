@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bimkern import pieces
 from bimkern.mim.model import Method
-from bimkern.models.encoder import EncoderConfig, Layout, Weights
+from bimkern.models.encoder import EncoderConfig, Layout, Program, Weights
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.config.run import Config, ConfigError
@@ -79,6 +79,26 @@ class Trained:
             mean=self.config.method.mean,
             std=self.config.method.std,
         )
+
+    def pixels(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of every channel where pixels are in [0, 255]."""
+        images = self.preprocessing
+        mean, std = ([round(255 * value, 3) for value in values] for values in (images.mean, images.std))
+        return mean, std
+
+    def layout(self, depth: int, program: Program, title: str) -> Layout:
+        """Return the first layers in the terms of a program that goes by a title.
+
+        Raises:
+            ConfigError: it has no such encoder.
+        """
+        encoder = self.encoder(depth)
+        layout = encoder.layout(program)
+        if layout is None:
+            raise ConfigError(
+                f"{title} has no network for {type(encoder).__name__}; --format bimkern takes every encoder"
+            )
+        return layout
 
     def metadata(self, depth: int) -> dict[str, str]:
         """Say what an exported file holds, so that a loader can refuse what merely has the right shapes.

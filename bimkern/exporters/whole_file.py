@@ -3,11 +3,13 @@
 Every function raises ConfigError where its path cannot be written.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bimkern.files import atomic
@@ -19,6 +21,14 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
     """Write tensors as safetensors."""
     with whole(path) as scratch:
         safetensors_writer.write(scratch, weights, metadata=metadata)
+
+
+def write_pickled(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of torch.save."""
+    buffer = io.BytesIO()  # written to a full disk, torch.save speaks of an internal check instead
+    torch.save(content, buffer)
+    with whole(path) as scratch:
+        scratch.write_bytes(buffer.getbuffer())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

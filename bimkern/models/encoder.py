@@ -33,7 +33,7 @@ __all__ = [
 Grid = tuple[int, int]
 Weights = Mapping[str, Tensor]
 WEIGHTS_FILE = "model.safetensors"  # where timm, transformers and we look for weights in a folder
-Program = Literal["timm", "mae-program", "hf-vit-mae"]  # whose layouts an encoder may know
+Program = Literal["timm", "mae-program", "hf-vit-mae", "detectron2", "mmpretrain"]  # whose layouts an encoder may know
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Layout:
       its width; `first_conv` and `classifier`, prefixes of the weights of its first convolution and its classifier.
     - `hf-vit-mae`: the fields of transformers' ViTMAEConfig that describe the encoder, such as `hidden_size`.
     - `mae-program`: none.
+    - `detectron2`: arguments of the ViT of ViTDet.
+    - `mmpretrain`: `type` and arguments of the backbone, as in a config of mmdet or mmsegmentation.
     """
 
     names: tuple[tuple[str, str], ...]  # prefixes, ours and theirs; the first that fits a name is replaced

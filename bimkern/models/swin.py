@@ -79,15 +79,26 @@ class Swin(nn.Module):
         return plan_windows(keep[:1] if shared else keep, grid, self.config.windows(grid))
 
     def run_layer(self, layer: int, tokens: Tensor, view: View) -> Tensor:
-        plan = self._plan_of_all(view.grid, tokens.device) if view.plan is None else view.plan
+        return self.merge_after(layer, self.run_block(layer, tokens, view), view)
+
+    def run_block(self, layer: int, tokens: Tensor, view: View) -> Tensor:
+        """Run a layer as run_layer does, without the merging at the end of a stage."""
         stage, block = self.config.stage_and_block(layer)
-        level = plan.levels[stage]
+        level = self._plan(tokens, view).levels[stage]
         here: Any = self.layers[stage]
-        tokens = here.blocks[block](tokens, level.groups(block), level.window)
-        if block + 1 == len(here.blocks) and level.merge is not None:
-            following: Any = self.layers[stage + 1]
-            tokens = following.downsample(tokens, level.merge)
-        return tokens
+        return here.blocks[block](tokens, level.groups(block), level.window)
+
+    def merge_after(self, layer: int, tokens: Tensor, view: View) -> Tensor:
+        """Merge what run_block put out, where the layer is the last of a stage that another follows."""
+        stage, block = self.config.stage_and_block(layer)
+        merge = self._plan(tokens, view).levels[stage].merge
+        if block + 1 < self.config.depths[stage] or merge is None:
+            return tokens
+        following: Any = self.layers[stage + 1]
+        return following.downsample(tokens, merge)
+
+    def _plan(self, tokens: Tensor, view: View) -> SwinPlan:
+        return self._plan_of_all(view.grid, tokens.device) if view.plan is None else view.plan
 
     def _plan_of_all(self, grid: Grid, device: torch.device) -> SwinPlan:
         """Return the plan for images of which no patch is left out."""
@@ -229,6 +240,8 @@ class SwinConfig:
         return 2 * tokens * linear + 4 * tokens * together * width + merging
 
     def layout(self, program: Program) -> Layout | None:
+        if program == "mmpretrain":
+            return self._mmpretrain_layout()
         if program != "timm":
             return None
         settings = {
@@ -248,6 +261,24 @@ class SwinConfig:
             "classifier": "head.fc",
         }
         return Layout(names=(), norm="norm.", random=self._left_to_fine_tuning(), settings=settings)
+
+    def _mmpretrain_layout(self) -> Layout:
+        """Describe the network there: a merging ends the stage before it, and all windows have the same size."""
+        merges = [(f"layers.{i}.downsample.", f"stages.{i - 1}.downsample.") for i in range(1, len(self.depths))]
+        settings = {
+            "type": "mmpretrain.SwinTransformer",
+            "arch": {"embed_dims": self.width, "depths": list(self.whole.depths), "num_heads": list(self.num_heads)},
+            "img_size": self.window_image_size or self.image_size,
+            "patch_size": self.patch,
+            "in_channels": self.channels,
+            "window_size": self.window,
+            "stage_cfgs": {"block_cfgs": {"ffn_ratio": self.mlp_ratio}},
+        }
+        return Layout(
+            names=(*merges, ("layers.", "stages."), ("patch_embed.proj.", "patch_embed.projection.")),
+            norm=f"norm{len(self.depths) - 1}.",
+            settings=settings,
+        )
 
     def _left_to_fine_tuning(self) -> RandomWeights:
         """Return the weights of the whole network's layers that are not here."""

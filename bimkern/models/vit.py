@@ -153,17 +153,49 @@ class ViTConfig:
                     "num_channels": self.channels,
                 },
             )
+        sizes = {
+            "patch_size": self.patch,
+            "in_chans": self.channels,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+        }
+        if program == "detectron2":
+            return Layout(
+                names=(
+                    ("patch_embed.", "backbone.net.patch_embed.proj."),
+                    (_TABLE, "backbone.net.pos_embed"),
+                    ("", "backbone.net."),
+                ),
+                norm=None,
+                tables={"backbone.net.pos_embed": positions},
+                settings={**sizes, "pretrain_img_size": self.image_size},
+            )
+        if program == "mmpretrain":
+            return Layout(
+                names=(("patch_embed.", "patch_embed.projection."), ("blocks.", "layers."), (_TABLE, "pos_embed")),
+                norm="ln1.",
+                tables={"pos_embed": positions},
+                settings={
+                    "type": "mmpretrain.VisionTransformer",
+                    "arch": {
+                        "embed_dims": self.width,
+                        "num_layers": self.depth,
+                        "num_heads": self.num_heads,
+                        "feedforward_channels": int(self.width * self.mlp_ratio),
+                    },
+                    "img_size": self.image_size,
+                    "patch_size": self.patch,
+                    "in_channels": self.channels,
+                },
+            )
         settings = {
             "architecture": "vit_base_patch16_224",  # any VisionTransformer: model_args give every size
             "num_features": self.width,
             "model_args": {
+                **sizes,
                 "img_size": self.image_size,
-                "patch_size": self.patch,
-                "in_chans": self.channels,
-                "embed_dim": self.width,
-                "depth": self.depth,
-                "num_heads": self.num_heads,
-                "mlp_ratio": self.mlp_ratio,
                 "fc_norm": False,  # else timm would drop the trained norm for a new one behind the pooling
             },
             "first_conv": "patch_embed.proj",

@@ -9,8 +9,10 @@ import torch
 from disk import full_disk, mode, umask_of
 from safetensors import safe_open
 
+from bimkern.exporters.detectron2 import write_detectron2
 from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program
+from bimkern.exporters.mmpretrain import write_mmpretrain
 from bimkern.exporters.own import write_backbones, write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, read_trained
@@ -23,7 +25,9 @@ from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
 CONFIG = RECIPES["bim_vit_test"].config
-every_format = pytest.mark.parametrize("write", [write_timm, write_mae_program, write_hf, write_own])
+every_format = pytest.mark.parametrize(
+    "write", [write_timm, write_mae_program, write_hf, write_detectron2, write_mmpretrain, write_own]
+)
 
 
 def trained(step=20):

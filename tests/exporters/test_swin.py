@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_swin
 import torch
 from interop import import_or_skip
 from PIL import Image
@@ -26,10 +27,7 @@ GROWING = {"window": 14, "window_image_size": 224, "image_size": 192}
 
 def trained(**changes):
     """A network whose norms and tables are not those of a new one, of a recipe with a small Swin."""
-    config = RECIPES["fastmim_swin_tiny_test"].config
-    encoder = SwinConfig(**SMALL | {"image_size": 64, "window": 4} | changes)
-    masker = replace(config.method.masker, mask_unit=8)
-    config = replace(config, method=replace(config.method, encoder=encoder, taps=(encoder.depth - 1,), masker=masker))
+    config = small_swin.recipe(**{"window": 4} | changes)
     model = MIM(config.method).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

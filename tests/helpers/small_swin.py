@@ -3,11 +3,14 @@
 Shapes: B images, T tokens, D width.
 """
 
+from dataclasses import replace
+
 import torch
 
 from bimkern.mim.masking.view import StageView
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.swin import SwinConfig
+from bimkern.recipes import RECIPES
 
 SMALL = {"width": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4)}
 
@@ -22,6 +25,14 @@ def build(window, **changes):
             if parameter.dim() == 1 or name.endswith("table"):
                 parameter.add_(torch.randn_like(parameter) / 4)
     return model
+
+
+def recipe(**changes):
+    """Return the config of FastMIM with such a Swin for images of 64 pixels, and a head behind its last layer."""
+    config = RECIPES["fastmim_swin_tiny_test"].config
+    encoder = SwinConfig(**SMALL | {"image_size": 64} | changes)
+    masker = replace(config.method.masker, mask_unit=8)
+    return replace(config, method=replace(config.method, encoder=encoder, taps=(encoder.depth - 1,), masker=masker))
 
 
 def sparse_view(model, keep, grid):

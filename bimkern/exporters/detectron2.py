@@ -1,0 +1,37 @@
+"""Files that detectron2's ViTDet starts from: a plain ViT without class token and last norm, which ViTDet has not."""
+
+from pathlib import Path
+
+from bimkern.exporters.trained import Trained
+from bimkern.exporters.whole_file import write_pickled
+from bimkern.models.encoder import Layout
+
+_CLASS_TOKEN = "backbone.net.cls_token"
+
+
+def write_detectron2(path: Path, trained: Trained, depth: int) -> None:
+    """Write a file of torch.save, its weights under "model"; the position table keeps the row of the class token.
+
+    The relative positions of ViTDet start from zero, and its pyramid and heads from random weights.
+
+    Raises:
+        ConfigError: detectron2 has no such encoder, or the file cannot be written.
+    """
+    weights = trained.backbone(depth, _layout(trained, depth))
+    del weights[_CLASS_TOKEN]
+    write_pickled(path, {"model": weights, "metadata": trained.metadata(depth)})
+
+
+def _layout(trained: Trained, depth: int) -> Layout:
+    return trained.layout(depth, "detectron2", "detectron2's ViTDet")
+
+
+def lazy_config(path: Path, trained: Trained, depth: int) -> str:
+    """Return the lines that a config of ViTDet needs for such a file."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in _layout(trained, depth).settings.items())
+    mean, std = trained.pixels()
+    return (
+        f"model.backbone.net.update(dict({arguments}))\n"
+        f"model.pixel_mean, model.pixel_std, model.input_format = {mean}, {std}, 'RGB'\n"
+        f"train.init_checkpoint = {str(path)!r}"
+    )

@@ -1,0 +1,1 @@
+"""Train a UperNet on a trained encoder: `python -m examples.segmentation --help`."""

@@ -1,0 +1,192 @@
+"""`python -m examples.segmentation --backbone RUN_OR_EXPORT --data FOLDER --out FOLDER`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bimkern.torchvision_compat  # where torchvision was built for CUDA
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from bimkern.figures import new_figure
+from bimkern.models.pyramid import depths_pyramid
+from bimkern.models.swin import SwinConfig
+from examples.segmentation.folder import IGNORED, Pairs, read_folder
+from examples.segmentation.upernet import UperNet, resized
+from examples.transfer.command import Options, run
+from examples.transfer.encoder import pyramid_of, read_encoder, set_drop_path
+from examples.transfer.errors import TransferError
+from examples.transfer.shapes import draw_masks
+from examples.transfer.training import Recipe, train
+
+# Wang et al. 2023 (LocalMIM), ADE20K with UperNet; without its relative positions and LayerScale for ViT.
+VIT = Recipe(
+    image_size=512,
+    batch_size=16,
+    lr=4e-4,
+    weight_decay=0.05,
+    layer_decay=0.65,
+    drop_path=0.1,
+    steps=160_000,
+    warmup=1500,
+)
+SWIN = Recipe(image_size=512, batch_size=16, lr=6e-5, weight_decay=0.01, drop_path=0.3, steps=160_000, warmup=1500)
+WIDTH = 512
+STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
+AUXILIARY = 0.4  # weight of that loss
+# Ours, for the drawn data set.
+SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=1000, warmup=40)
+SHAPES_WIDTH = 32
+
+HELP = """Train a UperNet on a trained encoder, and print its mean IoU.
+
+FOLDER has images/train, images/val, masks/train and masks/val, with masks of the same names: PNG files of class
+numbers, 255 where a pixel counts nowhere. ADE20K's folders work as they are:
+
+  python -m examples.segmentation --backbone runs/mine --data ADEChallengeData2016 --out runs/mine-segmentation \\
+    --num-classes 150 --ignore-zero
+
+The numbers are those of LocalMIM for ADE20K: 160,000 steps at 512 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationOptions(Options):
+    """Options of this example."""
+
+    num_classes: int | None = None
+    """Number of classes. Default: the lines of classes.txt in FOLDER."""
+    ignore_zero: bool = False
+    """Masks have 0 where a pixel counts nowhere, and classes begin with 1."""
+    taps: tuple[int, ...] = ()
+    """Four layers of a ViT to read, counted from 0. Default: 3 5 7 11 of 12, as in MAE; LocalMIM takes 1 3 9 11."""
+
+
+def segmentation(options: SegmentationOptions) -> None:
+    """Train, test, and write the results."""
+    folder, shapes = options.folder(draw_masks), options.data == "shapes"
+    backbone = read_encoder(options.backbone, scratch=options.scratch)
+    published = SWIN if isinstance(backbone.config, SwinConfig) else VIT
+    recipe = options.changed(SHAPES if shapes else published)
+    num_classes = options.num_classes or _count_classes(folder)
+    pyramid = pyramid_of(backbone, partial(depths_pyramid, taps=options.taps or None))
+    set_drop_path(pyramid.encoder, recipe.drop_path)
+    model = UperNet(pyramid, num_classes, SHAPES_WIDTH if shapes else WIDTH).to(options.device)
+    normalize = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize(backbone.images.mean, backbone.images.std)]
+    )
+    pairs = {
+        part: read_folder(folder, part, transform, zero_is_ignored=options.ignore_zero)
+        for part, transform in (("train", crops(recipe.image_size, normalize)), ("val", normalize))
+    }
+
+    def loss_of(samples: list[tuple[Tensor, Tensor]]) -> Tensor:
+        images, labels = (torch.stack(tensors).to(options.device) for tensors in zip(*samples, strict=True))
+        main, auxiliary = (F.cross_entropy(logits, labels, ignore_index=IGNORED) for logits in model(images))
+        return main + AUXILIARY * auxiliary
+
+    losses = train(
+        model,
+        pyramid.encoder,
+        pairs["train"],
+        loss_of,
+        recipe,
+        micro_batch=options.micro_batch,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    ious = test(model, pairs["val"], num_classes, recipe.image_size)
+    mean = ious[~ious.isnan()].mean().item()
+    options.save(model, {"mean_iou": mean, "iou": ious.tolist(), "loss": losses})
+    draw(model, pairs["val"], num_classes, recipe.image_size, options.out / "predictions.png")
+    print(f"mean IoU {mean:.2%}")
+
+
+def _count_classes(folder: Path) -> int:
+    names = folder / "classes.txt"
+    if not names.is_file():
+        raise TransferError(f"--num-classes is missing, and so is {names}")
+    return len(names.read_text().split("\n"))
+
+
+def crops(side: int, normalize: v2.Transform) -> v2.Transform:
+    """Return random crops of images between half and twice the size, as in mmsegmentation."""
+    return v2.Compose(
+        [
+            v2.RandomShortestSize(list(range(side // 2, 2 * side + 1)), max_size=8 * side),
+            v2.RandomCrop(side, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}),
+            v2.RandomHorizontalFlip(),
+            v2.RandomPhotometricDistort(),
+            normalize,
+        ]
+    )
+
+
+@torch.no_grad()
+def predict(model: UperNet, image: Tensor, side: int) -> Tensor:
+    """Return the classes of an image [3, H, W], from windows over the image at a short side of `side`: [H, W]."""
+    height, width = image.shape[1:]
+    scale = side / min(height, width)
+    small = resized(image[None], [max(side, round(extent * scale)) for extent in (height, width)])
+    logits = torch.zeros(())
+    for rows in _windows(small.shape[2], side):
+        for columns in _windows(small.shape[3], side):
+            found = model(small[:, :, rows, columns])[0].softmax(1)
+            if not logits.dim():
+                logits = found.new_zeros(1, found.shape[1], *small.shape[2:])
+            logits[:, :, rows, columns] += found
+    return resized(logits, (height, width)).argmax(1)[0]
+
+
+def _windows(extent: int, side: int) -> Iterator[slice]:
+    """Yield windows that cover an extent, the last at its end."""
+    stride = round(side * STRIDE)
+    for first in range(0, max(1, extent - side + stride), stride):
+        first = min(first, extent - side)
+        yield slice(first, first + side)
+
+
+def test(model: UperNet, pairs: Pairs, num_classes: int, side: int) -> Tensor:
+    """Return the intersection over union of every class; NaN where neither truth nor prediction has it."""
+    model.eval()
+    device = next(model.parameters()).device
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for image, labels in (pairs[index] for index in range(len(pairs))):
+        found = predict(model, image.to(device), side).cpu()
+        counted = labels != IGNORED
+        codes = labels[counted] * num_classes + found[counted]
+        confusion += codes.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    right = confusion.diag().double()
+    return right / (confusion.sum(0) + confusion.sum(1) - right)
+
+
+def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, count: int = 4) -> None:
+    """Draw some test images, what they show, and what is predicted."""
+    device = next(model.parameters()).device
+    count = min(count, len(pairs))
+    figure = new_figure(6, 2 * count)
+    for index, row in enumerate(figure.subplots(count, 3, squeeze=False)):
+        image, labels = pairs.read(index)
+        look: dict[str, Any] = {
+            "cmap": "tab20",
+            "vmin": 0,
+            "vmax": max(19, num_classes - 1),
+            "interpolation": "nearest",
+        }
+        found = predict(model, pairs[index][0].to(device), side).cpu()
+        row[0].imshow(image.permute(1, 2, 0))
+        row[1].imshow(labels.float().masked_fill(labels == IGNORED, torch.nan), **look)
+        row[2].imshow(found, **look)
+        for axes, title in zip(row, ("image", "truth", "prediction"), strict=True):
+            axes.set_axis_off()
+            if not index:
+                axes.set_title(title)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    run("examples.segmentation", SegmentationOptions, segmentation, HELP)

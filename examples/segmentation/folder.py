@@ -1,0 +1,75 @@
+"""Images and masks in folders, as pairs for training and testing.
+
+Shapes: H W pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from examples.transfer.errors import TransferError
+
+IGNORED = 255  # the value of pixels that count nowhere
+_IMAGES = {".jpg", ".jpeg", ".png"}
+_PARTS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
+_KINDS = {"images": ("images",), "masks": ("masks", "annotations")}
+
+
+@dataclass(frozen=True)
+class Pairs(Dataset[Any]):
+    """Images with the mask that has the same name, a PNG of class numbers, 255 for pixels that count nowhere."""
+
+    files: list[tuple[Path, Path]]
+    transform: v2.Transform
+    zero_is_ignored: bool  # then classes begin with 1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image [3, H, W], normalized, and its classes [H, W]."""
+        image, mask = self.read(index)
+        image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return image, mask.long()
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image [3, H, W] and its classes [H, W], uint8 as they are stored."""
+        image, mask = self.files[index]
+        labels = TF.pil_to_tensor(Image.open(mask))[0]
+        if self.zero_is_ignored:
+            labels = torch.where(labels == 0, IGNORED, labels - 1).to(torch.uint8)
+        return TF.pil_to_tensor(Image.open(image).convert("RGB")), labels
+
+
+def read_folder(folder: Path, part: str, transform: v2.Transform, *, zero_is_ignored: bool = False) -> Pairs:
+    """Find the images of a part, `images/PART/`, and their masks, `masks/PART/`; ADE20K's names are known too.
+
+    Raises:
+        TransferError: there are none, or an image has no mask.
+    """
+    images, masks = (_find(folder, kind, part) for kind in _KINDS)
+    files = []
+    for image in sorted(path for path in images.iterdir() if path.suffix.lower() in _IMAGES):
+        mask = masks / f"{image.stem}.png"
+        if not mask.is_file():
+            raise TransferError(f"{image} has no mask; it should be {mask}")
+        files.append((image, mask))
+    if not files:
+        raise TransferError(f"{images} holds no {', '.join(sorted(_IMAGES))}")
+    return Pairs(files, transform, zero_is_ignored)
+
+
+def _find(folder: Path, kind: str, part: str) -> Path:
+    names = [f"{first}/{second}" for first in _KINDS[kind] for second in _PARTS[part]]
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise TransferError(f"{folder} has none of {', '.join(names)}")

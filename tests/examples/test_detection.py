@@ -1,0 +1,42 @@
+"""The example of detection, end to end."""
+
+import json
+
+import pytest
+import torch
+from interop import import_or_skip
+
+import_or_skip("torchvision")
+import_or_skip("pycocotools")
+from examples.detection.__main__ import Options, detection  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def own_operators(monkeypatch):
+    """Undo replace_missing after a test."""
+    from torchvision.models.detection import roi_heads
+    from torchvision.ops import boxes, poolers
+
+    for module, name in ((boxes, "nms"), (poolers, "roi_align"), (roi_heads, "roi_align")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("backbone", ["vit_run", "swin_export"])
+def test_it_trains_tests_and_draws(tmp_path, request, capsys, backbone):
+    torch.manual_seed(0)
+    options = Options(
+        backbone=request.getfixturevalue(backbone), data="shapes", out=tmp_path / "out", steps=16, batch_size=4,
+        lr=2e-3, workers=0, device="cpu",
+    )  # fmt: skip
+    options.out.mkdir()
+    detection(options)
+    metrics = json.loads((options.out / "metrics.json").read_text())
+    losses = metrics.pop("loss")
+    assert sum(losses[-6:]) / 6 < 0.9 * sum(losses[:2]) / 2
+    assert metrics.keys() == {"box_ap", "box_ap50", "mask_ap", "mask_ap50"}
+    assert all(0 <= value <= 1 for value in metrics.values())
+    assert "step 16/16  loss" in capsys.readouterr().out
+    assert (options.out / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    weights = torch.load(options.out / "model.pt", weights_only=True)
+    assert [name for name in weights if name.startswith("backbone.pyramid.encoder.patch_embed.")]

@@ -31,6 +31,7 @@ class Stream(Enum):
     REPLACEMENT = 4  # of images that cannot be read
     RECTANGLE = 5  # of a blockwise mask
     STEP = 6  # the key by which the masks of a step are drawn
+    DROP_PATH = 10  # which residual branches an image skips
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, key: int) -> tuple[Words, Words, Words, Words]:

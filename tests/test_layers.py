@@ -32,7 +32,7 @@ LAYERS = (
     ("importers",),
     ("train.task",),
     ("train.trainer",),
-    ("train.pretraining",),
+    ("train.training", "train.pretraining"),
     ("train.run",),
     ("evaluate", "dropin", "recipes"),
     ("command",),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import LayerNorm, Linear, Mlp, PatchEmbed
 from bimkern.ops import WindowGroups, gather_tokens, group_attention
@@ -57,12 +58,14 @@ class SwinLayer(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(width, NORM_EPS)
         self.attn = WindowAttention(width, num_heads, window)
+        self.drop_path1 = DropPath()
         self.norm2 = LayerNorm(width, NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path2 = DropPath()
 
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
-        x = x + self.attn(self.norm1(x), groups, window)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path1(self.attn(self.norm1(x), groups, window))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):

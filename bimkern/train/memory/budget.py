@@ -5,19 +5,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
 from bimkern.errors import BimkernError, RunError
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.run import Config, ConfigError, RunOptions
 from bimkern.train.memory.estimate import MemoryEstimate
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
 
 logger = logging.getLogger("bimkern.train")
+
+Options = TypeVar("Options", bound=RunOptions)
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
@@ -39,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return str(error) in _ONEDNN or any(text in str(error) for text in _TEXTS)
 
 
-def halve_micro_batch(run: RunConfig) -> RunConfig:
+def halve_micro_batch(run: Options) -> Options:
     """Return the options with half the micro-batch and the same batch.
 
     Raises:

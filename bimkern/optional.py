@@ -39,6 +39,22 @@ def load(name: str) -> ModuleType:
         raise Unusable(f"cannot be imported: {reason}{remedy}") from error
 
 
+def load_timm(need: str) -> ModuleType:
+    """Import timm, also beside a torchvision that was built for another torch.
+
+    Args:
+        need: how a message begins, such as "RandAugment needs timm".
+
+    Raises:
+        Unusable: it is not there, or cannot be imported.
+    """
+    try:
+        load("bimkern.torchvision_compat")  # before timm
+        return load("timm")
+    except Unusable as reason:
+        raise Unusable(f"{need}: {reason}; pip install 'bimkern[timm]'") from reason
+
+
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 

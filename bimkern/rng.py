@@ -31,6 +31,9 @@ class Stream(Enum):
     REPLACEMENT = 4  # of images that cannot be read
     RECTANGLE = 5  # of a blockwise mask
     STEP = 6  # the key by which the masks of a step are drawn
+    AUGMENT = 7  # seeds of a library that changes the pixels of a crop
+    ERASE = 8  # likewise, of one that erases rectangles
+    MIX = 9  # likewise, of one that mixes the images of a batch
     DROP_PATH = 10  # which residual branches an image skips
 
 

@@ -75,6 +75,17 @@ def reductions(boxes: Int64, size: int, oversampling: float) -> Int64:
     return np.left_shift(1, np.searchsorted(_REDUCTIONS, largest, side="right"))
 
 
+class PixelTransform(Protocol):
+    """What is done to crops besides, as a pure function of their draw ids."""
+
+    @property
+    def name(self) -> str:
+        """What it is, in messages."""
+
+    def __call__(self, images: NDArray[np.uint8], draw_ids: Int64, seed: int) -> None:
+        """Change the pixels of crops in place, [B, C, H, W]."""
+
+
 class Cropping(Protocol):
     """How samples are cropped and flipped, as a pure function of their draw ids: a frozen dataclass."""
 
@@ -88,6 +99,13 @@ class Cropping(Protocol):
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Return which samples are mirrored, [B]."""
+
+    def pixel_transform(self, channels: int) -> PixelTransform | None:
+        """Return what changes the pixels of crops of so many channels, None if nothing does.
+
+        Raises:
+            ValueError: it cannot be done with so many.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +134,10 @@ class CenterCrop:
         """Return that no sample is mirrored, [B]."""
         return np.zeros(len(draw_ids), dtype=bool)
 
+    def pixel_transform(self, channels: int) -> PixelTransform | None:
+        """Return None: pixels stay as they are."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
@@ -131,15 +153,16 @@ class RandomResizedCrop:
     crop_filter: CropFilter = "around"  # the filter sees beyond the box; "inside": the box alone, as in torchvision
 
     def __post_init__(self) -> None:
+        own = type(self).__name__
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"RandomResizedCrop: scale must rise within (0, 1], got {self.scale}")
+            raise ValueError(f"{own}: scale must rise within (0, 1], got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"RandomResizedCrop: ratio must rise above 0, got {self.ratio}")
+            raise ValueError(f"{own}: ratio must rise above 0, got {self.ratio}")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"RandomResizedCrop: flip must be in [0, 1], got {self.flip}")
+            raise ValueError(f"{own}: flip must be in [0, 1], got {self.flip}")
         for name, choices in (("interpolation", get_args(Interpolation)), ("crop_filter", get_args(CropFilter))):
             if (given := getattr(self, name)) not in choices:
-                raise ValueError(f"RandomResizedCrop: {name} must be {' or '.join(choices)}, got {given!r}")
+                raise ValueError(f"{own}: {name} must be {' or '.join(choices)}, got {given!r}")
 
     def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
         """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).
@@ -165,6 +188,10 @@ class RandomResizedCrop:
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Draw which samples are mirrored, [B]."""
         return _uniform(draw(Stream.FLIP, 0, draw_ids, seed)[0]) < self.flip
+
+    def pixel_transform(self, channels: int) -> PixelTransform | None:
+        """Return None: pixels stay as they are."""
+        return None
 
     def _central_boxes(self, sizes: Int64) -> Int64:
         width, height = sizes[:, 0], sizes[:, 1]

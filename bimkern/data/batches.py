@@ -10,7 +10,7 @@ resumed while it is bad replaces it by the same.
 Shapes: B samples of a micro-batch, C channels, H W pixels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Cropping, Int64, draw_ids, reductions, replacements, sample_sequence
+from bimkern.data.augment import Cropping, Int64, PixelTransform, draw_ids, reductions, replacements, sample_sequence
 from bimkern.data.orientation import StoredBoxes, stored_boxes
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
@@ -89,6 +89,12 @@ class MicroBatches:
     seed: int
     layout: StepLayout
     jpeg_draft: float = 0.0  # the oversampling that reduced JPEGs keep (augment.py); 0 for full decoding
+
+    pixel_transform: PixelTransform | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Here, so that a refusal comes before any worker, and workers need not import timm one by one.
+        object.__setattr__(self, "pixel_transform", self.augment.pixel_transform(self.images.channels))
 
     def __getitem__(self, index: int) -> Crops:
         segment, step, part = self.layout.locate(index)

@@ -86,7 +86,12 @@ class DaliLoader:
             BadImages: some of the next micro-batch cannot be read.
             WorkerDied: DALI failed, and no image is to blame; the next micro-batch has not been yielded.
             Interrupted: a stop was requested while a micro-batch was awaited.
+            ValueError: data changes pixels, which needs PIL.
         """
+        if data.pixel_transform is not None:
+            raise ValueError(
+                f"DaliLoader: augment must crop and flip alone, got {data.pixel_transform.name}; take PilLoader"
+            )
         for batch in watched(self._batches(data, first, last), Watchdog("the DALI loader")):
             if batch.images.is_cuda:
                 batch.images.record_stream(torch.cuda.current_stream(self.device))  # of the thread that uses them

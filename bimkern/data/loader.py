@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 
 from bimkern.data import dali, regions
+from bimkern.data.augment import Cropping
 from bimkern.data.batches import Batch, MicroBatches
 from bimkern.data.dali import DaliLoader
 from bimkern.data.formats import CONVERTED
@@ -38,22 +39,41 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def choose_loader(name: LoaderName, device: torch.device, workers: int | None, channels: int = 3) -> tuple[Loader, str]:
+def choose_loader(
+    name: LoaderName,
+    device: torch.device,
+    workers: int | None,
+    channels: int = 3,
+    augment: Cropping | None = None,
+) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
     `auto` takes DALI where a GPU decodes to gray or RGB, else PIL. Whether DALI decodes regions there is tested.
 
+    Args:
+        name: auto, dali or pil.
+        device: where the batches are used.
+        workers: processes or threads; None: default_workers().
+        channels: that images are decoded to.
+        augment: of the run; what it does to pixels needs PIL. None: it crops and flips alone.
+
     Raises:
         LoaderError: DALI is asked for by name and cannot be used here.
+        ValueError, Unusable: augment cannot be applied, see its pixel_transform.
     """
+    transform = None if augment is None else augment.pixel_transform(channels)
     workers = default_workers() if workers is None else workers
     pil = PilLoader(workers=workers, pin_memory=device.type == "cuda")
     if name == "pil":
         return pil, f"PIL in {workers} processes, as asked"
     if name == "auto" and device.type == "cpu":
         return pil, f"PIL in {workers} processes, the faster one on a CPU"
+    wanted = None
     if channels not in CONVERTED:
         wanted = f"DALI decodes to 1 or 3 channels and the encoder takes {channels}"
+    elif transform is not None:
+        wanted = f"{transform.name} takes images of PIL"
+    if wanted is not None:
         if name == "dali":
             raise LoaderError(f"--loader dali: {wanted}; take --loader pil")
         return pil, f"PIL in {workers} processes, as {wanted}"

@@ -132,6 +132,8 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
             faults[sample_id] = str(error)
     if faults:
         raise BadImages(faults)
+    if data.pixel_transform is not None:
+        data.pixel_transform(images, crops.draw_ids, data.seed)
 
 
 def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:

@@ -180,7 +180,6 @@ def _cannot(name: str, arguments: Arguments, error: Exception) -> str:
 
 def _timm() -> ModuleType:
     try:
-        optional.load("bimkern.torchvision_compat")  # before timm
-        return optional.load("timm")
+        return optional.load_timm("backbones by name need timm")
     except optional.Unusable as reason:
-        raise NetworkError(f"backbones by name need timm: {reason}; pip install 'bimkern[timm]'") from reason
+        raise NetworkError(str(reason)) from reason

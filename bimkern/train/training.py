@@ -154,4 +154,4 @@ def _choose(config: TrainingConfig) -> tuple[Loader, str]:
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
-    return choose_loader(options.loader, device, options.workers, config.channels)
+    return choose_loader(options.loader, device, options.workers, config.channels, config.augment)

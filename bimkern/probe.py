@@ -12,6 +12,7 @@ import tyro
 from bimkern import command
 from bimkern.errors import BimkernError
 from bimkern.evaluate.backbone import Backbone, Pool, read_backbone
+from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
@@ -53,12 +54,17 @@ class Options:
     """Learning rate of the linear probe for 256 images; a batch has 16384."""
     epochs: int = LinearProbe.epochs
     """Epochs of the linear probe, 10 / 90 of them warm-up; small data sets get more, up to 1000 steps."""
+    crops: int = 0
+    """Random crops of each training image that the linear probe learns from, flipped or not; 0: the central crop. MAE's
+    probe has another one in every epoch. Each costs a forward pass of the training images."""
+    max_bad_ratio: float = MAX_BAD_RATIO
+    """Share of the images of --data that may be left out because they cannot be read."""
     batch_size: int = 64
     """Images per forward pass of the encoder."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     seed: int = 0
-    """Seed of the linear probe."""
+    """Seed of the linear probe and of random crops."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
     """Python file or module to import first, for an encoder of your own."""
     json: bool = False
@@ -75,6 +81,10 @@ class Options:
             raise ConfigError(f"--k must be numbers of at least 1, got {' '.join(map(str, self.k)) or 'none'}")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.crops < 0:
+            raise ConfigError(f"--crops must be at least 0, got {self.crops}")
+        if not 0 <= self.max_bad_ratio < 1:
+            raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
         if self.picture is not None and self.picture.suffix.lower() != ".png":
             raise ConfigError(f"--picture is written as PNG and must end in .png, got {self.picture}")
 
@@ -88,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(source)
         backbones = {str(path): read_backbone(path) for path in options.runs}
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
-        data = load_digits() if options.data is None else read_labeled(options.data, _channels(backbones))
+        data = _data(options, backbones)
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
         picture = options.picture or _picture_of(options.runs[0])
         if picture is not None:
@@ -107,6 +117,12 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
     if not all(word.isdecimal() and 1 <= int(word) <= deepest for word in words):
         raise ConfigError(f"--depth must be all or numbers from 1 to {deepest} with commas for {run}, got {text!r}")
     return sorted({int(word) for word in words})
+
+
+def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
+    if options.data is None:
+        return load_digits()
+    return read_labeled(options.data, _channels(backbones), options.max_bad_ratio)
 
 
 def _channels(backbones: Mapping[str, Backbone]) -> int:
@@ -129,6 +145,7 @@ def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data:
         batch_size=options.batch_size,
         device=device.claim(options.device),
         seed=options.seed,
+        crops=options.crops,
     )
 
 

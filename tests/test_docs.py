@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = ("api", "ops", "nn", "arena", "dropin", "recipes")
 TESTED = {"README.md", "docs/memory.md", "docs/extending.md", "docs/ops.md", "docs/backbones.md", "docs/api/api.md"}
 TESTED |= {"docs/first-hour.md"}  # in test_stranger.py
+TESTED |= {"docs/data.md"}
 TESTED |= {"docs/dropins.md"}  # in dropin/test_docs.py
 
 
@@ -52,6 +53,12 @@ def test_all_code_is_run():
 def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(code_of(page), {})
+
+
+def test_a_batch_is_augmented_as_the_page_on_data_says():
+    import_or_skip("timm")
+    exec(code_of("docs/data.md"), found := {})
+    assert found["targets"].sum(dim=1).tolist() == pytest.approx([1] * 8)
 
 
 def test_own_recipes_and_pieces_are_what_the_manual_says(tmp_path, monkeypatch):

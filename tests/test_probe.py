@@ -42,7 +42,8 @@ def test_help_lists_exactly_these_options(capsys):
         main(["--help"])
     assert stop.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
-    shown = ["--help", "--data", "--depth", "--pool", "--k", "--base-lr", "--epochs", "--batch-size", "--device"]
+    shown = ["--help", "--data", "--depth", "--pool", "--k", "--base-lr", "--epochs", "--crops"]
+    shown += ["--max-bad-ratio", "--batch-size", "--device"]
     assert found == [*shown, "--seed", "--import", "--json", "--picture"]
 
 
@@ -73,6 +74,16 @@ def test_json_has_an_object_for_every_depth(runs, stripes, capsys):
         assert one["chance"] == 0.5
 
 
+def test_the_linear_probe_learns_from_random_crops_and_neighbors_do_not(runs, stripes, capsys):
+    def found(*options):
+        main([runs[0], "--data", stripes, *QUICK, "--depth", "2", "--json", *options])
+        return json.loads(capsys.readouterr().out)
+
+    plain, cropped, again = found(), found("--crops", "3"), found("--crops", "3")
+    assert cropped["knn_by_k"] == plain["knn_by_k"]
+    assert cropped["linear"] == again["linear"] > 0.8  # crops of stripes are stripes
+
+
 def test_without_data_it_reads_digits(runs, capsys):
     main([runs[0], "--depth", "2", "--json"])
     (found,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -95,6 +106,9 @@ def test_without_data_it_reads_digits(runs, capsys):
         (["bim", "--k", "17", "--data", "DATA"], "neighbors must be in [1, 16], the number of training images, got 17"),
         (["bim", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["bim", "--base-lr", "0"], "--base-lr must be above 0 and finite, got 0.0"),
+        (["bim", "--crops", "-1"], "--crops must be at least 0, got -1"),
+        (["bim", "--crops", "2"], "--crops needs --data: the digits are no files, and too small to be cropped"),
+        (["bim", "--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
         (["bim", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["bim", "--data", "nowhere"], "nowhere must be a folder of class folders"),
         (["bim", "--picture", "a.jpg"], "--picture is written as PNG and must end in .png, got a.jpg"),

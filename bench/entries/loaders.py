@@ -108,6 +108,13 @@ def _photographs(size: tuple[int, int]) -> Iterator[Image.Image]:
         yield decode_file(photographs.source.paths[0] / file).pixels.resize(size, Image.Resampling.BICUBIC)
 
 
+def write_photographs(folder: Path) -> None:
+    """Write JPEGs of the usual size in ImageNet into a folder."""
+    for i, image in enumerate(_photographs((_WIDTH, _HEIGHT))):
+        for copy in range(_COPIES):
+            image.save(folder / f"{i}_{copy}.jpg", quality=90)
+
+
 def _data(case: Case, folder: str) -> MicroBatches:
     listing, B = list_images(ImageFolder(paths=(Path(folder),))), case.dims["B"]
     images = readable(listing, check(listing, workers=_WORKERS))
@@ -117,9 +124,7 @@ def _data(case: Case, folder: str) -> MicroBatches:
 
 def _of_all_loaders(case: Case) -> Measure:
     folder = tempfile.TemporaryDirectory()
-    for i, image in enumerate(_photographs((_WIDTH, _HEIGHT))):
-        for copy in range(_COPIES):
-            image.save(Path(folder.name, f"{i}_{copy}.jpg"), quality=90)
+    write_photographs(Path(folder.name))
     data = _data(case, folder.name)
     names: list[LoaderName] = ["pil", "dali"]
     if reason := dali.unusable():

@@ -5,6 +5,7 @@ They do not depend on batch size, workers, device or resume; masks (ops/random_k
 Shapes: B samples.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
@@ -12,6 +13,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from bimkern.data.orientation import Boxes
 from bimkern.rng import WORD, Stream, draw
 
 Int64 = NDArray[np.int64]
@@ -61,7 +63,7 @@ def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int],
     return ids
 
 
-def reductions(boxes: Int64, size: int, oversampling: float) -> Int64:
+def reductions(boxes: Boxes, size: int, oversampling: float) -> Int64:
     """Return by how much images may be reduced before they are cropped, [B], each 1, 2, 4 or 8.
 
     Args:
@@ -94,8 +96,15 @@ class Cropping(Protocol):
     @property
     def crop_filter(self) -> CropFilter: ...
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
-        """Return a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2]."""
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
+        """Return a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2].
+
+        Args:
+            draw_ids: [B].
+            sizes: [B, 2], width and height of the images.
+            seed: of the run.
+            size: side of the crops in pixels.
+        """
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Return which samples are mirrored, [B]."""
@@ -112,23 +121,28 @@ class Cropping(Protocol):
 class CenterCrop:
     """Crop the central square for evaluation: resize the short side to size / ratio, then crop the center to size.
 
-    The box is rounded to whole pixels of the image.
+    The box is that of the resized image, in whole pixels there; in those of the image, in parts of pixels.
 
-    Source: 224 of 256, as in torchvision's and MAE's evaluation.
+    Source: 224 of 256, as in torchvision's and MAE's evaluation; rounded as in timm's transform.
     """
 
-    ratio: float = 224 / 256  # side of the crop over the short side of the image
+    ratio: float = 224 / 256  # side of the crop over the short side of the resized image
     interpolation: Interpolation = "bicubic"
-    crop_filter: CropFilter = "around"
+
+    @property
+    def crop_filter(self) -> CropFilter:
+        """The filter sees the whole image."""
+        return "around"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"CenterCrop: ratio must be in (0, 1], got {self.ratio}")
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
         """Return the central square of every sample, [B, 4], whatever the draw."""
-        side = np.maximum(1, np.rint(sizes.min(axis=1, keepdims=True) * self.ratio).astype(np.int64))  # [B, 1]
-        return np.concatenate([(sizes - side) // 2, side, side], axis=1)
+        resized = math.floor(size / self.ratio) * sizes // sizes.min(axis=1, keepdims=True)  # [B, 2]
+        scale = sizes / resized
+        return np.concatenate([np.rint((resized - size) / 2) * scale, size * scale], axis=1)
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Return that no sample is mirrored, [B]."""
@@ -164,7 +178,7 @@ class RandomResizedCrop:
             if (given := getattr(self, name)) not in choices:
                 raise ValueError(f"{own}: {name} must be {' or '.join(choices)}, got {given!r}")
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int) -> Int64:
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
         """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).
 
         The first of ten draws that fits is taken; where none does, the largest central box of an allowed aspect.

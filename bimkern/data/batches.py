@@ -19,8 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bimkern.data.augment import Cropping, Int64, PixelTransform, draw_ids, reductions, replacements, sample_sequence
-from bimkern.data.orientation import StoredBoxes, stored_boxes
+from bimkern.data.augment import (
+    Cropping,
+    Int64,
+    PixelTransform,
+    draw_ids,
+    reductions,
+    replacements,
+    sample_sequence,
+)
+from bimkern.data.orientation import Boxes, StoredBoxes, stored_boxes
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 
@@ -54,7 +62,7 @@ class Crops:
     sizes: Int64  # [B, 2], width, height of the whole images, upright
     orientations: Int64  # [B], how the stored images are turned upright
     pil_only: NDArray[np.bool_]  # [B], images that DALI might decode to something else
-    boxes: Int64  # [B, 4], left, top, width, height
+    boxes: Boxes  # [B, 4], left, top, width, height
     reductions: Int64  # [B], a JPEG may be decoded at 1 / reduction of its width and height
     flips: NDArray[np.bool_]  # [B]
     size: int  # side of the crops in pixels
@@ -107,7 +115,7 @@ class MicroBatches:
         # Pixels of a draft may lie across the edges of a box: no filter could see the inside alone.
         draft = self.jpeg_draft if augment.crop_filter == "around" else 0.0
         sizes = images.sizes[sample_ids]
-        boxes = augment.boxes(draws, sizes, self.seed)
+        boxes = augment.boxes(draws, sizes, self.seed, size=segment.image_size)
         return Crops(
             sample_ids,
             draws,

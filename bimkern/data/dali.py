@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -256,11 +257,11 @@ def _inputs(data: MicroBatches, crops: Crops, sound: Path) -> tuple[_Inputs, Sto
     return (paths, window, window_extent, first, last, sides), boxes
 
 
-def _widened(corner: Int64, extent: Int64, size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
+def _widened(corner: NDArray[Any], extent: NDArray[Any], size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
     """Widen boxes by what the filter sees around them in their images; return corners and extents, [B, 2]."""
-    margin = np.ceil(reach * np.maximum(extent / size, 1)).astype(np.int64) + 1
-    first = np.maximum(corner - margin, 0)
-    return first, np.minimum(corner + extent + margin, image) - first
+    margin = np.ceil(reach * np.maximum(extent / size, 1)) + 1
+    first = np.maximum(np.floor(corner - margin), 0).astype(np.int64)
+    return first, np.minimum(np.ceil(corner + extent + margin), image).astype(np.int64) - first
 
 
 def _take(pixels: Any, due: _Planned) -> Tensor:

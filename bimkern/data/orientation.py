@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 Int64 = NDArray[np.int64]
+Boxes = Int64 | NDArray[np.float64]  # whole pixels, or parts of them
 
 UPRIGHT = 1
 _METHODS = {
@@ -56,14 +57,14 @@ def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 class StoredBoxes:
     """Crop boxes in the coordinates of stored images, and what is left to do to the crops; all in H W order."""
 
-    corners: Int64  # [B, 2]
-    extents: Int64  # [B, 2]
+    corners: NDArray[Any]  # [B, 2], whole pixels or parts of them, as the boxes
+    extents: NDArray[Any]  # [B, 2]
     sizes: Int64  # [B, 2], of the whole images
     mirrored: NDArray[np.bool_]  # [B, 2], axes along which a crop is read backwards
     transposed: NDArray[np.bool_]  # [B], crops whose rows then become columns
 
 
-def stored_boxes(boxes: Int64, flips: NDArray[np.bool_], sizes: Int64, orientations: Int64) -> StoredBoxes:
+def stored_boxes(boxes: Boxes, flips: NDArray[np.bool_], sizes: Int64, orientations: Int64) -> StoredBoxes:
     """Find crop boxes of upright images in the images as they are stored.
 
     Args:

@@ -23,7 +23,8 @@ from bimkern.data.digits import enlarged, read_digits
 from bimkern.data.formats import BadImage, Decoded, decode
 from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
-from bimkern.data.source import Source, list_images, open_in, title
+from bimkern.data.source import Images, open_in, title
+from bimkern.evaluate.checked_images import MAX_BAD_RATIO, readable_images
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing
 
@@ -39,6 +40,7 @@ class Part:
 
     labels: Tensor  # [B] int64
     read: Read  # indices, how images are prepared, C -> [B, C, S, S] uint8
+    images: Images | None = None  # what random crops are taken of; None: no files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,36 +88,38 @@ def in_memory(gray: Tensor, labels: Tensor) -> Part:
     return Part(labels=labels, read=read)
 
 
-def read_labeled(path: Path, channels: int) -> Labeled:
+def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO) -> Labeled:
     """Return the images of a folder of classes or of a list, as labeled_images takes them.
 
     Where they have no part of their own to test on, a quarter of each class is: which, follows from the file names.
+    All images are checked first; those that cannot be read are left out, with a warning.
 
     Args:
         path: the folder or list.
         channels: that the images are decoded to.
+        max_bad_ratio: share of the images that may be left out.
 
     Raises:
         SourceError: it cannot be read, holds no image, an image has no label, or there are fewer than two classes.
-        EvaluationError: a class has too few images.
+        EvaluationError: a class has too few images, or too many images cannot be read.
     """
     source = labeled_images(path)
-    files = list_images(source, channels).files
-    labels = read_labels(source, files)
+    images = readable_images(source, channels, max_bad_ratio)
+    labels = read_labels(source, images.files)
     if source.held_out is not None:
-        held_out = list_images(source.held_out, channels).files
-        held_out_labels = read_labels(source.held_out, held_out, labels.classes)
-        test = _part(source.held_out, held_out, held_out_labels)
-        return Labeled(classes=labels.classes, train=_part(source, files, labels), test=test)
-    parts: tuple[list[str], list[str]] = [], []
+        held_out = readable_images(source.held_out, channels, max_bad_ratio)
+        held_out_labels = read_labels(source.held_out, held_out.files, labels.classes)
+        return Labeled(classes=labels.classes, train=_part(images, labels), test=_part(held_out, held_out_labels))
+    parts: tuple[list[int], list[int]] = [], []
     for number, name in enumerate(labels.classes):
-        shuffled = sorted((file for file in files if labels.by_file[file] == number), key=_hash)
+        same = (i for i, file in enumerate(images.files) if labels.by_file[file] == number)
+        shuffled = sorted(same, key=lambda i: _hash(images.files[i]))
         if len(shuffled) < 2:
             raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")
         count = math.ceil(_TEST_SHARE * len(shuffled))
         parts[0].extend(shuffled[count:])
         parts[1].extend(shuffled[:count])
-    train, test = (_part(source, sorted(part), labels) for part in parts)
+    train, test = (_part(images.only(sorted(part)), labels) for part in parts)
     return Labeled(classes=labels.classes, train=train, test=test)
 
 
@@ -123,7 +127,9 @@ def _hash(file: str) -> bytes:
     return hashlib.sha256(os.fsencode(file)).digest()
 
 
-def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
+def _part(found: Images, labels: Labels) -> Part:
+    source, files = found.source, found.files
+
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
         def read_one(index: int) -> NDArray[np.uint8]:
             try:
@@ -135,7 +141,7 @@ def _part(source: Source, files: Sequence[str], labels: Labels) -> Part:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # PIL decodes and resizes without the GIL
             return torch.from_numpy(np.stack(list(pool.map(read_one, indices))))
 
-    return Part(labels=torch.from_numpy(labels.of(files)), read=read)
+    return Part(labels=torch.from_numpy(labels.of(files)), read=read, images=found)
 
 
 def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:

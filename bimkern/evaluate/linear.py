@@ -21,9 +21,8 @@ _NORM_EPS, _INIT_STD = 1e-6, 0.01
 class LinearProbe:
     """How the classifier is trained.
 
-    The features are those of whole images: random crops, which MAE's probe takes in addition, would take a forward pass
-    of the encoder in every epoch. A data set smaller than a batch is one batch, at the same rate, and its epochs are
-    repeated until the classifier has made min_steps: at a rate in proportion to the batch, LARS would hardly move it.
+    A data set smaller than a batch is one batch, at the same rate, and its epochs are repeated until the classifier has
+    made min_steps: at a rate in proportion to the batch, LARS would hardly move it.
 
     Source: He et al. 2022 (MAE), table 10, and its published program.
     """
@@ -53,7 +52,14 @@ class LinearProbe:
         return max(self.epochs * per_epoch, self.min_steps)
 
     def accuracy(
-        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int = 0
+        self,
+        train: Tensor,
+        train_labels: Tensor,
+        test: Tensor,
+        test_labels: Tensor,
+        *,
+        seed: int = 0,
+        crops: int = 1,
     ) -> float:
         """Train the classifier and return the share of test images that it classifies correctly.
 
@@ -62,11 +68,12 @@ class LinearProbe:
             train_labels: [M] int64 in [0, classes), likewise test_labels [N].
             test: [N, D] float32.
             seed: of the initial weights and the order of the images.
+            crops: features of every image among those of training; an epoch is as long as with one.
         """
         generator = torch.Generator().manual_seed(seed)
         model = build_probe(train.shape[1], int(train_labels.max()) + 1, generator).to(train.device)
         optimizer, schedule = LARS(model.parameters(), self.peak_lr), Cosine(warmup=self.warmup_epochs / self.epochs)
-        steps = self.num_steps(len(train))
+        steps = self.num_steps(len(train) // crops)
         size, order, used = min(self.batch_size, len(train)), torch.empty(0, dtype=torch.int64), 0
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = self.peak_lr * schedule.factor((step + 0.5) / steps)

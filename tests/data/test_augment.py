@@ -39,7 +39,7 @@ def test_draw_ids_name_sample_and_epoch():
 
 @pytest.mark.parametrize(("width", "height"), [(640, 427), (1, 1), (2000, 3), (3, 2000), (8, 8)])
 def test_boxes_lie_inside_the_image(width, height):
-    left, top, w, h = CROP.boxes(ids(500), sizes(500, width, height), seed=0).T
+    left, top, w, h = CROP.boxes(ids(500), sizes(500, width, height), seed=0, size=16).T
     assert (w >= 1).all()
     assert (h >= 1).all()
     assert (left >= 0).all()
@@ -49,7 +49,7 @@ def test_boxes_lie_inside_the_image(width, height):
 
 
 def test_boxes_have_the_asked_area_and_aspect():
-    boxes = CROP.boxes(ids(4000), sizes(4000, 500, 500), seed=1)
+    boxes = CROP.boxes(ids(4000), sizes(4000, 500, 500), seed=1, size=16)
     area = boxes[:, 2] * boxes[:, 3] / 250000
     aspect = boxes[:, 2] / boxes[:, 3]
     assert 0.195 < area.min() < 0.22
@@ -61,15 +61,15 @@ def test_boxes_have_the_asked_area_and_aspect():
 
 
 def test_an_image_that_no_draw_fits_gets_the_largest_central_box():
-    boxes = CROP.boxes(ids(10), sizes(10, 2000, 3), seed=0)
+    boxes = CROP.boxes(ids(10), sizes(10, 2000, 3), seed=0, size=16)
     assert (boxes == (998, 0, 4, 3)).all()
 
 
 def test_a_box_depends_on_its_own_sample_alone():
     shapes = sizes(50, 300, 200)
-    together = CROP.boxes(ids(50), shapes, seed=2)
-    assert np.array_equal(CROP.boxes(ids(50)[20:21], shapes[:1], seed=2)[0], together[20])
-    assert not np.array_equal(CROP.boxes(ids(50, epoch=1), shapes, seed=2), together)
+    together = CROP.boxes(ids(50), shapes, seed=2, size=16)
+    assert np.array_equal(CROP.boxes(ids(50)[20:21], shapes[:1], seed=2, size=16)[0], together[20])
+    assert not np.array_equal(CROP.boxes(ids(50, epoch=1), shapes, seed=2, size=16), together)
 
 
 def test_every_other_sample_is_mirrored():

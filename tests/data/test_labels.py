@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bad_files import picture
+from checked import checked_images
+from interop import import_or_skip
 from PIL import Image
 
 from bimkern.data import pil
@@ -14,6 +16,7 @@ from bimkern.data.augment import CenterCrop, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.labels import ListedImages, labeled_images, read_labels
+from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, list_images
 from bimkern.data.step_layout import StepLayout
@@ -121,6 +124,34 @@ def test_the_center_crop_is_the_resized_image_cropped(tmp_path):
     assert torch.equal(ours, torch.from_numpy(theirs))
     with pytest.raises(ValueError, match=r"CenterCrop: ratio must be in \(0, 1\], got 1.5"):
         CenterCrop(ratio=1.5)
+
+
+@pytest.mark.parametrize("name", ["pil", "dali"])
+@pytest.mark.parametrize("ratio", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_center_crop_is_that_of_timm(tmp_path, name, ratio, interpolation):
+    """But for rounding, and for the filter's overshoot: Pillow clips it between passes whose order it chooses."""
+    timm = import_or_skip("timm")
+    if name == "dali":
+        pytest.importorskip("nvidia.dali")
+    sizes = [(500, 375), (375, 500), (281, 217), (97, 60), (64, 64)]
+    for i, size in enumerate(sizes):
+        levels = torch.randint(64, 192, (12, 12, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
+    images = checked_images(tmp_path)
+    layout = StepLayout.one_epoch(image_size=64, batch_size=5, num_images=5)
+    data = MicroBatches(
+        images=images, augment=CenterCrop(ratio=ratio, interpolation=interpolation), seed=0, layout=layout
+    )
+    (batch,) = choose_loader(name, torch.device("cpu"), 0)[0].batches(data, 0, 1)
+    resize, crop, *_ = timm.data.create_transform((3, 64, 64), interpolation=interpolation, crop_pct=ratio).transforms
+    for ours, sample_id in zip(batch.images, batch.sample_ids.tolist(), strict=True):
+        with Image.open(images.path(sample_id)) as image:
+            theirs = np.asarray(crop(resize(image))).transpose(2, 0, 1).astype(int)
+        inside = np.s_[:, 1:-1, 1:-1]  # a crop at the edge of its image is another one in DALI
+        difference = np.abs(ours.numpy() - theirs)[inside]
+        assert difference.max() <= 2
+        assert difference.mean() < 0.3
 
 
 @pytest.mark.parametrize("num_images", [1, 4, 11, 12])

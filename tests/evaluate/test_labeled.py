@@ -1,6 +1,7 @@
 """Labeled images: which are tested, and how they are cut out."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from bimkern.data.formats import decode
 from bimkern.data.source import SourceError
+from bimkern.evaluate.checked_images import random_crops
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.evaluate.labeled import Labeled, central_crop, in_memory, load_digits, read_labeled
 from bimkern.exporters.trained import Preprocessing
@@ -74,11 +76,55 @@ def test_says_what_is_wrong_with_a_folder(tmp_path, names, error, message):
         read_labeled(tmp_path, 3)
 
 
-def test_a_damaged_image_is_named(tmp_path):
+def damage(path):
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def test_damaged_images_are_named_and_left_out(tmp_path, caplog):
+    write(tmp_path, ["train/a/1.png", "train/b/2.png", "train/b/3.png", "train/b/4.png", "val/b/5.png"])
+    damage(tmp_path / "train/b/3.png")
+    data = read_labeled(tmp_path, 3, max_bad_ratio=0.3)
+    assert (reds(data.train), data.train.labels.tolist(), reds(data.test)) == ([0, 10, 30], [0, 1, 1], [40])
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "bimkern.evaluate"]
+    assert re.fullmatch(r".*train: 1 of 4 images cannot be read \(b/3\.png: .*\); they are left out", warning)
+    message = r"train: 1 of 4 images cannot be read \(b/3\.png: .*\), more than --max-bad-ratio 0\.1; replace or rem"
+    with pytest.raises(EvaluationError, match=message):
+        read_labeled(tmp_path, 3)
+    for name in ("a/1", "b/2", "b/4"):
+        damage(tmp_path / f"train/{name}.png")
+    with pytest.raises(EvaluationError, match=r"train: 4 of 4 images cannot be read .*, and 1 more"):
+        read_labeled(tmp_path, 3, max_bad_ratio=0.99)
+
+
+def test_an_image_that_is_damaged_after_the_check_is_named(tmp_path):
     write(tmp_path, ["train/a/1.png", "train/b/2.png", "val/b/3.png"])
-    (tmp_path / "train/b/2.png").write_bytes((tmp_path / "train/b/2.png").read_bytes()[:60])
+    data = read_labeled(tmp_path, 3)
+    damage(tmp_path / "train/b/2.png")
     with pytest.raises(EvaluationError, match=r"train: b/2\.png: .*; replace or remove it"):
-        reds(read_labeled(tmp_path, 3).train)
+        reds(data.train)
+
+
+def test_random_crops_are_those_of_the_epoch_and_image_whatever_the_batches(tmp_path, caplog):
+    names = [f"train/{kind}/{number}.png" for kind in "ab" for number in range(3)]
+    write(tmp_path, [*names, "val/b/9.png"])
+    part = read_labeled(tmp_path, 3).train
+
+    def crops(size, epochs=2):
+        shown = list(random_crops(part.images, IMAGES, epochs=epochs, batch_size=size, seed=3))
+        return torch.cat([pixels for pixels, _ in shown]), torch.cat([indices for _, indices in shown])
+
+    pixels, indices = crops(5)
+    assert (pixels.shape, pixels.dtype) == ((12, 3, 32, 32), torch.uint8)
+    assert sorted(indices.tolist()) == sorted([*range(6), *range(6)])
+    assert (pixels[:, 0, 0, 0] == 10 * indices).all()  # the index is that of the image, and so of its label
+    for size in (1, 12):
+        assert all(map(torch.equal, crops(size), (pixels, indices)))
+    assert torch.equal(crops(5, epochs=1)[0], pixels[:6])
+    damage(tmp_path / "train/a/1.png")
+    replaced, of = crops(5)
+    assert 1 not in of
+    assert torch.equal(replaced[indices != 1], pixels[indices != 1])
+    assert "1 of 6 images cannot be read (a/1.png: " in caplog.text
 
 
 def test_nothing_to_learn_or_to_test_on_is_refused():

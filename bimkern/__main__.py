@@ -8,7 +8,7 @@ from pathlib import Path
 from bimkern.errors import closest
 from bimkern.output import printing, say
 
-COMMANDS = ("pretrain", "probe", "plan", "export", "info")
+COMMANDS = ("pretrain", "finetune", "probe", "plan", "export", "info")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ OPTIONS = (
         "--mask-ratio",
     ),
     *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
-    *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--base-lr"),
     *(
         "--teacher",
         "--init",

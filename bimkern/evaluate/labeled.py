@@ -74,7 +74,7 @@ class Labeled:
 
 
 def load_digits() -> Labeled:
-    """Return the 1797 digits of scikit-learn, 8 x 8 pixels, which are enlarged to the encoder's size; half is tested."""
+    """Return the 1797 digits of scikit-learn, enlarged from 8 x 8 pixels to the encoder's size; half is tested."""
     train, test = (in_memory(digits.scans, digits.labels) for digits in read_digits())
     return Labeled(classes=tuple(map(str, range(10))), train=train, test=test)
 

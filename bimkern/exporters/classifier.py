@@ -10,17 +10,17 @@ from bimkern.exporters.timm import describe_network
 from bimkern.exporters.trained import POOLING, Preprocessing, below
 from bimkern.exporters.whole_file import write_json, write_weights
 from bimkern.models.classifier import Classifier
-from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig, Layout
+from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.pieces import to_json
 from bimkern.train.config.finetuning import FinetuneConfig
 
 
-class _Names(NamedTuple):
-    """What another program calls the parts of a classifier."""
+class TimmNames(NamedTuple):
+    """What timm calls the parts of a classifier."""
 
     norm: str
     head: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # of its network, that differ
 
 
 def write_classifier(
@@ -49,9 +49,7 @@ def write_classifier(
         "global_pool": POOLING,
         "classes": json.dumps(classes),
     }
-    layout, names = encoder.layout("timm"), None
-    if layout is not None:
-        names = _timm_names(layout, norm_first=config.norm_first)
+    layout, names = encoder.layout("timm"), names_in_timm(model)
     if layout is None or names is None:
         write_weights(path / WEIGHTS_FILE, state, metadata)
         own = {"encoder": to_json(encoder), "norm_first": config.norm_first, "label_names": list(classes)}
@@ -68,9 +66,14 @@ def write_classifier(
     write_json(path / "config.json", described | {"label_names": list(classes)})
 
 
-def _timm_names(layout: Layout, *, norm_first: bool) -> _Names | None:
-    """Return timm's names; None where its network normalizes at another place."""
+def names_in_timm(model: Classifier) -> TimmNames | None:
+    """Return timm's names; None where it has no such network, or one that normalizes at another place."""
+    encoder: EncoderConfig = model.encoder.config
+    layout = encoder.layout("timm")
+    if layout is None:
+        return None
     head: str = layout.settings["classifier"]
     if "fc_norm" in layout.settings["model_args"]:  # timm's ViT can do both
-        return _Names("norm", head, {"fc_norm": False}) if norm_first else _Names("fc_norm", head, {"fc_norm": True})
-    return _Names("norm", head, {}) if norm_first and layout.norm == "norm." else None
+        norm = "norm" if model.norm_first else "fc_norm"
+        return TimmNames(norm, head, {"fc_norm": not model.norm_first})
+    return TimmNames("norm", head, {}) if model.norm_first and layout.norm == "norm." else None

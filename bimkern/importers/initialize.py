@@ -19,13 +19,14 @@ from bimkern.importers.layouts import Names, Naming, in_published_names, namings
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.models.encoder import EncoderConfig, Grid, Program
 from bimkern.models.pos_embed import Positions
+from bimkern.models.swin_layers import BIASES, WindowAttention
 from bimkern.pieces import to_json
-from bimkern.train.network import build
 from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.network import build
 
 _ENCODER = "encoder."
 _EXAMPLES = 3  # names in a message
-_IMAGES = ("image_size", "img_size")  # settings of an encoder that may differ
+_FITTED = ("image_size", "img_size", "window", "window_size", "window_image_size")  # settings that may differ
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Network:
 
 
 class _Table(NamedTuple):
-    """A position table that was found, or computed, for the grid that the weights were trained on."""
+    """A table of positions, or of biases in a window, as it was found, or computed for the grid of the weights."""
 
     names: Names  # there; none where it was computed
-    fitted: Tensor | None  # to the grid here; None where that is computed as well
+    fitted: Tensor | None  # to the grid or window here; None where that is computed as well
     old: Grid
     new: Grid
 
@@ -135,9 +136,10 @@ def _refuse_other(
     """
     encoder, state = network.config, network.state
     missing = [theirs for names in taken.values() for theirs in names if theirs not in weights]
+    fixed = [item for item in taken.items() if not item[0].endswith(f".{BIASES}")]  # those are resized
     shapes = [
         f"{names[0]} is {shape} instead of {list(state[name].shape)}"
-        for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
+        for name, names in sorted(fixed, key=lambda item: -state[item[0]].dim())
         if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
     ]
     layers, expected, more = _layers(encoder, weights, taken)
@@ -171,7 +173,7 @@ def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str
     return [
         f"{name} is {there[name]:g} instead of {here[name]:g}"
         for name in here
-        if name in there and there[name] != here[name] and name not in _IMAGES
+        if name in there and there[name] != here[name] and name not in _FITTED
     ]
 
 
@@ -239,7 +241,7 @@ def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:
 def _tables(
     network: Network, saved: SavedWeights, weights: Mapping[str, Tensor], naming: Naming, path: Path
 ) -> Iterator[tuple[str, "_Table"]]:
-    """Yield by its name every position table that the network would otherwise compute, fitted to its grid."""
+    """Yield by its name every table that depends on the size of images or windows, fitted to those here."""
     for module_name, module in network.encoder.named_modules():
         if not isinstance(module, Positions):
             continue
@@ -257,6 +259,15 @@ def _tables(
         except ValueError as error:
             raise WeightsError(f"{path}: {theirs}: {error}") from error
         yield name, _Table((theirs,) if theirs in weights else (), fitted, grid, module.grid)
+    for module_name, module in network.encoder.named_modules():
+        if isinstance(module, WindowAttention):
+            name = f"{_ENCODER}{module_name}.{BIASES}"
+            (theirs,) = naming.theirs(name) or (name,)
+            try:
+                fitted, window = module.fit(weights[theirs].float())
+            except ValueError as error:
+                raise WeightsError(f"{path}: {theirs}: {error}") from error
+            yield name, _Table((theirs,), fitted, window, module.window)
 
 
 def _other_parts(

@@ -3,6 +3,7 @@
 Shapes: B images, T tokens, D width, H heads, S masks of the plan (1 or B).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bimkern.ops import WindowGroups, gather_tokens, group_attention
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
+BIASES = "relative_position_bias_table"  # the name of such a table in its WindowAttention
 
 
 class NormedPatchEmbed(nn.Module):
@@ -45,6 +47,18 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)
+
+    def fit(self, table: Tensor) -> tuple[Tensor, Grid]:
+        """Resize a table of biases [(2 * side - 1) ** 2, H] to the window here; return it, and the window that it had.
+
+        Raises:
+            ValueError: it is of another number of heads, or of no square window.
+        """
+        rows, heads = table.shape if table.dim() == 2 else (0, 0)
+        side = (math.isqrt(rows) + 1) // 2
+        if heads != self.num_heads or (2 * side - 1) ** 2 != rows:
+            raise ValueError(f"biases must be [(2 * side - 1) ** 2, {self.num_heads}], got {list(table.shape)}")
+        return resized_table(table, (side, side), self.window), (side, side)
 
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
         table = resized_table(self.relative_position_bias_table, self.window, window)

@@ -83,11 +83,11 @@ def demo() -> FinetuneConfig:
         recipe="demo",
         augment=TrainingAugment(scale=(0.5, 1.0), flip=0.0, rand_augment=None, erase_prob=0.0),  # a flipped 2 is none
         crop=CenterCrop(ratio=1.0),
-        layer_decay=0.75,
+        layer_decay=0.9,
         drop_path=0.0,
         optim=AdamWConfig(betas=(0.9, 0.999), weight_decay=0.05, undecayed=_POSITIONS),
         schedule=Cosine(warmup_epochs=2, final_lr=1e-6),
-        run=FinetuneOptions(epochs=20, batch_size=64, base_lr=4e-3, eval_every=2, save_every=140),
+        run=FinetuneOptions(epochs=30, batch_size=64, base_lr=1.6e-2, eval_every=3, save_every=140),
     )
 
 
@@ -105,9 +105,7 @@ MAE_FINETUNING = (
     ),
     _recipe(
         "MAE, ViT-H/14",
-        finetuning(
-            "mae_vit_huge", VIT_HUGE, base_lr=1e-3, layer_decay=0.75, drop_path=0.3, epochs=50, micro_batch=32
-        ),
+        finetuning("mae_vit_huge", VIT_HUGE, base_lr=1e-3, layer_decay=0.75, drop_path=0.3, epochs=50, micro_batch=32),
     ),
 )
 
@@ -120,9 +118,7 @@ BIM_FINETUNING = (
     ),
     _recipe(
         "BIM, ViT-H/14",
-        finetuning(
-            "bim_vit_huge", VIT_HUGE, base_lr=1e-3, layer_decay=0.75, drop_path=0.3, epochs=50, micro_batch=32
-        ),
+        finetuning("bim_vit_huge", VIT_HUGE, base_lr=1e-3, layer_decay=0.75, drop_path=0.3, epochs=50, micro_batch=32),
     ),
 )
 
@@ -131,9 +127,7 @@ BIM_FINETUNING = (
 LOCALMIM_FINETUNING = (
     _recipe(
         "LocalMIM, ViT-B/16 after 100 epochs",
-        finetuning(
-            "localmim_vit_base", VIT_BASE, base_lr=4e-3 / 4, layer_decay=0.75, drop_path=0.1, warmup_epochs=20
-        ),
+        finetuning("localmim_vit_base", VIT_BASE, base_lr=4e-3 / 4, layer_decay=0.75, drop_path=0.1, warmup_epochs=20),
     ),
     _recipe(
         "LocalMIM, ViT-B/16 after 1600 epochs",
@@ -212,9 +206,7 @@ LOCALMIM_FINETUNING = (
 VITFREEZE_FINETUNING = (
     _recipe(
         "ViTFreeze, ViT-B/16",
-        finetuning(
-            "vitfreeze_vit_base", VIT_BASE, base_lr=4e-3 / 4, layer_decay=0.75, drop_path=0.1, warmup_epochs=20
-        ),
+        finetuning("vitfreeze_vit_base", VIT_BASE, base_lr=4e-3 / 4, layer_decay=0.75, drop_path=0.1, warmup_epochs=20),
     ),
 )
 

@@ -13,9 +13,11 @@ from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.loader import Loader
 from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
+from bimkern.exporters.classifier import names_in_timm
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.backbone import read_pretrained
+from bimkern.importers.initialize import InitialWeights
 from bimkern.models.classifier import Classifier
 from bimkern.output import say
 from bimkern.train import training
@@ -25,11 +27,11 @@ from bimkern.train.config.run import ConfigError
 from bimkern.train.finetuning import Finetuning
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
-from bimkern.train.reporting.summary import describe_finetuning
+from bimkern.train.reporting.summary import describe_finetuning, describe_rates
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
 
-__all__ = ["Finetuned", "finetune"]
+__all__ = ["Finetuned", "describe", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Finetuned:
     classes: tuple[str, ...]
     held_out: Classified
     model: Classifier  # as it is evaluated and exported, in evaluation mode, on the device of the run
+
+    @property
+    def for_timm(self) -> bool:
+        """Whether the classifier is exported in timm's layout."""
+        return names_in_timm(self.model) is not None
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -64,15 +71,7 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
         Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
-    config, weights = read_pretrained(config)
-    init = None if config.run.from_scratch else weights
-    config = replace(config, run=replace(config.run, out=config.run.out or Path("runs") / f"finetuned-{config.recipe}"))
-    inputs = training.find_inputs(config, find_labeled(config))
-    if inputs.held_out is None and not config.run.held_out:
-        raise ConfigError(
-            f"{title(inputs.listing.source)} has no val beside train to evaluate on; name one with --val, or keep a "
-            f"share out with --held-out 0.1"
-        )
+    config, init, inputs = _begin(config)
     labels, held_out_labels = _read_labels(inputs)
     folder = training.open_folder(config, inputs)
 
@@ -91,6 +90,32 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
         config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks)
         task.export(folder.exported)
         return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())
+
+
+def describe(config: FinetuneConfig) -> str:
+    """Describe a run in full: its config as JSON, then images, steps, learning rates and the weights it begins with.
+
+    Raises:
+        ConfigError, SourceError, LoaderError: what the config asks for cannot be done.
+    """
+    config, init, inputs = _begin(config)
+    labels, _ = _read_labels(inputs)
+    lines = [describe_rates(config, inputs.listing, inputs.held_out, len(labels.classes))]
+    lines.append(f"loader         {inputs.loader_choice}")
+    return "\n".join([*lines, "random weights" if init is None else init.summary])
+
+
+def _begin(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeights | None, training.Inputs]:
+    """Read the backbone of a run and list its images; return the resolved config, and the weights it begins with."""
+    config, weights = read_pretrained(config)
+    config = replace(config, run=replace(config.run, out=config.run.out or Path("runs") / f"finetuned-{config.recipe}"))
+    inputs = training.find_inputs(config, find_labeled(config))
+    if inputs.held_out is None and not config.run.held_out:
+        raise ConfigError(
+            f"{title(inputs.listing.source)} has no val beside train to evaluate on; name one with --val, or keep a "
+            f"share out with --held-out 0.1"
+        )
+    return config, None if config.run.from_scratch else weights, inputs
 
 
 def find_labeled(config: FinetuneConfig) -> Source:

@@ -93,9 +93,7 @@ class Finetuning:
         self.model.to(device)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
-        set_attention(
-            self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
-        )
+        set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
         network.refuse_ignored([self.model.encoder], run)
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self._depth = self.model.encoder.config.depth
@@ -215,7 +213,7 @@ class Finetuning:
         return self.model if self._average is None else self._average
 
     def _mixed(self, part: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Return what a micro-batch, of a number in the run, is trained on: images, and labels [B] or targets [B, K]."""
+        """Return what a micro-batch of the run is trained on: images, and labels [B] or targets [B, K]."""
         config, seed = self._config, self._config.run.seed
         images, labels = self._on_device(part.images), self._on_device(self._labels[part.sample_ids])
         if config.augment.erase_prob or config.mixing is not None:

@@ -95,7 +95,8 @@ class Trainer:
         facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
         self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
-            undrawn = not self.folder.has_picture(self.task.pictures.newest)  # killed between its last checkpoint and them
+            # Without them it was killed between its last checkpoint and its pictures.
+            undrawn = not self.folder.has_picture(self.task.pictures.newest)
             if undrawn or self.config.run.log:
                 with closing(self._metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)

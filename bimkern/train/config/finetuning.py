@@ -48,12 +48,12 @@ class FinetuneConfig(TrainingConfig):
     mean: tuple[float, ...] | None = None  # of every channel, to normalize images; None: the backbone's; likewise std
     std: tuple[float, ...] | None = None
     resized: int | None = None  # pixels a side of the images; None: those of the encoder
-    norm_first: bool = False  # normalize every token and take the mean, with the encoder's own norm; or a new one behind
+    norm_first: bool = False  # normalize tokens by the encoder's last norm, then average; else a new norm comes behind
     layer_decay: float = 1.0  # a layer learns at this times the rate of the one above it
     drop_path: float = 0.0  # share of the images that skip the branches of the last layer; in others, fewer
+    crop: CenterCrop  # of images that are evaluated
     mixing: LabelMixing | None = None  # of images and their labels; None: one class each
     ema: float | None = None  # decay, a step, of the averaged weights that are evaluated and exported; None: no average
-    crop: CenterCrop = CenterCrop()  # of images that are evaluated
 
     def __post_init__(self) -> None:
         for name in ("layer_decay", "ema"):

@@ -29,6 +29,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 ArenaName = Literal["auto", "off", "pool", "plan"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+
 class ConfigError(BimkernError, ValueError):
     """The options of a run contradict each other or the machine; the message names the value and the choices."""
 

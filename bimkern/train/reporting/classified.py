@@ -74,9 +74,7 @@ def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_cla
         errors = _worst(errors, images, labels, predicted, logits.softmax(dim=1))
     model.train(trains)
     assert errors is not None
-    return Classified(
-        loss / count, hits / count, top / count, confusion.view(num_classes, num_classes), errors
-    )
+    return Classified(loss / count, hits / count, top / count, confusion.view(num_classes, num_classes), errors)
 
 
 def _worst(before: Errors | None, images: Tensor, labels: Tensor, predicted: Tensor, probabilities: Tensor) -> Errors:

@@ -78,9 +78,7 @@ class Metrics:
             raise
 
     @classmethod
-    def of(
-        cls, config: TrainingConfig, pictures: KeptPictures, folder: RunFolder, *, after_step: int
-    ) -> "Metrics":
+    def of(cls, config: TrainingConfig, pictures: KeptPictures, folder: RunFolder, *, after_step: int) -> "Metrics":
         """Open those of a run, with the loggers that its config names."""
         return cls(
             folder.path,

@@ -33,6 +33,25 @@ def describe_finetuning(config: FinetuneConfig, images: FrozenDataset, num_class
     return _briefly(config, images, loader, held_out, f"{config.image_size} px")
 
 
+def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | None, num_classes: int) -> str:
+    """Describe a fine-tuning run in full: its config as JSON, then images, steps and learning rates, layer by layer."""
+    run, depth = config.run, config.known_encoder.depth
+    kept = sum(is_held_out(file, run.held_out) for file in images.files)
+    layout = config.step_layout(len(images) - kept)
+    evaluated = f"{kept or len(held_out or ())} to evaluate on"
+    factors = (config.layer_decay ** (depth + 1 - group) for group in range(depth + 2))
+    facts = {
+        "images": f"{len(images) - kept} in {title(images.source)}, {evaluated}, not checked yet{_skipped(images)}",
+        "classes": str(num_classes),
+        "device": str(resolve_device(run.device)),
+        "steps": _steps(layout, f"{config.image_size} px"),
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
+        f"{_warmup(config, layout, len(images) - kept)}",
+        "by layer": f"times {' '.join(f'{factor:.4g}' for factor in factors)}, from the embedding to the last layer",
+    }
+    return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
+
+
 def _briefly(config: TrainingConfig, images: FrozenDataset, loader: str, held_out: str, sizes: str) -> str:
     run, num_images = config.run, len(images.images)
     layout = config.step_layout(num_images)

@@ -30,8 +30,6 @@ OPTIONS = (
     *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
     *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--base-lr"),
     *(
-        "--teacher",
-        "--init",
         "--optimizer",
         "--precision",
         "--attention",
@@ -45,6 +43,7 @@ OPTIONS = (
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every"),
+    *("--slices", "--teacher", "--init"),
 )
 
 

@@ -73,7 +73,7 @@ class Positions(_Positions):
         self._tables.clear()
 
     def forward(self, grid: Grid, like: Tensor) -> Tensor:
-        """Return the table of a grid, [N, width]; one that is trained is read anew each time."""
+        """Return the table of a grid, [N, width]; one that is trained is read each time."""
         return self.build(grid) if isinstance(self.table, nn.Parameter) else super().forward(grid, like)
 
     @property

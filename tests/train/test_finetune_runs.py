@@ -22,6 +22,7 @@ from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import from_json, to_json
 from bimkern.train.finetune_run import finetune
+from bimkern.train.optim.group import GroupOptimizer
 
 PLAIN = TrainingAugment(scale=(0.6, 1.0), flip=0.0, rand_augment=None, erase_prob=0.0)
 
@@ -97,6 +98,21 @@ def test_a_run_learns_and_is_evaluated(configure, recipe):
     assert outcome.history[-1]["diverged_steps"] == 0
 
 
+def test_layers_learn_at_rates_that_fall_downward(configure, monkeypatch):
+    rates, set_rates = [], GroupOptimizer.set_rates
+
+    def watch(self, rate):
+        set_rates(self, rate)
+        rates.append({group["layer_group"]: group["lr"] for group in self._optimizer.inner.param_groups})
+
+    monkeypatch.setattr(GroupOptimizer, "set_rates", watch)
+    outcome = finetune(configure(epochs=1))
+    for record, by_group in zip(outcome.history, rates, strict=True):
+        assert {group.number for group in by_group} == set(range(6))  # embedding, four layers, norm and last layer
+        for group, lr in by_group.items():
+            assert lr == pytest.approx(record["lr"] * 0.8 ** (5 - group.number))
+
+
 HARD = {
     "augment": TrainingAugment(),
     "mixing": LabelMixing(),
@@ -131,7 +147,7 @@ def test_other_labels_or_another_backbone_are_refused(configure, data, backbone,
     config = configure(epochs=1)
     finetune(config)
     with pytest.raises(
-        ConfigError, match="began with other weights than --backbone .* holds now; choose another --out"
+        ConfigError, match=r"began with other weights than --backbone .* holds now; choose another --out"
     ):
         finetune(configure(epochs=1, from_scratch=False, backbone=backbone("bim_vit_test")))
     files = sorted((data / "train").rglob("*.png"))
@@ -146,7 +162,7 @@ def test_other_labels_or_another_backbone_are_refused(configure, data, backbone,
     config = configure(epochs=1, data=data / "list.csv", held_out=0.3, out=tmp_path / "listed")
     finetune(config)
     listed(swapped=True)
-    with pytest.raises(ConfigError, match="was trained with other labels than --data has now; choose another --out"):
+    with pytest.raises(ConfigError, match=r"was trained with other labels than --data has now; choose another --out"):
         finetune(config)
 
 

@@ -11,21 +11,11 @@ from bimkern.errors import BimkernError
 from bimkern.importers.initialize import InitialWeights, Network, fit, summarize
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
-from bimkern.models.classifier import Classifier
-from bimkern.models.encoder import PartlyTrained
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError
+from bimkern.train.network import build_classifier
 
 _NORM = "heads.0.in_norm."  # the last norm of an encoder, which its heads begin with
-
-
-def build_classifier(config: FinetuneConfig, num_classes: int) -> Classifier:
-    """Build the network of a config that knows its encoder; layers that were left out of pre-training are added."""
-    assert config.mean is not None
-    assert config.std is not None
-    encoder = config.known_encoder
-    whole = encoder.whole if isinstance(encoder, PartlyTrained) else encoder
-    return Classifier(whole, num_classes, norm_first=config.norm_first, mean=config.mean, std=config.std)
 
 
 def read_pretrained(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeights]:
@@ -76,7 +66,7 @@ def _fitted(config: FinetuneConfig, saved: SavedWeights, path: Path) -> InitialW
     encoder = config.known_encoder
     with torch.device("meta"):
         module: Any = encoder.module(encoder)
-        model = build_classifier(config, num_classes=2)
+        model = build_classifier(replace(config, num_classes=config.num_classes or 1))
     state = {f"encoder.{name}": tensor for name, tensor in module.state_dict().items()}
     if config.norm_first:
         state |= {f"{_NORM}{name}": tensor for name, tensor in model.norm.state_dict().items()}

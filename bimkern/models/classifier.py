@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
 
 from bimkern.models.encoder import EncoderConfig, NormalizesOtherwise, WholeImages
 from bimkern.models.layers import LAYER_NORM_EPS, LayerNorm, Linear
@@ -65,6 +66,13 @@ class Classifier(nn.Module):
         pooled = self.norm(patches).mean(dim=1) if self.norm_first else self.norm(patches.mean(dim=1))
         logits: Tensor = self.head(pooled)
         return logits.float()
+
+    def loss(self, images: Tensor, targets: Tensor, denominator: int) -> Tensor:
+        """Return the cross entropy of images, summed and divided; targets are labels [B], or shares of them [B, K]."""
+        logits = self(images)
+        if targets.dim() == 1:
+            return cross_entropy(logits, targets, reduction="sum") / denominator
+        return -(targets * log_softmax(logits, dim=1)).sum() / denominator
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return uint8 images [B, C, S, S] as normalized floats."""

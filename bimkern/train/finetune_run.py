@@ -23,8 +23,9 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.finetuning import FinetuneConfig
-from bimkern.train.config.run import ConfigError
+from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning import Finetuning
+from bimkern.train.memory.budget import check_memory
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.summary import describe_finetuning, describe_rates
@@ -71,8 +72,8 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
         Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
-    config, init, inputs = _begin(config)
-    labels, held_out_labels = _read_labels(inputs)
+    config, init, inputs, (labels, held_out_labels) = _begin(config)
+    check_memory(config, resolve_device(config.run.device))
     folder = training.open_folder(config, inputs)
 
     def make_task(
@@ -83,7 +84,7 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
 
     with closing(folder):
         images = training.check_images(config, inputs, folder)
-        say(describe_finetuning(config, images, len(labels.classes), training.describe_loader(inputs, images)))
+        say(describe_finetuning(config, images, training.describe_loader(inputs, images)))
         if not folder.has_checkpoint and init is not None:
             write_json(folder.init_report, dict(init.report))
             say(f"{init.summary}; see {folder.init_report}")
@@ -98,15 +99,21 @@ def describe(config: FinetuneConfig) -> str:
     Raises:
         ConfigError, SourceError, LoaderError: what the config asks for cannot be done.
     """
-    config, init, inputs = _begin(config)
-    labels, _ = _read_labels(inputs)
-    lines = [describe_rates(config, inputs.listing, inputs.held_out, len(labels.classes))]
+    config, init, inputs, _ = _begin(config)
+    lines = [describe_rates(config, inputs.listing, inputs.held_out)]
     lines.append(f"loader         {inputs.loader_choice}")
     return "\n".join([*lines, "random weights" if init is None else init.summary])
 
 
-def _begin(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeights | None, training.Inputs]:
-    """Read the backbone of a run and list its images; return the resolved config, and the weights it begins with."""
+def _begin(
+    config: FinetuneConfig,
+) -> tuple[FinetuneConfig, InitialWeights | None, training.Inputs, tuple[Labels, Labels]]:
+    """Read the backbone of a run, list its images and read their labels.
+
+    Returns:
+        The resolved config; the weights that the run begins with, None for random ones; the images; the labels of those
+        to train on, and of those held out.
+    """
     config, weights = read_pretrained(config)
     config = replace(config, run=replace(config.run, out=config.run.out or Path("runs") / f"finetuned-{config.recipe}"))
     inputs = training.find_inputs(config, find_labeled(config))
@@ -115,7 +122,12 @@ def _begin(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeights | Non
             f"{title(inputs.listing.source)} has no val beside train to evaluate on; name one with --val, or keep a "
             f"share out with --held-out 0.1"
         )
-    return config, None if config.run.from_scratch else weights, inputs
+    labels = _read_labels(inputs)
+    count = len(labels[0].classes)
+    if config.num_classes not in (None, count):
+        raise ConfigError(f"num_classes must be {count}, as the labels name so many classes, got {config.num_classes}")
+    config = replace(config, num_classes=count)
+    return config, None if config.run.from_scratch else weights, inputs, labels
 
 
 def find_labeled(config: FinetuneConfig) -> Source:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
 
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
@@ -23,7 +22,6 @@ from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.classifier import write_classifier
 from bimkern.files.best_effort import BestEffort
-from bimkern.importers.backbone import build_classifier
 from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.schedule import LayerGroup, resolve
 from bimkern.models import attention
@@ -64,7 +62,7 @@ class Finetuning:
         """Build the network and its updates.
 
         Args:
-            config: a config that knows its encoder.
+            config: a resolved config.
             layout: the steps of the run.
             images: what the run trains on and is evaluated on.
             labels: of what it trains on.
@@ -81,7 +79,7 @@ class Finetuning:
         self._held_out_labels = torch.from_numpy(held_out_labels.of(images.held_out.files))
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
-            self.model = build_classifier(config, len(labels.classes))
+            self.model = network.build_classifier(config)
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self.model.train_positions()
@@ -122,7 +120,7 @@ class Finetuning:
             images, targets = self._mixed(part, number=self._layout.index(index) + i)
             draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
             with scope(f"micro-batch {i + 1}"):
-                error = _error(self.model(images), targets) / segment.batch_size
+                error = self.model.loss(images, targets, segment.batch_size)
                 update.scale(error).backward()
                 loss += error.detach()
                 del error
@@ -254,13 +252,6 @@ def decayed(layer_decay: float, group: LayerGroup, depth: int) -> float:
     Source: Clark et al. 2020 (ELECTRA), appendix B; Bao et al. 2022 (BEiT), whose groups these are.
     """
     return layer_decay ** (depth + 1 - group.number)
-
-
-def _error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum the cross entropy of logits [B, K] over images; targets are labels [B] or shares of classes [B, K]."""
-    if targets.dim() == 1:
-        return cross_entropy(logits, targets, reduction="sum")
-    return -(targets * log_softmax(logits, dim=1)).sum()
 
 
 def _digest(labels: Labels, images: Images) -> str:

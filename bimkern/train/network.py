@@ -10,10 +10,13 @@ from torch import nn
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
+from bimkern.models.classifier import Classifier
+from bimkern.models.encoder import PartlyTrained
 from bimkern.models.exported import BackboneError, read_encoder_config
 from bimkern.models.layers import other_dtype_layers, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher
 from bimkern.pieces import PieceError
+from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import Config, ConfigError, RunOptions
 
 
@@ -41,6 +44,16 @@ def build(config: Config) -> MIM:
         raise ConfigError(f"--teacher {error}") from error
     refuse_ignored([model.encoder, *model.heads], config.run, [] if model.teacher is None else [model.teacher.encoder])
     return model
+
+
+def build_classifier(config: FinetuneConfig) -> Classifier:
+    """Build the network of a resolved config; layers that were left out of pre-training are added."""
+    assert config.mean is not None
+    assert config.std is not None
+    assert config.num_classes is not None
+    encoder = config.known_encoder
+    whole = encoder.whole if isinstance(encoder, PartlyTrained) else encoder
+    return Classifier(whole, config.num_classes, norm_first=config.norm_first, mean=config.mean, std=config.std)
 
 
 def set_compute(model: MIM, dtype: torch.dtype, attention_fn: AttentionFn = sdpa) -> None:

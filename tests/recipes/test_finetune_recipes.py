@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bimkern.importers.backbone import build_classifier
 from bimkern.mim.schedule import LayerGroup, resolve
 from bimkern.models.swin import SWIN_BASE
 from bimkern.recipes import RECIPES
 from bimkern.recipes.finetuning import FINETUNE_RECIPES, finetuning
 from bimkern.train.finetuning import decayed, layer_groups
+from bimkern.train.network import build_classifier
 
 # batch, learning rate of the whole batch, layer decay, drop path, epochs, warm-up, final learning rate
 TABLE = {
@@ -80,7 +80,7 @@ def groups_of(config):
     """Return the layer groups and the parameters of the network of a recipe, which the demo leaves open."""
     encoder = config.encoder or RECIPES["demo"].config.method.encoder
     with torch.device("meta"):
-        model = build_classifier(replace(config, encoder=encoder, mean=(0.5,) * 3, std=(0.5,) * 3), 1000)
+        model = build_classifier(replace(config, encoder=encoder, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=9))
         model.train_positions()
     return layer_groups(model), dict(model.named_parameters())
 

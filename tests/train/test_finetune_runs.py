@@ -22,6 +22,8 @@ from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import from_json, to_json
 from bimkern.train.finetune_run import finetune
+from bimkern.train.memory import budget
+from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim.group import GroupOptimizer
 
 PLAIN = TrainingAugment(scale=(0.6, 1.0), flip=0.0, rand_augment=None, erase_prob=0.0)
@@ -134,6 +136,23 @@ def test_a_run_resumes_bit_for_bit_with_all_that_is_random(configure, tmp_path, 
     assert ours.keys() == theirs.keys()
     assert any(name.startswith("ema.") for name in ours)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "simmim_swin_tiny_test"])
+@pytest.mark.parametrize("changes", [{}, {"drop_path": 0.3}], ids=["plain", "drop path"])
+def test_live_activations_are_those_that_a_trace_counts(configure, recipe, changes):
+    outcome = finetune(configure(recipe, changes=changes, steps=2))
+    segment = outcome.config.step_layout(24).at(0)
+    assert outcome.history[-1]["live_activation_bytes"] == live_activation_peak(outcome.config, segment)
+
+
+def test_a_step_that_memory_cannot_hold_is_refused_with_options_that_fit(configure, monkeypatch):
+    monkeypatch.setattr(budget, "available_memory", lambda device: 40 * 2**20)
+    config = configure("mae_vit_test", batch_size=4096)
+    with pytest.raises(
+        ConfigError, match=r"^test needs at least .* 4096 at a time; 40 MiB .*: --micro-batch \d+, or --ba"
+    ):
+        finetune(config)
 
 
 def test_the_average_follows_and_is_what_is_evaluated(configure, tmp_path):

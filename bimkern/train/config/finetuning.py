@@ -47,6 +47,7 @@ class FinetuneConfig(TrainingConfig):
     encoder: EncoderConfig | None = None  # None: that of the backbone, which must say which it is
     mean: tuple[float, ...] | None = None  # of every channel, to normalize images; None: the backbone's; likewise std
     std: tuple[float, ...] | None = None
+    num_classes: int | None = None  # None: as many as the labels name
     resized: int | None = None  # pixels a side of the images; None: those of the encoder
     norm_first: bool = False  # normalize tokens by the encoder's last norm, then average; else a new norm comes behind
     layer_decay: float = 1.0  # a layer learns at this times the rate of the one above it
@@ -65,7 +66,7 @@ class FinetuneConfig(TrainingConfig):
 
     @property
     def known_encoder(self) -> EncoderConfig:
-        """The encoder of a config that knows it."""
+        """The encoder of a resolved config, which knows it."""
         assert self.encoder is not None
         return self.encoder
 

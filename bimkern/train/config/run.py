@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -125,6 +125,16 @@ class RunOptions:
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
     @property
+    def num_slices(self) -> int:
+        """Parts in which heads decode a micro-batch."""
+        return 1
+
+    def in_slices(self, slices: int) -> Self:
+        """Return the options with another number of slices, for tasks that have them."""
+        assert slices == 1
+        return self
+
+    @property
     def peak_lr(self) -> float:
         return self.peak_lr_of(self.batch_size)
 
@@ -153,6 +163,13 @@ class RunConfig(RunOptions):
         super().__post_init__()
         if self.slices < 1:
             raise ConfigError(f"--slices must be at least 1, got {self.slices}")
+
+    @property
+    def num_slices(self) -> int:
+        return self.slices
+
+    def in_slices(self, slices: int) -> Self:
+        return replace(self, slices=slices)
 
 
 @dataclass(frozen=True, kw_only=True)

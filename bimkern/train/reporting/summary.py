@@ -27,22 +27,25 @@ def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     return _briefly(config, images, loader, held_out, _sizes(config)) + teacher
 
 
-def describe_finetuning(config: FinetuneConfig, images: FrozenDataset, num_classes: int, loader: str) -> str:
+def describe_finetuning(config: FinetuneConfig, images: FrozenDataset, loader: str) -> str:
     """Say what a fine-tuning run learns, how long, and what loads its images."""
-    held_out = f" of {num_classes} classes, {len(images.held_out)} more to evaluate on"
+    held_out = f" of {config.num_classes} classes, {len(images.held_out)} more to evaluate on"
     return _briefly(config, images, loader, held_out, f"{config.image_size} px")
 
 
-def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | None, num_classes: int) -> str:
+def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | None) -> str:
     """Describe a fine-tuning run in full: its config as JSON, then images, steps and learning rates, layer by layer."""
     run, depth = config.run, config.known_encoder.depth
     kept = sum(is_held_out(file, run.held_out) for file in images.files)
     layout = config.step_layout(len(images) - kept)
     evaluated = f"{kept or len(held_out or ())} to evaluate on"
+    segment = layout.segments[0]
+    peak = live_activation_peak(config, segment)
     factors = (config.layer_decay ** (depth + 1 - group) for group in range(depth + 2))
     facts = {
         "images": f"{len(images) - kept} in {title(images.source)}, {evaluated}, not checked yet{_skipped(images)}",
-        "classes": str(num_classes),
+        "classes": str(config.num_classes),
+        "activations": f"{human_bytes(peak)} live at most, with {segment.micro_batch} images at a time",
         "device": str(resolve_device(run.device)),
         "steps": _steps(layout, f"{config.image_size} px"),
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"

@@ -36,7 +36,7 @@ LAYERS = (
     ("train.run", "train.finetune_run"),
     ("evaluate", "dropin", "recipes"),
     ("command",),
-    ("config_options", "finetune_options", "api"),
+    ("config_options", "finetune_options", "training_command", "api"),
     COMMANDS,
     ("__main__",),
 )

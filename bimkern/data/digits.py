@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bimkern.data.source import ImageFolder, SourceError
-from bimkern.files import atomic
-from bimkern.files.cache import cache_folder
+from bimkern.data.source import ImageFolder
+from bimkern.data.written_once import written_once
 
 _BRIGHTEST = 16  # of a scan
 _SIDE = 64  # pixels of a file: crops of 8 x 8 pixels would be too coarse
@@ -51,15 +50,7 @@ def digit_images() -> ImageFolder:
     Raises:
         SourceError: they cannot be written.
     """
-    folder = cache_folder() / "digits-v1"
-    if not folder.is_dir():
-        try:
-            with atomic.created_folder(folder) as scratch:
-                _write(scratch)
-        except OSError as error:
-            raise SourceError(
-                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
-            ) from error
+    folder = written_once("digits-v1", _write)
     train, val = (folder / part for part in _PARTS)
     return ImageFolder(paths=(train,), held_out=ImageFolder(paths=(val,)))
 

@@ -15,6 +15,7 @@ from saved_runs import make_run
 from bimkern.data.augment import CenterCrop
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.data.training_augment import TrainingAugment
+from bimkern.evaluate.backbone import read_backbone
 from bimkern.mim.schedule import Cosine
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
@@ -217,6 +218,20 @@ def test_timm_classifies_the_same(configure, data, recipe, norm_first):
     torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
     assert (found.argmax(dim=1) == labels).double().mean() == outcome.held_out.top1
     assert json.loads((outcome.folder.exported / "config.json").read_text())["label_names"] == list(CLASSES)
+
+
+def test_a_fine_tuned_encoder_is_probed_and_fine_tuned_again(configure, tmp_path):
+    outcome = finetune(configure(epochs=1))
+    with pytest.raises(
+        ConfigError, match=r"is no pre-training run, but one of FinetuneConfig; take what is in .*exported"
+    ):
+        read_backbone(outcome.folder.path)
+    probed = read_backbone(outcome.folder.exported).encoder.state_dict()
+    for name, tensor in outcome.model.encoder.state_dict().items():
+        assert torch.equal(probed[name], tensor)
+    again = finetune(configure(epochs=1, base_lr=1e-30, backbone=outcome.folder.exported, out=tmp_path / "again"))
+    for name, tensor in again.model.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, outcome.model.encoder.state_dict()[name])
 
 
 def test_what_timm_has_not_is_exported_under_our_names(configure):

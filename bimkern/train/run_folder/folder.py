@@ -103,12 +103,15 @@ class RunFolder:
         return (self.path / _CONFIG).is_file()
 
     def config(self) -> Config | None:
-        """Read the config of the run that the folder holds; None where it holds none.
+        """Read the config of the pre-training run that the folder holds; None where it holds none.
 
         Raises:
-            ConfigError: the config cannot be read, is damaged, or of another version of this program.
+            ConfigError: it holds a run of another task, or the config cannot be read, is damaged, or of another version.
         """
         saved = self._saved_config()
+        kind = Config.__name__ if saved is None else saved.get("type", Config.__name__)
+        if kind != Config.__name__:
+            raise ConfigError(f"{self.path} is no pre-training run, but one of {kind}; take what is in {self.exported}")
         try:
             return None if saved is None else from_json(saved)
         except ConfigError as error:

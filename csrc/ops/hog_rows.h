@@ -1,12 +1,30 @@
-// The loops of hog.cpp over one row of pixels or of cells of one channel, each to be inlined into vectorized().
+// The loops of hog.cpp over one row of pixels or of cells, each to be inlined into vectorized().
+//
+// Letters: spread, the floats that a histogram takes: its bins, padded to whole kHogChunks.
 #pragma once
 
 #include <algorithm>
 
 #include "core/rows.h"
-#include "ops/hog_lanes.h"
+#include "ops/hog.h"
 
 namespace bimkern {
+
+constexpr int64_t kHogChunk = 8;
+
+BIMKERN_INLINE inline void mirror_border(int64_t width, float* row) {
+  row[-1] = row[1];
+  row[width] = row[width - 2];
+}
+
+// Other memory is used in between, so that the machine alone would notice too late what comes next.
+template <typename T>
+BIMKERN_INLINE inline void prefetch_row(const T* row, int64_t width) {
+  constexpr int64_t kLine = 64;
+  for (int64_t x = 0; x < width; x += kLine / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(row + x);
+  }
+}
 
 // One row of one channel, with its mirrored border.
 template <typename Set, typename T>
@@ -26,8 +44,7 @@ BIMKERN_INLINE inline void load_row(Set set, const T* from, int64_t stride, int6
       to[x] = pixel(from[x * stride]);
     }
   }
-  to[-1] = to[1];
-  to[width] = to[width - 2];
+  mirror_border(width, to);
 }
 
 // Differences first, then sums: what is equal on both sides leaves an exact zero.
@@ -42,17 +59,16 @@ BIMKERN_INLINE inline void gradient_row(const float* __restrict above, const flo
   }
 }
 
-// Magnitudes of a row of pixels, and where they belong in histograms [bins, pitch].
 template <int kQuads>
 BIMKERN_INLINE inline void orient_row(const float* __restrict gx, const float* __restrict gy,
                                       const HogBoundaries& boundaries, const HogLevel& level,
-                                      const float* __restrict weights, int64_t padded, float* __restrict magnitude,
-                                      int32_t* __restrict position) {
+                                      const int32_t* __restrict position_of_column, int64_t padded,
+                                      float* __restrict magnitude, int32_t* __restrict position) {
   for (int64_t i = 0; i < padded; ++i) {
     const float x = gx[i] + level.bias_x;
     const float y = gy[i] + level.bias_y;
-    magnitude[i] = hog_magnitude(x, y) * weights[i];
-    position[i] = hog_bin<kQuads>(x, y, boundaries) * static_cast<int32_t>(padded) + static_cast<int32_t>(i);
+    magnitude[i] = hog_magnitude(x, y);
+    position[i] = position_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
   }
 }
 
@@ -64,106 +80,81 @@ BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, con
   }
 }
 
-// Histograms of a few columns, kRows pixels high.
-template <int kRows, int kBins, typename Lanes>
-BIMKERN_INLINE inline void describe_lanes(const float* pixels, int64_t pitch, const float* const (&weights)[kRows],
-                                          int64_t x, const HogLevel& level, const float* slopes,
-                                          Lanes (&bins)[kBins]) {
-  const bool biased = level.bias_x != 0 || level.bias_y != 0;
-  Lanes left[kRows + 2], here[kRows + 2], right[kRows + 2], across[kRows + 2];
-#pragma GCC unroll 10
-  for (int y = 0; y < kRows + 2; ++y) {
-    const float* row = pixels + (y - 1) * pitch + x;
-    left[y].load(row - 1);
-    here[y].load(row);
-    right[y].load(row + 1);
-    across[y].subtract(left[y], right[y]);
-    if (y < 2) {
-      continue;
-    }
-    Lanes down[3], gx, gy, slope, magnitude;
-    down[0].subtract(left[y - 2], left[y]);
-    down[1].subtract(here[y - 2], here[y]);
-    down[2].subtract(right[y - 2], right[y]);
-    gx.smooth(across[y - 2], across[y - 1], across[y]);
-    gy.smooth(down[0], down[1], down[2]);
-    if (biased) {
-      gx.add(level.bias_x);
-      gy.add(level.bias_y);
-    }
-    slope.slope(gx, gy);
-    magnitude.magnitude(gx, gy);
-    magnitude.scale(weights[y - 2] + x);
-    Lanes::add_to_bins(slope, magnitude, slopes, bins);
-  }
-}
-
-// Histograms of all columns, kRows pixels high: [kBins, padded].
-template <int kRows, int kBins, Simd kSimd>
-BIMKERN_INLINE inline void describe_columns(SimdTag<kSimd>, const float* pixels, int64_t pitch,
-                                            const float* const (&weights)[kRows], int64_t padded,
-                                            const HogLevel& level, const float* slopes, float* columns) {
-  using Lanes = HogLanes<kSimd>;
-  for (int64_t x = 0; x < padded; x += Lanes::kCount) {
-    Lanes bins[kBins];
-#pragma GCC unroll 20
-    for (int b = 0; b < kBins; ++b) {
-      bins[b].load(columns + b * padded + x);
-    }
-    describe_lanes(pixels, pitch, weights, x, level, slopes, bins);
-#pragma GCC unroll 20
-    for (int b = 0; b < kBins; ++b) {
-      bins[b].store(columns + b * padded + x);
-    }
-  }
-}
-
-// Sums of neighbors.
 BIMKERN_INLINE inline void add_pairs(const float* __restrict from, int64_t pairs, float* __restrict to) {
   for (int64_t i = 0; i < pairs; ++i) {
     to[i] = from[2 * i] + from[2 * i + 1];
   }
 }
 
-// to += sums of so many neighbors. Where their number is even, pairs first: long sums round less in steps. Row: scratch
-// for two rows of pairs.
-BIMKERN_INLINE inline void add_neighbors(const float* from, int64_t cells, int64_t factor, float* scratch,
-                                         int64_t pitch, float* __restrict to) {
-  int64_t count = cells * factor;
-  float* next = scratch;
-  for (; factor % 2 == 0; factor /= 2) {
-    count /= 2;
-    add_pairs(from, count, next);
-    from = next;
-    next = next == scratch ? scratch + pitch : scratch;
-  }
-  if (factor == 1) {
-    for (int64_t x = 0; x < cells; ++x) {
-      to[x] += from[x];
-    }
-    return;
-  }
-  for (int64_t x = 0; x < cells; ++x) {
-    float sum = from[x * factor];
-    for (int64_t k = 1; k < factor; ++k) {
-      sum += from[x * factor + k];
-    }
-    to[x] += sum;
+// Sums of eight columns each. Count: of columns, padded; pairs: scratch for half and a quarter of them.
+BIMKERN_INLINE inline void sum_columns(const float* columns, int64_t count, float* pairs, float* sums) {
+  add_pairs(columns, count / 2, pairs);
+  add_pairs(pairs, count / 4, pairs + count / 2);
+  add_pairs(pairs + count / 2, count / 8, sums);
+}
+
+// The same of one cell whose columns are histograms: [8, spread].
+BIMKERN_INLINE inline void sum_histograms(const float* __restrict columns, int64_t spread, float* __restrict sums) {
+  for (int64_t b = 0; b < spread; ++b) {
+    const float* c = columns + b;
+    sums[b] = ((c[0] + c[spread]) + (c[2 * spread] + c[3 * spread])) +
+              ((c[4 * spread] + c[5 * spread]) + (c[6 * spread] + c[7 * spread]));
   }
 }
 
-// Norms of the histograms [bins, pitch] of a row of cells, as factors.
-BIMKERN_INLINE inline void invert_norms(const float* __restrict histograms, int64_t cells, int64_t bins, int64_t pitch,
-                                        float* __restrict inverse) {
-  std::fill_n(inverse, cells, 0.0f);
-  for (int64_t b = 0; b < bins; ++b) {
-    for (int64_t x = 0; x < cells; ++x) {
-      inverse[x] += histograms[b * pitch + x] * histograms[b * pitch + x];
+// Norms of the histograms of a row of cells, as factors.
+BIMKERN_INLINE inline void invert_norms(const float* __restrict histograms, int64_t vectors, int64_t spread,
+                                        float* __restrict partial, float* __restrict inverse) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    float sums[kHogChunk] = {};
+    for (int64_t b = 0; b < spread; b += kHogChunk) {
+      for (int64_t i = 0; i < kHogChunk; ++i) {
+        const float value = histograms[v * spread + b + i];
+        sums[i] += value * value;
+      }
+    }
+    for (int64_t i = 0; i < kHogChunk; ++i) {
+      partial[v * kHogChunk + i] = sums[i];
     }
   }
-  for (int64_t x = 0; x < cells; ++x) {
-    const float norm = std::sqrt(inverse[x]);
-    inverse[x] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  for (int64_t v = 0; v < vectors; ++v) {
+    const float* p = partial + v * kHogChunk;
+    const float norm = std::sqrt(((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7])));
+    inverse[v] = 1.0f / (norm < kHogEps ? kHogEps : norm);  // this way round NaN stays NaN
+  }
+}
+
+// Normalizes a row of cells into values that lie densely, and leaves zeros for the next.
+BIMKERN_INLINE inline void scale_row(float* __restrict histograms, const float* __restrict inverse, int64_t vectors,
+                                     int64_t spread, int64_t bins, float* __restrict row) {
+  const int64_t whole = std::max<int64_t>(0, vectors - ceil_div(spread - bins, bins));
+  for (int64_t v = 0; v < whole; ++v) {
+    for (int64_t b = 0; b < spread; b += kHogChunk) {  // beyond the bins: overwritten by the next
+      for (int64_t i = 0; i < kHogChunk; ++i) {
+        row[v * bins + b + i] = histograms[v * spread + b + i] * inverse[v];
+      }
+    }
+  }
+  for (int64_t v = whole; v < vectors; ++v) {
+    for (int64_t b = 0; b < bins; ++b) {
+      row[v * bins + b] = histograms[v * spread + b] * inverse[v];
+    }
+  }
+  for (int64_t i = 0; i < vectors * spread; ++i) {
+    histograms[i] = 0;
+  }
+}
+
+// Values of cells into the vectors of groups.
+template <typename T>
+void write_groups(const Hog& args, const HogLevel& level, const float* row, int64_t cell_row, T* out) {
+  const int64_t width = args.channels * args.bins;
+  const int64_t area = level.group * level.group;
+  for (int64_t x = 0; x < args.width / level.cell; ++x) {
+    T* to = out + x / level.group * width * area + cell_row % level.group * level.group + x % level.group;
+    for (int64_t q = 0; q < width; ++q) {
+      to[q * area] = Arithmetic<T>::store(row[x * width + q]);
+    }
   }
 }
 

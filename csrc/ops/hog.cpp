@@ -19,10 +19,10 @@
 namespace bimkern {
 namespace {
 
-constexpr int64_t kSums = 64;           // rows are padded to whole vectors of sums, histograms to whole kHogChunks
-constexpr int64_t kBand = 8;            // rows
-constexpr int64_t kVector = 16;         // pixels
-constexpr int kMaxColumnBins = 18;      // that AVX-512 has registers for
+constexpr int64_t kSums = 64;       // rows are padded to whole vectors of sums, histograms to whole kHogChunks
+constexpr int64_t kBand = 8;        // rows
+constexpr int64_t kVector = 16;     // pixels
+constexpr int kMaxColumnBins = 18;  // that AVX-512 has registers for
 constexpr int64_t kColumnFloats = ceil_div<int64_t>(kMaxColumnBins, kHogChunk) * kHogChunk;
 constexpr int64_t kMaxDirectCell = 16;  // larger ones are sums of smaller, which keeps rounding and latency small
 constexpr int64_t kMinFinerCell = 4;
@@ -77,13 +77,19 @@ struct Plan {
     if (args.window > 0) {
       std::vector<float> line(args.window);
       hog_window(args.window, line.data());
-      for (int64_t i = 0; i < args.window * padded; ++i) {
-        weights[i] = line[i / padded] * line[i % padded % args.window];
+      std::copy(line.begin(), line.end(), weights.begin());
+      for (int64_t x = args.window; x < args.width; ++x) {
+        weights[x] = weights[x - args.window];
+      }
+      for (int64_t y = args.window - 1; y >= 0; --y) {  // the first row last: the others are made of it
+        for (int64_t x = 0; x < args.width; ++x) {
+          weights[y * padded + x] = line[y] * weights[x];
+        }
       }
     }
   }
 
-  const float* weights_of_row(int64_t y) const { return weights.data() + (args.window > 0 ? y % args.window : 0) * padded; }
+  const float* weights_of_row(int64_t y) const { return weights.data() + y % std::max(args.window, 1) * padded; }
 
   // Whether cells are sums of columns.
   bool in_columns(int32_t i) const { return args.level[i].cell == kBand && args.bins <= kMaxColumnBins; }
@@ -97,7 +103,7 @@ struct Scratch {
   std::vector<float> storage;
   float* pixels;  // [C, kBand + 2, pitch], from the row above the band
   int64_t pitch;
-  int64_t first_row = 0;        // of the band
+  int64_t first_row = 0;         // of the band
   const float* image = nullptr;  // the band's first row, where columns from kVector to image_end are read from there
   int64_t image_end = 0;
   float *columns, *sums;                 // [padded, spread] or [kMaxColumnBins, padded], and [2 * padded]

@@ -97,9 +97,9 @@ struct BandPixels {
 
 // Histograms of all columns: [kBins, padded].
 template <int kRows, int kBins>
-BIMKERN_INLINE inline void describe_columns(const BandPixels& band, const float* const (&weights)[kRows],
-                                            int64_t count, int64_t padded, const HogLevel& level,
-                                            const float* slopes, float* columns) {
+BIMKERN_INLINE inline void describe_columns(const BandPixels& band, const float* const (&weights)[kRows], int64_t count,
+                                            int64_t padded, const HogLevel& level, const float* slopes,
+                                            float* columns) {
   for (int64_t x = 0; x < count; x += HogLanes::kCount) {
     const bool inside = x >= HogLanes::kCount && x < band.image_end;
     const PixelRows& rows = inside ? band.image : band.copy;

@@ -77,13 +77,9 @@ struct Plan {
     if (args.window > 0) {
       std::vector<float> line(args.window);
       hog_window(args.window, line.data());
-      std::copy(line.begin(), line.end(), weights.begin());
-      for (int64_t x = args.window; x < args.width; ++x) {
-        weights[x] = weights[x - args.window];
-      }
-      for (int64_t y = args.window - 1; y >= 0; --y) {  // the first row last: the others are made of it
+      for (int64_t y = 0; y < args.window; ++y) {
         for (int64_t x = 0; x < args.width; ++x) {
-          weights[y * padded + x] = line[y] * weights[x];
+          weights[y * padded + x] = line[y] * line[x % args.window];
         }
       }
     }

@@ -1,7 +1,7 @@
 // The pixels of 16 columns that hog.cpp describes at once with AVX-512, bit for bit as it does one by one elsewhere.
 //
 // A histogram per column, each bin a register, takes a pixel by a masked sum: no addresses, no store that the next
-// pixel waits for. Bound by the divider: a root and a quotient per pixel.
+// pixel waits for. Bound by arithmetic: per pixel a root, a quotient, and a comparison and a masked sum for every bin.
 #pragma once
 
 #include "core/simd.h"

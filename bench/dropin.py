@@ -25,8 +25,8 @@ from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.units import human_bytes
 
 _FIRST, _LATER = 1e-6, 1e-4  # relative differences of a loss that are allowed
-_SAMPLE = 0.1  # seconds of calls of a target that are timed together
 _UNTIMED = 3  # steps with an arena that differ from all later ones: unrecorded, recorded, and the first by the plan
+_SAMPLE = 0.1  # seconds of calls of a target that are timed together
 
 
 @dataclass

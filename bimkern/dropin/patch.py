@@ -44,7 +44,7 @@ class Patched:
                     f"undo: {path or 'the model'} got another class since it was patched: undo that first"
                 )
         for module in self.modules.values():
-            module.__class__ = swap.host_class_of(module)
+            swap.restore(module)
 
     def __str__(self) -> str:
         lines = [f"replaced {path}: {what}" for path, what in self.replaced.items()]

@@ -46,6 +46,14 @@ def host_class_of(module: nn.Module) -> Any:
     return getattr(type(module), "_bimkern_host", type(module))
 
 
+def restore(module: nn.Module) -> None:
+    """Give a module its own class back, and what our class shows by a property as a plain attribute."""
+    shown = (name for name, value in vars(type(module)).items() if isinstance(value, property))
+    kept = {name: getattr(module, name) for name in shown if name in vars(module)}
+    module.__class__ = host_class_of(module)
+    vars(module).update(kept)
+
+
 def is_ours(cls: type) -> bool:
     """Return whether a class itself was made here."""
     return "_bimkern_recipe" in vars(cls)

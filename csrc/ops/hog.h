@@ -70,10 +70,13 @@ void hog_window(int32_t window, float* weights);
 // The level whose histograms add up to those of level i, the coarsest there is; -1: they come from the pixels.
 int32_t hog_source(const Hog& args, int32_t i);
 
+// Cotangent of a gradient's angle.
+BIMKERN_HD float hog_slope(float gx, float gy) { return gx == 0.0f ? kInfinity : gy / gx; }
+
 // Bin of a gradient, with boundaries counted in kQuads groups of four. A gradient of zero gets some bin, NaN bin 0.
 template <int kQuads>
 BIMKERN_HD int32_t hog_bin(float gx, float gy, const HogBoundaries& boundaries) {
-  const float slope = gx == 0.0f ? kInfinity : gy / gx;
+  const float slope = hog_slope(gx, gy);
   const int32_t falling = slope <= 0.0f ? 1 : 0;
   // Floats of one sign compare like their bits. Beyond the middle the order is mirrored, where a boundary that is hit
   // must not count: one unit more takes care of that.

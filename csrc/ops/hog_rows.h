@@ -12,6 +12,20 @@ namespace bimkern {
 
 constexpr int64_t kHogChunk = 8;
 
+BIMKERN_INLINE inline void mirror_border(int64_t width, float* row) {
+  row[-1] = row[1];
+  row[width] = row[width - 2];
+}
+
+// Other memory is used in between, so that the machine alone would notice too late what comes next.
+template <typename T>
+BIMKERN_INLINE inline void prefetch_row(const T* row, int64_t width) {
+  constexpr int64_t kLine = 64;
+  for (int64_t x = 0; x < width; x += kLine / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(row + x);
+  }
+}
+
 // One row of one channel, with its mirrored border.
 template <typename Set, typename T>
 BIMKERN_INLINE inline void load_row(Set set, const T* from, int64_t stride, int64_t width, float* __restrict to) {
@@ -30,8 +44,7 @@ BIMKERN_INLINE inline void load_row(Set set, const T* from, int64_t stride, int6
       to[x] = pixel(from[x * stride]);
     }
   }
-  to[-1] = to[1];
-  to[width] = to[width - 2];
+  mirror_border(width, to);
 }
 
 // Differences first, then sums: what is equal on both sides leaves an exact zero.
@@ -49,13 +62,13 @@ BIMKERN_INLINE inline void gradient_row(const float* __restrict above, const flo
 template <int kQuads>
 BIMKERN_INLINE inline void orient_row(const float* __restrict gx, const float* __restrict gy,
                                       const HogBoundaries& boundaries, const HogLevel& level,
-                                      const int32_t* __restrict histogram_of_column, int64_t padded,
+                                      const int32_t* __restrict position_of_column, int64_t padded,
                                       float* __restrict magnitude, int32_t* __restrict position) {
   for (int64_t i = 0; i < padded; ++i) {
     const float x = gx[i] + level.bias_x;
     const float y = gy[i] + level.bias_y;
     magnitude[i] = hog_magnitude(x, y);
-    position[i] = histogram_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
+    position[i] = position_of_column[i] + hog_bin<kQuads>(x, y, boundaries);
   }
 }
 
@@ -64,6 +77,28 @@ BIMKERN_INLINE inline void add_magnitudes(const float* __restrict magnitude, con
 #pragma GCC unroll 8
   for (int64_t x = 0; x < width; ++x) {
     histograms[position[x]] += magnitude[x];
+  }
+}
+
+BIMKERN_INLINE inline void add_pairs(const float* __restrict from, int64_t pairs, float* __restrict to) {
+  for (int64_t i = 0; i < pairs; ++i) {
+    to[i] = from[2 * i] + from[2 * i + 1];
+  }
+}
+
+// Sums of eight columns each. Count: of columns, padded; pairs: scratch for half and a quarter of them.
+BIMKERN_INLINE inline void sum_columns(const float* columns, int64_t count, float* pairs, float* sums) {
+  add_pairs(columns, count / 2, pairs);
+  add_pairs(pairs, count / 4, pairs + count / 2);
+  add_pairs(pairs + count / 2, count / 8, sums);
+}
+
+// The same of one cell whose columns are histograms: [8, spread].
+BIMKERN_INLINE inline void sum_histograms(const float* __restrict columns, int64_t spread, float* __restrict sums) {
+  for (int64_t b = 0; b < spread; ++b) {
+    const float* c = columns + b;
+    sums[b] = ((c[0] + c[spread]) + (c[2 * spread] + c[3 * spread])) +
+              ((c[4 * spread] + c[5 * spread]) + (c[6 * spread] + c[7 * spread]));
   }
 }
 

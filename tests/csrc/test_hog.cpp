@@ -118,7 +118,7 @@ void test_case(Case c) {
   args.window = c.window;
   args.num_levels = static_cast<int32_t>(c.levels.size());
   std::vector<std::vector<float>> first;
-  run_every_way([&](const Parallel& parallel, Simd simd) {
+  const auto run = [&](const Parallel& parallel, Simd simd) {
     std::vector<std::vector<float>> outs;
     for (size_t i = 0; i < c.levels.size(); ++i) {
       const int64_t cells = plane_size / c.levels[i].cell / c.levels[i].cell;
@@ -129,7 +129,12 @@ void test_case(Case c) {
     hog(args, parallel, simd);
     first = first.empty() ? outs : first;
     EXPECT(outs == first);
-  });
+  };
+  run_every_way(run);
+  const std::vector<float> floats(pixels.begin(), pixels.end());  // may be read where they lie
+  args.dtype = DType::kFloat32;
+  args.pixels = floats.data();
+  run_every_way(run);
   for (size_t i = 0; i < c.levels.size(); ++i) {
     const HogLevel& level = c.levels[i];
     const int64_t across = c.width / level.cell;
@@ -167,6 +172,7 @@ int main() {
   test_window();
   test_case({2, 3, 64, 96, 18, 0, {level(4), level(8), level(16), level(32)}});
   test_case({1, 3, 32, 64, 9, 0, {level(8, 2)}});
+  test_case({2, 3, 48, 144, 9, 8, {level(8), level(8, 1, 0.3f, -7.1f), level(16)}});
   test_case({1, 3, 32, 32, 9, 16, {level(4, 4), level(8, 2), level(16)}});
   test_case({1, 2, 42, 84, 7, 0, {level(6), level(7), level(14), level(21)}});
   test_case({2, 1, 6, 4, 1, 0, {level(1), level(2)}});

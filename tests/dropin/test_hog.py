@@ -131,6 +131,21 @@ def test_what_the_generator_keeps_is_there():
     torch.testing.assert_close(layer.generate_hog_image(layer.out), expected)
 
 
+def test_what_the_generator_keeps_is_kept_by_undo_and_copies():
+    layer, x = HOGGenerator(), 3 * torch.randint(8, (2, 3, 224, 224)).float()
+    with pytest.raises(AttributeError, match="out"):
+        layer.out  # noqa: B018  until the first call
+    layer(x)
+    expected = layer.out
+    patched = patch(layer)
+    layer(x)
+    duplicate = pickle.loads(pickle.dumps(layer))
+    patched.undo()
+    for kept in (vars(layer)["out"], duplicate.out):
+        assert kept.shape == expected.shape
+    torch.testing.assert_close(duplicate.out, vars(layer)["out"], rtol=0, atol=0)
+
+
 class Unsigned(HOGLayerC):
     def forward(self, x):
         return super().forward(x) ** 2

@@ -9,7 +9,8 @@ Source: Wei et al. 2022 (MaskFeat), section 3.2; Wang et al. 2023 (LocalMIM), se
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from bimkern.ops import hog
 from bimkern.ops.hog import MAX_BINS, MAX_WINDOW
 
 _WHAT = "HOG; angles on a bin's boundary are exact, with exact=False rounded as by the host"
-_FULL = 2 * 14  # cells of a side for which mmselfsup's layer makes vectors of 2 x 2 cells
+_PATCHES = 14  # of a side, in mmselfsup's layer
+_FULL = 2 * _PATCHES  # cells of a side for which mmselfsup's layer makes vectors of 2 x 2 cells
 
 
 @torch.no_grad()
@@ -50,8 +52,43 @@ def forward_patches(self: Any, x: Tensor) -> Tensor:
         host: Tensor = self._bimkern_host.forward(self, x)
         return host
     self.h, self.w = x.shape[2:]
-    self.out = _grid(self, x)
-    return self._reshape(self.out)
+    side = x.shape[3] // self.pool  # in cells
+    if not self._bimkern_exact or side % _PATCHES or x.shape[2] != x.shape[3]:
+        self.out = _grid(self, x)
+        reshaped: Tensor = self._reshape(self.out)
+        return reshaped
+    self.unfold_size = side // _PATCHES
+    vectors = hog(x, self.pool, self.nbins, window=_window(self), patch=self.unfold_size * self.pool)
+    self.out = _Patches(vectors, self.unfold_size)
+    return vectors
+
+
+class _Patches(NamedTuple):
+    """What forward_patches keeps: vectors [B, 14 * 14, C * bins * u * u] of patches of u x u cells."""
+
+    vectors: Tensor
+    u: int
+
+
+def _cells_of_patches(self: Any) -> Any:
+    """Return what the host keeps, [B, C, bins, h, w], put in that order when it is asked for: few programs draw it."""
+    if "out" not in vars(self):
+        raise AttributeError("out")
+    out = vars(self)["out"]
+    if isinstance(out, _Patches):
+        vectors, u = out
+        patches = vectors.view(len(vectors), _PATCHES, _PATCHES, -1, self.nbins, u, u)
+        out = vars(self)["out"] = patches.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
+    return out
+
+
+def _keep_cells(self: Any, out: Any) -> None:
+    vars(self)["out"] = out
+
+
+def _keeps_cells(host_class: type) -> Mapping[str, Any]:
+    """Return the attribute that shows what forward_patches kept as the host keeps it."""
+    return {"out": property(_cells_of_patches, _keep_cells)}
 
 
 @torch.no_grad()
@@ -166,6 +203,7 @@ GENERATOR = Host(
     name="mmselfsup HOGGenerator",
     attributes=(*_NAMES, "gaussian_window", "_reshape", "generate_hog_image"),
     tensors=_KERNELS,
+    constants=_keeps_cells,
     parts=(Part(what=_WHAT, method="forward", ours=forward_patches, trial=_try_patches),),
     smaller=_smaller,
 )

@@ -148,7 +148,7 @@ def embedding_with(**changes):
 @pytest.mark.parametrize(
     "changes", [{"patch_size": None}, {"patch_size": (8, 4)}, {"proj": nn.Conv2d(3, 16, 8, 8, 0, 1, 1, False)}]
 )
-def test_what_is_odd_about_an_embedding_is_not_hidden_by_a_small_form(changes):
+def test_an_odd_embedding_has_no_small_form(changes):
     model = embedding_with(**changes)
     (form,) = trial.forms(HOSTS["MAE-style MaskedAutoencoderViT"], model)
     assert form is model

@@ -106,7 +106,7 @@ class RunFolder:
         """Read the config of the pre-training run that the folder holds; None where it holds none.
 
         Raises:
-            ConfigError: it holds a run of another task, or the config cannot be read, is damaged, or of another version.
+            ConfigError: it holds a run of another task, or its config cannot be read, or is damaged or older.
         """
         saved = self._saved_config()
         kind = Config.__name__ if saved is None else saved.get("type", Config.__name__)

@@ -31,8 +31,9 @@ _LEFT_OUT = ("loaders",)  # needs DALI, and has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
-    *(f"tests/test_{name}.py" for name in ("config_options", "demo", "docs", "examples", "export", "info", "layers")),
-    *(f"tests/test_{name}.py" for name in ("plan", "pretrain", "stranger")),
+    *(f"tests/test_{name}.py" for name in ("attention", "config_options", "demo", "docs", "examples")),
+    *(f"tests/test_{name}.py" for name in ("export", "info", "layers")),
+    *(f"tests/test_{name}.py" for name in ("plan", "pretrain", "probe", "stranger")),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "allocator", "api", "bad_images", "budget", "channels")),
     *(f"tests/train/test_{name}.py" for name in ("distilled_runs", "estimate", "extended_runs", "faults", "full_disk")),
     *(f"tests/train/test_{name}.py" for name in ("held_out", "initialized_runs", "loggers", "output", "reads", "run")),

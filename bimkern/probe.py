@@ -11,13 +11,13 @@ import tyro
 
 from bimkern import command
 from bimkern.errors import BimkernError
-from bimkern.evaluate.backbone import Backbone, Pool, read_backbone
+from bimkern.evaluate.backbone import Backbone, Pool, common_channels, read_backbone
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
+from bimkern.evaluate.options import check_picture, check_runs, picture_in
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.importers.weights_file import is_run
 from bimkern.output import printing
 from bimkern.recipes.find import import_module
 from bimkern.train import device
@@ -73,10 +73,8 @@ class Options:
     """PNG file for accuracy against depth and latency. Default: pictures/probe.png of the first RUN."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("RUN is missing; see --help")
-        if len(set(self.runs)) < len(self.runs):
-            raise ConfigError("a RUN is given twice; give it once")
+        check_runs(self.runs)
+        check_picture(self.picture)
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"--k must be numbers of at least 1, got {' '.join(map(str, self.k)) or 'none'}")
         if self.batch_size < 1:
@@ -85,8 +83,6 @@ class Options:
             raise ConfigError(f"--crops must be at least 0, got {self.crops}")
         if not 0 <= self.max_bad_ratio < 1:
             raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
-        if self.picture is not None and self.picture.suffix.lower() != ".png":
-            raise ConfigError(f"--picture is written as PNG and must end in .png, got {self.picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
         data = _data(options, backbones)
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
-        picture = options.picture or _picture_of(options.runs[0])
+        picture = options.picture or picture_in(options.runs[0], "probe")
         if picture is not None:
             draw(results, picture)
     except BimkernError as error:
@@ -122,15 +118,7 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
 def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
     if options.data is None:
         return load_digits()
-    return read_labeled(options.data, _channels(backbones), options.max_bad_ratio)
-
-
-def _channels(backbones: Mapping[str, Backbone]) -> int:
-    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
-    if len(set(channels.values())) > 1:
-        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
-        raise ConfigError(f"every RUN must take images of as many channels, got {found}; probe them one by one")
-    return next(iter(channels.values()))
+    return read_labeled(options.data, common_channels(backbones), options.max_bad_ratio)
 
 
 def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:
@@ -147,10 +135,6 @@ def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data:
         seed=options.seed,
         crops=options.crops,
     )
-
-
-def _picture_of(run: Path) -> Path | None:
-    return run / "pictures" / "probe.png" if is_run(run) and (run / "checkpoints").is_dir() else None
 
 
 def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]], picture: Path | None) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 import bimkern
 from bench import cli, dropin
-from bimkern import finetune, ops, pretrain, probe
+from bimkern import attention, finetune, ops, pretrain, probe
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -89,6 +89,7 @@ OPTIONS = {
     "bimkern.plan": PlanOptions,
     "bimkern.export": Options,
     "bimkern.probe": probe.Options,
+    "bimkern.attention": attention.Options,
 }
 
 

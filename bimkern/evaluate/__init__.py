@@ -1,1 +1,1 @@
-"""What trained encoders learned: nearest neighbors and linear probes on frozen features."""
+"""What trained encoders learned: nearest neighbors and linear probes on frozen features, and how layers attend."""

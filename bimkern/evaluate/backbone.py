@@ -3,7 +3,7 @@
 Shapes: B images, C channels, S pixels a side, R prefix tokens, N patches, D width after a layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,18 +71,24 @@ class Backbone:
         Source: He et al. 2022 (MAE), appendix A.1, takes the class token for the linear probe; the mean is what all
         methods fine-tune.
         """
-        num_prefix = self.config.num_prefix
+        num_prefix, found = self.config.num_prefix, {}
         if pool == "cls" and not num_prefix:
             raise EvaluationError(f"pool cls: {type(self.config).__name__} has no class token; choose mean")
+        for depth, tokens in enumerate(self.run(images, max(depths)), start=1):
+            if depth in depths:
+                read = tokens[:, :1] if pool == "cls" else tokens[:, num_prefix:]  # the norm is of each token alone
+                found[depth] = self._normalized(read, depth).mean(dim=1).float()
+        return found
+
+    @torch.no_grad()
+    def run(self, images: Tensor, num_layers: int) -> Iterator[Tensor]:
+        """Yield the tokens [B, R+N, D] after each of the first layers, of images [B, C, S, S] uint8."""
         mean, std = (torch.tensor(values, device=images.device) for values in (self.images.mean, self.images.std))
         view = WholeImages(self.config.level(0).grid(*images.shape[2:]))
-        tokens, found = self.encoder.embed(images, mean, std), {}
-        for layer in range(max(depths)):
+        tokens = self.encoder.embed(images, mean, std)
+        for layer in range(num_layers):
             tokens = self.encoder.run_layer(layer, tokens, view)
-            if layer + 1 in depths:
-                read = tokens[:, :1] if pool == "cls" else tokens[:, num_prefix:]  # the norm is of each token alone
-                found[layer + 1] = self._normalized(read, layer + 1).mean(dim=1).float()
-        return found
+            yield tokens
 
     def _normalized(self, tokens: Tensor, depth: int) -> Tensor:
         norm = self.norms.get(depth)
@@ -90,6 +96,19 @@ class Backbone:
             normalized: Tensor = norm(tokens)
             return normalized
         return F.layer_norm(tokens, tokens.shape[-1:], eps=_norm_eps(self.config))
+
+
+def common_channels(backbones: Mapping[str, Backbone]) -> int:
+    """Return the channels of the images that all backbones take, by the run.
+
+    Raises:
+        EvaluationError: they differ.
+    """
+    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
+    if len(set(channels.values())) > 1:
+        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
+        raise EvaluationError(f"every RUN must take images of as many channels, got {found}; give them one by one")
+    return next(iter(channels.values()))
 
 
 def read_backbone(path: Path) -> Backbone:

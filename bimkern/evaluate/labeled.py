@@ -23,7 +23,7 @@ from bimkern.data.digits import enlarged, read_digits
 from bimkern.data.formats import BadImage, Decoded, decode
 from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
-from bimkern.data.source import Images, open_in, title
+from bimkern.data.source import Images, Source, list_images, open_in, title
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO, readable_images
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing
@@ -32,6 +32,14 @@ CROP = 224 / 256  # side of the central crop over the short side of the resized 
 _TEST_SHARE = 0.25  # of the images that come without a part to test on
 
 Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlabeled:
+    """Some images without their classes."""
+
+    count: int
+    read: Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +135,26 @@ def _hash(file: str) -> bytes:
     return hashlib.sha256(os.fsencode(file)).digest()
 
 
-def _part(found: Images, labels: Labels) -> Part:
-    source, files = found.source, found.files
+def read_images(path: Path, channels: int) -> Unlabeled:
+    """Return the images of a folder or list without their labels; of train and val those of val.
 
+    They are not checked first: of a large folder only a few are looked at.
+
+    Raises:
+        SourceError: it cannot be read, or holds no image.
+    """
+    source = labeled_images(path)
+    source = source.held_out or source
+    files = list_images(source, channels).files
+    return Unlabeled(count=len(files), read=_reader(source, files))
+
+
+def _part(found: Images, labels: Labels) -> Part:
+    read = _reader(found.source, found.files)
+    return Part(labels=torch.from_numpy(labels.of(found.files)), read=read, images=found)
+
+
+def _reader(source: Source, files: Sequence[str]) -> Read:
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
         def read_one(index: int) -> NDArray[np.uint8]:
             try:
@@ -141,7 +166,7 @@ def _part(found: Images, labels: Labels) -> Part:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # PIL decodes and resizes without the GIL
             return torch.from_numpy(np.stack(list(pool.map(read_one, indices))))
 
-    return Part(labels=torch.from_numpy(labels.of(files)), read=read, images=found)
+    return read
 
 
 def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:

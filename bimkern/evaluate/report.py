@@ -33,6 +33,11 @@ def to_table(results: Results) -> str:
             accuracies = (*result.knn.values(), result.linear, result.chance)
             cost = str(result.depth), f"{result.parameters / 1e6:.2f} M", f"{result.latency_ms:.2f} ms"
             cells.append([run, *cost, *(f"{accuracy:.1%}" for accuracy in accuracies)])
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Lay a table out as text: the first column begins, the others end below each other."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

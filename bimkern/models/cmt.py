@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.models.attention_maps import AttentionMaps, global_maps
 from bimkern.models.checks import check_counts, check_mlp_ratio
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LayerNorm, Linear
@@ -86,14 +87,23 @@ class LightAttention(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_heads, queries, queries // reduction**2).normal_(std=0.02))
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self._heads(x, grid))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias_of(grid).to(q.dtype))  # [B, H, T, E]
+        attended: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return attended
+
+    def attention_maps(self, x: Tensor, grid: Grid) -> list[AttentionMaps]:
+        """Return the weights by which forward averages values, for analysis."""
+        q, k, _ = self._heads(x, grid)
+        return global_maps(q, k, self.bias_of(grid), self.reduction)
+
+    def _heads(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
+        """Return queries [B, T, H, E], and the fewer keys and values."""
         k, v = self.key(x), self.value(x)
         if self.reduction > 1:
             k = _as_tokens(self.fewer_keys(_as_maps(k, grid)))
             v = _as_tokens(self.fewer_values(_as_maps(v, grid)))
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (self.query(x), k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias_of(grid).to(q.dtype))  # [B, H, T, E]
-        attended: Tensor = self.proj(out.transpose(1, 2).flatten(2))
-        return attended
+        return (part.unflatten(2, (self.num_heads, -1)) for part in (self.query(x), k, v))
 
     def bias_of(self, grid: Grid) -> Tensor:
         """Return the bias for a grid of tokens, [H, T, T / k^2]."""

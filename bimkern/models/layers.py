@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.attention import AttentionFn, sdpa
+from bimkern.models.attention_maps import AttentionMaps, global_maps
 from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import View
 from bimkern.ops import embed_visible, restore_tokens
@@ -98,9 +99,16 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).unbind(2)  # each [B, T, H, E]
-        return self.proj(self.attention_fn(q, k, v).reshape(B, T, D))
+        return self.proj(self.attention_fn(*self._heads(x)).reshape(x.shape))
+
+    def attention_maps(self, x: Tensor) -> list[AttentionMaps]:
+        """Return the weights by which forward averages values, for analysis."""
+        q, k, _ = self._heads(x)
+        return global_maps(q, k)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each [B, T, H, E]."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
 
 class Mlp(nn.Module):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bimkern.models.attention_maps import AttentionMaps, window_maps
 from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import LayerNorm, Linear, Mlp, PatchEmbed
@@ -61,8 +62,15 @@ class WindowAttention(nn.Module):
         return resized_table(table, (side, side), self.window), (side, side)
 
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
-        table = resized_table(self.relative_position_bias_table, self.window, window)
-        return self.proj(group_attention(self.qkv(x), table, groups, self.num_heads))
+        return self.proj(group_attention(self.qkv(x), self._table(window), groups, self.num_heads))
+
+    def attention_maps(self, x: Tensor, groups: WindowGroups, window: Grid) -> list[AttentionMaps]:
+        """Return the weights by which forward averages values, for analysis of whole images."""
+        q, k, _ = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # [B, T, H, E]
+        return window_maps(q, k, self._table(window), groups)
+
+    def _table(self, window: Grid) -> Tensor:
+        return resized_table(self.relative_position_bias_table, self.window, window)
 
 
 class SwinLayer(nn.Module):

@@ -13,7 +13,7 @@ from bimkern.data.formats import decode
 from bimkern.data.source import SourceError
 from bimkern.evaluate.checked_images import random_crops
 from bimkern.evaluate.errors import EvaluationError
-from bimkern.evaluate.labeled import Labeled, central_crop, in_memory, load_digits, read_labeled
+from bimkern.evaluate.labeled import Labeled, central_crop, in_memory, load_digits, read_images, read_labeled
 from bimkern.exporters.trained import Preprocessing
 
 IMAGES = Preprocessing(image_size=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -59,6 +59,16 @@ def test_train_and_val_are_kept_apart_and_a_list_says_the_same(tmp_path):
         (listed / f"{name}.csv").write_text(f"path,label\n{text}")
     write(listed, ["1.png", "2.png", "3.png"])
     assert read_labeled(listed, 3).test.labels.tolist() == [1]
+    for folder, red in ((tmp_path, 30), (listed, 20)):
+        images = read_images(folder, 3)
+        assert images.read(range(images.count), IMAGES, 3)[:, 0, 0, 0].tolist() == [red]
+
+
+def test_images_need_no_classes(tmp_path):
+    write(tmp_path, ["1.png", "deep/er/2.png", "3.png"])
+    images = read_images(tmp_path, 3)
+    assert images.count == 3
+    assert images.read([2, 0], IMAGES, 3)[:, 0, 0, 0].tolist() == [10, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""`python -m bimkern.attention RUN... [options]`: show how the layers of a trained encoder attend."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bimkern import command
+from bimkern.errors import BimkernError
+from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
+from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
+from bimkern.evaluate.backbone import common_channels, read_backbone
+from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
+from bimkern.evaluate.options import check_picture, check_runs, picture_in
+from bimkern.output import printing
+from bimkern.recipes.find import import_module
+from bimkern.train import device
+from bimkern.train.config.run import ConfigError
+
+_PROGRAM = "python -m bimkern.attention"
+_HELP = f"""Show how the layers of a trained encoder attend, on whole images and without training anything.
+
+Attention distance, entropy, normalized mutual information of queries and keys, KL divergence between heads and between
+layers, and CKA between the features of layers, also of several runs. Without --data, the images are digits that come
+with scikit-learn.
+
+Examples:
+  {_PROGRAM} runs/demo
+  {_PROGRAM} runs/bim runs/mae --data photos --picture compared.png
+  {_PROGRAM} runs/mine --data imagenet/val --images 5000 --device cuda --json"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which encoders to look into, and on which images."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders, checkpoints inside one, or backbones that bimkern.export wrote."""
+    data: Path | None = None
+    """Folder of images, with or without class folders, or .csv or .jsonl list of path and label; of a folder with train
+    and val, those of val. Default: half of scikit-learn's digits."""
+    images: int = 256
+    """At most so many images, spread evenly over the data."""
+    batch_size: int = 64
+    """Images per forward pass of the encoder, and of one estimate of CKA."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
+    modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
+    """Python file or module to import first, for an encoder of your own."""
+    json: bool = False
+    """Print one JSON object per run and layer."""
+    picture: Path | None = None
+    """PNG file for all measures against the layer. Default: pictures/attention.png of the first RUN."""
+
+    def __post_init__(self) -> None:
+        check_runs(self.runs)
+        check_picture(self.picture)
+        for name, least in (("images", MIN_BATCH), ("batch_size", MIN_BATCH)):
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, for CKA, got {value}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
+        for source in options.modules:
+            import_module(source)
+        backbones = {str(path): read_backbone(path) for path in options.runs}
+        images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
+        results = analyze(
+            backbones,
+            images,
+            num_images=options.images,
+            batch_size=options.batch_size,
+            device=device.claim(options.device),
+        )
+        picture = options.picture or picture_in(options.runs[0], "attention")
+        if picture is not None:
+            draw(results, picture)
+    except BimkernError as error:
+        command.report(_PROGRAM, error)
+    with printing():
+        print(to_json_lines(results) if options.json else _text(options, images, results, picture))
+
+
+def _digits() -> Unlabeled:
+    part = load_digits().test
+    return Unlabeled(count=len(part), read=part.read)
+
+
+def _text(options: Options, images: Unlabeled, results: Results, picture: Path | None) -> str:
+    source = "scikit-learn's digits" if options.data is None else str(options.data)
+    head = f"{source}: {min(options.images, images.count)} images; means over heads, queries and images"
+    return "\n".join([head, "", to_table(results), *([] if picture is None else ["", f"Wrote {picture}"])])
+
+
+if __name__ == "__main__":
+    main()

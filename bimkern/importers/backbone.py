@@ -11,6 +11,7 @@ from bimkern.errors import BimkernError
 from bimkern.importers.initialize import InitialWeights, Network, fit, summarize
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
+from bimkern.models.classifier import Classifier
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.network import build_classifier
@@ -27,7 +28,8 @@ def read_pretrained(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeig
         The config, which knows its encoder and how images are normalized; and weights by the names of a Classifier.
 
     Raises:
-        ConfigError: there are no weights, or their encoder is another; the message names what differs.
+        ConfigError: there are no weights, or their encoder is another; the message names what differs. Or the encoder
+            would ignore an option.
     """
     path = config.run.backbone
     if path is None:
@@ -35,7 +37,12 @@ def read_pretrained(config: FinetuneConfig) -> tuple[FinetuneConfig, InitialWeig
     try:
         saved = read_weights(path)
         config = _described(config, saved, path)
-        return config, _fitted(config, saved, path)
+    except BimkernError as error:
+        raise ConfigError(f"--backbone {error}") from error
+    with torch.device("meta"):
+        model = build_classifier(replace(config, num_classes=config.num_classes or 1))
+    try:
+        return config, _fitted(config, model, saved, path)
     except BimkernError as error:
         raise ConfigError(f"--backbone {error}") from error
 
@@ -62,11 +69,10 @@ def _described(config: FinetuneConfig, saved: SavedWeights, path: Path) -> Finet
     return replace(config, encoder=encoder, mean=mean, std=std)
 
 
-def _fitted(config: FinetuneConfig, saved: SavedWeights, path: Path) -> InitialWeights:
+def _fitted(config: FinetuneConfig, model: Classifier, saved: SavedWeights, path: Path) -> InitialWeights:
     encoder = config.known_encoder
     with torch.device("meta"):
         module: Any = encoder.module(encoder)
-        model = build_classifier(replace(config, num_classes=config.num_classes or 1))
     state = {f"encoder.{name}": tensor for name, tensor in module.state_dict().items()}
     if config.norm_first:
         state |= {f"{_NORM}{name}": tensor for name, tensor in model.norm.state_dict().items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bimkern import optional
 from bimkern.data.digits import digit_images
 from bimkern.data.formats import CONVERTED, pil_settings_kept
 from bimkern.data.labels import Labels, labeled_images, read_labels
@@ -122,6 +123,8 @@ def _begin(
             f"{title(inputs.listing.source)} has no val beside train to evaluate on; name one with --val, or keep a "
             f"share out with --held-out 0.1"
         )
+    if config.mixing is not None or config.augment.erase_prob:
+        optional.load_timm("mixup, CutMix, label smoothing and random erasing need timm")  # now, not in the first step
     labels = _read_labels(inputs)
     count = len(labels[0].classes)
     if config.num_classes not in (None, count):

@@ -26,7 +26,7 @@ from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.schedule import LayerGroup, resolve
 from bimkern.models import attention
 from bimkern.models.classifier import Classifier
-from bimkern.models.drop_path import draw_paths, set_drop_path
+from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_attention, set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneConfig
@@ -87,12 +87,10 @@ class Finetuning:
             "backbone": None if init is None else init.sha256,
             "labels": _digest(labels, images.images),
         }
-        set_drop_path(self.model.encoder, config.drop_path)
         self.model.to(device)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
-        network.refuse_ignored([self.model.encoder], run)
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self._depth = self.model.encoder.config.depth
         make = adapters.choose(run.optimizer, device)

@@ -11,6 +11,7 @@ from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.models.classifier import Classifier
+from bimkern.models.drop_path import set_drop_path
 from bimkern.models.encoder import PartlyTrained
 from bimkern.models.exported import BackboneError, read_encoder_config
 from bimkern.models.layers import other_dtype_layers, set_attention, set_compute_dtype
@@ -47,13 +48,23 @@ def build(config: Config) -> MIM:
 
 
 def build_classifier(config: FinetuneConfig) -> Classifier:
-    """Build the network of a resolved config; layers that were left out of pre-training are added."""
+    """Build the network of a resolved config; layers that were left out of pre-training are added.
+
+    Raises:
+        ConfigError: the encoder would ignore one of the options.
+    """
     assert config.mean is not None
     assert config.std is not None
     assert config.num_classes is not None
     encoder = config.known_encoder
     whole = encoder.whole if isinstance(encoder, PartlyTrained) else encoder
-    return Classifier(whole, config.num_classes, norm_first=config.norm_first, mean=config.mean, std=config.std)
+    model = Classifier(whole, config.num_classes, norm_first=config.norm_first, mean=config.mean, std=config.std)
+    try:
+        set_drop_path(model.encoder, config.drop_path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    refuse_ignored([model.encoder], config.run)
+    return model
 
 
 def set_compute(model: MIM, dtype: torch.dtype, attention_fn: AttentionFn = sdpa) -> None:

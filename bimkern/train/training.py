@@ -17,6 +17,7 @@ from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Listing, Source, list_images
 from bimkern.data.step_layout import StepLayout
+from bimkern.errors import BimkernError
 from bimkern.models import attention
 from bimkern.train import device as devices
 from bimkern.train.callbacks import Callbacks
@@ -154,4 +155,9 @@ def _choose(config: TrainingConfig) -> tuple[Loader, str]:
     attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
-    return choose_loader(options.loader, device, options.workers, config.channels, config.augment)
+    try:
+        return choose_loader(options.loader, device, options.workers, config.channels, config.augment)
+    except BimkernError:
+        raise
+    except ValueError as error:  # an augmentation that does not go with the images
+        raise ConfigError(str(error)) from error

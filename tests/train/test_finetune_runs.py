@@ -17,6 +17,7 @@ from bimkern.data.label_mixing import LabelMixing
 from bimkern.data.training_augment import TrainingAugment
 from bimkern.evaluate.backbone import read_backbone
 from bimkern.mim.schedule import Cosine
+from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.config.optimizer import AdamWConfig
@@ -184,6 +185,22 @@ def test_other_labels_or_another_backbone_are_refused(configure, data, backbone,
     listed(swapped=True)
     with pytest.raises(ConfigError, match=r"was trained with other labels than --data has now; choose another --out"):
         finetune(config)
+
+
+def test_what_an_encoder_cannot_do_is_refused_before_anything_is_written(configure, tmp_path):
+    with pytest.raises(ConfigError, match=r"^drop_path must be 0, as CMT has no DropPath in its layers, got 0\.1$"):
+        finetune(configure("fastmim_cmt_test", changes={"drop_path": 0.1}))
+    import_or_skip("timm")
+    gray = replace(RECIPES["mae_vit_test"].config.method.encoder, channels=1)
+    changes = {"encoder": gray, "mean": (0.5,), "std": (0.5,), "augment": TrainingAugment()}
+    torch.save(gray.module(gray).state_dict(), tmp_path / "gray.pth")
+    with pytest.raises(ConfigError, match=r"RandAugment needs images of 3 channels, got 1; set rand_augment to None"):
+        finetune(configure(changes=changes, backbone=tmp_path / "gray.pth"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_without_drop_path_is_fine_tuned(configure):
+    assert finetune(configure("fastmim_cmt_test", epochs=1)).held_out.loss > 0
 
 
 def test_from_scratch_takes_the_sizes_alone(configure, backbone, tmp_path):

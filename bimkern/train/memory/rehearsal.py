@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.mim.flow import MicroBatch
-from bimkern.models.drop_path import draw_paths, set_drop_path
+from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneConfig
@@ -76,7 +76,6 @@ class _Finetuning:
     def __init__(self, config: FinetuneConfig) -> None:
         self._config, self.model = config, network.build_classifier(config)
         self.model.train_positions()
-        set_drop_path(self.model.encoder, config.drop_path)
         set_compute_dtype(self.model, DTYPES[config.run.precision])
 
     @property

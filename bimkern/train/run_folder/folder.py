@@ -106,8 +106,7 @@ class RunFolder:
         """Read the config of the pre-training run that the folder holds; None where it holds none.
 
         Raises:
-            ConfigError: it holds a run of another task, or a config that is damaged, of another version, or cannot be
-                read.
+            ConfigError: it holds a run of another task, or its config cannot be read, or is damaged or older.
         """
         saved = self._saved_config()
         kind = Config.__name__ if saved is None else saved.get("type", Config.__name__)

@@ -40,8 +40,9 @@ class Preprocessing:
         Raises:
             KeyError, ValueError, TypeError: it says nothing, or something else.
         """
+        interpolation = metadata["interpolation"]
         mean, std = (tuple(json.loads(metadata[name])) for name in ("mean", "std"))
-        return cls(image_size=image_size, interpolation=metadata["interpolation"], mean=mean, std=std)
+        return cls(image_size=image_size, interpolation=interpolation, mean=mean, std=std)
 
     def __str__(self) -> str:
         return f"{self.image_size} px, {self.interpolation}, mean {self.mean}, std {self.std}"

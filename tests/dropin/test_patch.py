@@ -212,6 +212,24 @@ def test_images_that_need_a_gradient_get_it():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_a_target_as_in_the_host(dtype):
+    model = MaskedAutoencoderViT(norm_pix_loss=False)
+    args = torch.randint(256, (2, 3, 32, 32)).to(dtype), torch.randn(2, 16, 192), torch.ones(2, 16)
+    expected = model.forward_loss(*args)
+    patch(model)
+    assert torch.equal(model.forward_loss(*args), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_masks_of_any_dtype(dtype):
+    model = MaskedAutoencoderViT()
+    args = torch.rand(2, 3, 32, 32), torch.randn(2, 16, 192), (torch.rand(2, 16) < 0.6).to(dtype)
+    expected = model.forward_loss(*args)
+    patch(model)
+    torch.testing.assert_close(model.forward_loss(*args), expected, rtol=1e-6, atol=0)
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:

@@ -225,7 +225,7 @@ def _generators(subject: nn.Module) -> list[torch.Generator]:
 
 @contextlib.contextmanager
 def isolated(module: nn.Module) -> Iterator[None]:
-    """Leave the caller's random numbers, modes of torch and the module's buffers as they are, and call no hooks of it."""
+    """Leave the caller's random numbers, modes of torch and the module's buffers as they are, and call no hooks."""
     generators = _generators(module)
     buffers = [(x, x.clone()) for x in module.buffers()]  # a BatchNorm updates its own, and no version tells
     hooks = [(registered, registered.copy()) for registered in layers.hooks_of(module)]

@@ -16,7 +16,7 @@ from bimkern.dropin.hosts import localmim_decoder, mae
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, stand_ins, twin
 from bimkern.ops import hog, masked_loss, scale_mask
-from bimkern.ops.match import match_loss
+from bimkern.ops.match import PARAMETERS, match_loss
 
 
 def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
@@ -30,7 +30,7 @@ def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
-    if not layers.has_kernels(x) or any(map(layers.has_hooks, decoder.modules())):  # or something listens to layers
+    if not _is_fused(decoder, x):
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
     pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
@@ -43,6 +43,12 @@ def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, ma
         return match_loss(pieces.norm(x)[:, 1:], pieces.head, target.to(wide), mask, scale, dtype=dtype)
 
     return loss_at_once(decoder, loss, x)
+
+
+def _is_fused(decoder: Any, x: Tensor) -> bool:
+    """Return whether match_loss takes a decoder's parameters, and nothing listens to its layers."""
+    takes = layers.has_kernels(x) and all(p.dtype in PARAMETERS for p in decoder.parameters())
+    return takes and not any(map(layers.has_hooks, decoder.modules()))
 
 
 def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dropin_hosts import error_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,14 +25,6 @@ def loss_of(model, images=IMAGES):
 
 def numpy_state():
     return np.random.get_state()[1].tolist()  # noqa: NPY002  the legacy generator is what hosts use
-
-
-def error_of(model, images):
-    try:
-        model(images)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        return error
-    raise AssertionError("there is none")
 
 
 class OtherLoss(MaskedAutoencoderViT):
@@ -267,6 +260,15 @@ def test_counter_masks_keep_as_many_tokens_and_name_them_in_order():
     assert torch.equal(mask.gather(1, kept.squeeze(2).long()), torch.zeros(2, 4))
     assert torch.equal(ids_restore.gather(1, kept.squeeze(2).long()), torch.arange(4).expand(2, 4))
     assert mask.sum() == 24
+
+
+def test_counter_masks_are_drawn_on_the_cpu_under_another_default_device():
+    model = MaskedAutoencoderViT()
+    patch(model, masks="counter")
+    expected = loss_of(model)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert torch.equal(model(IMAGES)[0], expected)
 
 
 def test_an_unknown_model():

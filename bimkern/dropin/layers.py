@@ -115,7 +115,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def hooks_of(module: nn.Module) -> Iterator[dict[int, Any]]:
-    """Yield what listens to a module, to those in it and to their parameters, as torch keeps it; none is empty."""
+    """Yield torch's tables of the hooks of a module, of those in it and of their parameters, but for empty ones."""
     found = [getattr(each, name) for each in module.modules() for name in _HOOKS]
     yield from filter(None, [*found, *(p._backward_hooks for p in module.parameters())])
 

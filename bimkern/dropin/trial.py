@@ -1,4 +1,4 @@
-"""Compare a host's method with its replacement before anything is replaced: recognized by looks, trusted by deeds.
+"""Compare a host's method with its replacement before anything is replaced.
 
 Copies of one program differ in ways that attributes do not show: another loss, an input more, layers called otherwise.
 So both methods are called on a twin of the module with random parameters, where stand-ins replace the layers that take
@@ -252,7 +252,7 @@ def isolated(module: nn.Module) -> Iterator[None]:
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     parameters = list(inspect.signature(function).parameters.values())
-    return [(p.name, p.default) for p in parameters[1:]]  # all but self
+    return [(p.name, p.kind) for p in parameters[1:]]  # all but self; defaults are the host's (swap.py)
 
 
 def _shown(parameters: list[tuple[str, Any]]) -> str:

@@ -112,6 +112,25 @@ def test_what_a_fork_changed_stays_and_the_rest_is_replaced(fork, left):
     assert "left     " + next(iter(left)) in str(patched)
 
 
+class OtherDefault(MaskedAutoencoderViT):
+    def forward_encoder(self, x, mask_ratio=0.5):
+        return super().forward_encoder(x, mask_ratio)
+
+
+def test_defaults_stay_the_hosts():
+    model = OtherDefault()
+    torch.manual_seed(1)
+    expected = model.forward_encoder(IMAGES)
+    assert not patch(model).left
+    torch.manual_seed(1)
+    for ours, theirs in zip(model.forward_encoder(IMAGES), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    other = MaskedAutoencoderViT()
+    patch(other)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'mask_ratio'"):
+        other.forward_encoder(IMAGES)
+
+
 def test_a_method_replaced_on_the_instance_stays():
     model = MaskedAutoencoderViT()
     model.random_masking = lambda x, mask_ratio: "mine"

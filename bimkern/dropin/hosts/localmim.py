@@ -30,9 +30,9 @@ def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
-    if not _is_fused(decoder, x):
+    pieces = _pieces(decoder, x, scale, ids_restore.shape[1])
+    if pieces is None:
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
-    pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
     def loss(x: Tensor) -> Tensor:
         x = layers.restore(pieces.embed(x), ids_restore, pieces.mask_token, pieces.pos)
@@ -45,10 +45,15 @@ def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, ma
     return loss_at_once(decoder, loss, x)
 
 
-def _is_fused(decoder: Any, x: Tensor) -> bool:
-    """Return whether match_loss takes a decoder's parameters, and nothing listens to its layers."""
+def _pieces(decoder: Any, x: Tensor, scale: float, num_patches: int) -> localmim_decoder.Decoder | None:
+    """Return what the fused loss takes; None where it does not take a decoder, or something listens to its layers."""
     takes = layers.has_kernels(x) and all(p.dtype in PARAMETERS for p in decoder.parameters())
-    return takes and not any(map(layers.has_hooks, decoder.modules()))
+    if not takes or any(map(layers.has_hooks, decoder.modules())):
+        return None
+    try:
+        return localmim_decoder.read(decoder, scale, num_patches)
+    except ValueError:  # it was changed since the patch, whose trial reads it, too
+        return None
 
 
 def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -141,8 +141,9 @@ class PatchDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, R+K, D] of x [B, R+N, D]; all of them out of training."""
-        if self.training:
-            check.once(_check_dropout, (x,), self.num_prefix_tokens)
+        if not self.training:
+            return x
+        check.once(_check_dropout, (x,), self.num_prefix_tokens)
         return patch_dropout.forward(self, x)
 
 
@@ -154,7 +155,7 @@ class HOGLayer(nn.Module):
         pool: side of a cell in pixels.
         gaussian_window: side of a Gaussian that weighs the pixels; 0 for none.
         exact: compute bins without rounding. False repeats the rounding of MaskFeat's layer bit for bit, in plain torch
-            and so not faster; images are then float32.
+            and so not faster; images are then floating.
 
     Orientations on a bin's boundary, of which photographs are full, are exact here. The published layers round them,
     so on pixels divided by 255 some of their entries differ; give uint8 pixels here, and nothing is rounded.
@@ -179,10 +180,18 @@ class HOGLayer(nn.Module):
             raise ValueError(f"HOGLayer: x must be [B, C, H, W], got {list(x.shape)}")
         B, C, H, W = x.shape
         if not self.exact:
+            self._check_rounded(x)
             return rounded_hog.maskfeat(x, self.nbins, self.pool, self.gaussian_window)
         cells = hog(x, self.pool, self.nbins, window=self.gaussian_window or None)  # [B, (H/pool)(W/pool), C*nbins]
         rows, columns = H // self.pool, W // self.pool
         return cells.view(B, rows, columns, C, self.nbins).permute(0, 3, 4, 1, 2)
+
+    def _check_rounded(self, x: Tensor) -> None:
+        side = self.gaussian_window or 1
+        if not x.is_floating_point():
+            raise TypeError(f"HOGLayer: x must be floating with exact=False, got {x.dtype}: divide by 255 first")
+        if x.shape[2] % side or x.shape[3] % side:
+            raise ValueError(f"HOGLayer: x must have sides that gaussian_window={side} divides, got {list(x.shape)}")
 
 
 def _tokens(op: str, x: Tensor, name: str = "x") -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B images, C channels, H W pixels, p patch size, R prefix tokens, N patch
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from bimkern.dropin.order import inverse
 from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, masked_pixel_loss, restore_tokens
 from bimkern.ops._backend import DEVICES
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def draw_masks(
@@ -108,9 +111,18 @@ def has_kernels(x: Tensor) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Return whether something listens to a module's calls, which must then be made."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+def hooks_of(module: nn.Module) -> Iterator[dict[int, Any]]:
+    """Yield torch's tables of the hooks of a module, of those in it and of their parameters, but for empty ones."""
+    found = [getattr(each, name) for each in module.modules() for name in _HOOKS]
+    yield from filter(None, [*found, *(p._backward_hooks for p in module.parameters())])
+
+
+def can_be_target(images: Tensor) -> bool:
+    """Return whether a fused loss reads images as hosts do: they need no gradient, and integers are not scaled."""
+    return images.is_floating_point() and not images.requires_grad
 
 
 def _tiles(patch_embed: Any, convolution: nn.Conv2d, images: Tensor, pos: Tensor) -> bool:
@@ -138,6 +150,7 @@ def restore(visible: Tensor, ids_restore: Tensor, mask_token: Tensor, pos: Tenso
 
 
 def pixel_loss(images: Tensor, pred: Tensor, mask: Tensor, patch: int, normalize: bool) -> Tensor:
-    """Average the squared error over masked patches, in the dtype that the plain formula has."""
-    loss = masked_pixel_loss(pred, images, mask, patch=patch, normalize=normalize)
+    """Average the squared error over masked patches, in the dtype that the plain formula has; mask: of any dtype."""
+    weight = mask if mask.is_floating_point() else mask.float()
+    loss = masked_pixel_loss(pred, images, weight, patch=patch, normalize=normalize)
     return loss.to(same_dtype(images, pred, mask))

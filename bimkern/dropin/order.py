@@ -23,7 +23,7 @@ def counter_order(draw: Callable[[], Tensor], B: int, N: int, first: int, device
 
     One number per image comes from torch's generator of the CPU, so torch.manual_seed decides here too.
     """
-    samples = torch.randint(2**63 - 1, (B,)).to(device, non_blocking=True)
+    samples = torch.randint(2**63 - 1, (B,), device="cpu").to(device, non_blocking=True)
     chosen = random_keep(samples, N, first, seed=0)  # [B, first]
     return keep_to_mask(chosen, N).argsort(dim=1, stable=True)  # [B, N]
 

@@ -124,7 +124,7 @@ def _usable(
 
 
 def _check_device(model: nn.Module) -> None:
-    device = next((p.device.type for p in model.parameters()), "cpu")
+    device = next((x.device.type for x in (*model.parameters(), *model.buffers())), "cpu")
     if device not in _DEVICES:
         raise DropinError(f"patch: model must be on {' or '.join(_DEVICES)}, where our kernels run, got {device}")
 

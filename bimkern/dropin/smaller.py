@@ -1,7 +1,7 @@
 """Make modules smaller, without another structure, so that it takes little time to try them.
 
-Patches get few pixels and layers few channels; the number of patches stays. What a host computes otherwise than its
-replacement shows as well in few numbers as in many.
+Patches get few pixels and layers few channels; the number of patches stays. A difference between a host and its
+replacement shows in few values as well as in many.
 """
 
 from typing import Any

@@ -26,9 +26,10 @@ class Part:
     Args:
         what: is replaced, in words.
         method: its name in the host.
-        ours: the replacement, a function of the module and the same arguments, with the same names and defaults.
+        ours: the replacement, a function of the module and the same arguments, with the same names; its
+            defaults become the host's.
         trial: makes a call by which the two are compared before anything is replaced.
-        reads_training: the replacement does otherwise out of training, and is called so, too, when it is tried.
+        reads_training: the replacement depends on `training`, so it is tried in both modes.
     """
 
     what: str

@@ -5,6 +5,8 @@ untouched. It is made once per host class and choice of parts, and pickled as th
 """
 
 import functools
+import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from bimkern.dropin.hosts import HOSTS
 from bimkern.dropin.order import ORDERS
+from bimkern.dropin.structure import Part
 
 Recipe = tuple[str, tuple[int, ...], str, bool]  # name of the host, indices of its parts, masks, exact
 
@@ -31,9 +34,21 @@ def patched_class(host_class: Any, recipe: Recipe) -> Any:
         "_bimkern_exact": exact,
         "_bimkern_recipe": recipe,
         **host.constants(host_class),
-        **{host.parts[index].method: host.parts[index].ours for index in indices},
+        **{part.method: _with_defaults_of(host_class, part) for part in map(host.parts.__getitem__, indices)},
     }
     return type(host_class)(host_class.__name__, (host_class,), namespace)
+
+
+def _with_defaults_of(host_class: Any, part: Part) -> Any:
+    """Return a replacement with the defaults of the host's method, such as its ratio of masked patches."""
+    ours: Any = part.ours
+    theirs = inspect.unwrap(getattr(host_class, part.method, ours))
+    defaults, of_keywords = getattr(theirs, "__defaults__", None), getattr(theirs, "__kwdefaults__", None)
+    if defaults is ours.__defaults__ and of_keywords is ours.__kwdefaults__:
+        return ours
+    copy = types.FunctionType(ours.__code__, ours.__globals__, ours.__name__, defaults, ours.__closure__)
+    copy.__doc__, copy.__annotations__, copy.__kwdefaults__ = ours.__doc__, ours.__annotations__, of_keywords
+    return copy
 
 
 def recipe_of(module: nn.Module) -> Recipe | None:

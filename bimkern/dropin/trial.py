@@ -1,4 +1,4 @@
-"""Compare a host's method with its replacement before anything is replaced: recognized by looks, trusted by deeds.
+"""Compare a host's method with its replacement before anything is replaced.
 
 Copies of one program differ in ways that attributes do not show: another loss, an input more, layers called otherwise.
 So both methods are called on a twin of the module with random parameters, where stand-ins replace the layers that take
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part
 
 _SMALL = 2**18  # elements of what a gradient is compared of: a weight matrix takes time and shows no more
@@ -146,6 +147,7 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     subject.__class__ = ours
+    in_half = any(map(_is_half, _tensors(trial.args)))  # results of it may be wider, but are no more exact
     try:
         got = [
             _call(subject, part.ours, trial.args, leaves, training) for training in _MODES[: 1 + part.reads_training]
@@ -156,7 +158,7 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
         if theirs["random numbers"] != replaced["random numbers"]:
             return "draws other random numbers"
         for what in ("results", "gradients"):
-            if what in theirs and not _equal(theirs[what], replaced[what]):
+            if what in theirs and not _equal(theirs[what], replaced[what], in_half):
                 return f"computes other {what} than its replacement"
     return None
 
@@ -192,18 +194,24 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _equal(expected: Any, got: Any) -> bool:
-    return len(expected) == len(got) and all(map(_same, expected, got))
+def _is_half(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dtype.itemsize < 4
 
 
-def _same(expected: Any, got: Any) -> bool:
+def _equal(expected: Any, got: Any, in_half: bool) -> bool:
+    return len(expected) == len(got) and all(
+        _same(theirs, ours, in_half) for theirs, ours in zip(expected, got, strict=True)
+    )
+
+
+def _same(expected: Any, got: Any, in_half: bool) -> bool:
     if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
         return expected is got
     if (expected.shape, expected.dtype, expected.requires_grad) != (got.shape, got.dtype, got.requires_grad):
         return False
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, got)
-    tolerance = _HALF_TOLERANCE if expected.dtype.itemsize < 4 else _TOLERANCE
+    tolerance = _HALF_TOLERANCE if in_half or _is_half(expected) else _TOLERANCE
     error, largest = torch.dist(expected, got, math.inf), torch.linalg.vector_norm(expected, math.inf)
     return error.item() <= tolerance * largest.item()  # False for NaN
 
@@ -217,15 +225,24 @@ def _generators(subject: nn.Module) -> list[torch.Generator]:
 
 @contextlib.contextmanager
 def isolated(module: nn.Module) -> Iterator[None]:
-    """Leave the caller's random numbers and modes of torch as they are."""
+    """Leave the caller's random numbers, modes of torch and the module's buffers as they are, and call no hooks."""
     generators = _generators(module)
+    buffers = [(x, x.clone()) for x in module.buffers()]  # a BatchNorm updates its own, and no version tells
+    hooks = [(registered, registered.copy()) for registered in layers.hooks_of(module)]
     states = [generator.get_state() for generator in generators]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  hosts draw from it
     device = "cuda" if len(generators) > 1 else "cpu"
     try:
+        for registered, _ in hooks:
+            registered.clear()
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
+        for registered, before in hooks:
+            registered.update(before)
+        for buffer, values in buffers:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         for generator, state in zip(generators, states, strict=True):
@@ -235,7 +252,7 @@ def isolated(module: nn.Module) -> Iterator[None]:
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     parameters = list(inspect.signature(function).parameters.values())
-    return [(p.name, p.default) for p in parameters[1:]]  # all but self
+    return [(p.name, p.kind) for p in parameters[1:]]  # all but self; defaults are the host's (swap.py)
 
 
 def _shown(parameters: list[tuple[str, Any]]) -> str:

@@ -219,7 +219,7 @@ def test_other_weights_are_used_where_the_rounding_is_repeated(make):
     assert torch.equal(layer(x), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 36, 32), (1, 4, 32, 32), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 3, 36, 32), (1, 4, 32, 32), (3, 32, 32), (0, 3, 32, 32)])
 def test_images_that_do_not_fit_are_the_hosts(shape):
     layer, x = HOGLayerC(pool=8), torch.rand(shape)
 

@@ -147,6 +147,38 @@ def test_autocast_with_a_grad_scaler(case, dtype):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.double])
+def test_weights_in_bfloat16(name):
+    case, dtype = CASES[name], torch.bfloat16
+    model, batch = built(case)
+    model, batch = model.to(dtype), batch.to(dtype)
+    exact, theirs, ours = copy.deepcopy(model).double(), copy.deepcopy(model), copy.deepcopy(model)
+    assert not patch(ours).left
+    truth, expected, got = (
+        seeded(case, each, x) for each, x in ((exact, batch.double()), (theirs, batch), (ours, batch))
+    )
+    assert got.dtype == expected.dtype
+    wanted, found = gradients(theirs, expected), gradients(ours, got)
+    assert [None if g is None else g.dtype for g in found] == [None if g is None else g.dtype for g in wanted]
+    right = gradients(exact, truth)
+    own, torchs = (distance(each, right) for each in (found, wanted))
+    assert own <= 3 * torchs
+    assert abs(got - truth) <= 2 * abs(expected - truth) + torch.finfo(dtype).eps * abs(truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("vit-pytorch mae")])  # float32 only
+def test_another_dtype_after_the_patch(name, dtype):
+    case = CASES[name]
+    model, batch = built(case)
+    other = copy.deepcopy(model)
+    patch(other)
+    expected, got = (seeded(case, each.to(dtype), batch.to(dtype)) for each in (model, other))
+    assert got.dtype == expected.dtype
+    assert got.item() == pytest.approx(expected.item(), rel=1e-2 if dtype == torch.bfloat16 else FIRST, abs=0)
+    got.backward()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.double])
 def test_double_precision(name):
     case = CASES[name]
     model, batch = built(case)

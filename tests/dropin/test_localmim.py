@@ -191,6 +191,19 @@ def test_what_a_fork_changed_stays(fork, left):
     torch.testing.assert_close(loss_of(model), expected, rtol=1e-6, atol=0)
 
 
+class MasksHalf(LocalMaskedAutoencoderViT):
+    def forward(self, imgs, mask_ratio=0.5):
+        return super().forward(imgs, mask_ratio)
+
+
+def test_the_ratio_of_masked_patches_stays_the_hosts():
+    torch.manual_seed(0)
+    model = MasksHalf()
+    expected = loss_of(model)
+    assert not patch(model).left
+    torch.testing.assert_close(loss_of(model), expected, rtol=1e-6, atol=0)
+
+
 def wider_convolution(model):
     model.decoder[2].decoder_pred[0] = nn.Conv2d(16, 27, 3, padding=1)
 
@@ -209,6 +222,17 @@ def two_norms(model):
 
 def other_scale(model):
     model.scale[1] = 8.0
+
+
+@pytest.mark.parametrize("change", [wider_convolution, without_bias, two_norms])
+def test_a_decoder_that_is_changed_after_the_patch_is_called(change):
+    model, other, _ = pair()
+    change(model)
+    change(other)
+    other.load_state_dict(model.state_dict())
+    loss = loss_of(other)
+    torch.testing.assert_close(loss, loss_of(model), rtol=1e-6, atol=0)
+    loss.backward()
 
 
 UNKNOWN = [

@@ -50,6 +50,15 @@ def test_gradients_of_simmim(simmim):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
+def test_integers_are_a_target_as_in_the_host(simmim):
+    encode = simmim.encoder.forward
+    simmim.encoder.forward = lambda x, mask: encode(x / 255, mask)
+    x, mask = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.ones(2, 8, 8)
+    expected = simmim(x, mask)
+    patch(simmim)
+    assert torch.equal(simmim(x, mask), expected)
+
+
 @pytest.mark.parametrize(
     ("x", "mask"),
     [

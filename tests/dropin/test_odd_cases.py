@@ -7,7 +7,7 @@ import torch
 from dropin_hosts import open_clip_dropout
 from torch import nn
 
-from bench.hog_hosts import HOGGenerator
+from bench.hog_hosts import HOGGenerator, HOGLayerC
 from bench.local_host import LocalMaskedAutoencoderViT
 from bench.mae_host import MaskedAutoencoderViT
 from bimkern import dropin
@@ -34,6 +34,10 @@ UNSUPPORTED = {
         "nothing in MaskedAutoencoderViT can be replaced: forward_encoder could not be tried: NotImplementedError",
     ),
     "meta": (on_meta, "model must be on cpu or cuda, where our kernels run, got meta"),
+    "buffers on meta": (
+        lambda: HOGLayerC().to("meta"),
+        "model must be on cpu or cuda, where our kernels run, got meta",
+    ),
     "bins": (
         lambda: HOGGenerator(nbins=40),
         "nothing in HOGGenerator can be replaced: forward could not be tried: ValueError: nbins must be at most 36",
@@ -54,6 +58,39 @@ def test_a_model_that_cannot_be_patched_stays(case):
     with pytest.raises(dropin.DropinError, match=rf"^patch: {re.escape(text)}[^\n]*\Z"):
         dropin.patch(model)
     assert [(type(module), dict(vars(module))) for module in model.modules()] == before
+
+
+class Normalized(nn.Module):
+    """An embedding that keeps running statistics."""
+
+    def __init__(self, embed):
+        super().__init__()
+        self.proj, self.img_size, self.patch_size = embed.proj, embed.img_size, embed.patch_size
+        self.norm = nn.BatchNorm1d(self.proj.out_channels)
+
+    def forward(self, x):
+        return self.norm(self.proj(x).flatten(2)).mT
+
+
+def test_trials_leave_statistics_and_call_no_hooks():
+    model = MaskedAutoencoderViT()
+    model.patch_embed = Normalized(model.patch_embed)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+
+    def listen(*_):
+        seen.append("called")
+
+    model.patch_embed.register_forward_pre_hook(listen)
+    model.norm.register_full_backward_pre_hook(listen)
+    model.norm.register_forward_hook(listen)
+    model.norm.weight.register_hook(listen)
+    dropin.patch(model)
+    assert not seen
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model(IMAGES.repeat(1, 1, 2, 2))[0].backward()
+    assert len(seen) == 4  # they listen again
+    assert not torch.equal(model.patch_embed.norm.running_mean, state["patch_embed.norm.running_mean"])
 
 
 LEFT = {
@@ -98,6 +135,11 @@ def test_tokens_that_our_op_does_not_take_are_dropped_by_the_host(x):
     assert torch.equal(dropout(x), expected)
 
 
+def test_patch_dropout_out_of_training_takes_anything():
+    x = torch.arange(6).view(1, 6, 1)
+    assert dropin.PatchDropout().eval()(x) is x
+
+
 FLOATS = "float32, float16, bfloat16 or float64"
 WRONG = {
     "random_masking: mask_ratio must be in [0, 1], got 1.5": lambda: dropin.random_masking(TOKENS, 1.5),
@@ -130,6 +172,12 @@ WRONG = {
     "PatchDropout: x must be [B, R=1+N, D], got [12, 8]": lambda: dropin.PatchDropout()(TOKENS[0]),
     "HOGLayer: nbins must be at most 36 unless exact=False, got 40": lambda: dropin.HOGLayer(nbins=40),
     "HOGLayer: x must be [B, C, H, W], got [3, 16, 16]": lambda: dropin.HOGLayer()(IMAGES[0]),
+    "HOGLayer: x must be floating with exact=False, got torch.uint8: divide by 255 first": (
+        lambda: dropin.HOGLayer(pool=8, exact=False)(IMAGES.byte())
+    ),
+    "HOGLayer: x must have sides that gaussian_window=6 divides, got [2, 3, 16, 16]": (
+        lambda: dropin.HOGLayer(pool=8, gaussian_window=6, exact=False)(IMAGES)
+    ),
     "get_at_index: index must be int64, got int32": lambda: lightly.get_at_index(TOKENS, IDS.int()),
     "restore_at_index: value must be [B=2, K=4, D=8], got [2, 12, 8]": (
         lambda: lightly.restore_at_index(WIDE, (2, 12), IDS, TOKENS)

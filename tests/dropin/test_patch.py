@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dropin_hosts import error_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,14 +25,6 @@ def loss_of(model, images=IMAGES):
 
 def numpy_state():
     return np.random.get_state()[1].tolist()  # noqa: NPY002  the legacy generator is what hosts use
-
-
-def error_of(model, images):
-    try:
-        model(images)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        return error
-    raise AssertionError("there is none")
 
 
 class OtherLoss(MaskedAutoencoderViT):
@@ -117,6 +110,25 @@ def test_what_a_fork_changed_stays_and_the_rest_is_replaced(fork, left):
     for method in left:
         assert getattr(type(model), method) is getattr(fork, method)
     assert "left     " + next(iter(left)) in str(patched)
+
+
+class OtherDefault(MaskedAutoencoderViT):
+    def forward_encoder(self, x, mask_ratio=0.5):
+        return super().forward_encoder(x, mask_ratio)
+
+
+def test_defaults_stay_the_hosts():
+    model = OtherDefault()
+    torch.manual_seed(1)
+    expected = model.forward_encoder(IMAGES)
+    assert not patch(model).left
+    torch.manual_seed(1)
+    for ours, theirs in zip(model.forward_encoder(IMAGES), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    other = MaskedAutoencoderViT()
+    patch(other)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'mask_ratio'"):
+        other.forward_encoder(IMAGES)
 
 
 def test_a_method_replaced_on_the_instance_stays():
@@ -212,6 +224,24 @@ def test_images_that_need_a_gradient_get_it():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_a_target_as_in_the_host(dtype):
+    model = MaskedAutoencoderViT(norm_pix_loss=False)
+    args = torch.randint(256, (2, 3, 32, 32)).to(dtype), torch.randn(2, 16, 192), torch.ones(2, 16)
+    expected = model.forward_loss(*args)
+    patch(model)
+    assert torch.equal(model.forward_loss(*args), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_masks_of_any_dtype(dtype):
+    model = MaskedAutoencoderViT()
+    args = torch.rand(2, 3, 32, 32), torch.randn(2, 16, 192), (torch.rand(2, 16) < 0.6).to(dtype)
+    expected = model.forward_loss(*args)
+    patch(model)
+    torch.testing.assert_close(model.forward_loss(*args), expected, rtol=1e-6, atol=0)
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
@@ -249,6 +279,15 @@ def test_counter_masks_keep_as_many_tokens_and_name_them_in_order():
     assert torch.equal(mask.gather(1, kept.squeeze(2).long()), torch.zeros(2, 4))
     assert torch.equal(ids_restore.gather(1, kept.squeeze(2).long()), torch.arange(4).expand(2, 4))
     assert mask.sum() == 24
+
+
+def test_counter_masks_are_drawn_on_the_cpu_under_another_default_device():
+    model = MaskedAutoencoderViT()
+    patch(model, masks="counter")
+    expected = loss_of(model)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert torch.equal(model(IMAGES)[0], expected)
 
 
 def test_an_unknown_model():

@@ -61,7 +61,7 @@ def pretrain(
 ) -> Any:
     """Reconstruct images and return the loss on masked patches with all that the host returns."""
     images = pixel_values
-    if images is None or images.requires_grad or interpolate_pos_encoding or images.shape[2] != images.shape[3]:
+    if images is None or interpolate_pos_encoding or not _is_square(images) or not layers.can_be_target(images):
         host = self._bimkern_host.forward
         return host(self, pixel_values, noise, interpolate_pos_encoding, attention_mask, **kwargs)
     return_dict = kwargs.pop("return_dict", None)
@@ -87,6 +87,10 @@ def pretrain(
     )
     wants_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
     return output if wants_dict else output.to_tuple()
+
+
+def _is_square(images: Tensor) -> bool:
+    return images.ndim == 4 and images.shape[2] == images.shape[3]
 
 
 def _output(host_class: type) -> Mapping[str, Any]:

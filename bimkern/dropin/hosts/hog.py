@@ -108,7 +108,7 @@ def _grid(self: Any, x: Tensor) -> Tensor:
     if not self._bimkern_exact:
         return rounded_hog.per_channel(x, (self.weight_x, self.weight_y), self.nbins, self.pool, _kernel(self))
     vectors = hog(x, self.pool, self.nbins, window=_window(self))  # [B, h * w, C * bins]
-    grid = vectors.view(len(x), x.shape[2] // self.pool, -1, x.shape[1], self.nbins)
+    grid = vectors.view(len(x), x.shape[2] // self.pool, x.shape[3] // self.pool, x.shape[1], self.nbins)
     return grid.permute(0, 3, 4, 1, 2)
 
 

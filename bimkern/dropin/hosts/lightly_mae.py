@@ -38,7 +38,7 @@ def forward_decoder(self: Any, x_encoded: Tensor, idx_keep: Tensor, idx_mask: Te
 
 def _tiles(images: Tensor, patch: int) -> bool:
     """Return whether patches of images are what the host would cut: of a square, floats, and constants."""
-    plain = images.ndim == 4 and images.is_floating_point() and not images.requires_grad
+    plain = images.ndim == 4 and layers.can_be_target(images)
     return plain and images.shape[2] == images.shape[3] and images.shape[2] % patch == 0
 
 

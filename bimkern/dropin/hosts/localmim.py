@@ -16,7 +16,7 @@ from bimkern.dropin.hosts import localmim_decoder, mae
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, stand_ins, twin
 from bimkern.ops import hog, masked_loss, scale_mask
-from bimkern.ops.match import match_loss
+from bimkern.ops.match import PARAMETERS, match_loss
 
 
 def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
@@ -30,9 +30,9 @@ def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
-    if not layers.has_kernels(x) or any(map(layers.has_hooks, decoder.modules())):  # or something listens to layers
+    pieces = _pieces(decoder, x, scale, ids_restore.shape[1])
+    if pieces is None:
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
-    pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
     def loss(x: Tensor) -> Tensor:
         x = layers.restore(pieces.embed(x), ids_restore, pieces.mask_token, pieces.pos)
@@ -43,6 +43,17 @@ def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, ma
         return match_loss(pieces.norm(x)[:, 1:], pieces.head, target.to(wide), mask, scale, dtype=dtype)
 
     return loss_at_once(decoder, loss, x)
+
+
+def _pieces(decoder: Any, x: Tensor, scale: float, num_patches: int) -> localmim_decoder.Decoder | None:
+    """Return what the fused loss takes; None where it does not take a decoder, or something listens to its layers."""
+    takes = layers.has_kernels(x) and all(p.dtype in PARAMETERS for p in decoder.parameters())
+    if not takes or any(map(layers.has_hooks, decoder.modules())):
+        return None
+    try:
+        return localmim_decoder.read(decoder, scale, num_patches)
+    except ValueError:  # it was changed since the patch, whose trial reads it, too
+        return None
 
 
 def forward_encoder(self: Any, x: Tensor, mask_ratio: float) -> tuple[list[Tensor], Tensor, Tensor]:

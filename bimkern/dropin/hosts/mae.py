@@ -49,7 +49,7 @@ def forward_decoder(self: Any, x: Tensor, ids_restore: Tensor) -> Tensor:
 
 def forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
     """Average the squared error of pred [B, N, P] over masked patches."""
-    if imgs.requires_grad:  # the fused loss has no gradient for them
+    if not layers.can_be_target(imgs):
         return self._bimkern_host.forward_loss(self, imgs, pred, mask)
     return layers.pixel_loss(imgs, pred, mask, _patch(self), self.norm_pix_loss)
 

@@ -20,7 +20,7 @@ _EPSILON = 1e-5  # masked pixels that SimMIM adds to those that there are
 def pretrain(self: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Return the mean absolute error of masked pixels of images [B, C, H, W]; mask: [B, h, w], 1 where masked."""
     p = self.patch_size
-    if x.requires_grad or x.shape[1] != self.in_chans or not isinstance(p, int) or not _tiles(x, mask, p):
+    if not layers.can_be_target(x) or x.shape[1] != self.in_chans or not isinstance(p, int) or not _tiles(x, mask, p):
         host: Tensor = self._bimkern_host.forward(self, x, mask)
         return host
     images = self.decoder(self.encoder(x, mask))
@@ -31,7 +31,7 @@ def pretrain(self: Any, x: Tensor, mask: Tensor) -> Tensor:
     weight = mask.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     count = (mask.sum() * (p * p) + _EPSILON) / (p * p)  # in the mask's dtype, as the host adds
     loss = masked_pixel_loss(patches, x, weight, "l1", patch=p, normalize=False, denominator=count)
-    return loss.to(layers.same_dtype(x, images))
+    return loss.to(layers.same_dtype(x, images, mask, count))
 
 
 def _tiles(x: Tensor, mask: Tensor, p: int) -> bool:

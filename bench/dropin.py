@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bimkern.torchvision_compat  # noqa: F401  before the first import of timm or transformers
-from bench import cli, malloc
+from bench import cli, dropin_parts, malloc
 from bench.dropin_hosts import HOSTS, BenchHost
 from bench.failures import Failures
 from bench.refcheck import WrongResult
@@ -23,6 +23,7 @@ from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.units import human_bytes
 
 _FIRST, _LATER = 1e-6, 1e-4  # relative differences of a loss that are allowed
+_ROUNDS = 8
 _UNTIMED = 3  # steps with an arena that differ from all later ones: unrecorded, recorded, and the first by the plan
 
 
@@ -95,11 +96,17 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(arguments)
     device = torch.device(given.device)
     if device.type == "cpu" and not given.arena:  # which saves what cold malloc costs a program
-        malloc.restart_warm(["dropin", *arguments])
+        # Threads that wait spin by default, which the time of the process would count: parts are short.
+        malloc.restart_warm(["dropin", *arguments], {"OMP_WAIT_POLICY": "PASSIVE"} if given.parts else None)
     failures = Failures()
-    for name in given.hosts or HOSTS:
+    for name in given.hosts or (dropin_parts.SIDES if given.parts else HOSTS):
         with failures.said(name):
-            print(measure(name, device, given.batch_size, given.rounds, given.quick, arena=given.arena), flush=True)
+            if given.parts:
+                text = dropin_parts.report(name, device, given.batch_size, given.rounds, given.quick)
+            else:
+                rounds = given.rounds or _ROUNDS
+                text = measure(name, device, given.batch_size, rounds, given.quick, arena=given.arena)
+            print(text, flush=True)
     return 1 if failures.count else 0
 
 
@@ -187,11 +194,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         UsageError: a name, a value or a device is not there.
     """
     parser = cli.Parser(prog="python -m bench dropin", description=__doc__.partition(": ")[2])
-    parser.add_argument("hosts", nargs="*", metavar="HOST", help=f"{', '.join(HOSTS)}; default: all")
+    choices = f"{', '.join(HOSTS)}; with --parts: {', '.join(dropin_parts.SIDES)}"
+    parser.add_argument("hosts", nargs="*", metavar="HOST", help=f"{choices}; default: all")
     parser.add_argument("--batch-size", type=cli.positive, default=8, help="images per step (default: 8)")
-    parser.add_argument("--rounds", type=cli.positive, default=8, help="steps of each that are timed (default: 8)")
+    rounds = f"steps of each that are timed (default: {_ROUNDS}), or calls of each part (default: those of 2 s)"
+    parser.add_argument("--rounds", type=cli.positive, help=rounds)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny models")
+    parser.add_argument("--parts", action="store_true", help="time what is replaced alone, forward and backward")
     parser.add_argument(
         "--arena", action="store_true", help="also run the patched steps in an arena (CPU); malloc is cold then"
     )
@@ -199,7 +209,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     cli.check_device(given.device)
     if given.arena and (reason := "it is timed on a CPU" if given.device != "cpu" else unusable()):
         raise cli.UsageError(f"--arena with --device {given.device}: {reason}")
-    unknown = [name for name in given.hosts if name not in HOSTS]
+    if given.arena and given.parts:
+        raise cli.UsageError("--arena belongs to whole steps, got --parts too")
+    known = dropin_parts.SIDES if given.parts else HOSTS
+    unknown = [name for name in given.hosts if name not in known]
     if unknown:
-        raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(HOSTS)}")
+        raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(known)}")
     return given

@@ -13,15 +13,12 @@ from collections.abc import Mapping, Sequence
 WARM = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
-def is_warm(environment: Mapping[str, str]) -> bool:
-    return all(environment.get(name) == value for name, value in WARM.items())
-
-
-def restart_warm(arguments: Sequence[str]) -> None:
-    """Replace this process by `python -m bench` with warm malloc, unless it is warm already."""
-    if not is_warm(os.environ):
+def restart_warm(arguments: Sequence[str], also: Mapping[str, str] | None = None) -> None:
+    """Replace this process by `python -m bench` with warm malloc, and other settings, unless it has them."""
+    wanted = os.environ | WARM | dict(also or {})
+    if wanted != os.environ:
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], os.environ | WARM)
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], wanted)
 
 
 def run_cold(arguments: Sequence[str]) -> tuple[int, str]:

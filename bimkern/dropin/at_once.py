@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bimkern.dropin.layers import has_hooks
 
@@ -20,6 +19,9 @@ def loss_at_once(layers: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor)
         layers: all that the loss runs through.
         loss: of x alone.
         x: of any shape.
+
+    Raises:
+        RuntimeError: backward is called with create_graph; gradients that are taken at once have no derivative.
 
     Gradients wait for backward as usual where something listens to layers or their gradients, in float16, whose small
     gradients need the scale that backward brings, and under a compiler.
@@ -53,7 +55,11 @@ class _AtOnce(torch.autograd.Function):
         return result.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable would let it pass where grad is a constant
+            raise RuntimeError(
+                "loss_at_once: gradients must be taken without create_graph, for the loss came with constant ones, "
+                "got create_graph=True: undo() the patch of this model first"
+            )
         grads = [None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors]
         return None, *([] if ctx.has_x else [None]), *grads

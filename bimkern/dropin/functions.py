@@ -1,6 +1,9 @@
 """Our ops under the names and signatures of other programs, for those who call rather than patch.
 
-Shapes: B images, C channels, H W pixels, p patch size, N tokens, K kept, D width, P = p*p*C.
+Their programs pass tokens [B, N, D], often a transposed view of a map, which is read as it lies: any strides will do.
+Where a map [B, D, h, w] has one meaning only, it is taken too, row by row. [B, D, N] looks like [B, N, D]: pass x.mT.
+
+Shapes: B images, C channels, H W pixels, p patch size, h w patches, N = h*w tokens, K kept, D width, P = p*p*C.
 """
 
 import math
@@ -12,21 +15,29 @@ from torch import Tensor, nn
 from bimkern.dropin import layers, rounded_hog
 from bimkern.dropin.hosts import patch_dropout
 from bimkern.dropin.order import host_order, inverse
+from bimkern.ops import _check as check
 from bimkern.ops import hog, keep_to_mask
+from bimkern.ops.hog import MAX_BINS, MAX_WINDOW
 
 
 def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     """Keep a random part of the tokens of each image, as MAE's method of this name: the same seed, the same masks.
 
     Args:
-        x: [B, N, D], float32, float16, bfloat16 or float64.
-        mask_ratio: int(N * (1 - mask_ratio)) tokens are kept.
+        x: tokens [B, N, D] or a map [B, D, h, w], float32, float16, bfloat16 or float64.
+        mask_ratio: in [0, 1]; int(N * (1 - mask_ratio)) tokens are kept.
 
     Returns:
         Kept tokens [B, K, D] in shuffled order; mask [B, N], float32, 1 where masked; ids_restore [B, N], int64.
 
+    Raises:
+        ValueError, TypeError: a shape, a dtype or mask_ratio is off.
+
     Source: He et al. 2022 (MAE), section 3 "masking".
     """
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(f"random_masking: mask_ratio must be in [0, 1], got {mask_ratio}")
+    x = _tokens("random_masking", x)
     B, N, _ = x.shape
     shuffled = torch.rand(B, N, device=x.device).argsort(dim=1)
     keep = shuffled[:, : int(N * (1 - mask_ratio))]
@@ -45,8 +56,12 @@ def unshuffle(x: Tensor, ids_restore: Tensor, mask_token: Tensor, pos_embed: Ten
     Returns:
         [B, 1+N, D], in the dtype that the sum has.
 
+    Raises:
+        ValueError, TypeError: a shape or a dtype is off.
+
     Source: He et al. 2022 (MAE), section 3 "MAE decoder".
     """
+    check.once(_check_unshuffle, (x, ids_restore, mask_token, pos_embed))
     return layers.restore(x, ids_restore, mask_token, pos_embed)
 
 
@@ -55,24 +70,22 @@ def patchify_loss(imgs: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool 
 
     Args:
         imgs: [B, C, H, W], float or uint8 (then divided by 255). No gradient flows to them.
-        pred: [B, N, P], values of a patch in the order row, column, channel. Its P gives the patch size.
-        mask: [B, N], 1 where masked.
+        pred: [B, N, P] or a map [B, P, h, w], values of a patch in the order row, column, channel. Its P gives the
+            patch size.
+        mask: [B, N] or [B, h, w], 1 where masked; bool or floating.
         norm_pix_loss: bring every patch to zero mean and unit variance.
 
     Returns:
         Scalar. Zero where nothing is masked, which is a division by zero in the original.
 
     Raises:
-        ValueError: the values of a patch are not those of a square.
+        ValueError, TypeError: a shape or a dtype is off, or the values of a patch are not those of a square.
 
     Source: He et al. 2022 (MAE), section 3 "reconstruction target".
     """
-    channels, values = imgs.shape[1], pred.shape[-1]
-    patch = math.isqrt(values // max(channels, 1))
-    if patch * patch * channels != values or patch == 0:
-        raise ValueError(
-            f"patchify_loss: pred must hold p*p*C={channels} values per patch for a whole p, got {list(pred.shape)}"
-        )
+    pred = _tokens("patchify_loss", pred, "pred")
+    mask = mask.flatten(1)
+    patch = check.once(_check_loss, (imgs, pred, mask))
     return layers.pixel_loss(imgs, pred, mask, patch, norm_pix_loss)
 
 
@@ -80,7 +93,7 @@ def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tens
     """Gather the tokens of several masks in one pass, as I-JEPA and V-JEPA do in several.
 
     Args:
-        x: [B, N, D], float32, float16, bfloat16 or float64.
+        x: tokens [B, N, D] or a map [B, D, h, w], float32, float16, bfloat16 or float64.
         masks: of [B, K], int64 ids in [0, N) to keep, none twice within one row of one mask. With concat, of
             one size.
         concat: put the results behind each other along the batch.
@@ -89,10 +102,12 @@ def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tens
         [len(masks) * B, K, D]; without concat a list of [B, K, D].
 
     Raises:
-        ValueError: there is no mask to concatenate, or their sizes differ.
+        ValueError, TypeError: there is no mask to concatenate, their sizes differ, or a shape or a dtype is off.
 
     Source: Assran et al. 2023 (I-JEPA), section 3.
     """
+    x = _tokens("apply_masks", x)
+    check.once(_check_masks, (x, *masks))
     if not concat:
         return [layers.gather(x, mask) for mask in masks]
     if not masks:
@@ -126,6 +141,8 @@ class PatchDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, R+K, D] of x [B, R+N, D]; all of them out of training."""
+        if self.training:
+            check.once(_check_dropout, (x,), self.num_prefix_tokens)
         return patch_dropout.forward(self, x)
 
 
@@ -147,6 +164,9 @@ class HOGLayer(nn.Module):
 
     def __init__(self, nbins: int = 9, pool: int = 7, gaussian_window: int = 0, exact: bool = True) -> None:
         super().__init__()
+        for name, value, most in (("nbins", nbins, MAX_BINS), ("gaussian_window", gaussian_window, MAX_WINDOW)):
+            if exact and value > most:
+                raise ValueError(f"HOGLayer: {name} must be at most {most} unless exact=False, got {value}")
         self.nbins = nbins
         self.pool = pool
         self.gaussian_window = gaussian_window
@@ -155,9 +175,57 @@ class HOGLayer(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C, nbins, H/pool, W/pool] of images [B, C, H, W], uint8 or float, whose sides pool divides."""
+        if x.ndim != 4:
+            raise ValueError(f"HOGLayer: x must be [B, C, H, W], got {list(x.shape)}")
         B, C, H, W = x.shape
         if not self.exact:
             return rounded_hog.maskfeat(x, self.nbins, self.pool, self.gaussian_window)
         cells = hog(x, self.pool, self.nbins, window=self.gaussian_window or None)  # [B, (H/pool)(W/pool), C*nbins]
         rows, columns = H // self.pool, W // self.pool
         return cells.view(B, rows, columns, C, self.nbins).permute(0, 3, 4, 1, 2)
+
+
+def _tokens(op: str, x: Tensor, name: str = "x") -> Tensor:
+    """Return tokens [B, N, D], which a map [B, D, h, w] holds row by row."""
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{op}: {name} must be tokens [B, N, D] or a map [B, D, h, w], got {list(x.shape)}")
+    check.dtypes(op, **{name: (x, check.FLOATS)})
+    return x.flatten(2).mT if x.ndim == 4 else x
+
+
+def _check_unshuffle(x: Tensor, ids_restore: Tensor, mask_token: Tensor, pos_embed: Tensor) -> None:
+    op, known = "unshuffle", check.shapes("unshuffle", ids_restore=(ids_restore, "B N"))
+    dims = check.shapes(op, known, x=(x, "B 1+K D"), mask_token=(mask_token, "1 1 D"), pos_embed=(pos_embed, "1 1+N D"))
+    if dims["K"] > dims["N"]:
+        raise ValueError(f"{op}: x must hold at most 1+N={1 + dims['N']} tokens, got {list(x.shape)}")
+    floats = {"x": x, "mask_token": mask_token, "pos_embed": pos_embed}
+    check.dtypes(op, ids_restore=(ids_restore, torch.int64), **{key: (y, check.FLOATS) for key, y in floats.items()})
+
+
+def _check_loss(imgs: Tensor, pred: Tensor, mask: Tensor) -> int:
+    """Check what patchify_loss takes and return the side of a patch."""
+    op = "patchify_loss"
+    dims = check.shapes(op, imgs=(imgs, "B C H W"), pred=(pred, "B N P"), mask=(mask, "B N"))
+    C, H, W, P = (dims[letter] for letter in "CHWP")
+    p = math.isqrt(P // max(C, 1))
+    if p * p * C != P or p == 0:
+        raise ValueError(f"{op}: pred must hold p*p*C={C} values per patch for a whole p, got {list(pred.shape)}")
+    if H % p or W % p or (H // p) * (W // p) != dims["N"]:
+        raise ValueError(f"{op}: imgs must be cut into N={dims['N']} patches by p={p}, got {list(imgs.shape)}")
+    check.dtypes(op, imgs=(imgs, (torch.uint8, *check.FLOATS)), mask=(mask, check.MASKS))
+    return p
+
+
+def _check_masks(x: Tensor, *masks: Tensor) -> None:
+    op = "apply_masks"
+    B, N, _ = x.shape
+    for mask in masks:
+        K = check.shapes(op, {"B": B}, masks=(mask, "B K"))["K"]
+        if K > N:
+            raise ValueError(f"{op}: masks must hold at most N={N} ids per image, got K={K}")
+        check.dtypes(op, masks=(mask, torch.int64))
+
+
+def _check_dropout(x: Tensor, num_prefix_tokens: int) -> None:
+    check.shapes("PatchDropout", {"R": num_prefix_tokens}, x=(x, "B R+N D"))
+    check.dtypes("PatchDropout", x=(x, check.FLOATS))

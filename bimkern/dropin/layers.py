@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bimkern.dropin.order import inverse
 from bimkern.ops import embed_visible, gather_tokens, keep_to_mask, masked_pixel_loss, restore_tokens
+from bimkern.ops._backend import DEVICES
 
 
 def draw_masks(
@@ -69,9 +70,7 @@ def encoder_input(
     patch_pos = pos[0, 1:]
     dtype = _product_dtype(images, convolution)
     fused = (
-        dtype is not None
-        and _is_plain(patch_embed, convolution)
-        and _tiles(patch_embed, convolution, images, patch_pos)
+        dtype is not None and is_plain(patch_embed, convolution) and _tiles(patch_embed, convolution, images, patch_pos)
     )
     patches = None if fused else patch_embed(images)
     keep, mask, ids_restore = draw_masks(module, B, N, num_kept, images.device, noise)
@@ -86,20 +85,25 @@ def encoder_input(
 def _product_dtype(images: Tensor, convolution: Any) -> torch.dtype | None:
     """Return the dtype in which a convolution would multiply; None where it would refuse, or is not there."""
     weight = getattr(convolution, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64):
+    if not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64) or not has_kernels(images):
         return None
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type):
         return torch.get_autocast_dtype(images.device.type) if images.is_floating_point() else None
     return weight.dtype if images.dtype == weight.dtype else None
 
 
-def _is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
+def is_plain(patch_embed: nn.Module, convolution: Any) -> bool:
     """Return whether a convolution cuts patches and does nothing else, and nothing listens to its calls."""
     if type(convolution) is not nn.Conv2d or convolution.bias is None or has_hooks(patch_embed):
         return False
     p = convolution.kernel_size[0]
     plain = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
     return plain == ((p, p), (p, p), (0, 0), (1, 1), 1) and not has_hooks(convolution)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Return whether our kernels run where a tensor is; a device such as meta has not even autocast."""
+    return x.device.type in DEVICES
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from bimkern.dropin import swap, trial
 from bimkern.dropin.hosts import HOSTS
 from bimkern.dropin.order import ORDERS
-from bimkern.dropin.structure import Host
+from bimkern.dropin.structure import Host, recognize
 from bimkern.errors import BimkernError
 
 _DEVICES = ("cpu", "cuda")
@@ -78,7 +78,7 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
         raise TypeError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
     if masks not in ORDERS:
         raise ValueError(f"patch: masks must be {' or '.join(map(repr, ORDERS))}, got {masks!r}")
-    found = list(_find(model))
+    found = list(recognize(model, HOSTS.values()))
     if not found:
         raise DropinError(f"patch: no known structure in {type(model).__name__}; {_nearest(model)}")
     _check_device(model)
@@ -87,7 +87,8 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
     classes: list[tuple[str, nn.Module, type[nn.Module]]] = []
     for path, module, host in found:
         _check_options(path, module, masks, exact)
-        indices = tuple(_usable(path, module, host, exact, replaced, left))
+        with trial.isolated(module):
+            indices = tuple(_usable(path, module, host, exact, replaced, left))
         if indices:
             cls = swap.patched_class(swap.host_class_of(module), (host.name, indices, masks, exact))
             classes.append((path, module, cls))
@@ -100,25 +101,19 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
     return Patched(replaced, left, {path: module for path, module, _ in classes})
 
 
-def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, Host]]:
-    for path, module in model.named_modules():
-        host = next((host for host in HOSTS.values() if host.recognizes(module)), None)
-        if host is not None:
-            yield path, module, host
-
-
 def _usable(
     path: str, module: nn.Module, host: Host, exact: bool, replaced: dict[str, str], left: dict[str, str]
 ) -> Iterator[int]:
     """Yield the parts that can be replaced, at most one for each method, and note what becomes of every method."""
     host_class = swap.host_class_of(module)
+    forms = trial.forms(host, module)
     done: set[str] = set()
     for index, part in enumerate(host.parts):
         if part.method in done:
             continue
         ours = swap.patched_class(host_class, (host.name, (index,), "host", exact))
         where = f"{path}.{part.method}".lstrip(".")
-        reason = trial.difference(host_class, ours, part, module)
+        reason = trial.difference(host_class, ours, part, module, forms)
         if reason is None:
             done.add(part.method)
             left.pop(where, None)

@@ -1,6 +1,7 @@
 """What a host program's module must look like to be recognized, and which of its methods have a faster form."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -27,12 +28,19 @@ class Part:
         method: its name in the host.
         ours: the replacement, a function of the module and the same arguments, with the same names and defaults.
         trial: makes a call by which the two are compared before anything is replaced.
+        reads_training: the replacement does otherwise out of training, and is called so, too, when it is tried.
     """
 
     what: str
     method: str
     ours: Callable[..., Any]
     trial: Callable[[nn.Module], Trial]
+    reads_training: bool = False
+
+
+def as_it_is(module: nn.Module) -> nn.Module:
+    """Return a module whose trials are cheap."""
+    return module
 
 
 def no_constants(host_class: type) -> Mapping[str, Any]:
@@ -52,6 +60,8 @@ class Host:
         package: on PyPI, or None for code that is passed on as files.
         tested: versions of the package with which the tests passed.
         constants: makes class attributes that the replacements read, from the host's class.
+        smaller: makes a module of the same structure whose trials are cheap, or raises anything where it cannot.
+            If its trial fails, the module itself is tried.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Host:
     package: str | None = None
     tested: tuple[str, ...] = ()
     constants: Callable[[type], Mapping[str, Any]] = no_constants
+    smaller: Callable[[nn.Module], nn.Module] = as_it_is
 
     def missing(self, module: nn.Module) -> Iterator[str]:
         """Yield what a module differs in from this structure."""
@@ -77,9 +88,27 @@ class Host:
             except ValueError as error:
                 yield f"has another shape: {str(error).removeprefix(f'{self.name}: ')}"
 
-    def recognizes(self, module: nn.Module) -> bool:
-        """Return whether a module has the structure of this family."""
-        return next(self.missing(module), None) is None
+    @functools.cached_property
+    def roots(self) -> frozenset[str]:
+        """Return the names that a module of the family has itself."""
+        return frozenset(name.partition(".")[0] for name in (*self.attributes, *self.tensors))
+
+
+def recognize(model: nn.Module, hosts: Iterable[Host]) -> Iterator[tuple[str, nn.Module, Host]]:
+    """Yield path, module and host of every module that has the structure of one of the hosts.
+
+    A model has hundreds of modules, and getattr() takes long where it fails. So names are compared first.
+    """
+    hosts = tuple(hosts)
+    names_of = {cls: frozenset(dir(cls)) for cls in set(map(type, model.modules()))}
+    for path, module in model.named_modules():
+        cls = type(module)
+        names = names_of[cls].union(vars(module), module._parameters, module._buffers, module._modules)
+        finds_others = cls.__getattr__ is not nn.Module.__getattr__  # such as those of a module that it wraps
+        for host in hosts:
+            if (finds_others or host.roots <= names) and next(host.missing(module), None) is None:
+                yield path, module, host
+                break
 
 
 def _get(module: nn.Module, name: str) -> Any:

@@ -6,22 +6,24 @@ time, and must agree in results, gradients and random numbers drawn.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin.structure import Part
+from bimkern.dropin.structure import Host, Part
 
 _SMALL = 2**18  # elements of what a gradient is compared of: a weight matrix takes time and shows no more
 _PERIOD = 8191  # a prime: no patch or row repeats another
 _TOLERANCE = 1e-4  # of the largest value; another formula is off by far more
 _HALF_TOLERANCE = 3e-2
+_MODES = (True, False)  # of training
 
 
 class Affine(nn.Module):
@@ -30,11 +32,20 @@ class Affine(nn.Module):
     def __init__(self, factor: float, offset: float = 0.125) -> None:
         super().__init__()
         self.factor = factor
-        self.offset = offset
+        self.offset = torch.tensor(offset, device="cpu")  # a scalar suits every device
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift."""
-        return x * self.factor + self.offset
+        """Scale and shift, in one op."""
+        return torch.add(self.offset, x, alpha=self.factor)
+
+
+class Mixing(Affine):
+    """A transformer layer's stand-in: every token shows in all others, and so in a loss of some."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift tokens [B, T, D], and add a mean of all in which each weighs another."""
+        weights = torch.linspace(0.5, 1.5, x.shape[1], dtype=x.dtype, device=x.device)[:, None]  # [T, 1]
+        return super().forward(x) + (x * weights).mean(1, keepdim=True)
 
 
 class Returns(nn.Module):
@@ -50,35 +61,61 @@ class Returns(nn.Module):
 
 
 def stand_ins() -> nn.ModuleList:
-    """Return two stand-ins in place of a list of layers."""
-    return nn.ModuleList([Affine(1.5), Affine(-0.75, 0.5)])
+    """Return two stand-ins in place of a list of transformer layers."""
+    return nn.ModuleList([Affine(1.5), Mixing(-0.75, 0.5)])
 
 
-def twin(module: nn.Module, cls: type[nn.Module] | None = None, **children: nn.Module) -> nn.Module:
-    """Copy a module without what it holds: random parameters of its own, the same children but for those given."""
-    cls = type(module) if cls is None else cls
+def twin(module: nn.Module, **changes: Any) -> nn.Module:
+    """Copy a module without what it holds: random parameters of its own, and the same attributes and children.
+
+    Args:
+        module: it stays as it is.
+        changes: attribute -> what it is in the copy: a child, the shape of a parameter or buffer, or any other value.
+    """
+    cls = type(module)
     copy: nn.Module = cls.__new__(cls)
-    values = dict(vars(module))
-    values["_parameters"] = {name: _randomized(p) for name, p in module._parameters.items()}
-    values["_modules"] = module._modules | children
-    vars(copy).update(values)
+    parameters, buffers = module._parameters.copy(), module._buffers.copy()
+    for name, parameter in parameters.items():
+        shape = changes.pop(name, None)
+        if parameter is not None:
+            values = sample(parameter, *(shape or parameter.shape))
+            parameters[name] = nn.Parameter(values, parameter.requires_grad)
+    for name, buffer in buffers.items():
+        shape = changes.pop(name, None)
+        if buffer is not None and shape is not None:
+            buffers[name] = sample(buffer, *shape)
+    children = {name: value for name, value in changes.items() if isinstance(value, nn.Module)}
+    tensors = {"_parameters": parameters, "_buffers": buffers, "_modules": module._modules | children}
+    others = {name: value for name, value in changes.items() if name not in children}
+    vars(copy).update(vars(module) | others | tensors)
     return copy
-
-
-def _randomized(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(sample(parameter, *parameter.shape), parameter.requires_grad)
 
 
 def sample(like: Tensor, *shape: int) -> Tensor:
     """Return random values in [-1, 1), repeated from some on to save time, as another tensor's dtype and device are."""
     count = math.prod(shape)
     period = min(count, _PERIOD)
-    values = torch.rand(period, device=like.device, dtype=torch.float32).mul_(2).sub_(1).to(like.dtype)
-    return values.repeat(-(-count // max(period, 1)))[:count].view(shape)
+    values = torch.empty(period, device=like.device, dtype=torch.float32).uniform_(-1, 1).to(like.dtype)
+    if count > period:
+        values = values.repeat(-(-count // period))[:count]
+    return values.view(shape)
 
 
-def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module) -> str | None:
-    """Return why a method of the host must stay, or None where its replacement does the same."""
+def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return in which forms a module is tried: the cheap one that its host knows, if it has that, and as it is."""
+    try:
+        return tuple(dict.fromkeys((host.smaller(module), module)))
+    except Exception:  # whatever the module lacks, it needs none of it to be tried as it is
+        return (module,)
+
+
+def difference(
+    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, forms: Iterable[nn.Module]
+) -> str | None:
+    """Return why a method of the host must stay, or None where its replacement does the same in one of the forms.
+
+    Random numbers are drawn: call it in `isolated`.
+    """
     theirs = getattr(host_class, part.method, None)
     if theirs is None:
         return f"has no method {part.method}"
@@ -89,55 +126,60 @@ def difference(host_class: type[nn.Module], ours: type[nn.Module], part: Part, m
         return f"takes {_shown(_parameters(written))} instead of {_shown(_parameters(part.ours))}"
     if any("checkpoint" in name for name in getattr(getattr(written, "__code__", None), "co_names", ())):
         return "recomputes activations (checkpoint), which the replacement would not"
-    for training in (True, False):
-        with _isolated(module):
-            found = _compare(host_class, ours, part, module, training)
-        if found is not None:
-            return found
-    return None
+    found: str | None = None
+    for form in forms:
+        found = _compare(host_class, ours, part, form)
+        if found is None:
+            return None
+    return found
 
 
-def _compare(
-    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, training: bool
-) -> str | None:
-    gradients = training  # are the same out of it
+def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, form: nn.Module) -> str | None:
     try:
-        trial = part.trial(module)
-        subject = twin(module, host_class, **trial.children)
-        subject.training = training
-        expected = _call(subject, getattr(host_class, part.method), trial.args, gradients)
+        trial = part.trial(form)
+        subject = twin(form, **trial.children)
+        subject.__class__ = host_class
+        candidates = (*subject.parameters(), *_tensors(trial.args))
+        leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
+        host_method = getattr(host_class, part.method)
+        expected = [_call(subject, host_method, trial.args, leaves, training) for training in _MODES]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     subject.__class__ = ours
     try:
-        got = _call(subject, part.ours, trial.args, gradients)
+        got = [
+            _call(subject, part.ours, trial.args, leaves, training) for training in _MODES[: 1 + part.reads_training]
+        ]
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
-    if expected["random numbers"] != got["random numbers"]:
-        return "draws other random numbers"
-    for what in ("results", "gradients"):
-        if not _equal(expected[what], got[what]):
-            return f"computes other {what} than its replacement"
+    for theirs, replaced in zip(expected, (got[0], got[-1]), strict=True):
+        if theirs["random numbers"] != replaced["random numbers"]:
+            return "draws other random numbers"
+        for what in ("results", "gradients"):
+            if what in theirs and not _equal(theirs[what], replaced[what]):
+                return f"computes other {what} than its replacement"
     return None
 
 
-def _call(subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], gradients: bool) -> dict[str, Any]:
-    """Call a method from the same random state each time, and take gradients of what it returns, if asked for."""
+def _call(
+    subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], leaves: list[Tensor], training: bool
+) -> dict[str, Any]:
+    """Call a method from the same random state each time, and in training take gradients of what it returns."""
+    subject.training = training
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
     returned = method(subject, *args)
-    drawn = [bytes(generator.get_state().tolist()) for generator in generators]
+    drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
-    roots = [x for x in results if x.requires_grad]
-    candidates = (*subject.parameters(), *_tensors(args))
-    leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
-    slopes: tuple[Tensor | None, ...] = ()
-    if gradients and roots and leaves:
+    outcome = {"results": [type(returned), *results], "random numbers": drawn}
+    if training:  # gradients are the same out of it
+        roots = [x for x in results if x.requires_grad]
         # Each element weighs another, so that a permutation shows. Weights given to grad() would import sympy.
         totals = [(x * sample(x, *x.shape)).sum() for x in roots]
-        slopes = torch.autograd.grad(totals, leaves, allow_unused=True)
-    return {"results": [type(returned), *results], "gradients": slopes, "random numbers": drawn}
+        can = totals and leaves
+        outcome["gradients"] = torch.autograd.grad(totals, leaves, allow_unused=True) if can else ()
+    return outcome
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -162,8 +204,8 @@ def _same(expected: Any, got: Any) -> bool:
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, got)
     tolerance = _HALF_TOLERANCE if expected.dtype.itemsize < 4 else _TOLERANCE
-    error = (expected - got).abs().max()
-    return bool(error <= tolerance * expected.abs().max())  # False for NaN
+    error, largest = torch.dist(expected, got, math.inf), torch.linalg.vector_norm(expected, math.inf)
+    return error.item() <= tolerance * largest.item()  # False for NaN
 
 
 def _generators(subject: nn.Module) -> list[torch.Generator]:
@@ -174,7 +216,7 @@ def _generators(subject: nn.Module) -> list[torch.Generator]:
 
 
 @contextlib.contextmanager
-def _isolated(module: nn.Module) -> Iterator[None]:
+def isolated(module: nn.Module) -> Iterator[None]:
     """Leave the caller's random numbers and modes of torch as they are."""
     generators = _generators(module)
     states = [generator.get_state() for generator in generators]
@@ -190,6 +232,7 @@ def _isolated(module: nn.Module) -> Iterator[None]:
             generator.set_state(state)
 
 
+@functools.cache
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     parameters = list(inspect.signature(function).parameters.values())
     return [(p.name, p.default) for p in parameters[1:]]  # all but self

@@ -194,7 +194,7 @@ def _total(
 
     around_norm = [None if p is None else p.to(wide).contiguous() for p in (up_bias, norm_weight, norm_bias)]
     bias = bias.to(wide)
-    last = weight.to(dtype)  # [C, S]
+    last = weight.to(dtype).contiguous()  # [C, S]; a transposed one where nothing was padded
     last_transposed = last.T.contiguous()
     first = None if up is None else up.to(dtype).contiguous()  # [D, 4*E]
     E = 0 if first is None else first.shape[1] // 4

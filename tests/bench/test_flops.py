@@ -21,8 +21,22 @@ SMALL = [name for name, recipe in RECIPES.items() if "_vit_test" in name and rec
 SMALL += ["demo"]
 SWINS = [name for name in RECIPES if "_swin_tiny_test" in name]
 FREEZING = ["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"]
-# The counter does not look into an op, so it is told of the one product that is in ours.
-KNOWN = {torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight)}
+
+
+def linear_flops(tokens, weight, bias, rows, columns, squares, **_):
+    return 2 * tokens[0] * (rows * columns // (4 if squares else 1)) * prod(weight)
+
+
+def linear_bwd_flops(grad, x, weight, rows, columns, squares, dtype, needed, **_):
+    return 2 * prod(grad) * weight[1] * sum(needed[:2])
+
+
+# The counter does not look into an op, so it is told of the products that are in ours.
+KNOWN = {
+    torch.ops.bimkern.embed_visible: lambda images, weight, bias, keep, *_, **__: 2 * prod(keep) * prod(weight),
+    torch.ops.bimkern.match_linear: linear_flops,
+    torch.ops.bimkern.match_linear_bwd: linear_bwd_flops,
+}
 
 
 def masked_alone(features, layers, target, mask, scale, *, kind, grid, denominator, dtype):

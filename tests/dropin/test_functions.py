@@ -3,6 +3,7 @@
 import pytest
 import torch
 from interop import import_or_skip
+from torch import nn
 from torch.nn import functional as F
 
 from bench.mae_host import MaskedAutoencoderViT
@@ -53,9 +54,50 @@ def test_patchify_loss(host, normalize, dtype):
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=0)
 
 
-def test_patchify_loss_of_no_square():
-    with pytest.raises(ValueError, match=r"^patchify_loss: pred must hold p\*p\*C=3 values .*, got \[1, 4, 30\]$"):
-        dropin.patchify_loss(torch.rand(1, 3, 8, 8), torch.rand(1, 4, 30), torch.ones(1, 4))
+def test_maps_are_read_row_by_row():
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    tokens, masks = x.flatten(2).mT, [torch.rand(2, 12).argsort(dim=1)[:, :4] for _ in range(2)]
+    for expected, got in ((tokens, x), (tokens.contiguous(), x.contiguous(memory_format=torch.channels_last))):
+        assert torch.equal(dropin.apply_masks(got, masks), dropin.apply_masks(expected, masks))
+        torch.manual_seed(5)
+        whole = dropin.random_masking(expected, 0.5)
+        torch.manual_seed(5)
+        assert all(map(torch.equal, dropin.random_masking(got, 0.5), whole))
+    assert torch.autograd.grad(dropin.apply_masks(x, masks).sum(), x)[0].sum() == 2 * 2 * 4 * 5
+    pred, mask = torch.randn(2, 192, 3, 4), torch.rand(2, 3, 4) < 0.6
+    imgs = torch.rand(2, 3, 24, 32)
+    expected = dropin.patchify_loss(imgs, pred.flatten(2).mT, mask.flatten(1).float())
+    assert torch.equal(dropin.patchify_loss(imgs, pred, mask), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_of_functions_under_autocast_with_a_grad_scaler(host, dtype):
+    host.decoder_blocks, host.decoder_norm = nn.ModuleList(), nn.Identity()
+    imgs, grads = torch.rand(2, 4, 32, 32), []
+
+    def ours(imgs):
+        x, mask, ids_restore = dropin.random_masking(host.patch_embed(imgs), 0.6)
+        x = host.decoder_embed(torch.cat([host.cls_token.expand(len(x), -1, -1), x], dim=1))
+        pred = host.decoder_pred(dropin.unshuffle(x, ids_restore, host.mask_token, host.decoder_pos_embed))[:, 1:]
+        return dropin.patchify_loss(imgs, pred, mask, norm_pix_loss=True)
+
+    def theirs(imgs):
+        x, mask, ids_restore = host.random_masking(host.patch_embed(imgs), 0.6)
+        x = torch.cat([host.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return host.forward_loss(imgs, host.forward_decoder(x, ids_restore), mask)
+
+    for loss_of in (theirs, ours):
+        host.zero_grad()
+        scaler = torch.amp.GradScaler("cpu")
+        torch.manual_seed(5)
+        with torch.autocast("cpu", dtype):
+            loss = loss_of(imgs)
+        assert loss.dtype == torch.float32
+        scaler.scale(loss).backward()
+        scaler.unscale_(torch.optim.SGD(host.parameters()))
+        grads.append(torch.cat([p.grad.flatten() for p in host.parameters() if p.grad is not None]))
+    assert grads[0].isfinite().all()
+    assert (grads[1] - grads[0]).norm() <= torch.finfo(dtype).eps * grads[0].norm()
 
 
 def test_apply_masks(device):

@@ -28,6 +28,15 @@ def seeded(case, model, batch, seed=1):
     return case.loss(model, batch)
 
 
+def gradients(model, loss):
+    loss.backward()
+    return [p.grad for p in model.parameters()]
+
+
+def distance(grads, truth):
+    return torch.cat([(g - t).flatten() for g, t in zip(grads, truth, strict=True) if t is not None]).norm()
+
+
 def losses(case, model, batch, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch.manual_seed(1)
@@ -111,16 +120,30 @@ def test_copies_are_patched_and_their_own(case, duplicate):
     assert [type(module) for module in other.modules()] != [type(module) for module in model.modules()]
 
 
-def test_autocast(case):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_with_a_grad_scaler(case, dtype):
     model, batch = built(case)
-    other = copy.deepcopy(model)
-    patch(other)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, got = seeded(case, model, batch), seeded(case, other, batch)
+    theirs, ours = copy.deepcopy(model), copy.deepcopy(model)
+    patch(ours)
+    truth = gradients(model, seeded(case, model, batch))
+    found = []
+    for trained in (theirs, ours):
+        optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        with torch.autocast("cpu", dtype):
+            loss = seeded(case, trained, batch)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        found.append((loss, [None if p.grad is None else p.grad.clone() for p in trained.parameters()]))
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 2.0**10  # nothing overflowed
+    (expected, wanted), (got, grads) = found
     assert got.dtype == expected.dtype
     assert got.item() == pytest.approx(expected.item(), rel=2e-2)
-    got.backward()
-    assert all(p.grad is None or p.grad.dtype == p.dtype for p in other.parameters())
+    assert [None if g is None else g.dtype for g in grads] == [None if g is None else g.dtype for g in wanted]
+    own, torchs = (distance(each, truth) for each in (grads, wanted))
+    assert own <= 3 * torchs
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.double])
@@ -158,3 +181,15 @@ def test_counter_masks(name):
     assert torch.equal(one, again)
     assert one != host
     assert one != other
+
+
+def test_a_patched_model_runs_on_a_device_without_kernels_too(case):
+    model, batch = built(case)
+    other = copy.deepcopy(model)
+    patch(other)
+    model, other, batch = model.to("meta"), other.to("meta"), batch.to("meta")
+    expected, got = case.loss(model, batch), case.loss(other, batch)
+    assert (got.shape, got.dtype, got.device) == (expected.shape, expected.dtype, expected.device)
+    expected.backward()
+    got.backward()
+    assert [p.grad is None for p in other.parameters()] == [p.grad is None for p in model.parameters()]

@@ -63,6 +63,15 @@ def test_gradients_can_be_taken_twice():
     assert_same_grads(grads_of(model), {name: 2 * grad for name, grad in once.items()}, rtol=1e-6)
 
 
+def test_a_second_derivative_is_refused():
+    _, model, patched = pair()
+    with pytest.raises(RuntimeError, match=r"^loss_at_once: gradients must be taken without create_graph, .* undo\(\)"):
+        torch.autograd.grad(loss_of(model), model.norm[0].weight, create_graph=True)
+    patched.undo()
+    (grad,) = torch.autograd.grad(loss_of(model), model.norm[0].weight, create_graph=True)
+    assert grad.requires_grad
+
+
 def test_gradients_are_scaled_by_what_reaches_the_loss():
     _, model, _ = pair()
     loss_of(model).backward()

@@ -58,6 +58,12 @@ def test_equals_reference_in_many_chunks(device, scale, monkeypatch):
     compare(scale, MANY, sample(device, torch.float32, scale, **MANY))
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_predictions_that_need_no_padding(device, scale):
+    dims = MANY | {"P": 48}
+    compare(scale, dims, sample(device, torch.float32, scale, **dims))
+
+
 def exactly(scale, dims, inputs, **options):
     """In float64, where the smallest sizes show every mistake, and nothing but mistakes."""
     leaves = [inputs[i].requires_grad_() for i in grads(scale)]

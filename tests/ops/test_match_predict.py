@@ -46,6 +46,20 @@ def test_predictions_and_their_gradients_equal_the_reference(device, scale, feat
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
+def test_any_strides(device, scale):
+    x, _target, _mask, *parameters = sample(device, torch.float32, scale, **MANY)
+    predict, _reference = predictions(scale, grid(MANY))
+    found = []
+    for tokens in (x, x.mT.contiguous().mT):
+        leaves = [tokens.detach().requires_grad_(), *(p.clone().requires_grad_() for p in parameters)]
+        out = predict(*leaves)
+        grad = out.detach() if tokens is x else out.detach().mT.contiguous().mT
+        found.append((out, *torch.autograd.grad(out, leaves, grad)))
+    for contiguous, strided in zip(*found, strict=True):
+        torch.testing.assert_close(contiguous, strided)
+
+
+@pytest.mark.parametrize("scale", [1, 0.5])
 def test_predictions_have_the_same_bits_from_one_thread_or_many(scale):
     dims = {"B": 16, "rows": 14, "columns": 14, "D": 256, "P": 130}
     x, _target, _mask, *parameters = sample("cpu", torch.float32, scale, **dims)

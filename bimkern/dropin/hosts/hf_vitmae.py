@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, N patches, K kept, D width, P values of a patch.
 """
 
+import copy
 import inspect
 import typing
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import Affine, sample, stand_ins
+from bimkern.dropin.trial import Affine, sample, stand_ins, twin
 
 _PACKAGE, _TESTED = "transformers", ("5.23.0", "5.24.0")
 
@@ -144,6 +145,29 @@ def _try_pretrain(module: Any) -> Trial:
     return Trial(args=(images,), children={"vit": _Returns(**encoded), "decoder": _Returns(logits=logits)})
 
 
+def _smaller_embeddings(module: Any) -> nn.Module:
+    p = module.patch_embeddings.projection.kernel_size[0]
+    return twin(
+        module,
+        patch_embeddings=smaller.embedding(module.patch_embeddings, "projection", "image_size"),
+        image_size=smaller.scaled(module.image_size, p),
+        cls_token=smaller.last(module.cls_token, smaller.WIDTH),
+        position_embeddings=smaller.last(module.position_embeddings, smaller.WIDTH),
+    )
+
+
+def _smaller_decoder(module: Any) -> nn.Module:
+    return twin(module, **smaller.decoder(module))
+
+
+def _smaller_pretraining(module: Any) -> nn.Module:
+    embeddings = _smaller_embeddings(module.vit.embeddings)
+    p = module.vit.embeddings.patch_embeddings.projection.kernel_size[0]
+    config = copy.copy(module.config)
+    config.patch_size = smaller.scaled(config.patch_size, p)
+    return twin(module, vit=twin(module.vit, embeddings=embeddings), config=config)
+
+
 EMBEDDINGS = Host(
     name="Hugging Face ViTMAEEmbeddings",
     package=_PACKAGE,
@@ -154,6 +178,7 @@ EMBEDDINGS = Host(
         Part(what="embedding of kept patches", method="forward", ours=embed, trial=_try_embed),
         Part(what="random masking", method="random_masking", ours=random_masking, trial=_try_masking),
     ),
+    smaller=_smaller_embeddings,
 )
 DECODER = Host(
     name="Hugging Face ViTMAEDecoder",
@@ -163,6 +188,7 @@ DECODER = Host(
     tensors={"mask_token": "1 1 D", "decoder_pos_embed": "1 1+N D"},
     parts=(Part(what="decoder's input", method="forward", ours=decode, trial=_try_decode),),
     constants=_output,
+    smaller=_smaller_decoder,
 )
 PRETRAINING = Host(
     name="Hugging Face ViTMAEForPreTraining",
@@ -171,4 +197,5 @@ PRETRAINING = Host(
     attributes=("vit.embeddings.position_embeddings", "decoder", "config.patch_size", "config.norm_pix_loss"),
     parts=(Part(what="loss", method="forward", ours=pretrain, trial=_try_pretrain),),
     constants=_output,
+    smaller=_smaller_pretraining,
 )

@@ -12,11 +12,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bimkern.dropin import rounded_hog
+from bimkern.dropin import layers, rounded_hog
 from bimkern.dropin.structure import Host, Part, Trial
+from bimkern.dropin.trial import twin
 from bimkern.ops import hog
 from bimkern.ops.hog import MAX_BINS, MAX_WINDOW
 
@@ -77,7 +78,9 @@ def _grid(self: Any, x: Tensor) -> Tensor:
 def suits(self: Any, x: Tensor, channels: int, window: int | None, cell: int | None = None) -> bool:
     """Return whether our op takes images; the host says itself what is wrong with others, or cuts them off."""
     cell = self.pool if cell is None else cell
-    if x.ndim != 4 or x.shape[1] != channels or x.dtype != torch.float32 or self.nbins > MAX_BINS:
+    if x.ndim != 4 or x.shape[1] != channels or x.dtype != torch.float32 or not layers.has_kernels(x):
+        return False
+    if self.nbins > MAX_BINS:
         return False
     height, width = x.shape[2:]
     if height < 2 or width < 2 or height % cell or width % cell:
@@ -129,26 +132,31 @@ def whole_numbers(like: Tensor, channels: int, side: int) -> Tensor:
     return (3 * torch.randint(8, (1, channels, side, side), device=like.device) + rows % 3).float()
 
 
-def _check_supported(module: Any, window: int) -> None:
+def check_supported(module: Any, window: int) -> None:
+    """Raise a ValueError for a layer that our op cannot serve."""
     for name, value, most in (("nbins", module.nbins, MAX_BINS), ("gaussian_window", window, MAX_WINDOW)):
         if value > most:
             raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _try_grid(module: Any) -> Trial:
-    _check_supported(module, module.gaussian_window)
+    check_supported(module, module.gaussian_window)
     side = 2 * math.lcm(module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
 def _try_patches(module: Any) -> Trial:
-    _check_supported(module, module.gaussian_window)
+    check_supported(module, module.gaussian_window)
     side = math.lcm(_FULL * module.pool, module.gaussian_window or 1)
     return Trial(args=(whole_numbers(module.weight_x, len(module.weight_x), side),))
 
 
+def _smaller(module: Any) -> nn.Module:
+    return twin(module, pool=2)
+
+
 def _try_channel(module: Any) -> Trial:
-    _check_supported(module, 0)
+    check_supported(module, 0)
     return Trial(args=(whole_numbers(module.conv.weight, 1, 2 * cell_of(module)),))
 
 
@@ -159,6 +167,7 @@ GENERATOR = Host(
     attributes=(*_NAMES, "gaussian_window", "_reshape", "generate_hog_image"),
     tensors=_KERNELS,
     parts=(Part(what=_WHAT, method="forward", ours=forward_patches, trial=_try_patches),),
+    smaller=_smaller,
 )
 MASKFEAT = Host(
     name="MaskFeat-style HOGLayerC",

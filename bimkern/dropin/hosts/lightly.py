@@ -6,11 +6,11 @@ Shapes: B images, C channels, H W pixels, S tokens with prefix, K kept, D width.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import sample
+from bimkern.dropin.trial import sample, twin
 
 
 def preprocess(
@@ -35,6 +35,18 @@ def _try(module: Any) -> Trial:
     return Trial(args=(images, None, idx_keep))
 
 
+def _smaller(module: Any) -> nn.Module:
+    vit = module.vit
+    if hasattr(vit, "conv_proj"):  # of torchvision
+        encoder = twin(vit.encoder, **smaller.tokens(vit.encoder))
+        embedding = smaller.embedding(vit, "conv_proj", "image_size")
+        vit = twin(embedding, encoder=encoder, hidden_dim=smaller.WIDTH, **smaller.tokens(vit))
+    else:
+        embedding = smaller.embedding(vit.patch_embed, "proj", "img_size")
+        vit = twin(vit, patch_embed=embedding, **smaller.tokens(vit))
+    return twin(module, vit=vit, **smaller.tokens(module))
+
+
 TRANSFORMER = Host(
     name="lightly MaskedVisionTransformer",
     package="lightly",
@@ -42,4 +54,5 @@ TRANSFORMER = Host(
     attributes=("vit", "preprocess", "images_to_tokens", "prepend_prefix_tokens", "add_pos_embed", "sequence_length"),
     tensors={"mask_token": "1 1 D"},
     parts=(Part(what="gathering of kept tokens", method="preprocess", ours=preprocess, trial=_try),),
+    smaller=_smaller,
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.lightly import patches_at_index, restore_at_index
 from bimkern.dropin.structure import Host, Part, Trial
 from bimkern.dropin.trial import Affine, sample, stand_ins, twin
@@ -96,6 +96,14 @@ def _try_decoder(module: Any) -> Trial:
     return Trial(args=(encoded, order[:, : S // 4], order[:, S // 4 :]), children=_children(module))
 
 
+def _smaller(module: Any) -> nn.Module:
+    decoder = module.decoder
+    channels = decoder.decoder_pred.out_features // module.patch_size**2
+    pred = smaller.narrow(decoder.decoder_pred, smaller.DECODER_WIDTH, channels * smaller.SIDE**2)
+    small = twin(decoder, decoder_pred=pred, **smaller.decoder(decoder))
+    return twin(module, decoder=small, patch_size=smaller.scaled(module.patch_size, module.patch_size))
+
+
 MAE = Host(
     name="lightly MAE",
     package="lightly",
@@ -122,4 +130,5 @@ MAE = Host(
             trial=_try_decoder,
         ),
     ),
+    smaller=_smaller,
 )

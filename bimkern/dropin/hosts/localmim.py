@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.at_once import loss_at_once
 from bimkern.dropin.hosts import hog as hog_layers
 from bimkern.dropin.hosts import localmim_decoder, mae
@@ -31,7 +30,7 @@ def forward(self: Any, imgs: Tensor, mask_ratio: float = 0.75) -> Tensor:
 
 
 def _scale_loss(decoder: Any, x: Tensor, ids_restore: Tensor, target: Tensor, mask: Tensor, scale: float) -> Tensor:
-    if any(map(layers.has_hooks, decoder.modules())):  # something listens to layers: call them all
+    if not layers.has_kernels(x) or any(map(layers.has_hooks, decoder.modules())):  # or something listens to layers
         return masked_loss(decoder(x, ids_restore), target, scale_mask(mask, scale))
     pieces = localmim_decoder.read(decoder, scale, ids_restore.shape[1])
 
@@ -98,44 +97,47 @@ def _describes(self: Any) -> bool:
 class _Brightness(nn.Module):
     """A HOG layer's stand-in: cheap, with as many values for every cell."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, nbins: int, cell: int, like: Tensor) -> None:
         super().__init__()
-        self.cell, self.nbins = hog_layers.cell_of(layer), layer.nbins
+        self.nbins, self.cell = nbins, cell
+        self.steps = torch.linspace(-1, 1, nbins, dtype=like.dtype, device=like.device)[:, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, bins, h, w] of one channel [B, 1, H, W]."""
-        steps = torch.linspace(-1, 1, self.nbins, dtype=x.dtype, device=x.device)[:, None, None]
-        return F.avg_pool2d(x, self.cell) * steps  # [B, bins, h, w]
+        return x[:, :, :: self.cell, :: self.cell] * self.steps
 
 
-def _without_hog(module: Any) -> dict[str, nn.Module]:
-    return {"hog_enc": nn.ModuleList(map(_Brightness, module.hog_enc))}
+def _without_hog(module: Any, bins: int) -> dict[str, nn.Module]:
+    p = module.patch_embed.proj.kernel_size[0]
+    return {"hog_enc": nn.ModuleList(_Brightness(bins, int(p / scale), module.pos_embed) for scale in module.scale)}
 
 
 def _short_decoder(decoder: Any) -> nn.Module:
     """Return a decoder with stand-ins for its layers."""
     name = next((name for name, child in decoder.named_children() if type(child) is nn.ModuleList), None)
-    return twin(decoder, None, **({} if name is None else {name: stand_ins()}))
+    return twin(decoder, **({} if name is None else {name: stand_ins()}))
 
 
-def _stand_in_blocks(module: Any) -> nn.ModuleList:
+def _stand_in_blocks(number: int) -> nn.ModuleList:
     """Return as many stand-ins as there are layers, so that each tap has its own."""
-    return nn.ModuleList(Affine(1.0 + 0.125 * (i % 3), 0.0625 * i) for i in range(len(module.blocks)))
+    return nn.ModuleList(Affine(1.0 + 0.125 * (i % 3), 0.0625 * i) for i in range(number))
 
 
 def _try_forward(module: Any) -> Trial:
     decoders = nn.ModuleList(map(_short_decoder, module.decoder))
+    images = mae.images_of(module)
     for decoder, scale in zip(decoders, module.scale, strict=True):
-        localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1)
-    children = {"blocks": _stand_in_blocks(module), "decoder": decoders, **_without_hog(module)}
-    return Trial(args=(mae.images_of(module), mae.RATIO), children=children)
+        length = len(localmim_decoder.read(decoder, scale, module.pos_embed.shape[1] - 1).head.pred_weight)
+    children = {"blocks": _stand_in_blocks(len(module.blocks)), "decoder": decoders}
+    return Trial(args=(images, mae.RATIO), children=children | _without_hog(module, length // images.shape[1]))
 
 
 def _try_encoder(module: Any) -> Trial:
-    return Trial(args=(mae.images_of(module), mae.RATIO), children={"blocks": _stand_in_blocks(module)})
+    return Trial(args=(mae.images_of(module), mae.RATIO), children={"blocks": _stand_in_blocks(len(module.blocks))})
 
 
 def _try_hog(module: Any) -> Trial:
+    hog_layers.check_supported(module.hog_enc[0], 0)
     side = 2 * hog_layers.cell_of(module.hog_enc[0])
     channels = module.patch_embed.proj.weight.shape[1]
     return Trial(args=(hog_layers.whole_numbers(module.cls_token, channels, side), 0))
@@ -145,13 +147,27 @@ def _try_loss(module: Any) -> Trial:
     imgs = mae.images_of(module)
     N = module.pos_embed.shape[1] - 1
     pred = [
-        sample(imgs, 2, int(N * scale**2), imgs.shape[1] * layer.nbins).flip(0).requires_grad_()
-        for scale, layer in zip(module.scale, module.hog_enc, strict=True)
+        sample(imgs, 2, int(N * scale**2), imgs.shape[1] * _BINS).flip(0).requires_grad_() for scale in module.scale
     ]
     mask = (torch.rand(2, N, device=imgs.device) < mae.RATIO).float()
-    return Trial(args=(imgs, pred, mask), children=_without_hog(module))
+    return Trial(args=(imgs, pred, mask), children=_without_hog(module, _BINS))
 
 
+def _smaller(module: Any) -> nn.Module:
+    length = module.patch_embed.proj.weight.shape[1] * _BINS
+    return twin(
+        module,
+        patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size", _SIDE),
+        blocks=_stand_in_blocks(1 + len(module.ID)),
+        ID=[0, *range(2, 1 + len(module.ID))],  # of layers, one of which is not tapped
+        norm=smaller.narrow(module.norm, smaller.WIDTH),
+        decoder=nn.ModuleList(localmim_decoder.narrow(decoder, length) for decoder in module.decoder),
+        **smaller.tokens(module),
+    )
+
+
+_SIDE = 4  # of a patch, of which the finest scale takes a quarter
+_BINS = 2
 LOCALMIM = Host(
     name="LocalMIM-style ViT",
     attributes=(
@@ -172,4 +188,5 @@ LOCALMIM = Host(
         Part(what="HOG of all channels and scales in one pass", method="HOG", ours=describe, trial=_try_hog),
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),
     ),
+    smaller=_smaller,
 )

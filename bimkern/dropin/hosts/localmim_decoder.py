@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from bimkern.dropin import smaller
+from bimkern.dropin.trial import stand_ins, twin
 from bimkern.ops.match import MatchLayers
 from bimkern.ops.match_fused import NORM_EPS
 
@@ -37,6 +39,7 @@ _FORMS: dict[float, _Form] = {
     0.5: _Form((_POOL, _PRED), ("", "pred")),
 }
 
+_FEW = 8  # channels, of which the widest head takes a quarter
 _TWO, _ONE, _NONE = (2, 2), (1, 1), (0, 0)
 # type -> its name above and how it must be set; a layer of another type may be a norm.
 _KNOWN: dict[type, tuple[str, dict[str, Any]]] = {
@@ -83,6 +86,41 @@ def read(decoder: Any, scale: float, num_patches: int) -> Decoder:
     )
     head = [child for child in children if not any(child is known for known in (embed, blocks, norm))]
     return Decoder(embed, blocks, norm, mask_token, pos, _match_layers(_flat(head), scale))
+
+
+def narrow(decoder: Any, length: int) -> nn.Module:
+    """Return a decoder of the same structure with few channels, which predicts as many values of a cell."""
+    tensors = decoder._parameters | decoder._buffers
+    changes: dict[str, Any] = {
+        name: smaller.last(x, _FEW) for name, x in tensors.items() if x is not None and x.ndim == 3
+    }
+    width = _FEW
+    for name, child in decoder.named_children():
+        match child:
+            case nn.ModuleList():
+                changes[name] = stand_ins()
+            case nn.Linear():
+                changes[name] = smaller.narrow(child, smaller.WIDTH, width)
+            case _:
+                changes[name], width = _narrow(child, width, length)
+    return twin(decoder, **changes)
+
+
+def _narrow(layer: Any, width: int, length: int) -> tuple[nn.Module, int]:
+    """Return a layer of a head for as many channels, and how many it returns."""
+    match layer:
+        case nn.Sequential():
+            children = {}
+            for name, child in layer.named_children():
+                children[name], width = _narrow(child, width, length)
+            return twin(layer, **children), width
+        case nn.ConvTranspose2d():
+            outputs = width * layer.out_channels // layer.in_channels
+            return twin(layer, weight=(width, outputs, *layer.kernel_size), bias=(outputs,)), outputs
+        case nn.Conv2d():
+            return twin(layer, weight=(length, width, *layer.kernel_size), bias=(length,)), length
+    names = ("weight", "bias", "normalized_shape")  # of a norm, if any
+    return twin(layer, **{name: (width,) for name in names if getattr(layer, name, None) is not None}), width
 
 
 def _only(what: str, found: list[Any]) -> Any:

@@ -7,11 +7,11 @@ Source: He et al. 2022 (MAE), sections 3 and 4.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import Affine, sample, stand_ins
+from bimkern.dropin.trial import Affine, sample, stand_ins, twin
 
 RATIO = 0.7
 
@@ -90,6 +90,18 @@ def _try_loss(module: Any) -> Trial:
     return Trial(args=(imgs, pred, mask))
 
 
+def _smaller(module: Any) -> nn.Module:
+    return twin(
+        module,
+        patch_embed=smaller.embedding(module.patch_embed, "proj", "img_size"),
+        cls_token=smaller.last(module.cls_token, smaller.WIDTH),
+        pos_embed=smaller.last(module.pos_embed, smaller.WIDTH),
+        blocks=stand_ins(),
+        norm=smaller.narrow(module.norm, smaller.WIDTH),
+        **smaller.decoder(module),
+    )
+
+
 MAE = Host(
     name="MAE-style MaskedAutoencoderViT",
     attributes=(
@@ -113,4 +125,5 @@ MAE = Host(
         Part(what="decoder's input", method="forward_decoder", ours=forward_decoder, trial=_try_decoder),
         Part(what="loss", method="forward_loss", ours=forward_loss, trial=_try_loss),
     ),
+    smaller=_smaller,
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bimkern.dropin import layers
 from bimkern.dropin.structure import Host, Part, Trial
+from bimkern.ops import _check as check
 
 
 def _keep(self: Any, x: Tensor, num_prefix: int) -> Tensor:
@@ -24,13 +25,24 @@ def _keep(self: Any, x: Tensor, num_prefix: int) -> Tensor:
     return keep.sort(dim=-1)[0] if self.ordered else keep
 
 
+def _suits(x: Tensor) -> bool:
+    """Return whether our op takes tokens; the host takes others, or says what is wrong with them."""
+    return x.ndim == 3 and x.dtype in check.FLOATS
+
+
 def forward(self: Any, x: Tensor) -> Tensor:
     """Drop tokens of x [B, R+N, D] in training: [B, R+K, D]."""
+    if not _suits(x):
+        host: Tensor = self._bimkern_host.forward(self, x)
+        return host
     return forward_with_indices(self, x)[0]
 
 
 def forward_with_indices(self: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Drop tokens of x [B, R+N, D] in training: [B, R+K, D] and keep [B, K]; else all of it and None."""
+    if not _suits(x):
+        host: tuple[Tensor, Tensor | None] = self._bimkern_host.forward(self, x)
+        return host
     if not self.training or self.prob == 0.0:
         return x, None
     keep = _keep(self, x, self.num_prefix_tokens)
@@ -39,6 +51,9 @@ def forward_with_indices(self: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def forward_of_open_clip(self: Any, x: Tensor) -> Tensor:
     """Drop tokens of x [B, R+N, D] in training, where R is 1 or 0: [B, R+K, D]."""
+    if not _suits(x):
+        host: Tensor = self._bimkern_host.forward(self, x)
+        return host
     if not self.training or self.prob == 0.0:
         return x
     R = int(self.exclude_first_token)
@@ -59,8 +74,14 @@ TIMM = Host(
     tested=("1.0.30", "1.0.31"),
     attributes=("prob", "num_prefix_tokens", "ordered"),
     parts=(
-        Part(what="gathering of kept tokens", method="forward", ours=forward, trial=_try),
-        Part(what="gathering of kept tokens", method="forward", ours=forward_with_indices, trial=_try),
+        Part(what="gathering of kept tokens", method="forward", ours=forward, trial=_try, reads_training=True),
+        Part(
+            what="gathering of kept tokens",
+            method="forward",
+            ours=forward_with_indices,
+            trial=_try,
+            reads_training=True,
+        ),
     ),
 )
 OPEN_CLIP = Host(
@@ -68,5 +89,13 @@ OPEN_CLIP = Host(
     package="open_clip_torch",
     tested=("3.2.0", "3.3.0"),
     attributes=("prob", "exclude_first_token"),
-    parts=(Part(what="gathering of kept tokens", method="forward", ours=forward_of_open_clip, trial=_try),),
+    parts=(
+        Part(
+            what="gathering of kept tokens",
+            method="forward",
+            ours=forward_of_open_clip,
+            trial=_try,
+            reads_training=True,
+        ),
+    ),
 )

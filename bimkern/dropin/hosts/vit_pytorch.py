@@ -4,16 +4,17 @@ Shapes: B images, N patches, K kept, M masked, D width, P values of a patch.
 Source: He et al. 2022 (MAE); Xie et al. 2022 (SimMIM).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.dropin import layers
+from bimkern.dropin import layers, smaller
 from bimkern.dropin.structure import Host, Part, Trial
-from bimkern.dropin.trial import Affine, sample, twin
-from bimkern.ops import masked_loss, restore_tokens
+from bimkern.dropin.trial import Mixing, sample, twin
+from bimkern.ops import masked_loss, pixel_targets, restore_tokens
 
+_CUT = "b c (h p1) (w p2) -> b (h w) (p1 p2 c)"  # einops' words for what pixel_targets does
 _PER_TOKEN = (nn.LayerNorm, nn.Linear, nn.Identity)
 
 
@@ -21,7 +22,7 @@ def pretrain_mae(self: Any, img: Tensor) -> Tensor:
     """Return the reconstruction loss of images [B, C, H, W]."""
     if img.requires_grad:  # the fused loss has no gradient for its target
         return self._bimkern_host.forward(self, img)
-    patches = self.to_patch(img)  # [B, N, P]
+    patches = _cut(self.to_patch, img)  # [B, N, P]
     B, N, _ = patches.shape
     pos = _positions(self.encoder, N)
     embedded = None if _is_per_token(self.patch_to_emb) else self.patch_to_emb(patches)
@@ -42,7 +43,7 @@ def pretrain_simmim(self: Any, img: Tensor) -> Tensor:
     """Return the reconstruction loss of images [B, C, H, W], over the number of masked patches."""
     if img.requires_grad:  # the fused loss has no gradient for its target
         return self._bimkern_host.forward(self, img)
-    patches = self.to_patch(img)  # [B, N, P]
+    patches = _cut(self.to_patch, img)  # [B, N, P]
     B, N, _ = patches.shape
     pos = self.encoder.pos_embedding[0, 1 : N + 1]
     embedded = None if _is_per_token(self.patch_to_emb) else self.patch_to_emb(patches)
@@ -58,6 +59,23 @@ def pretrain_simmim(self: Any, img: Tensor) -> Tensor:
     encoded = self.encoder.transformer(_restore(tokens, keep, self.mask_token, pos))
     pred = self.to_pixels(layers.gather(encoded, masked))  # [B, M, P]
     return _mean_error(pred, layers.gather(patches, masked), "l1") / num_masked
+
+
+def _cut(to_patch: Any, img: Tensor) -> Tensor:
+    """Cut images [B, C, H, W] into patches [B, N, P], by our op where the layer is einops' and cuts squares."""
+    p = _side(to_patch)
+    plain = img.ndim == 4 and img.dtype in (torch.float32, torch.float64)
+    if p is None or not plain or img.shape[2] % p or img.shape[3] % p:
+        return cast(Tensor, to_patch(img))
+    return pixel_targets(img, p, normalize=False)
+
+
+def _side(to_patch: Any) -> int | None:
+    """Return the side of the squares that a layer of einops cuts; None for any other layer."""
+    if not type(to_patch).__module__.startswith("einops.") or to_patch.pattern != _CUT or layers.has_hooks(to_patch):
+        return None
+    height, width = to_patch.axes_lengths["p1"], to_patch.axes_lengths["p2"]
+    return int(height) if height == width else None
 
 
 def _positions(encoder: Any, num_patches: int) -> Tensor:
@@ -90,8 +108,8 @@ def _mean_error(pred: Tensor, target: Tensor, kind: str) -> Tensor:
 def _trial(module: Any, num_patches: int) -> Trial:
     """Make a call with patches in place of images, so that it does not matter how they are cut."""
     patches = sample(module.to_pixels.weight, 2, num_patches, module.to_pixels.out_features)
-    encoder = twin(module.encoder, transformer=Affine(1.5))
-    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Affine(-0.75)})
+    encoder = twin(module.encoder, transformer=Mixing(1.5))
+    return Trial(args=(patches,), children={"to_patch": nn.Identity(), "encoder": encoder, "decoder": Mixing(-0.75)})
 
 
 def _try_mae(module: Any) -> Trial:
@@ -102,6 +120,35 @@ def _try_simmim(module: Any) -> Trial:
     return _trial(module, module.encoder.pos_embedding.shape[-2] - 1)
 
 
+def _smaller(module: Any, width: int, **changes: Any) -> nn.Module:
+    """Return a module with few values per patch and channel; width: of the tokens that become pixels."""
+    return twin(
+        module,
+        encoder=twin(module.encoder, pos_embedding=smaller.last(module.encoder.pos_embedding, smaller.WIDTH)),
+        patch_to_emb=smaller.narrow(module.patch_to_emb, _FEW_VALUES, smaller.WIDTH),
+        mask_token=(width,),
+        to_pixels=smaller.narrow(module.to_pixels, width, _FEW_VALUES),
+        **changes,
+    )
+
+
+def _smaller_mae(module: Any) -> nn.Module:
+    is_narrower = not isinstance(module.enc_to_dec, nn.Identity)
+    width = smaller.DECODER_WIDTH if is_narrower else smaller.WIDTH
+    return _smaller(
+        module,
+        width,
+        enc_to_dec=smaller.narrow(module.enc_to_dec, smaller.WIDTH, width),
+        decoder_pos_emb=twin(module.decoder_pos_emb, weight=smaller.last(module.decoder_pos_emb.weight, width)),
+        decoder_dim=width,
+    )
+
+
+def _smaller_simmim(module: Any) -> nn.Module:
+    return _smaller(module, smaller.WIDTH)
+
+
+_FEW_VALUES = 10  # of a patch
 _SHARED = (
     "masking_ratio",
     "to_patch",
@@ -117,6 +164,7 @@ MAE = Host(
     attributes=(*_SHARED, "encoder.pool", "enc_to_dec", "decoder", "decoder_pos_emb.weight"),
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, decoder's input and loss", method="forward", ours=pretrain_mae, trial=_try_mae),),
+    smaller=_smaller_mae,
 )
 SIMMIM = Host(
     name="vit-pytorch SimMIM",
@@ -125,4 +173,5 @@ SIMMIM = Host(
     attributes=_SHARED,
     tensors={"mask_token": "D"},
     parts=(Part(what="embedding, mask tokens and loss", method="forward", ours=pretrain_simmim, trial=_try_simmim),),
+    smaller=_smaller_simmim,
 )

@@ -35,8 +35,6 @@ class Parts(Protocol):
     def batch_size(self) -> int: ...
     @property
     def micro_batch(self) -> int | None: ...
-    @property
-    def slices(self) -> int: ...
 
 
 def parse(
@@ -97,7 +95,8 @@ def check_parts(given: Collection[str], options: Parts) -> None:
     Raises:
         ConfigError: a part is larger; the message names both options.
     """
-    for name, value in (("micro_batch", options.micro_batch), ("slices", options.slices)):
+    for name in ("micro_batch", "slices"):  # those of fine-tuning have no slices
+        value = getattr(options, name, None)
         if name in given and value is not None and value > options.batch_size:
             raise ConfigError(
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "

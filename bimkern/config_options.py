@@ -14,7 +14,7 @@ from bimkern.mim.stages import equal_stages
 from bimkern.pieces import registered
 from bimkern.recipes.find import find_config, import_module
 from bimkern.train.config.file import read_config
-from bimkern.train.config.overrides import parse_settings, with_overrides
+from bimkern.train.config.overrides import field, parse_settings, refuse_twice, with_overrides
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 
 DEFAULT_RECIPE = "demo"
@@ -75,7 +75,7 @@ class ConfigOptions:
         return cls(
             mask_ratio=getattr(masker, "ratios", () if ratio is None else (ratio,)),
             blocks=len(config.method.taps),
-            **{name: _field(config, path) for name, path in _PATHS.items()},
+            **{name: field(config, path) for name, path in _PATHS.items()},
         )
 
 
@@ -113,13 +113,9 @@ def change_config(config: Config, options: ConfigOptions, run: Any, arguments: S
     given, changes = command.named(arguments), dict[str, Any](parse_settings(options.set))
     shared = {field.name for field in fields(run)} & {field.name for field in fields(RunConfig)}
     by_option = {f"run.{name}": (name, getattr(run, name)) for name in shared & given}
-    for name in (field.name for field in fields(options) if field.name in given):
+    for name in (option.name for option in fields(options) if option.name in given):
         by_option |= {path: (name, value) for path, value in _short_for(name, options, config, changes).items()}
-    for path, (name, value) in by_option.items():
-        if path in changes:
-            raise ConfigError(f"--{name.replace('_', '-')} and --set {path} set the same field; give one of them")
-        changes[path] = value
-    return with_overrides(config, changes)
+    return with_overrides(config, refuse_twice(changes, by_option))
 
 
 def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,11 +145,3 @@ def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict
         except ValueError as error:
             raise ConfigError(f"--blocks: the {depth} layers cannot be cut into {value} equal stages") from error
     return {}
-
-
-def _field(config: Config, path: str) -> Any:
-    """Return a field by its path, of the first where there are several; None where there is none."""
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value[0] if isinstance(value, tuple) else value, name, None)
-    return value

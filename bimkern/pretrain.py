@@ -1,27 +1,21 @@
 """`python -m bimkern.pretrain [RECIPE] [options]`: pre-train an encoder on unlabeled images."""
 
-import logging
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
 from bimkern import command
 from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config, choose_config
-from bimkern.errors import BimkernError
 from bimkern.importers.initialize import read_initial_weights
-from bimkern.output import Warnings, printing
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.run import Config, ConfigError, RunConfig
 from bimkern.train.reporting.summary import describe
 from bimkern.train.run import Outcome, find_inputs, find_source, run
-from bimkern.train.signals import Stopped, Terminated, terminated_at_once
+from bimkern.training_command import run_command
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.pretrain"
-_RESUMES = "; the same command resumes the run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +31,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[Warnings()])
-    try:
-        with terminated_at_once():
-            words = _run(arguments)
-    except BimkernError as error:
-        command.report(_PROGRAM, error, note=_RESUMES if isinstance(error, Stopped) else "")
-    except Terminated:
-        command.end(_PROGRAM, f"stopped by SIGTERM{_RESUMES}", exit_code=128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        command.end(_PROGRAM, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
-    except OSError as error:
-        command.end(_PROGRAM, f"cannot continue ({error})", exit_code=1)
-    with printing():
-        print(words)
+    run_command(_PROGRAM, _run, argv)
 
 
 def _run(arguments: list[str]) -> str:

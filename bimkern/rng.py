@@ -34,6 +34,7 @@ class Stream(Enum):
     AUGMENT = 7  # seeds of a library that changes the pixels of a crop
     ERASE = 8  # likewise, of one that erases rectangles
     MIX = 9  # likewise, of one that mixes the images of a batch
+    DROP_PATH = 10  # which residual branches an image skips
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, key: int) -> tuple[Words, Words, Words, Words]:

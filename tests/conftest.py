@@ -41,9 +41,9 @@ def steps_traced_once():
     trace, known = extrapolate._Step, {}
 
     def step(config, *kind):
-        if config.run.teacher is not None:  # a file, whose content may change
+        if getattr(config.run, "teacher", None) is not None:  # a file, whose content may change
             return trace(config, *kind)
-        key = (config.method, config.run.precision, *kind)
+        key = (getattr(config, "method", config), config.run.precision, *kind)
         if key not in known:
             known[key] = trace(config, *kind)
         return known[key]

@@ -19,7 +19,7 @@ from PIL import Image
 
 import bimkern
 from bench import cli, dropin
-from bimkern import attention, ops, pretrain, probe
+from bimkern import attention, finetune, ops, pretrain, probe
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -30,6 +30,7 @@ from bimkern.pieces import from_json, to_json
 from bimkern.plan import PlanOptions
 from bimkern.recipes import RECIPES, WITH_BACKBONE
 from bimkern.recipes.find import find_config
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ("api", "ops", "nn", "arena", "dropin", "recipes")
@@ -84,6 +85,7 @@ def test_every_member_of_an_encoder_is_named():
 
 OPTIONS = {
     "bimkern.pretrain": pretrain.Options,
+    "bimkern.finetune": finetune.Options,
     "bimkern.plan": PlanOptions,
     "bimkern.export": Options,
     "bimkern.probe": probe.Options,
@@ -108,6 +110,8 @@ def test_commands_name_recipes_and_options_that_exist(program):
         assert named <= known, arguments
         if program in ("bimkern.pretrain", "bimkern.plan") and arguments and not arguments[0].startswith("-"):
             assert arguments[0] in {*RECIPES, *WITH_BACKBONE, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
+        if program == "bimkern.finetune" and arguments and not arguments[0].startswith("-"):
+            assert arguments[0] in {*FINETUNE_RECIPES, "RECIPE"}
 
 
 def test_commands_of_the_bench_are_understood():

@@ -28,10 +28,8 @@ OPTIONS = (
         "--mask-ratio",
     ),
     *("--blocks", "--decoder-depth", "--warmup-epochs", "--weight-decay", "--clip", "--crop-scale", "--mean", "--std"),
-    *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--slices", "--base-lr"),
+    *("--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch", "--base-lr"),
     *(
-        "--teacher",
-        "--init",
         "--optimizer",
         "--precision",
         "--attention",
@@ -45,6 +43,7 @@ OPTIONS = (
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every"),
+    *("--slices", "--teacher", "--init"),
 )
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.source import ImageFolder, SourceError
-from bimkern.files import atomic
-from bimkern.files.cache import cache_folder
+from bimkern.data.source import ImageFolder
+from bimkern.data.written_once import written_once
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond
 _HELD_OUT = 0.25  # share of the width
@@ -27,15 +26,7 @@ _PHOTOGRAPHS = {
 
 def demo_images() -> ImageFolder:
     """Return the demo's photographs, with their held-out part, written on first use."""
-    folder = cache_folder() / "demo-v1"
-    if not folder.is_dir():
-        try:
-            with atomic.created_folder(folder) as scratch:
-                _write(scratch)
-        except OSError as error:
-            raise SourceError(
-                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
-            ) from error
+    folder = written_once("demo-v1", _write)
     return ImageFolder(paths=(folder / "train",), held_out=ImageFolder(paths=(folder / "heldout",)))
 
 

@@ -3,7 +3,6 @@
 Shapes: B images, C channels, S pixels a side, R prefix tokens, N patches, D width after a layer.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,12 +151,7 @@ def _of_export(path: Path) -> Backbone:
         trained = prefix is not None and f"{prefix}weight" in names
         norms = {config.depth: _norm(config, {p: file.get_tensor(f"{prefix}{p}") for p in _PARTS})} if trained else {}
     try:
-        images = Preprocessing(
-            image_size=config.image_size,
-            interpolation=said["interpolation"],
-            mean=tuple(json.loads(said["mean"])),
-            std=tuple(json.loads(said["std"])),
-        )
+        images = Preprocessing.said(said, config.image_size)
     except (KeyError, ValueError, TypeError) as error:
         raise EvaluationError(
             f"{path}: it does not say how images are prepared ({error!r}); export it again"

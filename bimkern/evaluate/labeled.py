@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from bimkern.data.digits import enlarged, read_digits
 from bimkern.data.formats import BadImage, Decoded, decode
 from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
@@ -30,7 +30,6 @@ from bimkern.exporters.trained import Preprocessing
 
 CROP = 224 / 256  # side of the central crop over the short side of the resized image
 _TEST_SHARE = 0.25  # of the images that come without a part to test on
-_BRIGHTEST = 16  # of a digit
 
 Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
 
@@ -83,17 +82,8 @@ class Labeled:
 
 
 def load_digits() -> Labeled:
-    """Return the 1797 digits of scikit-learn, 8 x 8 pixels, which are enlarged to the encoder's size; half is tested.
-
-    The halves are those of scikit-learn's stratified split with random state 0.
-    """
-    from sklearn.datasets import load_digits as load  # takes 1 s, too long for --help
-    from sklearn.model_selection import train_test_split
-
-    scans, labels = load(return_X_y=True)
-    halves = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=0)
-    gray = torch.from_numpy(scans).float().view(-1, 1, 8, 8) * (255 / _BRIGHTEST)
-    train, test = (in_memory(gray[half], torch.from_numpy(labels[half])) for half in halves)
+    """Return the 1797 digits of scikit-learn, enlarged from 8 x 8 pixels to the encoder's size; half is tested."""
+    train, test = (in_memory(digits.scans, digits.labels) for digits in read_digits())
     return Labeled(classes=tuple(map(str, range(10))), train=train, test=test)
 
 
@@ -101,9 +91,7 @@ def in_memory(gray: Tensor, labels: Tensor) -> Part:
     """Return images in gray, [B, 1, H, W] floats in [0, 255], that are scaled to the encoder's size as a whole."""
 
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
-        side = images.image_size
-        scaled = interpolate(gray[list(indices)], (side, side), mode="bilinear", align_corners=False)
-        return scaled.round().to(torch.uint8).expand(-1, channels, -1, -1).contiguous()
+        return enlarged(gray[list(indices)], images.image_size).expand(-1, channels, -1, -1).contiguous()
 
     return Part(labels=labels, read=read)
 

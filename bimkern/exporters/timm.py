@@ -27,7 +27,7 @@ def write_timm(path: Path, trained: Trained, depth: int) -> None:
         raise ConfigError(f"timm has no network for {type(encoder).__name__}; --format bimkern takes every encoder")
     weights = trained.backbone(depth, layout)
     write_weights(path / WEIGHTS_FILE, weights, trained.metadata(depth))
-    config = _config(layout, encoder.channels, trained.preprocessing)
+    config = describe_network(layout, encoder.channels, trained.preprocessing)
     write_json(path / "config.json", config | {"random": _random_parts(layout, weights)})
 
 
@@ -42,24 +42,26 @@ def _prefixes(name: str) -> Iterable[str]:
     return accumulate(name.split("."), "{}.{}".format)
 
 
-def _config(layout: Layout, channels: int, images: Preprocessing) -> dict[str, Any]:
-    """Describe a backbone as timm does in the config.json of a model folder: what to build, what to feed it."""
+def describe_network(
+    layout: Layout, channels: int, images: Preprocessing, *, num_classes: int = 0, crop_ratio: float = _CROP
+) -> dict[str, Any]:
+    """Describe a network as timm does in the config.json of a model folder: what to build, what to feed it."""
     settings = layout.settings
     return {
         "architecture": settings["architecture"],
-        "num_classes": 0,
+        "num_classes": num_classes,
         "num_features": settings["num_features"],
         "global_pool": POOLING,
-        "model_args": {**settings["model_args"], "num_classes": 0, "global_pool": POOLING},
+        "model_args": {**settings["model_args"], "num_classes": num_classes, "global_pool": POOLING},
         "pretrained_cfg": {
             "input_size": [channels, images.image_size, images.image_size],
             "fixed_input_size": "img_size" in settings["model_args"],  # which timm then sets
             "interpolation": images.interpolation,
-            "crop_pct": _CROP,
+            "crop_pct": crop_ratio,
             "crop_mode": "center",
             "mean": images.mean,
             "std": images.std,
-            "num_classes": 0,
+            "num_classes": num_classes,
             "pool_size": None,
             "first_conv": settings["first_conv"],
             "classifier": settings["classifier"],

@@ -4,7 +4,7 @@ A backbone of depth K is the first K layers of the encoder. Every exported file 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,16 @@ class Preprocessing:
     interpolation: str  # bicubic or bilinear
     mean: tuple[float, ...]  # of every channel, likewise std
     std: tuple[float, ...]
+
+    @classmethod
+    def said(cls, metadata: Mapping[str, str], image_size: int) -> "Preprocessing":
+        """Read what Trained.metadata says of it.
+
+        Raises:
+            KeyError, ValueError, TypeError: it says nothing, or something else.
+        """
+        mean, std = (tuple(json.loads(metadata[name])) for name in ("mean", "std"))
+        return cls(image_size=image_size, interpolation=metadata["interpolation"], mean=mean, std=std)
 
     def __str__(self) -> str:
         return f"{self.image_size} px, {self.interpolation}, mean {self.mean}, std {self.std}"

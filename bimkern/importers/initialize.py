@@ -1,4 +1,7 @@
-"""Start a run from weights: find them in what was saved, make them fit, and report what became of each."""
+"""Start a run from weights: find them in what was saved, make them fit, and report what became of each.
+
+A network's encoder is taken as a whole; its other parts where they are the same there.
+"""
 
 import hashlib
 import re
@@ -14,23 +17,37 @@ from torch import Tensor
 from bimkern.errors import BimkernError
 from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
-from bimkern.mim.model import MIM
 from bimkern.models.encoder import EncoderConfig, Grid, Program
 from bimkern.models.pos_embed import Positions
+from bimkern.models.swin_layers import BIASES, WindowAttention
 from bimkern.pieces import to_json
-from bimkern.train import network
 from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.network import build
 
 _ENCODER = "encoder."
 _EXAMPLES = 3  # names in a message
-_IMAGES = ("image_size", "img_size")  # settings of an encoder that may differ
+_FITTED = ("image_size", "img_size", "window", "window_size", "window_image_size")  # settings that may differ
+
+
+@dataclass(frozen=True)
+class Network:
+    """What weights are fitted to."""
+
+    encoder: Any  # an nn.Module that follows Encoder
+    state: Mapping[str, Tensor]  # by name; those of the encoder begin with "encoder."
+    taps: tuple[int, ...]  # the last layer of the encoder that each head reads
+
+    @property
+    def config(self) -> EncoderConfig:
+        config: EncoderConfig = self.encoder.config
+        return config
 
 
 class _Table(NamedTuple):
-    """A position table that was found, or computed, for the grid that the weights were trained on."""
+    """A table of positions, or of biases in a window, as it was found, or computed for the grid of the weights."""
 
     names: Names  # there; none where it was computed
-    fitted: Tensor | None  # to the grid here; None where that is computed as well
+    fitted: Tensor | None  # to the grid or window here; None where that is computed as well
     old: Grid
     new: Grid
 
@@ -57,29 +74,34 @@ def read_initial_weights(config: Config, path: Path) -> InitialWeights:
         ConfigError: there are none, or their encoder is another; the message names the differing sizes.
     """
     with torch.device("meta"):
-        model = network.build(config)
+        model = build(config)
     try:
-        return _fit(model, read_weights(path), path)
+        return fit(Network(model.encoder, model.state_dict(), config.method.taps), read_weights(path), path)
     except BimkernError as error:
         raise ConfigError(f"--init {error}") from error
 
 
-def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
-    weights, state = in_published_names(saved.tensors), model.state_dict()
+def fit(network: Network, saved: SavedWeights, path: Path) -> InitialWeights:
+    """Take the weights for a network out of those that were read from a path.
+
+    Raises:
+        WeightsError: their encoder is another.
+    """
+    weights, state = in_published_names(saved.tensors), network.state
     ours = [name for name in state if name.startswith(_ENCODER)]
     naming = max(
-        namings(model.method, weights, saved.taps),
+        namings(network.config, network.taps, weights, saved.taps),
         key=lambda naming: sum(theirs in weights for name in ours for theirs in naming.theirs(name) or ()),
     )
     taken = {name: naming.theirs(name) or () for name in ours}
     if not any(theirs in weights for names in taken.values() for theirs in names):
-        if kind := _other_kind(saved, model.method.encoder):
+        if kind := _other_kind(saved, network.config):
             raise WeightsError(f"{path}: the encoder differs: {kind}")
         raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
-    layout = model.method.encoder.layout("timm")
+    layout = network.config.layout("timm")
     untrained = {} if layout is None else layout.random  # what a whole network has besides
-    _refuse_other(model, saved, {name: weights[name] for name in weights if name not in untrained}, taken, path)
-    tables = dict(_tables(model, saved, weights, naming, path))
+    _refuse_other(network, saved, {name: weights[name] for name in weights if name not in untrained}, taken, path)
+    tables = dict(_tables(network, saved, weights, naming, path))
     taken |= _other_parts(state, weights, naming)
     found = {
         name: _stacked([weights[theirs] for theirs in names]).to(state[name].dtype) for name, names in taken.items()
@@ -101,22 +123,23 @@ def _fit(model: MIM, saved: SavedWeights, path: Path) -> InitialWeights:
         "left": [name for name in weights if name not in used],
         "random": [name for name in state if name not in found],
     }
-    return InitialWeights(found, sha256, report, _summary(report))
+    return InitialWeights(found, sha256, report, summarize(report))
 
 
 def _refuse_other(
-    model: MIM, saved: SavedWeights, weights: Mapping[str, Tensor], taken: Mapping[str, Names], path: Path
+    network: Network, saved: SavedWeights, weights: Mapping[str, Tensor], taken: Mapping[str, Names], path: Path
 ) -> None:
     """Make sure that the encoder in a file is that of the network.
 
     Raises:
         WeightsError: it is not; the message names the differences.
     """
-    encoder, state = model.method.encoder, model.state_dict()
+    encoder, state = network.config, network.state
     missing = [theirs for names in taken.values() for theirs in names if theirs not in weights]
+    fixed = [item for item in taken.items() if not item[0].endswith(f".{BIASES}")]  # those are resized
     shapes = [
         f"{names[0]} is {shape} instead of {list(state[name].shape)}"
-        for name, names in sorted(taken.items(), key=lambda item: -state[item[0]].dim())
+        for name, names in sorted(fixed, key=lambda item: -state[item[0]].dim())
         if (shape := _shape(weights, names)) not in (None, list(state[name].shape))
     ]
     layers, expected, more = _layers(encoder, weights, taken)
@@ -150,7 +173,7 @@ def _differing_settings(saved: SavedWeights, encoder: EncoderConfig) -> list[str
     return [
         f"{name} is {there[name]:g} instead of {here[name]:g}"
         for name in here
-        if name in there and there[name] != here[name] and name not in _IMAGES
+        if name in there and there[name] != here[name] and name not in _FITTED
     ]
 
 
@@ -216,10 +239,10 @@ def _shape(weights: Mapping[str, Tensor], names: Names) -> list[int] | None:
 
 
 def _tables(
-    model: MIM, saved: SavedWeights, weights: Mapping[str, Tensor], naming: Naming, path: Path
+    network: Network, saved: SavedWeights, weights: Mapping[str, Tensor], naming: Naming, path: Path
 ) -> Iterator[tuple[str, "_Table"]]:
-    """Yield by its name every position table that the network would otherwise compute, fitted to its grid."""
-    for module_name, module in model.encoder.named_modules():
+    """Yield by its name every table that depends on the size of images or windows, fitted to those here."""
+    for module_name, module in network.encoder.named_modules():
         if not isinstance(module, Positions):
             continue
         name = f"{_ENCODER}{module_name}.table"
@@ -229,13 +252,22 @@ def _tables(
         elif naming.stores_positions:
             raise WeightsError(f"{path}: the encoder differs: it lacks {theirs}")
         else:
-            size = model.method.encoder.image_size if saved.encoder is None else saved.encoder.image_size
-            table = module.computed(model.method.encoder.level(0).grid(size, size))
+            size = network.config.image_size if saved.encoder is None else saved.encoder.image_size
+            table = module.computed(network.config.level(0).grid(size, size))
         try:
             fitted, grid = module.fit(table.float())
         except ValueError as error:
             raise WeightsError(f"{path}: {theirs}: {error}") from error
         yield name, _Table((theirs,) if theirs in weights else (), fitted, grid, module.grid)
+    for module_name, module in network.encoder.named_modules():
+        if isinstance(module, WindowAttention):
+            name = f"{_ENCODER}{module_name}.{BIASES}"
+            (theirs,) = naming.theirs(name) or (name,)
+            try:
+                fitted, window = module.fit(weights[theirs].float())
+            except ValueError as error:
+                raise WeightsError(f"{path}: {theirs}: {error}") from error
+            yield name, _Table((theirs,), fitted, window, module.window)
 
 
 def _other_parts(
@@ -264,7 +296,8 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _summary(report: Mapping[str, Any]) -> str:
+def summarize(report: Mapping[str, Any]) -> str:
+    """Say in a line what a report lists."""
     resized = [
         f"; {name} resized from {' x '.join(map(str, sizes['from']))} to {' x '.join(map(str, sizes['to']))}"
         for name, sizes in report["resized"].items()

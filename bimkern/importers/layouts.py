@@ -7,8 +7,7 @@ from torch import Tensor
 
 from bimkern.exporters import hf
 from bimkern.exporters.mae_program import decoder_name
-from bimkern.mim.model import Method
-from bimkern.models.encoder import OWN_LAYOUT, Layout
+from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Layout
 
 Names = tuple[str, ...]  # of the tensors that, stacked, make one weight here
 
@@ -32,11 +31,16 @@ def part_of(name: str) -> str:
     return f"{kind}.{number}.in_norm" if rest.startswith("in_norm.") else f"{kind}.{number}"
 
 
-def namings(method: Method, weights: Mapping[str, Tensor], taps: tuple[int, ...] | None) -> list[Naming]:
-    """Return the layouts that weights for a method may have; taps are those of the run that saved them, if known."""
+def namings(
+    encoder: EncoderConfig, taps: tuple[int, ...], weights: Mapping[str, Tensor], saved_taps: tuple[int, ...] | None
+) -> list[Naming]:
+    """Return the layouts that weights for an encoder, and heads that read it at taps, may have.
+
+    saved_taps are those of the run that saved them, if known.
+    """
     if any(name.startswith("heads.") for name in weights):
-        return [_of_run(method.taps, taps or method.taps)]
-    last, encoder = len(method.taps) - 1, method.encoder
+        return [_of_run(taps, saved_taps or taps)]
+    last = len(taps) - 1
     found = [_of_program("bimkern", OWN_LAYOUT, last, stores_positions=False)]
     if (layout := encoder.layout("timm")) is not None:  # the published program takes its encoder from timm
         found.append(_of_program("timm", layout, last, decoder_name, ("decoder_", "mask_token")))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bimkern import optional
 from bimkern.errors import BimkernError
-from bimkern.exporters.trained import read_trained
+from bimkern.exporters.trained import Preprocessing, read_trained
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.models.exported import read_encoder_config
 
@@ -35,6 +35,7 @@ class SavedWeights:
     encoder: EncoderConfig | None = None  # known where we wrote the file
     taps: tuple[int, ...] | None = None  # of the run that saved them, if it is known
     settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
+    images: Preprocessing | None = None  # likewise known
 
 
 def is_run(path: Path) -> bool:
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> SavedWeights:
     if is_run(path):
         _, trained = read_trained(path)
         method = trained.config.method
-        return SavedWeights(trained.weights, method.encoder, method.taps)
+        return SavedWeights(trained.weights, method.encoder, method.taps, images=trained.preprocessing)
     file = path
     if path.is_dir():
         files = [path / name for name in _FILES if (path / name).is_file()]
@@ -67,8 +68,14 @@ def read_weights(path: Path) -> SavedWeights:
     if head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle, of torch.save
         return SavedWeights(_unpacked(file, _load(file)), settings=_settings(file))
     tensors, metadata = _load_safetensors(file)
-    encoder = read_encoder_config(file) if "encoder" in metadata else None
-    return SavedWeights(tensors, encoder, settings=_settings(file))
+    if "encoder" not in metadata:
+        return SavedWeights(tensors, settings=_settings(file))
+    encoder = read_encoder_config(file)
+    try:
+        images = Preprocessing.said(metadata, encoder.image_size)
+    except (KeyError, ValueError, TypeError):  # of an older version
+        images = None
+    return SavedWeights(tensors, encoder, settings=_settings(file), images=images)
 
 
 def _refuse_other_content(file: Path, head: bytes) -> None:

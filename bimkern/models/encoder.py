@@ -23,6 +23,7 @@ __all__ = [
     "Layout",
     "Level",
     "NormalizesOtherwise",
+    "PartlyTrained",
     "PlansViews",
     "View",
     "ViewPlan",
@@ -179,6 +180,15 @@ class CountsOperations(Protocol):
 
     def layer_flops(self, layer: int, num_patches: int) -> int:
         """Count the operations of a layer's matrix products on an image with num_patches patches in the encoder."""
+
+
+@runtime_checkable
+class PartlyTrained(Protocol):
+    """An encoder config whose last layers may be left out of pre-training, which reads none of them."""
+
+    @property
+    def whole(self) -> EncoderConfig:
+        """The config with all layers."""
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.models.attention_maps import AttentionMaps, global_maps
+from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import View
 from bimkern.ops import embed_visible, restore_tokens
 
@@ -130,12 +131,14 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(width)
         self.attn = Attention(width, num_heads)
+        self.drop_path1 = DropPath()
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path2 = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 def init_linear(module: nn.Module) -> None:

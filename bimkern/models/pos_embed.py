@@ -1,4 +1,4 @@
-"""Position tables that are not trained: the sin-cos one of the MAE family, and stored ones."""
+"""Position tables: the sin-cos one of the MAE family, stored ones, and those that fine-tuning trains."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ _SAME = 1e-5  # of values in [-1, 1]: published tables are computed in float32
 
 
 class _Positions(nn.Module, ABC):
-    """The table of each grid that images have, built once; nothing of it is trained or saved."""
+    """The table of each grid that images have, built once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Positions(_Positions):
     """Tables of sincos_table, until load_state_dict brings one: that is kept, and resized bicubically for other grids.
 
     The table [1, R+N, D] of R prefix tokens and N patches is stored as other programs do. It is a buffer: it is saved
-    with the weights, and never trained.
+    with the weights, and not trained unless train_table() makes it a parameter.
     """
 
     table: Tensor | None
@@ -62,6 +62,19 @@ class Positions(_Positions):
         if self.table is None:
             self.table = like.new_empty(1, self._num_prefix + self.grid[0] * self.grid[1], self._width)
         self._tables.clear()
+
+    def train_table(self, like: Tensor) -> None:
+        """Make the table a parameter that begins with its values now, on the device and in the dtype of a tensor.
+
+        Source: He et al. 2022 (MAE), fine-tuning program: timm's ViT, whose positions are trained.
+        """
+        table = (self.computed(self.grid) if self.table is None else self.table).to(like).clone()
+        self.table = nn.Parameter(table)
+        self._tables.clear()
+
+    def forward(self, grid: Grid, like: Tensor) -> Tensor:
+        """Return the table of a grid, [N, width]; one that is trained is read each time."""
+        return self.build(grid) if isinstance(self.table, nn.Parameter) else super().forward(grid, like)
 
     @property
     def prefix(self) -> Tensor | None:

@@ -3,6 +3,7 @@
 Shapes: B images, T tokens, D width, H heads, S masks of the plan (1 or B).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern.models.attention_maps import AttentionMaps, window_maps
+from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import LayerNorm, Linear, Mlp, PatchEmbed
 from bimkern.ops import WindowGroups, gather_tokens, group_attention
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
+BIASES = "relative_position_bias_table"  # the name of such a table in its WindowAttention
 
 
 class NormedPatchEmbed(nn.Module):
@@ -46,6 +49,18 @@ class WindowAttention(nn.Module):
         self.proj = Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)
 
+    def fit(self, table: Tensor) -> tuple[Tensor, Grid]:
+        """Resize a table of biases [(2 * side - 1) ** 2, H] to the window here; return it, and the window that it had.
+
+        Raises:
+            ValueError: it is of another number of heads, or of no square window.
+        """
+        rows, heads = table.shape if table.dim() == 2 else (0, 0)
+        side = (math.isqrt(rows) + 1) // 2
+        if heads != self.num_heads or (2 * side - 1) ** 2 != rows:
+            raise ValueError(f"biases must be [(2 * side - 1) ** 2, {self.num_heads}], got {list(table.shape)}")
+        return resized_table(table, (side, side), self.window), (side, side)
+
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
         return self.proj(group_attention(self.qkv(x), self._table(window), groups, self.num_heads))
 
@@ -65,12 +80,14 @@ class SwinLayer(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(width, NORM_EPS)
         self.attn = WindowAttention(width, num_heads, window)
+        self.drop_path1 = DropPath()
         self.norm2 = LayerNorm(width, NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path2 = DropPath()
 
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
-        x = x + self.attn(self.norm1(x), groups, window)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path1(self.attn(self.norm1(x), groups, window))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):

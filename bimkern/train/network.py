@@ -1,6 +1,8 @@
 """The network of a run, with the teacher that its options name."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,11 +10,14 @@ from torch import nn
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
 from bimkern.models.attention import AttentionFn, sdpa
+from bimkern.models.classifier import Classifier
+from bimkern.models.encoder import PartlyTrained
 from bimkern.models.exported import BackboneError, read_encoder_config
 from bimkern.models.layers import other_dtype_layers, set_attention, set_compute_dtype
 from bimkern.models.teacher import Teacher, TeacherError, load_teacher
 from bimkern.pieces import PieceError
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.finetuning import FinetuneConfig
+from bimkern.train.config.run import Config, ConfigError, RunOptions
 
 
 def build(config: Config) -> MIM:
@@ -37,8 +42,18 @@ def build(config: Config) -> MIM:
         raise ConfigError(f"--teacher {path}: {error}") from error
     except BackboneError as error:
         raise ConfigError(f"--teacher {error}") from error
-    _refuse_ignored(model, config.run)
+    refuse_ignored([model.encoder, *model.heads], config.run, [] if model.teacher is None else [model.teacher.encoder])
     return model
+
+
+def build_classifier(config: FinetuneConfig) -> Classifier:
+    """Build the network of a resolved config; layers that were left out of pre-training are added."""
+    assert config.mean is not None
+    assert config.std is not None
+    assert config.num_classes is not None
+    encoder = config.known_encoder
+    whole = encoder.whole if isinstance(encoder, PartlyTrained) else encoder
+    return Classifier(whole, config.num_classes, norm_first=config.norm_first, mean=config.mean, std=config.std)
 
 
 def set_compute(model: MIM, dtype: torch.dtype, attention_fn: AttentionFn = sdpa) -> None:
@@ -58,17 +73,31 @@ def _teacher(path: Path) -> Teacher:
 
 def compile_layers(model: MIM) -> None:
     """Compile every layer, of the encoder and of the heads, with torch.compile."""
+    compile_each([model.encoder, *model.heads])
+
+
+def compile_each(parts: Iterable[nn.Module]) -> None:
+    """Compile every layer of some parts of a network with torch.compile."""
     # All layers share one code object; each width, token count and smaller last micro-batch is a variant of it.
     torch._dynamo.config.recompile_limit = 64
-    for part in (model.encoder, *model.heads):
-        for layer in part.layers:
+    for part in parts:
+        layers: Any = part.layers
+        for layer in layers:
             layer.compile()
 
 
-def _refuse_ignored(model: MIM, run: RunConfig) -> None:
-    """Raise ConfigError if options ask for what an encoder or head does not do."""
-    trained = [model.encoder, *model.heads]
-    for part in trained if model.teacher is None else [*trained, model.teacher.encoder]:
+def refuse_ignored(trained: Sequence[nn.Module], run: RunOptions, teacher: Sequence[nn.Module] = ()) -> None:
+    """Make sure that a network, its encoder first, does what options ask for.
+
+    Args:
+        trained: its parts.
+        run: the options.
+        teacher: the encoder of its teacher, which is not compiled.
+
+    Raises:
+        ConfigError: a part would ignore one of them.
+    """
+    for part in (*trained, *teacher):
         name, modules = type(part).__name__, list(part.modules())
         if run.precision != "fp32" and (others := _other_dtype(part)):
             raise ConfigError(
@@ -77,7 +106,7 @@ def _refuse_ignored(model: MIM, run: RunConfig) -> None:
             )
         theirs = any(isinstance(module, nn.MultiheadAttention) for module in modules)
         ours = any(hasattr(module, "attention_fn") for module in modules)
-        if run.attention != "sdpa" and (theirs or (part is model.encoder and not ours)):
+        if run.attention != "sdpa" and (theirs or (part is trained[0] and not ours)):
             raise ConfigError(
                 f"--attention {run.attention}: {name} has no attention_fn; choose sdpa, or add it as the layers of "
                 f"bimkern.models.layers do"

@@ -1,6 +1,6 @@
 """The task of masked image modeling: its network and updates, one step, held-out images, and what it exports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
-        kept = KeptPictures(pictures, layout.num_steps)
+        self.pictures, self._holds_out = KeptPictures(pictures, layout.num_steps), images.holds_out
         held_out, draw_ids = self._load_held_out(images)
         self._held_out = HeldOutEvaluation(
-            held_out, draw_ids, seed=run.seed, micro_batch=run.images_at_a_time, pictures=kept
+            held_out, draw_ids, seed=run.seed, micro_batch=run.images_at_a_time, pictures=self.pictures
         )
 
     def compile(self) -> None:
@@ -137,8 +137,19 @@ class Pretraining:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
-    def held_out_losses(self) -> list[float]:
-        return self._held_out.losses(self.model)
+    def state(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(tensors)
+
+    def is_evaluated(self, done: int) -> bool:
+        """Return whether images are held out, and a checkpoint is due."""
+        due = done == self._layout.num_steps or done % self._config.run.save_every == 0
+        return self._holds_out and due
+
+    def held_out_record(self) -> dict[str, Any]:
+        return {"held_out_loss_per_stage": self._held_out.losses(self.model)}
 
     def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""

@@ -1,6 +1,6 @@
 """What a trainer asks of a task: what is trained, and how a step of it is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from bimkern.arena import Plan
 from bimkern.data.batches import Batch
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting.pictures import KeptPictures
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
     @property
     def updates(self) -> Sequence[GroupOptimizer]: ...
+    @property
+    def pictures(self) -> KeptPictures: ...
 
     def compile(self) -> None:
         """Compile what steps run."""
@@ -49,8 +52,21 @@ class Task(Protocol):
             ConfigError: it was not.
         """
 
-    def held_out_losses(self) -> list[float]:
-        """Return the loss of every part of the network on images that are held out."""
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint must keep beside those of the optimizers, by name."""
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what state() gave.
+
+        Raises:
+            KeyError, RuntimeError: it is that of another network.
+        """
+
+    def is_evaluated(self, done: int) -> bool:
+        """Return whether the network is to be evaluated on held-out images after so many steps."""
+
+    def held_out_record(self) -> dict[str, Any]:
+        """Evaluate the network on images that are held out; return what metrics.jsonl keeps of it, as JSON."""
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
         """Compute what the pictures of a step show; return what draws them, in any thread, and names one to log."""

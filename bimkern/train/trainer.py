@@ -22,7 +22,7 @@ from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.train.config.extension import extends
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
@@ -52,7 +52,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        config: TrainingConfig,
         task: Task,
         layout: StepLayout,
         *,
@@ -95,9 +95,10 @@ class Trainer:
         facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
         self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
-            undrawn = not self.folder.has_pictures()  # killed between its last checkpoint and them
+            # Without them it was killed between its last checkpoint and its pictures.
+            undrawn = not self.folder.has_picture(self.task.pictures.newest)
             if undrawn or self.config.run.log:
-                with closing(Metrics.of(self.config, self.layout, self.folder, after_step=done)) as log:
+                with closing(self._metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
@@ -129,11 +130,11 @@ class Trainer:
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, record = done == self.layout.num_steps, None
-            evaluated = self.images.holds_out and (last or done % run.save_every == 0)
+            evaluated = self.task.is_evaluated(done)
             if done == 1 or done % run.log_every == 0 or last or evaluated:
                 record = self._record(session, result)
                 if evaluated:
-                    record["held_out_loss_per_stage"] = self.task.held_out_losses()
+                    record |= self.task.held_out_record()
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
@@ -266,7 +267,7 @@ class Trainer:
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
-        self.task.model.load_state_dict(saved.model)
+        self.task.load_state(saved.model)
         for update, scaler in zip(self.task.updates, saved.state["scalers"], strict=True):
             update.load_tensors(saved.optimizer)
             update.load_scaler_state(scaler)
@@ -316,9 +317,13 @@ class Trainer:
         )
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the model's and the optimizers' tensors, by name."""
+        """Return the task's and the optimizers' tensors, by name."""
         optimizer = {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
-        return self.task.model.state_dict(), optimizer
+        return self.task.state(), optimizer
+
+    def _metrics(self, done: int) -> Metrics:
+        """Open the metrics of the run, and drop the records after a step."""
+        return Metrics.of(self.config, self.task.pictures, self.folder, after_step=done)
 
     def _snapshot(self, done: int, history: History) -> Callable[[], Path | None]:
         return self.task.snapshot(done, history.records(), self._memory.plan())
@@ -353,8 +358,7 @@ class _Session:
     def __enter__(self) -> Self:
         trainer = self._trainer
         with ExitStack() as stack:
-            log = Metrics.of(trainer.config, trainer.layout, trainer.folder, after_step=self.done)
-            self.log = stack.enter_context(closing(log))
+            self.log = stack.enter_context(closing(trainer._metrics(self.done)))
             self.reporter = stack.enter_context(closing(Reporter(done=self.done, total=self._last)))
             stack.enter_context(self.signals)
             stack.enter_context(stopped_by(self.signals.pending))

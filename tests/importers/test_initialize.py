@@ -19,6 +19,7 @@ from bimkern.mim.model import MIM
 from bimkern.models.encoder import WholeImages
 from bimkern.models.layers import set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
+from bimkern.models.swin_layers import resized_table
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import Checkpoint
@@ -311,7 +312,6 @@ def test_a_swin_begins_with_one_of_timm(tmp_path):
     [
         ({"depths": (2, 4, 2)}, "it has 8 layers instead of 6"),
         ({"embed_dim": 32}, r"is \[32, 3, 4, 4\] instead of \[16, 3, 4, 4\]"),
-        ({"window_size": 2}, r"is \[9, 1\] instead of \[49, 1\]"),
     ],
 )
 def test_another_swin_is_refused(tmp_path, changes, message):
@@ -321,3 +321,16 @@ def test_another_swin_is_refused(tmp_path, changes, message):
     save_file(timm.models.SwinTransformer(**settings, num_classes=0).state_dict(), tmp_path / "swin.safetensors")
     with pytest.raises(ConfigError, match=rf"swin\.safetensors: the encoder differs: .*{message}"):
         read_initial_weights(config, tmp_path / "swin.safetensors")
+
+
+def test_biases_of_another_window_are_resized(tmp_path):
+    timm = import_or_skip("timm")
+    config = RECIPES["greenmim_swin_tiny_test"].config
+    settings = config.method.encoder.layout("timm").settings["model_args"] | {"window_size": 2}
+    theirs = timm.models.SwinTransformer(**settings, num_classes=0).state_dict()
+    save_file(theirs, tmp_path / "swin.safetensors")
+    model, init = initialized(tmp_path / "swin.safetensors", config)
+    name = "layers.0.blocks.1.attn.relative_position_bias_table"
+    expected = resized_table(theirs[name], (2, 2), (4, 4))
+    assert torch.equal(model.encoder.state_dict()[name], expected)
+    assert init.report["resized"][f"encoder.{name}"] == {"from": [2, 2], "to": [4, 4]}

@@ -9,7 +9,7 @@ from growing import write_photos
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
-from bimkern.train import run as runs
+from bimkern.train import training
 from bimkern.train.config.run import ConfigError
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import PlannedMemory, TorchMemory
@@ -129,8 +129,8 @@ def test_a_cpu_has_no_pools(capsys):
 
 def test_a_run_prepares_its_memory_before_it_asks_a_gpu_for_anything(monkeypatch):
     asked = []
-    monkeypatch.setattr(runs.allocator, "prepare", lambda name, device, *, compiled: asked.append(name))
+    monkeypatch.setattr(training.allocator, "prepare", lambda name, device, *, compiled: asked.append(name))
     stop = SimpleNamespace(choose=lambda *args, **options: asked.append("attention"))
-    monkeypatch.setattr(runs, "attention", stop)
-    runs._choose(RECIPES["mae_vit_test"].config)
+    monkeypatch.setattr(training, "attention", stop)
+    training._choose(RECIPES["mae_vit_test"].config)
     assert asked == ["auto", "attention"]

@@ -9,10 +9,10 @@ Layers that would not be frozen yet learn again.
 from dataclasses import replace
 from typing import Any
 
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import ConfigError, TrainingConfig
 
 
-def extends(config: Config, saved: Any, done: int, num_images: int, what: str) -> bool:
+def extends(config: TrainingConfig, saved: Any, done: int, num_images: int, what: str) -> bool:
     """Return whether a run of a saved config, so many steps of which are done, is to be extended to this config.
 
     Args:

@@ -7,21 +7,27 @@ import json
 import tomllib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints, overload
 
 import tomlkit
 from tomlkit.items import Table
 
 from bimkern.train.config import serialize
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 
 __all__ = ["read_config", "to_toml"]
+
+C = TypeVar("C", bound=TrainingConfig)
 
 _NONE = {"type": "None"}
 
 
-def read_config(path: Path) -> Config:
-    """Read a config from a file that ends in .json or .toml.
+@overload
+def read_config(path: Path) -> Config: ...
+@overload
+def read_config(path: Path, kind: type[C]) -> C: ...
+def read_config(path: Path, kind: type[Any] = Config) -> Any:
+    """Read a config of a class from a file that ends in .json or .toml.
 
     Raises:
         ConfigError: it cannot be read, or is no config; one line that names the file and the value.
@@ -36,12 +42,12 @@ def read_config(path: Path) -> Config:
     except ValueError as error:  # the base of what both parsers raise, and of text that is not UTF-8
         raise ConfigError(f"{path} is no {path.suffix[1:].upper()} file ({error})") from error
     try:
-        return serialize.from_json(saved)
+        return serialize.from_json(saved, kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def to_toml(config: Config) -> str:
+def to_toml(config: TrainingConfig) -> str:
     """Write a config as TOML, which read_config reads as an equal one; comments name the fields that are none.
 
     Raises:

@@ -8,20 +8,21 @@ type puts another piece in place of one, schedule.type=MultiStep; fields that bo
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from bimkern import pieces
 from bimkern.annotations import choices, describe, origin, single, single_from_text
 from bimkern.errors import closest
 from bimkern.mim.stages import equal_stages
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 
-__all__ = ["parse_settings", "with_overrides"]
+__all__ = ["field", "parse_settings", "refuse_twice", "with_overrides"]
 
 Hint = Any
+C = TypeVar("C", bound=TrainingConfig)
 
 
-def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
+def with_overrides(config: C, changes: Mapping[str, Any]) -> C:
     """Return a config with other values in some fields; all are set at once, and only then checked together.
 
     Two fields follow others, unless they are set as well: where run.epochs is, run.steps is none; where the depth of
@@ -35,8 +36,10 @@ def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
         ConfigError: there is no such field, it cannot hold the value, or values contradict each other; one line that
             names the field and the choices.
     """
-    tree = _with_length(_with_stages(config, _nested(changes)))
-    changed: Config = _changed(config, Config, tree, "")
+    tree = _with_length(_nested(changes))
+    if isinstance(config, Config):
+        tree = _with_stages(config, tree)
+    changed: C = _changed(config, type(config), tree, "")
     return changed
 
 
@@ -55,6 +58,26 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str]:
             raise ConfigError(f"--set {path} is given twice; give it once")
         found[path] = value
     return found
+
+
+def refuse_twice(settings: Mapping[str, Any], by_option: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Return all values by the paths of their fields: those of --set, and those of options, which have names.
+
+    Raises:
+        ConfigError: both set a field.
+    """
+    for path, (name, _) in by_option.items():
+        if path in settings:
+            raise ConfigError(f"--{name.replace('_', '-')} and --set {path} set the same field; give one of them")
+    return {**settings, **{path: value for path, (_, value) in by_option.items()}}
+
+
+def field(config: TrainingConfig, path: str) -> Any:
+    """Return a field by its path, of the first where there are several; None where there is none."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value[0] if isinstance(value, tuple) else value, name, None)
+    return value
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

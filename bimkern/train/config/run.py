@@ -1,15 +1,20 @@
-"""The complete, typed config of a run: what is trained, and how this run goes."""
+"""The complete, typed config of a run: what is trained, and how this run goes.
+
+Every task has a config and options of its own, which add to what all runs have; Config and RunConfig are those of
+pre-training.
+"""
 
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 
 import bimkern.mim.builtin  # noqa: F401  # registers our pieces, which configs name
-from bimkern.data.augment import RandomResizedCrop
+from bimkern.data.augment import Cropping, RandomResizedCrop
 from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.data.source import Source
@@ -24,23 +29,22 @@ Precision = Literal["fp32", "bf16", "fp16"]
 ArenaName = Literal["auto", "off", "pool", "plan"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Options that may differ when a run is resumed: they change where and how it runs, not what it computes but for
-# rounding, as another kernel of the same attention does.
-FREE_OPTIONS = (
-    *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "slices", "deterministic"),
-    *("compile", "arena", "attention", "log", "log_every", "save_every"),
-    *("teacher", "init"),  # their paths; a checkpoint knows their content
-    "extend",  # what it allows is checked with the checkpoint that it continues
-)
-
 
 class ConfigError(BimkernError, ValueError):
     """The options of a run contradict each other or the machine; the message names the value and the choices."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Options of a run. Everything else belongs to the recipe."""
+class RunOptions:
+    """Options of a run of any task. Everything else belongs to the recipe."""
+
+    # Those that may differ when a run is resumed: they change where and how it runs, not what it computes but for
+    # rounding, as another kernel of the same attention does.
+    free: ClassVar[tuple[str, ...]] = (
+        *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "deterministic"),
+        *("compile", "arena", "attention", "log", "log_every", "save_every"),
+        "extend",  # what it allows is checked with the checkpoint that it continues
+    )
 
     data: Path | tuple[Path, ...] | None = None
     """Folders of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
@@ -56,15 +60,8 @@ class RunConfig:
     """Images per optimizer step."""
     micro_batch: int | None = None
     """Images per forward and backward pass; gradients accumulate over the batch. Default: batch size."""
-    slices: int = 1
-    """Parts in which a head decodes a micro-batch, at most one per image. More parts use less memory."""
     base_lr: float = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * batch_size / 256."""
-    teacher: Path | None = None
-    """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
-    init: Path | None = None
-    """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
-    must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
     optimizer: OptimizerName = "adamw"
     """adamw, or FusedAdam or FusedLAMB from NVIDIA's apex, which synchronize with the GPU at every update."""
     precision: Precision = "fp32"
@@ -105,7 +102,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data == ():
             raise ConfigError("--data must name a folder, got none")
-        for name in ("batch_size", "micro_batch", "slices", "steps", "max_pixels", "log_every", "save_every"):
+        for name in ("batch_size", "micro_batch", "steps", "max_pixels", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -128,6 +125,16 @@ class RunConfig:
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
     @property
+    def num_slices(self) -> int:
+        """Parts in which heads decode a micro-batch."""
+        return 1
+
+    def in_slices(self, slices: int) -> Self:
+        """Return the options with another number of slices, for tasks that have them."""
+        assert slices == 1
+        return self
+
+    @property
     def peak_lr(self) -> float:
         return self.peak_lr_of(self.batch_size)
 
@@ -136,17 +143,81 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """A complete run: the recipe's pieces and numbers, and the run's options."""
+class RunConfig(RunOptions):
+    """Options of a pre-training run."""
+
+    slices: int = 1
+    """Parts in which a head decodes a micro-batch, at most one per image. More parts use less memory."""
+    teacher: Path | None = None
+    """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
+    init: Path | None = None
+    """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
+    must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
+    free: ClassVar[tuple[str, ...]] = (
+        *RunOptions.free,
+        "slices",
+        *("teacher", "init"),  # their paths; a checkpoint knows their content
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.slices < 1:
+            raise ConfigError(f"--slices must be at least 1, got {self.slices}")
+
+    @property
+    def num_slices(self) -> int:
+        return self.slices
+
+    def in_slices(self, slices: int) -> Self:
+        return replace(self, slices=slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ABC):
+    """A complete run of any task, as far as the trainer knows it."""
 
     recipe: str
-    method: Method
-    augment: RandomResizedCrop
+    augment: Cropping
     optim: AdamWConfig
     schedule: Schedule
+    run: RunOptions
+    source: Source | None = None  # of images, where run.data names no folder; None: those that come with the task
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Pixels a side of the images at the end of the run."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels that images are decoded to."""
+
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Return the phases of the run, one where nothing changes."""
+        return (Phase(share=1.0, image_size=self.image_size),)
+
+    def step_layout(self, num_images: int) -> StepLayout:
+        """Return what the steps of the run are, over so many images; an incomplete last one is rounded."""
+        run = self.run
+        return lay_out(
+            self.all_phases(),
+            num_images=num_images,
+            batch_size=run.batch_size,
+            micro_batch=run.images_at_a_time,
+            epochs=run.epochs,
+            steps=run.steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """A complete pre-training run: the recipe's pieces and numbers, and the run's options."""
+
+    method: Method
+    augment: RandomResizedCrop
     run: RunConfig
     phases: tuple[Phase, ...] = ()  # none: the encoder's image size from the first step to the last
-    source: Source | None = None  # of images, where run.data names no folder; None: demo photographs
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -168,6 +239,14 @@ class Config:
                 f"got {self.run.steps}"
             )
 
+    @property
+    def image_size(self) -> int:
+        return self.method.encoder.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.method.encoder.channels
+
     def at_size(self, image_size: int) -> Method:
         """Return the method for another image size.
 
@@ -177,20 +256,7 @@ class Config:
         return replace(self.method, encoder=self.method.encoder.resized(image_size))
 
     def all_phases(self) -> tuple[Phase, ...]:
-        """Return the phases, one where nothing changes."""
-        return self.phases or (Phase(share=1.0, image_size=self.method.encoder.image_size),)
-
-    def step_layout(self, num_images: int) -> StepLayout:
-        """Return what the steps of the run are, over so many images; an incomplete last one is rounded."""
-        run = self.run
-        return lay_out(
-            self.all_phases(),
-            num_images=num_images,
-            batch_size=run.batch_size,
-            micro_batch=run.images_at_a_time,
-            epochs=run.epochs,
-            steps=run.steps,
-        )
+        return self.phases or super().all_phases()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,19 +1,21 @@
 """The config of a run as JSON: written, read back, and compared."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from bimkern import pieces
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.pieces import PieceError
-from bimkern.train.config.run import FREE_OPTIONS, Config, ConfigError, RunConfig
+from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig
 
 __all__ = ["STARTS", "differences", "from_json", "refuse_other", "to_json"]
+
+C = TypeVar("C", bound=TrainingConfig)
 
 STARTS = "starts"  # in config.json, beside the config itself: what every start of the run was resolved to
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: TrainingConfig) -> dict[str, Any]:
     """Turn a config into JSON values.
 
     Raises:
@@ -26,8 +28,16 @@ def to_json(config: Config) -> dict[str, Any]:
     return saved
 
 
-def from_json(saved: Any) -> Config:
+@overload
+def from_json(saved: Any) -> Config: ...
+@overload
+def from_json(saved: Any, kind: type[C]) -> C: ...
+def from_json(saved: Any, kind: type[Any] = Config) -> Any:
     """Read a config back from what to_json made of it.
+
+    Args:
+        saved: the JSON.
+        kind: the class of the config.
 
     Raises:
         ConfigError: a type is none of those that may stand in its place, or a value is missing, unknown or refused.
@@ -35,13 +45,11 @@ def from_json(saved: Any) -> Config:
     if isinstance(saved, dict):
         saved = {name: value for name, value in saved.items() if name != STARTS}
     try:
-        config: Config = pieces.from_json(saved, Config, "config")
+        return pieces.from_json(saved, kind, "config")
     except PieceError as error:
         raise ConfigError(str(error)) from error
-    return config
 
 
-_FREE = {STARTS, "source", *(f"run.{option}" for option in FREE_OPTIONS)}  # images are compared by their content
 # Of runs older than an option.
 _DEFAULTS: dict[str, Any] = {"phases": [], "augment.interpolation": "bicubic", "augment.crop_filter": "around"}
 _DEFAULTS |= {"method.mean": list(IMAGENET_MEAN), "method.std": list(IMAGENET_STD)}
@@ -51,19 +59,24 @@ _DEFAULTS |= {f"run.{option.name}": option.default for option in fields(RunConfi
 _LENGTH = ("run.epochs", "run.steps")
 
 
-def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
-    """List where two configs in JSON differ in what they compute, one line a value."""
+def differences(saved: Any, wanted: Any, options: type[RunOptions] = RunConfig) -> list[str]:
+    """List where two configs in JSON, with options of a class, differ in what they compute, one line a value."""
+    # Images are compared by their content.
+    return _differences(saved, wanted, {STARTS, "source", *(f"run.{option}" for option in options.free)}, "")
+
+
+def _differences(saved: Any, wanted: Any, free: set[str], where: str) -> list[str]:
     if isinstance(saved, dict) and isinstance(wanted, dict):
         lines = []
         for name in sorted(saved.keys() | wanted.keys()):
             path = f"{where}.{name}" if where else name
-            if name != "from" and path not in _FREE:
-                lines += differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), path)
+            if name != "from" and path not in free:
+                lines += _differences(saved.get(name, _DEFAULTS.get(path)), wanted.get(name), free, path)
         return lines
     return [] if saved == wanted else [f"{where}: {saved} before, {wanted} now"]
 
 
-def refuse_other(saved: Any, config: Config, what: str, remedy: str, *, resumes: bool = False) -> None:
+def refuse_other(saved: Any, config: TrainingConfig, what: str, remedy: str, *, resumes: bool = False) -> None:
     """Make sure that a saved config computes the same as this one, which with --extend may be of another length.
 
     Args:
@@ -77,7 +90,7 @@ def refuse_other(saved: Any, config: Config, what: str, remedy: str, *, resumes:
     """
     if not isinstance(saved, dict):
         raise ConfigError(f"{what} that does not record its settings; {remedy}")
-    changed = differences(saved, to_json(config))
+    changed = differences(saved, to_json(config), type(config.run))
     longer = [line for line in changed if line.startswith(_LENGTH)]
     if config.run.extend:
         changed = [line for line in changed if line not in longer]

@@ -5,19 +5,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
 from bimkern.errors import BimkernError, RunError
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.run import ConfigError, RunConfig, RunOptions, TrainingConfig
 from bimkern.train.memory.estimate import MemoryEstimate
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
 
 logger = logging.getLogger("bimkern.train")
+
+Options = TypeVar("Options", bound=RunOptions)
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
@@ -39,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return str(error) in _ONEDNN or any(text in str(error) for text in _TEXTS)
 
 
-def halve_micro_batch(run: RunConfig) -> RunConfig:
+def halve_micro_batch(run: Options) -> Options:
     """Return the options with half the micro-batch and the same batch.
 
     Raises:
@@ -69,13 +71,13 @@ def _available_in_cgroup() -> int:
         return 2**63  # no cgroup, or one of another kind
 
 
-def segments(config: Config) -> list[Segment]:
+def segments(config: TrainingConfig) -> list[Segment]:
     """Return one segment for every phase of a run."""
     run = config.run
     return [phase.segment(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
 
 
-def check_memory(config: Config, device: torch.device) -> None:
+def check_memory(config: TrainingConfig, device: torch.device) -> None:
     """Check that steps of every phase fit into the available memory; warn where that cannot be estimated.
 
     Raises:
@@ -90,10 +92,11 @@ def check_memory(config: Config, device: torch.device) -> None:
         logger.warning("memory cannot be estimated for these pieces (%s: %s)", type(error).__name__, error)
         return
     if needed > available:
+        sliced = f", decoded in slices: {run.slices}" if isinstance(run, RunConfig) else ""
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "
-            f"{run.images_at_a_time} at a time, decoded in slices: {run.slices}; {human_bytes(available)} are "
-            f"available. {find_fitting(config, estimator, available)}"
+            f"{run.images_at_a_time} at a time{sliced}; {human_bytes(available)} are available. "
+            f"{find_fitting(config, estimator, available)}"
         )
 
 
@@ -103,7 +106,7 @@ class MemoryEstimator:
     def __init__(self, device: str = "cpu") -> None:
         self._extrapolation = Extrapolation(device)
 
-    def estimate(self, config: Config, segment: Segment) -> MemoryEstimate:
+    def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
         """Estimate the steps of one segment, as the arena plans them.
 
         Raises:
@@ -111,17 +114,17 @@ class MemoryEstimator:
         """
         return self._extrapolation.estimate(config, segment)
 
-    def peak(self, config: Config) -> int:
+    def peak(self, config: TrainingConfig) -> int:
         """Return the peak of the plans, or its lower bound where the arena cannot plan."""
         if unusable():
             return self.lower_bound(config)
         return max(self.estimate(config, segment).peak for segment in segments(config))
 
-    def lower_bound(self, config: Config) -> int:
+    def lower_bound(self, config: TrainingConfig) -> int:
         """Return the lower bound of the peak for any placement: fast, and within a few percent of the peak."""
         return max(self._extrapolation.lower_bound(config, segment) for segment in segments(config))
 
-    def static_bytes(self, config: Config) -> int:
+    def static_bytes(self, config: TrainingConfig) -> int:
         """Return the bytes of the weights and of the optimizer state."""
         return max(self._extrapolation.static_bytes(config, segment) for segment in segments(config))
 
@@ -147,7 +150,7 @@ class FittingOptions:
         return f"Options that fit: {', or '.join(found)}" if found else "No option fits; choose a smaller recipe"
 
 
-def find_fitting(config: Config, estimator: MemoryEstimator, limit: int) -> FittingOptions:
+def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> FittingOptions:
     """Find the largest batch that fits and, if the given one does not, the fewest slices or the largest micro-batch.
 
     If the given batch fits in several micro-batches, find only the largest micro-batch: a larger batch would just have
@@ -158,7 +161,7 @@ def find_fitting(config: Config, estimator: MemoryEstimator, limit: int) -> Fitt
     if estimator.static_bytes(config) > limit:
         return FittingOptions(batch_size=None, slices=None, micro_batch=None)
 
-    def cost_of(bytes_of: Callable[[Config], int], option: str) -> Callable[[int], int]:
+    def cost_of(bytes_of: Callable[[TrainingConfig], int], option: str) -> Callable[[int], int]:
         def cost(value: int) -> int:
             changed: dict[str, Any] = {option: value}
             return bytes_of(replace(config, run=replace(run, **changed)))
@@ -176,8 +179,9 @@ def find_fitting(config: Config, estimator: MemoryEstimator, limit: int) -> Fitt
                 batch_size=None, slices=None, micro_batch=best("micro_batch", run.batch_size, grow=False)
             )
         return FittingOptions(batch_size=batch, slices=None, micro_batch=None)
-    max_slices = min(at_a_time, _MAX_SLICES)
-    slices = fewest(cost_of(estimator.lower_bound, "slices"), limit, run.slices, max_slices)
+    slices, max_slices = None, min(at_a_time, _MAX_SLICES)
+    if isinstance(run, RunConfig):
+        slices = fewest(cost_of(estimator.lower_bound, "slices"), limit, run.slices, max_slices)
     if slices is not None:
         peak = cost_of(estimator.peak, "slices")
         slices = next((number for number in range(slices, max_slices + 1) if peak(number) <= limit), None)

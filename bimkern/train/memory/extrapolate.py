@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bimkern.arena import Scope
 from bimkern.data.step_layout import Segment
-from bimkern.train.config.run import Config
+from bimkern.train.config.run import TrainingConfig
 from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, image_bytes, static_bytes, trace
 from bimkern.train.memory.trace import Lifetime, StepTrace, plan_of
 
@@ -71,7 +71,7 @@ class Extrapolation:
         self._alignment = ALIGNMENT[device]
         self._known: dict[tuple[int, bool, int], _Step] = {}
 
-    def estimate(self, config: Config, segment: Segment) -> MemoryEstimate:
+    def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
         """Estimate the steps of a segment; all configs passed to one object must differ only in sizes.
 
         Raises:
@@ -79,16 +79,16 @@ class Extrapolation:
         """
         return self._step(config, segment).estimate(config, segment, self._alignment)
 
-    def lower_bound(self, config: Config, segment: Segment) -> int:
+    def lower_bound(self, config: TrainingConfig, segment: Segment) -> int:
         """Return the lower bound of the peak, for any placement."""
         return self._step(config, segment).lower_bound(config, segment, self._alignment)
 
-    def static_bytes(self, config: Config, segment: Segment) -> int:
+    def static_bytes(self, config: TrainingConfig, segment: Segment) -> int:
         """Return the bytes of the weights and of the optimizer state."""
         return self._step(config, segment).static_bytes
 
-    def _step(self, config: Config, segment: Segment) -> "_Step":
-        key = (segment.image_size, config.run.slices > 1, _TRACED if segment.per_step > 1 else 1)
+    def _step(self, config: TrainingConfig, segment: Segment) -> "_Step":
+        key = (segment.image_size, config.run.num_slices > 1, _TRACED if segment.per_step > 1 else 1)
         if key not in self._known:
             self._known[key] = _Step(config, *key)
         return self._known[key]
@@ -97,13 +97,15 @@ class Extrapolation:
 class _Step:
     """A traced step, as columns of numbers with one entry per storage."""
 
-    def __init__(self, config: Config, image_size: int, sliced: bool, micro_batches: int) -> None:
+    def __init__(self, config: TrainingConfig, image_size: int, sliced: bool, micro_batches: int) -> None:
         slices = 2 if sliced else 1
         segment = Segment(image_size=image_size, batch_size=micro_batches * _TRACED_IMAGES, micro_batch=_TRACED_IMAGES)
-        counted, model = trace(replace(config, run=replace(config.run, slices=slices)), segment)
+        if config.run.num_slices != slices:
+            config = replace(config, run=config.run.in_slices(slices))
+        counted, rehearsal = trace(config, segment)
         sizes = _Sizes.of(_TRACED_IMAGES, slices)
         self._counted = counted
-        self._weights, self._optimizer = static_bytes(model)
+        self._weights, self._optimizer = static_bytes(rehearsal)
         self.static_bytes = self._weights + self._optimizer
         lifetimes, ticks = counted.lifetimes, counted.ticks
         self._which, self._each = _columns(sizes.growth(lifetime.bytes) for lifetime in lifetimes)  # [L], [L]
@@ -115,7 +117,7 @@ class _Step:
         until = [end if lifetime.accumulated is None else min(end, lifetime.accumulated) for lifetime, end in given]
         self._activations = _Timeline(counted, lifetimes, until)
 
-    def estimate(self, config: Config, segment: Segment, alignment: int) -> MemoryEstimate:
+    def estimate(self, config: TrainingConfig, segment: Segment, alignment: int) -> MemoryEstimate:
         sizes, more = self._bytes(config, segment), max(segment.per_step - _TRACED, 0)
         given = zip(self._counted.lifetimes, sizes.tolist(), strict=True)
         lifetimes = [replace(lifetime, bytes=size) for lifetime, size in given if size]
@@ -132,7 +134,7 @@ class _Step:
             peak=bound + plan.peak - plan.bound,
         )
 
-    def lower_bound(self, config: Config, segment: Segment, alignment: int) -> int:
+    def lower_bound(self, config: TrainingConfig, segment: Segment, alignment: int) -> int:
         sizes, more = self._bytes(config, segment), max(segment.per_step - _TRACED, 0)
         outside = (sizes * (1 + more * (self._batch == _MIDDLE)))[~self._inside].sum()
         aligned = -(-sizes // alignment) * alignment * self._inside
@@ -140,13 +142,13 @@ class _Step:
             self.static_bytes + image_bytes(config, segment) + int(outside) + int(self._all.live(aligned, more).max())
         )
 
-    def _bytes(self, config: Config, segment: Segment) -> Numbers:
+    def _bytes(self, config: TrainingConfig, segment: Segment) -> Numbers:
         """Return the sizes of the traced storages in steps of a segment, [L]; 0 for those that it lacks."""
         whole, last = segment.micro_batch, segment.batch_size - (segment.per_step - 1) * segment.micro_batch
         images = [whole] * (min(segment.per_step, _TRACED) - 1) + [last]
         counts = np.zeros((_TRACED, 4), np.int64)
         for batch, number in enumerate(images):
-            counts[batch] = _Sizes.of(number, config.run.slices).counts()
+            counts[batch] = _Sizes.of(number, config.run.num_slices).counts()
         result: Numbers = self._each * counts[self._batch, self._which]
         return result
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bimkern.data.step_layout import StepLayout
 from bimkern.files import jsonl
 from bimkern.files.append import AppendOnlyFile
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import to_json
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.loggers import logger
@@ -79,12 +78,12 @@ class Metrics:
             raise
 
     @classmethod
-    def of(cls, config: Config, layout: StepLayout, folder: RunFolder, *, after_step: int) -> "Metrics":
+    def of(cls, config: TrainingConfig, pictures: KeptPictures, folder: RunFolder, *, after_step: int) -> "Metrics":
         """Open those of a run, with the loggers that its config names."""
         return cls(
             folder.path,
             after_step=after_step,
-            pictures=KeptPictures(folder.pictures, layout.num_steps),
+            pictures=pictures,
             loggers=logger.choose(config.run.log),
             config=hyperparameters(to_json(config)),
         )

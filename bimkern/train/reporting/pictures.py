@@ -7,15 +7,14 @@ from pathlib import Path
 from bimkern.files import atomic
 
 _KEPT = 100  # at most, of a run
-_OF_STEP = re.compile(r"reconstruction-(\d+)\.png")
 
 
 class KeptPictures:
     """Keep the picture of every save; of more than 100 saves, one for every hundredth of the run."""
 
-    def __init__(self, folder: Path, num_steps: int) -> None:
-        self.folder, self.newest = folder, folder / "reconstruction.png"
-        self._num_steps = num_steps
+    def __init__(self, folder: Path, num_steps: int, name: str = "reconstruction") -> None:
+        self.folder, self.newest = folder, folder / f"{name}.png"
+        self._num_steps, self._name = num_steps, name
 
     def keep(self, step: int) -> Path | None:
         """Copy the newest picture, which is of this step, under its step; return None where it need not be kept.
@@ -36,7 +35,8 @@ class KeptPictures:
         return {later: self._path(later) for later in self._steps() if later > step}
 
     def _steps(self) -> list[int]:
-        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _OF_STEP.fullmatch(path.name)))
+        of_step = re.compile(rf"{self._name}-(\d+)\.png")
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := of_step.fullmatch(path.name)))
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"reconstruction-{step:08d}.png"
+        return self.folder / f"{self._name}-{step:08d}.png"

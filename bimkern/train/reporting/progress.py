@@ -18,9 +18,10 @@ _PLAIN_LINES_EVERY = 5.0  # seconds, of the check
 def describe(record: dict[str, Any]) -> str:
     """Put a metrics record into one line."""
     losses = " ".join("frozen" if loss is None else f"{loss:.4f}" for loss in record["loss_per_stage"])
+    accuracy = f"  top-1 {record['held_out_top1']:.1%}" if "held_out_top1" in record else ""
     planned = "" if record["planned_bytes"] is None else f", {human_bytes(record['planned_bytes'])} of it planned"
     return (
-        f"epoch {record['epoch']:.2f}  {record['image_size']} px  loss {losses}  lr {record['lr']:.2e}  "
+        f"epoch {record['epoch']:.2f}  {record['image_size']} px  loss {losses}{accuracy}  lr {record['lr']:.2e}  "
         f"{record['images_per_s']:.0f} images/s  data wait {record['data_wait']:.0%}  "
         f"peak {human_bytes(record['peak_bytes'])}{planned}"
     )

@@ -8,10 +8,10 @@ import torch
 
 from bimkern import versions
 from bimkern.data.step_layout import StepLayout
-from bimkern.train.config.run import Config
+from bimkern.train.config.run import TrainingConfig
 
 
-def start(config: Config, layout: StepLayout, device: torch.device, loader: str, done: int) -> dict[str, Any]:
+def start(config: TrainingConfig, layout: StepLayout, device: torch.device, loader: str, done: int) -> dict[str, Any]:
     """Describe a start after `done` steps, as JSON."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

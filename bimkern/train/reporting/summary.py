@@ -10,7 +10,8 @@ from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.mim.schedule import WarmUp, resolve
 from bimkern.train import network
-from bimkern.train.config.run import Config, resolve_device
+from bimkern.train.config.finetuning import FinetuneConfig
+from bimkern.train.config.run import Config, TrainingConfig, resolve_device
 from bimkern.train.config.serialize import to_json
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
@@ -21,16 +22,48 @@ _FEW_STEPS = 100
 
 def describe_briefly(config: Config, images: FrozenDataset, loader: str) -> str:
     """Say what a run trains on, how long, and what loads its images."""
+    teacher = "" if config.run.teacher is None else f"\nalso learns the features of {config.run.teacher}"
+    held_out = _held_out(len(images.held_out)) if config.run.held_out else ""
+    return _briefly(config, images, loader, held_out, _sizes(config)) + teacher
+
+
+def describe_finetuning(config: FinetuneConfig, images: FrozenDataset, loader: str) -> str:
+    """Say what a fine-tuning run learns, how long, and what loads its images."""
+    held_out = f" of {config.num_classes} classes, {len(images.held_out)} more to evaluate on"
+    return _briefly(config, images, loader, held_out, f"{config.image_size} px")
+
+
+def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | None) -> str:
+    """Describe a fine-tuning run in full: its config as JSON, then images, steps and learning rates, layer by layer."""
+    run, depth = config.run, config.known_encoder.depth
+    kept = sum(is_held_out(file, run.held_out) for file in images.files)
+    layout = config.step_layout(len(images) - kept)
+    evaluated = f"{kept or len(held_out or ())} to evaluate on"
+    segment = layout.segments[0]
+    peak = live_activation_peak(config, segment)
+    factors = (config.layer_decay ** (depth + 1 - group) for group in range(depth + 2))
+    facts = {
+        "images": f"{len(images) - kept} in {title(images.source)}, {evaluated}, not checked yet{_skipped(images)}",
+        "classes": str(config.num_classes),
+        "activations": f"{human_bytes(peak)} live at most, with {segment.micro_batch} images at a time",
+        "device": str(resolve_device(run.device)),
+        "steps": _steps(layout, f"{config.image_size} px"),
+        "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
+        f"{_warmup(config, layout, len(images) - kept)}",
+        "by layer": f"times {' '.join(f'{factor:.4g}' for factor in factors)}, from the embedding to the last layer",
+    }
+    return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
+
+
+def _briefly(config: TrainingConfig, images: FrozenDataset, loader: str, held_out: str, sizes: str) -> str:
     run, num_images = config.run, len(images.images)
     layout = config.step_layout(num_images)
     few = f"; too few steps ({layout.num_steps}) to learn much" if layout.num_steps < _FEW_STEPS else ""
-    teacher = "" if run.teacher is None else f"\nalso learns the features of {run.teacher}"
-    held_out = _held_out(len(images.held_out)) if run.held_out else ""
     return (
         f"{config.recipe}: {num_images} images from {title(images.images.source)}{held_out}{_skipped(images.listing)}; "
-        f"steps: {_steps(config, layout)}, {run.precision} on {resolve_device(run.device)}, "
+        f"steps: {_steps(layout, sizes)}, {run.precision} on {resolve_device(run.device)}, "
         f"peak learning rate {run.peak_lr:.2e}{_warmup(config, layout, num_images)}{few}\n"
-        f"loader: {loader}{teacher}"
+        f"loader: {loader}"
     )
 
 
@@ -51,7 +84,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per stage)",
         "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
         f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
-        "steps": _steps(config, layout),
+        "steps": _steps(layout, _sizes(config)),
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
         f"{_warmup(config, layout, num_images)}",
     }
@@ -60,14 +93,18 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     return "\n".join([json.dumps(to_json(config), indent=2), *(f"{name:13}  {fact}" for name, fact in facts.items())])
 
 
-def _steps(config: Config, layout: StepLayout) -> str:
-    """Say how many steps there are, of how many images, and of which sizes where these change."""
+def _sizes(config: Config) -> str:
+    """Name the sizes of images where they change."""
+    return ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
+
+
+def _steps(layout: StepLayout, sizes: str) -> str:
+    """Say how many steps there are, of how many images, and of which sizes."""
     batches = ", then ".join(dict.fromkeys(str(segment.batch_size) for segment in layout.segments))
-    sizes = ", then ".join(dict.fromkeys(f"{phase.image_size} px" for phase in config.phases))
     return f"{layout.num_steps} of {batches} images{' of ' if sizes else ''}{sizes}"
 
 
-def _warmup(config: Config, layout: StepLayout, num_images: int) -> str:
+def _warmup(config: TrainingConfig, layout: StepLayout, num_images: int) -> str:
     """Say when the peak of the learning rate is reached, where that follows from the schedule."""
     epochs = layout.num_images() / num_images
     schedule = resolve(config.schedule, epochs, config.run.peak_lr)

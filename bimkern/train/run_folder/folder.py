@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
 from bimkern.files import atomic
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
@@ -36,7 +36,7 @@ class RunFolder:
         self.init_report = path / _INIT  # what became of the weights that the run started from
         self._lock: TextIO | None = None
 
-    def open(self, config: Config) -> None:
+    def open(self, config: TrainingConfig) -> None:
         """Create the folder, or make sure that it holds a run of this very config.
 
         Raises:
@@ -65,7 +65,7 @@ class RunFolder:
                 raise ConfigError(f"--out {self.path} cannot be used: {error.strerror}") from error
             stack.pop_all()
 
-    def record(self, config: Config, start: Mapping[str, Any] | None = None) -> None:
+    def record(self, config: TrainingConfig, start: Mapping[str, Any] | None = None) -> None:
         """Write config.json, after it is certain that this run may use the folder.
 
         Args:
@@ -88,9 +88,8 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def has_pictures(self) -> bool:
-        """Return whether the pictures are those of the newest checkpoint, or later ones."""
-        picture = self.pictures / "reconstruction.png"
+    def has_picture(self, picture: Path) -> bool:
+        """Return whether a picture is that of the newest checkpoint, or a later one."""
         saved = [path.stat().st_mtime for path in self.checkpoints.iterdir()]
         return picture.is_file() and picture.stat().st_mtime >= max(saved, default=0.0)
 
@@ -104,12 +103,15 @@ class RunFolder:
         return (self.path / _CONFIG).is_file()
 
     def config(self) -> Config | None:
-        """Read the config of the run that the folder holds; None where it holds none.
+        """Read the config of the pre-training run that the folder holds; None where it holds none.
 
         Raises:
-            ConfigError: the config cannot be read, is damaged, or of another version of this program.
+            ConfigError: it holds a run of another task, or the config cannot be read, is damaged, or of another version.
         """
         saved = self._saved_config()
+        kind = Config.__name__ if saved is None else saved.get("type", Config.__name__)
+        if kind != Config.__name__:
+            raise ConfigError(f"{self.path} is no pre-training run, but one of {kind}; take what is in {self.exported}")
         try:
             return None if saved is None else from_json(saved)
         except ConfigError as error:

@@ -1,0 +1,157 @@
+"""What the runs of all tasks share: the images, the loader, the checks, the folder, and what follows out-of-memory."""
+
+import gc
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
+from bimkern.data.check import check
+from bimkern.data.dali import DaliLoader
+from bimkern.data.formats import allow_pixels
+from bimkern.data.loader import Loader, choose_loader
+from bimkern.data.source import Listing, Source, list_images
+from bimkern.data.step_layout import StepLayout
+from bimkern.models import attention
+from bimkern.train import device as devices
+from bimkern.train.callbacks import Callbacks
+from bimkern.train.config.run import DTYPES, ConfigError, TrainingConfig, resolve_device
+from bimkern.train.memory import allocator
+from bimkern.train.memory.budget import OutOfMemory, halve_micro_batch
+from bimkern.train.optim import adapters
+from bimkern.train.reporting.loggers import logger as loggers
+from bimkern.train.reporting.progress import checking
+from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_dataset
+from bimkern.train.run_folder.folder import RunFolder
+from bimkern.train.task import Task
+from bimkern.train.trainer import Trainer
+
+__all__ = ["Inputs", "check_images", "describe_loader", "find_inputs", "open_folder", "train"]
+
+logger = logging.getLogger("bimkern.train")
+
+C = TypeVar("C", bound=TrainingConfig)
+T = TypeVar("T", bound=Task)
+MakeTask = Callable[[C, StepLayout, FrozenDataset, Loader, torch.device], T]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from: the files that it may train on, and the loader that its options name."""
+
+    listing: Listing
+    held_out: Listing | None  # None: other crops of the same images
+    loader: Loader
+    loader_choice: str  # in words: which loader, and why
+
+    @property
+    def listings(self) -> list[Listing]:
+        return [self.listing] if self.held_out is None else [self.listing, self.held_out]
+
+
+def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
+    """List the images of a source, and make sure that all else that a run's options name can be used here.
+
+    Raises:
+        ConfigError, SourceError, LoaderError: something cannot.
+    """
+    _refuse_other_processes()
+    allow_pixels(config.run.max_pixels)
+    held_out = None if source.held_out is None else list_images(source.held_out, config.channels)
+    if config.run.held_out and held_out is not None:
+        raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
+    return Inputs(list_images(source, config.channels), held_out, *_choose(config))
+
+
+def open_folder(config: TrainingConfig, inputs: Inputs) -> RunFolder:
+    """Open the folder of a run, which the caller closes.
+
+    Raises:
+        ConfigError: it cannot be used, or lies among the images.
+    """
+    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+    for listing in inputs.listings:
+        for data in listing.source.paths:
+            if folder.path.resolve().is_relative_to(data.resolve()):
+                raise ConfigError(f"--out {folder.path} lies inside --data {data}: its pictures would be trained on")
+    folder.open(config)
+    return folder
+
+
+def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder) -> FrozenDataset:
+    """Decode every file once, and fix what the run trains on and is evaluated on."""
+    workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
+    found = []
+    for listing in inputs.listings:
+        with checking() as progress:
+            found.append(check(listing, workers=workers, progress=progress))
+    shares = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
+    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, **shares)
+    return images if inputs.held_out is None else images.hold_out(inputs.held_out, found[1])
+
+
+def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
+    by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
+    return inputs.loader_choice + (f"; PIL decodes {by_pil} of the images for it" if by_pil else "")
+
+
+def train(
+    config: C, images: FrozenDataset, loader: Loader, folder: RunFolder, make_task: MakeTask[C, T], callbacks: Callbacks
+) -> tuple[C, T]:
+    """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch.
+
+    Args:
+        config: of the run.
+        images: what it trains on.
+        loader: decodes them.
+        folder: of the run.
+        make_task: makes the task, for the config, the steps, the images, the loader and the device.
+        callbacks: what is called meanwhile.
+
+    Returns:
+        The config with the micro-batch that it ended with, and the task as it is after the last step.
+    """
+    while True:
+        try:
+            return config, _train_once(config, images, loader, folder, make_task, callbacks)
+        except OutOfMemory as error:
+            config = replace(config, run=halve_micro_batch(config.run))
+            logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
+        gc.collect()  # the trainer and what its error held are gone only now
+        loader, _ = _choose(config)
+        images = images.without_quarantined()
+
+
+def _train_once(
+    config: C, images: FrozenDataset, loader: Loader, folder: RunFolder, make_task: MakeTask[C, T], callbacks: Callbacks
+) -> T:
+    device = devices.claim(config.run.device)
+    layout = config.step_layout(len(images.images))
+    task = make_task(config, layout, images, loader, device)
+    parts: dict[str, Any] = {"images": images, "loader": loader, "folder": folder, "device": device}
+    Trainer(config, task, layout, callbacks=callbacks, **parts).train()
+    return task
+
+
+def _refuse_other_processes() -> None:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={size}: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
+        )
+
+
+def _choose(config: TrainingConfig) -> tuple[Loader, str]:
+    """Make sure that what the options name can be used here; return the loader and a line about it."""
+    options = config.run
+    device = resolve_device(options.device)
+    allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
+    attention.choose(options.attention, device, DTYPES[options.precision], deterministic=options.deterministic)
+    adapters.choose(options.optimizer, device)
+    loggers.choose(options.log)
+    return choose_loader(options.loader, device, options.workers, config.channels, config.augment)

@@ -24,17 +24,17 @@ from bench.studies.trial import run_trial
 from bimkern.errors import BimkernError
 
 _DESCRIPTION = """\
-Pre-train every method with several seeds, and test the encoders on held-out images by nearest neighbors and a linear
-probe"""
+Pre-train every method with several seeds, and test the encoders on held-out images by nearest neighbors, a linear probe
+and fine-tuning"""
 _TASKS = {
     "digits": "which digit a scan shows, of scikit-learn's 1797",
     "photographs": "which photograph a crop comes from, in regions that no training crop touches",
 }
 _TERMS = """\
 The same for all on an encoder: images, steps, batch, warm-up and optimizer; not the operations of a step. Every method
-takes the best rate of pre-training by a linear probe on a part of the training images, with the first seed; the grid
-grows until the best lies inside. An MAE of fewer layers takes that of the whole one. Nothing is augmented. Features are
-patch tokens averaged, with nothing masked."""
+takes the best rate of pre-training by a linear probe on a part of the training images, and the best of fine-tuning,
+with the first seed; grids grow until the best lies inside. An MAE of fewer layers takes those of the whole one. Scratch
+has the fine-tuning's steps alone. Nothing is augmented. Features are patch tokens averaged, with nothing masked."""
 _QUICK = ("scratch", "MAE", "GreenMIM, Swin")
 
 
@@ -90,7 +90,16 @@ def _study(name: str, given: Namespace) -> Study:
     source = Digits(count=60) if name == "digits" else Photographs(folder=given.data, crops=4)
     rates = RateSearch(start=(2e-3,), lowest=2e-3, highest=2e-3)
     return replace(
-        study, source=source, chosen=study.chosen or _QUICK, seeds=1, steps=2, rates=rates, probe_steps=2, batch_size=8
+        study,
+        source=source,
+        chosen=study.chosen or _QUICK,
+        seeds=1,
+        steps=2,
+        batch_size=8,
+        rates=rates,
+        probe_steps=2,
+        fine_tuning_steps=2,
+        fine_tuning_rates=rates,
     )
 
 
@@ -100,13 +109,16 @@ def _measure(study: Study, found: list[Result], out: Path, work: Path, processes
     with InThisProcess() if processes == 1 else new_pool(processes) as pool:
         for result in run(study, found, partial(run_trial, study, work=work), pool, processes):
             files.append(out, [result])
-            trial, deepest = result.trial, max(result.linear, default=None)
-            rate = "" if trial.rate is None else f", rate {trial.rate:g}"
-            accuracy = "diverged" if deepest is None else f"{result.linear[deepest]:.1%} linear"
-            elapsed = f"{time.monotonic() - began:6.0f} s"
-            print(
-                f"{elapsed}  {trial.method}{rate}, seed {trial.seed}: {accuracy}, {result.cpu_s:.0f} CPU s", flush=True
-            )
+            print(f"{time.monotonic() - began:6.0f} s  {_line(result)}", flush=True)
+
+
+def _line(result: Result) -> str:
+    accuracy = "diverged"
+    if result.fine_tuned is not None:
+        accuracy = f"{result.fine_tuned:.1%} fine-tuned"
+    elif result.linear:
+        accuracy = f"{result.linear[max(result.linear)]:.1%} linear"
+    return f"{result.trial.name}: {accuracy}, {result.cpu_s:.0f} CPU s"
 
 
 def _report(study: Study, found: Sequence[Result], out: Path) -> None:

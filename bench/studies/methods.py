@@ -30,7 +30,7 @@ SWIN_DEPTH = 6
 DEPTHS = tuple(tap + 1 for tap in equal_stages(DEPTH))  # behind the first, second, third and last BIM stage
 SCRATCH, SCRATCH_SWIN = "scratch", "scratch, Swin"
 _DECODER_DEPTH = 2  # at most; the papers' are 8 (MAE, BIM) and 1 (LocalMIM, FastMIM)
-_WARMUP = 0.1  # of the run, for all: the papers' shares lie between 0.0125 and 0.1
+WARMUP = 0.1  # of the run, for all: the papers' shares lie between 0.0125 and 0.1
 _AS_THEY_ARE = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
 
 
@@ -99,7 +99,7 @@ def _small(config: Config, encoder: EncoderConfig) -> Config:
     return replace(
         config,
         method=replace(method, encoder=encoder, heads=heads, masker=masker),
-        schedule=replace(schedule, warmup=_WARMUP),
+        schedule=replace(schedule, warmup=WARMUP),
         augment=_AS_THEY_ARE,
     )
 

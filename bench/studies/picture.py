@@ -12,7 +12,7 @@ from bench.studies.methods import DEPTH, DEPTHS, SWIN_DEPTH, alone, methods
 from bench.studies.study import PIXELS, Result, Study
 from bench.studies.table import METRICS, Key, Table, table_of
 
-_COLORS = {"knn": "#9d9d9d", "linear": "#b279a2"}
+_COLORS = {"knn": "#9d9d9d", "linear": "#b279a2", "fine_tuned": "#4c78a8"}
 _ON_VIT: dict[str, list[Key]] = {
     **{name: [(name, depth) for depth in range(1, DEPTH + 1)] for name in ("scratch", "BIM", "MAE", "LocalMIM")},
     "MAE of that depth alone": [*((alone(depth), depth) for depth in DEPTHS[:-1]), ("MAE", DEPTH)],
@@ -22,16 +22,18 @@ _ON_SWIN: dict[str, list[Key]] = {
     for name in ("scratch", "SimMIM", "GreenMIM", "LocalMIM")
 }
 
+_BY_DEPTH = (("linear", "ViT", _ON_VIT), ("fine_tuned", "ViT", _ON_VIT), ("linear", "Swin", _ON_SWIN))
+
 
 def draw(study: Study, results: Sequence[Result], path: Path, title: str) -> None:
     """Draw the results so far as a PNG."""
     table = table_of(study, results)
-    figure = Figure(figsize=(13, 5), layout="constrained", dpi=130)
-    of_methods, *of_depths = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    figure = Figure(figsize=(16, 5), layout="constrained", dpi=130)
+    of_methods, *of_depths = figure.subplots(1, 4, width_ratios=(2, 1, 1, 1))
     _draw_methods(of_methods, study, table, results[-1].chance)
-    for axes, wanted, encoder in zip(of_depths, (_ON_VIT, _ON_SWIN), ("ViT", "Swin"), strict=True):
-        _draw_depths(axes, table, wanted)
-        axes.set_title(f"linear probe behind every layer of the {encoder}, %:\nmean and range", fontsize=9)
+    for axes, (metric, encoder, wanted) in zip(of_depths, _BY_DEPTH, strict=True):
+        _draw_depths(axes, table, metric, wanted)
+        axes.set_title(f"{encoder}, {METRICS[metric]}, %: mean and range", fontsize=9)
     figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -53,12 +55,12 @@ def _draw_methods(axes: Axes, study: Study, table: Table, chance: float) -> None
     axes.legend(fontsize=7, loc="best")
 
 
-def _draw_depths(axes: Axes, table: Table, lines: dict[str, list[Key]]) -> None:
+def _draw_depths(axes: Axes, table: Table, metric: str, lines: dict[str, list[Key]]) -> None:
     for label, wanted in lines.items():
-        keys = [key for key in wanted if key in table]
+        keys = [key for key in wanted if key in table and table[key][metric]]
         if not keys:
             continue
-        values = [[100 * value for value in table[key]["linear"]] for key in keys]
+        values = [[100 * value for value in table[key][metric]] for key in keys]
         means = [statistics.mean(of_seeds) for of_seeds in values]
         below = [mean - min(of_seeds) for mean, of_seeds in zip(means, values, strict=True)]
         above = [max(of_seeds) - mean for mean, of_seeds in zip(means, values, strict=True)]

@@ -8,7 +8,7 @@ from bench.results import ResultsError
 from bench.studies.study import Result, Study, result_of
 from bimkern.files import jsonl
 
-_SETTINGS = ("study", "data", "steps", "batch_size", "probe_steps", "neighbors")
+_SETTINGS = ("study", "data", "steps", "fine_tuning_steps", "batch_size", "probe_steps", "neighbors")
 
 
 def settings(study: Study) -> dict[str, Any]:

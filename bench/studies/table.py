@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from bench.studies.methods import methods
 from bench.studies.rates import best_of
-from bench.studies.study import PIXELS, Result, Study, scores_of
+from bench.studies.study import PIXELS, Result, Study, fine_tuning_scores_of, scores_of
 
-METRICS = {"knn": "kNN", "linear": "linear"}
+METRICS = {"knn": "kNN", "linear": "linear", "fine_tuned": "fine-tuned"}
 
 Key = tuple[str, int]  # a method, and the number of layers that are evaluated
 Table = dict[Key, dict[str, list[float]]]  # by metric
@@ -16,13 +16,21 @@ Table = dict[Key, dict[str, list[float]]]  # by metric
 def table_of(study: Study, results: Sequence[Result]) -> Table:
     """Return what the chosen rates gave, so far."""
     table: Table = {}
-    for name, rate in chosen_rates(study, results).items():
-        for result in sorted(results, key=lambda result: result.trial.seed):
-            if (result.trial.method, result.trial.rate) == (name, rate):
-                for depth, linear in result.linear.items():
-                    cell = table.setdefault((name, depth), {metric: [] for metric in METRICS})
-                    cell["knn"].append(result.knn[depth])
-                    cell["linear"].append(linear)
+
+    def add(metric: str, key: Key, accuracy: float) -> None:
+        table.setdefault(key, {metric: [] for metric in METRICS})[metric].append(accuracy)
+
+    rates, of_fine_tuning = chosen_rates(study, results), chosen_fine_tuning_rates(study, results)
+    for result in sorted(results, key=lambda result: result.trial.seed):
+        trial = result.trial
+        if trial.method not in rates or trial.rate != rates[trial.method]:
+            continue
+        for depth, linear in result.linear.items():
+            add("knn", (trial.method, depth), result.knn[depth])
+            add("linear", (trial.method, depth), linear)
+        tuning = trial.fine_tuning
+        if tuning is not None and result.fine_tuned is not None and tuning.rate == of_fine_tuning[trial.method]:
+            add("fine_tuned", (trial.method, tuning.depth), result.fine_tuned)
     return table
 
 
@@ -36,11 +44,25 @@ def chosen_rates(study: Study, results: Sequence[Result]) -> dict[str, float | N
     return found
 
 
+def chosen_fine_tuning_rates(study: Study, results: Sequence[Result]) -> dict[str, float]:
+    """Return the best rate of fine-tuning so far of every method that was fine-tuned."""
+    found = {}
+    for name, method in study.methods().items():
+        if scores := fine_tuning_scores_of(results, method.rates_of or name):
+            found[name] = best_of(scores)
+    return found
+
+
 def at_limit(study: Study, results: Sequence[Result]) -> list[str]:
-    """List the methods whose search for a rate is over without one beyond the best having been tried."""
-    rates = chosen_rates(study, results).items()
-    found = ((name, rate) for name, rate in rates if rate is not None and study.rates.at_limit(rate))
-    return [f"{name} ({rate:g})" for name, rate in found if not study.rates.untried(scores_of(results, name))]
+    """List the methods with a best rate beyond which none may be tried."""
+    found = []
+    for name, rate in chosen_rates(study, results).items():
+        if rate is not None and study.rates.at_limit(rate):
+            found.append(f"{name} ({rate:g})")
+    for name, rate in chosen_fine_tuning_rates(study, results).items():
+        if study.fine_tuning_rates.at_limit(rate):
+            found.append(f"{name}, fine-tuned ({rate:g})")
+    return found
 
 
 def percent(values: Sequence[float]) -> str:
@@ -75,7 +97,8 @@ def heading(study: Study, results: Sequence[Result]) -> str:
     commits = ", ".join(sorted({str(result.facts["commit"]) for result in results}))
     minutes = sum(result.cpu_s for result in results) / 60
     return (
-        f"{study.name}: {facts['steps']} steps of {facts['batch_size']} images on {facts['train']}; "
+        f"{study.name}: {facts['steps']} steps of {facts['batch_size']} images on {facts['train']}, fine-tuned for "
+        f"{facts['fine_tuning_steps']}; "
         f"{facts['held_out']} held out, chance {results[-1].chance:.1%}; seeds: {seeds}\n"
         f"{facts['device_name']}, torch {facts['torch']}, commit {commits}, {facts['date']}; "
         f"{len(results)} trials, {minutes:.0f} CPU minutes"

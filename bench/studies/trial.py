@@ -12,9 +12,10 @@ import torch
 
 from bench.results import provenance
 from bench.studies.data import StudyData, all_pixels, preprocessing, write_files
+from bench.studies.fine_tuning import fine_tuned, write_layers
 from bench.studies.methods import StudyMethod
 from bench.studies.results import settings
-from bench.studies.study import PIXELS, Result, Study, Trial
+from bench.studies.study import FIRST_SEED, PIXELS, Result, Study, Trial
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled
@@ -53,19 +54,52 @@ def run_trial(study: Study, trial: Trial, work: Path) -> Result:
 
 
 def _trained(study: Study, trial: Trial, method: StudyMethod, data: StudyData, work: Path) -> Result:
-    if method.config is None:
-        return _probed(study, trial, _untrained(method, trial.seed), data)
-    name = f"{method.name}, rate {trial.rate:g}, seed {trial.seed}".replace(",", "").replace(" ", "-")
-    images, folder = work / f"images-{method.encoder.image_size}", work / name
+    images, backbones = work / f"images-{method.encoder.image_size}", work / "backbones"
     write_files(images, data, preprocessing(method.encoder))
-    with (work / f"{name}.log").open("w") as log, redirect_stdout(log):
-        try:
-            run(run_config(study, trial, method.config, images / "whole" / "images-train", folder))
-        except Diverged:
-            return Result(trial=trial)
-    found = _probed(study, trial, read_backbone(folder), data)
-    remove_folder(folder)
+    pretraining = replace(trial, fine_tuning=None)
+    layers = {depth: backbones / f"{pretraining.name}-{depth}-layers" for depth in method.depths}
+    with (work / f"{trial.name}.log").open("w") as log, redirect_stdout(log):
+        found = Result(trial=trial)
+        if trial.fine_tuning is None or not layers[trial.fine_tuning.depth].exists():
+            try:
+                backbone = _pretrained(study, pretraining, method, images, work)
+            except Diverged:
+                return found
+            for depth, path in layers.items():
+                write_layers(path, backbone, depth)
+            if trial.fine_tuning is None:
+                found = _probed(study, trial, backbone, data)
+        if trial.fine_tuning is not None:
+            found = _fine_tuned(study, trial, layers[trial.fine_tuning.depth], method, images, work)
     return found
+
+
+def _pretrained(study: Study, trial: Trial, method: StudyMethod, images: Path, work: Path) -> Backbone:
+    if method.config is None:
+        return _untrained(method, trial.seed)
+    folder = work / trial.name
+    run(run_config(study, trial, method.config, images / "whole" / "images-train", folder))
+    backbone = read_backbone(folder)
+    remove_folder(folder)
+    return backbone
+
+
+def _fine_tuned(study: Study, trial: Trial, layers: Path, method: StudyMethod, images: Path, work: Path) -> Result:
+    assert trial.fine_tuning is not None
+
+    def accuracy(split: str) -> float:
+        assert trial.fine_tuning is not None
+        out = work / f"{trial.name}-{split}"
+        steps, batch_size, rate = study.fine_tuning_steps, study.batch_size, trial.fine_tuning.rate
+        try:
+            return fine_tuned(
+                layers, images / split, out, rate=rate, steps=steps, batch_size=batch_size, seed=trial.seed
+            )
+        except Diverged:
+            return 0.0
+
+    selects = trial.seed == FIRST_SEED and trial.fine_tuning.depth == method.encoder.depth
+    return Result(trial=trial, validation=accuracy("selection") if selects else 0.0, fine_tuned=accuracy("whole"))
 
 
 def run_config(study: Study, trial: Trial, config: Config, images: Path, out: Path) -> Config:

@@ -27,8 +27,15 @@ from bimkern.train.optim.group import GroupOptimizer
 
 MAE, BIM = ("MAE", DEPTH), ("BIM", DEPTH)
 SEARCH = RateSearch(start=(1e-3, 2e-3), lowest=5e-4, highest=8e-3)
-STUDY = Study(name="digits", source=Digits(count=60), chosen=("scratch", "MAE", alone(2)), seeds=2, rates=SEARCH)
-BEST = {"MAE": 4e-3}  # rates of the scores below
+STUDY = Study(
+    name="digits",
+    source=Digits(count=60),
+    chosen=("scratch", "MAE", alone(2)),
+    seeds=2,
+    rates=SEARCH,
+    fine_tuning_rates=SEARCH,
+)
+BEST = {"MAE": 4e-3, "scratch": 2e-3}  # rates of the scores below
 
 
 def made_up(trial):
@@ -72,6 +79,7 @@ def test_the_lowest_of_equal_rates_is_taken():
 
 def test_a_study_searches_rates_once_and_repeats_with_every_seed():
     _, trials = finished()
+    trials = [trial for trial in trials if trial.fine_tuning is None]
     search = [Trial(method="MAE", rate=rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
     assert sorted(trials, key=str) == sorted(
         [
@@ -84,6 +92,20 @@ def test_a_study_searches_rates_once_and_repeats_with_every_seed():
         key=str,
     )
     assert len(set(trials)) == len(trials)
+
+
+def test_encoders_are_fine_tuned_at_the_depths_that_are_compared():
+    _, trials = finished()
+    tuned = [trial for trial in trials if trial.fine_tuning is not None]
+    assert {trial.rate for trial in tuned if trial.method == "MAE"} == {4e-3}
+
+    def found(method):
+        return {(t.seed, t.fine_tuning.depth, t.fine_tuning.rate) for t in tuned if t.method == method}
+
+    whole = {(0, DEPTH, rate) for rate in (1e-3, 2e-3, 4e-3)}
+    assert found("scratch") == whole | {(1, DEPTH, 2e-3)}
+    assert found("MAE") == whole | {(0, DEPTH, 8e-3), *((seed, depth, 4e-3) for seed in (0, 1) for depth in DEPTHS)}
+    assert found(alone(2)) == {(0, 2, 4e-3), (1, 2, 4e-3)}  # the rates of the whole MAE
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
@@ -115,15 +137,17 @@ def test_the_table_holds_the_chosen_rates_alone():
     results, _ = finished()
     table = table_of(STUDY, results)
     assert table["MAE", DEPTH]["linear"] == [pytest.approx(0.9), pytest.approx(0.91)]
-    assert set(table) == {(PIXELS, 0), *((name, depth) for name in STUDY.chosen for depth in (2, DEPTH))}
+    assert table["MAE", 4]["fine_tuned"] == table["scratch", DEPTH]["fine_tuned"] == table["MAE", DEPTH]["linear"]
+    compared = {("MAE", 4), ("MAE", 6), *((name, depth) for name in STUDY.chosen for depth in (2, DEPTH))}
+    assert set(table) == {(PIXELS, 0), *compared}
     lines = lay_out(STUDY, results).splitlines()
-    assert lines[0].split() == ["layers", "rate", "kNN", "linear"]
-    assert [line.split()[0] for line in lines[1:]] == ["pixels", "scratch", "MAE", "MAE", "MAE"]
+    assert lines[0].split() == ["layers", "rate", "kNN", "linear", "fine-tuned"]
+    assert [line.split()[0] for line in lines[1:]] == ["pixels", "scratch", *["MAE"] * 5]
     assert lines[3].split()[1:3] == [str(DEPTH), "0.004"]
     assert lines[3].endswith("90.5 ± 0.7")
     assert at_limit(STUDY, results) == []
     narrow = replace(STUDY, rates=replace(SEARCH, highest=4e-3))
-    assert at_limit(narrow, results) == ["MAE (0.004)"]
+    assert at_limit(narrow, results) == ["MAE (0.004)", f"{alone(2)} (0.004)"]
 
 
 def test_results_are_read_back(tmp_path):
@@ -160,8 +184,14 @@ def quick(tmp_path_factory):
 def test_a_quick_run_fills_the_table_and_draws_it(quick):
     folder, _ = quick
     results = files.read(folder / "digits.jsonl")
-    assert [result.trial.method for result in results] == [PIXELS, "scratch", "MAE"]
-    pixels, scratch, mae = results
+    probes = [result for result in results if result.trial.fine_tuning is None]
+    assert [result.trial.method for result in probes] == [PIXELS, "scratch", "MAE"]
+    tuned = [
+        (result.trial.method, result.trial.fine_tuning.depth) for result in results if result.fine_tuned is not None
+    ]
+    assert sorted(tuned) == sorted([("scratch", DEPTH), *(("MAE", depth) for depth in DEPTHS)])
+    assert all(0 <= result.fine_tuned <= 1 for result in results if result.fine_tuned is not None)
+    pixels, scratch, mae = probes
     assert pixels.linear[0] > 0.5
     for result in (scratch, mae):
         assert list(result.linear) == list(result.knn) == list(range(1, DEPTH + 1))
@@ -170,7 +200,8 @@ def test_a_quick_run_fills_the_table_and_draws_it(quick):
     assert mae.facts["steps"] == 2
     assert {"torch", "commit", "device_name", "date"} <= mae.facts.keys()
     assert (folder / "digits.png").stat().st_size > 10_000
-    assert [path.name for path in (folder / "work").iterdir() if path.is_dir()] == ["images-32"]  # runs are removed
+    kept = sorted(path.name for path in (folder / "work").iterdir() if path.is_dir())
+    assert kept == ["backbones", "images-32"]  # runs are removed
 
 
 def test_a_finished_study_runs_nothing_again(quick, capsys, monkeypatch):
@@ -179,10 +210,11 @@ def test_a_finished_study_runs_nothing_again(quick, capsys, monkeypatch):
     before = (folder / "digits.jsonl").read_bytes()
     assert bench.main([*arguments, "--work", str(folder / "work")]) == 0
     printed = capsys.readouterr().out
-    assert "digits: 2 steps of 8 images on 60; 60 held out, chance " in printed
-    assert "No rate beyond these was tried, so that others may be better: MAE (0.002)." in printed
+    assert "digits: 2 steps of 8 images on 60, fine-tuned for 2; 60 held out, chance " in printed
+    limited = "scratch, fine-tuned (0.002); MAE, fine-tuned (0.002)"
+    assert f"No rate beyond these was tried, so that others may be better: MAE (0.002); {limited}." in printed
     assert f"Of {len(CLAIMS)} findings of the papers: {len(CLAIMS)} not evaluated." in printed
-    assert "not evaluated     MAE above scratch, linear: " in printed
+    assert "not evaluated     MAE above scratch, fine-tuned: " in printed
     assert (folder / "digits.jsonl").read_bytes() == before
 
 
@@ -284,7 +316,7 @@ def test_statements_count_the_verdicts():
     assert f"{len(CLAIMS) - len(level)} within noise" in text
     assert f"{len(level)} not contradicted" in text
     assert text.count("\n") == len(CLAIMS) + CRITERION.count("\n") + 1
-    assert "BIM, first 6 layers above MAE, first 6 layers, linear: " in text
+    assert "BIM, first 6 layers above MAE, first 6 layers, fine-tuned: " in text
 
 
 def test_half_the_interval_of_a_difference():

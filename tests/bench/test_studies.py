@@ -15,7 +15,7 @@ from bench.studies.digits import Digits
 from bench.studies.loop import InThisProcess, run
 from bench.studies.methods import DEPTH, DEPTHS, SWIN_DEPTH, alone, methods
 from bench.studies.rates import RateSearch, best_of
-from bench.studies.study import PIXELS, STUDIES, Result, Study, Trial
+from bench.studies.study import PIXELS, STUDIES, FineTuning, Result, Study, Trial
 from bench.studies.table import METRICS, at_limit, chosen_rates, lay_out, percent, table_of
 from bench.studies.trial import run_config
 from bimkern.mim.flow import EndToEnd, Local, MicroBatch
@@ -27,26 +27,22 @@ from bimkern.train.optim.group import GroupOptimizer
 
 MAE, BIM = ("MAE", DEPTH), ("BIM", DEPTH)
 SEARCH = RateSearch(start=(1e-3, 2e-3), lowest=5e-4, highest=8e-3)
-STUDY = Study(
-    name="digits",
-    source=Digits(count=60),
-    chosen=("scratch", "MAE", alone(2)),
-    seeds=2,
-    rates=SEARCH,
-    fine_tuning_rates=SEARCH,
-)
+CHOSEN = ("scratch", "MAE", alone(2))
+STUDY = Study(name="digits", source=Digits(count=60), chosen=CHOSEN, seeds=2, rates=SEARCH, fine_tuning_rates=SEARCH)
 BEST = {"MAE": 4e-3, "scratch": 2e-3}  # rates of the scores below
 
 
 def made_up(trial):
     """Return a result that is the better, the closer the rate is to the best of its method."""
-    score = 0.9 if trial.rate is None else 0.9 - abs(trial.rate - BEST[trial.method.partition(" ")[0]]) * 10
-    depths = {0} if trial.method == PIXELS else {2, DEPTH}
-    accuracies = dict.fromkeys(depths, score + 0.01 * trial.seed)
+    rate = trial.rate if trial.fine_tuning is None else trial.fine_tuning.rate
+    score = 0.9 if rate is None else 0.9 - abs(rate - BEST[trial.method.partition(" ")[0]]) * 10
     facts = files.settings(STUDY) | {"commit": "abc", "device_name": "CPU", "torch": "2", "date": "now"}
-    return Result(
-        trial=trial, validation=score, knn=accuracies, linear=accuracies, facts=facts | {"train": 60, "held_out": 60}
-    )
+    result = Result(trial=trial, validation=score, facts=facts | {"train": 60, "held_out": 60})
+    accuracy = score + 0.01 * trial.seed
+    if trial.fine_tuning is not None:
+        return replace(result, fine_tuned=accuracy)
+    accuracies = dict.fromkeys({0} if trial.method == PIXELS else {2, DEPTH}, accuracy)
+    return replace(result, knn=accuracies, linear=accuracies)
 
 
 def finished(results=(), run_trial=made_up, at_a_time=1):
@@ -176,7 +172,7 @@ def test_results_of_other_settings_are_not_continued(tmp_path):
 def quick(tmp_path_factory):
     """Run a study in its quick form; return its arguments and what it printed."""
     folder = tmp_path_factory.mktemp("study")
-    arguments = ["digits", "--quick", "--methods", "scratch", "MAE", "--out", str(folder / "digits.jsonl")]
+    arguments = ["digits", "--quick", "--methods", "LocalMIM", "--out", str(folder / "digits.jsonl")]
     assert bench.main([*arguments, "--work", str(folder / "work")]) == 0
     return folder, arguments
 
@@ -184,21 +180,17 @@ def quick(tmp_path_factory):
 def test_a_quick_run_fills_the_table_and_draws_it(quick):
     folder, _ = quick
     results = files.read(folder / "digits.jsonl")
-    probes = [result for result in results if result.trial.fine_tuning is None]
-    assert [result.trial.method for result in probes] == [PIXELS, "scratch", "MAE"]
-    tuned = [
-        (result.trial.method, result.trial.fine_tuning.depth) for result in results if result.fine_tuned is not None
-    ]
-    assert sorted(tuned) == sorted([("scratch", DEPTH), *(("MAE", depth) for depth in DEPTHS)])
-    assert all(0 <= result.fine_tuned <= 1 for result in results if result.fine_tuned is not None)
-    pixels, scratch, mae = probes
+    pixels, probed, tuned = results
+    assert [result.trial.method for result in results] == [PIXELS, "LocalMIM", "LocalMIM"]
+    assert tuned.trial.fine_tuning == FineTuning(depth=DEPTH, rate=2e-3)
+    assert 0 < tuned.fine_tuned < 1
+    assert 0 < tuned.validation < 1
     assert pixels.linear[0] > 0.5
-    for result in (scratch, mae):
-        assert list(result.linear) == list(result.knn) == list(range(1, DEPTH + 1))
-        # Even an encoder that was not trained keeps enough of an image; chance is a tenth.
-        assert max(result.linear.values()) > 0.15
-    assert mae.facts["steps"] == 2
-    assert {"torch", "commit", "device_name", "date"} <= mae.facts.keys()
+    assert list(probed.linear) == list(probed.knn) == list(range(1, DEPTH + 1))
+    # Even an encoder that has learned next to nothing keeps some of an image; chance is a tenth.
+    assert max(probed.linear.values()) > 0.15
+    assert probed.facts["steps"] == 2
+    assert {"torch", "commit", "device_name", "date"} <= probed.facts.keys()
     assert (folder / "digits.png").stat().st_size > 10_000
     kept = sorted(path.name for path in (folder / "work").iterdir() if path.is_dir())
     assert kept == ["backbones", "images-32"]  # runs are removed
@@ -211,10 +203,9 @@ def test_a_finished_study_runs_nothing_again(quick, capsys, monkeypatch):
     assert bench.main([*arguments, "--work", str(folder / "work")]) == 0
     printed = capsys.readouterr().out
     assert "digits: 2 steps of 8 images on 60, fine-tuned for 2; 60 held out, chance " in printed
-    limited = "scratch, fine-tuned (0.002); MAE, fine-tuned (0.002)"
-    assert f"No rate beyond these was tried, so that others may be better: MAE (0.002); {limited}." in printed
+    limited = "LocalMIM (0.002); LocalMIM, fine-tuned (0.002)"
+    assert f"No rate beyond these was tried, so that others may be better: {limited}." in printed
     assert f"Of {len(CLAIMS)} findings of the papers: {len(CLAIMS)} not evaluated." in printed
-    assert "not evaluated     MAE above scratch, fine-tuned: " in printed
     assert (folder / "digits.jsonl").read_bytes() == before
 
 
@@ -225,7 +216,7 @@ def test_an_unfinished_study_is_shown_as_far_as_it_came(quick, tmp_path, capsys)
     assert bench.main([*arguments[:-1], str(path), "--show"]) == 0
     printed = capsys.readouterr().out
     assert "Not finished: at least 1 trials are left" in printed
-    assert "scratch" in printed
+    assert "LocalMIM" in printed
 
 
 def test_wrong_command_lines(tmp_path, capsys):

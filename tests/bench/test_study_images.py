@@ -11,11 +11,13 @@ from PIL import Image
 from bench.studies import photographs
 from bench.studies.data import all_pixels, preprocessing, write_files
 from bench.studies.digits import Digits
+from bench.studies.fine_tuning import write_layers
 from bench.studies.methods import methods
 from bench.studies.photographs import Photographs, cut, strip_boxes
 from bench.studies.study import STUDIES, Trial
 from bench.studies.trial import run_trial
 from bimkern.data.source import SourceError
+from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.labeled import read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.neighbors import knn_accuracies
@@ -141,6 +143,17 @@ def test_parts_of_the_digits_hold_every_class():
     assert min(accuracies(data.whole, lambda part: all_pixels(part, 8))) > 0.85
 
 
+def test_the_first_layers_are_written_as_they_are(tmp_path):
+    config = methods(32)["MAE"].encoder
+    encoder = config.module(config).requires_grad_(False)
+    backbone = Backbone(encoder=encoder, norms={}, images=preprocessing(config))
+    write_layers(tmp_path / "layers", backbone, 4)
+    written, images = read_backbone(tmp_path / "layers"), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert written.config.depth == 4
+    assert written.images == backbone.images
+    assert torch.equal(written.features(images, [4])[4], backbone.features(images, [4])[4])
+
+
 def test_files_hold_what_is_in_memory(tmp_path):
     data = Digits(count=60).load()
     images = preprocessing(methods(32)["MAE"].encoder)
@@ -150,6 +163,6 @@ def test_files_hold_what_is_in_memory(tmp_path):
     assert written.test.labels.tolist() == data.whole.test.labels.tolist()
     (batch,) = data.whole.train.batches(64, images, 3)
     with Image.open(tmp_path / "images" / "whole" / "images-train" / "000007.png") as image:
-        assert torch.equal(torch.from_numpy(np.asarray(image)), batch[7, 0])
+        assert torch.equal(torch.from_numpy(np.array(image)), batch[7, 0])
     write_files(tmp_path / "images", data, images)  # as they are there
     assert len(list((tmp_path / "images" / "selection" / "images-val").iterdir())) == len(data.selection.test)

@@ -52,7 +52,7 @@ def main(name: str, arguments: Sequence[str]) -> int:
         found = files.read(out, study)
         if not given.show:
             try:
-                _measure(study, found, out, work, given.processes)
+                _measure(study, found, out, work / files.digest(study), given.processes)
             except BimkernError as error:
                 raise cli.UsageError(str(error)) from error
         if not found:
@@ -73,7 +73,11 @@ def _parse(name: str, arguments: Sequence[str]) -> Namespace:
     add("--processes", type=whole, default=1, help="trials at a time, a thread each; default: 1")
     add("--quick", action="store_true", help="three methods, one rate, a few steps and images; nothing is kept")
     add("--out", type=Path, help=f"JSON Lines file, with a PNG beside it; default: bench/results/{name}.jsonl")
-    add("--work", type=Path, help=f"folder for images and unfinished runs; default: runs/bench-{name}")
+    add(
+        "--work",
+        type=Path,
+        help=f"folder for images and unfinished runs, apart by settings; default: runs/bench-{name}",
+    )
     add("--show", action="store_true", help="print and draw what --out holds, and stop")
     return parser.parse_args(arguments)
 

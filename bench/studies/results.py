@@ -1,5 +1,7 @@
 """Results of a study in a JSON Lines file, a row for every finished trial."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ def settings(study: Study) -> dict[str, Any]:
     """Return what all results of a file must agree in."""
     values = {"study": study.name, "data": repr(study.source)}
     return values | {name: getattr(study, name) for name in _SETTINGS if name not in values}
+
+
+def digest(study: Study) -> str:
+    """Name the settings of a study, for a folder of what is only theirs."""
+    return hashlib.sha256(json.dumps(settings(study)).encode()).hexdigest()[:12]
 
 
 def read(path: Path, study: Study | None = None) -> list[Result]:

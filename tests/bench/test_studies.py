@@ -168,6 +168,12 @@ def test_results_of_other_settings_are_not_continued(tmp_path):
         files.read(path, STUDY)
 
 
+def test_studies_of_other_settings_or_images_share_no_folder():
+    others = (replace(STUDY, steps=7), replace(STUDY, source=Digits(count=61)), replace(STUDY, name="photographs"))
+    assert len({files.digest(study) for study in (STUDY, *others)}) == 4
+    assert files.digest(replace(STUDY, seeds=5, chosen=())) == files.digest(STUDY)  # which a study may add
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """Run a study in its quick form; return its arguments and what it printed."""
@@ -192,7 +198,7 @@ def test_a_quick_run_fills_the_table_and_draws_it(quick):
     assert probed.facts["steps"] == 2
     assert {"torch", "commit", "device_name", "date"} <= probed.facts.keys()
     assert (folder / "digits.png").stat().st_size > 10_000
-    kept = sorted(path.name for path in (folder / "work").iterdir() if path.is_dir())
+    kept = sorted(path.name for path in (folder / "work").glob("*/*") if path.is_dir())
     assert kept == ["backbones", "images-32"]  # runs are removed
 
 

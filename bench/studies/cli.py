@@ -44,7 +44,7 @@ def main(name: str, arguments: Sequence[str]) -> int:
     Raises:
         UsageError, ResultsError: there is nothing to run, or nothing to show.
     """
-    given = _parse(name, arguments)
+    given = parse(name, arguments)
     with TemporaryDirectory() as scratch:  # where a quick look is kept
         study = _study(name, given)
         out = given.out or (Path(scratch) if given.quick else FOLDER) / f"{name}.jsonl"
@@ -61,7 +61,12 @@ def main(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(name: str, arguments: Sequence[str]) -> Namespace:
+def parse(name: str, arguments: Sequence[str]) -> Namespace:
+    """Read the command line of a study.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     epilog = "The same command continues an interrupted study."
     parser = cli.Parser(prog=f"python -m bench {name}", description=f"{_DESCRIPTION}: {_TASKS[name]}.", epilog=epilog)
     if name == "photographs":

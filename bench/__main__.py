@@ -24,6 +24,10 @@ def main(arguments: Sequence[str]) -> int:
             from bench import dropin  # torchvision, which only this needs
 
             return dropin.main(arguments[1:])
+        if arguments and arguments[0] in ("digits", "photographs"):
+            from bench.studies import cli as studies  # scikit-learn and matplotlib, which only these need
+
+            return studies.main(arguments[0], arguments[1:])
         with printing():
             options = cli.parse(arguments)
             if options.list_names:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 import bimkern
 from bench import cli, dropin
+from bench.studies import cli as studies
 from bimkern import attention, finetune, ops, pretrain, probe
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
@@ -120,8 +122,10 @@ def test_commands_of_the_bench_are_understood():
     patterns = {"[NAME...]", "RECIPE...", "--help"}
     found = [arguments for arguments in manual_pages.commands("bench") if not patterns & set(arguments)]
     assert len(found) > 3
+    of_their_own = {"dropin": dropin.parse} | {name: partial(studies.parse, name) for name in ("digits", "photographs")}
     for arguments in found:
-        dropin.parse(arguments[1:]) if arguments[:1] == ["dropin"] else cli.parse(arguments)
+        parse = of_their_own.get(arguments[0]) if arguments else None
+        cli.parse(arguments) if parse is None else parse(arguments[1:])
 
 
 @pytest.mark.parametrize(

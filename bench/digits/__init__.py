@@ -1,1 +1,0 @@
-"""Quality in small: every method on scikit-learn's digits; `python -m bench.digits`."""

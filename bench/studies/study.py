@@ -1,0 +1,145 @@
+"""A study: which methods learn how long, and which trials its results so far leave to be run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from bench.studies.data import Source
+from bench.studies.digits import Digits
+from bench.studies.methods import StudyMethod, methods
+from bench.studies.photographs import Photographs
+from bench.studies.rates import RateSearch, best_of
+
+PIXELS = "pixels"  # not a method: the images themselves, for comparison
+FIRST_SEED = 0  # with which rates are chosen
+_RATES = RateSearch(start=(1e-3, 2e-3, 4e-3), lowest=6.25e-5, highest=6.4e-2)
+_FINE_TUNING_RATES = RateSearch(start=(5e-4, 1e-3, 2e-3), lowest=6.25e-5, highest=1.6e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    depth: int  # layers of the encoder
+    rate: float  # peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Pre-training by a method with one rate and seed, and then either probes of the encoder or fine-tuning."""
+
+    method: str
+    seed: int = FIRST_SEED
+    rate: float | None = None  # peak; None: no pre-training
+    fine_tuning: FineTuning | None = None  # None: probes, at all depths
+
+    @property
+    def name(self) -> str:
+        """What it is, as a name of files."""
+        words = [self.method, *([f"rate {self.rate:g}"] if self.rate else []), f"seed {self.seed}"]
+        if self.fine_tuning is not None:
+            words += [f"{self.fine_tuning.depth} layers", f"rate {self.fine_tuning.rate:g}"]
+        return ", ".join(words).replace(",", "").replace(" ", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a trial ended with. Accuracies are on the held-out images, but for that which chooses the rate."""
+
+    trial: Trial
+    validation: float = 0.0  # on the validation part; of probes, of a linear one behind the last layer
+    knn: Mapping[int, float] = field(default_factory=dict)  # by depth; none where training diverged
+    linear: Mapping[int, float] = field(default_factory=dict)
+    fine_tuned: float | None = None
+    chance: float = 0.0
+    cpu_s: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the figures depend on
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        values = asdict(self)
+        return {**values.pop("trial"), **values}
+
+
+def result_of(record: Mapping[str, Any]) -> Result:
+    """Read a result back.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record is of another kind.
+    """
+    values = dict(record)
+    named = {name: values.pop(name) for name in ("method", "seed", "rate")}
+    given = values.pop("fine_tuning")
+    trial = Trial(**named, fine_tuning=None if given is None else FineTuning(**given))
+    knn, linear = ({int(depth): value for depth, value in values.pop(name).items()} for name in ("knn", "linear"))
+    return Result(trial=trial, knn=knn, linear=linear, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything that decides about the results of a study."""
+
+    name: str
+    source: Source
+    chosen: tuple[str, ...] = ()  # methods; empty: all
+    seeds: int = 3
+    steps: int = 800  # of pre-training
+    batch_size: int = 64
+    rates: RateSearch = _RATES
+    fine_tuning_steps: int = 150
+    fine_tuning_rates: RateSearch = _FINE_TUNING_RATES
+    neighbors: int = 10
+    probe_steps: int = 1000
+
+    def methods(self) -> dict[str, StudyMethod]:
+        """Return the chosen methods, by name."""
+        known = methods(self.source.side)
+        return {name: method for name, method in known.items() if not self.chosen or name in self.chosen}
+
+    def pending(self, results: Sequence[Result]) -> Iterator[Trial]:
+        """Yield the trials that can be run now, given the results so far; none at the end."""
+        done = {result.trial for result in results}
+        wanted = (trial for method in self.methods().values() for trial in self._trials(method, results))
+        for trial in (Trial(method=PIXELS), *wanted):
+            if trial not in done:
+                yield trial
+
+    def _trials(self, method: StudyMethod, results: Sequence[Result]) -> Iterator[Trial]:
+        first, own = Trial(method=method.name), not method.rates_of
+        if method.config is not None:
+            scores = scores_of(results, method.rates_of or method.name)
+            if untried := self.rates.untried(scores):
+                yield from (replace(first, rate=rate) for rate in untried if own)
+                return
+            first = replace(first, rate=best_of(scores))
+        yield from (replace(first, seed=seed) for seed in range(self.seeds))
+        scores = fine_tuning_scores_of(results, method.rates_of or method.name)
+        if untried := self.fine_tuning_rates.untried(scores):
+            depth = method.encoder.depth
+            yield from (replace(first, fine_tuning=FineTuning(depth=depth, rate=rate)) for rate in untried if own)
+            return
+        for depth in method.depths:
+            trial = replace(first, fine_tuning=FineTuning(depth=depth, rate=best_of(scores)))
+            yield from (replace(trial, seed=seed) for seed in range(self.seeds))
+
+
+def scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
+    """Return what a linear probe reached on the validation part with the first seed, by the rate of pre-training."""
+    trials = ((result.trial, result.validation) for result in results)
+    return {
+        trial.rate: score
+        for trial, score in trials
+        if (trial.method, trial.seed, trial.fine_tuning) == (method, FIRST_SEED, None) and trial.rate is not None
+    }
+
+
+def fine_tuning_scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
+    """Return what fine-tuning of all layers reached on the validation part with the first seed, by its rate."""
+    trials = [(result.trial, result.validation) for result in results if result.trial.method == method]
+    tried = [(t.fine_tuning, score) for t, score in trials if t.fine_tuning is not None and t.seed == FIRST_SEED]
+    deepest = max((fine_tuning.depth for fine_tuning, _ in tried), default=0)
+    return {fine_tuning.rate: score for fine_tuning, score in tried if fine_tuning.depth == deepest}
+
+
+STUDIES: Mapping[str, Study] = {
+    "digits": Study(name="digits", source=Digits()),
+    "photographs": Study(name="photographs", source=Photographs()),
+}

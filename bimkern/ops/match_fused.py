@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.ops import _backend
-from bimkern.ops.match_linear import pool, refuse_second_gradients
+from bimkern.ops.match_linear import in_float32, pool, refuse_second_gradients
 
 NORM_EPS = 1e-6
 CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
@@ -85,6 +85,11 @@ def _loss(
     pred_weight, pred_bias, up1_weight, up1_bias, norm_weight, norm_bias, up2_weight, up2_bias = layers
     assert pred_weight is not None
     assert pred_bias is not None
+    if scale <= 1 and dtype == torch.float32:
+        layer = in_float32(features, pred_weight, pred_bias)
+        with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in layer)
+        of_cells = target, mask, denominator, rows, columns, scale < 1, absolute
+        return cast(Tensor, _backend.run("match_linear_loss", *layer, *of_cells, with_grads)[0])
     up = up_bias = None
     with torch.autocast(features.device.type, enabled=False):
         if scale < 1:

@@ -167,9 +167,28 @@ BIMKERN_INLINE inline void add_slab(Set set, const MatchLinearLoss& args, const 
 // Cells whose gradients wait in a cache for being written to tokens.
 constexpr int64_t kSpreadCells = 24;
 
+// What is larger than this is written past the caches, which would read it first, and cannot hold it.
+constexpr int64_t kStreamedBytes = int64_t{4} << 20;
+
+bool streams(const MatchLinearBwd& args) {
+  const MatchGrid& grid = args.grid;
+  return args.dtype == DType::kFloat32 && grid.width % kPadded == 0 &&
+         reinterpret_cast<uintptr_t>(args.grad_tokens) % (kPadded * sizeof(float)) == 0 &&
+         grid.images * grid.tokens() * grid.width * static_cast<int64_t>(sizeof(float)) > kStreamedBytes;
+}
+
+template <Simd kSimd>
+BIMKERN_INLINE inline void stream_row(SimdTag<kSimd>, const float* row, int64_t width, float* out) {
+  for (int64_t d = 0; d < width; d += Lanes<kSimd>::kCount) {
+    Lanes<kSimd> lanes;
+    lanes.load(row + d, Lanes<kSimd>::kCount);
+    lanes.stream(out + d);
+  }
+}
+
 // Writes a row to the tokens of a cell, or zeros where it is null.
 template <typename Set>
-BIMKERN_INLINE inline void spread(Set set, const MatchLinearBwd& args, int64_t cell, const float* row) {
+BIMKERN_INLINE inline void spread(Set set, const MatchLinearBwd& args, bool streamed, int64_t cell, const float* row) {
   const MatchGrid& grid = args.grid;
   const int64_t right = grid.side == 1 ? 0 : 1, down = grid.side == 1 ? 0 : grid.columns;
   const int64_t token = cell % grid.cells();
@@ -179,6 +198,8 @@ BIMKERN_INLINE inline void spread(Set set, const MatchLinearBwd& args, int64_t c
     if (row == nullptr) {
       const int64_t size = bytes_of(args.dtype);
       std::memset(static_cast<char*>(args.grad_tokens) + at * size, 0, grid.width * size);
+    } else if (streamed) {
+      stream_row(set, row, grid.width, static_cast<float*>(args.grad_tokens) + at);
     } else {
       store_row(set, row, grid.width, args.dtype, args.grad_tokens, at);
     }
@@ -190,6 +211,7 @@ void spread_grads(const MatchLinearBwd& args, const Parallel& parallel, Simd sim
   const int64_t length = grid.length, width = grid.width, cells = grid.all_cells();
   Floats packed(length * padded(width));
   pack_rows(args.weight, width, length, width, packed.data());
+  const bool streamed = streams(args);
   const float part = grid.side == 1 ? 1.0f : 0.25f;  // of a cell's gradient, to each of its tokens
   std::for_each_n(packed.data(), length * padded(width), [=](float& value) { value *= part; });
   parallel(ceil_div(cells, kSpreadCells), 4, [&](int64_t begin, int64_t end) {
@@ -201,7 +223,7 @@ void spread_grads(const MatchLinearBwd& args, const Parallel& parallel, Simd sim
       for (int64_t cell = begin * kSpreadCells; cell < last; ++cell) {
         const float* from = args.grad_out + cell * length;
         if (std::all_of(from, from + length, [](float value) { return value == 0; })) {
-          spread(set, args, cell, nullptr);
+          spread(set, args, streamed, cell, nullptr);
         } else {
           std::copy_n(from, length, grad.data() + count * length);
           found[count++] = cell;
@@ -210,12 +232,13 @@ void spread_grads(const MatchLinearBwd& args, const Parallel& parallel, Simd sim
           multiply(set, LaneProduct{count, width, length, grad.data(), length, 1, packed.data(), padded(width), nullptr,
                                     0, rows.data(), width});
           for (int64_t i = 0; i < count; ++i) {
-            spread(set, args, found[i], rows.data() + i * width);
+            spread(set, args, streamed, found[i], rows.data() + i * width);
           }
           count = 0;
         }
       }
     });
+    fence_streams();
   });
 }
 

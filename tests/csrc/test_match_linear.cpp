@@ -192,6 +192,26 @@ void test_gradients(int64_t side, int64_t width) {
   });
 }
 
+// A gradient too large for the caches, and the same at an address that no register stores to.
+void test_large(int64_t side) {
+  constexpr int64_t kWide = 1024;
+  const MatchGrid grid{60, kRows, kColumns, side, kWide, kLength};
+  const std::vector<float> grad = normals(grid.all_cells() * kLength), weight = normals(kLength * kWide);
+  const int64_t count = grid.images * grid.tokens() * kWide;
+  run_every_way([&](const Parallel& parallel, Simd simd) {
+    std::vector<float> storage(count + 32, -1e30f), shifted(count + 32, -1e30f);
+    const auto line = [](std::vector<float>& values) {
+      return values.data() + (64 - reinterpret_cast<uintptr_t>(values.data()) % 64) / sizeof(float);
+    };
+    float *aligned = line(storage), *apart = line(shifted) + 1;
+    for (float* to : {aligned, apart}) {
+      match_linear_bwd({grid, grad.data(), weight.data(), nullptr, DType::kFloat32, to, nullptr, nullptr}, parallel,
+                       simd);
+    }
+    EXPECT(std::equal(aligned, aligned + count, apart));
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -202,6 +222,7 @@ int main() {
       test_loss(side, width, LossKind::kL2, 100);
     }
     test_predictions(side, 300);
+    test_large(side);
     test_loss(side, 33, LossKind::kL1, 7);
     test_loss(side, 33, LossKind::kL2, 0);
   }

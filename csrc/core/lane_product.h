@@ -33,6 +33,7 @@ struct LaneProduct {
   int64_t before_stride;
   float* out;
   int64_t out_stride;
+  int64_t ahead = 0;  // left comes from memory: rows to fetch it by before they are needed
 
   LaneProduct at(int64_t row, int64_t column) const {
     LaneProduct part = *this;
@@ -53,15 +54,20 @@ BIMKERN_INLINE inline void multiply_tile(const LaneProduct& part, int64_t depth,
       sums[r][c].clear();
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    Register right[kColumns];
-    for (int c = 0; c < kColumns; ++c) {
-      right[c].load(part.right + k * part.right_stride + c * Register::kCount, Register::kCount);
+  for (int64_t line = 0; line < depth; line += kPadded) {
+    for (int r = 0; r < kRows && part.ahead != 0; ++r) {
+      __builtin_prefetch(part.left + (r + part.ahead) * part.left_row_stride + line);
     }
-    for (int r = 0; r < kRows; ++r) {
-      const float left = part.left[r * part.left_row_stride + k * part.left_depth_stride];
+    for (int64_t k = line; k < std::min(depth, line + kPadded); ++k) {
+      Register right[kColumns];
       for (int c = 0; c < kColumns; ++c) {
-        sums[r][c].add_product(left, right[c]);
+        right[c].load(part.right + k * part.right_stride + c * Register::kCount, Register::kCount);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const float left = part.left[r * part.left_row_stride + k * part.left_depth_stride];
+        for (int c = 0; c < kColumns; ++c) {
+          sums[r][c].add_product(left, right[c]);
+        }
       }
     }
   }

@@ -15,7 +15,7 @@
 namespace bimkern {
 namespace {
 
-// Registers of a whole line of a cache each, from its start.
+// Values from the start of a line of a cache on: a register that crosses lines is loaded twice.
 class Floats {
  public:
   explicit Floats(int64_t count) : values_(count + kLine) {}
@@ -258,6 +258,9 @@ void add_rows(Simd simd, const T* rows, int64_t count, int64_t stride, int64_t w
   std::copy(total.begin(), total.end(), sum);
 }
 
+// Rows of tokens that are fetched before they are multiplied where they lie.
+constexpr int64_t kAhead = 12;
+
 }  // namespace
 
 void match_linear(const MatchLinear& args, const Parallel& parallel, Simd simd) {
@@ -283,8 +286,9 @@ void match_linear(const MatchLinear& args, const Parallel& parallel, Simd simd) 
         }
         const float* left =
             in_place ? static_cast<const float*>(layer.tokens) + cell * layer.token_stride : rows.data();
-        multiply(set, LaneProduct{count, length, width, left, in_place ? layer.token_stride : stride, 1, packed.data(),
-                                  padded(length), layer.bias, 0, args.out + cell * length, length});
+        multiply(set,
+                 LaneProduct{count, length, width, left, in_place ? layer.token_stride : stride, 1, packed.data(),
+                             padded(length), layer.bias, 0, args.out + cell * length, length, in_place ? kAhead : 0});
       }
     });
   });

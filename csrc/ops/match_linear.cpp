@@ -209,11 +209,13 @@ BIMKERN_INLINE inline void spread(Set set, const MatchLinearBwd& args, bool stre
 void spread_grads(const MatchLinearBwd& args, const Parallel& parallel, Simd simd) {
   const MatchGrid& grid = args.grid;
   const int64_t length = grid.length, width = grid.width, cells = grid.all_cells();
-  Floats packed(length * padded(width));
-  pack_rows(args.weight, width, length, width, packed.data());
   const bool streamed = streams(args);
+  const int64_t stride = tile_stride(width);
   const float part = grid.side == 1 ? 1.0f : 0.25f;  // of a cell's gradient, to each of its tokens
-  std::for_each_n(packed.data(), length * padded(width), [=](float& value) { value *= part; });
+  Floats packed(length * stride);
+  for (int64_t i = 0; i < length * width; ++i) {
+    packed.data()[i / width * stride + i % width] = args.weight[i] * part;
+  }
   parallel(ceil_div(cells, kSpreadCells), 4, [&](int64_t begin, int64_t end) {
     std::vector<float> grad(kSpreadCells * length), rows(kSpreadCells * width);
     std::vector<int64_t> found(kSpreadCells);
@@ -229,8 +231,8 @@ void spread_grads(const MatchLinearBwd& args, const Parallel& parallel, Simd sim
           found[count++] = cell;
         }
         if (count == kSpreadCells || cell + 1 == last) {
-          multiply(set, LaneProduct{count, width, length, grad.data(), length, 1, packed.data(), padded(width), nullptr,
-                                    0, rows.data(), width});
+          multiply(set, LaneProduct{count, width, length, grad.data(), length, 1, packed.data(), stride, nullptr, 0,
+                                    rows.data(), width});
           for (int64_t i = 0; i < count; ++i) {
             spread(set, args, streamed, found[i], rows.data() + i * width);
           }

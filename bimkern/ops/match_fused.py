@@ -3,7 +3,7 @@
 Per chunk: gather its rows, multiply (x4: norm and GELU, multiply), take the error and its gradient, and go all the way
 back, so that forward leaves finished gradients behind, which backward scales. Products are the library's; the stages
 between them are kernels. The last deconvolution and the prediction have nothing between them: their weights are
-multiplied instead of the tokens.
+multiplied instead of the tokens. In float32, scales 1 and 1/2 are one kernel instead: match_linear_loss.
 
 What is allocated follows from shapes alone, so that the memory of a step can be planned, and counted on tensors without
 values: buffers are those of CHUNK cells, whatever is masked, and chunks allocate nothing.

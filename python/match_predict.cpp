@@ -107,37 +107,6 @@ void match_product_op(const Tensor& left, const Tensor& right, std::optional<Ten
   match_product(args, torch_pool(), simd_in_use());
 }
 
-void match_spread_op(const Tensor& grad, const Tensor& weight, int64_t rows, int64_t columns, bool squares,
-                     Tensor out) {
-  const char* op = "match_spread";
-  if (squares) {
-    check_grid(op, rows, columns);
-  }
-  check_matrix(op, "grad", grad);
-  check_matrix(op, "weight", weight);
-  STD_TORCH_CHECK(
-      out.dim() == 3 && out.is_contiguous() && out.size(1) == rows * columns && out.scalar_type() != ScalarType::Double,
-      op, ": out must be [B, N, D] with N=rows*columns, contiguous, not float64");
-  MatchSpread args{};
-  args.dtype = dtype_of(op, out);
-  args.images = out.size(0);
-  args.rows = rows;
-  args.columns = columns;
-  args.side = squares ? 2 : 1;
-  args.width = out.size(2);
-  args.length = grad.size(1);
-  STD_TORCH_CHECK(weight.size(0) == args.length && weight.size(1) == args.width && weight.is_contiguous(), op,
-                  ": weight must be [P, D], contiguous");
-  STD_TORCH_CHECK(args.length <= 1 || grad.stride(1) == 1, op, ": grad must have contiguous rows");
-  STD_TORCH_CHECK(grad.size(0) * args.side * args.side == args.images * rows * columns, op,
-                  ": grad must have a row for each cell");
-  args.grad = grad.const_data_ptr<float>();
-  args.grad_stride = grad.stride(0);
-  args.weight = weight.const_data_ptr<float>();
-  args.grad_tokens = out.mutable_data_ptr();
-  match_spread(args, torch_pool(), simd_in_use());
-}
-
 }  // namespace
 }  // namespace bimkern
 
@@ -145,5 +114,4 @@ STABLE_TORCH_LIBRARY_IMPL(bimkern, CPU, library) {
   library.impl("match_pool", TORCH_BOX(&bimkern::match_pool_op));
   library.impl("match_pool_bwd", TORCH_BOX(&bimkern::match_pool_bwd_op));
   library.impl("match_product", TORCH_BOX(&bimkern::match_product_op));
-  library.impl("match_spread", TORCH_BOX(&bimkern::match_spread_op));
 }

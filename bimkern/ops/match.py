@@ -14,7 +14,7 @@ from bimkern.ops import _backend
 from bimkern.ops import _check as check
 from bimkern.ops.masked_loss import as_denominator, check_constants, check_kind, masked_loss_reference
 from bimkern.ops.match_fused import NORM_EPS
-from bimkern.ops.match_linear import pool
+from bimkern.ops.match_linear import in_float32, pool
 from bimkern.ops.scale_mask import scale_mask_reference
 
 _backend.declare("match_loss", kernels={"cpu": "native"})
@@ -93,13 +93,13 @@ def _predict(
     if scale > 1:
         return match_predict_reference(features, layers, scale, rows, columns, dtype)
     squares = scale < 1
+    if dtype == torch.float32:
+        tokens, weight, bias = in_float32(features, layers.pred_weight, layers.pred_bias)
+        tokens = tokens if squares else tokens.to(dtype)  # what its weight's gradient is made of
+        return _backend.run("match_linear", tokens, weight, bias, rows, columns, squares)[0]
     with torch.autocast(features.device.type, enabled=False):
-        weight, bias = layers.pred_weight.flatten(1).to(dtype), layers.pred_bias.to(dtype)
-        if dtype == torch.float32:
-            tokens = features if squares and features.dtype != torch.float64 else features.to(dtype)
-            return _backend.run("match_linear", tokens, weight, bias, rows, columns, squares)[0]
         pooled = pool(features, None, rows, columns, dtype) if squares else features.to(dtype)
-        return F.linear(pooled, weight, bias)
+        return F.linear(pooled, layers.pred_weight.flatten(1).to(dtype), layers.pred_bias.to(dtype))
 
 
 _backend.decompose("match_predict", _predict)

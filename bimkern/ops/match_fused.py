@@ -3,7 +3,7 @@
 Per chunk: gather its rows, multiply (x4: norm and GELU, multiply), take the error and its gradient, and go all the way
 back, so that forward leaves finished gradients behind, which backward scales. Products are the library's; the stages
 between them are kernels. The last deconvolution and the prediction have nothing between them: their weights are
-multiplied instead of the tokens.
+multiplied instead of the tokens. In float32, scales 1 and 1/2 are one kernel instead: match_linear_loss.
 
 What is allocated follows from shapes alone, so that the memory of a step can be planned, and counted on tensors without
 values: buffers are those of CHUNK cells, whatever is masked, and chunks allocate nothing.
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.ops import _backend
-from bimkern.ops.match_linear import pool, refuse_second_gradients
+from bimkern.ops.match_linear import in_float32, pool, refuse_second_gradients
 
 NORM_EPS = 1e-6
 CHUNK = 1024  # cells; what a chunk makes stays in the caches, and its products are large enough
@@ -85,6 +85,11 @@ def _loss(
     pred_weight, pred_bias, up1_weight, up1_bias, norm_weight, norm_bias, up2_weight, up2_bias = layers
     assert pred_weight is not None
     assert pred_bias is not None
+    if scale <= 1 and dtype == torch.float32:
+        layer = in_float32(features, pred_weight, pred_bias)
+        with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in layer)
+        of_cells = target, mask, denominator, rows, columns, scale < 1, absolute
+        return cast(Tensor, _backend.run("match_linear_loss", *layer, *of_cells, with_grads)[0])
     up = up_bias = None
     with torch.autocast(features.device.type, enabled=False):
         if scale < 1:

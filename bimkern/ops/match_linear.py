@@ -1,6 +1,6 @@
-"""The layers of match_predict at scales 1 and 1/2, with their gradients: pooled squares, and a narrow linear layer.
+"""The layer of match_predict and match_loss at scales 1 and 1/2: one linear layer, of tokens or means of their squares.
 
-Shapes: B images, N = rows x columns tokens, D width, n rows, P values predicted a row.
+Shapes: B images, N = rows x columns tokens, D width, M cells (N, or N / 4 squares), P values predicted a cell.
 """
 
 from typing import Any
@@ -13,15 +13,16 @@ from bimkern.ops import _backend
 _backend.schemas.define("match_pool(Tensor tokens, Tensor? weight, int rows, int columns, ScalarType dtype) -> Tensor")
 _backend.schemas.define("match_pool_bwd(Tensor grad, int rows, int columns, ScalarType dtype) -> Tensor")
 _backend.schemas.define("match_product(Tensor left, Tensor right, Tensor? bias, bool add, Tensor(a!) out) -> ()")
+_LAYER = "Tensor tokens, Tensor weight, Tensor bias"
+_GRID = "int rows, int columns, bool squares"
+_backend.schemas.define(f"match_linear({_LAYER}, {_GRID}) -> (Tensor, Tensor)")
 _backend.schemas.define(
-    "match_spread(Tensor grad, Tensor weight, int rows, int columns, bool squares, Tensor(a!) out) -> ()"
+    f"match_linear_loss({_LAYER}, Tensor target, Tensor mask, Tensor denominator, {_GRID}, bool absolute,"
+    " bool with_grads) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _backend.schemas.define(
-    "match_linear(Tensor tokens, Tensor weight, Tensor bias, int rows, int columns, bool squares) -> (Tensor, Tensor)"
-)
-_backend.schemas.define(
-    "match_linear_bwd(Tensor grad, Tensor x, Tensor weight, int rows, int columns, bool squares, ScalarType dtype,"
-    " bool[3] needed) -> (Tensor, Tensor, Tensor)"
+    f"match_linear_bwd(Tensor grad, Tensor? x, Tensor weight, {_GRID}, ScalarType dtype, bool tokens_needed,"
+    " bool weight_needed, bool bias_needed) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -29,6 +30,13 @@ def refuse_second_gradients(op: str) -> None:
     """Raise inside a backward pass that is to be differentiated itself."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{op}: no gradients of gradients here; BIMKERN_BACKEND=reference has them")
+
+
+def in_float32(tokens: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return operands as match_linear takes them: tokens may be narrower."""
+    if tokens.dtype == torch.float64:
+        tokens = tokens.to(torch.float32)
+    return tokens, weight.to(torch.float32).contiguous(), bias.to(torch.float32).contiguous()
 
 
 def pool(tokens: Tensor, weight: Tensor | None, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -61,51 +69,6 @@ def _pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _backend.register_autograd("match_pool", _pool_backward, setup_context=_save_pool)
 
 
-def _linear(
-    tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int, squares: bool
-) -> tuple[Tensor, Tensor]:
-    """Multiply tokens [B, N, D], or means of their squares, by weight [P, D] and add bias [P], all in float32.
-
-    Returns: predictions [B, M, P] and the means [B, M, D], empty without squares.
-    """
-    ops = torch.ops.bimkern
-    x = ops.match_pool(tokens, None, rows, columns, torch.float32) if squares else tokens
-    out = weight.new_empty(*x.shape[:2], weight.shape[0])
-    ops.match_product(x.flatten(0, 1), weight.T.contiguous(), bias, False, out.flatten(0, 1))
-    return out, x if squares else x.new_empty(0)
-
-
-def _linear_bwd(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    rows: int,
-    columns: int,
-    squares: bool,
-    dtype: torch.dtype,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of tokens, weight and bias, the first in dtype; empty where not needed.
-
-    x [B, M, D]: what weight multiplied.
-    """
-    ops = torch.ops.bimkern
-    images, grad, weight = len(x), grad.contiguous().flatten(0, 1), weight.contiguous()  # [B * M, P]
-    if needed[0]:
-        grad_tokens = x.new_empty((images, rows * columns, x.shape[2]), dtype=dtype)
-        ops.match_spread(grad, weight, rows, columns, squares, grad_tokens)
-    else:
-        grad_tokens = x.new_empty(0, dtype=dtype)
-    grad_weight = weight.new_empty(weight.shape if needed[1] else 0)
-    if needed[1]:
-        ops.match_product(grad.T, x.flatten(0, 1), None, False, grad_weight)
-    return grad_tokens, grad_weight, grad.sum(0) if needed[2] else grad.new_empty(0)
-
-
-_backend.compose("match_linear", _linear, "CPU")
-_backend.compose("match_linear_bwd", _linear_bwd, "CPU")
-
-
 @torch.library.register_fake("bimkern::match_linear", lib=_backend.schemas)
 def _(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int, squares: bool) -> tuple[Tensor, Tensor]:
     images, _, width = tokens.shape
@@ -117,18 +80,18 @@ def _(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int, squ
 @torch.library.register_fake("bimkern::match_linear_bwd", lib=_backend.schemas)
 def _(
     grad: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     weight: Tensor,
     rows: int,
     columns: int,
     squares: bool,
     dtype: torch.dtype,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (len(x), rows * columns, x.shape[2]), weight.shape, grad.shape[2:]
-    grads = (x.new_empty(shape if need else 0) for shape, need in zip(shapes, needed, strict=True))
-    grad_tokens, grad_weight, grad_bias = grads
-    return grad_tokens.to(dtype), grad_weight, grad_bias
+    *needed: bool,
+) -> tuple[Tensor, ...]:
+    shapes = (len(grad), rows * columns, weight.shape[1]), weight.shape, grad.shape[2:]
+    dtypes = dtype, weight.dtype, weight.dtype
+    made = zip(shapes, dtypes, needed, strict=True)
+    return tuple(weight.new_empty(shape if need else 0, dtype=dtype) for shape, dtype, need in made)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -142,9 +105,39 @@ def _linear_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | No
     refuse_second_gradients("match_predict")
     if grad is None:
         return (None,) * 6
-    needed = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.bimkern.match_linear_bwd(grad, *ctx.saved_tensors, *ctx.grid, ctx.dtype, needed)
+    needed = ctx.needs_input_grad[:3]
+    grads = torch.ops.bimkern.match_linear_bwd(grad, *ctx.saved_tensors, *ctx.grid, ctx.dtype, *needed)
     return *(found if need else None for found, need in zip(grads, needed, strict=True)), None, None, None
 
 
 _backend.register_autograd("match_linear", _linear_backward, setup_context=_save_linear)
+
+
+@torch.library.register_fake("bimkern::match_linear_loss", lib=_backend.schemas)
+def _(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    shapes = (target.shape, weight.shape, bias.shape) if others[-1] else (0,) * 3
+    return weight.new_empty(()), *(weight.new_empty(shape) for shape in shapes)
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tokens, weight, *_, rows, columns, squares, _absolute, _with_grads = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weight, *output[1:])
+    ctx.options = rows, columns, squares, tokens.dtype
+
+
+def _loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """Scale what forward found; the gradient of tokens is made here, so that only that of predictions was kept."""
+    refuse_second_gradients("match_loss")
+    if grad_loss is None:
+        return (None,) * 11
+    weight, grad_out, grad_weight, grad_bias = ctx.saved_tensors
+    grad_tokens = None
+    if ctx.needs_input_grad[0]:
+        scaled = weight * grad_loss
+        needed = True, False, False
+        grad_tokens, *_ = torch.ops.bimkern.match_linear_bwd(grad_out, None, scaled, *ctx.options, *needed)
+    return grad_tokens, grad_weight * grad_loss, grad_bias * grad_loss, *(None,) * 8
+
+
+_backend.register_autograd("match_linear_loss", _loss_backward, setup_context=_save_loss)

@@ -15,7 +15,8 @@
 
 namespace bimkern {
 
-// Load and store touch the first count lanes alone; what load leaves out is zero.
+// Load and store touch the first count lanes alone; what load leaves out is zero. Stream stores past the caches, to a
+// whole line's multiple: fence_streams() before another thread reads.
 template <Simd kSimd>
 struct Lanes {
   static constexpr int kCount = 4;
@@ -29,6 +30,7 @@ struct Lanes {
     }
   }
   BIMKERN_INLINE inline void store(float* to, int count) const { std::copy_n(lane, count, to); }
+  BIMKERN_INLINE inline void stream(float* to) const { store(to, kCount); }
   BIMKERN_INLINE inline void add(const Lanes& other) {
     for (int i = 0; i < kCount; ++i) {
       lane[i] += other.lane[i];
@@ -58,6 +60,7 @@ struct Lanes<Simd::kAvx2> {
   BIMKERN_AVX2 inline void store(float* to, int count) const {
     count == kCount ? _mm256_storeu_ps(to, lane) : _mm256_maskstore_ps(to, first(count), lane);
   }
+  BIMKERN_AVX2 inline void stream(float* to) const { _mm256_stream_ps(to, lane); }
   BIMKERN_AVX2 inline void add(const Lanes& other) { lane = _mm256_add_ps(lane, other.lane); }
   BIMKERN_AVX2 inline void add_product(float a, const Lanes& b) {
     lane = _mm256_fmadd_ps(_mm256_set1_ps(a), b.lane, lane);
@@ -78,11 +81,18 @@ struct Lanes<Simd::kAvx512> {
   BIMKERN_AVX512 inline void store(float* to, int count) const {
     count == kCount ? _mm512_storeu_ps(to, lane) : _mm512_mask_storeu_ps(to, first(count), lane);
   }
+  BIMKERN_AVX512 inline void stream(float* to) const { _mm512_stream_ps(to, lane); }
   BIMKERN_AVX512 inline void add(const Lanes& other) { lane = _mm512_add_ps(lane, other.lane); }
   BIMKERN_AVX512 inline void add_product(float a, const Lanes& b) {
     lane = _mm512_fmadd_ps(_mm512_set1_ps(a), b.lane, lane);
   }
 };
 #endif
+
+inline void fence_streams() {
+#if BIMKERN_X86
+  _mm_sfence();
+#endif
+}
 
 }  // namespace bimkern

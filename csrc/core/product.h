@@ -4,7 +4,7 @@
 // instruction set and in every shape, rounded no worse than a library's product. The baseline of x86 has no such
 // instruction and calls the C library's.
 //
-// Not the product of ops/match_predict.cpp, whose chains are longer and whose operands lie in memory, float32 alone.
+// Not the product of core/lane_product.h: its chains are longer, its shapes any, and it is for float32 alone.
 #pragma once
 
 #include <algorithm>

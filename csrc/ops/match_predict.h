@@ -52,26 +52,9 @@ struct MatchProduct {
   int64_t out_stride;
 };
 
-// The gradient of tokens, from that of the predictions of cells: grad @ weight for the token of a cell, a quarter of it
-// for each of its four.
-struct MatchSpread {
-  DType dtype;  // of grad_tokens, not float64
-  int64_t images;
-  int64_t rows;  // of tokens
-  int64_t columns;
-  int64_t side;  // tokens a side of a cell: 1 or 2
-  int64_t width;
-  int64_t length;     // P
-  const float* grad;  // [B * N / side^2, P]
-  int64_t grad_stride;
-  const float* weight;  // [P, D]
-  void* grad_tokens;    // [B, N, D]
-};
-
 // CPU.
 void match_pool(const MatchPool& args, const Parallel& parallel, Simd simd);
 void match_pool_bwd(const MatchPoolBwd& args, const Parallel& parallel, Simd simd);
 void match_product(const MatchProduct& args, const Parallel& parallel, Simd simd);
-void match_spread(const MatchSpread& args, const Parallel& parallel, Simd simd);
 
 }  // namespace bimkern

@@ -81,33 +81,6 @@ void test_product(int64_t rows, int64_t depth, int64_t columns, bool transposed)
   });
 }
 
-// grad lies in wider rows.
-void test_spread(int64_t side, int64_t width) {
-  constexpr int64_t kImages = 40, kRows = 4, kColumns = 6, kLength = 5;
-  const int64_t wide = kColumns / side, cells = kRows * wide / side;
-  const std::vector<float> grad = normals(kImages * cells * (kLength + 1)), weight = normals(kLength * width);
-  std::vector<float> first;
-  run_every_way([&](const Parallel& parallel, Simd simd) {
-    std::vector<float> found(kImages * kRows * kColumns * width, -1e30f);
-    match_spread({DType::kFloat32, kImages, kRows, kColumns, side, width, kLength, grad.data(), kLength + 1,
-                  weight.data(), found.data()},
-                 parallel, simd);
-    for (int64_t i = 0; i < kImages * kRows * kColumns; ++i) {
-      const int64_t image = i / (kRows * kColumns), token = i % (kRows * kColumns);
-      const int64_t row = image * cells + token / kColumns / side * wide + token % kColumns / side;
-      for (int64_t d = 0; d < width; ++d) {
-        double want = 0;
-        for (int64_t p = 0; p < kLength; ++p) {
-          want += static_cast<double>(grad[row * (kLength + 1) + p]) * weight[p * width + d];
-        }
-        EXPECT(std::abs(found[i * width + d] - want / static_cast<double>(side * side)) <= 1e-5);
-      }
-    }
-    first = first.empty() ? found : first;
-    EXPECT(found == first);
-  });
-}
-
 }  // namespace
 
 int main() {
@@ -120,9 +93,5 @@ int main() {
   }
   test_product(0, 3, 4, false);
   test_product(3, 0, 4, false);
-  for (const int64_t width : {1, 16, 67}) {
-    test_spread(1, width);
-    test_spread(2, width);
-  }
   return failures() > 0;
 }

@@ -8,7 +8,7 @@ from matching import DEFAULT, SCALES, compiler, grads, named, ours, predictions,
 from tolerance import assert_no_worse_than_torch
 
 from bimkern.arena import Arena, unusable
-from bimkern.ops import match_fused
+from bimkern.ops import backends, match_fused
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 GRID = (DEFAULT["rows"], DEFAULT["columns"])
@@ -244,6 +244,20 @@ def test_keeps_no_predictions(device, scale):
     inputs = {x.data_ptr() for x in (features, target, mask, *parameters)}
     extra = sum(x.nbytes for pointer, x in kept.items() if pointer not in inputs)
     assert extra <= features.nbytes + 3 * sum(p.nbytes for p in parameters) + 4096
+
+
+@pytest.mark.skipif(backends()["match_loss"]["cpu"].backend != "native", reason="no native library")
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_a_linear_layer_keeps_the_errors_of_its_cells_alone(scale):
+    """Not a gradient of tokens, which is as large as they are."""
+    dims = {"B": 4, "rows": 14, "columns": 14, "D": 256, "P": 3}
+    features, target, mask, *parameters = sample("cpu", torch.float32, scale, **dims)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        loss = ours(scale, (14, 14))(features.requires_grad_(), target, mask, *(p.requires_grad_() for p in parameters))
+    assert sum(x.nbytes for x in kept) <= target.nbytes + 3 * sum(p.nbytes for p in parameters)
+    first, last = (torch.autograd.grad(loss, [features, *parameters], retain_graph=keep) for keep in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
 
 
 def test_the_last_backward_needs_no_second_gradient():

@@ -27,8 +27,8 @@ def linear_flops(tokens, weight, bias, rows, columns, squares, **_):
     return 2 * tokens[0] * (rows * columns // (4 if squares else 1)) * prod(weight)
 
 
-def linear_bwd_flops(grad, x, weight, rows, columns, squares, dtype, needed, **_):
-    return 2 * prod(grad) * weight[1] * sum(needed[:2])
+def linear_bwd_flops(grad, x, weight, rows, columns, squares, dtype, tokens_needed, weight_needed, *_, **__):
+    return 2 * prod(grad) * weight[1] * (tokens_needed + weight_needed)
 
 
 # The counter does not look into an op, so it is told of the products that are in ours.

@@ -64,12 +64,14 @@ class Positions(_Positions):
         self._tables.clear()
 
     def train_table(self, like: Tensor) -> None:
-        """Make the table a parameter that begins with its values now, on the device and in the dtype of a tensor.
+        """Make the table a parameter that begins with its values now, of the device and dtype of a tensor.
+
+        It is frozen if the tensor is.
 
         Source: He et al. 2022 (MAE), fine-tuning program: timm's ViT, whose positions are trained.
         """
         table = (self.computed(self.grid) if self.table is None else self.table).to(like).clone()
-        self.table = nn.Parameter(table)
+        self.table = nn.Parameter(table, requires_grad=like.requires_grad)
         self._tables.clear()
 
     def forward(self, grid: Grid, like: Tensor) -> Tensor:

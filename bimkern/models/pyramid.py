@@ -30,7 +30,10 @@ class ViTPyramid(nn.Module):
     """Maps of a ViT, which are all of one stride, rescaled to four strides."""
 
     def __init__(self, encoder: ViT, taps: Sequence[int], rescale: Rescale) -> None:
-        """Read the encoder after the layers taps, one for each stride; positions are resized from those of its size.
+        """Read the encoder after the layers taps, one for each stride.
+
+        Its position table becomes a parameter, frozen if its class token is. Images of other sizes have resized
+        positions: computed ones would lie beyond those that the layers were trained with.
 
         Raises:
             ValueError: a tap is no layer, or the patches are of a size from which no rescaling leads to the strides.
@@ -44,7 +47,7 @@ class ViTPyramid(nn.Module):
         if config.patch not in STRIDES:
             raise ValueError(f"pyramid: patch must be one of {', '.join(map(str, STRIDES))}, got {config.patch}")
         self.encoder, self.taps = encoder, tuple(taps)
-        _store_positions(encoder)
+        encoder.positions.train_table(like=encoder.cls_token)
         built = [rescale(config.width, config.patch / stride) for stride in STRIDES]
         self.rescale = nn.ModuleList(module for module, _ in built)
         self.channels = tuple(channels for _, channels in built)
@@ -168,15 +171,6 @@ def _levels(encoder: Any) -> SwinPyramid:
     if not isinstance(encoder, Swin):
         raise ValueError(f"pyramid: encoder must be a ViT or a Swin, got {type(encoder).__name__}")
     return SwinPyramid(encoder)
-
-
-def _store_positions(encoder: ViT) -> None:
-    """Let other grids have resized positions: computed ones lie beyond those that layers were trained with."""
-    positions = encoder.positions
-    if positions.table is None:
-        positions.expect_table(like=encoder.cls_token)
-        assert positions.table is not None
-        positions.table.copy_(positions.computed(positions.grid))
 
 
 def _check_images(images: Tensor) -> None:

@@ -23,7 +23,7 @@ from bimkern.data.step_layout import StepLayout
 from bimkern.exporters.classifier import write_classifier
 from bimkern.files.best_effort import BestEffort
 from bimkern.importers.initialize import InitialWeights
-from bimkern.mim.schedule import LayerGroup, resolve
+from bimkern.mim.schedule import resolve
 from bimkern.models import attention
 from bimkern.models.classifier import Classifier
 from bimkern.models.drop_path import draw_paths
@@ -34,6 +34,7 @@ from bimkern.train.config.run import DTYPES, ConfigError
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.optim.layer_decay import decayed, layer_groups
 from bimkern.train.reporting import classified, plots
 from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.pictures import KeptPictures
@@ -96,7 +97,7 @@ class Finetuning:
         make = adapters.choose(run.optimizer, device)
         parameters = list(self.model.named_parameters())
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "make": make}
-        options["layer_groups"] = layer_groups(self.model)
+        options["layer_groups"] = layer_groups(self.model, self.model.encoder)
         self.updates = [GroupOptimizer("the network", parameters, config.optim, **options)]
         self.pictures, self._writing = KeptPictures(pictures, layout.num_steps, "confusion"), BestEffort(f"{pictures}")
         self._evaluated: Classified | None = None  # the last time
@@ -233,23 +234,6 @@ class Finetuning:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
-
-
-def layer_groups(model: Classifier) -> dict[str, LayerGroup]:
-    """Return the layer group of every parameter of a Classifier: its norm and last layer are the group on top."""
-    encoder = model.encoder
-    groups = {name: LayerGroup(encoder.config.depth + 1, head=True) for name, _ in model.named_parameters()}
-    for name, _ in encoder.named_parameters():
-        groups[f"encoder.{name}"] = LayerGroup(encoder.config.layer_group(name))
-    return groups
-
-
-def decayed(layer_decay: float, group: LayerGroup, depth: int) -> float:
-    """Return the factor of the learning rate of a layer group: 1 on top of an encoder of some depth.
-
-    Source: Clark et al. 2020 (ELECTRA), appendix B; Bao et al. 2022 (BEiT), whose groups these are.
-    """
-    return layer_decay ** (depth + 1 - group.number)
 
 
 def _digest(labels: Labels, images: Images) -> str:

@@ -18,7 +18,7 @@ from examples.detection.coco import CocoImages
 from examples.detection.model import Sizes, build_mask_rcnn
 from examples.detection.operators import replace_missing
 from examples.transfer.command import Options, run
-from examples.transfer.encoder import pyramid_of, read_encoder, set_drop_path
+from examples.transfer.encoder import pyramid_of, read_encoder
 from examples.transfer.shapes import draw_coco
 from examples.transfer.training import Recipe, train
 
@@ -83,7 +83,6 @@ def detection(options: Options) -> None:
     )
     replace_missing()
     pyramid = pyramid_of(backbone, last_map_pyramid)
-    set_drop_path(pyramid.encoder, recipe.drop_path)
     model = build_mask_rcnn(
         pyramid,
         len(training.categories),

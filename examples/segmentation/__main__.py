@@ -19,7 +19,7 @@ from bimkern.models.swin import SwinConfig
 from examples.segmentation.folder import IGNORED, Pairs, read_folder
 from examples.segmentation.upernet import UperNet, resized
 from examples.transfer.command import Options, run
-from examples.transfer.encoder import pyramid_of, read_encoder, set_drop_path
+from examples.transfer.encoder import pyramid_of, read_encoder
 from examples.transfer.errors import TransferError
 from examples.transfer.shapes import draw_masks
 from examples.transfer.training import Recipe, train
@@ -74,7 +74,6 @@ def segmentation(options: SegmentationOptions) -> None:
     recipe = options.changed(SHAPES if shapes else published)
     num_classes = options.num_classes or _count_classes(folder)
     pyramid = pyramid_of(backbone, partial(depths_pyramid, taps=options.taps or None))
-    set_drop_path(pyramid.encoder, recipe.drop_path)
     model = UperNet(pyramid, num_classes, SHAPES_WIDTH if shapes else WIDTH).to(options.device)
     normalize = v2.Compose(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(backbone.images.mean, backbone.images.std)]

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from examples.transfer.encoder import parameter_groups
+from bimkern.models.drop_path import draw_paths, set_drop_path
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.optim.layer_decay import decayed, layer_groups
 from examples.transfer.errors import TransferError
+
+# Without weight decay, as in the programs of BEiT (and ViTDet, which has no class token) and of Swin.
+UNDECAYED = ("positions.table", "cls_token", "relative_position_bias_table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,10 @@ class Recipe:
     lr_drops: tuple[float, ...] = ()  # progress at which the rate falls to a tenth; without, it falls linearly to 0
     clip: float | None = None  # norm of the gradient
 
+    @property
+    def optim(self) -> AdamWConfig:
+        return AdamWConfig(betas=(0.9, 0.999), weight_decay=self.weight_decay, clip=self.clip, undecayed=UNDECAYED)
+
     def num_steps(self, num_images: int) -> int:
         return self.steps or math.ceil(self.epochs * num_images / self.batch_size)
 
@@ -42,7 +52,7 @@ class Recipe:
 
 def train(
     model: nn.Module,
-    encoder: nn.Module,
+    encoder: Any,
     samples: Dataset[Any],
     loss_of: Callable[[list[Any]], Tensor],
     recipe: Recipe,
@@ -55,38 +65,46 @@ def train(
 
     Args:
         model: the network.
-        encoder: the encoder inside it, whose layers may learn at lower rates.
+        encoder: the encoder inside it, whose layers may learn at lower rates and be skipped by some images.
         samples: training images of any form.
         loss_of: computes the mean loss of some of them.
         recipe: how they are trained.
         micro_batch: samples of a batch at a time; their gradients are added. None: the batch.
         workers: processes that load samples.
-        seed: of their order and crops.
+        seed: of their order, crops and drop path.
 
     Raises:
-        TransferError: a loss is not finite.
+        TransferError: a loss or gradient is not finite.
     """
     steps = recipe.num_steps(len(samples))  # type: ignore[arg-type]
-    groups = parameter_groups(
-        model, encoder, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+    device, depth = next(model.parameters()).device, encoder.config.depth
+    update = GroupOptimizer(
+        "the network",
+        list(model.named_parameters()),
+        recipe.optim,
+        device=device,
+        fp16=False,
+        layer_groups=layer_groups(model, encoder),
     )
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.lr_factor(step, steps))
+    set_drop_path(encoder, recipe.drop_path)
     model.train()
     losses: list[float] = []
     for batch, step in zip(_batches(samples, recipe.batch_size, workers, seed), range(steps), strict=False):
-        optimizer.zero_grad()
+        top = recipe.lr * recipe.lr_factor(step, steps)
+        update.set_rates(lambda group, top=top: top * decayed(recipe.layer_decay, group, depth))
+        draw_ids = torch.arange(len(batch)) + step * len(batch)
         size, loss = micro_batch or len(batch), 0.0
-        for part in (batch[first : first + size] for first in range(0, len(batch), size)):
+        for first in range(0, len(batch), size):
+            part = batch[first : first + size]
+            draw_paths(encoder, draw_ids[first : first + size], seed, device)
             share = loss_of(part) * len(part) / len(batch)
             share.backward()
             loss += share.item()
         if not math.isfinite(loss):
             raise TransferError(f"the loss of step {step + 1} is {loss}; lower --lr")
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        schedule.step()
+        update.apply()
+        if update.skipped:
+            raise TransferError(f"the gradient of step {step + 1} is not finite; lower --lr")
         losses.append(loss)
         if (step + 1) % max(1, steps // 20) == 0:
             print(f"step {step + 1}/{steps}  loss {loss:.4f}", flush=True)

@@ -50,7 +50,6 @@ def test_channels_halve_with_each_deconvolution_of_a_simple_pyramid():
 def test_depths_are_those_of_mae_in_proportion(depth, taps):
     with torch.device("meta"):
         encoder = vit(depth=depth)
-    encoder.positions.expect_table(like=torch.empty(0))
     assert depths_pyramid(encoder).taps == taps
 
 
@@ -79,6 +78,13 @@ def test_positions_of_other_sizes_are_resized_from_the_trained_ones():
     again = last_map_pyramid(vit())
     again.load_state_dict(pyramid.state_dict())
     assert torch.equal(again.encoder.embed(images), found)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_positions_learn_where_the_encoder_does(trains):
+    pyramid = last_map_pyramid(vit().requires_grad_(trains))
+    assert dict(pyramid.named_parameters())["encoder.positions.table"].requires_grad == trains
+    assert pyramid.encoder.embed(torch.randn(1, 3, 96, 64)).requires_grad == trains
 
 
 @pytest.mark.parametrize("window", [2, 4])

@@ -9,8 +9,8 @@ from bimkern.mim.schedule import LayerGroup, resolve
 from bimkern.models.swin import SWIN_BASE
 from bimkern.recipes import RECIPES
 from bimkern.recipes.finetuning import FINETUNE_RECIPES, finetuning
-from bimkern.train.finetuning import decayed, layer_groups
 from bimkern.train.network import build_classifier
+from bimkern.train.optim.layer_decay import decayed, layer_groups
 
 # batch, learning rate of the whole batch, layer decay, drop path, epochs, warm-up, final learning rate
 TABLE = {
@@ -82,7 +82,7 @@ def groups_of(config):
     with torch.device("meta"):
         model = build_classifier(replace(config, encoder=encoder, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=9))
         model.train_positions()
-    return layer_groups(model), dict(model.named_parameters())
+    return layer_groups(model, model.encoder), dict(model.named_parameters())
 
 
 def test_rates_of_a_vit_are_those_of_the_published_program():

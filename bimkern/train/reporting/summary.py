@@ -8,12 +8,13 @@ import torch
 from bimkern.data.held_out import is_held_out
 from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
-from bimkern.mim.schedule import WarmUp, resolve
+from bimkern.mim.schedule import LayerGroup, WarmUp, resolve
 from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import Config, TrainingConfig, resolve_device
 from bimkern.train.config.serialize import to_json
 from bimkern.train.memory.estimate import live_activation_peak
+from bimkern.train.optim.layer_decay import decayed
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.units import human_bytes
 
@@ -41,7 +42,7 @@ def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | 
     evaluated = f"{kept or len(held_out or ())} to evaluate on"
     segment = layout.segments[0]
     peak = live_activation_peak(config, segment)
-    factors = (config.layer_decay ** (depth + 1 - group) for group in range(depth + 2))
+    factors = (decayed(config.layer_decay, LayerGroup(number), depth) for number in range(depth + 2))
     facts = {
         "images": f"{len(images) - kept} in {title(images.source)}, {evaluated}, not checked yet{_skipped(images)}",
         "classes": str(config.num_classes),

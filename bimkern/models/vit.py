@@ -19,9 +19,9 @@ _TABLE = "positions.table"  # the name of a stored position table among the weig
 
 
 class ViT(nn.Module):
-    """A ViT with fixed positions and a cls token; parameter names are those of MAE and timm.
+    """A ViT with a cls token; parameter names are those of MAE and timm.
 
-    Positions are sin-cos, unless weights with others are loaded. There is no final norm: each head brings its own.
+    Positions are sin-cos, unless weights with others are loaded, and fixed in pre-training. There is no final norm: each head brings its own.
     """
 
     num_prefix = 1

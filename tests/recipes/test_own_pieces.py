@@ -143,9 +143,8 @@ def test_where_its_module_is_not_imported_one_line_says_so(finished):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert (
-        "config.json cannot be understood (config.method.masker: unknown type 'Checkerboard'; import own_pieces, which "
-        "defines it, first (a command: --import own_pieces); or "
-        "choose one of BlockPixels, Blockwise, RandomDrop, RandomUnits, SharedUnits, TokenReplace)"
+        "config.json cannot be understood (config.schedule: unknown type 'Linear'; import own_pieces, which "
+        "defines it, first (a command: --import own_pieces); or choose one of Cosine, FreezeOut, MultiStep)"
     ) in done.stderr
 
 

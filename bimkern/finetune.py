@@ -9,7 +9,7 @@ from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.config.run import ConfigError
-from bimkern.train.finetune_run import Finetuned, describe, finetune
+from bimkern.train.finetuning.run import Finetuned, describe, finetune
 from bimkern.training_command import run_command
 from bimkern.watchdog import ending_at_once
 

@@ -14,7 +14,7 @@ from bimkern.mim.schedule import Cosine
 from bimkern.models.encoder import WEIGHTS_FILE
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.config.optimizer import AdamWConfig
-from bimkern.train.finetune_run import finetune
+from bimkern.train.finetuning.run import finetune
 
 
 def write_layers(path: Path, backbone: Backbone, depth: int) -> None:

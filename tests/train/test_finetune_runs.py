@@ -23,7 +23,7 @@ from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import from_json, to_json
-from bimkern.train.finetune_run import finetune
+from bimkern.train.finetuning.run import finetune
 from bimkern.train.memory import budget
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim.group import GroupOptimizer

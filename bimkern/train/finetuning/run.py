@@ -25,7 +25,7 @@ from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError, resolve_device
-from bimkern.train.finetuning import Finetuning
+from bimkern.train.finetuning.task import Finetuning
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified

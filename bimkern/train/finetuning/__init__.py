@@ -1,0 +1,1 @@
+"""Fine-tuning: the task of classification, and a whole run of it."""

@@ -21,8 +21,8 @@ _TABLE = "positions.table"  # the name of a stored position table among the weig
 class ViT(nn.Module):
     """A ViT with a cls token; parameter names are those of MAE and timm.
 
-    Positions are sin-cos, unless weights with others are loaded, and fixed in pre-training. There is no final norm: each
-    head brings its own.
+    Positions are sin-cos, unless weights with others are loaded, and fixed in pre-training. There is no final norm:
+    each head brings its own.
     """
 
     num_prefix = 1

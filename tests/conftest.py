@@ -18,8 +18,23 @@ from bimkern.train.memory import extrapolate
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
 
 
+# Garbage is looked for less often, and never among what stays: modules, thousands of tests, what other files of tests
+# imported and cached.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_collection_finish():
-    gc.freeze()  # the modules and thousands of tests stay: no collection of garbage need look at them
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_other_files_left_stays():
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,11 +6,13 @@ Half of its steps are enough to show that.
 import json
 import re
 
+import pytest
 from caches import empty_cache
 
 from bimkern.pretrain import main
 
 
+@pytest.mark.long
 def test_the_demo_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path))
     main(["demo", "--steps", "250", "--out", str(tmp_path / "run")])

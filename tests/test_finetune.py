@@ -167,6 +167,7 @@ def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_p
     assert "held-out images of 2 classes" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path):
     options = ["--steps", "40", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
     command = [sys.executable, "-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import manual_pages
+import pytest
 import torch
 from interop import import_or_skip, own_features
 from PIL import Image
@@ -52,6 +53,7 @@ class Reader:
         assert process.returncode == (128 + signal.SIGINT if step.interrupted else 0), self.printed[-1]
 
 
+@pytest.mark.long
 def test_the_first_hour_runs_as_it_stands(tmp_path):
     """One test, as its steps build on each other."""
     import_or_skip("timm")

@@ -309,6 +309,7 @@ def test_without_sources_there_is_nothing_to_build(sources):
     assert stop.value.__suppress_context__  # one line, no traceback of what was handled
 
 
+@pytest.mark.long
 def test_what_a_wheel_has_is_built_once_for_all_processes(tmp_path, cache):
     """The sources as CMake installs them into a wheel, and two processes that want the module at the same time."""
     folder, site = tmp_path / "build", tmp_path / "site"

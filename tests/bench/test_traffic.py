@@ -25,6 +25,7 @@ MOST = {
 MORE = {" H=72 ": 2.6}
 
 
+@pytest.mark.long
 def test_the_kernels_move_what_the_table_says():
     try:
         traffic_count.build()

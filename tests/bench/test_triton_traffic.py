@@ -11,6 +11,7 @@ from bench.__main__ import main
 from bimkern.ops import _backend
 
 
+@pytest.mark.long
 def test_the_kernels_move_what_the_table_says():
     pytest.importorskip("triton")
     assert traffic_table.differences(triton_traffic.rows(), traffic.load_triton()) == []

@@ -10,6 +10,7 @@ import pytest
 from bench import triton_code
 from bench.kernels import ARCHITECTURES
 
+pytestmark = pytest.mark.long  # all of the file, whose tests share a report
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = (
     *("loss_tiles", "slope_tiles", "add_partials", "loss_patches", "slope_patches", "write_patches"),

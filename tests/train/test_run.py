@@ -196,6 +196,7 @@ def start(recipe, photos, out, *options):
     return subprocess.Popen([*command, "--log-every", "1", *options], stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.long
 def test_killed_runs_resume_bit_for_bit(photos, tmp_path):
     """kill -9 in mid-epoch, at steps that are no checkpoint, the second time in a run that was itself resumed."""
     recipe, options = "bim_vit_test_growing", ("--steps", "30", "--micro-batch", "3", "--save-every", "7")

@@ -190,9 +190,16 @@ def test_a_run_without_data_never_calls_saved_what_is_not(photos, tmp_path, caps
     assert "and saved" not in error
 
 
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """A finished run of 40 steps."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(photos, out, "--steps", "40")
+    return out
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_resumes(photos, tmp_path, number, exit_code):
-    train(photos, tmp_path / "plain", "--steps", "40")
+def test_a_signal_saves_and_the_same_command_resumes(photos, undisturbed, tmp_path, number, exit_code):
     process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "2", start_new_session=True)
     wait_for(lambda: len(records(tmp_path / "run")) >= 5, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
@@ -204,7 +211,7 @@ def test_a_signal_saves_and_the_same_command_resumes(photos, tmp_path, number, e
     saved = checkpoints.load_latest(tmp_path / "run" / "checkpoints").step
     assert saved == records(tmp_path / "run")[-1]["step"] < 40
     train(photos, tmp_path / "run", "--steps", "40")
-    assert comparable(tmp_path / "run") == comparable(tmp_path / "plain")
+    assert comparable(tmp_path / "run") == comparable(undisturbed)
 
 
 def test_a_small_dev_shm_limits_nothing(photos, tmp_path):

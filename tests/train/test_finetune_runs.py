@@ -223,7 +223,7 @@ def test_the_config_of_a_run_knows_its_encoder(configure, tmp_path):
 )
 def test_timm_classifies_the_same(configure, data, recipe, norm_first):
     timm = import_or_skip("timm")
-    outcome = finetune(configure(recipe, epochs=6, changes={"norm_first": norm_first}))
+    outcome = finetune(configure(recipe, epochs=2, changes={"norm_first": norm_first}))
     theirs = timm.create_model(f"local-dir:{outcome.folder.exported}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     files = sorted((data / "val").rglob("*.png"))

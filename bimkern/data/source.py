@@ -34,6 +34,7 @@ from bimkern.errors import BimkernError
 UNKNOWN_TIME = -1  # in place of a time of change
 _OPENERS = 16  # threads
 _NO_IMAGE = "not opened, as its suffix is not that of an image"
+_BY_SUFFIX = {**dict.fromkeys(OTHER_SUFFIXES, _NO_IMAGE), **dict.fromkeys((*SUFFIXES, ARRAY_SUFFIX))}  # why skipped
 
 
 class SourceError(BimkernError, ValueError):
@@ -205,8 +206,9 @@ def list_images(source: Source, channels: int = 3) -> Listing:
     found = dict(source.files())
     if channels in CONVERTED:
         found |= {file: _NO_IMAGE for file in found if found[file] is None and suffix_of(file) == ARRAY_SUFFIX}
-    others = {file: reason for file, reason in sorted(found.items()) if reason is not None}
-    listing = Listing(source, tuple(sorted(found.keys() - others.keys())), others, channels)
+    others = dict(sorted((file, reason) for file, reason in found.items() if reason is not None))
+    # Many sources list in order, which sorting keeps at little cost.
+    listing = Listing(source, tuple(sorted(file for file in found if found[file] is None)), others, channels)
     refuse_if_empty(listing)
     return listing
 
@@ -241,7 +243,9 @@ def refuse_if_empty(listing: Listing) -> None:
 
 def suffix_of(file: str) -> str:
     """Return the suffix of a file's name in lower case, in words if it has none."""
-    return os.path.splitext(file)[1].lower().rstrip(".") or "without suffix"
+    name = file[file.rfind("/") + 1 :]
+    dot = name.rfind(".")  # Path.suffix, of a million files
+    return name[dot:].lower() if 0 < dot < len(name) - 1 and name[:dot].strip(".") else "without suffix"
 
 
 def _name(path: Path) -> str:
@@ -255,7 +259,7 @@ def _files_below(root: Path) -> dict[str, str | None]:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
         paths = {path.relative_to(root).as_posix(): path for path in _walk(root)}
-        unknown = [file for file in paths if _has_unknown_suffix(file)]
+        unknown = [file for file in paths if suffix_of(file) not in _BY_SUFFIX]
         found |= {file: why_skipped(file, partial(open_file, paths[file])) for file in paths.keys() - set(unknown)}
         with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
             reasons = pool.map(lambda file: why_skipped(file, partial(open_file, paths[file])), unknown)
@@ -268,11 +272,7 @@ def _files_below(root: Path) -> dict[str, str | None]:
 
 
 def _has_image_suffix(file: str) -> bool:
-    return suffix_of(file) in (*SUFFIXES, ARRAY_SUFFIX)
-
-
-def _has_unknown_suffix(file: str) -> bool:
-    return not _has_image_suffix(file) and suffix_of(file) not in OTHER_SUFFIXES
+    return _BY_SUFFIX.get(suffix_of(file), _NO_IMAGE) is None
 
 
 def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
@@ -281,8 +281,8 @@ def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
     Raises:
         OutOfResources: no file can be read now.
     """
-    if not _has_unknown_suffix(file):
-        return None if _has_image_suffix(file) else _NO_IMAGE
+    if (suffix := suffix_of(file)) in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
     try:
         with open_it() as opened:
             return None if is_image(opened) else f"not a {NAMES} image; {REMEDY}"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bimkern import pieces
 from bimkern.data.formats import BadImage, reason_of
 from bimkern.data.source import Source, SourceError, title, why_skipped
-from bimkern.data.sources.tar import decoded, encoded
+from bimkern.data.sources.tar import Fault, decoded, encoded
 from bimkern.data.sources.tar_index import Names, TarIndex, read_index
 
 logger = logging.getLogger("bimkern.data")
@@ -36,12 +36,21 @@ _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _OPEN_SHARDS = 64  # of a process
 
 
+@dataclass(frozen=True)
+class _ShardState:
+    """A shard as it was indexed."""
+
+    bytes: int
+    mtime_ns: int
+    faults: tuple[Fault, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class _Table:
     """All members of all shards, sorted by name."""
 
     shards: tuple[Path, ...]
-    indexes: tuple[TarIndex, ...]
+    states: tuple[_ShardState, ...]
     names: Names
     rows: NDArray[np.int64]  # [N, 3]: shard, offset, bytes
     prefixed: bool  # whether names begin with the shard's name, as several shards use the same ones
@@ -90,12 +99,12 @@ class ImageShards:
         found: dict[str, str | None] = {}
         for name in table.names:
             file = decoded(name)
-            if not file.rpartition("/")[2].startswith("."):
+            if not _is_dot_file(file):
                 found[file] = why_skipped(file, partial(self.open, file))
-        for shard, index in zip(table.shards, table.indexes, strict=True):
-            found |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in index.faults}
-            if index.faults:
-                first, more = index.faults[0], len(index.faults) - 1
+        for shard, state in zip(table.shards, table.states, strict=True):
+            found |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
+            if state.faults:
+                first, more = state.faults[0], len(state.faults) - 1
                 what = f"{first.name}: {first.reason}" if first.name else first.reason
                 also = f"; {more} more parts of it" if more else ""
                 logger.warning("%s, offset %d: %s%s; left out", shard, first.offset, what, also)
@@ -103,7 +112,7 @@ class ImageShards:
 
     def stat(self, file: str) -> tuple[int, int]:
         shard, _, size = self._table.find(file)
-        return size, self._table.indexes[shard].mtime_ns
+        return size, self._table.states[shard].mtime_ns
 
     def open(self, file: str) -> BinaryIO:
         return BytesIO(self._read(*self._table.find(file)))
@@ -142,14 +151,14 @@ class ImageShards:
         return None if label is None else str(label)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        path, index = self._table.shards[shard], self._table.indexes[shard]
+        path, state = self._table.shards[shard], self._table.states[shard]
         try:
-            descriptor = _opened(path, index.bytes, index.mtime_ns).number
+            descriptor = _opened(path, state.bytes, state.mtime_ns).number
             status = os.fstat(descriptor)
             content = os.pread(descriptor, size, offset)
         except OSError as error:
             raise BadImage(f"{path}: {reason_of(error)}") from error
-        if (status.st_size, status.st_mtime_ns) != (index.bytes, index.mtime_ns) or len(content) < size:
+        if (status.st_size, status.st_mtime_ns) != (state.bytes, state.mtime_ns) or len(content) < size:
             raise BadImage(f"{path} has changed since it was indexed")
         return content
 
@@ -165,26 +174,27 @@ class ImageShards:
                 indexes.append(read_index(shard))
             except OSError as error:
                 raise SourceError(f"{shard} cannot be read ({error.strerror})") from error
-        return _merged(shards, tuple(indexes))
+        return _merged(shards, indexes)
 
 
-def _merged(shards: tuple[Path, ...], indexes: tuple[TarIndex, ...]) -> _Table:
+def _merged(shards: tuple[Path, ...], indexes: Sequence[TarIndex]) -> _Table:
     counts = [len(index.names) for index in indexes]
-    columns = (
-        np.repeat(np.arange(len(shards)), counts),
-        np.concatenate([index.offsets for index in indexes]),
-        np.concatenate([index.sizes for index in indexes]),
-    )
-    rows = np.stack(columns, axis=1)
+    rows = np.empty((sum(counts), 3), dtype=np.int64)
+    rows[:, 0] = np.repeat(np.arange(len(shards)), counts)
+    rows[:, 1] = np.concatenate([index.offsets for index in indexes])
+    rows[:, 2] = np.concatenate([index.sizes for index in indexes])
+    states = tuple(_ShardState(index.bytes, index.mtime_ns, index.faults) for index in indexes)
+    if all(one < other for one, other in pairwise(name for index in indexes for name in index.names)):
+        starts = np.cumsum([0, *(len(index.names.joined) for index in indexes)])
+        ends = np.concatenate([index.names.ends + start for index, start in zip(indexes, starts[:-1], strict=True)])
+        joined = b"".join(index.names.joined for index in indexes)
+        return _Table(shards, states, Names(joined, ends), rows, prefixed=False)
     names = [name for index in indexes for name in index.names]
     prefixed = len(set(names)) < len(names)
     if prefixed:
-        names = [b"%s/%s" % (encoded(shards[i].stem), name) for i, name in zip(columns[0].tolist(), names, strict=True)]
-    if any(one > other for one, other in pairwise(names)):
-        order = sorted(range(len(names)), key=names.__getitem__)
-        names, rows = [names[i] for i in order], rows[order]
-    ends = np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))
-    return _Table(shards, indexes, Names(b"".join(names), ends), rows, prefixed)
+        names = [b"%s/%s" % (encoded(shards[i].stem), name) for i, name in zip(rows[:, 0], names, strict=True)]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return _Table(shards, states, Names.of([names[i] for i in order]), rows[order], prefixed)
 
 
 def _shards_of(path: Path) -> list[Path]:
@@ -235,6 +245,10 @@ def _tars_in(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     return [path for path in folder.iterdir() if path.suffix == _SUFFIX and not path.name.startswith(".")]
+
+
+def _is_dot_file(file: str) -> bool:
+    return file.startswith(".") or "/." in file
 
 
 def _key(file: str) -> str:

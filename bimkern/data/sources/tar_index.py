@@ -33,6 +33,11 @@ class Names(Sequence[bytes]):
     def __init__(self, joined: bytes, ends: Int64) -> None:
         """Split `joined` at `ends`, [N]."""
         self.joined, self.ends = joined, ends
+        self._view: Any = memoryview(ends)  # type: ignore[arg-type]  # whose items are ints, which slice faster than those of an array
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> "Names":
+        return cls(b"".join(names), np.cumsum([0, *map(len, names)], dtype=np.int64)[1:])
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -44,7 +49,7 @@ class Names(Sequence[bytes]):
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        return self.joined[self.ends[i - 1] if i > 0 else 0 : self.ends[i]]
+        return self.joined[self._view[i - 1] if i > 0 else 0 : self._view[i]]
 
     def __iter__(self) -> Iterator[bytes]:
         start = 0
@@ -108,10 +113,10 @@ def _sorted(members: Members, num_bytes: int, mtime_ns: int) -> TarIndex:
             at = members.offsets[first[listed[i]]]
             reason = f"of the same name as the member whose content begins at {at}"
             faults.append(Fault(members.offsets[i], decoded(listed[i]), reason))
-    joined = b"".join(listed[i] for i in kept)
-    ends = np.cumsum([len(listed[i]) for i in kept], dtype=np.int64)
     rows = np.array(kept, dtype=np.int64)
-    return TarIndex(Names(joined, ends), arrays[1][rows], arrays[2][rows], tuple(faults), num_bytes, mtime_ns)
+    return TarIndex(
+        Names.of([listed[i] for i in kept]), arrays[1][rows], arrays[2][rows], tuple(faults), num_bytes, mtime_ns
+    )
 
 
 def _to_bytes(index: TarIndex, stamp: dict[str, int]) -> bytes:

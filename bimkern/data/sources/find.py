@@ -9,11 +9,12 @@ from bimkern import pieces
 from bimkern.data.source import ImageFolder, Source, SourceError
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.sources.own import OwnImages
+from bimkern.data.sources.row_files import RowFiles
 from bimkern.data.sources.shards import ImageShards
 
 __all__ = ["find_source"]
 
-_OURS = (OwnImages, ListedImages, ImageShards)  # in this order
+_OURS = (RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bimkern import pieces
 from bimkern.data.formats import BadImage, reason_of
 from bimkern.data.source import Source, SourceError, title, why_skipped
+from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.tar import Fault, decoded, encoded
 from bimkern.data.sources.tar_index import Names, TarIndex, read_index
 
@@ -86,8 +87,8 @@ class ImageShards:
 
     @classmethod
     def accepts(cls, place: str) -> bool:
-        """Return whether a place names tar files: by a suffix, or a folder that holds any and no image."""
-        return place.endswith((_SUFFIX, *_COMPRESSED)) or any(_tars_in(Path(place)))
+        """Return whether a place names tar files: by a suffix, or a folder of them alone."""
+        return place.endswith((_SUFFIX, *_COMPRESSED)) or bool(files_alone(Path(place), (_SUFFIX,)))
 
     @classmethod
     def of(cls, places: Sequence[str]) -> Self:
@@ -206,7 +207,7 @@ def _shards_of(path: Path) -> list[Path]:
     if path.name.endswith(_COMPRESSED):
         raise SourceError(f"{path} is compressed, and cannot be read at any position; unpack it to a .tar file")
     if path.is_dir():
-        found = list(_tars_in(path))
+        found = files_alone(path, (_SUFFIX,))
     elif path.exists():
         found = [path]
     else:
@@ -238,13 +239,6 @@ def _expanded(text: str) -> Iterator[str]:
             choices.append(braces.split(","))
     for chosen in product(*choices):
         yield "".join([parts[0], *(word + after for word, after in zip(chosen, parts[2::2], strict=True))])
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    """Return the tar files right in a folder."""
-    if not os.path.isdir(folder):
-        return []
-    return [path for path in folder.iterdir() if path.suffix == _SUFFIX and not path.name.startswith(".")]
 
 
 def _is_dot_file(file: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bimkern import optional
-from bimkern.data.formats import BadImage
+from bimkern.data.formats import BadImage, open_file
 from bimkern.data.source import SourceError
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns, the likeliest first
@@ -43,7 +43,6 @@ class Columns:
             raise SourceError(f"{path} has {what}; it has {columns}; name one as {path.name}:COLUMN")
         self.image: str = key or (fitting[0] if len(fitting) == 1 else usual[0])
         kind = schema.field(self.image).type
-        self.content = f"{self.image}.bytes" if _is_struct(kind) else self.image
         self.name = f"{self.image}.path" if _is_struct(kind) and "path" in _field_names(kind) else None
         self.label: str | None = next((name for name in _LABELS if name in schema.names), None)
         features = json.loads((schema.metadata or {}).get(_FEATURES, b"{}"))
@@ -59,6 +58,7 @@ class ArrowRows:
 
     def __init__(self, path: Path, key: str | None) -> None:
         pyarrow: Any = optional.load("pyarrow")
+        self._folder = path.parent
         mapped = pyarrow.memory_map(str(path))
         try:
             table = pyarrow.ipc.open_stream(mapped).read_all()
@@ -81,22 +81,27 @@ class ArrowRows:
 
     def read(self, i: int) -> bytes:
         chunk = bisect_right(self._starts, i) - 1
-        return content_of(self._images[chunk], i - self._starts[chunk])
+        return content_of(self._images[chunk], i - self._starts[chunk], self._folder)
 
     def _label(self, i: int) -> str:
         return self._columns.class_of(self._labels[i].as_py())
 
 
-def content_of(column: Any, i: int) -> bytes:
-    """Return the bytes of row i of a column of encoded images.
+def content_of(column: Any, i: int, folder: Path) -> bytes:
+    """Return row i of a column of encoded images: its bytes, or else those of the file at its path.
 
     Raises:
-        BadImage: there are none, as where a table only refers to files.
+        BadImage, OutOfResources: it has neither, or the file cannot be read.
     """
-    value = (column.field("bytes") if _is_struct(column.type) else column)[i]
-    if not value.is_valid:
-        raise BadImage("the table has no bytes of it, only a path")
-    return value.as_buffer().to_pybytes()
+    is_struct = _is_struct(column.type)
+    content = (column.field("bytes") if is_struct else column)[i]
+    if content.is_valid:
+        return content.as_buffer().to_pybytes()
+    path = column.field("path")[i].as_py() if is_struct and "path" in _field_names(column.type) else None
+    if path is None:
+        raise BadImage("its row is empty")
+    with open_file(folder / path) as file:
+        return file.read()
 
 
 def usable_names(names: Any) -> list[str]:

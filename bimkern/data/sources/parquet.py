@@ -23,6 +23,7 @@ class ParquetRows:
 
     def __init__(self, path: Path, key: str | None) -> None:
         pyarrow_parquet: Any = optional.load("pyarrow.parquet")
+        self._folder = path.parent
         self._file = pyarrow_parquet.ParquetFile(path, memory_map=True)
         self._columns = Columns(path, key, self._file.schema_arrow)
         metadata = self._file.metadata
@@ -44,7 +45,7 @@ class ParquetRows:
 
     def read(self, i: int) -> bytes:
         group = bisect_right(self._starts, i) - 1
-        return content_of(self._group(group), i - self._starts[group])
+        return content_of(self._group(group), i - self._starts[group], self._folder)
 
     def _label(self, i: int) -> str:
         return self._columns.class_of(self._labels[i].as_py())
@@ -57,7 +58,7 @@ class ParquetRows:
         """Return the images of a row group."""
         with self._lock:  # a file of pyarrow is not for several threads
             if group not in self._cached:
-                column = self._file.read_row_group(group, [self._columns.content], use_threads=False).column(0)
+                column = self._file.read_row_group(group, [self._columns.image], use_threads=False).column(0)
                 self._cached[group] = column.combine_chunks()
                 while len(self._cached) > 1 and sum(kept.nbytes for kept in self._cached.values()) > _CACHED_BYTES:
                     self._cached.popitem(last=False)

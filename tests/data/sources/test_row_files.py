@@ -122,12 +122,11 @@ def test_what_has_no_labels_says_so(root, tmp_path):
 
 
 def test_what_datasets_write_is_read(root, tmp_path):
-    """save_to_disk, a folder of Parquet files, and one of them."""
+    """save_to_disk, and Parquet files, which then hold paths and no bytes; a folder of them, and each by its name."""
     datasets = import_or_skip("datasets")
-    photos = [str(path) for path in files_of(root)]
-    images = datasets.Dataset.from_dict({"image": photos, "label": [i % 2 for i in range(LEVELS)]}).cast_column(
-        "image", datasets.Image()
-    )
+    rows = {"image": [str(path) for path in files_of(root)], "label": [i % 2 for i in range(LEVELS)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    images = datasets.Dataset.from_dict(rows, features)
     images.save_to_disk(tmp_path / "disk", num_shards=2)
     (tmp_path / "tables").mkdir()
     for i in range(2):
@@ -137,7 +136,7 @@ def test_what_datasets_write_is_read(root, tmp_path):
     for place in (tmp_path / "disk", tmp_path / "tables", sorted((tmp_path / "tables").iterdir())):
         source = find_source(place)
         assert same(batches_of(loader, data_of(source)), theirs)
-        assert read_labels(source, list_images(source).files).classes == ("0", "1")
+        assert read_labels(source, list_images(source).files).classes == ("ant", "bee")
 
 
 def test_several_files_are_joined(root, tmp_path):
@@ -196,7 +195,7 @@ def test_tables_without_images_are_refused_and_rows_without_bytes_are_bad(root, 
         list_images(find_source(tmp_path / "y.parquet"))
     listing = list_images(find_source(tmp_path / "y.parquet:b"))
     faults = [one.fault for one in check(listing, workers=0).values()]
-    assert faults == [None, "the table has no bytes of it, only a path"]
+    assert faults == [None, "its row is empty"]
     with pytest.raises(SourceError, match=r"y.parquet has no column 'c' of encoded images"):
         list_images(find_source(tmp_path / "y.parquet:c"))
 

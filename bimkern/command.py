@@ -24,6 +24,7 @@ from bimkern.train.config.run import ConfigError
 Options = TypeVar("Options")
 
 _REPEATED = ("set", "import")  # options that may be given several times
+_REMOTE = ("--data", "--val")  # options that may name an address
 _URL = re.compile(r"(?:--[\w-]+=)?([a-z][a-z0-9+.-]*://.*)")
 _TYPES = ConstructorRegistry()
 
@@ -46,8 +47,10 @@ def parse(
         ConfigError: an argument is unknown, has an invalid value, or is given twice; one line that names it and the
             choices.
     """
+    remote = {word for option in _REMOTE for word in _words(arguments, option)}
     for url in filter(None, map(_URL.fullmatch, arguments)):
-        raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
+        if url[1] not in remote:
+            raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
     counts = Counter(_names(arguments))
     if twice := [name for name, count in counts.items() if count > 1 and name not in _REPEATED]:
         raise ConfigError(f"--{twice[0].replace('_', '-')} is given {counts[twice[0]]} times; give it once")

@@ -92,7 +92,7 @@ def test_a_backbone_has_no_folder_for_a_picture(runs, photos, capsys, tmp_path):
         (["mae", "mae"], "a RUN is given twice; give it once"),
         (["mae", "--images", "7"], "--images must be at least 8, for CKA, got 7"),
         (["mae", "--batch-size", "7"], "--batch-size must be at least 8, for CKA, got 7"),
-        (["mae", "--data", "nowhere"], "nowhere must be a folder of class folders"),
+        (["mae", "--data", "nowhere"], "nowhere is not a folder"),
         (["mae", "--picture", "a.jpg"], "--picture is written as PNG and must end in .png, got a.jpg"),
     ],
 )

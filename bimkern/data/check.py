@@ -15,7 +15,7 @@ import numpy as np
 
 from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of, too_large
 from bimkern.data.orientation import UPRIGHT, upright_size
-from bimkern.data.source import Images, Listing, Source, SourceError, open_in, title
+from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 from bimkern.files import jsonl
 from bimkern.files.cache import cache_folder
@@ -128,7 +128,7 @@ def _is_unchanged(source: Source, file: str, found: FileCheck) -> bool:
         unchanged = source.stat(file) == (found.bytes, found.mtime_ns)
     except (OSError, BadImage):
         return False
-    return unchanged and not too_large(found.width, found.height)
+    return unchanged and found.mtime_ns != UNKNOWN_TIME and not too_large(found.width, found.height)
 
 
 def _identity(listing: Listing) -> str:
@@ -163,7 +163,8 @@ class _Cache:
         return found
 
     def append(self, found: dict[str, FileCheck]) -> None:
-        good = [{"file": file} | asdict(result) for file, result in found.items() if result.fault is None]
+        known = (item for item in found.items() if item[1].fault is None and item[1].mtime_ns != UNKNOWN_TIME)
+        good = [{"file": file} | asdict(result) for file, result in known]
         if not self._usable or not good:
             return
         try:

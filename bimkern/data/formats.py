@@ -27,8 +27,23 @@ NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 CONVERTED = {1: "L", 3: "RGB"}  # channels -> PIL's mode: any image is converted to it
 # Files that lie beside images and are none: they are not opened, as there may be as many of them as images.
 OTHER_SUFFIXES = (
-    *(".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".log"),
-    *(".npz", ".pt", ".pth", ".safetensors", ".parquet", ".h5", ".pkl", ".mat", ".tfrecord", ".db", ".pdf"),
+    *(
+        ".txt",
+        ".caption",
+        ".cls",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".md",
+        ".html",
+        ".log",
+    ),
+    *(".npz", ".pt", ".pth", ".safetensors", ".parquet", ".h5", ".pkl", ".mat", ".tfrecord", ".db", ".pdf", ".log"),
     *(".zip", ".tar", ".tgz", ".gz", ".7z", ".mp3", ".wav", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".py", ".sh"),
 )
 REMEDY = "convert images of other formats to JPEG or PNG"
@@ -106,17 +121,16 @@ def open_file(path: Path) -> BufferedReader:
         raise BadImage(reason_of(error)) from error
 
 
-def is_image(path: Path) -> bool:
+def is_image(file: BinaryIO) -> bool:
     """Return whether the content of a file begins as that of an image; whether it is whole is for decode() to find.
 
     Raises:
-        BadImage, OutOfResources: as open_file().
+        BadImage, OutOfResources: it, or any file, cannot be read now.
     """
-    with open_file(path) as file:
-        try:
-            return _plugin(file) is not None
-        except OSError as error:
-            raise BadImage(reason_of(error)) from error
+    try:
+        return _plugin(file) is not None
+    except OSError as error:
+        raise BadImage(reason_of(error)) from error
 
 
 def decode_file(path: Path, reduction: int = 1) -> Decoded:
@@ -137,14 +151,15 @@ def decode(file: BinaryIO, reduction: int = 1, channels: int = 3) -> Decoded:
     Args:
         file: the image.
         reduction: 1, 2, 4 or 8; a JPEG in gray or RGB is decoded at 1 / reduction of its size, any other image in full.
-        channels: 1 for gray, 3 for RGB, 4 for RGBA or an array, any other number for an array.
+        channels: 1 for gray, 3 for RGB, 4 for RGBA or an array, any other number for an array. An array of 1 or 3
+            channels is converted to gray and RGB, too.
 
     Raises:
         BadImage: it is truncated, of another format, animated, of more than 8 bits a channel, or too large; or it holds
             other channels than those asked for, and is to be converted neither to gray nor to RGB.
         OutOfResources: there is no memory for it now.
     """
-    if channels not in CONVERTED and _is_array(file):
+    if _is_array(file):
         return _decode_array(file, channels)
     with _open(file) as image:
         try:
@@ -229,7 +244,7 @@ def _decode_array(file: BinaryIO, channels: int) -> Decoded:
     if dtype != np.uint8 or len(shape) != 3:
         raise BadImage(f"{dtype} {list(shape)}; {ARRAY_SUFFIX} images are uint8 [H, W, C]")
     height, width, count = shape
-    if count != channels:
+    if count != channels and not (count in CONVERTED and channels in CONVERTED):
         raise BadImage(f"has {_count(count)}, the encoder takes {channels}")
     if min(height, width) < 1:
         raise BadImage(f"no pixels in {list(shape)}")
@@ -241,7 +256,11 @@ def _decode_array(file: BinaryIO, channels: int) -> Decoded:
         file.seek(start)
         values = np.frombuffer(file.read(height * width * count), dtype=np.uint8)
         pixels = values.reshape(shape, order="F" if by_columns else "C")
-        planes = tuple(Image.fromarray(np.ascontiguousarray(pixels[:, :, i])) for i in range(count))
+        if channels in CONVERTED:
+            image = Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if count == 1 else pixels))
+            planes: tuple[Image.Image, ...] = (_converted(image, CONVERTED[channels]),)
+        else:
+            planes = tuple(Image.fromarray(np.ascontiguousarray(pixels[:, :, i])) for i in range(count))
     except BadImage:
         raise
     except Exception as error:  # a file of a source of the user's own may raise anything

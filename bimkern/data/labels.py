@@ -1,63 +1,38 @@
-"""Labels: which class every image belongs to, by class folders or by a list of paths and labels.
+"""Labels: which class every image belongs to, as its source says, or by class folders.
 
-A folder is read as by torchvision's ImageFolder: the folder right below it names the class. A list is a .csv file with
-the columns `path` and `label`, or a .jsonl file of objects with these keys; paths are relative to the list. A folder
-that holds `train` and `val` (or `valid`, or `test`), each a folder of classes or a list, keeps the second for
-evaluation.
+A folder is read as by torchvision's ImageFolder: the folder right below it names the class. A folder that holds `train`
+and `val` (or `valid`, or `test`), each a folder or a list, keeps the second for evaluation.
 
 Shapes: N images.
 """
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bimkern import pieces
 from bimkern.data.augment import Int64
-from bimkern.data.formats import open_file
-from bimkern.data.source import ImageFolder, Source, SourceError, title
-from bimkern.files import jsonl
+from bimkern.data.source import Source, SourceError, title
+from bimkern.data.sources.find import find_source
+from bimkern.data.sources.listed import LISTS
 
-__all__ = ["Labels", "ListedImages", "labeled_images", "listed_labels", "read_labels"]
+__all__ = ["HasLabels", "Labels", "labeled_images", "read_labels"]
 
-_LISTS = (".csv", ".jsonl")
-_COLUMNS = ("path", "label")
 _TRAIN, _HELD_OUT = ("train",), ("val", "valid", "test")
 
 
-@pieces.register(Source)
-@dataclass(frozen=True, kw_only=True)
-class ListedImages:
-    """The images that a .csv or .jsonl list names, all of which must be there."""
+@runtime_checkable
+class HasLabels(Protocol):
+    """A source whose images carry labels."""
 
-    list: Path
-    held_out: Source | None = None
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return (self.list,)
-
-    def files(self) -> dict[str, str | None]:
-        """Return the listed paths, each of them taken for an image.
+    def labels(self, files: Sequence[str]) -> Mapping[str, str]:
+        """Return the label of every file, in words.
 
         Raises:
-            SourceError: the list cannot be read, names a file twice, or one that is missing.
+            SourceError: one has none.
         """
-        return dict.fromkeys(listed_labels(self.list))
-
-    def stat(self, file: str) -> tuple[int, int]:
-        status = self.path(file).stat()
-        return status.st_size, status.st_mtime_ns
-
-    def open(self, file: str) -> BinaryIO:
-        return open_file(self.path(file))
-
-    def path(self, file: str) -> Path:
-        return self.list.parent / file
 
 
 @dataclass(frozen=True)
@@ -73,15 +48,16 @@ class Labels:
 
 
 def labeled_images(path: Path) -> Source:
-    """Return the source of a folder of classes or of a list; where a folder holds train and val, val is its held_out.
+    """Return the source that a path names (find_source); where it is a folder of train and val, val is its held_out.
 
     Raises:
-        SourceError: it is neither.
+        SourceError: it cannot be used.
     """
     train, val = (_part(path, names) for names in (_TRAIN, _HELD_OUT))
     if train is None or val is None:  # train may be a class: of vehicles
-        return _one_source(path, None)
-    return _one_source(train, _one_source(val, None))
+        return find_source(path)
+    held_out: Any = {"held_out": find_source(val)}
+    return replace(find_source(train), **held_out)  # type: ignore[type-var]  # a source is a frozen dataclass
 
 
 def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | None = None) -> Labels:
@@ -95,7 +71,7 @@ def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | N
     Raises:
         SourceError: a file has no label, its label is none of the classes, or there are fewer than two classes.
     """
-    names = listed_labels(source.list) if isinstance(source, ListedImages) else _class_folders(source, files)
+    names = source.labels(files) if isinstance(source, HasLabels) else _class_folders(source, files)
     known = sorted({names[file] for file in files}) if classes is None else list(classes)
     if len(known) < 2:
         raise SourceError(f"{title(source)}: labels must name at least two classes, got {', '.join(known) or 'none'}")
@@ -104,46 +80,6 @@ def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | N
         if names[file] not in number:
             raise SourceError(f"{title(source)}: {file} has label {names[file]!r}, which no training image has")
     return Labels(tuple(known), {file: number[names[file]] for file in files})
-
-
-def listed_labels(path: Path) -> dict[str, str]:
-    """Return the label of every path of a list, in its order.
-
-    Raises:
-        SourceError: the list cannot be read, or a line lacks a column, repeats a path, or names a missing file.
-    """
-    found: dict[str, str] = {}
-    for line, record in _records(path):
-        if missing := [column for column in _COLUMNS if record.get(column) in (None, "")]:
-            raise SourceError(
-                f"{path}, line {line}: {missing[0]} is missing; every line needs {' and '.join(_COLUMNS)}"
-            )
-        file = str(PurePosixPath(str(record["path"])))
-        if file in found:
-            raise SourceError(f"{path}, line {line}: {file} is listed twice; list every image once")
-        if not (path.parent / file).is_file():
-            raise SourceError(f"{path}, line {line}: {file} does not exist; paths are relative to {path.parent}")
-        found[file] = str(record["label"])
-    return found
-
-
-def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Yield the records of a list with the numbers of their lines."""
-    try:
-        if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                yield from ((reader.line_num, record) for record in reader)
-            return
-        lines = path.read_bytes().splitlines()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path} cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            record = jsonl.parse(line)
-            if record is None:
-                raise SourceError(f"{path}, line {number}: expected a JSON object with {' and '.join(_COLUMNS)}")
-            yield number, record
 
 
 def _class_folders(source: Source, files: Sequence[str]) -> dict[str, str]:
@@ -155,13 +91,5 @@ def _class_folders(source: Source, files: Sequence[str]) -> dict[str, str]:
 def _part(path: Path, names: Sequence[str]) -> Path | None:
     """Return the folder or list of a part of a data set, None where there is none."""
     return next(
-        (part for name in names for suffix in ("", *_LISTS) if (part := path / f"{name}{suffix}").exists()), None
+        (part for name in names for suffix in ("", *LISTS) if (part := path / f"{name}{suffix}").exists()), None
     )
-
-
-def _one_source(path: Path, held_out: Source | None) -> Source:
-    if path.is_dir():
-        return ImageFolder(paths=(path,), held_out=held_out)
-    if path.suffix.lower() not in _LISTS:
-        raise SourceError(f"{path} must be a folder of class folders, or a {' or '.join(_LISTS)} list")
-    return ListedImages(list=path, held_out=held_out)

@@ -5,9 +5,10 @@ A sample id is the index of an image in the sorted list of a source, so it means
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -30,8 +31,10 @@ from bimkern.data.formats import (
 )
 from bimkern.errors import BimkernError
 
+UNKNOWN_TIME = -1  # in place of a time of change
 _OPENERS = 16  # threads
 _NO_IMAGE = "not opened, as its suffix is not that of an image"
+_BY_SUFFIX = {**dict.fromkeys(OTHER_SUFFIXES, _NO_IMAGE), **dict.fromkeys((*SUFFIXES, ARRAY_SUFFIX))}  # why skipped
 
 
 class SourceError(BimkernError, ValueError):
@@ -39,7 +42,12 @@ class SourceError(BimkernError, ValueError):
 
 
 class Source(Protocol):
-    """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass."""
+    """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass.
+
+    It may also have `title`, its name in messages, in place of its paths; `only_images = True`, if whatever it lists is
+    an image, whose name need not say so; `labels(files)`, the label of each by its name; and the class methods
+    `accepts(place)` and `of(places)`, by which --data finds it (sources/find.py).
+    """
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -58,6 +66,8 @@ class Source(Protocol):
 
     def stat(self, file: str) -> tuple[int, int]:
         """Return the bytes and the time of change (ns) of a file: while both stay, it is not checked again.
+
+        With UNKNOWN_TIME for the time, the file is checked whenever a run starts.
 
         Raises:
             OSError, BadImage: it is gone.
@@ -91,6 +101,8 @@ class Listing:
 
         They may be anything, a camera's raw file for example, and are no damaged images.
         """
+        if getattr(self.source, "only_images", False):
+            return self
         skipped = {file: fault for file, fault in faults.items() if not _has_image_suffix(file)}
         files = tuple(file for file in self.files if file not in skipped)
         return replace(self, files=files, others=dict(sorted({**self.others, **skipped}.items())))
@@ -194,8 +206,9 @@ def list_images(source: Source, channels: int = 3) -> Listing:
     found = dict(source.files())
     if channels in CONVERTED:
         found |= {file: _NO_IMAGE for file in found if found[file] is None and suffix_of(file) == ARRAY_SUFFIX}
-    others = {file: reason for file, reason in sorted(found.items()) if reason is not None}
-    listing = Listing(source, tuple(sorted(found.keys() - others.keys())), others, channels)
+    others = dict(sorted((file, reason) for file, reason in found.items() if reason is not None))
+    # Many sources list in order, which sorting keeps at little cost.
+    listing = Listing(source, tuple(sorted(file for file in found if found[file] is None)), others, channels)
     refuse_if_empty(listing)
     return listing
 
@@ -216,7 +229,8 @@ def open_in(source: Source, file: str) -> BinaryIO:
 
 def title(source: Source) -> str:
     """Name a source in messages."""
-    return ", ".join(map(str, source.paths))
+    name: str | None = getattr(source, "title", None)
+    return ", ".join(map(str, source.paths)) if name is None else name
 
 
 def refuse_if_empty(listing: Listing) -> None:
@@ -229,7 +243,9 @@ def refuse_if_empty(listing: Listing) -> None:
 
 def suffix_of(file: str) -> str:
     """Return the suffix of a file's name in lower case, in words if it has none."""
-    return Path(file).suffix.lower() or "without suffix"
+    name = file[file.rfind("/") + 1 :]
+    dot = name.rfind(".")  # Path.suffix, of a million files
+    return name[dot:].lower() if 0 < dot < len(name) - 1 and name[:dot].strip(".") else "without suffix"
 
 
 def _name(path: Path) -> str:
@@ -242,16 +258,12 @@ def _files_below(root: Path) -> dict[str, str | None]:
     try:
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder")
-        unknown: list[Path] = []
-        for path in _walk(root):
-            suffix = suffix_of(path.name)
-            if not _has_image_suffix(path.name) and suffix not in OTHER_SUFFIXES:
-                unknown.append(path)
-                continue
-            found[path.relative_to(root).as_posix()] = None if _has_image_suffix(path.name) else _NO_IMAGE
+        paths = {path.relative_to(root).as_posix(): path for path in _walk(root)}
+        unknown = [file for file in paths if suffix_of(file) not in _BY_SUFFIX]
+        found |= {file: why_skipped(file, partial(open_file, paths[file])) for file in paths.keys() - set(unknown)}
         with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for the disk, or for a network
-            reasons = zip(unknown, pool.map(_why_skipped, unknown), strict=True)
-            found |= {path.relative_to(root).as_posix(): reason for path, reason in reasons}
+            reasons = pool.map(lambda file: why_skipped(file, partial(open_file, paths[file])), unknown)
+            found |= dict(zip(unknown, reasons, strict=True))
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be read ({error.strerror})") from error
     except OutOfResources as error:
@@ -260,13 +272,20 @@ def _files_below(root: Path) -> dict[str, str | None]:
 
 
 def _has_image_suffix(file: str) -> bool:
-    return suffix_of(file) in (*SUFFIXES, ARRAY_SUFFIX)
+    return _BY_SUFFIX.get(suffix_of(file), _NO_IMAGE) is None
 
 
-def _why_skipped(path: Path) -> str | None:
-    """Open a file of unknown suffix; return why it is skipped, None if it starts like an image."""
+def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
+    """Return why a file is skipped, None for an image: by its suffix or, if that is unknown, by its first bytes.
+
+    Raises:
+        OutOfResources: no file can be read now.
+    """
+    if (suffix := suffix_of(file)) in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
     try:
-        return None if is_image(path) else f"not a {NAMES} image; {REMEDY}"
+        with open_it() as opened:
+            return None if is_image(opened) else f"not a {NAMES} image; {REMEDY}"
     except BadImage as error:
         return str(error)
 

@@ -10,7 +10,8 @@ import torch
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import CONVERTED, pil_settings_kept
 from bimkern.data.loader import Loader
-from bimkern.data.source import ImageFolder, Source
+from bimkern.data.source import Source
+from bimkern.data.sources import find
 from bimkern.data.step_layout import StepLayout
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
@@ -93,7 +94,7 @@ def find_inputs(config: Config) -> Inputs:
 
 
 def find_source(config: Config) -> Source:
-    """Return the source of a run's images: the folders of its options, else that of its config, else the demo's.
+    """Return the source of a run's images: what its options name, else that of its config, else the demo's.
 
     Raises:
         ConfigError, SourceError: it cannot be used.
@@ -106,7 +107,7 @@ def find_source(config: Config) -> Source:
     paths = (data,) if isinstance(data, Path) else data
     if not paths or Path() in paths:
         raise ConfigError("--data is empty or the current folder; name the folder of images")
-    return ImageFolder(paths=paths)
+    return find.find_source(paths)
 
 
 def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:

@@ -114,7 +114,7 @@ BAD = {
     "rgba for 5": (encoded("PNG", picture().convert("RGBA")), 5, "has 4 channels (RGBA), the encoder takes 5; "),
     "array of 3 for 5": (array(np.zeros((9, 8, 3), np.uint8)), 5, "has 3 channels, the encoder takes 5"),
     "array of 1 for 2": (array(np.zeros((9, 8, 1), np.uint8)), 2, "has 1 channel, the encoder takes 2"),
-    "array for 3": (array(np.zeros((9, 8, 3), np.uint8)), 3, "not a JPEG, PNG, WebP, BMP, TIFF or GIF image"),
+    "array of 4 for 3": (array(np.zeros((9, 8, 4), np.uint8)), 3, "has 4 channels, the encoder takes 3"),
     "float": (array(np.zeros((9, 8, 5))), 5, "float64 [9, 8, 5]; .npy images are uint8 [H, W, C]"),
     "16 bits": (array(np.zeros((9, 8, 5), np.uint16)), 5, "uint16 [9, 8, 5]; .npy images are uint8 [H, W, C]"),
     "flat": (array(np.zeros((9, 8), np.uint8)), 5, "uint8 [9, 8]; .npy images are uint8 [H, W, C]"),

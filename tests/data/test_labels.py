@@ -15,10 +15,11 @@ from bimkern.data import pil
 from bimkern.data.augment import CenterCrop, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.labels import ListedImages, labeled_images, read_labels
+from bimkern.data.labels import labeled_images, read_labels
 from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, list_images
+from bimkern.data.sources.listed import ListedImages
 from bimkern.data.step_layout import StepLayout
 
 GRAY = {"dark": 40, "light": 200, "white": 250}
@@ -69,7 +70,7 @@ def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_pat
     [
         ([("dark/0.png", "a"), ("dark/./0.png", "b")], r"list.csv, line 3: dark/0.png is listed twice; list every"),
         ([("dark/9.png", "a")], r"list.csv, line 2: dark/9.png does not exist; paths are relative to "),
-        ([("dark/0.png", "")], r"list.csv, line 2: label is missing; every line needs path and label"),
+        ([("dark/0.png", "")], r"list.csv, line 2: dark/0.png has no label; every line needs one"),
         ([("dark/0.png", "a"), ("dark/1.png", "a")], r"list.csv: labels must name at least two classes, got a"),
     ],
 )
@@ -86,10 +87,12 @@ def test_an_unknown_label_an_image_outside_of_classes_and_another_file_are_refus
     (classes / "bare.png").write_bytes((classes / "dark/0.png").read_bytes())
     with pytest.raises(SourceError, match=r"bare.png lies in no class folder; put it into one, or give a .csv list"):
         labels_of(classes)
-    with pytest.raises(SourceError, match=r"a.txt must be a folder of class folders, or a .csv or .jsonl list"):
-        labeled_images(tmp_path / "a.txt")
+    with pytest.raises(SourceError, match=r"a.jpg is not a folder"):
+        labels_of(tmp_path / "a.jpg")
     (tmp_path / "bad.jsonl").write_text("[1]")
-    with pytest.raises(SourceError, match=r"bad.jsonl, line 1: expected a JSON object with path and label"):
+    with pytest.raises(
+        SourceError, match=r"bad.jsonl, line 1: expected a JSON object with path, and label if it has one"
+    ):
         ListedImages(list=tmp_path / "bad.jsonl").files()
 
 

@@ -1,0 +1,127 @@
+"""Arrays of images, [N, H, W, C] or [N, H, W] uint8: .npy and .npz files.
+
+They are mapped into memory, so that only what is read takes any; arrays of a compressed .npz are read as a whole.
+
+Shapes: N images, H W pixels, C channels.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from bimkern.data.source import SourceError
+
+IMAGES = ("images", "image", "train_images", "x_train", "data", "x")  # names of arrays, the likeliest first
+_LABELS = {"images": "labels", "image": "label", "train_images": "train_labels", "x_train": "y_train", "x": "y"}
+_ZIP_HEADER = 30  # bytes before name and extra field of a member
+
+
+class ArrayRows:
+    """Images of an array, and its labels if there are any."""
+
+    def __init__(self, path: Path, images: Any, labels: Any = None) -> None:
+        """Take arrays, [N, H, W, C] or [N, H, W], and [N] or [N, 1]."""
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise SourceError(f"{path}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+        self._images = images
+        if labels is not None and len(labels) == len(images):
+            self._labels = labels
+            self.label = self._label
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, i: int) -> np.ndarray:
+        return np.asarray(self._images[i])
+
+    def _label(self, i: int) -> str:
+        (label,) = np.asarray(self._labels[i]).reshape(-1).tolist()
+        return label.decode() if isinstance(label, bytes) else str(label)
+
+
+class NpyRows(ArrayRows):
+    """A .npy file."""
+
+    survives_fork = True
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        if key is not None:
+            raise SourceError(f"{path} holds one array, which has no name; leave out :{key}")
+        super().__init__(path, np.load(path, mmap_mode="r"))
+
+
+class NpzRows(ArrayRows):
+    """An array of a .npz file."""
+
+    survives_fork = True
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        with np.load(path) as archive:
+            arrays = _Mapped(path, archive)
+            key = choose(path, key, {name: arrays.header(name) for name in archive.files})
+            label = label_of(key)
+            super().__init__(path, arrays[key], arrays[label] if label in archive.files else None)
+
+
+class _Mapped:
+    """The arrays of a .npz file, mapped where they are not compressed."""
+
+    def __init__(self, path: Path, archive: Any) -> None:
+        self._path, self._archive = path, archive
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype."""
+        with self._archive.zip.open(f"{name}.npy") as member:
+            shape, _, dtype = _read_header(member)
+            return shape, dtype
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        member = self._archive.zip.getinfo(f"{name}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            return self._archive[name]
+        with self._path.open("rb") as file:
+            file.seek(member.header_offset + _ZIP_HEADER - 4)
+            start = member.header_offset + _ZIP_HEADER
+            start += int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+            file.seek(start)
+            shape, by_columns, dtype = _read_header(file)
+            offset = file.tell()
+        return np.memmap(self._path, dtype, "r", offset, shape, "F" if by_columns else "C")
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    return read(file)
+
+
+def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+    """Return the name of the array of images: the one that is asked for, the only one, or one of a usual name.
+
+    Args:
+        path: of the file, for messages.
+        key: what is asked for.
+        arrays: shape and dtype of all arrays.
+
+    Raises:
+        SourceError: there is none, or it is not clear which.
+    """
+    found = ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in arrays.items()) or "none"
+    if key is not None:
+        if key not in arrays:
+            raise SourceError(f"{path} has no array {key!r}; it has {found}")
+        return key
+    fitting = [name for name, (shape, dtype) in arrays.items() if dtype == np.uint8 and len(shape) in (3, 4)]
+    usual = [name for name in IMAGES if name in fitting]
+    if not fitting or (len(fitting) > 1 and not usual):
+        what = "several arrays that may be images" if fitting else "no array of images, uint8 [N, H, W, C]"
+        raise SourceError(f"{path} has {what}; it has {found}; name one as {path.name}:NAME")
+    return fitting[0] if len(fitting) == 1 else usual[0]
+
+
+def label_of(key: str) -> str:
+    """Return the name of the labels of an array of images."""
+    return _LABELS.get(key) or (key.replace("images", "labels") if "images" in key else "labels")

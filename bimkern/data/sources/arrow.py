@@ -1,0 +1,125 @@
+"""Tables of Arrow with a column of encoded images: the .arrow files that Hugging Face's save_to_disk writes.
+
+They are mapped into memory: any image is read at the cost of that image.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from bimkern import optional
+from bimkern.data.formats import BadImage, open_file
+from bimkern.data.source import SourceError
+
+_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns, the likeliest first
+_LABELS = ("label", "labels", "cls", "class")
+_FEATURES = b"huggingface"  # where datasets keeps the names of classes
+
+
+class Columns:
+    """Which columns of a table hold images, their names and their labels."""
+
+    def __init__(self, path: Path, key: str | None, schema: Any) -> None:
+        """Choose them.
+
+        Args:
+            path: of the file, for messages.
+            key: the column of images; None: the only one, or one of a usual name.
+            schema: of the table, by pyarrow.
+
+        Raises:
+            SourceError: there is no such column, or it is not clear which.
+        """
+        fitting = [field.name for field in schema if _holds_images(field.type)]
+        usual = [name for name in _IMAGES if name in fitting]
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        if key is not None and key not in fitting:
+            raise SourceError(f"{path} has no column {key!r} of encoded images; it has {columns}")
+        if key is None and (not fitting or (len(fitting) > 1 and not usual)):
+            what = "several columns that may be images" if fitting else "no column of encoded images"
+            raise SourceError(f"{path} has {what}; it has {columns}; name one as {path.name}:COLUMN")
+        self.image: str = key or (fitting[0] if len(fitting) == 1 else usual[0])
+        kind = schema.field(self.image).type
+        self.name = f"{self.image}.path" if _is_struct(kind) and "path" in _field_names(kind) else None
+        self.label: str | None = next((name for name in _LABELS if name in schema.names), None)
+        features = json.loads((schema.metadata or {}).get(_FEATURES, b"{}"))
+        feature = features.get("info", {}).get("features", {}).get(self.label)
+        self.classes: Sequence[str] | None = feature.get("names") if isinstance(feature, dict) else None
+
+    def class_of(self, value: Any) -> str:
+        return self.classes[value] if self.classes and isinstance(value, int) and value >= 0 else str(value)
+
+
+class ArrowRows:
+    """The rows of an .arrow file, a stream or a file of Arrow."""
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        pyarrow: Any = optional.load("pyarrow")
+        self._folder = path.parent
+        mapped = pyarrow.memory_map(str(path))
+        try:
+            table = pyarrow.ipc.open_stream(mapped).read_all()
+        except pyarrow.ArrowInvalid:
+            table = pyarrow.ipc.open_file(mapped).read_all()
+        self._columns = Columns(path, key, table.schema)
+        self._images = table.column(self._columns.image).chunks
+        self._starts = [0, *accumulate(map(len, self._images))]
+        if self._columns.label is not None:
+            self._labels = table.column(self._columns.label)
+            self.label = self._label
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def names(self) -> list[str]:
+        if self._columns.name is None:
+            return []
+        return usable_names(name for chunk in self._images for name in chunk.field("path").to_pylist())
+
+    def read(self, i: int) -> bytes:
+        chunk = bisect_right(self._starts, i) - 1
+        return content_of(self._images[chunk], i - self._starts[chunk], self._folder)
+
+    def _label(self, i: int) -> str:
+        return self._columns.class_of(self._labels[i].as_py())
+
+
+def content_of(column: Any, i: int, folder: Path) -> bytes:
+    """Return row i of a column of encoded images: its bytes, or else those of the file at its path.
+
+    Raises:
+        BadImage, OutOfResources: it has neither, or the file cannot be read.
+    """
+    is_struct = _is_struct(column.type)
+    content = (column.field("bytes") if is_struct else column)[i]
+    if content.is_valid:
+        return content.as_buffer().to_pybytes()
+    path = column.field("path")[i].as_py() if is_struct and "path" in _field_names(column.type) else None
+    if path is None:
+        raise BadImage("its row is empty")
+    with open_file(folder / path) as file:
+        return file.read()
+
+
+def usable_names(names: Any) -> list[str]:
+    """Return names, none if some are missing."""
+    found = list(names)
+    return found if all(found) else []
+
+
+def _is_struct(kind: Any) -> bool:
+    return kind.num_fields > 0
+
+
+def _field_names(kind: Any) -> list[str]:
+    return [kind.field(i).name for i in range(kind.num_fields)]
+
+
+def _holds_images(kind: Any) -> bool:
+    """Return whether a column holds encoded images: binary, or datasets' struct of bytes and path."""
+    if str(kind).startswith("struct"):
+        return "bytes" in _field_names(kind)
+    return str(kind) in ("binary", "large_binary")

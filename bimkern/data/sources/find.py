@@ -1,0 +1,49 @@
+"""Which source --data names, by what it is: a class that says so of itself, else a folder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bimkern import pieces
+from bimkern.data.source import ImageFolder, Source, SourceError
+from bimkern.data.sources.listed import ListedImages
+from bimkern.data.sources.own import OwnImages
+from bimkern.data.sources.row_files import RowFiles
+from bimkern.data.sources.shards import ImageShards
+
+__all__ = ["find_source"]
+
+_OURS = (RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")
+
+
+def find_source(data: Path | Sequence[Path]) -> Source:
+    """Return the source that --data names. What it holds is read later, by files().
+
+    A registered source class with `accepts(place)` and `of(places)` is asked first.
+
+    Args:
+        data: one place or several of one kind.
+
+    Raises:
+        SourceError: they are of several kinds, or the source cannot be used.
+    """
+    places = [_text(path) for path in ((data,) if isinstance(data, Path) else data)]
+    kinds = {place: _kind_of(place) for place in places}
+    if len(set(kinds.values())) > 1:
+        read = " and ".join(f"{place} (read by {kind.__name__})" for place, kind in kinds.items())
+        raise SourceError(f"--data must name images of one kind, got {read}")
+    kind = next(iter(kinds.values()))
+    return ImageFolder(paths=tuple(map(Path, places))) if kind is ImageFolder else kind.of(places)
+
+
+def _kind_of(place: str) -> Any:
+    own = [kind for kind in pieces.registered(Source).values() if hasattr(kind, "accepts") and kind not in _OURS]
+    kinds: tuple[Any, ...] = (*own, *_OURS)
+    return next((kind for kind in kinds if kind.accepts(place)), ImageFolder)
+
+
+def _text(path: Path) -> str:
+    """Return a path as it was given: of an address, a Path has dropped a slash."""
+    return _ADDRESS.sub(r"\1://", str(path), count=1) if _ADDRESS.match(str(path)) else str(path)

@@ -1,0 +1,123 @@
+"""Lists of images: a text file with a path on every line, a table (CSV, TSV), or JSON lines; with labels or without.
+
+Paths are relative to the list. In a text file, a label follows its path after a tab. In the other forms the path is
+called `path`, and the label `label`.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Self
+
+from bimkern import pieces
+from bimkern.data.formats import open_file
+from bimkern.data.source import Source, SourceError
+from bimkern.files import jsonl
+
+LISTS = (".txt", ".csv", ".tsv", ".jsonl")
+_PATH, _LABEL = "path", "label"
+
+
+@pieces.register(Source)
+@dataclass(frozen=True, kw_only=True)
+class ListedImages:
+    """The images that a list names, all of which must be there."""
+
+    list: Path
+    held_out: Source | None = None
+
+    @classmethod
+    def accepts(cls, place: str) -> bool:
+        return place.lower().endswith(LISTS)
+
+    @classmethod
+    def of(cls, places: Sequence[str]) -> Self:
+        if len(places) > 1:
+            raise SourceError(f"--data takes one list, got {', '.join(places)}; join them into one")
+        return cls(list=Path(places[0]))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.list,)
+
+    def files(self) -> dict[str, str | None]:
+        """Return the listed paths, each of them taken for an image.
+
+        Raises:
+            SourceError: the list cannot be read, names a file twice, or one that is missing.
+        """
+        return dict.fromkeys(file for _, file, _ in self._entries())
+
+    def stat(self, file: str) -> tuple[int, int]:
+        status = self.path(file).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def open(self, file: str) -> BinaryIO:
+        return open_file(self.path(file))
+
+    def path(self, file: str) -> Path:
+        return self.list.parent / file
+
+    def labels(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the labels of listed paths.
+
+        Raises:
+            SourceError: one has none.
+        """
+        found, wanted = {}, set(files)
+        for line, file, label in self._entries():
+            if file not in wanted:
+                continue
+            if label is None:
+                raise SourceError(f"{self.list}, line {line}: {file} has no label; every line needs one")
+            found[file] = label
+        return found
+
+    def _entries(self) -> Iterator[tuple[int, str, str | None]]:
+        """Yield line, path and label of every image."""
+        seen = set()
+        for line, record in _records(self.list):
+            if record.get(_PATH) in (None, ""):
+                raise SourceError(f"{self.list}, line {line}: {_PATH} is missing; every line needs it")
+            file = str(PurePosixPath(str(record[_PATH])))
+            if file in seen:
+                raise SourceError(f"{self.list}, line {line}: {file} is listed twice; list every image once")
+            seen.add(file)
+            if not self.path(file).is_file():
+                remedy = f"paths are relative to {self.list.parent}"
+                if self.list.suffix == ".txt":
+                    remedy += ", and a label follows after a tab"
+                raise SourceError(f"{self.list}, line {line}: {file} does not exist; {remedy}")
+            label = record.get(_LABEL)
+            yield line, file, None if label in (None, "") else str(label)
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the records of a list with the numbers of their lines.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if suffix in (".csv", ".tsv"):
+                reader = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
+                yield from ((reader.line_num, record) for record in reader)
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _record(path, number, line.rstrip("\r\n"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} cannot be read ({error})") from error
+
+
+def _record(path: Path, number: int, line: str) -> Mapping[str, object]:
+    if path.suffix.lower() == ".txt":
+        file, _, label = line.partition("\t")
+        return {_PATH: file.strip(), _LABEL: label.strip()}
+    record = jsonl.parse(line.encode())
+    if record is None:
+        raise SourceError(f"{path}, line {number}: expected a JSON object with {_PATH}, and {_LABEL} if it has one")
+    return record

@@ -1,0 +1,105 @@
+"""Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bimkern import optional, pieces
+from bimkern.data.source import Source, SourceError
+from bimkern.data.sources import arrays, arrow, hdf5, lmdb, parquet
+from bimkern.data.sources.folders import files_alone
+from bimkern.data.sources.rows import Joined, RowImages, Rows
+
+__all__ = ["RowFiles"]
+
+# How a file is opened, given its path and the name of the array or column in it, or None for the only one.
+_OPEN: dict[str, Callable[[Path, str | None], Rows]] = {
+    ".npy": arrays.NpyRows,
+    ".npz": arrays.NpzRows,
+    ".h5": hdf5.Hdf5Rows,
+    ".hdf5": hdf5.Hdf5Rows,
+    ".lmdb": lmdb.LmdbRows,
+    ".mdb": lmdb.LmdbRows,
+    ".parquet": parquet.ParquetRows,
+    ".arrow": arrow.ArrowRows,
+}
+_NEEDS = {  # package, and extra that installs it
+    **dict.fromkeys((".h5", ".hdf5"), ("h5py", "hdf5")),
+    **dict.fromkeys((".lmdb", ".mdb"), ("lmdb", "lmdb")),
+    **dict.fromkeys((".parquet", ".arrow"), ("pyarrow", "parquet")),
+}
+_IN_FOLDERS = (".parquet", ".arrow", ".mdb")
+_PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^/:]+))?", re.IGNORECASE)
+
+
+@pieces.register(Source)
+@dataclass(frozen=True, kw_only=True)
+class RowFiles(RowImages):
+    """The images in the rows of files; several files are joined in the order of their names.
+
+    Args:
+        paths: the files, or folders of Parquet or Arrow files, or of an LMDB.
+        key: the array or column of images; None: the only one.
+        held_out: images to evaluate on.
+    """
+
+    paths: tuple[Path, ...]
+    key: str | None = None
+
+    @classmethod
+    def accepts(cls, place: str) -> bool:
+        """Return whether a place is such a file, perhaps with `:KEY` behind it, or a folder of some."""
+        return _PLACE.fullmatch(place) is not None or bool(_in_folder(Path(place)))
+
+    @classmethod
+    def of(cls, places: Sequence[str]) -> Self:
+        parsed = [match.groups() if (match := _PLACE.fullmatch(place)) else (place, None) for place in places]
+        if len({key for _, key in parsed}) > 1:
+            raise SourceError(f"{', '.join(places)}: all must have the same array or column, named after a colon")
+        return cls(paths=tuple(Path(str(path)) for path, _ in parsed), key=parsed[0][1])
+
+    def open_rows(self) -> Rows:
+        files = sorted({file for path in self.paths for file in (_in_folder(path) or [path])})
+        return Joined([_Stamped(file, self._open(file)) for file in files])
+
+    def _open(self, file: Path) -> Rows:
+        suffix = file.suffix.lower()
+        try:
+            file.stat()
+            return _OPEN[suffix](file, self.key)
+        except optional.Unusable as error:
+            package, extra = _NEEDS[suffix]
+            remedy = f"pip install 'bimkern[{extra}]'"
+            raise SourceError(f"{file}: {suffix} files need {package} ({error}); {remedy}") from error
+        except SourceError:
+            raise
+        except Exception as error:  # whatever the library of the format raises
+            reason = getattr(error, "strerror", None) or optional.first_line(error)
+            raise SourceError(f"{file} cannot be read ({reason})") from error
+
+
+class _Stamped:
+    """Rows of a file, which are unchanged as long as the file is."""
+
+    def __init__(self, path: Path, rows: Any) -> None:
+        self._path, self._rows = path, rows
+        self.names = getattr(rows, "names", list)
+        self.survives_fork = getattr(rows, "survives_fork", False)
+        if hasattr(rows, "label"):
+            self.label = rows.label
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> Any:
+        return self._rows.read(i)
+
+    def stat(self, i: int) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_size, status.st_mtime_ns
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return [path for path in files_alone(folder, _IN_FOLDERS) if path.name != "lock.mdb"]

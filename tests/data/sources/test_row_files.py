@@ -1,0 +1,236 @@
+"""Arrays and tables of images give what a folder of their files gives."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from bad_files import encoded, picture
+from interop import import_or_skip
+from source_forms import batches_of, data_of, files_of, same, write_folder
+
+from bimkern.data.check import check
+from bimkern.data.labels import read_labels
+from bimkern.data.pil import PilLoader
+from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.sources import parquet
+from bimkern.data.sources.find import find_source
+
+KINDS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", "folder.lmdb", ".parquet", "paths.parquet", ".arrow")
+NEEDS = {".h5": "h5py", ".lmdb": "lmdb", ".parquet": "pyarrow.parquet", ".arrow": "pyarrow"}
+LEVELS = 12
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of PNGs of one size, which an array can hold."""
+    (tmp_path / "photos").mkdir()
+    for i in range(LEVELS):
+        picture(30, 24, seed=i).save(tmp_path / "photos" / f"{i:02d}.png")
+    return tmp_path / "photos"
+
+
+def pixels(i):
+    return np.asarray(picture(30, 24, seed=i))
+
+
+def write(root, path, order=range(LEVELS)):
+    """Write the images of a folder in another form; return what --data names."""
+    suffix = path.suffix
+    if suffix in NEEDS:
+        library = import_or_skip(NEEDS[suffix])
+    names = [f"{i:02d}.png" for i in order]
+    contents = [(root / name).read_bytes() for name in names]
+    images, labels = np.stack([pixels(i) for i in order]), np.array([i % 2 for i in order])
+    if suffix == ".npy":
+        np.save(path, images)
+    elif suffix == ".npz":
+        save = np.savez_compressed if path.stem == "compressed" else np.savez
+        save(path, images=images, labels=labels[:, None], masks=np.zeros((LEVELS, 24, 30), np.uint8))
+    elif suffix == ".h5":
+        with library.File(path, "w") as file:
+            file.create_dataset("train/images", data=images, chunks=(1, *images.shape[1:]))
+            file.create_dataset("train/labels", data=labels)
+    elif suffix == ".lmdb":
+        with (
+            library.open(str(path), subdir=path.stem == "folder", map_size=1 << 22) as base,
+            base.begin(write=True) as to,
+        ):
+            for name, content in zip(names, contents, strict=True):
+                to.put(name.encode(), content)
+            to.put(b"__len__", b"12")
+    else:
+        write_table(path, names, contents, labels)
+    return path
+
+
+def write_table(path, names, contents, labels):
+    """Write what datasets writes: a struct of bytes and path, and labels whose names are in the schema."""
+    pa = import_or_skip("pyarrow")
+    features = {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    paths = names if path.stem == "paths" else [None] * len(names)
+    image = pa.array(
+        [{"bytes": content, "path": name} for content, name in zip(contents, paths, strict=True)],
+        type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": image, "label": pa.array(labels)}).replace_schema_metadata(metadata)
+    if path.suffix == ".parquet":
+        import_or_skip("pyarrow.parquet").write_table(table, path, row_group_size=5)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+
+
+def named(tmp_path, kind):
+    return tmp_path / (f"x{kind}" if kind.startswith(".") else kind)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_the_folder_bit_for_bit_also_when_resumed(root, tmp_path, kind, workers):
+    path = write(root, named(tmp_path, kind))
+    loader = PilLoader(workers=workers)
+    theirs = batches_of(loader, data_of(ImageFolder(paths=(root,))))
+    data = data_of(find_source(path))
+    assert same(batches_of(loader, data), theirs)
+    assert same(batches_of(loader, data_of(find_source(path)), first=5), theirs[5:])
+
+
+@pytest.mark.parametrize("kind", ["paths.parquet", ".lmdb"])
+def test_where_rows_have_names_these_give_the_order(root, tmp_path, kind):
+    path = write(root, named(tmp_path, kind), order=[7, 3, 11, 0, 1, 2, 10, 9, 8, 6, 5, 4])
+    loader = PilLoader(workers=0)
+    theirs = data_of(ImageFolder(paths=(root,)))
+    ours = data_of(find_source(path))
+    assert ours.images.files == theirs.images.files
+    assert same(batches_of(loader, ours), batches_of(loader, theirs))
+
+
+@pytest.mark.parametrize("kind", [".npz", ".h5", ".parquet", ".arrow"])
+def test_labels(root, tmp_path, kind):
+    source = find_source(write(root, named(tmp_path, kind)))
+    labels = read_labels(source, list_images(source).files)
+    assert labels.classes == (("ant", "bee") if kind in (".parquet", ".arrow") else ("0", "1"))
+    assert list(labels.by_file.values()) == [i % 2 for i in range(LEVELS)]
+
+
+def test_what_has_no_labels_says_so(root, tmp_path):
+    source = find_source(write(root, tmp_path / "x.npy"))
+    with pytest.raises(SourceError, match=r"x.npy has no labels"):
+        read_labels(source, list_images(source).files)
+
+
+def test_what_datasets_write_is_read(root, tmp_path):
+    """save_to_disk, and Parquet files, which then hold paths and no bytes; a folder of them, and each by its name."""
+    datasets = import_or_skip("datasets")
+    rows = {"image": [str(path) for path in files_of(root)], "label": [i % 2 for i in range(LEVELS)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    images = datasets.Dataset.from_dict(rows, features)
+    images.save_to_disk(tmp_path / "disk", num_shards=2)
+    (tmp_path / "tables").mkdir()
+    for i in range(2):
+        images.shard(2, i, contiguous=True).to_parquet(tmp_path / "tables" / f"train-{i:05d}-of-00002.parquet")
+    loader = PilLoader(workers=0)
+    theirs = batches_of(loader, data_of(ImageFolder(paths=(root,))))
+    for place in (tmp_path / "disk", tmp_path / "tables", sorted((tmp_path / "tables").iterdir())):
+        source = find_source(place)
+        assert same(batches_of(loader, data_of(source)), theirs)
+        assert read_labels(source, list_images(source).files).classes == ("ant", "bee")
+
+
+def test_several_files_are_joined(root, tmp_path):
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", np.stack([pixels(6 * i + j) for j in range(6)]))
+    loader = PilLoader(workers=0)
+    ours = batches_of(loader, data_of(find_source([tmp_path / "1.npy", tmp_path / "0.npy"])))
+    assert same(ours, batches_of(loader, data_of(ImageFolder(paths=(root,)))))
+
+
+def test_gray_arrays_without_channels_and_named_ones(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (4, 9, 8), np.uint8)
+    np.savez(tmp_path / "x.npz", one=levels, two=levels[:2])
+    with pytest.raises(SourceError, match=r"several arrays that may be images; it has one uint8 \[4, 9, 8\], t"):
+        list_images(find_source(tmp_path / "x.npz"))
+    source = find_source(tmp_path / "x.npz:two")
+    assert list_images(source).files == ("000000000", "000000001")
+    (batch, *_) = batches_of(PilLoader(workers=0), data_of(source))
+    assert batch.images.shape == (5, 3, 16, 16)
+    assert (batch.images[:, 0] == batch.images[:, 2]).all()
+
+
+def arrays(**values):
+    return lambda path: np.savez(path, **values)
+
+
+@pytest.mark.parametrize(
+    ("place", "write", "message"),
+    [
+        (
+            "x.npy",
+            lambda path: np.save(path, np.zeros((3, 4, 4, 3))),
+            r"images must be uint8 \[N, H, W, C\], got float64",
+        ),
+        ("x.npy:a", lambda path: np.save(path, np.zeros(3)), "holds one array, which has no name; leave out :a"),
+        ("x.npz", arrays(a=np.zeros(3)), r"no array of images, uint8 \[N, H, W, C\]; it has a float64 \[3\]; name one"),
+        ("x.npz:b", arrays(a=np.zeros(3)), r"x.npz has no array 'b'; it has a float64 \[3\]"),
+        ("x.npy", lambda path: path.write_bytes(b"no array"), r"x.npy cannot be read \("),
+        ("y.npy", lambda path: None, r"y.npy cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, place, write, message):
+    write(tmp_path / place.partition(":")[0])
+    with pytest.raises(SourceError, match=message):
+        list_images(find_source(tmp_path / place))
+
+
+def test_tables_without_images_are_refused_and_rows_without_bytes_are_bad(root, tmp_path):
+    pa, pq = import_or_skip("pyarrow"), import_or_skip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"x.parquet has no column of encoded images; it has text \(string\), n"):
+        list_images(find_source(tmp_path / "x.parquet"))
+    binary = pa.array([encoded("PNG"), None], pa.binary())
+    pq.write_table(pa.table({"a": binary, "b": binary}), tmp_path / "y.parquet")
+    with pytest.raises(SourceError, match=r"several columns that may be images; .*; name one as y.parquet:COLUMN"):
+        list_images(find_source(tmp_path / "y.parquet"))
+    listing = list_images(find_source(tmp_path / "y.parquet:b"))
+    faults = [one.fault for one in check(listing, workers=0).values()]
+    assert faults == [None, "its row is empty"]
+    with pytest.raises(SourceError, match=r"y.parquet has no column 'c' of encoded images"):
+        list_images(find_source(tmp_path / "y.parquet:c"))
+
+
+def test_of_parquet_a_bounded_share_is_kept(root, tmp_path, monkeypatch):
+    path = write(root, tmp_path / "x.parquet")
+    monkeypatch.setattr(parquet, "_CACHED_BYTES", 1)
+    rows = find_source(path).open_rows()
+    for i in (0, 11, 5, 0):
+        assert rows.read(i) == (root / f"{i:02d}.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [".h5", ".lmdb", ".parquet", ".arrow"])
+def test_without_its_package_a_file_is_refused_with_the_remedy(tmp_path, monkeypatch, kind):
+    package = NEEDS[kind].partition(".")[0]
+    for name in (package, NEEDS[kind]):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / f"x{kind}").write_bytes(b"")
+    extra = {"h5py": "hdf5", "lmdb": "lmdb", "pyarrow": "parquet"}[package]
+    with pytest.raises(SourceError, match=rf"{kind} files need {package} \(.*\); pip install 'bimkern\[{extra}\]'"):
+        list_images(find_source(tmp_path / f"x{kind}"))
+
+
+def test_a_file_that_changes_is_checked_again(root, tmp_path):
+    write(root, tmp_path / "x.npy")
+    source = find_source(tmp_path / "x.npy")
+    before = check(list_images(source), workers=0)
+    np.save(tmp_path / "x.npy", np.stack([pixels(i + 1) for i in range(LEVELS)]))
+    after = check(list_images(source), workers=0)
+    assert before.keys() == after.keys()
+    assert all(before[file].digest != after[file].digest for file in before)
+
+
+def test_a_folder_of_images_with_a_table_or_a_shard_beside_them_is_a_folder_of_images(tmp_path):
+    root = write_folder(tmp_path / "photos")
+    (root / "metadata.parquet").write_bytes(b"")
+    (root / "download.tar").write_bytes(b"")
+    assert isinstance(find_source(root), ImageFolder)

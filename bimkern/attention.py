@@ -4,19 +4,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from bimkern import command
-from bimkern.errors import BimkernError
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
 from bimkern.evaluate.backbone import common_channels, read_backbone
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
-from bimkern.evaluate.options import check_picture, check_runs, picture_in
-from bimkern.output import printing
+from bimkern.evaluate.options import check_picture, check_runs, write_picture
+from bimkern.output import printing, say
 from bimkern.recipes.find import import_module
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
@@ -68,7 +68,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
-    try:
+    with command.ended_in_a_line(_PROGRAM):
         options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
         for source in options.modules:
             import_module(source)
@@ -81,13 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=options.batch_size,
             device=device.claim(options.device),
         )
-        picture = options.picture or picture_in(options.runs[0], "attention")
-        if picture is not None:
-            draw(results, picture)
-    except BimkernError as error:
-        command.report(_PROGRAM, error)
-    with printing():
-        print(to_json_lines(results) if options.json else _text(options, images, results, picture))
+        with printing():
+            print(to_json_lines(results) if options.json else _text(options, images, results))
+        picture = write_picture(partial(draw, results), options.picture, options.runs[0], "attention")
+        if picture is not None and not options.json:
+            say(f"\nWrote {picture}")
 
 
 def _digits() -> Unlabeled:
@@ -95,10 +93,10 @@ def _digits() -> Unlabeled:
     return Unlabeled(count=len(part), read=part.read)
 
 
-def _text(options: Options, images: Unlabeled, results: Results, picture: Path | None) -> str:
+def _text(options: Options, images: Unlabeled, results: Results) -> str:
     source = "scikit-learn's digits" if options.data is None else str(options.data)
     head = f"{source}: {min(options.images, images.count)} images; means over heads, queries and images"
-    return "\n".join([head, "", to_table(results), *([] if picture is None else ["", f"Wrote {picture}"])])
+    return f"{head}\n\n{to_table(results)}"
 
 
 if __name__ == "__main__":

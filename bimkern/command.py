@@ -3,9 +3,10 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from itertools import groupby, pairwise
 from traceback import format_exception
@@ -105,6 +106,19 @@ def check_parts(given: Collection[str], options: Parts) -> None:
                 f"--{name.replace('_', '-')} must be at most the images of a step, --batch-size {options.batch_size}, "
                 f"got {value}"
             )
+
+
+@contextlib.contextmanager
+def ended_in_a_line(program: str) -> Iterator[None]:
+    """End a command that keeps nothing with one line: on errors of ours and of the system, and on Ctrl-C."""
+    try:
+        yield
+    except BimkernError as error:
+        report(program, error)
+    except OSError as error:
+        end(program, f"cannot continue ({error})", exit_code=1)
+    except KeyboardInterrupt:
+        end(program, "interrupted", exit_code=128 + signal.SIGINT)
 
 
 def report(program: str, error: BimkernError, note: str = "") -> NoReturn:

@@ -12,7 +12,6 @@ import torch
 import tyro
 
 from bimkern import command
-from bimkern.errors import BimkernError
 from bimkern.exporters.detectron2 import lazy_config, write_detectron2
 from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program
@@ -124,7 +123,7 @@ _WRITERS: dict[Format, _Writer] = {
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
-    try:
+    with command.ended_in_a_line(_PROGRAM):
         options = command.parse(Options, arguments, usage=_PROGRAM, description=_HELP)
         for source in options.modules:
             import_module(source)
@@ -134,8 +133,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"{options.format}-depth{depth:02d}-step{trained.step:08d}{writer.suffix}"
         path = options.out or folder.exported / name
         writer.write(path, trained, depth)
-    except BimkernError as error:
-        command.report(_PROGRAM, error)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path, trained, depth)}"
     with printing():
         print(f"Wrote {path}\n\nTo load it:\n{indent(lines, '  ')}")

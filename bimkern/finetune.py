@@ -86,8 +86,10 @@ def _closing_words(outcome: Finetuned) -> str:
         "  checkpoints/                 the last two and the best (state.json names it)",
         f"  exported/                    the classifier, {where}",
     ]
-    if by_timm:
-        lines += ["", "To load it:", f"  model = timm.create_model('local-dir:{folder.exported}', pretrained=True)"]
+    call = "timm.create_model('local-dir:{}', pretrained=True)"
+    if not by_timm:
+        call = "bimkern.models.exported.load_classifier('{}')"
+    lines += ["", "To load it:", f"  model = {call.format(folder.exported)}"]
     return "\n".join(lines)
 
 

@@ -22,26 +22,37 @@ def say(line: str, stream: TextIO | None = None) -> None:
         return
     try:
         print(line, file=stream, flush=True)
-    except BrokenPipeError:  # what the stream still holds would fail again, at the latest when the program exits
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    except BrokenPipeError:
+        _give_up(stream)
     except OSError:  # a full disk; the stream keeps the line and tries again with the next
         pass
+
+
+def _give_up(stream: TextIO) -> None:
+    """Drop what a stream holds and gets: it would fail again, at the latest when the program exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextmanager
 def printing() -> Iterator[None]:
     """Let a reader that has seen enough, like `head`, end this process without an error, as it ends other programs.
 
-    Only for what a command prints and then ends.
+    Only for what a command prints and then ends. A full disk ends it with one line on stderr.
     """
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # None: it was closed before the program began
+                sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        say(f"what is printed cannot be written ({error})", sys.stderr)
+        sys.exit(1)
     finally:
-        if sys.stdout is not None:  # None: it was closed before the program began
-            sys.stdout.flush()
         signal.signal(signal.SIGPIPE, before)
 
 

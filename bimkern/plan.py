@@ -11,7 +11,6 @@ from bimkern import command
 from bimkern.arena import Plan, draw
 from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.data.step_layout import Segment
-from bimkern.errors import BimkernError
 from bimkern.output import printing
 from bimkern.train.config.run import Config, ConfigError, Precision
 from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
@@ -65,7 +64,7 @@ class PhaseEstimate:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with command.ended_in_a_line(_PROGRAM):
         base = choose_config(arguments)
         options = command.parse(
             PlanOptions,
@@ -86,10 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         fits = None if limit is None else find_fitting(config, estimator, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
-    except BimkernError as error:
-        command.report(_PROGRAM, error)
-    except OSError as error:
-        command.end(_PROGRAM, f"cannot continue ({error})", exit_code=1)
     with printing():
         print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
 

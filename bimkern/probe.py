@@ -4,21 +4,21 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from bimkern import command
-from bimkern.errors import BimkernError
 from bimkern.evaluate.backbone import Backbone, Pool, common_channels, read_backbone
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
-from bimkern.evaluate.options import check_picture, check_runs, picture_in
+from bimkern.evaluate.options import check_picture, check_runs, write_picture
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.output import printing
+from bimkern.output import printing, say
 from bimkern.recipes.find import import_module
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
@@ -88,7 +88,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
-    try:
+    with command.ended_in_a_line(_PROGRAM):
         options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
         for source in options.modules:
             import_module(source)
@@ -96,13 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
         data = _data(options, backbones)
         results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
-        picture = options.picture or picture_in(options.runs[0], "probe")
-        if picture is not None:
-            draw(results, picture)
-    except BimkernError as error:
-        command.report(_PROGRAM, error)
-    with printing():
-        print(to_json_lines(results) if options.json else _text(options, data, results, picture))
+        with printing():
+            print(to_json_lines(results) if options.json else _text(options, data, results))
+        picture = write_picture(partial(draw, results), options.picture, options.runs[0], "probe")
+        if picture is not None and not options.json:
+            say(f"\nWrote {picture}")
 
 
 def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
@@ -137,12 +135,11 @@ def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data:
     )
 
 
-def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]], picture: Path | None) -> str:
+def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]]) -> str:
     source = "scikit-learn's digits" if options.data is None else str(options.data)
     pooled = "class token" if options.pool == "cls" else "mean of the patch tokens"
     head = f"{source}: {len(data.classes)} classes, {len(data.train)} training and {len(data.test)} test images"
-    lines = [f"{head}; features: {pooled} of frozen layers", "", to_table(results)]
-    return "\n".join([*lines, *([] if picture is None else ["", f"Wrote {picture}"])])
+    return f"{head}; features: {pooled} of frozen layers\n\n{to_table(results)}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What all commands share: a reader that closes its pipe ends them without a word."""
+"""What all commands share: a reader that closes its pipe ends them without a word, a mistake or Ctrl-C in a line."""
 
+import importlib
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from bimkern import command
+from bimkern.train.config.run import ConfigError
 
 COMMANDS = (
     ("bimkern.pretrain", "--help"),
@@ -25,3 +29,24 @@ def test_a_closed_pipe_ends_a_command_without_a_word(arguments):
     command.stdout.close()
     assert command.stderr.read() == ""
     assert command.wait(timeout=60) == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "exit_code"),
+    [
+        (KeyboardInterrupt(), "interrupted", 130),
+        (OSError(28, "No space left on device"), "cannot continue ([Errno 28] No space left on device)", 1),
+        (ConfigError("--k is wrong"), "--k is wrong", 2),
+    ],
+)
+@pytest.mark.parametrize("name", ["probe", "attention", "plan", "export"])
+def test_a_command_that_keeps_nothing_ends_in_a_line(name, error, line, exit_code, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise error
+
+    program = importlib.import_module(f"bimkern.{name}")
+    monkeypatch.setattr(command, "parse", fail)
+    with pytest.raises(SystemExit) as stop:
+        program.main([])
+    assert stop.value.code == exit_code
+    assert capsys.readouterr().err == f"python -m bimkern.{name}: {line}\n"

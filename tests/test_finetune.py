@@ -113,7 +113,7 @@ def test_smoothing_alone_mixes_nothing(capsys, tmp_path):
         ("--eval-every 0", "--eval-every must be above 0 and finite, got 0"),
         ("--layer-decay 0", "layer_decay must be in (0, 1], got 0.0"),
         ("--drop-path 1", "drop_path must be in [0, 1), got 1.0"),
-        ("--ema 2", "ema must be in (0, 1], got 2"),
+        ("--ema 1", "ema must be in (0, 1), got 1"),
         ("--steps 3 --epochs 2", "--epochs and --steps both say how long the run is; give one of them"),
         ("--ema 0.9 --set ema=0.5", "--ema and --set ema set the same field; give one of them"),
         ("--batch-size 4 --micro-batch 8", "--micro-batch must be at most the images of a step, --batch-size 4, got 8"),

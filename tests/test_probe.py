@@ -136,3 +136,23 @@ def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypat
     with pytest.raises(SystemExit):
         main([*runs, "--data", stripes])
     assert "every RUN must take images of as many channels, got 3 of bim, 1 of mae" in capsys.readouterr().err
+
+
+def test_a_run_folder_of_another_keeps_no_result_back(runs, stripes, capsys, tmp_path, caplog):
+    (tmp_path / "bim/pictures/probe.png").mkdir(parents=True)
+    main(["bim", "--data", stripes, *QUICK, "--depth", "4"])
+    assert "Wrote" not in (out := capsys.readouterr().out)
+    assert out.splitlines()[-1].startswith("bim ")
+    assert re.search(r"bim/pictures/probe.png cannot be written .*; name another file with --picture$", caplog.text)
+
+
+def test_a_picture_that_is_asked_for_and_cannot_be_written_is_an_error_behind_the_results(
+    runs, stripes, capsys, tmp_path
+):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit) as stop:
+        main(["bim", "--data", stripes, *QUICK, "--depth", "4", "--json", "--picture", "file/probe.png"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert json.loads(out)["depth"] == 4
+    assert "file/probe.png cannot be written" in err

@@ -89,7 +89,8 @@ def _draw_heads(axes: Any, results: Results, name: str) -> None:
         means = [_mean(getattr(layer, name)) for layer in layers]
         axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=run)
     axes.set_xlabel("layer; dots are heads")
-    axes.set_ylim(bottom=0)
+    top = axes.dataLim.ymax
+    axes.set_ylim(0, 1.1 * top if 0 < top < math.inf else None)  # by itself the highest dot would lie on the edge
     axes.locator_params(axis="x", integer=True)
     axes.grid(linewidth=0.4)
 

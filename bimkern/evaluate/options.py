@@ -1,10 +1,13 @@
 """What the commands that evaluate runs have in common: checks of options, and where a picture goes."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bimkern.importers.weights_file import is_run
 from bimkern.train.config.run import ConfigError
+
+logger = logging.getLogger("bimkern.evaluate")
 
 
 def check_runs(runs: Sequence[Path]) -> None:
@@ -21,6 +24,24 @@ def check_picture(picture: Path | None) -> None:
         raise ConfigError(f"--picture is written as PNG and must end in .png, got {picture}")
 
 
-def picture_in(run: Path, name: str) -> Path | None:
-    """Return the file of a picture in a run folder, None where a run is no folder of its own."""
-    return run / "pictures" / f"{name}.png" if is_run(run) and (run / "checkpoints").is_dir() else None
+def write_picture(draw: Callable[[Path], None], given: Path | None, run: Path, name: str) -> Path | None:
+    """Draw a picture where it is asked for or else in the run folder, which may be another's: there, it may fail.
+
+    Returns:
+        The file; None where a run is no folder of its own, or is not to be written to.
+
+    Raises:
+        ConfigError: what is asked for cannot be written.
+    """
+    if given is not None:
+        draw(given)
+        return given
+    if not (is_run(run) and (run / "checkpoints").is_dir()):
+        return None
+    path = run / "pictures" / f"{name}.png"
+    try:
+        draw(path)
+    except ConfigError as error:
+        logger.warning("%s; name another file with --picture", error)
+        return None
+    return path

@@ -1,4 +1,4 @@
-"""An exported backbone read back: what `bimkern.export` writes in the format timm or bimkern, a folder or its file."""
+"""What was exported, read back: a backbone in the format timm or bimkern, or a classifier, a folder or its file."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from bimkern import pieces
 from bimkern.errors import BimkernError
 from bimkern.models import cmt, swin, timm_backbone, vit  # noqa: F401  # these register the built-in encoders
+from bimkern.models.classifier import Classifier
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 
 
@@ -57,3 +58,30 @@ def load_encoder(path: Path | str) -> Any:
         return config.load(load_file(weights_file(path)))
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise BackboneError(f"{path}: it is no such backbone ({' '.join(str(error).split())})") from error
+
+
+def load_classifier(path: Path | str) -> Classifier:
+    """Build the classifier that a fine-tuning run exported, on the CPU, in evaluation mode.
+
+    It takes images [B, C, S, S], uint8 or normalized, and returns logits [B, K] float32; the classes are in config.json
+    under label_names. The module of an encoder of your own must have been imported.
+
+    Raises:
+        BackboneError: the file cannot be read, or holds no classifier.
+    """
+    path = Path(path)
+    config, encoder = read_encoder_config(path), load_encoder(path)
+    with safe_open(weights_file(path), framework="pt") as file:
+        said, names = file.metadata(), set(file.keys())
+        if "classes" not in said:
+            raise BackboneError(f"{path}: it holds no classifier; give what is in exported/ of a fine-tuning run")
+        norm = "fc_norm" if "fc_norm.weight" in names else "norm"  # the first comes behind the mean
+        parts = {"norm": norm, "head": "head" if "head.weight" in names else "head.fc"}
+        mean, std = (tuple(json.loads(said[name])) for name in ("mean", "std"))
+        num_classes = len(json.loads(said["classes"]))
+        model = Classifier(config, num_classes, norm_first=norm == "norm", mean=mean, std=std)
+        for part, name in parts.items():
+            module = model.get_submodule(part)
+            module.load_state_dict({own: file.get_tensor(f"{name}.{own}") for own in module.state_dict()})
+    model.encoder = encoder
+    return model.eval()

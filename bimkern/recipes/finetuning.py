@@ -45,6 +45,7 @@ def finetuning(
     final_lr: float = 1e-6,
     norm_first: bool = False,
     undecayed: tuple[str, ...] = _POSITIONS,
+    clip: float | None = None,
     micro_batch: int = 128,
 ) -> FinetuneConfig:
     """Fine-tune an encoder as all programs of the family do; what they differ in are the arguments.
@@ -60,7 +61,7 @@ def finetuning(
         crop=CenterCrop(),  # 224 of 256 pixels
         layer_decay=layer_decay,
         drop_path=drop_path,
-        optim=AdamWConfig(betas=(0.9, 0.999), weight_decay=0.05, undecayed=undecayed),
+        optim=AdamWConfig(betas=(0.9, 0.999), weight_decay=0.05, undecayed=undecayed, clip=clip),
         schedule=Cosine(warmup_epochs=warmup_epochs, final_lr=final_lr),
         run=FinetuneOptions(
             epochs=epochs,
@@ -210,7 +211,8 @@ VITFREEZE_FINETUNING = (
     ),
 )
 
-# Guo et al. 2022 (FastMIM), at 224 pixels whatever it was pre-trained at.
+# Guo et al. 2022 (FastMIM), at 224 pixels whatever it was pre-trained at. The published program leaves out of weight
+# decay what is named in full, so not the tables of relative positions.
 FASTMIM_FINETUNING = (
     _recipe(
         "FastMIM, ViT-B/16", finetuning("fastmim_vit_base", VIT_BASE, base_lr=6e-4, layer_decay=0.7, drop_path=0.1)
@@ -224,7 +226,7 @@ FASTMIM_FINETUNING = (
             layer_decay=0.8,
             drop_path=0.1,
             norm_first=True,
-            undecayed=_BIASES,
+            undecayed=(),
         ),
     ),
     _recipe(
@@ -236,71 +238,76 @@ FASTMIM_FINETUNING = (
             layer_decay=0.75,
             drop_path=0.3,
             norm_first=True,
-            undecayed=_BIASES,
+            undecayed=(),
         ),
     ),
 )
 
 
 def _simmim(
-    name: str, encoder: EncoderConfig, layer_decay: float, drop_path: float, *, norm_first: bool = True
+    name: str,
+    encoder: EncoderConfig,
+    *,
+    layer_decay: float,
+    drop_path: float,
+    lr: float = 1.25e-3,
+    final_lr: float = 2.5e-7,
+    batch_size: int = 2048,
+    norm_first: bool = True,
 ) -> FinetuneConfig:
+    """Fine-tune as the published program of SimMIM does: its rates are those of 512 images, the floor as well."""
     config = finetuning(
         name,
         encoder,
-        base_lr=1.25e-3 / 2,
-        batch_size=2048,
+        base_lr=lr / 2,
+        batch_size=batch_size,
         layer_decay=layer_decay,
         drop_path=drop_path,
-        warmup_epochs=20,
         norm_first=norm_first,
         undecayed=_BIASES if norm_first else _POSITIONS,
+        clip=5.0,
     )
-    return replace(config, schedule=Cosine(warmup_epochs=20, final=2e-4))  # 2.5e-7 for 512 images
+    return replace(config, schedule=Cosine(warmup_epochs=20, final=final_lr / lr))
 
 
-# Published program of SimMIM; rates there are those of 512 images, the floor as well.
 SIMMIM_FINETUNING = (
-    _recipe("SimMIM, ViT-B/16", _simmim("simmim_vit_base", VIT_BASE, 0.65, 0.1, norm_first=False)),
-    _recipe("SimMIM, Swin-B after 100 epochs", _simmim("simmim_swin_base", _SWIN_BASE, 0.9, 0.1)),
-    _recipe("SimMIM, Swin-B after 800 epochs", _simmim("simmim_swin_base_800", _SWIN_BASE, 0.8, 0.1)),
-    _recipe("SimMIM, Swin-L", _simmim("simmim_swin_large", _SWIN_LARGE, 0.7, 0.2)),
+    _recipe(
+        "SimMIM, ViT-B/16",
+        _simmim("simmim_vit_base", VIT_BASE, layer_decay=0.65, drop_path=0.1, norm_first=False),
+    ),
+    _recipe(
+        "SimMIM, Swin-B after 100 epochs",
+        _simmim("simmim_swin_base", _SWIN_BASE, layer_decay=0.9, drop_path=0.1),
+    ),
+    _recipe(
+        "SimMIM, Swin-B after 800 epochs",
+        _simmim("simmim_swin_base_800", _SWIN_BASE, layer_decay=0.8, drop_path=0.1),
+    ),
+    _recipe("SimMIM, Swin-L", _simmim("simmim_swin_large", _SWIN_LARGE, layer_decay=0.7, drop_path=0.2)),
 )
 
-# Huang et al. 2022 (GreenMIM); rates of the published program are those of 512 images.
+# Huang et al. 2022 (GreenMIM), who fine-tune with the program of SimMIM.
 GREENMIM_FINETUNING = (
     _recipe(
         "GreenMIM, Swin-B",
-        finetuning(
-            "greenmim_swin_base",
-            _SWIN_BASE,
-            base_lr=1.25e-3 / 2,
-            layer_decay=0.9,
-            drop_path=0.1,
-            warmup_epochs=20,
-            final_lr=2.5e-7,
-            norm_first=True,
-            undecayed=_BIASES,
-        ),
+        _simmim("greenmim_swin_base", _SWIN_BASE, layer_decay=0.9, drop_path=0.1, batch_size=1024),
     ),
     _recipe(
         "GreenMIM, Swin-L",
-        finetuning(
+        _simmim(
             "greenmim_swin_large",
             _SWIN_LARGE,
-            base_lr=1e-3 / 2,
-            batch_size=768,
             layer_decay=0.8,
             drop_path=0.3,
-            warmup_epochs=20,
+            lr=1e-3,
             final_lr=3.5e-7,
-            norm_first=True,
-            undecayed=_BIASES,
+            batch_size=768,
         ),
     ),
 )
 
-# Wei et al. 2022 (MaskFeat), PySlowFast configs: rates are those of one shard's batch.
+# Wei et al. 2022 (MaskFeat), PySlowFast configs: rates are those of one shard's batch, and positions and class token
+# decay.
 MASKFEAT_FINETUNING = (
     _recipe(
         "MaskFeat, ViT-B/16",
@@ -312,6 +319,7 @@ MASKFEAT_FINETUNING = (
             layer_decay=0.65,
             drop_path=0.1,
             warmup_epochs=20,
+            undecayed=(),
         ),
     ),
     _recipe(
@@ -324,6 +332,7 @@ MASKFEAT_FINETUNING = (
             layer_decay=0.75,
             drop_path=0.1,
             epochs=50,
+            undecayed=(),
         ),
     ),
 )

@@ -1,5 +1,6 @@
 """`python -m examples.segmentation --backbone RUN_OR_EXPORT --data FOLDER --out FOLDER`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +84,9 @@ def segmentation(options: SegmentationOptions) -> None:
         for part, transform in (("train", crops(recipe.image_size, normalize)), ("val", normalize))
     }
 
+    for part in pairs.values():
+        part.check_classes(num_classes)
+
     def loss_of(samples: list[tuple[Tensor, Tensor]]) -> Tensor:
         images, labels = (torch.stack(tensors).to(options.device) for tensors in zip(*samples, strict=True))
         main, auxiliary = (F.cross_entropy(logits, labels, ignore_index=IGNORED) for logits in model(images))
@@ -100,7 +104,8 @@ def segmentation(options: SegmentationOptions) -> None:
     )
     ious = test(model, pairs["val"], num_classes, recipe.image_size)
     mean = ious[~ious.isnan()].mean().item()
-    options.save(model, {"mean_iou": mean, "iou": ious.tolist(), "loss": losses})
+    by_class = [None if math.isnan(iou) else iou for iou in ious.tolist()]
+    options.save(model, {"mean_iou": mean, "iou": by_class, "loss": losses})
     draw(model, pairs["val"], num_classes, recipe.image_size, options.out / "predictions.png")
     print(f"mean IoU {mean:.2%}")
 
@@ -109,7 +114,7 @@ def _count_classes(folder: Path) -> int:
     names = folder / "classes.txt"
     if not names.is_file():
         raise TransferError(f"--num-classes is missing, and so is {names}")
-    return len(names.read_text().split("\n"))
+    return sum(1 for line in names.read_text().splitlines() if line.strip())
 
 
 def crops(side: int, normalize: v2.Transform) -> v2.Transform:

@@ -3,6 +3,7 @@
 Shapes: H W pixels.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,32 @@ class Pairs(Dataset[Any]):
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return an image [3, H, W] and its classes [H, W], uint8 as they are stored."""
-        image, mask = self.files[index]
-        labels = TF.pil_to_tensor(Image.open(mask))[0]
-        if self.zero_is_ignored:
-            labels = torch.where(labels == 0, IGNORED, labels - 1).to(torch.uint8)
-        return TF.pil_to_tensor(Image.open(image).convert("RGB")), labels
+        return TF.pil_to_tensor(Image.open(self.files[index][0]).convert("RGB")), self.classes(index)
+
+    def classes(self, index: int) -> Tensor:
+        """Return the classes of the pixels of an image, [H, W] uint8."""
+        labels = TF.pil_to_tensor(Image.open(self.files[index][1]))[0]
+        return torch.where(labels == 0, IGNORED, labels - 1).to(torch.uint8) if self.zero_is_ignored else labels
+
+    def check_classes(self, num_classes: int) -> None:
+        """Make sure that no mask has another class, on which training would fail at any time.
+
+        Raises:
+            TransferError: one has.
+        """
+
+        def highest(index: int) -> int:
+            labels = self.classes(index)
+            return int(torch.where(labels == IGNORED, 0, labels).max())
+
+        with ThreadPoolExecutor() as pool:
+            for (_, mask), found in zip(self.files, pool.map(highest, range(len(self))), strict=True):
+                if found >= num_classes:
+                    value = found + self.zero_is_ignored
+                    raise TransferError(
+                        f"{mask} has class {value}, beyond the number of classes, {num_classes}; raise --num-classes, "
+                        "or list all in classes.txt"
+                    )
 
 
 def read_folder(folder: Path, part: str, transform: v2.Transform, *, zero_is_ignored: bool = False) -> Pairs:

@@ -1,9 +1,10 @@
-"""Which number of a result stands in which column."""
+"""Which number of a result stands in which column, and that the picture shows all of them."""
 
 from math import nan
 
+from bimkern.evaluate import attention_report
 from bimkern.evaluate.attention_analysis import LayerAttention
-from bimkern.evaluate.attention_report import to_table
+from bimkern.evaluate.attention_report import draw, to_table
 
 
 def layer_of(number, kl_layers, cka):
@@ -45,3 +46,14 @@ def test_what_is_undefined_is_explained():
         note
         == "KL is undefined (-) between layers whose queries attend to different keys, as in Swin's shifted windows."
     )
+
+
+def test_the_highest_dot_has_room_above_it(tmp_path, monkeypatch):
+    figures, plain = [], attention_report.new_figure
+    monkeypatch.setattr(attention_report, "new_figure", lambda *size: figures.append(plain(*size)) or figures[-1])
+    layers = [layer_of(1, (0.0, 1.0), {"a": (1.0, 0.5)}), layer_of(2, (1.0, 0.0), {"a": (0.5, 1.0)})]
+    draw({"a": layers}, tmp_path / "attention.png")
+    shown = figures[0].subfigs[0].axes
+    highest = (20.0, 2.0, 0.75, 0.7)
+    assert [axes.get_ylim()[0] for axes in shown] == [0.0] * 4
+    assert all(axes.get_ylim()[1] > 1.09 * most for axes, most in zip(shown, highest, strict=True))

@@ -1,16 +1,21 @@
 """The example of segmentation, end to end, and its parts."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from interop import import_or_skip
+from PIL import Image
 from torch import nn
 
 import_or_skip("torchvision")
 from examples.segmentation import __main__ as example  # noqa: E402
 from examples.segmentation.__main__ import SegmentationOptions, predict, segmentation  # noqa: E402
 from examples.segmentation.folder import IGNORED  # noqa: E402
+from examples.transfer import shapes  # noqa: E402
+from examples.transfer.errors import TransferError  # noqa: E402
 
 
 @pytest.mark.usefixtures("few")
@@ -31,6 +36,41 @@ def test_it_trains_tests_and_draws(tmp_path, request, capsys, backbone):
     assert f"mean IoU {metrics['mean_iou']:.2%}" in capsys.readouterr().out
     assert (options.out / "predictions.png").read_bytes().startswith(b"\x89PNG")
     assert (options.out / "model.pt").is_file()
+
+
+def options_of(request, data, out, **given):
+    out.mkdir()
+    backbone = request.getfixturevalue("vit_run")
+    given = {"steps": 1, "batch_size": 2, "image_size": 64, "workers": 0, "device": "cpu"} | given
+    return SegmentationOptions(backbone=backbone, data=str(data), out=out, **given)
+
+
+@pytest.mark.usefixtures("few")
+def test_lines_of_classes_are_counted_and_a_class_that_is_nowhere_has_no_score(tmp_path, request, monkeypatch):
+    shapes.draw_masks(tmp_path / "data")
+    monkeypatch.setattr(example, "WIDTH", 8)
+    (tmp_path / "data/classes.txt").write_text("background\ncircle\nsquare\ntriangle\nof two words\n\n")
+    plain = example.test
+    monkeypatch.setattr(example, "test", lambda *given: plain(*given).index_fill(0, torch.tensor(4), torch.nan))
+    segmentation(options_of(request, tmp_path / "data", tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert len(metrics["iou"]) == 5
+    assert metrics["iou"][4] is None
+    assert torch.load(tmp_path / "out/model.pt")["classify.2.bias"].shape == (5,)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(("ignore_zero", "value"), [(False, 2), (True, 3)])
+def test_a_mask_with_a_class_too_many_is_named_before_training(tmp_path, request, ignore_zero, value):
+    shapes.draw_masks(tmp_path / "data")
+    for mask in (tmp_path / "data/masks").rglob("*.png"):
+        Image.fromarray(np.full((64, 64), value - 1, np.uint8)).save(mask)
+    wrong = tmp_path / "data/masks/val/0002.png"
+    Image.fromarray(np.full((64, 64), value, np.uint8)).save(wrong)
+    options = options_of(request, tmp_path / "data", tmp_path / "out", num_classes=2, ignore_zero=ignore_zero)
+    expected = f"{wrong} has class {value}, beyond the number of classes, 2; raise --num-classes, or list all"
+    with pytest.raises(TransferError, match=re.escape(expected)):
+        segmentation(options)
 
 
 class Left(nn.Module):

@@ -35,8 +35,8 @@ TABLE = {
     "simmim_swin_base": (2048, 1.25e-3 * 4, 0.9, 0.1, 100, 20, 2.5e-7 * 4),
     "simmim_swin_base_800": (2048, 1.25e-3 * 4, 0.8, 0.1, 100, 20, 2.5e-7 * 4),
     "simmim_swin_large": (2048, 1.25e-3 * 4, 0.7, 0.2, 100, 20, 2.5e-7 * 4),
-    "greenmim_swin_base": (1024, 1.25e-3 * 2, 0.9, 0.1, 100, 20, 2.5e-7),
-    "greenmim_swin_large": (768, 1e-3 * 1.5, 0.8, 0.3, 100, 20, 3.5e-7),
+    "greenmim_swin_base": (1024, 1.25e-3 * 2, 0.9, 0.1, 100, 20, 2.5e-7 * 2),
+    "greenmim_swin_large": (768, 1e-3 * 1.5, 0.8, 0.3, 100, 20, 3.5e-7 * 1.5),
     "maskfeat_vit_base": (512, 2e-3, 0.65, 0.1, 100, 20, 1e-6),
     "maskfeat_vit_large": (256, 1e-3, 0.75, 0.1, 50, 5, 1e-6),
 }
@@ -61,6 +61,7 @@ def test_a_recipe_has_the_numbers_of_its_paper(name):
     assert (*found, schedule.warmup * config.run.epochs, schedule.factor(1.0) * peak) == pytest.approx(TABLE[name])
     assert config.optim.betas == (0.9, 0.999)
     assert config.optim.weight_decay == 0.05
+    assert config.optim.clip == (5.0 if name.startswith(("simmim", "greenmim")) else None)  # TRAIN.CLIP_GRAD there
     assert config.norm_first is (name not in POOLED_FIRST)
     assert config.encoder.image_size == 224
     assert (config.mixing.mixup, config.mixing.cutmix, config.mixing.smoothing) == (0.8, 1.0, 0.1)
@@ -128,8 +129,14 @@ def test_ids_of_a_swin_are_those_of_the_published_program():
     [
         ("mae_vit_base", {"encoder.positions.table", "encoder.cls_token"}),
         ("demo", {"encoder.positions.table", "encoder.cls_token"}),
+        ("maskfeat_vit_base", set()),  # ZERO_DECAY_POS_CLS is false there
+        ("maskfeat_vit_large", set()),
         ("localmim_swin_base", set()),
-        ("fastmim_swin_base", {"relative_position_bias_table"}),
+        ("fastmim_swin_base", set()),
+        ("fastmim_swin_large", set()),
+        ("simmim_vit_base", {"encoder.positions.table", "encoder.cls_token"}),
+        ("simmim_swin_base", {"relative_position_bias_table"}),
+        ("greenmim_swin_large", {"relative_position_bias_table"}),
     ],
 )
 def test_what_weight_decay_leaves_out(name, also):

@@ -16,7 +16,10 @@ from bimkern.data.augment import CenterCrop
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.data.training_augment import TrainingAugment
 from bimkern.evaluate.backbone import read_backbone
+from bimkern.exporters.own import write_backbones
+from bimkern.exporters.trained import read_trained
 from bimkern.mim.schedule import Cosine
+from bimkern.models.exported import BackboneError, load_classifier, load_encoder
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
@@ -251,9 +254,36 @@ def test_a_fine_tuned_encoder_is_probed_and_fine_tuned_again(configure, tmp_path
         torch.testing.assert_close(tensor, outcome.model.encoder.state_dict()[name])
 
 
-def test_what_timm_has_not_is_exported_under_our_names(configure):
+def test_what_timm_has_not_is_exported_under_our_names(configure, tmp_path):
     outcome = finetune(configure("localmim_swin_tiny_test", epochs=1))  # averages, then normalizes
-    saved = json.loads((outcome.folder.exported / "config.json").read_text())
+    exported = outcome.folder.exported
+    saved = json.loads((exported / "config.json").read_text())
     assert not outcome.for_timm
     assert saved["norm_first"] is False
     assert saved["label_names"] == list(CLASSES)
+    for encoder in (load_encoder(exported), read_backbone(exported).encoder):
+        for name, tensor in outcome.model.encoder.state_dict().items():
+            assert torch.equal(encoder.state_dict()[name], tensor)
+    again = configure("localmim_swin_tiny_test", epochs=1, base_lr=1e-30, backbone=exported, out=tmp_path / "again")
+    for name, tensor in finetune(again).model.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, outcome.model.encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "norm_first"),
+    [("mae_vit_test", False), ("mae_vit_test", True), ("simmim_swin_tiny_test", True), ("fastmim_cmt_test", False)],
+)
+def test_an_exported_classifier_is_read_back(configure, recipe, norm_first):
+    outcome = finetune(configure(recipe, epochs=1, changes={"norm_first": norm_first}))
+    loaded = load_classifier(outcome.folder.exported)
+    size = loaded.encoder.config.image_size
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), outcome.model(images))
+
+
+def test_a_backbone_is_no_classifier(configure):
+    run = configure("mae_vit_test").run.backbone
+    write_backbones(run / "exported", read_trained(run)[1])
+    with pytest.raises(BackboneError, match=r"backbone-depth04: it holds no classifier; give what is in exported/"):
+        load_classifier(run / "exported" / "backbone-depth04")

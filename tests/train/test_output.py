@@ -10,7 +10,7 @@ import pytest
 from bad_files import picture
 
 from bimkern import command
-from bimkern.output import has_room, say
+from bimkern.output import has_room, printing, say
 from bimkern.pretrain import main
 from bimkern.train.pretraining import Pretraining
 
@@ -62,6 +62,15 @@ def test_output_to_a_full_disk_ends_nothing():
             say(line, full)
             said.append(line)
     assert said == ["one", "two"]
+
+
+def test_a_command_that_cannot_print_ends_in_a_line(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stop, printing():
+            print("words")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "what is printed cannot be written ([Errno 28] No space left on device)\n"
 
 
 def test_a_run_continues_when_its_reader_is_gone(pipe, run, tmp_path, monkeypatch):

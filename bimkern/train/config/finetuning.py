@@ -57,10 +57,10 @@ class FinetuneConfig(TrainingConfig):
     ema: float | None = None  # decay, a step, of the averaged weights that are evaluated and exported; None: no average
 
     def __post_init__(self) -> None:
-        for name in ("layer_decay", "ema"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"FinetuneConfig: {name} must be in (0, 1], got {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"FinetuneConfig: layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"FinetuneConfig: ema must be in (0, 1), got {self.ema}")  # 1 would never learn
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"FinetuneConfig: drop_path must be in [0, 1), got {self.drop_path}")
 

@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="an entry from --list; after step, compare, freeze or finetune: recipes"
+        "names", nargs="*", metavar="NAME", help="an entry from --list; behind step, compare, freeze, finetune: recipes"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")

@@ -35,9 +35,7 @@ class TimmLoop:
         self._mean, self._std = (
             torch.tensor(values, device=self._device).view(1, -1, 1, 1) * 255 for values in (config.mean, config.std)
         )
-        self._erase = data.random_erasing.RandomErasing(
-            config.augment.erase_prob, mode="pixel", device=self._device
-        )
+        self._erase = data.random_erasing.RandomErasing(config.augment.erase_prob, mode="pixel", device=self._device)
         self._mix = data.Mixup(
             mixup_alpha=config.mixing.mixup,
             cutmix_alpha=config.mixing.cutmix,

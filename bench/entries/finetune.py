@@ -7,9 +7,10 @@ to a wider bound; in the reference, its network has our augmented images, and dr
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.eager.timm_loop import TimmLoop, timm_network
 from bench.entry import FLOATS, Case, Entry, Measure, register
@@ -77,7 +78,7 @@ def measure(case: Case) -> Measure:
     )
 
 
-def share_paths(encoder: ViT, network: nn.Module) -> None:
+def share_paths(encoder: ViT, network: Any) -> None:
     """Have timm's network, which drops no paths of its own, drop those that an encoder drops."""
     for ours, theirs in zip(encoder.blocks.children(), network.blocks.children(), strict=True):
         theirs.drop_path1, theirs.drop_path2 = ours.drop_path1, ours.drop_path2

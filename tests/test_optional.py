@@ -15,5 +15,5 @@ def test_what_is_loaded_leaves_logging_alone(monkeypatch):
 
 def test_what_is_hidden_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(optional.Unusable, match="^not installed$"):
+    with pytest.raises(optional.Unusable, match=r"^not installed$"):
         optional.load("timm")

@@ -13,7 +13,7 @@ def test_what_is_loaded_leaves_logging_alone(monkeypatch):
     assert optional.load("json") is first
 
 
-def test_what_is_hidden_is_not_installed(monkeypatch):
+def test_what_python_may_not_find_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(optional.Unusable, match=r"^not installed$"):
         optional.load("timm")

@@ -1,7 +1,5 @@
 """`python -m bimkern.attention RUN... [options]`: show how the layers of a trained encoder attend."""
 
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from bimkern import command
-from bimkern.errors import BimkernError
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
-from bimkern.evaluate.backbone import common_channels, read_backbone
+from bimkern.evaluate.backbone import Backbone, common_channels
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
 from bimkern.evaluate.options import check_picture, check_runs, picture_in
-from bimkern.output import printing
-from bimkern.recipes.find import import_module
+from bimkern.evaluation_command import run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -66,28 +61,23 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    try:
-        options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
-        for source in options.modules:
-            import_module(source)
-        backbones = {str(path): read_backbone(path) for path in options.runs}
-        images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
-        results = analyze(
-            backbones,
-            images,
-            num_images=options.images,
-            batch_size=options.batch_size,
-            device=device.claim(options.device),
-        )
-        picture = options.picture or picture_in(options.runs[0], "attention")
-        if picture is not None:
-            draw(results, picture)
-    except BimkernError as error:
-        command.report(_PROGRAM, error)
-    with printing():
-        print(to_json_lines(results) if options.json else _text(options, images, results, picture))
+    run_command(_PROGRAM, Options, _HELP, _run, argv)
+
+
+def _run(options: Options, backbones: dict[str, Backbone]) -> str:
+    """Run the command and return the text to print at the end."""
+    images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
+    results = analyze(
+        backbones,
+        images,
+        num_images=options.images,
+        batch_size=options.batch_size,
+        device=device.claim(options.device),
+    )
+    picture = options.picture or picture_in(options.runs[0], "attention")
+    if picture is not None:
+        draw(results, picture)
+    return to_json_lines(results) if options.json else _text(options, images, results, picture)
 
 
 def _digits() -> Unlabeled:

@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import torch
 
-from bench.entries import compare, freeze, step
+from bench.entries import compare, finetune, freeze, step
 from bench.entry import Entry, discover
 from bench.results import FOLDER
 from bench.variants import KNOWN
 
 _USAGE = """\
-python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze [RECIPE...] [options]
+python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze|finetune [RECIPE...] [options]
        or   python -m bench traffic [OP...] [--lines] [--save]
        or   python -m bench dropin [HOST...] [--batch-size N] [--rounds N] [--parts] [--quick]
        or   python -m bench digits|photographs [--methods NAME...] [--seeds N] [--processes N] [--quick] [--show]"""
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="an entry from --list; after step, compare or freeze: recipes"
+        "names", nargs="*", metavar="NAME", help="an entry from --list; behind step, compare, freeze, finetune: recipes"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="one shape, a small batch, few rounds; save nothing")
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="CSV file to append to; default: bench/results/<device>.csv")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
-    parser.add_argument("--batch-size", type=positive, help="step, compare, freeze: images per step")
+    parser.add_argument("--batch-size", type=positive, help="step, compare, freeze, finetune: images per step")
     parser.add_argument("--list", action="store_true", help="list the entries, then stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
@@ -135,8 +135,11 @@ def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     if first == freeze.NAME:
         _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
         return [freeze.freeze_entry(tuple(recipes), given.batch_size)]
+    if first == finetune.NAME:
+        _check_recipes("of fine-tuning a ViT is named", recipes, finetune.RECIPES)
+        return [finetune.finetune_entry(tuple(recipes), given.batch_size)]
     if given.batch_size:
-        raise UsageError("--batch-size belongs to `python -m bench step`, `compare` and `freeze`")
+        raise UsageError("--batch-size belongs to `python -m bench step`, `compare`, `freeze` and `finetune`")
     unknown = [name for name in given.names if name not in known]
     if unknown:
         raise UsageError(f"no entry is named {unknown[0]!r}; choose from {', '.join(known)}")

@@ -11,6 +11,7 @@ from bimkern.mim.schedule import resolve
 from bimkern.models.encoder import CountsOperations
 from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.layers import layer_flops
+from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import Config
 
 FORMULA = """\
@@ -73,6 +74,18 @@ def step_flops(method: Method, frozen_groups: int = 0) -> int:
         if tap + 1 >= frozen_groups:
             total += 3 * head_flops(method, stage, views[stage])
     return total
+
+
+def classifier_step_flops(config: FinetuneConfig) -> int:
+    """Count the operations of one image in one step of fine-tuning by FORMULA, with a linear layer of one token."""
+    encoder = config.known_encoder
+    assert isinstance(encoder, CountsOperations)
+    assert config.num_classes is not None
+    rows, columns = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    patches = rows * columns
+    layers = sum(encoder.layer_flops(layer, patches) for layer in range(encoder.depth))
+    head = 2 * encoder.level(encoder.depth).width * config.num_classes
+    return 2 * encoder.embedding_flops(patches) + 3 * (layers + head)
 
 
 def freeze_shares(config: Config) -> dict[int, float]:

@@ -31,4 +31,4 @@ VARIANTS = (
     ),
 )
 
-KNOWN: dict[str, Recipe | DeferredRecipe] = RECIPES | {recipe.name: recipe for recipe in VARIANTS}
+KNOWN: dict[str, Recipe[Config] | DeferredRecipe] = RECIPES | {recipe.name: recipe for recipe in VARIANTS}

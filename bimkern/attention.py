@@ -1,7 +1,5 @@
 """`python -m bimkern.attention RUN... [options]`: show how the layers of a trained encoder attend."""
 
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from bimkern import command
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
-from bimkern.evaluate.backbone import common_channels, read_backbone
+from bimkern.evaluate.backbone import Backbone, common_channels
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
-from bimkern.evaluate.options import check_picture, check_runs, write_picture
-from bimkern.output import printing, say
-from bimkern.recipes.find import import_module
+from bimkern.evaluate.options import check_picture, check_runs
+from bimkern.evaluation_command import Found, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -66,26 +62,20 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    with command.ended_in_a_line(_PROGRAM):
-        options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
-        for source in options.modules:
-            import_module(source)
-        backbones = {str(path): read_backbone(path) for path in options.runs}
-        images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
-        results = analyze(
-            backbones,
-            images,
-            num_images=options.images,
-            batch_size=options.batch_size,
-            device=device.claim(options.device),
-        )
-        with printing():
-            print(to_json_lines(results) if options.json else _text(options, images, results))
-        picture = write_picture(partial(draw, results), options.picture, options.runs[0], "attention")
-        if picture is not None and not options.json:
-            say(f"\nWrote {picture}")
+    run_command(_PROGRAM, Options, _HELP, _run, argv)
+
+
+def _run(options: Options, backbones: dict[str, Backbone]) -> Found:
+    images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
+    results = analyze(
+        backbones,
+        images,
+        num_images=options.images,
+        batch_size=options.batch_size,
+        device=device.claim(options.device),
+    )
+    text = to_json_lines(results) if options.json else _text(options, images, results)
+    return Found(text=text, draw=partial(draw, results), name="attention")
 
 
 def _digits() -> Unlabeled:

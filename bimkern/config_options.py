@@ -1,10 +1,10 @@
 """Which config a command works with: a recipe or a file, and what its options change in that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -15,8 +15,9 @@ from bimkern.pieces import registered
 from bimkern.recipes.find import find_config, import_module
 from bimkern.train.config.file import read_config
 from bimkern.train.config.overrides import field, parse_settings, refuse_twice, with_overrides
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 
+C = TypeVar("C", bound=TrainingConfig)
 DEFAULT_RECIPE = "demo"
 
 _PATHS = {  # of the fields that options are short for
@@ -85,17 +86,27 @@ def choose_config(arguments: list[str]) -> Config:
     Raises:
         ConfigError: there is none, or two are named.
     """
+    files, backbones = command.values(arguments, "config"), command.values(arguments, "backbone")
+    if files and backbones:
+        raise ConfigError(f"--backbone {backbones[0]} and --config {files[0]} both name an encoder; give one of them")
+    return read_chosen(arguments, Config, lambda name: find_config(name, *backbones[:1]))
+
+
+def read_chosen(arguments: list[str], kind: type[C], find: Callable[[str], C]) -> C:
+    """Take the name of a recipe off the arguments and find its config; or read that of --config, or find the demo's.
+
+    Raises:
+        ConfigError: there is none, or two are named.
+    """
     for source in command.values(arguments, "import"):
         import_module(source)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    files, backbones = command.values(arguments, "config"), command.values(arguments, "backbone")
+    files = command.values(arguments, "config")
     if not files:
-        return find_config(name or DEFAULT_RECIPE, *backbones[:1])
+        return find(name or DEFAULT_RECIPE)
     if name is not None:
         raise ConfigError(f"{name} and --config {files[0]} both name a config; give one of them")
-    if backbones:
-        raise ConfigError(f"--backbone {backbones[0]} and --config {files[0]} both name an encoder; give one of them")
-    return read_config(Path(files[0]))
+    return read_config(Path(files[0]), kind)
 
 
 def change_config(config: Config, options: ConfigOptions, run: Any, arguments: Sequence[str]) -> Config:
@@ -110,12 +121,31 @@ def change_config(config: Config, options: ConfigOptions, run: Any, arguments: S
     Raises:
         ConfigError: a field is set twice, or with_overrides refuses it.
     """
-    given, changes = command.named(arguments), dict[str, Any](parse_settings(options.set))
-    shared = {field.name for field in fields(run)} & {field.name for field in fields(RunConfig)}
-    by_option = {f"run.{name}": (name, getattr(run, name)) for name in shared & given}
-    for name in (option.name for option in fields(options) if option.name in given):
-        by_option |= {path: (name, value) for path, value in _short_for(name, options, config, changes).items()}
-    return with_overrides(config, refuse_twice(changes, by_option))
+    settings, given = parse_settings(options.set), command.named(arguments)
+    names = [option.name for option in fields(options) if option.name in given]
+    short = {name: _short_for(name, options, config, settings) for name in names}
+    return with_options(config, settings, short, run, arguments)
+
+
+def with_options(
+    config: C, settings: Mapping[str, Any], short: Mapping[str, Mapping[str, Any]], run: Any, arguments: Sequence[str]
+) -> C:
+    """Return a config with other values in some fields.
+
+    Args:
+        config: what is changed.
+        settings: of --set, by the paths of fields.
+        short: what each option that is short for fields sets, by their paths.
+        run: options, some of which are fields of the config's run.
+        arguments: tell which of these were given.
+
+    Raises:
+        ConfigError: a field is set twice, or with_overrides refuses it.
+    """
+    shared = {option.name for option in fields(run)} & {option.name for option in fields(config.run)}
+    by_option = {f"run.{name}": (name, getattr(run, name)) for name in shared & command.named(arguments)}
+    by_option |= {path: (name, value) for name, changes in short.items() for path, value in changes.items()}
+    return with_overrides(config, refuse_twice(settings, by_option))
 
 
 def _short_for(name: str, options: ConfigOptions, config: Config, settings: dict[str, Any]) -> dict[str, Any]:

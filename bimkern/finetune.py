@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bimkern import command
-from bimkern.finetune_options import DEFAULT_RECIPE, FinetuneConfigOptions, change_config, choose_config
+from bimkern.config_options import DEFAULT_RECIPE
+from bimkern.finetune_options import FinetuneConfigOptions, change_config, choose_config
 from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
-from bimkern.train.config.run import ConfigError
 from bimkern.train.finetuning.run import Finetuned, describe, finetune
-from bimkern.training_command import run_command
+from bimkern.training_command import parse_options, run_command
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.finetune"
@@ -37,16 +37,9 @@ def _run(arguments: list[str]) -> str:
     base = choose_config(arguments)
     defaults = Options(recipe=FinetuneConfigOptions.of(base), run=base.run)
     usage = f"{_PROGRAM} [RECIPE] --backbone RUN"
-    try:
-        options = command.parse(Options, arguments, usage=usage, description=_help(base), default=defaults)
-    except ConfigError as error:
-        hint = "; the recipe comes first" if FINETUNE_RECIPES.keys() & set(arguments) else ""
-        raise ConfigError(f"{error}{hint}") from None
-    given = command.named(arguments)
-    if {"epochs", "steps"} <= given and options.run.steps is not None:
-        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
+    options = parse_options(arguments, defaults, usage=usage, description=_help(base), recipes=FINETUNE_RECIPES)
     config = change_config(base, options.recipe, options.run, arguments)
-    command.check_parts(given, config.run)
+    command.check_parts(command.named(arguments), config.run)
     if options.show:
         return to_toml(config).rstrip()
     return describe(config) if options.dry_run else _closing_words(finetune(config))

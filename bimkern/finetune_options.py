@@ -1,22 +1,18 @@
 """Which config fine-tuning works with: a recipe or a file, and what its options change in that."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from bimkern import command
-from bimkern.errors import closest
-from bimkern.recipes.find import import_module
-from bimkern.recipes.finetuning import FINETUNE_RECIPES
-from bimkern.train.config.file import read_config
+from bimkern.config_options import read_chosen, with_options
+from bimkern.data.label_mixing import LabelMixing
+from bimkern.recipes.find import find_finetune_config
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
-from bimkern.train.config.overrides import field, parse_settings, refuse_twice, with_overrides
-from bimkern.train.config.run import ConfigError
-
-DEFAULT_RECIPE = "demo"
+from bimkern.train.config.overrides import field, parse_settings
 
 _PATHS = {  # of the fields that options are short for
     "image_size": "resized",
@@ -81,19 +77,7 @@ def choose_config(arguments: list[str]) -> FinetuneConfig:
     Raises:
         ConfigError: there is none, or two are named.
     """
-    for source in command.values(arguments, "import"):
-        import_module(source)
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    files = command.values(arguments, "config")
-    if files and name is not None:
-        raise ConfigError(f"{name} and --config {files[0]} both name a config; give one of them")
-    if files:
-        return read_config(Path(files[0]), FinetuneConfig)
-    name = name or DEFAULT_RECIPE
-    if name not in FINETUNE_RECIPES:
-        hint = "`python -m bimkern.finetune --help` lists all"
-        raise ConfigError(f"unknown recipe {name!r}; {closest(name, FINETUNE_RECIPES, hint)}")
-    return FINETUNE_RECIPES[name].config
+    return read_chosen(arguments, FinetuneConfig, find_finetune_config)
 
 
 def change_config(
@@ -104,16 +88,9 @@ def change_config(
     Raises:
         ConfigError: a field is set twice, or with_overrides refuses it.
     """
-    given = command.named(arguments)
-    by_option: dict[str, tuple[str, Any]] = {
-        f"run.{option.name}": (option.name, getattr(run, option.name)) for option in fields(run) if option.name in given
-    }
-    by_option |= {path: (name, getattr(options, name)) for name, path in _PATHS.items() if name in given}
-    changes = refuse_twice(parse_settings(options.set), by_option)
-    if config.mixing is None and any(path.startswith("mixing.") for path in changes):
-        changes = {
-            "mixing.mixup": 0.0,
-            "mixing.cutmix": 0.0,
-            "mixing.smoothing": 0.0,
-        } | changes  # only what is asked for
-    return with_overrides(config, changes)
+    settings, given = parse_settings(options.set), command.named(arguments)
+    short = {name: {path: getattr(options, name)} for name, path in _PATHS.items() if name in given}
+    mixes = any(path.startswith("mixing.") for changes in (settings, *short.values()) for path in changes)
+    if config.mixing is None and mixes:
+        config = replace(config, mixing=LabelMixing(mixup=0.0, cutmix=0.0, smoothing=0.0))  # only what is asked for
+    return with_options(config, settings, short, run, arguments)

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ def load(name: str) -> ModuleType:
     Raises:
         Unusable: it is not there, or cannot be imported.
     """
+    if sys.modules.get(name) is not None:  # every training step asks; None: Python was told not to find it
+        return importlib.import_module(name)
     try:
         with _quiet():
             return importlib.import_module(name)

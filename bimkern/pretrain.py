@@ -9,10 +9,10 @@ from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config,
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.run import Config, RunConfig
 from bimkern.train.reporting.summary import describe
 from bimkern.train.run import Outcome, find_inputs, find_source, run
-from bimkern.training_command import run_command
+from bimkern.training_command import parse_options, run_command
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.pretrain"
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> str:
     """Run the command and return the text to print at the end."""
     base = choose_config(arguments)
-    options = _parse_options(base, arguments)
+    defaults, usage = Options(recipe=ConfigOptions.of(base), run=base.run), f"{_PROGRAM} [RECIPE]"
+    options = parse_options(arguments, defaults, usage=usage, description=_help(base), recipes=RECIPES)
     config = change_config(base, options.recipe, options.run, arguments)
     command.check_parts(command.named(arguments), config.run)
     if options.show:
@@ -47,19 +48,6 @@ def _run(arguments: list[str]) -> str:
         init = "" if config.run.init is None else f"\n{read_initial_weights(config, config.run.init).summary}"
         return describe(config, inputs.listing, inputs.loader_choice) + init
     return _closing_words(run(config))
-
-
-def _parse_options(config: Config, arguments: list[str]) -> Options:
-    """Parse options, with the defaults of a config."""
-    usage, defaults = f"{_PROGRAM} [RECIPE]", Options(recipe=ConfigOptions.of(config), run=config.run)
-    try:
-        options = command.parse(Options, arguments, usage=usage, description=_help(config), default=defaults)
-    except ConfigError as error:
-        hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
-        raise ConfigError(f"{error}{hint}") from None
-    if {"epochs", "steps"} <= command.named(arguments) and options.run.steps is not None:
-        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
-    return options
 
 
 def _help(config: Config) -> str:

@@ -1,7 +1,5 @@
 """`python -m bimkern.probe RUN... [options]`: test what a trained encoder learned, at every depth."""
 
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +8,14 @@ from typing import Annotated
 
 import tyro
 
-from bimkern import command
-from bimkern.evaluate.backbone import Backbone, Pool, common_channels, read_backbone
+from bimkern.evaluate.backbone import Backbone, Pool, common_channels
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
-from bimkern.evaluate.options import check_picture, check_runs, write_picture
+from bimkern.evaluate.options import check_picture, check_runs
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.output import printing, say
-from bimkern.recipes.find import import_module
+from bimkern.evaluation_command import Found, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -86,21 +82,15 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    with command.ended_in_a_line(_PROGRAM):
-        options = command.parse(Options, arguments, usage=f"{_PROGRAM} RUN...", description=_HELP)
-        for source in options.modules:
-            import_module(source)
-        backbones = {str(path): read_backbone(path) for path in options.runs}
-        depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
-        data = _data(options, backbones)
-        results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
-        with printing():
-            print(to_json_lines(results) if options.json else _text(options, data, results))
-        picture = write_picture(partial(draw, results), options.picture, options.runs[0], "probe")
-        if picture is not None and not options.json:
-            say(f"\nWrote {picture}")
+    run_command(_PROGRAM, Options, _HELP, _run, argv)
+
+
+def _run(options: Options, backbones: dict[str, Backbone]) -> Found:
+    depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
+    data = _data(options, backbones)
+    results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
+    text = to_json_lines(results) if options.json else _text(options, data, results)
+    return Found(text=text, draw=partial(draw, results), name="probe")
 
 
 def _depths(text: str, backbone: Backbone, run: str) -> list[int]:

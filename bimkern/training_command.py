@@ -3,13 +3,16 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 from bimkern import command
 from bimkern.errors import BimkernError
 from bimkern.output import Warnings, printing
+from bimkern.train.config.run import ConfigError
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
 
+Options = TypeVar("Options")
 _RESUMES = "; the same command resumes the run"
 
 
@@ -33,3 +36,23 @@ def run_command(program: str, run: Callable[[list[str]], str], argv: Sequence[st
         command.end(program, f"cannot continue ({error})", exit_code=1)
     with printing():
         print(words)
+
+
+def parse_options(
+    arguments: list[str], defaults: Options, *, usage: str, description: str, recipes: Collection[str]
+) -> Options:
+    """Parse the options of a run; those that are not given are as in defaults, whose `run` has RunOptions.
+
+    Raises:
+        ConfigError: an argument is wrong, or two say how long the run is.
+    """
+    kind: Any = type(defaults)
+    try:
+        options: Any = command.parse(kind, arguments, usage=usage, description=description, default=defaults)
+    except ConfigError as error:
+        hint = "; the recipe comes first" if set(recipes) & set(arguments) else ""
+        raise ConfigError(f"{error}{hint}") from None
+    if {"epochs", "steps"} <= command.named(arguments) and options.run.steps is not None:
+        raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
+    parsed: Options = options
+    return parsed

@@ -96,6 +96,12 @@ OPTIONS = {
     "bimkern.attention": attention.Options,
 }
 
+RECIPES_OF = {
+    "bimkern.pretrain": {*RECIPES, *WITH_BACKBONE},
+    "bimkern.plan": {*RECIPES, *WITH_BACKBONE},
+    "bimkern.finetune": set(FINETUNE_RECIPES),
+}
+
 
 def option_names(kind):
     """Yield the names of fields; those of a dataclass in place of a field that holds one."""
@@ -112,10 +118,9 @@ def test_commands_name_recipes_and_options_that_exist(program):
     for arguments in found:
         named = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert named <= known, arguments
-        if program in ("bimkern.pretrain", "bimkern.plan") and arguments and not arguments[0].startswith("-"):
-            assert arguments[0] in {*RECIPES, *WITH_BACKBONE, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
-        if program == "bimkern.finetune" and arguments and not arguments[0].startswith("-"):
-            assert arguments[0] in {*FINETUNE_RECIPES, "RECIPE"}
+        recipes = RECIPES_OF.get(program)
+        if recipes and arguments and not arguments[0].startswith("-"):
+            assert arguments[0] in {*recipes, "RECIPE"} or re.fullmatch(r"[\w./]+:\w+", arguments[0])
 
 
 def test_commands_of_the_bench_are_understood():

@@ -100,7 +100,7 @@ def test_smoothing_alone_mixes_nothing(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("mae_vit_bas --backbone run", "unknown recipe 'mae_vit_bas'; did you mean mae_vit_base, "),
+        ("mae_vit_bas --backbone run", "my_package.module:my_recipe); did you mean mae_vit_base, "),
         ("--data data", "--backbone is missing; name a pre-training run, or weights to begin with"),
         ("--backbone nothing", "--backbone nothing cannot be read (No such file or directory)"),
         ("mae_vit_base --backbone run", "the encoder differs: width is 32 instead of 768; depth is 4 instead"),

@@ -36,7 +36,8 @@ LAYERS = (
     ("train.run", "train.finetuning"),
     ("evaluate", "dropin", "recipes"),
     ("command",),
-    ("config_options", "finetune_options", "training_command", "api"),
+    ("config_options", "training_command", "evaluation_command", "api"),
+    ("finetune_options",),
     COMMANDS,
     ("__main__",),
 )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from saved_runs import make_run
 
-from bimkern import probe
+from bimkern import evaluation_command
 from bimkern.probe import main
 
 QUICK = ("--epochs", "9", "--k", "3", "1")
@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, stripes, capsys, arguments,
 
 
 def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):
-    read = probe.read_backbone
+    read = evaluation_command.read_backbone
 
     def with_gray(path):
         backbone = read(path)
@@ -132,7 +132,7 @@ def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypat
             backbone.encoder.config = replace(backbone.config, channels=1)
         return backbone
 
-    monkeypatch.setattr(probe, "read_backbone", with_gray)
+    monkeypatch.setattr(evaluation_command, "read_backbone", with_gray)
     with pytest.raises(SystemExit):
         main([*runs, "--data", stripes])
     assert "every RUN must take images of as many channels, got 3 of bim, 1 of mae" in capsys.readouterr().err

@@ -13,8 +13,9 @@ from bimkern.recipes.recipe import DeferredRecipe, Recipe
 from bimkern.recipes.simmim import SIMMIM_RECIPES
 from bimkern.recipes.small import SMALL_RECIPES
 from bimkern.recipes.vitfreeze import VITFREEZE_RECIPES
+from bimkern.train.config.run import Config
 
-FAMILIES: dict[str, tuple[Recipe | DeferredRecipe, ...]] = {  # as --help lists them
+FAMILIES: dict[str, tuple[Recipe[Config] | DeferredRecipe, ...]] = {  # as --help lists them
     "For a first look": DEMO_RECIPES,
     "BIM: stages that learn independently": BIM_RECIPES,
     "LocalMIM: targets at four scales": LOCALMIM_RECIPES,
@@ -24,7 +25,7 @@ FAMILIES: dict[str, tuple[Recipe | DeferredRecipe, ...]] = {  # as --help lists 
     "Combinations that no paper has": COMBINED_RECIPES,
 }
 
-RECIPES: dict[str, Recipe | DeferredRecipe] = {
+RECIPES: dict[str, Recipe[Config] | DeferredRecipe] = {
     recipe.name: recipe for members in (*FAMILIES.values(), SMALL_RECIPES) for recipe in members
 }
 

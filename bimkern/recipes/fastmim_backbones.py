@@ -42,7 +42,7 @@ _TABLES = {  # the tables of 800 epochs with other backbones than ViT and Swin
     "twins_svt_large": "Twins-L",
 }
 
-FASTMIM_BACKBONE_RECIPES: tuple[Recipe | DeferredRecipe, ...] = (
+FASTMIM_BACKBONE_RECIPES: tuple[Recipe[Config] | DeferredRecipe, ...] = (
     Recipe(
         summary="FastMIM, CMT-S at 128 pixels, HOG",
         config=fastmim("fastmim_cmt_small", CMT_SMALL, HIERARCHICAL_DECODER),

@@ -3,21 +3,23 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from bimkern.errors import closest
 from bimkern.recipes import RECIPES, WITH_BACKBONE
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.recipes.recipe import DeferredRecipe, Recipe
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.finetuning import FinetuneConfig
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 
-__all__ = ["UserCodeError", "find_config", "import_module"]
+__all__ = ["UserCodeError", "find_config", "find_finetune_config", "import_module"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound=TrainingConfig)
 _FORM = "my_file.py:my_recipe or my_package.module:my_recipe"
-_ALL = "`python -m bimkern.pretrain --help` lists all"
 
 
 class UserCodeError(ConfigError):
@@ -41,11 +43,29 @@ def find_config(name: str, backbone: str | None = None) -> Config:
         return _with_backbone(name, backbone)
     if name in RECIPES:
         return _built(name, lambda: RECIPES[name].config)
+    return _own(name, Config, [*RECIPES, *WITH_BACKBONE], "pretrain")
+
+
+def find_finetune_config(name: str) -> FinetuneConfig:
+    """Return the config of a recipe of fine-tuning: one of ours by name, or one that a file or module defines.
+
+    Args:
+        name: as for find_config, of a FinetuneConfig, a Recipe that holds one, or a function that returns one.
+
+    Raises:
+        ConfigError, UserCodeError: as find_config.
+    """
+    if name in FINETUNE_RECIPES:
+        return FINETUNE_RECIPES[name].config
+    return _own(name, FinetuneConfig, FINETUNE_RECIPES, "finetune")
+
+
+def _own(name: str, kind: type[C], known: Collection[str], command: str) -> C:
+    """Return the config that a file or module defines; the known names, and the command, are for messages."""
     source, colon, attribute = name.rpartition(":")
     if not colon and not _is_file(name):
-        raise ConfigError(
-            f"unknown recipe {name!r} (your own is named as {_FORM}); {closest(name, [*RECIPES, *WITH_BACKBONE], _ALL)}"
-        )
+        hint = closest(name, known, f"`python -m bimkern.{command} --help` lists all")
+        raise ConfigError(f"unknown recipe {name!r} (your own is named as {_FORM}); {hint}")
     if not source or not attribute:
         file = name.strip(":")
         raise ConfigError(f"{file} must name its recipe too, as {file}:my_recipe")
@@ -53,7 +73,7 @@ def find_config(name: str, backbone: str | None = None) -> Config:
     found = getattr(module, attribute, None)
     if found is None:
         raise ConfigError(f"{source} has no {attribute!r}; {closest(attribute, _offers(module))}")
-    return _config_of(found, name)
+    return _config_of(found, name, kind)
 
 
 def _with_backbone(name: str, backbone: str | None) -> Config:
@@ -107,16 +127,15 @@ def _import_by_name(name: str) -> ModuleType:
         raise
 
 
-def _config_of(found: Any, name: str) -> Config:
+def _config_of(found: Any, name: str, kind: type[C]) -> C:
     if callable(found):
         if needed := _needed(found):
             raise ConfigError(f"{name} must need no arguments; give {', '.join(needed)} a default")
         found = _run(name, found)
     config = _run(name, lambda: found.config) if isinstance(found, (Recipe, DeferredRecipe)) else found
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"{name} must be a Config or Recipe, or a function that returns one; got {type(config).__name__}"
-        )
+    if not isinstance(config, kind):
+        wanted = f"must be a {kind.__name__} or Recipe, or a function that returns one"
+        raise ConfigError(f"{name} {wanted}; got {type(config).__name__}")
     return config
 
 
@@ -139,7 +158,7 @@ def _offers(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, (Config, Recipe, DeferredRecipe))
+        if isinstance(value, (TrainingConfig, Recipe, DeferredRecipe))
         or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
     ]
 

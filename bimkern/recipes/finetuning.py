@@ -3,7 +3,7 @@
 A learning rate is given for 256 images; programs that give it for their whole batch, or for 512, are converted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bimkern.data.augment import CenterCrop
 from bimkern.data.label_mixing import LabelMixing
@@ -12,24 +12,13 @@ from bimkern.mim.schedule import Cosine
 from bimkern.models.encoder import EncoderConfig
 from bimkern.models.swin import SWIN_BASE, SWIN_LARGE
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE
+from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.config.optimizer import AdamWConfig
 
 _POSITIONS = ("positions.table", "cls_token")  # no_weight_decay() of timm's ViT
 _BIASES = ("relative_position_bias_table",)  # of its Swin, and of SimMIM's program
 _SWIN_BASE, _SWIN_LARGE = replace(SWIN_BASE, window=7), replace(SWIN_LARGE, window=14)  # at 224 pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe:
-    """A named, complete config; options of the command line replace fields of its `run`."""
-
-    summary: str  # one line, for --help
-    config: FinetuneConfig
-
-    @property
-    def name(self) -> str:
-        return self.config.recipe
 
 
 def finetuning(
@@ -74,8 +63,8 @@ def finetuning(
     )
 
 
-def _recipe(summary: str, config: FinetuneConfig) -> FinetuneRecipe:
-    return FinetuneRecipe(summary=summary, config=config)
+def _recipe(summary: str, config: FinetuneConfig) -> Recipe[FinetuneConfig]:
+    return Recipe(summary=summary, config=config)
 
 
 def demo() -> FinetuneConfig:
@@ -337,7 +326,7 @@ MASKFEAT_FINETUNING = (
     ),
 )
 
-FINETUNE_FAMILIES: dict[str, tuple[FinetuneRecipe, ...]] = {  # as --help lists them
+FINETUNE_FAMILIES: dict[str, tuple[Recipe[FinetuneConfig], ...]] = {  # as --help lists them
     "For a first look": DEMO_FINETUNING,
     "BIM": BIM_FINETUNING,
     "LocalMIM": LOCALMIM_FINETUNING,

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
-from bimkern.train.config.run import Config
+from bimkern.train.config.run import Config, TrainingConfig
+
+C_co = TypeVar("C_co", bound=TrainingConfig, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Generic[C_co]):
     """A named, complete config; options of the command line replace fields of its `run`."""
 
     summary: str  # one line, for --help
-    config: Config
+    config: C_co
 
     @property
     def name(self) -> str:

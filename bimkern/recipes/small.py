@@ -34,7 +34,7 @@ _SIZES = (32, 48, 64)  # of images that grow, in pixels
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
 
 
-def _small(config: Config) -> Recipe:
+def _small(config: Config) -> Recipe[Config]:
     """Shrink the heads and the run of a config on one of the encoders above; warm-up keeps its share of the run."""
     run = config.run
     schedule = resolve(config.schedule, run.epochs, run.peak_lr)
@@ -76,7 +76,7 @@ def _deferred(name: str, build: Callable[[], Config]) -> DeferredRecipe:
     )
 
 
-SMALL_RECIPES: tuple[Recipe | DeferredRecipe, ...] = (
+SMALL_RECIPES: tuple[Recipe[Config] | DeferredRecipe, ...] = (
     _small(mae("mae_vit_test", _ENCODER)),
     _small(bim("bim_vit_test", _ENCODER, FIXED_MASK)),
     _small(bim("bim_vit_test_growing", _ENCODER, GROWING_MASK)),

@@ -13,7 +13,7 @@ from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_t
 from bimkern.evaluate.backbone import Backbone, common_channels
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
 from bimkern.evaluate.options import check_picture, check_runs
-from bimkern.evaluation_command import Found, run_command
+from bimkern.evaluation_command import Findings, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(_PROGRAM, Options, _HELP, _run, argv)
 
 
-def _run(options: Options, backbones: dict[str, Backbone]) -> Found:
+def _run(options: Options, backbones: dict[str, Backbone]) -> Findings:
     images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
     results = analyze(
         backbones,
@@ -75,7 +75,7 @@ def _run(options: Options, backbones: dict[str, Backbone]) -> Found:
         device=device.claim(options.device),
     )
     text = to_json_lines(results) if options.json else _text(options, images, results)
-    return Found(text=text, draw=partial(draw, results), name="attention")
+    return Findings(text=text, draw=partial(draw, results), name="attention")
 
 
 def _digits() -> Unlabeled:

@@ -31,7 +31,7 @@ Options = TypeVar("Options", bound=OfRuns)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Findings:
     """What a command ends with."""
 
     text: str
@@ -43,7 +43,7 @@ def run_command(
     program: str,
     kind: type[Options],
     description: str,
-    run: Callable[[Options, dict[str, Backbone]], Found],
+    run: Callable[[Options, dict[str, Backbone]], Findings],
     argv: Sequence[str] | None,
 ) -> None:
     """Parse arguments, by default those of the process, print what `run` finds in encoders, and draw it.

@@ -15,7 +15,7 @@ from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.options import check_picture, check_runs
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.evaluation_command import Found, run_command
+from bimkern.evaluation_command import Findings, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -85,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(_PROGRAM, Options, _HELP, _run, argv)
 
 
-def _run(options: Options, backbones: dict[str, Backbone]) -> Found:
+def _run(options: Options, backbones: dict[str, Backbone]) -> Findings:
     depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
     data = _data(options, backbones)
     results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
     text = to_json_lines(results) if options.json else _text(options, data, results)
-    return Found(text=text, draw=partial(draw, results), name="probe")
+    return Findings(text=text, draw=partial(draw, results), name="probe")
 
 
 def _depths(text: str, backbone: Backbone, run: str) -> list[int]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bimkern import pieces
 from bimkern.data.formats import BadImage, reason_of
-from bimkern.data.source import Source, SourceError, title, why_skipped
+from bimkern.data.source import Source, SourceError, is_dot_file, title, why_skipped
 from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.tar import Fault, decoded, encoded
 from bimkern.data.sources.tar_index import Names, TarIndex, read_index
@@ -100,7 +100,7 @@ class ImageShards:
         found: dict[str, str | None] = {}
         for name in table.names:
             file = decoded(name)
-            if not _is_dot_file(file):
+            if not is_dot_file(file):
                 found[file] = why_skipped(file, partial(self.open, file))
         for shard, state in zip(table.shards, table.states, strict=True):
             found |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
@@ -239,10 +239,6 @@ def _expanded(text: str) -> Iterator[str]:
             choices.append(braces.split(","))
     for chosen in product(*choices):
         yield "".join([parts[0], *(word + after for word, after in zip(chosen, parts[2::2], strict=True))])
-
-
-def _is_dot_file(file: str) -> bool:
-    return file.startswith(".") or "/." in file
 
 
 def _key(file: str) -> str:

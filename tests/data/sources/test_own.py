@@ -157,7 +157,8 @@ def test_what_cannot_be_used_is_named(place, message):
 
 
 @pytest.mark.parametrize("place", ["secret.vault", "my_sources:Vault"])
-def test_a_registered_source_is_found_by_what_it_accepts_and_by_its_name(place):
+def test_a_registered_source_is_found_by_what_it_accepts_and_by_its_name(tmp_path, monkeypatch, place):
+    monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("my_sources")
     source = find_source(Path(place))
     assert type(source).__name__ == "Vault"

@@ -37,8 +37,8 @@ class Options:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
     """Run folders, checkpoints inside one, or backbones that bimkern.export wrote."""
     data: Path | None = None
-    """Folder of images, with or without class folders, or .csv or .jsonl list of path and label; of a folder with train
-    and val, those of val. Default: half of scikit-learn's digits."""
+    """Images: whatever pre-training takes, a folder for example; of a folder with train and val, those of val. Default:
+    half of scikit-learn's digits."""
     images: int = 256
     """At most so many images, spread evenly over the data."""
     batch_size: int = 64

@@ -28,6 +28,10 @@ OPTIONAL: dict[str, tuple[str, Callable[[ModuleType], str | None] | None]] = {
     "wandb": ("wandb", None),
     "mlflow": ("mlflow", None),
     "torchvision": ("torchvision", None),
+    "h5py": ("h5py", None),  # sources of images, from here on
+    "lmdb": ("lmdb", None),
+    "pyarrow": ("pyarrow", None),
+    "fsspec": ("fsspec", None),
 }
 
 

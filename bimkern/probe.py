@@ -38,8 +38,9 @@ class Options:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
     """Run folders, checkpoints inside one, or backbones that bimkern.export wrote."""
     data: Path | None = None
-    """Folder of class folders, or .csv or .jsonl list of path and label, a quarter of which is tested; or a folder with
-    train and val, each of them one of these. Default: scikit-learn's digits."""
+    """Labeled images, a quarter of which is tested: a folder of class folders, a list of path and label (.csv, .jsonl),
+    tar shards, or what else fine-tuning takes; or a folder with train and val, each of them one of these. Default:
+    scikit-learn's digits."""
     depth: str = "all"
     """Numbers of encoder layers to test, separated by commas, or all."""
     pool: Pool = "mean"

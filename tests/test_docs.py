@@ -22,6 +22,9 @@ import bimkern
 from bench import cli, dropin
 from bench.studies import cli as studies
 from bimkern import attention, finetune, ops, pretrain, probe
+from bimkern.data.check import check
+from bimkern.data.source import list_images
+from bimkern.data.sources.find import find_source
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -62,8 +65,17 @@ def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
 
 def test_a_batch_is_augmented_as_the_page_on_data_says():
     import_or_skip("timm")
-    exec(code_of("docs/data.md"), found := {})
+    *_, code = manual_pages.python(ROOT / "docs/data.md")
+    exec(code, found := {})
     assert found["targets"].sum(dim=1).tolist() == pytest.approx([1] * 8)
+
+
+def test_a_class_of_images_is_read_as_the_page_on_data_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("sources_of_the_manual.py").write_text(manual_pages.python(ROOT / "docs/data.md")[0])
+    listing = list_images(find_source(Path("sources_of_the_manual:Mine")))
+    assert [one.width for one in check(listing, workers=0).values()] == [48] * 12
 
 
 def test_own_recipes_and_pieces_are_what_the_manual_says(tmp_path, monkeypatch):

@@ -275,6 +275,11 @@ def _has_image_suffix(file: str) -> bool:
     return _BY_SUFFIX.get(suffix_of(file), _NO_IMAGE) is None
 
 
+def is_dot_file(file: str) -> bool:
+    """Return whether a name, or that of a folder in it, begins with a dot: such files are no data."""
+    return file.startswith(".") or "/." in file
+
+
 def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
     """Return why a file is skipped, None for an image: by its suffix or, if that is unknown, by its first bytes.
 

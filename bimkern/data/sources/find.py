@@ -9,13 +9,14 @@ from bimkern import pieces
 from bimkern.data.source import ImageFolder, Source, SourceError
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.sources.own import OwnImages
+from bimkern.data.sources.remote import RemoteImages
 from bimkern.data.sources.row_files import RowFiles
 from bimkern.data.sources.shards import ImageShards
 
 __all__ = ["find_source"]
 
-_OURS = (RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")
+_OURS = (RemoteImages, RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
+_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 
 def find_source(data: Path | Sequence[Path]) -> Source:
@@ -46,4 +47,4 @@ def _kind_of(place: str) -> Any:
 
 def _text(path: Path) -> str:
     """Return a path as it was given: of an address, a Path has dropped a slash."""
-    return _ADDRESS.sub(r"\1://", str(path), count=1) if _ADDRESS.match(str(path)) else str(path)
+    return _ADDRESS.sub(r"\1://", str(path))

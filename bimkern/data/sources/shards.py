@@ -11,7 +11,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from itertools import pairwise, product
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bimkern import pieces
 from bimkern.data.formats import BadImage, reason_of
-from bimkern.data.source import Source, SourceError, title, why_skipped
+from bimkern.data.source import Source, SourceError, is_dot_file, title, why_skipped
 from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.tar import Fault, decoded, encoded
 from bimkern.data.sources.tar_index import Names, TarIndex, read_index
@@ -55,6 +55,7 @@ class _Table:
     names: Names
     rows: NDArray[np.int64]  # [N, 3]: shard, offset, bytes
     prefixed: bool  # whether names begin with the shard's name, as several shards use the same ones
+    guess: list[int] = field(default_factory=lambda: [0])  # the next member, where they are asked for in order
 
     def find(self, file: str) -> tuple[int, int, int]:
         """Return shard, offset and bytes of a member.
@@ -62,10 +63,12 @@ class _Table:
         Raises:
             BadImage: there is none of this name.
         """
-        name = encoded(file)
-        i = bisect_left(self.names, name)
+        name, (i,) = encoded(file), self.guess
         if i == len(self.names) or self.names[i] != name:
-            raise BadImage("no such member in any shard")
+            i = bisect_left(self.names, name)
+            if i == len(self.names) or self.names[i] != name:
+                raise BadImage("no such member in any shard")
+        self.guess[0] = i + 1
         shard, offset, size = self.rows[i].tolist()
         return shard, offset, size
 
@@ -100,7 +103,7 @@ class ImageShards:
         found: dict[str, str | None] = {}
         for name in table.names:
             file = decoded(name)
-            if not _is_dot_file(file):
+            if not is_dot_file(file):
                 found[file] = why_skipped(file, partial(self.open, file))
         for shard, state in zip(table.shards, table.states, strict=True):
             found |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
@@ -239,10 +242,6 @@ def _expanded(text: str) -> Iterator[str]:
             choices.append(braces.split(","))
     for chosen in product(*choices):
         yield "".join([parts[0], *(word + after for word, after in zip(chosen, parts[2::2], strict=True))])
-
-
-def _is_dot_file(file: str) -> bool:
-    return file.startswith(".") or "/." in file
 
 
 def _key(file: str) -> str:

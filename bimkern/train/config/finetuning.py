@@ -22,8 +22,8 @@ class FinetuneOptions(RunOptions):
     from_scratch: bool = False
     """Begin with random weights of the same encoder, to see what pre-training is worth."""
     data: Path | None = None
-    """Folder of class folders, or .csv or .jsonl list of path and label; or a folder with train and val, each of them
-    one of these. Default: scikit-learn's digits."""
+    """Labeled images: a folder of class folders, a list of path and label (.csv, .jsonl), tar shards, or what else
+    pre-training takes; or a folder with train and val, each of them one of these. Default: scikit-learn's digits."""
     val: Path | None = None
     """Images to evaluate on, as in --data. Default: val beside train."""
     held_out: float = 0.0

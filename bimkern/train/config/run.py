@@ -47,7 +47,9 @@ class RunOptions:
     )
 
     data: Path | tuple[Path, ...] | None = None
-    """Folders of JPEG, PNG, WebP, BMP, TIFF or GIF images, with or without class folders. Default: demo photographs."""
+    """Images: folders, a list (.txt, .csv, .tsv, .jsonl), tar shards ('x-{00..99}.tar'), arrays (.npy, .npz, .h5),
+    .lmdb, .parquet or .arrow files, an address (s3://...), or a class of yours (module:Class). Default: the demo's
+    photographs."""
     out: Path | None = None
     """Run folder. Running the same command again resumes it. Default: runs/RECIPE."""
     epochs: float = 1.0

@@ -1,0 +1,213 @@
+"""Images at addresses, in fsspec's file system in memory and at a local HTTP server."""
+
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from interop import import_or_skip
+from source_forms import batches_of, data_of, files_of, same, write_folder
+
+from bimkern.data.batches import BadImages
+from bimkern.data.check import check
+from bimkern.data.formats import BadImage
+from bimkern.data.labels import read_labels
+from bimkern.data.pil import PilLoader
+from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.sources import remote
+from bimkern.data.sources.bounded_cache import BoundedCache
+from bimkern.data.sources.find import find_source
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_folder(tmp_path / "photos")
+
+
+@pytest.fixture
+def memory(root):
+    """The files of the folder in memory; yields the file system's class, whose methods may be replaced."""
+    fsspec = import_or_skip("fsspec")
+    files = fsspec.filesystem("memory")
+    for path in files_of(root):
+        files.pipe(f"/bucket/photos/{path.relative_to(root).as_posix()}", path.read_bytes())
+    yield type(files)
+    files.store.clear()
+
+
+@pytest.fixture
+def server(root):
+    """A server of the folder; `failing` are paths that it answers with an error, once for every time they are in."""
+    import_or_skip("aiohttp")
+    failing, asked = [], []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path in failing:
+                failing.remove(self.path)
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+        def log_message(self, *arguments):
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    served.failing, served.asked = failing, asked
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def url_of(server):
+    return Path(f"http://127.0.0.1:{server.server_port}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_folder_bit_for_bit_also_when_resumed(root, memory, workers):
+    loader = PilLoader(workers=workers)
+    theirs = batches_of(loader, data_of(ImageFolder(paths=(root,))))
+    ours = data_of(find_source(Path("memory://bucket/photos")))
+    assert ours.images.source.title == "memory://bucket/photos"
+    assert same(batches_of(loader, ours), theirs)
+    assert same(batches_of(loader, data_of(find_source(Path("memory://bucket/photos/"))), first=5), theirs[5:])
+
+
+def test_a_server_gives_what_its_folder_gives_and_an_error_is_tried_again(root, server):
+    server.failing += ["/ant/00.jpg", "/ant/00.jpg", "/bee/01.png"]
+    source = find_source(url_of(server))
+    ours, theirs = list_images(source), list_images(ImageFolder(paths=(root,)))
+    assert (ours.files, ours.others) == (theirs.files, theirs.others)
+    assert same(
+        batches_of(PilLoader(workers=0), data_of(source)), batches_of(PilLoader(workers=0), data_of(theirs.source))
+    )
+    assert server.failing == []
+
+
+def test_what_keeps_failing_is_a_bad_image(root, server):
+    server.failing += 3 * ["/ant/00.jpg"]
+    found = check(list_images(find_source(url_of(server))), workers=0)
+    faults = {file: one.fault for file, one in found.items() if one.fault is not None}
+    assert faults.keys() == {"ant/00.jpg"}
+    assert "ant/00.jpg cannot be read (503" in faults["ant/00.jpg"]
+    assert sum(path == "/ant/00.jpg" for path in server.asked) == 3
+
+
+def test_a_short_read_is_tried_again_and_never_used(root, memory, monkeypatch):
+    short, plain = [], memory.cat_file
+
+    def cat_file(self, path, *arguments, **options):
+        content = plain(self, path, *arguments, **options)
+        short.append(path)
+        return content[:-1] if short.count(path) < times else content
+
+    monkeypatch.setattr(memory, "cat_file", cat_file)
+    source = find_source(Path("memory://bucket/photos"))
+    list_images(source)
+    times = 3
+    with open_in(source, "ant/00.jpg") as file:
+        assert file.read() == (root / "ant" / "00.jpg").read_bytes()
+    times = 9
+    with pytest.raises(BadImage, match=r"bee/01.png cannot be read \(\d+ of \d+ bytes came\)"):
+        open_in(source, "bee/01.png")
+    assert short.count("/bucket/photos/bee/01.png") == 3
+
+
+def test_a_file_that_is_gone_is_not_asked_for_again(memory, monkeypatch):
+    data = data_of(find_source(Path("memory://bucket/photos")), batch_size=12)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")  # nothing is cached
+    vars(data.images.source).pop("_cache")
+    memory.store.pop("/bucket/photos/bee/01.png")
+    with pytest.raises(BadImages) as raised:
+        list(PilLoader(workers=0).batches(data, 0, 1))
+    (fault,) = raised.value.faults.values()
+    assert "bee/01.png" in fault
+
+
+def test_what_was_read_is_kept_until_it_changes(memory, monkeypatch):
+    reads, plain = [], memory.cat_file
+
+    def cat_file(self, path, *arguments, **options):
+        reads.append(path)
+        return plain(self, path, *arguments, **options)
+
+    monkeypatch.setattr(memory, "cat_file", cat_file)
+    address, name = Path("memory://bucket/photos"), "/bucket/photos/ant/00.jpg"
+    for _ in range(2):
+        check(list_images(find_source(address)), workers=0)
+        batches_of(PilLoader(workers=0), data_of(find_source(address)))
+    assert reads.count(name) == 1
+    memory().pipe(name, memory().cat("/bucket/photos/ant/06.jpg"))
+    reads.clear()
+    source = find_source(address)
+    list_images(source)
+    with open_in(source, "ant/00.jpg") as one, open_in(source, "ant/06.jpg") as other:
+        assert one.read() == other.read()
+    assert reads == [name]
+
+
+def test_labels_are_class_folders(root, memory):
+    source = find_source(Path("memory://bucket/photos"))
+    assert read_labels(source, list_images(source).files).classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nothing://bucket/x", r"nothing://bucket/x cannot be reached \(Protocol not known: nothing\)"),
+        ("memory://bucket/empty", r"memory://bucket/empty cannot be listed \(there is none\)"),
+        ("http://127.0.0.1:9/x", r"http://127.0.0.1:9/x cannot be listed \(Cannot connect to host 127.0.0.1:9"),
+    ],
+)
+def test_addresses_that_cannot_be_read_are_refused(memory, address, message):
+    with pytest.raises(SourceError, match=message):
+        list_images(find_source(Path(address)))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(server):
+    server.failing += 3 * ["/bee/"]
+    with pytest.raises(SourceError, match=r"http://.* cannot be listed \(503"):
+        list_images(find_source(url_of(server)))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(SourceError, match=r"s3://bucket/x: .*[Ii]nstall s3fs"):
+        list_images(find_source(Path("s3://bucket/x")))
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(SourceError, match=r"s3://bucket/x needs fsspec \(.*\); pip install 'bimkern\[remote\]'"):
+        list_images(find_source(Path("s3://bucket/x")))
+
+
+def test_the_cache_stays_within_its_limit_and_notices_damage(tmp_path):
+    cache = BoundedCache(tmp_path / "kept", 16_000)
+    for i in range(100):
+        cache.put(f"{i}", bytes([i]) * 1000)
+        assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*") if path.is_file()) <= 17_016
+    assert cache.get("0") is None
+    assert cache.get("99") == bytes([99]) * 1000
+    cache.put("large", bytes(16_001))
+    assert cache.get("large") is None
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+    assert cache.get("99") is None
+
+
+def test_what_was_used_last_stays_in_the_cache(tmp_path):
+    cache = BoundedCache(tmp_path, 16_000)
+    for i in range(60):
+        cache.put(f"{i}", bytes(1000))
+        assert cache.get("0") is not None

@@ -6,8 +6,10 @@ does not wait behind gradients. One process alone has the same interface.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -38,11 +40,22 @@ class OtherRank(BimkernError):
     """Another rank cannot continue, and says so."""
 
 
-class Work(Protocol):
+@dataclass(frozen=True)
+class Traffic:
+    """The time that sums took; what passed meanwhile on this rank is their difference."""
+
+    total: float = 0.0  # seconds from the beginning of every sum to its end
+    wait: float = 0.0  # seconds of this in which nothing else happened
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.total + other.total, self.wait + other.wait)
+
+
+class Sum(Protocol):
     """A sum that is on its way."""
 
-    def wait(self) -> object:
-        """Wait for it, or have the current stream of the GPU wait."""
+    def wait(self) -> Traffic:
+        """Wait for it, or have the current stream of the GPU wait; return the time that it took."""
 
 
 class Ranks(Protocol):
@@ -53,7 +66,7 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def begin_sum(self, tensor: Tensor) -> Work:
+    def begin_sum(self, tensor: Tensor) -> Sum:
         """Begin to sum a contiguous tensor over the ranks, in place."""
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -77,7 +90,7 @@ class Alone:
 
     rank, size = 0, 1
 
-    def begin_sum(self, tensor: Tensor) -> Work:
+    def begin_sum(self, tensor: Tensor) -> Sum:
         return _Done()
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -97,8 +110,8 @@ class Alone:
 
 
 class _Done:
-    def wait(self) -> None:
-        pass
+    def wait(self) -> Traffic:
+        return Traffic()
 
 
 ALONE = Alone()
@@ -115,10 +128,10 @@ class Group:
         dist.init_process_group(backend, timeout=timeout, **options)
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
 
-    def begin_sum(self, tensor: Tensor) -> Work:
+    def begin_sum(self, tensor: Tensor) -> Sum:
+        begun = time.perf_counter()
         with _lost():
-            work: Work = dist.all_reduce(tensor, async_op=True)
-        return _Watched(work)
+            return _Timed(dist.all_reduce(tensor, async_op=True), begun)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -161,15 +174,21 @@ class Group:
         return first
 
 
-class _Watched:
-    """A sum whose failure is told as what it is."""
+class _Timed:
+    """A sum on the host, whose time is known."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, work: Any, begun: float) -> None:
+        self._work, self._begun = work, begun
+        self._ended: list[float] = []
+        work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
 
-    def wait(self) -> None:
+    def wait(self) -> Traffic:
+        before = time.perf_counter()
         with _lost():
             self._work.wait()
+        after = time.perf_counter()
+        (ended,) = self._ended or [after]
+        return Traffic(ended - self._begun, max(0.0, min(ended, after) - before))
 
 
 @contextmanager

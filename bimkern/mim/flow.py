@@ -21,7 +21,7 @@ from bimkern.mim.masking.view import StageView
 from bimkern.mim.targets import StageTarget
 
 ScopeFactory = Callable[[str], AbstractContextManager[object]]
-Ready = Callable[[int], object]
+Notify = Callable[[int], object]
 NamedParameters = list[tuple[str, nn.Parameter]]
 
 
@@ -58,8 +58,8 @@ class MicroBatch:
     views: list[StageView]  # one for every stage
 
 
-def _updated(number: int) -> None:
-    """Do nothing: updates are made when they are applied."""
+def _unnoticed(number: int) -> None:
+    """Do nothing: one process makes its updates when they are applied."""
 
 
 class Flow(Protocol):
@@ -78,7 +78,8 @@ class Flow(Protocol):
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
         denominators: Tensor | None = None,
-        ready: Ready = _updated,
+        ready: Notify = _unnoticed,
+        ahead: Notify = _unnoticed,
     ) -> Tensor:
         """Run one step.
 
@@ -93,6 +94,8 @@ class Flow(Protocol):
                 by default those of the batches.
             ready: called with the number of an update before its parameters are read: that of the step before may still
                 be under way.
+            ahead: called with the number of an update before the last backward pass that it takes gradients from, which
+                adds to each of them at most once.
 
         Returns:
             The losses of the stages, [S], detached; NaN for a stage that is frozen. Those of all processes add up.
@@ -123,7 +126,8 @@ class Local:
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
         denominators: Tensor | None = None,
-        ready: Ready = _updated,
+        ready: Notify = _unnoticed,
+        ahead: Notify = _unnoticed,
     ) -> Tensor:
         inputs = [batch.images for batch in batches]
         denominators = _denominators(batches) if denominators is None else denominators
@@ -139,6 +143,8 @@ class Local:
                         continue
                     target = model.targets([stage], batch.images)[stage]
                     part, grad = _decode(model, stage, tokens, batch, target, denominators[stage], update, slices)
+                    if i == len(batches) - 1:
+                        ahead(stage)
                     tokens.backward(grad)
                     losses[stage] = part if i == 0 else losses[stage] + part
                     del tokens, grad, target
@@ -168,7 +174,8 @@ class EndToEnd:
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
         denominators: Tensor | None = None,
-        ready: Ready = _updated,
+        ready: Notify = _unnoticed,
+        ahead: Notify = _unnoticed,
     ) -> Tensor:
         (update,) = updates
         denominators = _denominators(batches) if denominators is None else denominators
@@ -177,7 +184,7 @@ class EndToEnd:
         losses[first:] = 0
         with scope("step"):
             ready(0)
-            for batch in batches:
+            for i, batch in enumerate(batches):
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):
                     tokens = model.encode(stage, tokens, view, frozen_groups)
@@ -188,6 +195,8 @@ class EndToEnd:
                     part, grad = _decode(model, stage, taps[stage], batch, *args)
                     losses[stage] += part
                     grads.append(grad)
+                if i == len(batches) - 1:
+                    ahead(0)
                 torch.autograd.backward(taps[first:], grads)
             update.apply()
         return losses

@@ -11,7 +11,7 @@ from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches, step_draw_ids
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.step_layout import StepLayout
+from bimkern.data.step_layout import Segment, StepLayout
 from bimkern.distributed import ALONE, Ranks
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
@@ -76,6 +76,7 @@ class Pretraining:
             for name, group in config.method.flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
+        self._work: tuple[Segment, int] | None = None  # what steps are alike in
         self.pictures, self._holds_out = KeptPictures(pictures, layout.num_steps), images.holds_out
         held_out, draw_ids = self._load_held_out(images)
         self._held_out = HeldOutEvaluation(
@@ -104,13 +105,18 @@ class Pretraining:
             images = self._on_device(part.images)
             batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
         frozen_groups = schedule.frozen_groups(progress, depth)
+        work = (segment, frozen_groups)
+        if work != self._work:
+            self._work = work
+            for update in self.updates:
+                update.renew()
         losses = self._config.method.flow.step(
             self.model,
             batches,
             self.updates,
             slices=run.slices,
             frozen_groups=frozen_groups,
-            scope=memory.scope((segment, frozen_groups)),
+            scope=memory.scope(work),
             **self._shared(index),
         )
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
@@ -122,7 +128,12 @@ class Pretraining:
         seed, size = self._config.run.seed, self._layout.at(index).image_size
         ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
         weights = self.model.loss_weights(ids, (size, size), seed)
-        return {"denominators": weights, "ready": lambda number: self.updates[number].finish()}
+        updates = self.updates
+        return {
+            "denominators": weights,
+            "ready": lambda number: updates[number].finish(),
+            "ahead": lambda number: updates[number].ahead(),
+        }
 
     def conditions(self, index: int) -> dict[str, int]:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}

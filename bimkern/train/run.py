@@ -64,6 +64,7 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
     with training.connected_ranks(config) as ranks:
+        training.check_ranks(config, ranks)
         with agreed(ranks):
             inputs = find_inputs(config)
             check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))

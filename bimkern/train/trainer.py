@@ -236,6 +236,8 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             result = None
+            for update in self.task.updates:
+                update.give_up()
         (failed,) = self._agree(session, result is None)
         if failed or result is None:  # raised out here, the error keeps nothing of the step alive
             raise OutOfMemory(f"step {index + 1}: not enough memory for {segment.micro_batch} images at a time")

@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,16 @@ from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.task import Task
 from bimkern.train.trainer import Trainer
 
-__all__ = ["Inputs", "check_images", "connected_ranks", "describe_loader", "find_inputs", "opened_folder", "train"]
+__all__ = [
+    "Inputs",
+    "check_images",
+    "check_ranks",
+    "connected_ranks",
+    "describe_loader",
+    "find_inputs",
+    "opened_folder",
+    "train",
+]
 
 logger = logging.getLogger("bimkern.train")
 
@@ -72,24 +81,30 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     return Inputs(list_images(source, config.channels), held_out, *_choose(config))
 
 
-@contextmanager
-def connected_ranks(config: TrainingConfig) -> Iterator[Ranks]:
-    """Connect the ranks that train what a config describes, and make sure that they can.
+def connected_ranks(config: TrainingConfig) -> AbstractContextManager[Ranks]:
+    """Connect the ranks that train what a config describes.
 
     Raises:
-        RanksError, ConfigError: they cannot.
+        RanksError, ConfigError: they cannot be connected, or lack a device.
     """
-    with connected(resolve_device(config.run.device).type, config.run.dist_timeout) as ranks:
-        first = ranks.share(to_json(config))
-        with agreed(ranks):
-            fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
-            if ranks.size > fewest:
-                raise ConfigError(
-                    f"--batch-size {config.run.batch_size}: {ranks.size} ranks cannot share steps of {fewest} images; "
-                    f"start fewer ranks, or choose a larger batch"
-                )
-            refuse_other(first, config, "rank 0 runs", "start all ranks with the same command")
-        yield ranks
+    return connected(resolve_device(config.run.device).type, config.run.dist_timeout)
+
+
+def check_ranks(config: TrainingConfig, ranks: Ranks) -> None:
+    """Make sure that ranks can share the steps of a resolved config, and that all have the same.
+
+    Raises:
+        ConfigError, OtherRank: they cannot, or have not.
+    """
+    first = ranks.share(to_json(config))
+    with agreed(ranks):
+        fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
+        if ranks.size > fewest:
+            raise ConfigError(
+                f"--batch-size {config.run.batch_size}: {ranks.size} ranks cannot share steps of {fewest} images; "
+                f"start fewer ranks, or choose a larger batch"
+            )
+        refuse_other(first, config, "rank 0 runs", "start all ranks with the same command")
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class RankProcesses:
 
     def results(self, timeout=120):
         """Wait for all of them, and return what their functions did."""
-        assert self.wait(timeout) == [0] * len(self.processes), "".join(self.stderr())
+        assert self.wait(timeout) == [0] * len(self.processes), "".join(self.stderr())[-3000:]
         return [json.loads(self._of(rank, "result")) for rank in range(len(self.processes))]
 
     def stdout(self):

@@ -76,6 +76,8 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
     with training.connected_ranks(config) as ranks:
         with agreed(ranks):
             config, init, inputs, labels = _begin(config)
+        training.check_ranks(config, ranks)
+        with agreed(ranks):
             check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
         with training.opened_folder(config, inputs, ranks) as folder:
             return _finetune(config, callbacks, init, inputs, labels, folder, ranks)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed import ALONE, Ranks, Traffic
 from bimkern.mim.schedule import LayerGroup
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import MakeOptimizer, adamw
@@ -51,7 +51,8 @@ class GroupOptimizer:
         self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         summed: GradientSum = OwnGradients() if ranks.size == 1 else BucketedSum([p for _, p in parameters], ranks)
-        self._summed, self._begun = summed, False
+        self._summed = summed
+        self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
         self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
@@ -59,6 +60,7 @@ class GroupOptimizer:
     def set_rates(self, rate: Callable[[LayerGroup], float]) -> None:
         """Set the learning rate of every layer group, for the next update to begin."""
         self._rates = [rate(group["layer_group"]) for group in self._optimizer.inner.param_groups]
+        self._due = True
         if not self._begun:
             self._take_rates()
         if not any(self._rates):
@@ -67,9 +69,29 @@ class GroupOptimizer:
     def scale(self, loss: Tensor) -> Tensor:
         return self._scaler.scale(loss)
 
+    def renew(self) -> None:
+        """Expect, from the next step on, gradients of other parameters than before."""
+        self.finish()
+        self._summed.renew()
+
+    def ahead(self) -> None:
+        """Let gradients be summed over ranks as they come, in the backward pass that follows: it is the last."""
+        self._summed.ahead()
+
+    def give_up(self) -> None:
+        """Take part in what other ranks exchange in a step that this one cannot finish: nothing is of use after it."""
+        if self._due:
+            if self._begun:
+                self._summed.finish()  # that of the step before
+            self._summed.give_up()
+
+    def traffic(self) -> Traffic:
+        """Return the time that sums over ranks took since this was last called."""
+        return self._summed.traffic()
+
     def apply(self) -> None:
         """Begin the update, and free the gradients; one process alone finishes it at once."""
-        self._begun = True
+        self._due, self._begun = False, True
         if not self._summed.begin():
             self.finish()
 

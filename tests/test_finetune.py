@@ -28,7 +28,8 @@ OPTIONS = (
     *("--ema", "--mixup", "--cutmix", "--smoothing", "--rand-augment", "--erase", "--crop-scale", "--warmup-epochs"),
     *("--weight-decay", "--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch"),
     *("--base-lr", "--optimizer", "--precision", "--attention", "--device", "--seed", "--loader", "--jpeg-draft"),
-    *("--workers", "--held-out", "--max-bad-ratio", "--max-pixels", "--deterministic", "--compile", "--arena", "--log"),
+    *("--workers", "--held-out", "--max-bad-ratio", "--max-pixels", "--deterministic", "--compile", "--arena"),
+    *("--dist-timeout", "--log"),
     *("--log-every", "--save-every", "--backbone", "--from-scratch", "--val", "--eval-every"),
 )
 

@@ -42,7 +42,7 @@ OPTIONS = (
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--log", "--log-every", "--save-every"),
+    *("--deterministic", "--compile", "--arena", "--dist-timeout", "--log", "--log-every", "--save-every"),
     *("--slices", "--teacher", "--init"),
 )
 
@@ -113,9 +113,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, ar
     assert not (tmp_path / "runs").exists()
 
 
-def test_several_processes_are_refused_before_they_share_a_folder(capsys, monkeypatch, tmp_path):
+def test_a_world_size_without_ranks_is_refused(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = "WORLD_SIZE=2: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
+    message = (
+        "WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start several ranks with torchrun "
+        "--nproc-per-node N -m bimkern.pretrain ..., or unset WORLD_SIZE"
+    )
     test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, [], message)
 
 

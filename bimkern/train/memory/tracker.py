@@ -82,6 +82,7 @@ class AllocationTracker(TorchDispatchMode):
         self._observer.freed(key)
 
     def _accumulated(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
+        if parameter.grad is None:  # sent to other ranks, and freed
+            return
         storage = parameter.grad.untyped_storage()
         self._observer.accumulated(storage._cdata, storage.nbytes())

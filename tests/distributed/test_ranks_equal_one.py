@@ -1,0 +1,57 @@
+"""Several ranks train what one process trains: the same images, crops and masks, with sums in another order."""
+
+import pytest
+from rank_processes import RankProcesses
+from safetensors.torch import load_file
+from shared_runs import records, train
+
+NAMES = ["bim_vit_test", "mae_vit_test", "localmim_vit_test", "vitfreeze_vit_test", "fastmim_p_vit_test"]
+STEPS = 20
+
+
+def weights(folder):
+    """Return the last weights, without the biases of keys: their gradients are rounding, which Adam scales up."""
+    tensors = load_file(max((folder / "checkpoints").iterdir()) / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("qkv.bias"):
+            tensor.view(3, -1)[1] = 0
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folders of runs of one process and of two ranks."""
+    folder = tmp_path_factory.mktemp("trained")
+    ranks = RankProcesses(train, 2, folder / "output", NAMES, folder / "two", STEPS)
+    train(NAMES, folder / "one", STEPS)
+    ranks.results()
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_weights_are_those_of_one_process(trained, name):
+    one, two = (folder / name for folder in trained)
+    assert [record["step"] for record in records(two)] == [*range(1, STEPS + 1)]
+    for alone, shared in zip(records(one), records(two), strict=True):
+        for part, other in zip(alone["loss_per_stage"], shared["loss_per_stage"], strict=True):
+            assert (part is None) == (other is None)
+            assert part is None or other == pytest.approx(part, rel=1e-5)
+        for same in ("image_size", "lr", "epoch", "skipped_updates"):
+            assert alone[same] == shared[same]
+    alone, shared = weights(one), weights(two)
+    assert alone.keys() == shared.keys()
+    for key, tensor in alone.items():
+        assert (tensor - shared[key]).norm() <= 1e-4 * tensor.norm(), key
+
+
+@pytest.mark.parametrize("name", ["bim_vit_test", "mae_vit_test"])
+def test_the_time_of_sums_is_in_the_metrics(trained, name):
+    one, two = (records(folder / name) for folder in trained)
+    assert "comm_wait" not in one[0]
+    for record in two[2:]:
+        assert 0 <= record["comm_wait"] <= record["comm_total"]
+        assert record["comm_total"] == pytest.approx(sum(record["comm_total_per_update"]))
+        assert len(record["comm_wait_per_update"]) == len(record["skipped_updates"])
+        assert len(record["data_wait_per_rank"]) == 2
+        assert record["rank_skew"] >= 0
+    assert sum(record["comm_total"] for record in two) > 0

@@ -1,0 +1,98 @@
+"""Several ranks as torchrun starts them, but forked from one server that has imported torch: they start at once."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["torch", "bimkern.pretrain", "bimkern.finetune", "rank_processes"])
+
+
+class RankProcesses:
+    """Ranks that run a function each, with their output in a folder."""
+
+    def __init__(self, function, size, folder, *arguments, ranks=None, variables=None):
+        """Start them, or some; each calls function(*arguments), whose result is JSON, with variables of torchrun."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, port = folder, free_port()
+        self._ranks, self.processes = ranks or range(size), []
+        for rank in self._ranks:
+            environment = {
+                "RANK": f"{rank}",
+                "LOCAL_RANK": f"{rank}",
+                "WORLD_SIZE": f"{size}",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": f"{port}",
+            } | (variables or {})
+            process = _SERVER.Process(target=_run, args=(function, arguments, environment, folder / f"{rank}"))
+            process.start()
+            self.processes.append(process)
+
+    def wait_for(self, condition, timeout=120):
+        """Wait until a condition holds, while all of them live."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, self.stderr()
+            assert all(process.is_alive() for process in self.processes), self.stderr()
+            time.sleep(0.02)
+
+    def wait(self, timeout=120):
+        """Wait for all of them; return their exit codes."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+        hung = [process for process in self.processes if process.is_alive()]
+        for process in hung:
+            process.kill()
+            process.join()
+        assert not hung, self.stderr()
+        return [process.exitcode for process in self.processes]
+
+    def results(self, timeout=120):
+        """Wait for all of them, and return what their functions did."""
+        assert self.wait(timeout) == [0] * len(self.processes), "".join(self.stderr())[-3000:]
+        return [json.loads(self._of(rank, "result")) for rank in self._ranks]
+
+    def stdout(self):
+        return [self._of(rank, "stdout") for rank in self._ranks]
+
+    def stderr(self):
+        return [self._of(rank, "stderr") for rank in self._ranks]
+
+    def _of(self, rank, what):
+        return Path(f"{self._folder / str(rank)}.{what}").read_text()
+
+
+def free_port():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+def _run(function, arguments, environment, output):
+    import torch
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        file = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    code = 1
+    try:
+        result = function(*arguments)
+        Path(f"{output}.result").write_text(json.dumps(result))
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -40,9 +40,10 @@ SWIN = Recipe(image_size=512, batch_size=16, lr=6e-5, weight_decay=0.01, drop_pa
 WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
+SCALES = (0.5, 2.0)  # of training images, as in mmsegmentation
 # Ours, for the drawn data set.
 SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=1000, warmup=40)
-SHAPES_WIDTH = 32
+SHAPES_WIDTH, SHAPES_SCALES = 32, (0.8, 1.25)
 
 HELP = """Train a UperNet on a trained encoder, and print its mean IoU.
 
@@ -79,9 +80,10 @@ def segmentation(options: SegmentationOptions) -> None:
     normalize = v2.Compose(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(backbone.images.mean, backbone.images.std)]
     )
+    scales = SHAPES_SCALES if shapes else SCALES
     pairs = {
         part: read_folder(folder, part, transform, zero_is_ignored=options.ignore_zero)
-        for part, transform in (("train", crops(recipe.image_size, normalize)), ("val", normalize))
+        for part, transform in (("train", crops(recipe.image_size, scales, normalize)), ("val", normalize))
     }
 
     for part in pairs.values():
@@ -117,11 +119,12 @@ def _count_classes(folder: Path) -> int:
     return sum(1 for line in names.read_text().splitlines() if line.strip())
 
 
-def crops(side: int, normalize: v2.Transform) -> v2.Transform:
-    """Return random crops of images between half and twice the size, as in mmsegmentation."""
+def crops(side: int, scales: tuple[float, float], normalize: v2.Transform) -> v2.Transform:
+    """Return random crops of images whose short side is scaled between two multiples of a crop's."""
+    smallest, largest = (round(scale * side) for scale in scales)
     return v2.Compose(
         [
-            v2.RandomShortestSize(list(range(side // 2, 2 * side + 1)), max_size=8 * side),
+            v2.RandomShortestSize(list(range(smallest, largest + 1)), max_size=8 * side),
             v2.RandomCrop(side, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}),
             v2.RandomHorizontalFlip(),
             v2.RandomPhotometricDistort(),

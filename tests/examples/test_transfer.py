@@ -1,16 +1,19 @@
 """What both examples share: the drawn data set, learning rates, and what they refuse."""
 
+import re
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_swin
 import torch
 from interop import import_or_skip
 from PIL import Image
 from torch import nn
 
 from bimkern.models.encoder import WholeImages
+from bimkern.models.swin import Swin
 from bimkern.models.vit import ViT, ViTConfig
 
 import_or_skip("torchvision")
@@ -90,6 +93,23 @@ def test_lower_layers_learn_at_lower_rates_and_not_all_decays():
         decay = 5.0 * rate if parameter.dim() > 1 and name not in fixed else 0.0
         moved = (parameter - before[name] * (1 - decay)).abs().max().item()
         assert moved == pytest.approx(rate, rel=1e-2), name
+
+
+@pytest.mark.parametrize(("network", "kept"), [("vit", r"cls_token|positions\.table"), ("swin", r".*bias_table")])
+def test_tokens_positions_and_window_biases_do_not_decay(network, kept):
+    """Without a gradient, a step of AdamW moves what decays and nothing else."""
+    encoder = Reader(depth=1).encoder if network == "vit" else Swin(small_swin.recipe(window=2).method.encoder)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter)
+    before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+
+    def no_loss(part):
+        return sum((0 * parameter.sum() for parameter in encoder.parameters()), start=torch.zeros(()))
+
+    train(encoder, encoder, SAMPLES, no_loss, replace(RECIPE, steps=1))
+    matrices = {name: parameter for name, parameter in encoder.named_parameters() if parameter.dim() > 1}
+    found = {name for name, now in matrices.items() if torch.equal(now, before[name])}
+    assert found == {name for name in matrices if re.fullmatch(kept, name)} != set()
 
 
 def test_learning_rates_warm_up_and_fall():

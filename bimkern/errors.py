@@ -8,6 +8,7 @@ class BimkernError(Exception):
     """An error whose message is the one line that a user needs; a command prints it and ends with its exit code."""
 
     exit_code: int = 2  # of a mistake in what was asked for, as argument parsers use it
+    reported: bool | None = None  # whether another process reports it; None: it is not known to others
 
 
 class RunError(BimkernError):

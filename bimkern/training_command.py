@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from bimkern import command
+from bimkern import command, distributed
 from bimkern.errors import BimkernError
 from bimkern.output import Warnings, printing
 from bimkern.train.signals import Stopped, Terminated, terminated_at_once
@@ -31,5 +31,6 @@ def run_command(program: str, run: Callable[[list[str]], str], argv: Sequence[st
         command.end(program, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
     except OSError as error:
         command.end(program, f"cannot continue ({error})", exit_code=1)
-    with printing():
-        print(words)
+    if distributed.env_rank() == 0:
+        with printing():
+            print(words)

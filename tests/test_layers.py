@@ -15,7 +15,7 @@ COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "inf
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
     ("annotations", "errors"),
-    ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "files", "figures"),
+    ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "distributed", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
@@ -31,6 +31,7 @@ LAYERS = (
     ("exporters",),
     ("importers",),
     ("train.task",),
+    ("train.loop",),
     ("train.trainer",),
     ("train.training", "train.pretraining"),
     ("train.run", "train.finetuning"),

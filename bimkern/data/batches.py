@@ -88,6 +88,13 @@ class Crops:
         return replace(self, **arrays)
 
 
+def step_draw_ids(layout: StepLayout, step: int, num_images: int, seed: int) -> Tensor:
+    """Return the draw ids of all images of a step, [B], whichever rank takes them."""
+    return torch.from_numpy(
+        draw_ids(*sample_sequence(layout.image(step), layout.at(step).batch_size, num_images, seed))
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroBatches:
     """Item i is micro-batch i of the run, a pure function of i: the last one of a step may be smaller."""
@@ -106,9 +113,9 @@ class MicroBatches:
 
     def __getitem__(self, index: int) -> Crops:
         segment, step, part = self.layout.locate(index)
-        offset = part * segment.micro_batch
-        count = min(segment.micro_batch, segment.batch_size - offset)
-        epochs, sample_ids = sample_sequence(segment.image(step) + offset, count, len(self.images), self.seed)
+        share = segment.share[part * segment.micro_batch :][: segment.micro_batch]
+        first, count = segment.image(step) + share.start, len(share)
+        epochs, sample_ids = sample_sequence(first, count, len(self.images), self.seed)
         draws = draw_ids(epochs, sample_ids)
         sample_ids = replacements(draws, sample_ids, self.images.unreadable, len(self.images), self.seed)
         images, augment = self.images, self.augment

@@ -19,11 +19,19 @@ class Segment:
     first_step: int = 0
     first_image: int = 0  # its position in the stream of images
     first_index: int = 0  # of its micro-batches, among all
+    rank: int = 0  # of the process whose micro-batches these are
+    num_ranks: int = 1  # processes that share a step
+
+    @property
+    def share(self) -> range:
+        """Return which images of a step this rank takes: as many as any other, or one more."""
+        first, end = (self.batch_size * rank // self.num_ranks for rank in (self.rank, self.rank + 1))
+        return range(first, end)
 
     @property
     def per_step(self) -> int:
         """Return the micro-batches of a step."""
-        return -(-self.batch_size // self.micro_batch)
+        return -(-len(self.share) // self.micro_batch)
 
     def image(self, step: int) -> int:
         return self.first_image + (step - self.first_step) * self.batch_size
@@ -56,6 +64,22 @@ class StepLayout:
             segments.append(Segment(image_size=image_size, batch_size=size, micro_batch=size, **begins))
             first, image = first + steps, image + steps * size
         return cls(tuple(segments), first)
+
+    def of_rank(self, rank: int, num_ranks: int) -> "StepLayout":
+        """Return the layout of one of several processes that share every step.
+
+        Raises:
+            ValueError: a step has fewer images than there are processes.
+        """
+        segments, index = list[Segment](), 0
+        for segment, length in zip(self.segments, self.lengths(), strict=True):
+            if segment.batch_size < num_ranks:
+                raise ValueError(f"steps of {segment.batch_size} images cannot be shared by {num_ranks} ranks")
+            mine = replace(segment, first_index=index, rank=rank, num_ranks=num_ranks)
+            mine = replace(mine, micro_batch=min(segment.micro_batch, len(mine.share)))
+            segments.append(mine)
+            index += length * mine.per_step
+        return StepLayout(tuple(segments), self.num_steps)
 
     def at(self, step: int) -> Segment:
         """Return the segment of a step."""

@@ -21,6 +21,7 @@ from bimkern.mim.masking.view import StageView
 from bimkern.mim.targets import StageTarget
 
 ScopeFactory = Callable[[str], AbstractContextManager[object]]
+Ready = Callable[[int], object]
 NamedParameters = list[tuple[str, nn.Parameter]]
 
 
@@ -47,7 +48,7 @@ class Update(Protocol):
         ...
 
     def apply(self) -> None:
-        """Update the parameters and free their gradients."""
+        """Update the parameters, or begin to: see `ready` of Flow.step. Free their gradients."""
         ...
 
 
@@ -55,6 +56,10 @@ class Update(Protocol):
 class MicroBatch:
     images: Tensor  # [B, C, H, W] uint8
     views: list[StageView]  # one for every stage
+
+
+def _updated(number: int) -> None:
+    """Do nothing: updates are made when they are applied."""
 
 
 class Flow(Protocol):
@@ -72,6 +77,8 @@ class Flow(Protocol):
         slices: int = 1,
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
+        denominators: Tensor | None = None,
+        ready: Ready = _updated,
     ) -> Tensor:
         """Run one step.
 
@@ -82,9 +89,13 @@ class Flow(Protocol):
             slices: parts in which a head decodes a micro-batch.
             frozen_groups: how many layer groups, from the first on, do not learn.
             scope: called with a name for each part of the step; what is allocated inside has died at the next step.
+            denominators: loss weights of every stage over the whole step, [S], where other processes have a part of it;
+                by default those of the batches.
+            ready: called with the number of an update before its parameters are read: that of the step before may still
+                be under way.
 
         Returns:
-            The losses of the stages, [S], detached; NaN for a stage that is frozen.
+            The losses of the stages, [S], detached; NaN for a stage that is frozen. Those of all processes add up.
         """
 
 
@@ -111,13 +122,16 @@ class Local:
         slices: int = 1,
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
+        denominators: Tensor | None = None,
+        ready: Ready = _updated,
     ) -> Tensor:
         inputs = [batch.images for batch in batches]
-        denominators = _denominators(batches)
+        denominators = _denominators(batches) if denominators is None else denominators
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
             frozen = model.is_frozen(stage, frozen_groups)
             with scope(f"stage{stage}"):
+                ready(stage)
                 for i, batch in enumerate(batches):
                     tokens = model.encode(stage, inputs[i], batch.views[stage], frozen_groups)
                     inputs[i] = tokens.detach()
@@ -153,13 +167,16 @@ class EndToEnd:
         slices: int = 1,
         frozen_groups: int = 0,
         scope: ScopeFactory = nullcontext,
+        denominators: Tensor | None = None,
+        ready: Ready = _updated,
     ) -> Tensor:
         (update,) = updates
-        denominators = _denominators(batches)
+        denominators = _denominators(batches) if denominators is None else denominators
         losses = torch.full_like(denominators, math.nan)
         first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
         losses[first:] = 0
         with scope("step"):
+            ready(0)
             for batch in batches:
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):

@@ -180,6 +180,17 @@ class MIM(nn.Module):
             views = [replace(view, plan=made[id(view.keep)]) for view in views]
         return on_device(views, images.device)
 
+    def loss_weights(self, draw_ids: Tensor, image_size: tuple[int, int], seed: int) -> Tensor:
+        """Return the loss weights of all samples draw_ids [B], int64, summed for every stage: [S].
+
+        Args:
+            draw_ids: name sample and epoch.
+            image_size: height and width of their images.
+            seed: of the masks.
+        """
+        views = self.method.views(draw_ids, self.method.encoder.level(0).grid(*image_size), seed)
+        return torch.stack([view.weighted(self.mean.dtype).masked.sum() for view in views])
+
     def stage_layers(self, stage: int) -> range:
         """Return the numbers of a stage's layers, 0-based."""
         return range(self.method.taps[stage - 1] + 1 if stage else 0, self.method.taps[stage] + 1)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bimkern.arena import Plan
-from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.batches import Batch, MicroBatches, step_draw_ids
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import StepLayout
+from bimkern.distributed import ALONE, Ranks
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
@@ -41,6 +42,7 @@ class Pretraining:
         pictures: Path,
         device: torch.device,
         init: InitialWeights | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -51,9 +53,10 @@ class Pretraining:
             pictures: folder for them.
             device: where the network is.
             init: the weights that --init names; a checkpoint replaces them.
+            ranks: that share every step, as the layout says.
         """
         run = config.run
-        self._config, self._layout, self._device = config, layout, device
+        self._config, self._layout, self._device, self._ranks = config, layout, device, ranks
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
@@ -65,7 +68,7 @@ class Pretraining:
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
-        options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16"}
+        options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
         options["make"] = adapters.choose(run.optimizer, device)
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
@@ -108,8 +111,18 @@ class Pretraining:
             slices=run.slices,
             frozen_groups=frozen_groups,
             scope=memory.scope((segment, frozen_groups)),
+            **self._shared(index),
         )
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
+
+    def _shared(self, index: int) -> dict[str, Any]:
+        """Return what a flow must know of a step of which this process has a part."""
+        if self._ranks.size == 1:
+            return {}
+        seed, size = self._config.run.seed, self._layout.at(index).image_size
+        ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
+        weights = self.model.loss_weights(ids, (size, size), seed)
+        return {"denominators": weights, "ready": lambda number: self.updates[number].finish()}
 
     def conditions(self, index: int) -> dict[str, int]:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}

@@ -1,6 +1,5 @@
 """A whole pre-training run: from a config to trained weights, pictures and metrics in its folder."""
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from bimkern.data.formats import CONVERTED, pil_settings_kept
 from bimkern.data.loader import Loader
 from bimkern.data.source import ImageFolder, Source
 from bimkern.data.step_layout import StepLayout
+from bimkern.distributed import Ranks, agreed
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
@@ -20,7 +20,7 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import Config, ConfigError, resolve_device
-from bimkern.train.memory.budget import check_memory
+from bimkern.train.memory.budget import check_memory, of_rank
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
@@ -63,24 +63,37 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
-    inputs = find_inputs(config)
-    check_memory(config, resolve_device(config.run.device))
-    init = None if config.run.init is None else read_initial_weights(config, config.run.init)
-    folder = training.open_folder(config, inputs)
+    with training.connected_ranks(config) as ranks:
+        with agreed(ranks):
+            inputs = find_inputs(config)
+            check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
+            init = None if config.run.init is None else read_initial_weights(config, config.run.init)
+        with training.opened_folder(config, inputs, ranks) as folder:
+            return _run(config, callbacks, inputs, init, folder, ranks)
 
+
+def _run(
+    config: Config,
+    callbacks: Callbacks,
+    inputs: Inputs,
+    init: InitialWeights | None,
+    folder: RunFolder,
+    ranks: Ranks,
+) -> Outcome:
     def make_task(
         config: Config, layout: StepLayout, images: FrozenDataset, loader: Loader, device: torch.device
     ) -> Pretraining:
-        return Pretraining(config, layout, images=images, pictures=folder.pictures, device=device, init=init)
+        parts: dict[str, Any] = {"images": images, "pictures": folder.pictures, "init": init}
+        return Pretraining(config, layout, device=device, ranks=ranks, **parts)
 
-    with closing(folder):
-        images = training.check_images(config, inputs, folder)
-        say(describe_briefly(config, images, training.describe_loader(inputs, images)))
+    images = training.check_images(config, inputs, folder, ranks)
+    say(describe_briefly(config, images, training.describe_loader(inputs, images)))
+    with agreed(ranks):
         _begin_from(init, folder)
-        config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks)
-        task.export(folder.exported)
-        task.model.zero_grad()
-        return Outcome(config, folder, task.evaluate(), task.model.eval())
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
+    task.export(folder.exported)
+    task.model.zero_grad()
+    return Outcome(config, folder, task.evaluate(), task.model.eval())
 
 
 def find_inputs(config: Config) -> Inputs:

@@ -49,7 +49,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: signal.Signals | None = None  # by this process
+        self.agreed: signal.Signals | None = None  # by any rank of the run, known to all
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -69,8 +70,9 @@ class StopSignals:
 
     def stopped(self, what: str) -> Stopped:
         """Return the end of a run by the signal received; `what` follows its name."""
-        assert self.received is not None
-        return Stopped(f"stopped by {self.received.name}{what}", exit_code=128 + self.received)
+        number = self.agreed or self.received
+        assert number is not None
+        return Stopped(f"stopped by {number.name}{what}", exit_code=128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:

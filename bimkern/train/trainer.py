@@ -1,10 +1,10 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, nullcontext
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,33 +14,35 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.errors import RunError
+from bimkern.distributed import ALONE, Ranks, agreed, first_error
+from bimkern.errors import BimkernError, RunError
 from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
-from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
+from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
+from bimkern.train.loop.session import Session
+from bimkern.train.loop.unwritten import Unlogged, Unsaved
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
 from bimkern.train.reporting import resolved
-from bimkern.train.reporting.bottleneck import BottleneckWarning, Prefetcher
+from bimkern.train.reporting.bottleneck import BottleneckWarning
 from bimkern.train.reporting.history import History
 from bimkern.train.reporting.metrics import Metrics, refuse_older
-from bimkern.train.reporting.progress import Reporter
 from bimkern.train.reporting.running_mean import RunningMean
-from bimkern.train.reporting.throughput import Throughput, TimedLoader
+from bimkern.train.reporting.throughput import TimedLoader
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
-from bimkern.train.signals import Stopped, StopSignals
+from bimkern.train.signals import Stopped
 from bimkern.train.task import StepResult, Task
-from bimkern.watchdog import Interrupted, stopped_by
+from bimkern.watchdog import Interrupted
 
 
 class Starved(RunError):
@@ -61,8 +63,10 @@ class Trainer:
         folder: RunFolder,
         device: torch.device,
         callbacks: Callbacks = NO_CALLBACKS,
+        ranks: Ranks = ALONE,
     ) -> None:
         run = config.run
+        self.ranks = ranks
         self._callbacks = callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
@@ -72,10 +76,11 @@ class Trainer:
         data = MicroBatches(
             images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
         )
-        self.resilient_loader = ResilientLoader(self.loader, data, images.quarantine.add)
+        self.resilient_loader = ResilientLoader(self.loader, data, self._quarantine)
+        self._faults: dict[str, str] = {}  # found by this rank since the last step's edge
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
-        self.saver = AsyncSaver(folder.checkpoints, every=run.save_every)
+        self.saver = AsyncSaver(folder.checkpoints, every=run.save_every) if ranks.rank == 0 else Unsaved()
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._extended_at: list[int] = []  # the steps that the run had when it was extended
@@ -98,12 +103,12 @@ class Trainer:
             # Without them it was killed between its last checkpoint and its pictures.
             undrawn = not self.folder.has_picture(self.task.pictures.newest)
             if undrawn or self.config.run.log:
-                with closing(self._metrics(done)) as log:
+                with closing(self.metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
             self.task.compile()
-        session = _Session(self, done)
+        session = Session(self, done)
         signals = session.signals
         try:
             with devices.repeatable_kernels() if self.config.run.deterministic else nullcontext(), session:
@@ -111,20 +116,22 @@ class Trainer:
         except Interrupted as hung:  # a save; a hung loader ends like any step
             raise signals.stopped(f"; {hung}") from hung
         except OutOfMemory as error:
-            if signals.received is None:
+            if signals.agreed is None:
                 self._report_saves()  # the session has waited for the last one
                 raise
             raise signals.stopped(f"; {error}; nothing saved since step {self.saver.saved_step}") from error
-        if signals.received is not None:  # in or after the last step: all is saved, and what comes may hang
+        self._agree(session)
+        if signals.agreed is not None:  # in or after the last step: all is saved, and what comes may hang
             raise signals.stopped(f" after step {session.done}, the last")
 
-    def _loop(self, session: "_Session") -> None:
+    def _loop(self, session: Session) -> None:
         run = self.config.run
         while session.done < self.layout.num_steps:
             batch = self._next(session)
             result = self._step(session, batch)
             done = session.done
             if done == session.first + 1:
+                self._finish_updates()
                 self.saver.reserve(*self._tensors())  # the optimizer's exist from now on
             if done > 1 and self.task.conditions(done - 1) != self.task.conditions(done - 2):
                 self._interval_loss.clear()
@@ -134,6 +141,7 @@ class Trainer:
             if done == 1 or done % run.log_every == 0 or last or evaluated:
                 record = self._record(session, result)
                 if evaluated:
+                    self._finish_updates()
                     record |= self.task.held_out_record()
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
@@ -141,30 +149,71 @@ class Trainer:
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
-            self._callbacks.finished(done, self.layout.num_steps, result.losses, result.num_frozen, result.lr)
+            if self._callbacks.on_step is not None:
+                losses = self.ranks.sum(result.losses)
+                self._callbacks.finished(done, self.layout.num_steps, losses, result.num_frozen, result.lr)
             self._report_saves()
-            if last or session.signals.received is not None:
+            if last or session.signals.agreed is not None:
                 self._end(session)
-            elif done % run.save_every == 0 and self._divergence.is_learning():
-                self._save(session, required=False)
+            elif done % run.save_every == 0:
+                self._finish_updates()
+                if self._divergence.is_learning():
+                    self._save(session, required=False)
 
-    def _next(self, session: "_Session") -> list[Batch]:
+    def _next(self, session: Session) -> list[Batch]:
+        """Return the next step's micro-batches of this rank, once every rank has its own."""
+        batch, failure = list[Batch](), None
         try:
-            return session.prefetcher.next()
+            batch = session.prefetcher.next()
         except Interrupted:
-            self._end(session)
-            raise
+            assert session.signals.received is not None  # which all ranks hear of next
         except (LoadingFailed, SourceError) as error:
-            saved = f"{session.done} steps are done and saved"
-            try:
-                self._save_last(session)
-            except CheckpointError as unsaved:
-                saved = f"{session.done} steps are done; {unsaved}"
-            remedy = "; once they can be read again, or with a larger --max-bad-ratio, "
-            when = remedy if isinstance(error, SourceError) else "; "
-            raise Starved(f"{error}. {saved}{when}the same command resumes the run") from error
+            failure = error
+        failed, found = self._agree(session, failure is not None, bool(self._faults))
+        if found:
+            self._share_faults(session.done)
+        if session.signals.agreed is not None:
+            self._end(session)
+        if failed:
+            self._starve(session, first_error(self.ranks, failure))
+        return batch
 
-    def _step(self, session: "_Session", batch: list[Batch]) -> StepResult:
+    def _starve(self, session: Session, error: BimkernError | None) -> NoReturn:
+        """End the run for want of images."""
+        assert error is not None
+        saved = f"{session.done} steps are done and saved"
+        try:
+            self._save_last(session)
+        except CheckpointError as unsaved:
+            saved = f"{session.done} steps are done; {unsaved}"
+        remedy = "; once they can be read again, or with a larger --max-bad-ratio, "
+        when = remedy if isinstance(error, SourceError) else "; "
+        starved = Starved(f"{error}. {saved}{when}the same command resumes the run")
+        starved.reported = error.reported
+        raise starved from error
+
+    def _agree(self, session: Session, *flags: bool) -> list[bool]:
+        """Return which flags any rank has set; a signal that any rank has received counts for all from now on."""
+        number, *found = self.ranks.highest([session.signals.received or 0, *flags])
+        session.signals.agreed = signal.Signals(number) if number else None
+        return [bool(flag) for flag in found]
+
+    def _quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
+        self._faults |= faults
+        self.images.quarantine.add(faults, steps_done)
+
+    def _share_faults(self, steps_done: int) -> None:
+        """Have the files that any rank found bad in quarantine on all."""
+        for faults in self.ranks.gather(self._faults):
+            self.images.quarantine.add(faults, steps_done)
+        self._faults = {}
+
+    def _finish_updates(self) -> None:
+        """Have every update made that is begun."""
+        for update in self.task.updates:
+            update.finish()
+
+    def _step(self, session: Session, batch: list[Batch]) -> StepResult:
         """Run the next step; on out-of-memory some of its updates may already be applied.
 
         The second step of a process, or of an image size, is the first in which nothing but activations is allocated:
@@ -187,7 +236,8 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             result = None
-        if result is None:  # raised out here, the error keeps nothing of the step alive
+        (failed,) = self._agree(session, result is None)
+        if failed or result is None:  # raised out here, the error keeps nothing of the step alive
             raise OutOfMemory(f"step {index + 1}: not enough memory for {segment.micro_batch} images at a time")
         self._edge.mark()
         if counted is not None:
@@ -195,13 +245,13 @@ class Trainer:
         session.done += 1
         return result
 
-    def _end(self, session: "_Session") -> None:
+    def _end(self, session: Session) -> None:
         """Save what the run ends with, at its last step or where a signal came.
 
         Raises:
             Stopped: it came before the last step, or nothing could be saved.
         """
-        done, received = session.done, session.signals.received
+        done, received = session.done, session.signals.agreed
         what = f"stopped by {received.name} after step {done}" if received else f"step {done}, the last, is done"
         exit_code = 128 + received if received else 1
         try:
@@ -211,9 +261,9 @@ class Trainer:
         if done < self.layout.num_steps:
             raise Stopped(what, exit_code=exit_code)
 
-    def _record(self, session: "_Session", result: StepResult) -> dict[str, Any]:
+    def _record(self, session: Session, result: StepResult) -> dict[str, Any]:
         done, frozen = session.done, result.num_frozen
-        learning = result.losses[frozen:].tolist()  # waits for the device
+        learning = self.ranks.sum(result.losses)[frozen:].tolist()  # waits for the device
         interval = session.throughput.interval(done)
         held, peak = held_bytes(self.device)
         seen, seen_before = (self.layout.image(step) for step in (done, done - interval.steps))
@@ -236,7 +286,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest intact checkpoint; return the optimizer steps done."""
-        saved = checkpoints.load_latest(self.folder.checkpoints)
+        saved = load_shared(self.folder.checkpoints, self.ranks)
         if saved is None:
             if self.config.run.extend:
                 raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
@@ -274,8 +324,9 @@ class Trainer:
             update.skipped.fill_(saved.state["skipped"][update.name])
         self.saver.best, self.saver.saved_step = saved.state["best"], saved.step
 
-    def _roll_back(self, session: "_Session", batch: list[Batch]) -> None:
+    def _roll_back(self, session: Session, batch: list[Batch]) -> None:
         """Return to the last checkpoint."""
+        self._finish_updates()
         dumped = self._divergence.dump(session.done, batch)
         self.saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
@@ -284,20 +335,21 @@ class Trainer:
         session.log.cut_back(step)
         session.load_from(step)
 
-    def _save_last(self, session: "_Session") -> None:
+    def _save_last(self, session: Session) -> None:
         """Save after the last step of this process, unless that is saved or was done by another process."""
+        self._finish_updates()
         self.saver.wait()
-        if self.saver.saved_step != session.done:
+        if self.ranks.share(self.saver.saved_step) != session.done:
             self._save(session, required=True)
         self._report_saves()
 
     def _report_saves(self) -> None:
         self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
-    def _save(self, session: "_Session", *, required: bool) -> None:
+    def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
-        loss = self._interval_loss.take()
+        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take())))
         draw = self._snapshot(done, log.history)
         state = {
             "scalers": [update.scaler_state() for update in self.task.updates],
@@ -307,70 +359,34 @@ class Trainer:
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        self.saver.save(
-            Checkpoint(done, *self._tensors(), state),
-            loss,
-            conditions=self.task.conditions(done - 1),
-            first=log.sync,
-            then=lambda: self._after_save(done, log, draw),
-            required=required,
-        )
+        with agreed(self.ranks) if required else nullcontext():
+            self.saver.save(
+                Checkpoint(done, *self._tensors(), state),
+                loss,
+                conditions=self.task.conditions(done - 1),
+                first=log.sync,
+                then=lambda: self._after_save(done, log, draw),
+                required=required,
+            )
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the task's and the optimizers' tensors, by name."""
         optimizer = {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
         return self.task.state(), optimizer
 
-    def _metrics(self, done: int) -> Metrics:
+    def metrics(self, done: int) -> Metrics | Unlogged:
         """Open the metrics of the run, and drop the records after a step."""
+        if self.ranks.rank:
+            return Unlogged()
         return Metrics.of(self.config, self.task.pictures, self.folder, after_step=done)
 
     def _snapshot(self, done: int, history: History) -> Callable[[], Path | None]:
         return self.task.snapshot(done, history.records(), self._memory.plan())
 
-    def _after_save(self, done: int, log: Metrics, draw: Callable[[], Path | None]) -> None:
+    def _after_save(self, done: int, log: Metrics | Unlogged, draw: Callable[[], Path | None]) -> None:
         try:
             picture = draw()
             if picture is not None:
                 log.log_picture(done, picture)
         finally:
             log.publish(self.saver.saved_step)
-
-
-class _Session:
-    """What one process has while it trains: its lines and signals, the steps that it loads, and how far it is."""
-
-    def __init__(self, trainer: Trainer, done: int) -> None:
-        self._trainer, self._last = trainer, trainer.layout.num_steps
-        self.signals = StopSignals()
-        self.first = self.done = done
-        self._steps: Generator[list[Batch], None, None] | None = None
-        self._stack = ExitStack()
-
-    def load_from(self, done: int) -> None:
-        """Begin, or begin again, after so many steps."""
-        self._stop_loading()
-        self.first = self.done = done
-        self._steps = self._trainer.resilient_loader.steps(done, self._last)
-        self.prefetcher = Prefetcher(self._steps, self._trainer.loader)
-        self.throughput = Throughput(self._trainer.loader, done)
-
-    def __enter__(self) -> Self:
-        trainer = self._trainer
-        with ExitStack() as stack:
-            self.log = stack.enter_context(closing(trainer._metrics(self.done)))
-            self.reporter = stack.enter_context(closing(Reporter(done=self.done, total=self._last)))
-            stack.enter_context(self.signals)
-            stack.enter_context(stopped_by(self.signals.pending))
-            stack.enter_context(trainer.saver)
-            stack.callback(self._stop_loading)
-            self.load_from(self.done)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, at)
-
-    def _stop_loading(self) -> None:
-        if self._steps is not None:
-            self._steps.close()

@@ -3,25 +3,29 @@
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 
 import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
-from bimkern.data.check import check
+from bimkern.data.check import FileCheck, check
 from bimkern.data.dali import DaliLoader
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Listing, Source, list_images
 from bimkern.data.step_layout import StepLayout
+from bimkern.distributed import Ranks, agreed, connected, local_rank
 from bimkern.errors import BimkernError
 from bimkern.models import attention
 from bimkern.train import device as devices
 from bimkern.train.callbacks import Callbacks
 from bimkern.train.config.run import DTYPES, ConfigError, TrainingConfig, resolve_device
+from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, halve_micro_batch
 from bimkern.train.optim import adapters
@@ -32,7 +36,7 @@ from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.task import Task
 from bimkern.train.trainer import Trainer
 
-__all__ = ["Inputs", "check_images", "describe_loader", "find_inputs", "open_folder", "train"]
+__all__ = ["Inputs", "check_images", "connected_ranks", "describe_loader", "find_inputs", "opened_folder", "train"]
 
 logger = logging.getLogger("bimkern.train")
 
@@ -61,7 +65,6 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     Raises:
         ConfigError, SourceError, LoaderError: something cannot.
     """
-    _refuse_other_processes()
     allow_pixels(config.run.max_pixels)
     held_out = None if source.held_out is None else list_images(source.held_out, config.channels)
     if config.run.held_out and held_out is not None:
@@ -69,31 +72,79 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     return Inputs(list_images(source, config.channels), held_out, *_choose(config))
 
 
-def open_folder(config: TrainingConfig, inputs: Inputs) -> RunFolder:
-    """Open the folder of a run, which the caller closes.
+@contextmanager
+def connected_ranks(config: TrainingConfig) -> Iterator[Ranks]:
+    """Connect the ranks that train what a config describes, and make sure that they can.
 
     Raises:
-        ConfigError: it cannot be used, or lies among the images.
+        RanksError, ConfigError: they cannot.
     """
-    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
-    for listing in inputs.listings:
-        for data in listing.source.paths:
-            if folder.path.resolve().is_relative_to(data.resolve()):
-                raise ConfigError(f"--out {folder.path} lies inside --data {data}: its pictures would be trained on")
-    folder.open(config)
-    return folder
+    with connected(resolve_device(config.run.device).type, config.run.dist_timeout) as ranks:
+        first = ranks.share(to_json(config))
+        with agreed(ranks):
+            fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
+            if ranks.size > fewest:
+                raise ConfigError(
+                    f"--batch-size {config.run.batch_size}: {ranks.size} ranks cannot share steps of {fewest} images; "
+                    f"start fewer ranks, or choose a larger batch"
+                )
+            refuse_other(first, config, "rank 0 runs", "start all ranks with the same command")
+        yield ranks
 
 
-def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder) -> FrozenDataset:
-    """Decode every file once, and fix what the run trains on and is evaluated on."""
+@contextmanager
+def opened_folder(config: TrainingConfig, inputs: Inputs, ranks: Ranks) -> Iterator[RunFolder]:
+    """Open the folder of a run; ranks other than the first have a temporary one, for what is read from it.
+
+    Raises:
+        ConfigError, OtherRank: it cannot be used, or lies among the images.
+    """
+    with ExitStack() as stack:
+        path = config.run.out or Path("runs") / config.recipe
+        if ranks.rank:
+            path = Path(stack.enter_context(TemporaryDirectory(prefix=f"bimkern-rank-{ranks.rank}-")))
+        folder = RunFolder(path)
+        with agreed(ranks):
+            for listing in inputs.listings:
+                for data in listing.source.paths:
+                    if folder.path.resolve().is_relative_to(data.resolve()):
+                        raise ConfigError(
+                            f"--out {folder.path} lies inside --data {data}: its pictures would be trained on"
+                        )
+            folder.open(config)
+        yield stack.enter_context(closing(folder))
+
+
+def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, ranks: Ranks) -> FrozenDataset:
+    """Decode every file once, and fix what the run trains on and is evaluated on.
+
+    The first rank of every machine decodes; the others find what it found. Rank 0 decides, and every other rank makes
+    sure that it has the same images.
+    """
+    shares: dict[str, Any] = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
+    found: list[dict[str, FileCheck]] = []
+    for first in (True, False):
+        with agreed(ranks):
+            if first == (local_rank() == 0):
+                found = [_check(config, listing) for listing in inputs.listings]
+    images: FrozenDataset | None = None
+    for first in (True, False):
+        with agreed(ranks):
+            if first == (ranks.rank == 0):
+                images = freeze_dataset(
+                    folder.path, inputs.listing, found[0], begun=folder.begun or not first, **shares
+                )
+                if inputs.held_out is not None:
+                    images = images.hold_out(inputs.held_out, found[1])
+        folder.share_images(ranks)
+    assert images is not None
+    return images
+
+
+def _check(config: TrainingConfig, listing: Listing) -> dict[str, FileCheck]:
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
-    found = []
-    for listing in inputs.listings:
-        with checking() as progress:
-            found.append(check(listing, workers=workers, progress=progress))
-    shares = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
-    images = freeze_dataset(folder.path, inputs.listing, found[0], begun=folder.begun, **shares)
-    return images if inputs.held_out is None else images.hold_out(inputs.held_out, found[1])
+    with checking() as progress:
+        return check(listing, workers=workers, progress=progress)
 
 
 def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
@@ -102,7 +153,13 @@ def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
 
 
 def train(
-    config: C, images: FrozenDataset, loader: Loader, folder: RunFolder, make_task: MakeTask[C, T], callbacks: Callbacks
+    config: C,
+    images: FrozenDataset,
+    loader: Loader,
+    folder: RunFolder,
+    make_task: MakeTask[C, T],
+    callbacks: Callbacks,
+    ranks: Ranks,
 ) -> tuple[C, T]:
     """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch.
 
@@ -113,15 +170,16 @@ def train(
         folder: of the run.
         make_task: makes the task, for the config, the steps, the images, the loader and the device.
         callbacks: what is called meanwhile.
+        ranks: that share every step.
 
     Returns:
         The config with the micro-batch that it ended with, and the task as it is after the last step.
     """
     while True:
         try:
-            return config, _train_once(config, images, loader, folder, make_task, callbacks)
+            return config, _train_once(config, images, loader, folder, make_task, callbacks, ranks)
         except OutOfMemory as error:
-            config = replace(config, run=halve_micro_batch(config.run))
+            config = replace(config, run=halve_micro_batch(config.run, ranks.size))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
         loader, _ = _choose(config)
@@ -129,22 +187,20 @@ def train(
 
 
 def _train_once(
-    config: C, images: FrozenDataset, loader: Loader, folder: RunFolder, make_task: MakeTask[C, T], callbacks: Callbacks
+    config: C,
+    images: FrozenDataset,
+    loader: Loader,
+    folder: RunFolder,
+    make_task: MakeTask[C, T],
+    callbacks: Callbacks,
+    ranks: Ranks,
 ) -> T:
     device = devices.claim(config.run.device)
-    layout = config.step_layout(len(images.images))
+    layout = config.step_layout(len(images.images)).of_rank(ranks.rank, ranks.size)
     task = make_task(config, layout, images, loader, device)
     parts: dict[str, Any] = {"images": images, "loader": loader, "folder": folder, "device": device}
-    Trainer(config, task, layout, callbacks=callbacks, **parts).train()
+    Trainer(config, task, layout, callbacks=callbacks, ranks=ranks, **parts).train()
     return task
-
-
-def _refuse_other_processes() -> None:
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise ConfigError(
-            f"WORLD_SIZE={size}: a run is one process so far; start it without torchrun, or with --nproc-per-node 1"
-        )
 
 
 def _choose(config: TrainingConfig) -> tuple[Loader, str]:

@@ -19,6 +19,7 @@ from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.data.source import Source
 from bimkern.data.step_layout import Phase, StepLayout, lay_out
+from bimkern.distributed import local_rank, world_size
 from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
 from bimkern.mim.schedule import Schedule
@@ -42,7 +43,7 @@ class RunOptions:
     # rounding, as another kernel of the same attention does.
     free: ClassVar[tuple[str, ...]] = (
         *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "deterministic"),
-        *("compile", "arena", "attention", "log", "log_every", "save_every"),
+        *("compile", "arena", "attention", "log", "log_every", "save_every", "dist_timeout"),
         "extend",  # what it allows is checked with the checkpoint that it continues
     )
 
@@ -92,6 +93,8 @@ class RunOptions:
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
+    dist_timeout: float = 600.0
+    """Seconds that a rank waits for the others, where torchrun starts several, before the run ends."""
     log: tuple[str, ...] = ()
     """Loggers besides metrics.jsonl and TensorBoard: csv, wandb, mlflow, or registered ones of your own, by name."""
     log_every: int = 10
@@ -106,7 +109,7 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        for name in ("epochs", "base_lr"):
+        for name in ("epochs", "base_lr", "dist_timeout"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
@@ -266,11 +269,20 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     available = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= available:
         raise ConfigError(f"--device {name}: this machine offers {available} CUDA devices to torch; use cpu or auto")
-    return torch.device(name)
+    if kind == "cpu" or world_size() == 1:
+        return torch.device(name)
+    if index:
+        raise ConfigError(f"--device {name}: {world_size()} ranks take one GPU each; use cuda")
+    if local_rank() >= available:
+        raise ConfigError(
+            f"--device {name}: this machine offers {available} CUDA devices to torch, and torchrun starts more ranks "
+            f"here; choose --nproc-per-node {available}"
+        )
+    return torch.device("cuda", local_rank())

@@ -1,6 +1,5 @@
 """A whole fine-tuning run: from a config and a backbone to a classifier, pictures and metrics in its folder."""
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.loader import Loader
 from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
+from bimkern.distributed import Ranks, agreed
 from bimkern.exporters.classifier import names_in_timm
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
@@ -26,7 +26,7 @@ from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning.task import Finetuning
-from bimkern.train.memory.budget import check_memory
+from bimkern.train.memory.budget import check_memory, of_rank
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.summary import describe_finetuning, describe_rates
@@ -73,25 +73,40 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
         Stopped: SIGINT or SIGTERM ended it; the same config resumes it. Signals are handled in the main thread alone.
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
-    config, init, inputs, (labels, held_out_labels) = _begin(config)
-    check_memory(config, resolve_device(config.run.device))
-    folder = training.open_folder(config, inputs)
+    with training.connected_ranks(config) as ranks:
+        with agreed(ranks):
+            config, init, inputs, labels = _begin(config)
+            check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
+        with training.opened_folder(config, inputs, ranks) as folder:
+            return _finetune(config, callbacks, init, inputs, labels, folder, ranks)
+
+
+def _finetune(
+    config: FinetuneConfig,
+    callbacks: Callbacks,
+    init: InitialWeights | None,
+    inputs: training.Inputs,
+    all_labels: tuple[Labels, Labels],
+    folder: RunFolder,
+    ranks: Ranks,
+) -> Finetuned:
+    labels, held_out_labels = all_labels
 
     def make_task(
         config: FinetuneConfig, layout: StepLayout, images: FrozenDataset, loader: Loader, device: torch.device
     ) -> Finetuning:
         read: dict[str, Any] = {"images": images, "labels": labels, "held_out_labels": held_out_labels}
-        return Finetuning(config, layout, **read, loader=loader, pictures=folder.pictures, device=device, init=init)
+        made: dict[str, Any] = {"loader": loader, "pictures": folder.pictures, "device": device, "init": init}
+        return Finetuning(config, layout, **read, **made, ranks=ranks)
 
-    with closing(folder):
-        images = training.check_images(config, inputs, folder)
-        say(describe_finetuning(config, images, training.describe_loader(inputs, images)))
-        if not folder.has_checkpoint and init is not None:
-            write_json(folder.init_report, dict(init.report))
-            say(f"{init.summary}; see {folder.init_report}")
-        config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks)
-        task.export(folder.exported)
-        return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())
+    images = training.check_images(config, inputs, folder, ranks)
+    say(describe_finetuning(config, images, training.describe_loader(inputs, images)))
+    if not folder.has_checkpoint and init is not None:
+        write_json(folder.init_report, dict(init.report))
+        say(f"{init.summary}; see {folder.init_report}")
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
+    task.export(folder.exported)
+    return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())
 
 
 def describe(config: FinetuneConfig) -> str:

@@ -20,6 +20,7 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
+from bimkern.distributed import ALONE, Ranks
 from bimkern.exporters.classifier import write_classifier
 from bimkern.files.best_effort import BestEffort
 from bimkern.importers.initialize import InitialWeights
@@ -59,6 +60,7 @@ class Finetuning:
         pictures: Path,
         device: torch.device,
         init: InitialWeights | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build the network and its updates.
 
@@ -72,6 +74,7 @@ class Finetuning:
             pictures: folder for them.
             device: where the network is.
             init: the weights of the encoder; None: random ones. A checkpoint replaces them.
+            ranks: that share every step, as the layout says.
         """
         run = config.run
         self._config, self._layout, self._device, self._images = config, layout, device, images
@@ -96,7 +99,7 @@ class Finetuning:
         self._depth = self.model.encoder.config.depth
         make = adapters.choose(run.optimizer, device)
         parameters = list(self.model.named_parameters())
-        options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "make": make}
+        options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "make": make, "ranks": ranks}
         options["layer_groups"] = layer_groups(self.model, self.model.encoder)
         self.updates = [GroupOptimizer("the network", parameters, config.optim, **options)]
         self.pictures, self._writing = KeptPictures(pictures, layout.num_steps, "confusion"), BestEffort(f"{pictures}")
@@ -116,7 +119,9 @@ class Finetuning:
         loss = torch.zeros(1, device=self._device)
         scope = memory.scope(segment)
         for i, part in enumerate(batch):
-            images, targets = self._mixed(part, number=self._layout.index(index) + i)
+            images, targets = self._mixed(
+                part, number=(self._layout.index(index) + i) * segment.num_ranks + segment.rank
+            )
             draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
             with scope(f"micro-batch {i + 1}"):
                 error = self.model.loss(images, targets, segment.batch_size)
@@ -125,6 +130,7 @@ class Finetuning:
                 del error
         with scope("update"):
             update.apply()
+            update.finish()
         self._follow()
         return StepResult(loss, 0, top)
 

@@ -20,6 +20,7 @@ from bimkern.units import human_bytes
 logger = logging.getLogger("bimkern.train")
 
 Options = TypeVar("Options", bound=RunOptions)
+Training = TypeVar("Training", bound=TrainingConfig)
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
@@ -41,15 +42,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return str(error) in _ONEDNN or any(text in str(error) for text in _TEXTS)
 
 
-def halve_micro_batch(run: Options) -> Options:
-    """Return the options with half the micro-batch and the same batch.
+def halve_micro_batch(run: Options, num_ranks: int = 1) -> Options:
+    """Return the options with half the micro-batch, of each of several ranks, and the same batch.
 
     Raises:
         OutOfMemory: the micro-batch is one image.
     """
-    if run.images_at_a_time == 1:
+    at_a_time = min(run.images_at_a_time, -(-run.batch_size // num_ranks))
+    if at_a_time == 1:
         raise OutOfMemory("there is not enough memory to train on one image at a time; choose a smaller recipe")
-    return replace(run, micro_batch=run.images_at_a_time // 2)
+    return replace(run, micro_batch=at_a_time // 2)
 
 
 def available_memory(device: torch.device) -> int:
@@ -69,6 +71,11 @@ def _available_in_cgroup() -> int:
         return 2**63 if limit == "max" else max(int(limit) - int(used) + cached, 0)
     except (OSError, ValueError, KeyError):
         return 2**63  # no cgroup, or one of another kind
+
+
+def of_rank(config: Training, num_ranks: int) -> Training:
+    """Return a config whose steps are the share of one of several ranks."""
+    return replace(config, run=replace(config.run, batch_size=-(-config.run.batch_size // num_ranks)))
 
 
 def segments(config: TrainingConfig) -> list[Segment]:

@@ -1,5 +1,7 @@
 """The update of one group of parameters, with its own optimizer, loss scaler and gradient clipping.
 
+With several ranks, an update is begun when the gradients are there, and finished when their sums are.
+
 A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
 """
 
@@ -9,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bimkern.distributed import ALONE, Ranks
 from bimkern.mim.schedule import LayerGroup
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import MakeOptimizer, adamw
+from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
 
 
 class GroupOptimizer:
@@ -31,6 +35,7 @@ class GroupOptimizer:
         fp16: bool,
         make: MakeOptimizer = adamw,
         layer_groups: Mapping[str, LayerGroup] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take the named parameters; those of different layer groups, where given, may learn at different rates."""
         self.name = name
@@ -45,22 +50,35 @@ class GroupOptimizer:
             groups.setdefault((group, decays), fresh)["params"].append(parameter)
         self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        summed: GradientSum = OwnGradients() if ranks.size == 1 else BucketedSum([p for _, p in parameters], ranks)
+        self._summed, self._begun = summed, False
+        self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
 
     def set_rates(self, rate: Callable[[LayerGroup], float]) -> None:
-        """Set the learning rate of every layer group."""
-        groups = self._optimizer.inner.param_groups
-        for group in groups:
-            group["lr"] = rate(group["layer_group"])
-        if not any(group["lr"] for group in groups):
+        """Set the learning rate of every layer group, for the next update to begin."""
+        self._rates = [rate(group["layer_group"]) for group in self._optimizer.inner.param_groups]
+        if not self._begun:
+            self._take_rates()
+        if not any(self._rates):
             self.skipped_in_a_row.zero_()  # nothing is left that could fail to learn
 
     def scale(self, loss: Tensor) -> Tensor:
         return self._scaler.scale(loss)
 
     def apply(self) -> None:
-        """Clip, update unless a gradient is not finite, and free the gradients."""
+        """Begin the update, and free the gradients; one process alone finishes it at once."""
+        self._begun = True
+        if not self._summed.begin():
+            self.finish()
+
+    def finish(self) -> None:
+        """Finish an update that is begun, before the parameters are read: clip, and update unless it is not finite."""
+        if not self._begun:
+            return
+        self._begun = False
+        self._summed.finish()
         self._scaler.unscale_(self._optimizer.inner)
         norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
         if self._clip is not None:
@@ -72,6 +90,11 @@ class GroupOptimizer:
         self._scaler.update()
         for parameter in self._names:
             parameter.grad = None
+        self._take_rates()
+
+    def _take_rates(self) -> None:
+        for group, rate in zip(self._optimizer.inner.param_groups, self._rates, strict=True):
+            group["lr"] = rate
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's state: `<parameter>/<quantity>` and its tensor."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
+from bimkern.distributed import Ranks
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
@@ -81,6 +82,14 @@ class RunFolder:
             atomic.write_json(self.path / _CONFIG, to_json(config) | {STARTS: starts})
         except OSError as error:
             raise ConfigError(f"--out {self.path} cannot be written ({error})") from error
+
+    def share_images(self, ranks: Ranks) -> None:
+        """Give the images of rank 0, and its quarantine, to the folders of other ranks, which then resume with them."""
+        files = [self.path / name for name in (IMAGES, QUARANTINE)]
+        texts = ranks.share([file.read_text() if file.exists() else "" for file in files])
+        if ranks.rank:
+            for file, text in zip(files, texts, strict=True):
+                file.write_text(text)
 
     def close(self) -> None:
         """Release the folder; the end of the process does so, too."""

@@ -1,0 +1,282 @@
+"""Ranks: the processes that train one network together, started by torchrun, and all that they exchange.
+
+Tensors of a GPU travel by NCCL, those of the host by gloo. What ranks agree on has a connection of its own, so that it
+does not wait behind gradients. One process alone has the same interface.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from bimkern.errors import BimkernError, RunError
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
+
+
+_runs = count()  # of this process, as of any other rank
+
+
+class RanksError(BimkernError, ValueError):
+    """The ranks of a run cannot come together; the message gives the reason and the remedy."""
+
+
+class RankLost(RunError, RuntimeError):
+    """Another rank has ended, or has not answered in time."""
+
+
+class OtherRank(BimkernError):
+    """Another rank cannot continue, and says so."""
+
+
+class Work(Protocol):
+    """A sum that is on its way."""
+
+    def wait(self) -> object:
+        """Wait for it, or have the current stream of the GPU wait."""
+
+
+class Ranks(Protocol):
+    """The ranks of a run. Every rank calls the same functions in the same order, each of which waits for all."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+    def begin_sum(self, tensor: Tensor) -> Work:
+        """Begin to sum a contiguous tensor over the ranks, in place."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks."""
+
+    def copy(self, tensor: Tensor) -> None:
+        """Overwrite a contiguous tensor with that of rank 0."""
+
+    def highest(self, values: Sequence[int]) -> list[int]:
+        """Return the highest that any rank gives, of each of a few integers."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every rank gives, as JSON, by rank."""
+
+    def share(self, value: Any) -> Any:
+        """Return what rank 0 gives, as JSON."""
+
+
+class Alone:
+    """One process, which has nobody to wait for."""
+
+    rank, size = 0, 1
+
+    def begin_sum(self, tensor: Tensor) -> Work:
+        return _Done()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def copy(self, tensor: Tensor) -> None:
+        pass
+
+    def highest(self, values: Sequence[int]) -> list[int]:
+        return list(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def share(self, value: Any) -> Any:
+        return value
+
+
+class _Done:
+    def wait(self) -> None:
+        pass
+
+
+ALONE = Alone()
+
+
+class Group:
+    """Several processes, through torch.distributed."""
+
+    def __init__(self, backend: str, timeout: timedelta) -> None:
+        """Initialize the process group, from the variables that torchrun sets."""
+        store, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
+        self._store = PrefixStore(f"bimkern run {next(_runs)}", store)
+        options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
+        dist.init_process_group(backend, timeout=timeout, **options)
+        self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
+
+    def begin_sum(self, tensor: Tensor) -> Work:
+        with _lost():
+            work: Work = dist.all_reduce(tensor, async_op=True)
+        return _Watched(work)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        self.begin_sum(total).wait()
+        return total
+
+    def copy(self, tensor: Tensor) -> None:
+        with _lost():
+            dist.broadcast(tensor, src=0)
+
+    def highest(self, values: Sequence[int]) -> list[int]:
+        found = torch.tensor(values, dtype=torch.int64)
+        with _lost():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing)
+        return found.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        text = _encoded(value)
+        (longest,) = self.highest([len(text)])
+        padded = torch.nn.functional.pad(text, (0, longest - len(text)), value=ord(" "))
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        with _lost():
+            dist.all_gather(found, padded, group=self._agreeing)
+        return [_decoded(one) for one in found]
+
+    def share(self, value: Any) -> Any:
+        text = _encoded(value if self.rank == 0 else None)
+        (length,) = self.highest([len(text) if self.rank == 0 else 0])
+        text = text if self.rank == 0 else torch.empty(length, dtype=torch.uint8)
+        with _lost():
+            dist.broadcast(text, src=0, group=self._agreeing)
+        return _decoded(text)
+
+    def is_first_to_fail(self) -> bool:
+        """Return whether no rank has called this before; without an answer, it may be so."""
+        try:
+            first: bool = self._store.add("failed", 1) == 1
+        except RuntimeError:  # the rank that keeps count has ended
+            return True
+        return first
+
+
+class _Watched:
+    """A sum whose failure is told as what it is."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        with _lost():
+            self._work.wait()
+
+
+@contextmanager
+def connected(device: str, timeout: float) -> Iterator[Ranks]:
+    """Connect the ranks that torchrun started, or return one process alone; only rank 0 prints to stdout meanwhile.
+
+    Args:
+        device: type of the device that gradients are on.
+        timeout: seconds that a rank waits for the others.
+
+    Raises:
+        RanksError: they cannot be connected.
+    """
+    if world_size() == 1:
+        yield ALONE
+        return
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise RanksError(
+            f"WORLD_SIZE={world_size()} without {', '.join(missing)}: start several ranks with torchrun "
+            f"--nproc-per-node N -m bimkern.pretrain ..., or unset WORLD_SIZE"
+        )
+    try:
+        group = Group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        raise RanksError(
+            f"the {world_size()} ranks cannot connect at {where} ({reason}); choose another --master-port for torchrun"
+        ) from error
+    try:
+        with redirect_stdout(None) if group.rank else nullcontext():
+            yield group
+    except BimkernError as error:
+        if error.reported is None:
+            error.reported = not group.is_first_to_fail()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def agreed(ranks: Ranks) -> Iterator[None]:
+    """Run something on every rank; where it fails on some, fail on all.
+
+    Raises:
+        OtherRank: it failed on another rank; where it failed on this one, its own error.
+    """
+    own: BimkernError | None = None
+    try:
+        yield
+    except BimkernError as error:
+        own = error
+    first = first_error(ranks, own)
+    if first is not None:
+        raise first
+
+
+def first_error(ranks: Ranks, own: BimkernError | None) -> BimkernError | None:
+    """Return the error of the first rank that has one, as OtherRank where that is another; None where none has.
+
+    Rank 0 reports it.
+    """
+    found = ranks.gather(None if own is None else [str(own), own.exit_code])
+    failed = next((rank for rank, one in enumerate(found) if one is not None), None)
+    if failed is None:
+        return None
+    text, exit_code = found[failed]
+    first = own if own is not None and failed == ranks.rank else OtherRank(f"rank {failed}: {text}")
+    first.exit_code, first.reported = exit_code, ranks.rank > 0
+    return first
+
+
+def world_size() -> int:
+    """Return how many ranks torchrun started.
+
+    Raises:
+        RanksError: WORLD_SIZE is no number of them.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise RanksError(f"WORLD_SIZE must be a number of ranks, got {size!r}; unset it, or start with torchrun")
+    return int(size)
+
+
+def env_rank() -> int:
+    """Return the rank that torchrun gave to this process, 0 without torchrun."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
+
+
+def local_rank() -> int:
+    """Return which of this machine's ranks this process is."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"lost another rank ({' '.join(str(error).split())[:200]})") from error
+
+
+def _encoded(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decoded(text: Tensor) -> Any:
+    return json.loads(text.numpy().tobytes())

@@ -1,7 +1,7 @@
-"""The methods whose steps are timed on two ranks: small, so that a slow cable between two cores is the bottleneck."""
+"""The methods whose steps are timed, on two ranks the small ones: their gradients pass a slow cable in a second."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from bench.eager.loop import EndToEndLoop
 from bench.eager.network import Network
 from bench.scaling.model import Phase, reduced_at_end
 from bimkern.distributed import Ranks
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import Local, MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
@@ -28,7 +28,7 @@ from bimkern.train.optim.group import GroupOptimizer
 ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
 BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
-DDP_BUCKET_MIB = 1  # DistributedDataParallel's 25 would hold this whole network
+BUCKET_MIB = 1  # DistributedDataParallel's own 25 would hold the whole small network
 _CPU = torch.device("cpu")
 
 
@@ -54,7 +54,7 @@ class Ours:
     def __init__(self, config: Config, batch_size: int, ranks: Ranks, *, at_end: bool = False) -> None:
         torch.manual_seed(0)
         self._model, self._flow, self._at_end = MIM(config.method), config.method.flow, at_end
-        images = random_images(batch_size)
+        images = random_images(config, batch_size)
         ids = torch.arange(batch_size) + ranks.rank * batch_size
         self._batch = MicroBatch(images, self._model.views(images, ids, seed=0))
         options: dict[str, Any] = {"device": _CPU, "fp16": False, "ranks": ranks}
@@ -79,6 +79,8 @@ class Ours:
             update.finish()
 
     def phases(self) -> list[Phase]:
+        if not isinstance(self._flow, Local):
+            return backward_phases(self._model, self.step)
         noted = [_Noted(update) for update in self._updates]
         began, found = time.perf_counter(), list[Phase]()
         self._step(noted)
@@ -104,10 +106,10 @@ class Usual:
         torch.manual_seed(0)
         form = find_form(config.method)
         assert form is not None
-        self._network, self._images = Network(form), random_images(batch_size)
+        self._network, self._images = Network(form), random_images(config, batch_size)
         self._loop = EndToEndLoop(self._network, config.optim, torch.float32)
         if ranks.size > 1:
-            options: dict[str, Any] = {"bucket_cap_mb": DDP_BUCKET_MIB, "gradient_as_bucket_view": True}
+            options: dict[str, Any] = {"bucket_cap_mb": BUCKET_MIB, "gradient_as_bucket_view": True}
             self._loop.forward = DistributedDataParallel(self._network, **options)
 
     @property
@@ -121,20 +123,24 @@ class Usual:
         """Do nothing: the step waits for all."""
 
     def phases(self) -> list[Phase]:
-        """Return the update and the forward pass, then the backward pass, cut where a bucket is full."""
-        ready: list[tuple[float, int]] = []
-        began = time.perf_counter()
-        with _noting_gradients(self._network, ready):
-            self.step()
-        updated = time.perf_counter()
-        found, since, filled = list[Phase](), began, 0
-        for i, (at, size) in enumerate(ready):
-            filled += size
-            if filled >= DDP_BUCKET_MIB * 2**20 or i == len(ready) - 1:
-                found.append(Phase(compute_s=at - since, gradient_bytes=filled))
-                since, filled = at, 0
-        update = Phase(compute_s=updated - since, waits_for=tuple(range(1, len(found) + 1)))
-        return [update, *found]  # a step from one backward pass to the next
+        return backward_phases(self._network, self.step)
+
+
+def backward_phases(network: nn.Module, step: Callable[[], None]) -> list[Phase]:
+    """Run a step, and return the update and the forward pass, then the backward pass, cut where a bucket is full."""
+    ready: list[tuple[float, int]] = []
+    began = time.perf_counter()
+    with _noting_gradients(network, ready):
+        step()
+    updated = time.perf_counter()
+    found, since, filled = list[Phase](), began, 0
+    for i, (at, size) in enumerate(ready):
+        filled += size
+        if filled >= BUCKET_MIB * 2**20 or i == len(ready) - 1:
+            found.append(Phase(compute_s=at - since, gradient_bytes=filled))
+            since, filled = at, 0
+    update = Phase(compute_s=updated - since, waits_for=tuple(range(1, len(found) + 1)))
+    return [update, *found]  # a step from one backward pass to the next
 
 
 @contextmanager
@@ -207,8 +213,10 @@ class Asleep:
         return list(self._phases)
 
 
-def random_images(batch_size: int) -> Tensor:
-    return torch.randint(0, 256, (batch_size, 3, ENCODER.image_size, ENCODER.image_size), dtype=torch.uint8)
+def random_images(config: Config, batch_size: int) -> Tensor:
+    encoder = config.method.encoder
+    shape = (batch_size, encoder.channels, encoder.image_size, encoder.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
 def bytes_of(parameters: Iterable[Tensor]) -> int:

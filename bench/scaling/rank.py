@@ -1,6 +1,6 @@
 """One of two ranks: measures in turns, on orders of the parent process, and answers in JSON lines.
 
-    python -m bench.scaling.rank BATCH_SIZE
+python -m bench.scaling.rank BATCH_SIZE
 """
 
 import json

@@ -19,7 +19,7 @@ RESULTS = results.FOLDER / "scaling.csv"
 _ALLOWED = 0.15  # of the model's error
 _LINKS = {
     "NVLink and InfiniBand": Link(bytes_per_s=5e10, latency_s=1e-5),
-    "10 Gbit Ethernet": Link(bytes_per_s=1.25e9, latency_s=3e-5),
+    "100 Gbit Ethernet": Link(bytes_per_s=1.25e10, latency_s=3e-5),
 }
 _FIELDS = (
     *("method", "compute_s", "wire_s", "step_s", "predicted_s", "wait_s", "hidden", "gradient_bytes", "wire_bytes"),

@@ -49,7 +49,7 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured]) -> None:
     axes.set_yticks([-row for row in range(len(measured))], [one.method for one in measured], **_TEXT)
     axes.set_xlabel("seconds of a step, two ranks", **_TEXT)
     axes.set_xlim(right=1.25 * max(one.step_s for one in measured))
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="upper right", fontsize=7)
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:

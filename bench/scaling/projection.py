@@ -21,7 +21,7 @@ class Device:
     """What a device is taken to do, and the cable between two of them."""
 
     flops_per_s: float = 2e14  # sustained in matrix products: a third of what bfloat16 can reach on an H200
-    images: int = 64  # of a step, on each
+    images: int = 256  # of a step, on each
     value_bytes: int = 2  # of an activation
     link: Link
 

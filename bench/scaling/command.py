@@ -22,7 +22,7 @@ _LINKS = {
     "100 Gbit Ethernet": Link(bytes_per_s=1.25e10, latency_s=3e-5),
 }
 _FIELDS = (
-    *("method", "compute_s", "wire_s", "step_s", "predicted_s", "wait_s", "hidden", "gradient_bytes", "wire_bytes"),
+    *("method", "compute_s", "wire_s", "step_s", "predicted_s", "wait_s", "overlapped", "gradient_bytes", "wire_bytes"),
     *("step_s_min", "step_s_max", "bytes_per_s", "latency_s", "batch_size", "share", "rounds", "steps"),
 )
 
@@ -90,11 +90,9 @@ def _report(run: Run, given: Namespace) -> str:
         f"cable {run.link.bytes_per_s / 1e6:.1f} MB/s and {1e6 * run.link.latency_s:.0f} µs a message, as measured; "
         f"{given.batch_size} images of a rank; medians of {given.rounds} rounds of {given.steps} steps"
     )
-    columns = (
-        f"{'method':42}{'compute':>9}{'wire':>8}{'step':>8}{'wait':>8}{'hidden':>8}{'model':>8}{'off':>6}{'sent':>10}"
-    )
+    columns = f"{'method':42}{'compute':>9}{'wire':>8}{'step':>8}{'wait':>8}{'overlapped':>12}{'model':>8}{'off':>6}{'sent':>10}"
     rows = [
-        f"{one.method:42}{one.compute_s:8.2f}s{one.wire_s:7.2f}s{one.step_s:7.2f}s{one.wait_s:7.2f}s{one.hidden:8.0%}"
+        f"{one.method:42}{one.compute_s:8.2f}s{one.wire_s:7.2f}s{one.step_s:7.2f}s{one.wait_s:7.2f}s{one.overlapped:12.0%}"
         f"{one.predicted_s:7.2f}s{_error(one):6.0%}{one.wire_bytes / 1e6:7.1f} MB"
         for one in run.methods
     ]

@@ -35,7 +35,7 @@ class Measured:
         return self.step_s - self.compute_s
 
     @property
-    def hidden(self) -> float:
+    def overlapped(self) -> float:
         """Return the share of the communication that the step does not wait for."""
         return 1 - self.wait_s / self.wire_s
 

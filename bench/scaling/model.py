@@ -46,7 +46,7 @@ class Step:
         return self.seconds - self.compute
 
     @property
-    def hidden(self) -> float:
+    def overlapped(self) -> float:
         """Return the share of the communication under which the device computes, 1 where there is none."""
         return 1 - self.wait / self.wire if self.wire else 1.0
 

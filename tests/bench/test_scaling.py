@@ -58,7 +58,7 @@ def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
     assert all(0 < share <= 1 + 1e-9 for line in found for share in line.efficiencies.values())
     assert found[0].efficiencies[1] == pytest.approx(1)
     one = Measured(method=BIM, compute_s=1.0, wire_s=0.5, step_s=1.1, predicted_s=1.0, gradient_bytes=8, times=(1.1,))
-    assert one.hidden == pytest.approx(0.8)
+    assert one.overlapped == pytest.approx(0.8)
     draw(tmp_path / "scaling.png", [one], "measured", {"a cable": (device, found)})
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 

@@ -12,7 +12,7 @@ END_TO_END = [Phase(compute_s=1.0, waits_for=(1, 2, 3)), *_BACKWARD]
 
 def test_one_device_never_waits() -> None:
     step = simulate(LOCAL, LINK, 1)
-    assert (step.seconds, step.wire, step.hidden) == (4.0, 0.0, 1.0)
+    assert (step.seconds, step.wire, step.overlapped) == (4.0, 0.0, 1.0)
 
 
 def test_an_all_reduce_sends_what_a_ring_sends() -> None:
@@ -24,7 +24,7 @@ def test_local_stages_hide_a_wire_that_is_faster_than_they_are() -> None:
     step = simulate(LOCAL, LINK, 2)
     assert step.wire == pytest.approx(4 * 0.82)
     assert step.seconds == pytest.approx(4.0)
-    assert step.hidden == pytest.approx(1.0)
+    assert step.overlapped == pytest.approx(1.0)
 
 
 def test_a_slower_wire_sets_the_pace_of_local_stages() -> None:
@@ -34,13 +34,13 @@ def test_a_slower_wire_sets_the_pace_of_local_stages() -> None:
 
 def test_a_backward_pass_cannot_hide_what_it_reduces_last() -> None:
     step = simulate(END_TO_END, LINK, 2)
-    assert step.seconds == pytest.approx(4.0 + 0.82)  # the first two are hidden under the backward pass
+    assert step.seconds == pytest.approx(4.0 + 0.82)  # the first two overlap with the backward pass
 
 
 def test_one_reduction_at_the_end_hides_nothing() -> None:
     step = simulate(reduced_at_end(LOCAL), LINK, 2)
     assert step.seconds == pytest.approx(4.0 + 4 * 0.8 + 0.02)
-    assert step.hidden == pytest.approx(0.0)
+    assert step.overlapped == pytest.approx(0.0)
 
 
 def test_the_slowest_stage_sets_the_pace_of_a_pipeline() -> None:

@@ -17,7 +17,8 @@ _USAGE = """\
 python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze|finetune [RECIPE...] [options]
        or   python -m bench traffic [OP...] [--lines] [--save]
        or   python -m bench dropin [HOST...] [--batch-size N] [--rounds N] [--parts] [--quick]
-       or   python -m bench digits|photographs [--methods NAME...] [--seeds N] [--processes N] [--quick] [--show]"""
+       or   python -m bench digits|photographs [--methods NAME...] [--seeds N] [--processes N] [--quick] [--show]
+       or   python -m bench scaling [--rounds N] [--share S] [--draw]"""
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
 the usual form in other programs), and append the results to bench/results/<device>.csv. Without a NAME: everything.

@@ -49,18 +49,19 @@ class Loop(ABC):
 class EndToEndLoop(Loop):
     """Source: He et al. 2022 (MAE), section 3 and table 8."""
 
+    def __init__(self, network: Network, config: AdamWConfig, dtype: torch.dtype) -> None:
+        super().__init__(network, config, dtype)
+        self.forward: nn.Module = network  # or what wraps it, for several devices
+
     def groups(self) -> Iterable[Iterable[nn.Parameter]]:
         yield self.network.parameters()
 
     def train(self, images: Tensor, ids_shuffle: Tensor, ids_restore: Tensor) -> list[Tensor]:
-        losses, x = [], images
         with self.autocast():
-            for stage in range(len(self.network.heads)):
-                x = self.network.stage(stage, x, ids_shuffle)
-                losses.append(self.network.loss(stage, x, images, ids_restore))
-        torch.stack(losses).sum().backward()
+            losses = self.forward(images, ids_shuffle, ids_restore)
+        losses.sum().backward()
         _update(*self.optimizers)
-        return [loss.detach() for loss in losses]
+        return list(losses.detach())
 
 
 class LocalLoop(Loop):

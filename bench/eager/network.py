@@ -157,6 +157,14 @@ class Network(nn.Module):
             x = layer(x)
         return x
 
+    def forward(self, images: Tensor, ids_shuffle: Tensor, ids_restore: Tensor) -> Tensor:
+        """Return the losses of all stages, [S], whose gradients reach the images."""
+        losses, x = [], images
+        for stage in range(len(self.heads)):
+            x = self.stage(stage, x, ids_shuffle)
+            losses.append(self.loss(stage, x, images, ids_restore))
+        return torch.stack(losses)
+
     def patchify(self, images: Tensor) -> Tensor:
         B, C, H, W = images.shape
         p = self.level.patch

@@ -1,0 +1,238 @@
+"""The methods whose steps are timed, on two ranks the small ones: their gradients pass a slow cable in a second."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.eager.form import find_form
+from bench.eager.loop import EndToEndLoop
+from bench.eager.network import Network
+from bench.scaling.model import Phase, reduced_at_end
+from bimkern.distributed import Ranks
+from bimkern.mim.flow import Local, MicroBatch
+from bimkern.mim.model import MIM
+from bimkern.models.heads import DecoderConfig
+from bimkern.models.vit import ViTConfig
+from bimkern.recipes.bim import FIXED_MASK, bim
+from bimkern.recipes.mae import mae
+from bimkern.train.config.run import Config
+from bimkern.train.optim.gradients import BucketedSum
+from bimkern.train.optim.group import GroupOptimizer
+
+ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
+DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
+BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
+BUCKET_MIB = 1  # DistributedDataParallel's own 25 would hold the whole small network
+_CPU = torch.device("cpu")
+
+
+class Method(Protocol):
+    """A network that trains on one batch."""
+
+    def step(self) -> None:
+        """Run one step; reductions may continue under the next."""
+
+    def finish(self) -> None:
+        """Wait for all reductions."""
+
+    def phases(self) -> list[Phase]:
+        """Run one step, and return its phases as they were."""
+
+    @property
+    def gradient_bytes(self) -> int: ...
+
+
+class Ours:
+    """A recipe's step, whose reductions overlap with what follows, or come all at the end."""
+
+    def __init__(self, config: Config, batch_size: int, ranks: Ranks, *, at_end: bool = False) -> None:
+        torch.manual_seed(0)
+        self._model, self._flow, self._at_end = MIM(config.method), config.method.flow, at_end
+        images = random_images(config, batch_size)
+        ids = torch.arange(batch_size) + ranks.rank * batch_size
+        self._batch = MicroBatch(images, self._model.views(images, ids, seed=0))
+        options: dict[str, Any] = {"device": _CPU, "fp16": False, "ranks": ranks}
+        groups = self._flow.partition(self._model)
+        self._updates = [GroupOptimizer(name, group, config.optim, **options) for name, group in groups.items()]
+        self._bytes = [bytes_of(parameter for _, parameter in group) for group in groups.values()]
+        self._denominators = ranks.size * torch.stack([view.masked.sum() for view in self._batch.views])
+
+    @property
+    def gradient_bytes(self) -> int:
+        return sum(self._bytes)
+
+    def step(self) -> None:
+        self._step([_Late(update) for update in self._updates] if self._at_end else self._updates)
+        if self._at_end:
+            for update in self._updates:
+                update.apply()
+            self.finish()
+
+    def finish(self) -> None:
+        for update in self._updates:
+            update.finish()
+
+    def phases(self) -> list[Phase]:
+        if not isinstance(self._flow, Local):
+            return backward_phases(self._model, self.step)
+        noted = [_Noted(update) for update in self._updates]
+        began, found = time.perf_counter(), list[Phase]()
+        self._step(noted)
+        for i, (update, size) in enumerate(zip(noted, self._bytes, strict=True)):
+            found.append(Phase(compute_s=update.applied_at - began, gradient_bytes=size, waits_for=(i,)))
+            began = update.applied_at
+        return reduced_at_end(found) if self._at_end else found
+
+    def _step(self, updates: Sequence[Any]) -> None:
+        self._flow.step(
+            self._model,
+            [self._batch],
+            updates,
+            denominators=self._denominators,
+            ready=lambda number: self._updates[number].finish(),
+        )
+
+
+class Usual:
+    """The usual end-to-end step in DistributedDataParallel, or without it in one process."""
+
+    def __init__(self, config: Config, batch_size: int, ranks: Ranks) -> None:
+        torch.manual_seed(0)
+        form = find_form(config.method)
+        assert form is not None
+        self._network, self._images = Network(form), random_images(config, batch_size)
+        self._loop = EndToEndLoop(self._network, config.optim, torch.float32)
+        if ranks.size > 1:
+            options: dict[str, Any] = {"bucket_cap_mb": BUCKET_MIB, "gradient_as_bucket_view": True}
+            self._loop.forward = DistributedDataParallel(self._network, **options)
+
+    @property
+    def gradient_bytes(self) -> int:
+        return bytes_of(self._network.parameters())
+
+    def step(self) -> None:
+        self._loop.step(self._images)
+
+    def finish(self) -> None:
+        """Do nothing: the step waits for all."""
+
+    def phases(self) -> list[Phase]:
+        return backward_phases(self._network, self.step)
+
+
+def backward_phases(network: nn.Module, step: Callable[[], None]) -> list[Phase]:
+    """Run a step, and return the update and the forward pass, then the backward pass, cut where a bucket is full."""
+    ready: list[tuple[float, int]] = []
+    began = time.perf_counter()
+    with _noting_gradients(network, ready):
+        step()
+    updated = time.perf_counter()
+    found, since, filled = list[Phase](), began, 0
+    for i, (at, size) in enumerate(ready):
+        filled += size
+        if filled >= BUCKET_MIB * 2**20 or i == len(ready) - 1:
+            found.append(Phase(compute_s=at - since, gradient_bytes=filled))
+            since, filled = at, 0
+    update = Phase(compute_s=updated - since, waits_for=tuple(range(1, len(found) + 1)))
+    return [update, *found]  # a step from one backward pass to the next
+
+
+@contextmanager
+def _noting_gradients(network: nn.Module, ready: list[tuple[float, int]]) -> Iterator[None]:
+    """Note when the gradient of each parameter is complete, and its bytes."""
+
+    def note(parameter: Tensor) -> None:
+        ready.append((time.perf_counter(), bytes_of([parameter])))
+
+    handles = [parameter.register_post_accumulate_grad_hook(note) for parameter in network.parameters()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Late:
+    """An update that waits until the step is done."""
+
+    def __init__(self, update: GroupOptimizer) -> None:
+        self.scale = update.scale
+
+    def apply(self) -> None:
+        pass
+
+
+class _Noted:
+    """An update that notes when its stage has been computed."""
+
+    def __init__(self, update: GroupOptimizer) -> None:
+        self.scale, self._update = update.scale, update
+        self.applied_at = 0.0
+
+    def apply(self) -> None:
+        self._update.apply()
+        self.applied_at = time.perf_counter()
+
+
+class Asleep:
+    """The schedule of another method, whose compute is slept through."""
+
+    def __init__(self, phases: Sequence[Phase], ranks: Ranks, *, at_end: bool = False) -> None:
+        self._phases, self._at_end = phases, at_end
+        self._parameters = [[nn.Parameter(torch.zeros(round(phase.gradient_bytes / 4)))] for phase in phases]
+        self._sums = [BucketedSum(parameters, ranks) for parameters in self._parameters]
+
+    @property
+    def gradient_bytes(self) -> int:
+        return round(sum(phase.gradient_bytes for phase in self._phases))
+
+    def step(self) -> None:
+        for i, phase in enumerate(self._phases):
+            self._sums[i].finish()
+            time.sleep(phase.compute_s)
+            (parameter,) = self._parameters[i]
+            parameter.grad = torch.zeros_like(parameter)
+            if not self._at_end:
+                self._sums[i].begin()
+        if self._at_end:
+            for one in self._sums:
+                one.begin()
+            self.finish()
+
+    def finish(self) -> None:
+        for one in self._sums:
+            one.finish()
+
+    def phases(self) -> list[Phase]:
+        return list(self._phases)
+
+
+def random_images(config: Config, batch_size: int) -> Tensor:
+    encoder = config.method.encoder
+    shape = (batch_size, encoder.channels, encoder.image_size, encoder.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def bytes_of(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _small(config: Config) -> Config:
+    method = config.method
+    return replace(config, method=replace(method, heads=(DECODER,) * len(method.heads)))
+
+
+def methods(batch_size: int, ranks: Ranks) -> dict[str, Method]:
+    """Build all of them, by name, each for its own batch of a rank."""
+    of_bim, of_mae = _small(bim("bim", ENCODER, FIXED_MASK)), _small(mae("mae", ENCODER))
+    return {
+        BIM: Ours(of_bim, batch_size, ranks),
+        BIM_AT_END: Ours(of_bim, batch_size, ranks, at_end=True),
+        MAE: Usual(of_mae, batch_size, ranks),
+    }

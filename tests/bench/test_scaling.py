@@ -1,0 +1,85 @@
+"""`python -m bench scaling`: its parts without a slow cable, and its message where none can be made."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as bench
+from bench.scaling.measure import Measured
+from bench.scaling.methods import BIM, BIM_AT_END, MAE, methods
+from bench.scaling.model import Link, Phase
+from bench.scaling.picture import draw
+from bench.scaling.projection import RANKS, Device, lines
+from bench.scaling.rank import Measurements, serve
+from bimkern.distributed import ALONE
+
+LINK = Link(bytes_per_s=1e9, latency_s=1e-5)
+
+
+@pytest.fixture(scope="module")
+def measurements() -> Measurements:
+    return Measurements(2, ALONE)
+
+
+def test_a_rank_answers_every_order(measurements: Measurements) -> None:
+    orders = [
+        {"measure": "gradient_bytes", "name": BIM},
+        {"measure": "compute", "name": BIM, "steps": 1},
+        {"measure": "step", "name": MAE, "steps": 1},
+        {"measure": "all_reduce", "num_bytes": 4},
+        {"measure": "asleep", "phases": [{"compute_s": 0.001, "gradient_bytes": 8}], "at_end": True, "steps": 1},
+        {"measure": "phases", "name": BIM_AT_END},
+    ]
+    answers = io.StringIO()
+    serve(measurements, io.StringIO("".join(f"{json.dumps(order)}\n" for order in orders)), answers)
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert len(found) == len(orders)
+    assert found[0] > 0
+    assert found[4] >= 0.001
+    assert [phase["gradient_bytes"] > 0 for phase in found[5]] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("name", [BIM, BIM_AT_END, MAE])
+def test_phases_reduce_every_gradient(name: str) -> None:
+    method = methods(2, ALONE)[name]
+    method.step()
+    assert sum(phase.gradient_bytes for phase in method.phases()) == method.gradient_bytes
+
+
+def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
+    of_bim = [Phase(compute_s=1.0, gradient_bytes=1e7, waits_for=(i,)) for i in range(4)]
+    of_mae = [Phase(compute_s=1.0, waits_for=(1,)), Phase(compute_s=1.0, gradient_bytes=4e7)]
+    device = Device(link=LINK)
+    found = lines({"bim_vit_base": of_bim, "mae_vit_base": of_mae}, device)
+    assert [list(line.efficiencies) for line in found] == [list(RANKS), list(RANKS[2:]), list(RANKS)]
+    assert all(0 < share <= 1 + 1e-9 for line in found for share in line.efficiencies.values())
+    assert found[0].efficiencies[1] == pytest.approx(1)
+    one = Measured(method=BIM, compute_s=1.0, wire_s=0.5, step_s=1.1, predicted_s=1.0, gradient_bytes=8, times=(1.1,))
+    assert one.overlapped == pytest.approx(0.8)
+    draw(tmp_path / "scaling.png", [one], "measured", {"a cable": (device, found)})
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_root_it_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda tool: f"/sbin/{tool}")
+    assert bench.main(["scaling", "--no-save"]) == 2
+    assert capsys.readouterr().err == "bench: scaling: skipped, since network namespaces need root\n"
+
+
+def test_without_iproute2_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    assert bench.main(["scaling", "--no-save"]) == 2
+    assert capsys.readouterr().err == "bench: scaling: skipped, since ip is not installed; install iproute2\n"
+
+
+def test_refuses_a_share_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["scaling", "--share", "0"]) == 2
+    assert "must be above 0, got '0'" in capsys.readouterr().err

@@ -81,6 +81,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         (["bim_vit_test", "--batch-size", "30", "--slices", "64"], "--slices must be at most the images of a step, -"),
         (["--data", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["--data", "x" * 300], f"{'x' * 300} cannot be read (File name too long)"),
+        (["--data", "nothing://b/x"], "nothing://b/x cannot be reached (Protocol not known: nothing)"),
         (["--out=gs://b/x"], "gs://b/x is an address; give the path of a local file or folder"),
         (["--data", ""], "--data is empty or the current folder; name the folder of images"),
         (["--precision", "int8"], "--precision must be one of fp32, bf16, fp16, got 'int8'"),

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -151,15 +152,12 @@ class _Cache:
     def read(self) -> dict[str, FileCheck]:
         found = {}
         try:
-            records = jsonl.read(self._path)
+            for record in jsonl.stream(self._path):
+                with suppress(KeyError, TypeError):
+                    file = record.pop("file")
+                    found[file] = FileCheck(**record)
         except OSError:
             return {}
-        for record in records:
-            try:
-                file = record.pop("file")
-                found[file] = FileCheck(**record)
-            except (KeyError, TypeError):
-                continue
         return found
 
     def append(self, found: dict[str, FileCheck]) -> None:

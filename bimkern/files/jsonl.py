@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,15 @@ Record = dict[str, Any]
 
 def read(path: Path) -> list[Record]:
     """Read all objects; skip lines that hold none, for example one torn by a killed process."""
+    return list(stream(path))
+
+
+def stream(path: Path) -> Iterator[Record]:
+    """Yield the objects that read() returns, one at a time: of a million images they would fill the memory."""
     if not path.is_file():
-        return []
-    return [record for line in path.read_bytes().splitlines() if (record := parse(line)) is not None]
+        return
+    with path.open("rb") as file:
+        yield from (record for line in file if (record := parse(line)) is not None)
 
 
 def parse(line: bytes) -> Record | None:

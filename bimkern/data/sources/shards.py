@@ -11,7 +11,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from itertools import pairwise, product
@@ -55,6 +55,7 @@ class _Table:
     names: Names
     rows: NDArray[np.int64]  # [N, 3]: shard, offset, bytes
     prefixed: bool  # whether names begin with the shard's name, as several shards use the same ones
+    guess: list[int] = field(default_factory=lambda: [0])  # the next member, where they are asked for in order
 
     def find(self, file: str) -> tuple[int, int, int]:
         """Return shard, offset and bytes of a member.
@@ -62,10 +63,12 @@ class _Table:
         Raises:
             BadImage: there is none of this name.
         """
-        name = encoded(file)
-        i = bisect_left(self.names, name)
+        name, (i,) = encoded(file), self.guess
         if i == len(self.names) or self.names[i] != name:
-            raise BadImage("no such member in any shard")
+            i = bisect_left(self.names, name)
+            if i == len(self.names) or self.names[i] != name:
+                raise BadImage("no such member in any shard")
+        self.guess[0] = i + 1
         shard, offset, size = self.rows[i].tolist()
         return shard, offset, size
 

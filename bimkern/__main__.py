@@ -8,7 +8,7 @@ from pathlib import Path
 from bimkern.errors import closest
 from bimkern.output import printing, say
 
-COMMANDS = ("pretrain", "finetune", "probe", "attention", "plan", "export", "info")
+COMMANDS = ("pretrain", "finetune", "probe", "attention", "plan", "pack", "export", "info")
 
 
 def main() -> None:

@@ -41,9 +41,23 @@ class Parts(Protocol):
 
 
 def parse(
-    kind: type[Options], arguments: Sequence[str], *, usage: str, description: str, default: Any = tyro.MISSING_NONPROP
+    kind: type[Options],
+    arguments: Sequence[str],
+    *,
+    usage: str,
+    description: str,
+    default: Any = tyro.MISSING_NONPROP,
+    addresses: bool = False,
 ) -> Options:
     """Parse arguments into a dataclass of options, with an instance as default; `--help` prints and exits.
+
+    Args:
+        kind: the dataclass.
+        arguments: those of the command.
+        usage: how the command is called.
+        description: the text of --help.
+        default: an instance.
+        addresses: let any argument be an address, not only those of --data.
 
     Raises:
         ConfigError: an argument is unknown, has an invalid value, or is given twice; one line that names it and the
@@ -51,7 +65,7 @@ def parse(
     """
     remote = {word for option in _REMOTE for word in _words(arguments, option)}
     for url in filter(None, map(_URL.fullmatch, arguments)):
-        if url[1] not in remote:
+        if url[1] not in remote and not addresses:
             raise ConfigError(f"{url[1]} is an address; give the path of a local file or folder")
     counts = Counter(_names(arguments))
     if twice := [name for name, count in counts.items() if count > 1 and name not in _REPEATED]:

@@ -21,7 +21,7 @@ from PIL import Image
 import bimkern
 from bench import cli, dropin
 from bench.studies import cli as studies
-from bimkern import attention, finetune, ops, pretrain, probe
+from bimkern import attention, finetune, ops, pack, pretrain, probe
 from bimkern.data.check import check
 from bimkern.data.source import list_images
 from bimkern.data.sources.find import find_source
@@ -106,6 +106,7 @@ OPTIONS = {
     "bimkern.export": Options,
     "bimkern.probe": probe.Options,
     "bimkern.attention": attention.Options,
+    "bimkern.pack": pack.Options,
 }
 
 RECIPES_OF = {

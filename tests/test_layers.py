@@ -11,7 +11,7 @@ PYTHON = sorted((ROOT / "bimkern").rglob("*.py"))
 NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in (ROOT / folder).rglob("*.*"))
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
-COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "info")
+COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "pack", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
     ("annotations", "errors"),

@@ -84,7 +84,7 @@ def _with_drafts(case: Case) -> Measure:
     folder = tempfile.TemporaryDirectory()
     width, height = map(int, case.dims["from"].split("x"))
     generator = np.random.default_rng(0)
-    for i, photograph in enumerate(islice(_photographs((width, height)), _NUM_LARGE)):
+    for i, photograph in enumerate(islice(photographs((width, height)), _NUM_LARGE)):
         levels = np.asarray(photograph, dtype=np.float32)
         noise = generator.standard_normal(levels.shape, dtype=np.float32) * _NOISE * np.sqrt(0.15 + levels / 255)
         noisy = Image.fromarray((levels + noise).clip(0, 255).round().astype(np.uint8))
@@ -102,15 +102,16 @@ def _with_drafts(case: Case) -> Measure:
     )
 
 
-def _photographs(size: tuple[int, int]) -> Iterator[Image.Image]:
-    photographs = list_images(demo_images())
-    for file in photographs.files:
-        yield decode_file(photographs.source.paths[0] / file).pixels.resize(size, Image.Resampling.BICUBIC)
+def photographs(size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Yield the photographs of the demo, resampled to a width and height."""
+    listing = list_images(demo_images())
+    for file in listing.files:
+        yield decode_file(listing.source.paths[0] / file).pixels.resize(size, Image.Resampling.BICUBIC)
 
 
 def write_photographs(folder: Path) -> None:
     """Write JPEGs of the usual size in ImageNet into a folder."""
-    for i, image in enumerate(_photographs((_WIDTH, _HEIGHT))):
+    for i, image in enumerate(photographs((_WIDTH, _HEIGHT))):
         for copy in range(_COPIES):
             image.save(folder / f"{i}_{copy}.jpg", quality=90)
 

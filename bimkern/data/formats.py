@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -128,9 +128,31 @@ def is_image(file: BinaryIO) -> bool:
         BadImage, OutOfResources: it, or any file, cannot be read now.
     """
     try:
-        return _plugin(file) is not None
+        return format_of(file) is not None
     except OSError as error:
         raise BadImage(reason_of(error)) from error
+
+
+def format_of(file: BinaryIO) -> str | None:
+    """Return PIL's name of the format of an image by its first bytes, None if it is no image; MPO counts as JPEG."""
+    Image.init()
+    start = file.read(16)
+    file.seek(0)
+    return next((name for name in _FORMATS if (accept := Image.OPEN[name][1]) and accept(start) is True), None)
+
+
+def stored_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Return width and height of an image from its header, not turned; None for an array.
+
+    Raises:
+        BadImage, OutOfResources: as decode().
+    """
+    if is_array(file):
+        return None
+    with _open(file) as image:
+        size = image.size
+    file.seek(0)
+    return size
 
 
 def decode_file(path: Path, reduction: int = 1) -> Decoded:
@@ -159,7 +181,7 @@ def decode(file: BinaryIO, reduction: int = 1, channels: int = 3) -> Decoded:
             other channels than those asked for, and is to be converted neither to gray nor to RGB.
         OutOfResources: there is no memory for it now.
     """
-    if _is_array(file):
+    if is_array(file):
         return _decode_array(file, channels)
     with _open(file) as image:
         try:
@@ -190,11 +212,11 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     Raises:
         BadImage: it is of another format, damaged, or too large.
     """
-    plugin = _plugin(file)
-    if plugin is None:
+    name = format_of(file)
+    if name is None:
         raise BadImage(f"not a {NAMES} image")
     try:
-        image = plugin(file, "")
+        image = Image.OPEN[name][0](file, "")
     except Exception as error:
         raise BadImage(reason_of(error)) from error
     _refuse_too_large(*image.size)
@@ -223,7 +245,8 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # which copies an image of that mode too
 
 
-def _is_array(file: BinaryIO) -> bool:
+def is_array(file: BinaryIO) -> bool:
+    """Return whether a file begins as a .npy file."""
     start = file.read(len(npy.MAGIC_PREFIX))
     file.seek(0)
     return start == npy.MAGIC_PREFIX
@@ -278,15 +301,6 @@ def _reduce(image: ImageFile.ImageFile, reduction: int, mode: str | None) -> int
     width, height = image.size
     draft = image.draft(mode, (max(width // reduction, 1), max(height // reduction, 1)))
     return 1 if draft is None else round(width / draft[1][2])  # its width before it is rounded up
-
-
-def _plugin(file: BinaryIO) -> Callable[[BinaryIO, str], ImageFile.ImageFile] | None:
-    """Return PIL's plugin for a file by its first bytes, None if it is no image."""
-    Image.init()
-    start = file.read(16)
-    file.seek(0)
-    formats = (Image.OPEN[name] for name in _FORMATS)
-    return next((plugin for plugin, accept in formats if accept and accept(start) is True), None)
 
 
 def _is_pils_alone(image: ImageFile.ImageFile) -> bool:

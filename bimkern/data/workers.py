@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from multiprocessing.context import ForkProcess
@@ -40,7 +40,7 @@ def ahead(
     prefetch: int,
     in_order: bool = True,
     what: str = "the loader",
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield work(job) for every job, worked out by `workers` processes that hold `prefetch` items each.
 
     Args:

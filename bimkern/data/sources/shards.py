@@ -129,14 +129,14 @@ class ImageShards:
         table = self._table
         found = {}
         for file in files:
-            label = next(filter(None, (self._label(_key(file) + suffix) for suffix in (".cls", ".json"))), None)
+            label = next(filter(None, (self._label(key_of(file) + suffix) for suffix in (".cls", ".json"))), None)
             if label is None:
                 inside = file.partition("/")[2] if table.prefixed else file
                 label, slash, _ = inside.partition("/")
                 if not slash:
                     raise SourceError(
-                        f"{title(self)}: {file} has no label: its shard has no {_key(file)}.cls or .json, nor does its "
-                        f"path begin with a class"
+                        f"{title(self)}: {file} has no label: its shard has no {key_of(file)}.cls or .json, nor does "
+                        "its path begin with a class"
                     )
             found[file] = label
         return found
@@ -244,7 +244,8 @@ def _expanded(text: str) -> Iterator[str]:
         yield "".join([parts[0], *(word + after for word, after in zip(chosen, parts[2::2], strict=True))])
 
 
-def _key(file: str) -> str:
+def key_of(file: str) -> str:
+    """Return the key that members share which belong together."""
     folder, slash, name = file.rpartition("/")
     return f"{folder}{slash}{name.partition('.')[0]}"
 

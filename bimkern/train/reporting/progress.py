@@ -12,7 +12,7 @@ from rich.text import Text
 from bimkern.output import on_terminal, say
 from bimkern.units import human_bytes
 
-_PLAIN_LINES_EVERY = 5.0  # seconds, of the check
+_PLAIN_LINES_EVERY = 5.0  # seconds, of checking()
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -28,11 +28,11 @@ def describe(record: dict[str, Any]) -> str:
 
 
 @contextmanager
-def checking() -> Iterator[Callable[[int, int], None]]:
-    """Show how far the check of the images has come: a function of the files done and to do."""
+def checking(doing: str = "checking", did: str = "checked") -> Iterator[Callable[[int, int], None]]:
+    """Show how far the check of the images, or other work on each, has come: a function of the files done and to do."""
     if on_terminal():
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
-            task = bar.add_task("checking the images")
+            task = bar.add_task(f"{doing} the images")
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     start = last = time.monotonic()
@@ -42,7 +42,7 @@ def checking() -> Iterator[Callable[[int, int], None]]:
         now = time.monotonic()
         if now - last >= _PLAIN_LINES_EVERY or (done == total and last > start):
             last = now
-            say(f"checked {done} of {total} images, {done / (now - start):.0f} a second")
+            say(f"{did} {done} of {total} images, {done / (now - start):.0f} a second")
 
     yield line
 

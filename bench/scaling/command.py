@@ -90,7 +90,8 @@ def _report(run: Run, given: Namespace) -> str:
         f"cable {run.link.bytes_per_s / 1e6:.1f} MB/s and {1e6 * run.link.latency_s:.0f} µs a message, as measured; "
         f"{given.batch_size} images of a rank; medians of {given.rounds} rounds of {given.steps} steps"
     )
-    columns = f"{'method':42}{'compute':>9}{'wire':>8}{'step':>8}{'wait':>8}{'overlapped':>12}{'model':>8}{'off':>6}{'sent':>10}"
+    widths = {"compute": 9, "wire": 8, "step": 8, "wait": 8, "overlapped": 12, "model": 8, "off": 6, "sent": 10}
+    columns = f"{'method':42}" + "".join(f"{name:>{width}}" for name, width in widths.items())
     rows = [
         f"{one.method:42}{one.compute_s:8.2f}s{one.wire_s:7.2f}s{one.step_s:7.2f}s{one.wait_s:7.2f}s{one.overlapped:12.0%}"
         f"{one.predicted_s:7.2f}s{_error(one):6.0%}{one.wire_bytes / 1e6:7.1f} MB"

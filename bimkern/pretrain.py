@@ -57,6 +57,8 @@ def _parse_options(config: Config, arguments: list[str]) -> Options:
     except ConfigError as error:
         hint = "; the recipe comes first" if RECIPES.keys() & set(arguments) else ""
         raise ConfigError(f"{error}{hint}") from None
+    if "normalize" in (named := command.named(arguments)) and named & {"mean", "std"}:
+        raise ConfigError("--normalize and --mean or --std both say how images are normalized; give one of them")
     if {"epochs", "steps"} <= command.named(arguments) and options.run.steps is not None:
         raise ConfigError("--epochs and --steps both say how long the run is; give one of them")
     return options

@@ -9,7 +9,7 @@ import torch
 
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import CONVERTED, pil_settings_kept
-from bimkern.data.loader import Loader
+from bimkern.data.loader import Loader, default_workers
 from bimkern.data.source import Source
 from bimkern.data.sources import find
 from bimkern.data.step_layout import StepLayout
@@ -20,6 +20,7 @@ from bimkern.mim.model import MIM
 from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
+from bimkern.train.config.normalization import normalized
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.pretraining import Pretraining
@@ -65,6 +66,8 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
     inputs = find_inputs(config)
+    workers = default_workers() if config.run.workers is None else config.run.workers
+    config = normalized(config, inputs.listing, training.folder_of(config).normalization, workers=workers)
     check_memory(config, resolve_device(config.run.device))
     init = None if config.run.init is None else read_initial_weights(config, config.run.init)
     folder = training.open_folder(config, inputs)
@@ -75,6 +78,9 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         return Pretraining(config, layout, images=images, pictures=folder.pictures, device=device, init=init)
 
     with closing(folder):
+        if config.run.normalize == "dataset":
+            write_json(folder.normalization, {"mean": config.method.mean, "std": config.method.std})
+            say(f"normalized by mean {config.method.mean} and std {config.method.std}; see {folder.normalization}")
         images = training.check_images(config, inputs, folder)
         say(describe_briefly(config, images, training.describe_loader(inputs, images)))
         _begin_from(init, folder)

@@ -69,13 +69,18 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     return Inputs(list_images(source, config.channels), held_out, *_choose(config))
 
 
+def folder_of(config: TrainingConfig) -> RunFolder:
+    """Return the folder of a run, which is not opened yet."""
+    return RunFolder(config.run.out or Path("runs") / config.recipe)
+
+
 def open_folder(config: TrainingConfig, inputs: Inputs) -> RunFolder:
     """Open the folder of a run, which the caller closes.
 
     Raises:
         ConfigError: it cannot be used, or lies among the images.
     """
-    folder = RunFolder(config.run.out or Path("runs") / config.recipe)
+    folder = folder_of(config)
     for listing in inputs.listings:
         for data in listing.source.paths:
             if folder.path.resolve().is_relative_to(data.resolve()):

@@ -156,8 +156,8 @@ class RunConfig(RunOptions):
     """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
     must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
     normalize: str | None = None
-    """Mean and std by which images are normalized, instead of --mean and --std: imagenet, dataset (measured once, on
-    2000 of the images), or a JSON file with "mean" and "std"."""
+    """Mean and std by which images are normalized: imagenet, dataset (measured once, on 2000 of the images), or a JSON
+    file with both. Default: those of the recipe."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
         "slices",

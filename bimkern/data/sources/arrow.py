@@ -4,8 +4,10 @@ They are mapped into memory: any image is read at the cost of that image.
 """
 
 import json
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -53,38 +55,69 @@ class Columns:
         return self.classes[value] if self.classes and isinstance(value, int) and value >= 0 else str(value)
 
 
-class ArrowRows:
-    """The rows of an .arrow file, a stream or a file of Arrow."""
+class TableRows(ABC):
+    """The rows of a table, which is read in pieces."""
 
-    def __init__(self, path: Path, key: str | None) -> None:
-        pyarrow: Any = optional.load("pyarrow")
+    def __init__(self, path: Path, columns: Columns, lengths: Iterable[int]) -> None:
+        """Take the columns of a file's table, and the rows of each of its pieces."""
         self._folder = path.parent
-        mapped = pyarrow.memory_map(str(path))
-        try:
-            table = pyarrow.ipc.open_stream(mapped).read_all()
-        except pyarrow.ArrowInvalid:
-            table = pyarrow.ipc.open_file(mapped).read_all()
-        self._columns = Columns(path, key, table.schema)
-        self._images = table.column(self._columns.image).chunks
-        self._starts = [0, *accumulate(map(len, self._images))]
-        if self._columns.label is not None:
-            self._labels = table.column(self._columns.label)
+        self._columns = columns
+        self._starts = [0, *accumulate(lengths)]
+        if columns.label is not None:
             self.label = self._label
+
+    @abstractmethod
+    def piece(self, number: int) -> Any:
+        """Return the images of a piece, an array of pyarrow."""
+
+    @abstractmethod
+    def column(self, name: str) -> Any:
+        """Return a whole column, or of `image.path` the field in its struct."""
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def names(self) -> list[str]:
+        """Return the paths of the images, none if some are missing."""
         if self._columns.name is None:
             return []
-        return usable_names(name for chunk in self._images for name in chunk.field("path").to_pylist())
+        names = self.column(self._columns.name).to_pylist()
+        return names if all(names) else []
 
     def read(self, i: int) -> bytes:
-        chunk = bisect_right(self._starts, i) - 1
-        return content_of(self._images[chunk], i - self._starts[chunk], self._folder)
+        piece = bisect_right(self._starts, i) - 1
+        return content_of(self.piece(piece), i - self._starts[piece], self._folder)
 
     def _label(self, i: int) -> str:
         return self._columns.class_of(self._labels[i].as_py())
+
+    @cached_property
+    def _labels(self) -> Any:
+        assert self._columns.label is not None
+        return self.column(self._columns.label)
+
+
+class ArrowRows(TableRows):
+    """The rows of an .arrow file, a stream or a file of Arrow."""
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        pyarrow: Any = optional.load("pyarrow")
+        mapped = pyarrow.memory_map(str(path))
+        try:
+            self._table = pyarrow.ipc.open_stream(mapped).read_all()
+        except pyarrow.ArrowInvalid:
+            self._table = pyarrow.ipc.open_file(mapped).read_all()
+        columns = Columns(path, key, self._table.schema)
+        self._images = self._table.column(columns.image).chunks
+        super().__init__(path, columns, map(len, self._images))
+
+    def piece(self, number: int) -> Any:
+        return self._images[number]
+
+    def column(self, name: str) -> Any:
+        outer, dot, inner = name.rpartition(".")
+        column = self._table.column(outer if dot else name)
+        return column.combine_chunks().field(inner) if dot else column
 
 
 def content_of(column: Any, i: int, folder: Path) -> bytes:
@@ -102,12 +135,6 @@ def content_of(column: Any, i: int, folder: Path) -> bytes:
         raise BadImage("its row is empty")
     with open_file(folder / path) as file:
         return file.read()
-
-
-def usable_names(names: Any) -> list[str]:
-    """Return names, none if some are missing."""
-    found = list(names)
-    return found if all(found) else []
 
 
 def _is_struct(kind: Any) -> bool:

@@ -180,8 +180,7 @@ def _check(header: bytes) -> None:
         raise DamagedHeader("the file ends within a header")
     stored = _number(header[148:156])
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    # Old tars took bytes for signed.
-    if stored not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in header)):
+    if stored != unsigned and stored != unsigned - 256 * sum(byte > 127 for byte in header):  # old tars take it signed
         raise DamagedHeader("a header with a wrong checksum")
 
 

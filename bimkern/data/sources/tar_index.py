@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -104,6 +105,8 @@ def _sorted(members: Members, num_bytes: int, mtime_ns: int) -> TarIndex:
     """Sort members by name; of several of one name, keep the first."""
     arrays = [np.array(values, dtype=np.int64) for values in (members.ends, members.offsets, members.sizes)]
     names = Names(bytes(members.names), arrays[0])
+    if all(one < other for one, other in pairwise(names)):  # as most tar files are
+        return TarIndex(names, arrays[1], arrays[2], tuple(members.faults), num_bytes, mtime_ns)
     listed, faults = list(names), members.faults
     order = sorted(range(len(listed)), key=listed.__getitem__)
     kept = [i for j, i in enumerate(order) if j == 0 or listed[i] != listed[order[j - 1]]]

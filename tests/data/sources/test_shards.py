@@ -3,6 +3,7 @@
 import os
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,25 @@ def test_more_shards_than_a_process_keeps_open(root, tmp_path, monkeypatch):
             with open_in(source, file) as opened:
                 assert opened.read() == photo
     assert len(os.listdir("/proc/self/fd")) - before <= 64
+
+
+def test_a_million_members_take_less_than_200_mb(tmp_path):
+    """While they are indexed, and while shards that are indexed are opened."""
+    count, names = 20_000, (f"a/class/of/some/length/{i:09d}.jpg" for i in range(20_000))
+    with (tmp_path / "x.tar").open("wb") as file:
+        for name in names:
+            file.write(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+        file.write(bytes(1024))
+    for _ in range(2):
+        source = find_source(tmp_path / "x.tar")
+        tracemalloc.start()
+        try:
+            source.stat("a/class/of/some/length/000000007.jpg")
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 100 * count
+        assert peak < 300 * count
 
 
 def test_labels_are_class_folders(root, shards):

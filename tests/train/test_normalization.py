@@ -28,7 +28,7 @@ def measured(folder, channels=3, workers=0):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_they_are_those_of_the_pixels_whoever_measures(tmp_path, channels):
+def test_they_are_those_of_the_pixels_for_any_number_of_workers(tmp_path, channels):
     folder = write_spectral(tmp_path / "images", channels)
     pixels = np.stack([smooth_levels(channels=channels, seed=i) for i in range(12)]).reshape(-1, channels) / 255
     found = measured(folder, channels)

@@ -26,17 +26,20 @@ def normalized(config: Config, listing: Listing, measured: Path, *, workers: int
     name = config.run.normalize
     if name is None:
         return config
-    if name == "imagenet":
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    elif name == "dataset" and not measured.is_file():
-        statistics = measure(listing, workers=workers)
-        mean, std = statistics.mean, statistics.std
-    else:
-        mean, std = _read(measured if name == "dataset" else Path(name))
+    mean, std = _values(name, listing, measured, workers)
     try:
         return replace(config, method=replace(config.method, mean=mean, std=std))
     except ValueError as error:
         raise ConfigError(f"--normalize {name}: {error}") from error
+
+
+def _values(name: str, listing: Listing, measured: Path, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if name == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    if name == "dataset" and not measured.is_file():
+        statistics = measure(listing, workers=workers)
+        return statistics.mean, statistics.std
+    return _read(measured if name == "dataset" else Path(name))
 
 
 def _read(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -47,4 +47,5 @@ def _kind_of(place: str) -> Any:
 
 def _text(path: Path) -> str:
     """Return a path as it was given: of an address, a Path has dropped a slash."""
-    return _ADDRESS.sub(r"\1://", str(path))
+    text = str(path)
+    return text.removeprefix("file:") if text.startswith("file:/") else _ADDRESS.sub(r"\1://", text)

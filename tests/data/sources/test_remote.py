@@ -158,6 +158,11 @@ def test_what_was_read_is_kept_until_it_changes(memory, monkeypatch):
     assert reads == [name]
 
 
+def test_an_address_of_a_local_file_is_its_path(root):
+    source = find_source(Path(f"file://{root}"))
+    assert (type(source), source.paths) == (ImageFolder, (root,))
+
+
 def test_labels_are_class_folders(root, memory):
     source = find_source(Path("memory://bucket/photos"))
     assert read_labels(source, list_images(source).files).classes == ("ant", "bee")

@@ -21,9 +21,12 @@ from PIL import Image, ImageFile
 
 from bimkern.data.orientation import UPRIGHT, orientation_of
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".jp2", ".j2k", ".jpx", ".avif"),
+)
 ARRAY_SUFFIX = ".npy"
-NAMES = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+NAMES = "JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000 or AVIF"
 CONVERTED = {1: "L", 3: "RGB"}  # channels -> PIL's mode: any image is converted to it
 # Files that lie beside images and are none: they are not opened, as there may be as many of them as images.
 OTHER_SUFFIXES = (
@@ -49,11 +52,15 @@ OTHER_SUFFIXES = (
 REMEDY = "convert images of other formats to JPEG or PNG"
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # PIL would also run Ghostscript on a disguised EPS
-_QUARANTINED_ANIMATED = ("PNG", "WEBP")  # of GIF and TIFF the first frame is read; MPO is a photograph and its preview
+# PIL would also run Ghostscript on a disguised EPS.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF")
+# Of GIF and TIFF the first frame is read; MPO is a photograph and its preview.
+_QUARANTINED_ANIMATED = ("PNG", "WEBP", "AVIF")
 _AS_STORED = {4: "RGBA"}  # channels -> PIL's mode: images of it are read as they are stored
 _DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # in the first box of a file
+_AVIF_BRANDS = (b"avif", b"avis")
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -136,9 +143,26 @@ def is_image(file: BinaryIO) -> bool:
 def format_of(file: BinaryIO) -> str | None:
     """Return PIL's name of the format of an image by its first bytes, None if it is no image; MPO counts as JPEG."""
     Image.init()
+    start = _start(file)
+    known = (name for name in _FORMATS if name in Image.OPEN)  # an older Pillow has no AVIF
+    return next((name for name in known if (accept := Image.OPEN[name][1]) and accept(start) is True), None)
+
+
+def describe_unknown(file: BinaryIO) -> str:
+    """Say what a file is that is not read, and what to do."""
+    start = _start(file)
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand in _HEIF_BRANDS:
+        return f"a HEIF image, which Pillow does not read; {REMEDY}"
+    if brand in _AVIF_BRANDS:
+        return f"an AVIF image, which Pillow reads from 11.3 on; install that, or {REMEDY}"
+    return f"not a {NAMES} image; {REMEDY}"
+
+
+def _start(file: BinaryIO) -> bytes:
     start = file.read(16)
     file.seek(0)
-    return next((name for name in _FORMATS if (accept := Image.OPEN[name][1]) and accept(start) is True), None)
+    return start
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int] | None:
@@ -187,7 +211,7 @@ def decode(file: BinaryIO, reduction: int = 1, channels: int = 3) -> Decoded:
         try:
             if image.format in _QUARANTINED_ANIMATED and getattr(image, "is_animated", False):
                 raise BadImage("animated")
-            if ";16" in str(image.tile):
+            if ";16" in str(image.tile) or image.mode.startswith("I;16"):  # JPEG 2000 has no such tile
                 raise BadImage("16 bits per channel; convert it to 8")
             if image.mode in ("I", "F"):
                 raise BadImage("32 bits per channel; convert it to 8")
@@ -214,7 +238,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """
     name = format_of(file)
     if name is None:
-        raise BadImage(f"not a {NAMES} image")
+        raise BadImage(describe_unknown(file))
     try:
         image = Image.OPEN[name][0](file, "")
     except Exception as error:

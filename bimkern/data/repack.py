@@ -23,7 +23,16 @@ from bimkern.data.orientation import turned
 
 Side = Literal["shortest", "longest"]
 
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "GIF": ".gif",
+    "JPEG2000": ".jp2",
+    "AVIF": ".avif",
+}
 _REDUCTIONS = (8, 4, 2)
 _GAP = 2  # a JPEG is decoded at reduced size if that is still so many times the size wanted
 

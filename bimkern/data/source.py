@@ -25,6 +25,7 @@ from bimkern.data.formats import (
     SUFFIXES,
     BadImage,
     OutOfResources,
+    describe_unknown,
     is_image,
     open_file,
     reason_of,
@@ -290,7 +291,7 @@ def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
         return _BY_SUFFIX[suffix]
     try:
         with open_it() as opened:
-            return None if is_image(opened) else f"not a {NAMES} image; {REMEDY}"
+            return None if is_image(opened) else describe_unknown(opened)
     except BadImage as error:
         return str(error)
 

@@ -1,6 +1,6 @@
 """A whole pre-training run: from a config to trained weights, pictures and metrics in its folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import CONVERTED, pil_settings_kept
-from bimkern.data.loader import Loader
+from bimkern.data.loader import Loader, default_workers
 from bimkern.data.source import Source
 from bimkern.data.sources import find
 from bimkern.data.step_layout import StepLayout
@@ -20,6 +20,7 @@ from bimkern.mim.model import MIM
 from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
+from bimkern.train.config.normalization import normalized
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.pretraining import Pretraining
@@ -68,8 +69,11 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         training.check_ranks(config, ranks)
         with ranks.patient(), agreed(ranks):
             inputs = find_inputs(config)
+            if ranks.rank == 0:
+                config = _normalized(config, inputs)
             check_memory(config, resolve_device(config.run.device), ranks.size)
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
+        config = _shared_normalization(config, ranks)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _run(config, callbacks, inputs, init, folder, ranks)
 
@@ -88,6 +92,9 @@ def _run(
         parts: dict[str, Any] = {"images": images, "pictures": folder.pictures, "init": init}
         return Pretraining(config, layout, device=device, ranks=ranks, **parts)
 
+    if config.run.normalize == "dataset" and ranks.rank == 0:
+        write_json(folder.normalization, {"mean": config.method.mean, "std": config.method.std})
+        say(f"normalized by mean {config.method.mean} and std {config.method.std}; see {folder.normalization}")
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_briefly(config, images, training.describe_loader(inputs, images)))
     with agreed(ranks):
@@ -97,6 +104,18 @@ def _run(
         task.export(folder.exported)
     task.model.zero_grad()
     return Outcome(config, folder, task.evaluate(), task.model.eval())
+
+
+def _normalized(config: Config, inputs: Inputs) -> Config:
+    """Return the config with the mean and std that --normalize asks for."""
+    workers = default_workers() if config.run.workers is None else config.run.workers
+    return normalized(config, inputs.listing, training.folder_of(config).normalization, workers=workers)
+
+
+def _shared_normalization(config: Config, ranks: Ranks) -> Config:
+    """Return the config with the mean and std of rank 0."""
+    mean, std = ranks.share([config.method.mean, config.method.std])
+    return replace(config, method=replace(config.method, mean=tuple(mean), std=tuple(std)))
 
 
 def find_inputs(config: Config) -> Inputs:

@@ -81,6 +81,11 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     return Inputs(list_images(source, config.channels), held_out, *_choose(config))
 
 
+def folder_of(config: TrainingConfig) -> RunFolder:
+    """Return the folder of a run, which is not opened yet."""
+    return RunFolder(config.run.out or Path("runs") / config.recipe)
+
+
 def connected_ranks(config: TrainingConfig) -> AbstractContextManager[Ranks]:
     """Connect the ranks that train what a config describes.
 
@@ -115,10 +120,9 @@ def opened_folder(config: TrainingConfig, inputs: Inputs, ranks: Ranks) -> Itera
         ConfigError, OtherRank: it cannot be used, or lies among the images.
     """
     with ExitStack() as stack:
-        path = config.run.out or Path("runs") / config.recipe
+        folder = folder_of(config)
         if ranks.rank:
-            path = Path(stack.enter_context(TemporaryDirectory(prefix=f"bimkern-rank-{ranks.rank}-")))
-        folder = RunFolder(path)
+            folder = RunFolder(Path(stack.enter_context(TemporaryDirectory(prefix=f"bimkern-rank-{ranks.rank}-"))))
         with agreed(ranks):
             for listing in inputs.listings:
                 for data in listing.source.paths:

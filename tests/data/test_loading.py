@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_files import NOT_AN_IMAGE
 from checked import checked_images, listed, upright
 from disk import mode, umask_of
 from PIL import Image
@@ -53,7 +54,7 @@ def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(SourceError, match="missing is not a folder"):
         listed(tmp_path / "missing")
-    none = f"there is no JPEG, PNG, WebP, BMP, TIFF or GIF image in {tmp_path}"
+    none = f"there is no JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000 or AVIF image in {tmp_path}"
     with pytest.raises(SourceError, match=f"{none}, and no other file"):
         listed(tmp_path)
     for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE"):
@@ -75,7 +76,7 @@ def test_content_decides_and_not_the_suffix(folder):
     assert listing.others == {
         "notes.txt": "not opened, as its suffix is not that of an image",
         "pipe": "not a regular file",
-        "rest": "not a JPEG, PNG, WebP, BMP, TIFF or GIF image; convert images of other formats to JPEG or PNG",
+        "rest": f"{NOT_AN_IMAGE}; convert images of other formats to JPEG or PNG",
     }
     assert listing.count_others() == "2 without suffix, 1 .txt"
 
@@ -185,7 +186,10 @@ def test_all_bad_images_of_a_micro_batch_are_reported_at_once(folder, loader, wo
     (folder / "four.jpeg").unlink()
     with pytest.raises(BadImages) as raised:
         list(loader(workers).batches(data, 0, 12))
-    assert raised.value.faults == {2: "not a JPEG, PNG, WebP, BMP, TIFF or GIF image", 4: "No such file or directory"}
+    assert raised.value.faults == {
+        2: f"{NOT_AN_IMAGE}; convert images of other formats to JPEG or PNG",
+        4: "No such file or directory",
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF or GIF image"
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000 or AVIF image"
 
 
 def picture(width=64, height=48, seed=0):

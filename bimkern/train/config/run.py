@@ -158,10 +158,14 @@ class RunConfig(RunOptions):
     init: Path | None = None
     """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
     must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
+    normalize: str | None = None
+    """Mean and std by which images are normalized: imagenet, dataset (measured once, on 2000 of the images), or a JSON
+    file with both. Default: those of the recipe."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
         "slices",
         *("teacher", "init"),  # their paths; a checkpoint knows their content
+        "normalize",  # what it names is method.mean and method.std
     )
 
     def __post_init__(self) -> None:

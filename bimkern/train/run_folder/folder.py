@@ -20,9 +20,10 @@ from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
 
 _CONFIG = "config.json"
 _INIT = "init.json"
+_NORMALIZATION = "normalization.json"
 _LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
-_MADE_FIRST = {_LOCK, _INIT, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
+_MADE_FIRST = {_LOCK, _INIT, _NORMALIZATION, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
 _CLAIMED: WeakValueDictionary[Path, "RunFolder"] = WeakValueDictionary()  # by runs of this process
 
 
@@ -35,6 +36,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.exported = path / "exported"
         self.init_report = path / _INIT  # what became of the weights that the run started from
+        self.normalization = path / _NORMALIZATION  # mean and std of the images, if they were measured
         self._lock: TextIO | None = None
 
     def open(self, config: TrainingConfig) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_files import picture
+from bad_files import NOT_AN_IMAGE, picture
 from source_forms import batches_of, data_of, same
 
 from bimkern import pieces
@@ -135,7 +135,7 @@ def test_what_is_no_image_is_a_bad_image():
     faults = [one.fault for one in check(listing, workers=0).values()]
     assert faults[:3] == [
         "float32 [9, 8]; images are uint8 [H, W, C]",
-        "not a JPEG, PNG, WebP, BMP, TIFF or GIF image",
+        f"{NOT_AN_IMAGE}; convert images of other formats to JPEG or PNG",
         None,
     ]
     assert listing.skip({"000000001": "bad"}) is listing  # it is a damaged image, not another file

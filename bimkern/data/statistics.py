@@ -1,0 +1,69 @@
+"""Mean and standard deviation of the pixels of a data set, measured on a sample of its images.
+
+Shapes: C channels.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of
+from bimkern.data.source import Listing, SourceError, open_in, title
+from bimkern.data.workers import WorkerDied, ahead
+
+_SAMPLE = 2000  # images
+_SEED = 0
+_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of pixels in [0, 1]: a value for every channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: int  # that were measured
+
+
+def measure(listing: Listing, *, workers: int) -> Statistics:
+    """Measure the images of a listing, or 2000 of them, drawn with a fixed seed; every image has the same weight.
+
+    Images that cannot be read are left out. The result depends on the images alone.
+
+    Raises:
+        SourceError: none can be read, or the machine is out of memory.
+    """
+    count = len(listing)
+    ids = np.sort(np.random.default_rng(_SEED).permutation(count)[:_SAMPLE]).tolist()
+
+    def work(i: int) -> list[list[float]] | None:
+        return _moments(listing, listing.files[i])
+
+    try:
+        with closing(ahead(work, ids, workers=workers, prefetch=8, what="measuring the images")) as results:
+            found = [moments for moments in results if moments is not None]
+    except (WorkerDied, OutOfResources, MemoryError) as error:
+        raise SourceError(f"{title(listing.source)} cannot be measured ({str(error) or 'out of memory'})") from error
+    if not found:
+        raise SourceError(f"{title(listing.source)} cannot be measured: no image of {len(ids)} can be read")
+    mean, square = np.mean(found, axis=0)  # [C] each
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    mean, std = (np.round(values, _DIGITS).tolist() for values in (mean, std))
+    return Statistics(mean=tuple(mean), std=tuple(std), images=len(found))
+
+
+def _moments(listing: Listing, file: str) -> list[list[float]] | None:
+    """Return the means of the pixels and of their squares, [2, C]; None for an image that cannot be read."""
+    try:
+        with open_in(listing.source, file) as opened:
+            planes = decode(opened, channels=listing.channels).planes
+        pixels = np.dstack([np.asarray(plane) for plane in planes]).reshape(-1, listing.channels) / 255
+        return [pixels.mean(axis=0).tolist(), (pixels**2).mean(axis=0).tolist()]
+    except OutOfResources:
+        raise
+    except BadImage:
+        return None
+    except Exception as error:  # a source of the user's own may raise anything
+        reason_of(error)  # unless it is not the image's fault
+        return None

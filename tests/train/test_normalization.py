@@ -1,0 +1,96 @@
+"""--normalize: the statistics of the data are measured once, and used wherever the run's images are."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from spectral import smooth_levels, write_spectral
+
+from bimkern.api import pretrain
+from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.statistics import measure
+from bimkern.exporters.trained import read_trained
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
+from bimkern.pretrain import main
+from bimkern.train.config.run import ConfigError
+
+QUICK = {"batch_size": 4, "workers": 0, "arena": "off"}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_spectral(tmp_path / "photos", channels=3)
+
+
+def measured(folder, channels=3, workers=0):
+    return measure(list_images(ImageFolder(paths=(folder,)), channels), workers=workers)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_they_are_those_of_the_pixels_for_any_number_of_workers(tmp_path, channels):
+    folder = write_spectral(tmp_path / "images", channels)
+    pixels = np.stack([smooth_levels(channels=channels, seed=i) for i in range(12)]).reshape(-1, channels) / 255
+    found = measured(folder, channels)
+    np.testing.assert_allclose(found.mean, pixels.mean(axis=0), atol=5.1e-5)  # four digits
+    np.testing.assert_allclose(found.std, pixels.std(axis=0), atol=5.1e-5)
+    assert measured(folder, channels, workers=2) == found
+
+
+def test_bad_images_are_left_out(photos):
+    expected = measured(photos)
+    (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert measured(photos) == expected
+
+
+def test_a_run_resumes_with_what_it_measured_and_exports_it(photos, tmp_path):
+    options = QUICK | {"data": photos, "out": tmp_path / "run", "normalize": "dataset"}
+    expected = measured(photos)
+    pretrain("mae_vit_test", steps=1, **options)
+    saved = json.loads((tmp_path / "run" / "normalization.json").read_text())
+    assert saved == {"mean": list(expected.mean), "std": list(expected.std)}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"]["mean"] == saved["mean"]
+    _, trained = read_trained(tmp_path / "run")
+    assert (trained.preprocessing.mean, trained.preprocessing.std) == (expected.mean, expected.std)
+    (tmp_path / "run" / "normalization.json").write_text(json.dumps({"mean": [0.1] * 3, "std": [0.5] * 3}))
+    with pytest.raises(ConfigError, match=r"other settings \(method.mean.*before, .*0.1.* now"):  # it is read
+        pretrain("mae_vit_test", steps=1, **options)
+    (tmp_path / "run" / "normalization.json").write_text(json.dumps(saved))
+    outcome = pretrain("mae_vit_test", steps=2, extend=True, **options)
+    assert outcome.config.method.mean == expected.mean
+
+
+def test_a_file_and_imagenet(photos, tmp_path):
+    (tmp_path / "own.json").write_text('{"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}')
+    options = QUICK | {"data": photos, "steps": 1}
+    outcome = pretrain("mae_vit_test", out=tmp_path / "a", normalize=str(tmp_path / "own.json"), **options)
+    assert (outcome.config.method.mean, outcome.config.method.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    outcome = pretrain("mae_vit_test", out=tmp_path / "b", normalize="imagenet", **options)
+    assert (outcome.config.method.mean, outcome.config.method.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"--normalize must be imagenet, dataset, or a JSON file, got .*own.json \(No such file"),
+        ("[1]", r'--normalize .*own.json: expected a JSON object \{"mean"'),
+        ('{"mean": [0.5], "std": [0.2]}', r"--normalize .*own.json: Method: mean must"),
+    ],
+)
+def test_mistakes_are_one_line(photos, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "own.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        pretrain("mae_vit_test", data=photos, out=tmp_path / "run", normalize=str(tmp_path / "own.json"))
+
+
+def test_images_of_one_color_have_no_std(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "black.png")
+    with pytest.raises(ConfigError, match=r"--normalize dataset: Method: std must"):
+        pretrain("mae_vit_test", data=tmp_path, out=tmp_path.parent / "run", normalize="dataset")
+
+
+def test_mean_and_normalize_contradict_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["mae_vit_test", "--normalize", "dataset", "--mean", "0.5", "0.5", "0.5"])
+    assert "--normalize and --mean or --std both say how images are normalized; give one" in capsys.readouterr().err

@@ -6,6 +6,7 @@ does not wait behind gradients. One process alone has the same interface.
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -165,13 +166,14 @@ class Group:
             dist.broadcast(text, src=0, group=self._agreeing)
         return _decoded(text)
 
-    def is_first_to_fail(self) -> bool:
-        """Return whether no rank has called this before; without an answer, it may be so."""
+    def first_failure(self, exit_code: int) -> tuple[bool, int]:
+        """Return whether this rank is the first to fail, and the exit code of the first; without an answer, it is."""
+        own = f"{self.rank} {exit_code}"
         try:
-            first: bool = self._store.add("failed", 1) == 1
-        except RuntimeError:  # the rank that keeps count has ended
-            return True
-        return first
+            first = self._store.compare_set("failed", "", own).decode()
+        except RuntimeError:  # the rank that keeps it has ended
+            first = own
+        return first == own, int(first.split()[1])
 
 
 class _Timed:
@@ -224,7 +226,13 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
             yield group
     except BimkernError as error:
         if error.reported is None:
-            error.reported = not group.is_first_to_fail()
+            is_first, exit_code = group.first_failure(error.exit_code)
+            error.reported = not is_first
+            if isinstance(error, RankLost):
+                error.exit_code = exit_code
+        raise
+    except BaseException as error:
+        group.first_failure(_exit_code(error))
         raise
     finally:
         dist.destroy_process_group()
@@ -283,6 +291,13 @@ def env_rank() -> int:
 def local_rank() -> int:
     """Return which of this machine's ranks this process is."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return what a command ends with that an error of another kind than ours, or a signal, has ended."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return int(getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1))
 
 
 @contextmanager

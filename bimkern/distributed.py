@@ -136,7 +136,8 @@ class Group:
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        self.begin_sum(total).wait()
+        with _lost():
+            dist.all_reduce(total, group=None if tensor.is_cuda else self._agreeing)
         return total
 
     def copy(self, tensor: Tensor) -> None:
@@ -239,24 +240,24 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
 
 
 @contextmanager
-def agreed(ranks: Ranks) -> Iterator[None]:
+def agreed(ranks: Ranks, kind: type[BimkernError] = OtherRank) -> Iterator[None]:
     """Run something on every rank; where it fails on some, fail on all.
 
     Raises:
-        OtherRank: it failed on another rank; where it failed on this one, its own error.
+        BimkernError: its own error, or one of this kind where it failed on another rank.
     """
     own: BimkernError | None = None
     try:
         yield
     except BimkernError as error:
         own = error
-    first = first_error(ranks, own)
+    first = first_error(ranks, own, kind)
     if first is not None:
         raise first
 
 
-def first_error(ranks: Ranks, own: BimkernError | None) -> BimkernError | None:
-    """Return the error of the first rank that has one, as OtherRank where that is another; None where none has.
+def first_error(ranks: Ranks, own: BimkernError | None, kind: type[BimkernError] = OtherRank) -> BimkernError | None:
+    """Return the error of the first rank that has one, of this kind where that is another; None where none has.
 
     Rank 0 reports it.
     """
@@ -265,7 +266,7 @@ def first_error(ranks: Ranks, own: BimkernError | None) -> BimkernError | None:
     if failed is None:
         return None
     text, exit_code = found[failed]
-    first = own if own is not None and failed == ranks.rank else OtherRank(f"rank {failed}: {text}")
+    first = own if own is not None and failed == ranks.rank else kind(f"rank {failed}: {text}")
     first.exit_code, first.reported = exit_code, ranks.rank > 0
     return first
 

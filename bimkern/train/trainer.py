@@ -1,7 +1,6 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +24,7 @@ from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
 from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
+from bimkern.train.loop.agreement import Agreement
 from bimkern.train.loop.session import Session
 from bimkern.train.loop.unwritten import Unlogged, Unsaved
 from bimkern.train.memory import allocator
@@ -76,8 +76,8 @@ class Trainer:
         data = MicroBatches(
             images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
         )
-        self.resilient_loader = ResilientLoader(self.loader, data, self._quarantine)
-        self._faults: dict[str, str] = {}  # found by this rank since the last step's edge
+        self._agreement = Agreement(ranks, images.quarantine, task.updates)
+        self.resilient_loader = ResilientLoader(self.loader, data, self._agreement.quarantine)
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
         self.saver = AsyncSaver(folder.checkpoints, every=run.save_every) if ranks.rank == 0 else Unsaved()
@@ -108,7 +108,8 @@ class Trainer:
             return
         if self.config.run.compile:
             self.task.compile()
-        session = Session(self, done)
+        (watched,) = self.ranks.highest([self._callbacks.on_step is not None])
+        session = Session(self, done, watched=bool(watched))
         signals = session.signals
         try:
             with devices.repeatable_kernels() if self.config.run.deterministic else nullcontext(), session:
@@ -120,7 +121,7 @@ class Trainer:
                 self._report_saves()  # the session has waited for the last one
                 raise
             raise signals.stopped(f"; {error}; nothing saved since step {self.saver.saved_step}") from error
-        self._agree(session)
+        self._agreement.on_step(signals)
         if signals.agreed is not None:  # in or after the last step: all is saved, and what comes may hang
             raise signals.stopped(f" after step {session.done}, the last")
 
@@ -149,7 +150,7 @@ class Trainer:
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
-            if self._callbacks.on_step is not None:
+            if session.watched:
                 losses = self.ranks.sum(result.losses)
                 self._callbacks.finished(done, self.layout.num_steps, losses, result.num_frozen, result.lr)
             self._report_saves()
@@ -169,9 +170,11 @@ class Trainer:
             assert session.signals.received is not None  # which all ranks hear of next
         except (LoadingFailed, SourceError) as error:
             failure = error
-        failed, found = self._agree(session, failure is not None, bool(self._faults))
-        if found:
-            self._share_faults(session.done)
+        failed = True
+        try:
+            failed = self._agreement.on_loading(session.signals, failed=failure is not None, steps_done=session.done)
+        except SourceError as error:
+            failure = error
         if session.signals.agreed is not None:
             self._end(session)
         if failed:
@@ -191,22 +194,6 @@ class Trainer:
         starved = Starved(f"{error}. {saved}{when}the same command resumes the run")
         starved.reported = error.reported
         raise starved from error
-
-    def _agree(self, session: Session, *flags: bool) -> list[bool]:
-        """Return which flags any rank has set; a signal that any rank has received counts for all from now on."""
-        number, *found = self.ranks.highest([session.signals.received or 0, *flags])
-        session.signals.agreed = signal.Signals(number) if number else None
-        return [bool(flag) for flag in found]
-
-    def _quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
-        self._faults |= faults
-        self.images.quarantine.add(faults, steps_done)
-
-    def _share_faults(self, steps_done: int) -> None:
-        """Have the files that any rank found bad in quarantine on all."""
-        for faults in self.ranks.gather(self._faults):
-            self.images.quarantine.add(faults, steps_done)
-        self._faults = {}
 
     def _finish_updates(self) -> None:
         """Have every update made that is begun."""
@@ -236,9 +223,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             result = None
-            for update in self.task.updates:
-                update.give_up()
-        (failed,) = self._agree(session, result is None)
+        failed = self._agreement.on_step(session.signals, out_of_memory=result is None)
         if failed or result is None:  # raised out here, the error keeps nothing of the step alive
             raise OutOfMemory(f"step {index + 1}: not enough memory for {segment.micro_batch} images at a time")
         self._edge.mark()
@@ -284,6 +269,7 @@ class Trainer:
             "peak_bytes": max(held, peak),
             "live_activation_bytes": self._live_activation_bytes,
             **self._memory.record(),
+            **self._agreement.record(interval.steps, interval.waited / interval.seconds),
         }
 
     def _resume(self) -> int:
@@ -361,7 +347,7 @@ class Trainer:
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        with agreed(self.ranks) if required else nullcontext():
+        with agreed(self.ranks, CheckpointError) if required else nullcontext():
             self.saver.save(
                 Checkpoint(done, *self._tensors(), state),
                 loss,

@@ -146,9 +146,8 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
     for first in (True, False):
         with agreed(ranks):
             if first == (ranks.rank == 0):
-                images = freeze_dataset(
-                    folder.path, inputs.listing, found[0], begun=folder.begun or not first, **shares
-                )
+                begun = {"begun": folder.begun or not first, "of_rank_0": not first}
+                images = freeze_dataset(folder.path, inputs.listing, found[0], **begun, **shares)
                 if inputs.held_out is not None:
                     images = images.hold_out(inputs.held_out, found[1])
         folder.share_images(ranks)

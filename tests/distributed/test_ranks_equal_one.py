@@ -1,33 +1,12 @@
 """Several ranks train what one process trains: the same images, crops and masks, with sums in another order."""
 
-import json
-from dataclasses import replace
-
 import pytest
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
+from shared_runs import records, train
 
-from bimkern.recipes import RECIPES
-from bimkern.train.run import run
-
-RECIPE_NAMES = ["bim_vit_test", "mae_vit_test", "localmim_vit_test", "vitfreeze_vit_test", "fastmim_p_vit_test"]
-OPTIONS = {"batch_size": 7, "micro_batch": 3, "workers": 0, "log_every": 1, "save_every": 10, "dist_timeout": 60}
+NAMES = ["bim_vit_test", "mae_vit_test", "localmim_vit_test", "vitfreeze_vit_test", "fastmim_p_vit_test"]
 STEPS = 20
-
-
-def config_of(name, out, **options):
-    config = RECIPES[name].config
-    return replace(config, run=replace(config.run, out=out, **({"steps": STEPS} | OPTIONS | options)))
-
-
-def train(names, folder, options):
-    """Train some recipes, one after the other."""
-    for name in names:
-        run(config_of(name, folder / name, **options))
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(folder):
@@ -43,13 +22,13 @@ def weights(folder):
 def trained(tmp_path_factory):
     """Return the folders of runs of one process and of two ranks."""
     folder = tmp_path_factory.mktemp("trained")
-    ranks = RankProcesses(train, 2, folder / "output", RECIPE_NAMES, folder / "two", {})
-    train(RECIPE_NAMES, folder / "one", {})
+    ranks = RankProcesses(train, 2, folder / "output", NAMES, folder / "two", STEPS)
+    train(NAMES, folder / "one", STEPS)
     ranks.results()
     return folder / "one", folder / "two"
 
 
-@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_losses_and_weights_are_those_of_one_process(trained, name):
     one, two = (folder / name for folder in trained)
     assert [record["step"] for record in records(two)] == [*range(1, STEPS + 1)]
@@ -63,3 +42,16 @@ def test_losses_and_weights_are_those_of_one_process(trained, name):
     assert alone.keys() == shared.keys()
     for key, tensor in alone.items():
         assert (tensor - shared[key]).norm() <= 1e-4 * tensor.norm(), key
+
+
+@pytest.mark.parametrize("name", ["bim_vit_test", "mae_vit_test"])
+def test_the_time_of_sums_is_in_the_metrics(trained, name):
+    one, two = (records(folder / name) for folder in trained)
+    assert "comm_wait" not in one[0]
+    for record in two[2:]:
+        assert 0 <= record["comm_wait"] <= record["comm_total"]
+        assert record["comm_total"] == pytest.approx(sum(record["comm_total_per_update"]))
+        assert len(record["comm_wait_per_update"]) == len(record["skipped_updates"])
+        assert len(record["data_wait_per_rank"]) == 2
+        assert record["rank_skew"] >= 0
+    assert sum(record["comm_total"] for record in two) > 0

@@ -17,12 +17,12 @@ _SERVER.set_forkserver_preload(["torch", "bimkern.pretrain", "bimkern.finetune",
 class RankProcesses:
     """Ranks that run a function each, with their output in a folder."""
 
-    def __init__(self, function, size, folder, *arguments, variables=None):
-        """Start them; each calls function(*arguments), whose result is JSON."""
+    def __init__(self, function, size, folder, *arguments, ranks=None, variables=None):
+        """Start them, or some; each calls function(*arguments), whose result is JSON, with variables of torchrun."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, port = folder, free_port()
-        self.processes = []
-        for rank in range(size):
+        self._ranks, self.processes = ranks or range(size), []
+        for rank in self._ranks:
             environment = {
                 "RANK": f"{rank}",
                 "LOCAL_RANK": f"{rank}",
@@ -49,13 +49,13 @@ class RankProcesses:
     def results(self, timeout=120):
         """Wait for all of them, and return what their functions did."""
         assert self.wait(timeout) == [0] * len(self.processes), "".join(self.stderr())[-3000:]
-        return [json.loads(self._of(rank, "result")) for rank in range(len(self.processes))]
+        return [json.loads(self._of(rank, "result")) for rank in self._ranks]
 
     def stdout(self):
-        return [self._of(rank, "stdout") for rank in range(len(self.processes))]
+        return [self._of(rank, "stdout") for rank in self._ranks]
 
     def stderr(self):
-        return [self._of(rank, "stderr") for rank in range(len(self.processes))]
+        return [self._of(rank, "stderr") for rank in self._ranks]
 
     def _of(self, rank, what):
         return Path(f"{self._folder / str(rank)}.{what}").read_text()
@@ -65,11 +65,6 @@ def free_port():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return bound.getsockname()[1]
-
-
-def command(main, arguments):
-    """Run a command, as `python -m` does."""
-    main(arguments)
 
 
 def _run(function, arguments, environment, output):

@@ -32,7 +32,9 @@ class Trains(Protocol):
 class Session:
     """Lines and signals of one process, the steps that it loads, and how far it is."""
 
-    def __init__(self, trainer: Trains, done: int) -> None:
+    def __init__(self, trainer: Trains, done: int, *, watched: bool) -> None:
+        """Begin after so many steps; watched: a program asks, on any rank, for the losses of every step."""
+        self.watched = watched
         self._trainer, self._last = trainer, trainer.layout.num_steps
         self.signals = StopSignals()
         self.first = self.done = done

@@ -149,6 +149,7 @@ def freeze_dataset(
     begun: bool,
     max_bad_ratio: float,
     held_out: float = 0.0,
+    of_rank_0: bool = False,
 ) -> FrozenDataset:
     """Freeze the images of a new run, or verify that those of a resumed run are unchanged; quarantine the faulty ones.
 
@@ -161,6 +162,7 @@ def freeze_dataset(
         begun: whether the run has begun.
         max_bad_ratio: share of the images that may be in quarantine.
         held_out: share of the images to keep out of training.
+        of_rank_0: whether the folder has the images of another rank, which are to be the same.
 
     Raises:
         SourceError: too many images cannot be read, or there is none to train on, or to hold out.
@@ -181,7 +183,7 @@ def freeze_dataset(
         faulty = [file for file in listing.files if found[file].fault is not None]
     quarantine = Quarantine(quarantine_path, (*images.files, *faulty), max_ratio=max_bad_ratio)
     if resumed:
-        _refuse_changes(listing.source, folder, records, found, quarantine.files)
+        _refuse_changes(listing.source, None if of_rank_0 else folder, records, found, quarantine.files)
         quarantine.release(
             {r["file"] for r in records if r["file"] in found and found[r["file"]].digest == r["digest"]}
         )
@@ -228,9 +230,12 @@ def _recorded(listing: Listing, records: list[jsonl.Record], found: dict[str, Fi
 
 
 def _refuse_changes(
-    source: Source, folder: Path, records: list[jsonl.Record], found: dict[str, FileCheck], quarantined: set[str]
+    source: Source, folder: Path | None, records: list[jsonl.Record], found: dict[str, FileCheck], quarantined: set[str]
 ) -> None:
-    """Raise ConfigError if images differ from those recorded; quarantined and unreadable ones are not compared."""
+    """Raise ConfigError if images differ from those recorded; quarantined and unreadable ones are not compared.
+
+    They are recorded in the folder of the run; None: those of rank 0.
+    """
     before = {record["file"]: record["digest"] for record in records if record["file"] not in quarantined}
     now = {file: result for file, result in found.items() if file not in quarantined}
     changes = {
@@ -243,6 +248,10 @@ def _refuse_changes(
         "new": [file for file, result in now.items() if file not in before and result.fault is None],
     }
     changed = [f"{len(files)} {what} ({_some(files)})" for what, files in changes.items() if files]
+    if changed and folder is None:
+        raise ConfigError(
+            f"--data {title(source)} has other images than rank 0: {', '.join(changed)}; give all ranks the same"
+        )
     if changed:
         raise ConfigError(
             f"--data {title(source)} has changed since the run in {folder} began: {', '.join(changed)}; "

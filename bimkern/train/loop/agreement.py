@@ -1,0 +1,78 @@
+"""What ranks agree on between two steps, so that no rank waits for one that has left, and how long they wait."""
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bimkern.distributed import Ranks, Traffic
+from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.run_folder.dataset_manifest import Quarantine
+from bimkern.train.signals import StopSignals
+
+
+class Agreement:
+    """What any rank has met with counts for all of them: signals, files in quarantine, failures."""
+
+    def __init__(self, ranks: Ranks, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> None:
+        self._ranks, self._quarantine, self._updates = ranks, quarantine, updates
+        self._faults: dict[str, str] = {}  # found by this rank since the last agreement
+        self._waited = 0.0  # seconds
+
+    def quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
+        """Quarantine files that this rank has found bad; the others do so at the next step.
+
+        Raises:
+            SourceError: too many files are in quarantine.
+        """
+        self._faults |= faults
+        self._quarantine.add(faults, steps_done)
+
+    def on_loading(self, signals: StopSignals, *, failed: bool, steps_done: int) -> bool:
+        """Agree on what came of loading a step; return whether it failed on any rank.
+
+        Raises:
+            SourceError: too many files are in quarantine.
+        """
+        failed, found = self._any(signals, failed, bool(self._faults))
+        if found:
+            for faults in self._ranks.gather(self._faults):
+                self._quarantine.add(faults, steps_done)
+            self._faults = {}
+        return failed
+
+    def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:
+        """Agree on what came of a step; return whether memory ran out on any rank."""
+        if out_of_memory:
+            for update in self._updates:
+                update.give_up()
+        (failed,) = self._any(signals, out_of_memory)
+        return failed
+
+    def record(self, steps: int, data_wait: float) -> dict[str, Any]:
+        """Return numbers for the metrics, of the steps since the last record; for one process there are none.
+
+        Seconds are those of a step. What sums took is that of this rank.
+        """
+        if self._ranks.size == 1:
+            return {}
+        traffic = [update.traffic() for update in self._updates]
+        total = sum(traffic, Traffic())
+        waits = self._ranks.gather([data_wait, self._waited / steps])
+        self._waited = 0.0
+        return {
+            "comm_total": total.total / steps,
+            "comm_wait": total.wait / steps,
+            "comm_total_per_update": [one.total / steps for one in traffic],
+            "comm_wait_per_update": [one.wait / steps for one in traffic],
+            "data_wait_per_rank": [data for data, _ in waits],
+            "rank_skew": max(edge for _, edge in waits) - min(edge for _, edge in waits),
+        }
+
+    def _any(self, signals: StopSignals, *flags: bool) -> list[bool]:
+        """Return which flags any rank has set, and note a signal that any has received."""
+        begin = time.perf_counter()
+        number, *found = self._ranks.highest([signals.received or 0, *flags])
+        self._waited += time.perf_counter() - begin
+        signals.agreed = signal.Signals(number) if number else None
+        return [bool(flag) for flag in found]

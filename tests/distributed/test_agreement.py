@@ -1,0 +1,146 @@
+"""What one rank meets with, all act on."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+from rank_processes import RankProcesses
+from shared_runs import Deleting, Terminating, config_of, nan_in_stage_3, out_of_memory, records, train_with
+
+from bimkern.data.augment import sample_sequence
+from bimkern.pretrain import main
+from bimkern.train.run import run
+
+NAME = "bim_vit_test"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(photos, tmp_path_factory):
+    """Return the losses of 12 steps of one process."""
+    out = tmp_path_factory.mktemp("plain")
+    run(config_of(NAME, out, photos, steps=12))
+    return losses(out)
+
+
+def losses(out):
+    return [record["loss_per_stage"] for record in records(out)]
+
+
+def same(found, expected):
+    return np.asarray(found) == pytest.approx(np.asarray(expected), rel=1e-5)
+
+
+def start(fault, size, tmp_path, photos, **options):
+    """Start ranks, the second of which meets with a fault."""
+    return RankProcesses(train_with, size, tmp_path / "output", fault, 1, NAME, tmp_path / "run", photos, options)
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_skips_that_stage_on_all(photos, plain, tmp_path):
+    first, second = start(nan_in_stage_3, 2, tmp_path, photos, steps=12).results()
+    assert first == second
+    assert np.isfinite(first).all()
+    found = records(tmp_path / "run")
+    assert found[-1]["skipped_updates"] == [0, 0, 1, 0]
+    assert [stages[:2] for stages in losses(tmp_path / "run")] == [
+        pytest.approx(stages[:2], rel=1e-5) for stages in plain
+    ]  # the stages below never notice
+
+
+def test_a_rank_without_memory_has_all_take_smaller_micro_batches(photos, plain, tmp_path):
+    ranks = start(out_of_memory, 2, tmp_path, photos, steps=12)
+    first, second = ranks.results()
+    assert first == second
+    assert "continuing with --micro-batch 1, the batch stays" in "".join(ranks.stderr())
+    assert same(losses(tmp_path / "run"), plain)
+
+
+def test_a_file_that_one_rank_cannot_read_is_quarantined_for_all(photos, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in photos.iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    _, ids = sample_sequence(5 * 8, 8, 8, 0)  # of the sixth step, in which every image is drawn once
+    name = f"{ids[6]}.png"  # by the second rank
+    first, second = start(
+        Deleting(5, data / name), 2, tmp_path, data, steps=6, batch_size=8, max_bad_ratio=0.5
+    ).results()
+    assert first == second
+    (entry,) = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert (entry["file"], entry["step"]) == (name, 5)
+    assert records(tmp_path / "run")[-1]["images_quarantined"] == 1
+
+
+def test_stopped_runs_resume_with_other_numbers_of_ranks(photos, plain, tmp_path):
+    for size, step in ((2, 4), (4, 8)):
+        ranks = start(Terminating(step), size, tmp_path, photos, steps=12)
+        assert ranks.wait() == [1] * size  # what is raised in Python
+        stopped = [text for text in ranks.stderr() if f"Stopped: stopped by SIGTERM after step {step}" in text]
+        assert len(stopped) == size
+        assert max((tmp_path / "run" / "checkpoints").iterdir()).name == f"step-{step:08d}"
+    run(config_of(NAME, tmp_path / "run", photos, steps=12))
+    assert same(losses(tmp_path / "run"), plain)
+
+
+def ended(arguments, tmp_path, ranks=(0, 1), **options):
+    """Run the command on two ranks, each with its arguments; return the exit codes and what all say on stderr."""
+    processes = RankProcesses(command_of, 2, tmp_path / "output", arguments, tmp_path / "run", ranks=ranks, **options)
+    return processes.wait(), "".join(processes.stderr())
+
+
+def command_of(arguments, out):
+    mine = arguments[int(os.environ["RANK"])]
+    main([NAME, "--out", str(out), "--steps", "2", "--workers", "0", "--dist-timeout", "20", *mine])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([["--batch-size", "1"]] * 2, "--batch-size 1: 2 ranks cannot share steps of 1 images; start fewer ranks"),
+        ([["--seed", "0"], ["--seed", "1"]], "rank 1: rank 0 runs with other settings (run.seed: 0"),
+        ([["--device", "cuda:7"]] * 2, "--device cuda:7: this machine offers"),
+        ([["--micro-batch", "0"]] * 2, "--micro-batch must be at least 1, got 0"),
+    ],
+    ids=["more ranks than images", "unequal settings", "no device", "an option"],
+)
+def test_a_mistake_is_one_line_of_all_ranks(tmp_path, arguments, message):
+    codes, error = ended(arguments, tmp_path)
+    assert codes == [2, 2]
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_unequal_images_are_refused(photos, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in photos.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    Image.new("RGB", (40, 50)).save(other / "3.png")
+    codes, error = ended([["--data", str(photos)], ["--data", str(other)]], tmp_path)
+    assert codes == [2, 2]
+    expected = f"rank 1: --data {other} has other images than rank 0: 1 with other content (3.png); give all ranks the"
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_a_port_in_use_is_said(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        codes, error = ended([[], []], tmp_path, ranks=(0,), variables={"MASTER_PORT": f"{port}"})
+    assert codes == [2]
+    assert f"the 2 ranks cannot connect at 127.0.0.1:{port} (the port is in use); choose another --master-port" in error
+    assert error.count("\n") == 1

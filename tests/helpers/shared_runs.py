@@ -1,0 +1,94 @@
+"""Runs of several ranks, as functions that ranks import."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from bimkern.data.source import ImageFolder
+from bimkern.mim.model import MIM
+from bimkern.recipes import RECIPES
+from bimkern.train.callbacks import Callbacks
+from bimkern.train.run import run
+
+OPTIONS = {"batch_size": 7, "micro_batch": 3, "workers": 0, "log_every": 1, "save_every": 100, "dist_timeout": 60}
+
+
+def config_of(name, out, photos=None, **options):
+    config = RECIPES[name].config
+    source = config.source if photos is None else ImageFolder(paths=(photos,))
+    return replace(config, source=source, run=replace(config.run, out=out, **(OPTIONS | options)))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(names, folder, steps):
+    """Train some recipes, one after the other."""
+    for name in names:
+        run(config_of(name, folder / name, steps=steps))
+
+
+def train_with(fault, rank, name, out, photos, options):
+    """Train one recipe while one rank meets with a fault; return what this rank has learned."""
+    callbacks = Callbacks()
+    if os.environ.get("RANK", "0") == f"{rank}":
+        callbacks = fault() or callbacks
+    model = run(config_of(name, out, photos, **options), callbacks).model
+    return [parameter.double().sum().item() for parameter in model.parameters()]
+
+
+def nan_in_stage_3():
+    """Make the loss of the third step's first micro-batch NaN."""
+    _on_loss(4, lambda loss: loss * math.nan)
+
+
+def out_of_memory():
+    """Ask for more memory than there is, in the third step."""
+    _on_loss(4, lambda loss: loss + torch.empty(2**50).sum())
+
+
+def _on_loss(number, change):
+    """Change the result of the number-th loss of stage 3, of which this rank has two in a step."""
+    plain, calls = MIM.loss, iter(range(10**6))
+
+    def loss(self, stage, *args):
+        result = plain(self, stage, *args)
+        if stage != 2 or isinstance(result, FakeTensor):  # the latter counts memory, and no loss
+            return result
+        return change(result) if next(calls) == number else result
+
+    MIM.loss = loss
+
+
+class Terminating:
+    """Send SIGTERM to this process after so many steps."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def __call__(self):
+        return Callbacks(on_step=self._on_step)
+
+    def _on_step(self, finished):
+        if finished.step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Deleting:
+    """Delete a file after so many steps."""
+
+    def __init__(self, step, path):
+        self._step, self._path = step, path
+
+    def __call__(self):
+        return Callbacks(on_step=self._on_step)
+
+    def _on_step(self, finished):
+        if finished.step == self._step:
+            self._path.unlink()

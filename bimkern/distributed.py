@@ -53,7 +53,7 @@ class Traffic:
 
 
 class Sum(Protocol):
-    """A sum that is on its way."""
+    """A sum, or a copy, that is on its way."""
 
     def wait(self) -> Traffic:
         """Wait for it, or have the current stream of the GPU wait; return the time that it took."""
@@ -75,6 +75,12 @@ class Ranks(Protocol):
 
     def copy(self, tensor: Tensor) -> None:
         """Overwrite a contiguous tensor with that of rank 0."""
+
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        """Begin to overwrite a contiguous tensor with that of a rank; sums may begin in any order between copies."""
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
+        """Overwrite a contiguous tensor of one rank with that of another; these two alone call this."""
 
     def highest(self, values: Sequence[int]) -> list[int]:
         """Return the highest that any rank gives, of each of a few integers."""
@@ -98,6 +104,12 @@ class Alone:
         return tensor
 
     def copy(self, tensor: Tensor) -> None:
+        pass
+
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        return _Done()
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
         pass
 
     def highest(self, values: Sequence[int]) -> list[int]:
@@ -124,9 +136,12 @@ class Group:
     def __init__(self, backend: str, timeout: timedelta) -> None:
         """Initialize the process group, from the variables that torchrun sets."""
         store, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
-        self._store = PrefixStore(f"bimkern run {next(_runs)}", store)
+        # A store of torchrun's outlives the processes that it restarts, whose addresses are still there.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = PrefixStore(f"bimkern attempt {attempt}, run {next(_runs)}", store)
         options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **options)
+        self._copying = dist.new_group(timeout=timeout)
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
 
     def begin_sum(self, tensor: Tensor) -> Sum:
@@ -143,6 +158,18 @@ class Group:
     def copy(self, tensor: Tensor) -> None:
         with _lost():
             dist.broadcast(tensor, src=0)
+
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        begun = time.perf_counter()
+        with _lost():
+            return _Timed(dist.broadcast(tensor, src=rank, group=self._copying, async_op=True), begun)
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
+        with _lost():
+            if self.rank == source:
+                dist.send(tensor, target)
+            else:
+                dist.recv(tensor, source)
 
     def highest(self, values: Sequence[int]) -> list[int]:
         found = torch.tensor(values, dtype=torch.int64)

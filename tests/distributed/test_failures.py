@@ -6,45 +6,46 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from rank_processes import RankProcesses, command
+from failing_ranks import with_a_mistake, with_sigterm_before_the_first_step
+from PIL import Image
+from rank_processes import RankProcesses
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 import bimkern
-from bimkern import pretrain
+from bimkern.pretrain import main
 
-KILLS = int(os.environ.get("BIMKERN_KILLS", "2"))  # of `make stress`: 20
+KILLS = int(os.environ.get("BIMKERN_KILLS", "2"))  # make stress: 20
 STEPS = 12
-TRAIN = ["bim_vit_test", "--batch-size", "8", "--workers", "0"]
-TRAIN += ["--save-every", "2", "--log-every", "1"]
 
 
-def arguments(folder, steps=STEPS, timeout=60):
-    return [*TRAIN, "--steps", f"{steps}", "--out", f"{folder / 'run'}", "--dist-timeout", f"{timeout}"]
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
 
 
-def start(folder, name, **options):
-    """Start two ranks of the run in a folder."""
-    return RankProcesses(command, 2, folder / name, pretrain.main, arguments(folder, **options))
+def arguments(photos, folder, steps=STEPS, timeout=60):
+    """Return those of a run of so many steps in a folder."""
+    paths = ["--data", f"{photos}", "--out", f"{folder / 'run'}"]
+    often = ["--save-every", "2", "--log-every", "1", "--dist-timeout", f"{timeout}"]
+    return ["bim_vit_test", "--steps", f"{steps}", "--batch-size", "8", "--workers", "0", *paths, *often]
 
 
-def wait_for(happened, processes, seconds=100):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, processes.stderr()
-        assert all(process.is_alive() for process in processes.processes), processes.stderr()
-        time.sleep(0.01)
-
-
-def is_training(folder):
-    return lambda: (folder / "run/checkpoints/step-00000002").exists()
-
-
-def said(processes):
-    return [line for text in processes.stderr() for line in text.splitlines() if "WARNING" not in line]
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """Return the last weights of a run that nothing disturbs, and how long it took."""
+    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    assert RankProcesses(main, 2, folder / "output", arguments(photos, folder)).wait() == [0, 0]
+    return last_weights(folder), time.monotonic() - begun
 
 
 def last_weights(folder):
@@ -56,95 +57,101 @@ def assert_same(weights, others):
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
+def wait_for_a_checkpoint(folder, is_running):
+    end = time.monotonic() + 150
+    while not (folder / "run/checkpoints/step-00000002").exists():
+        assert is_running()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Return the last weights of a run that nothing disturbs, and how long it took."""
-    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
-    assert start(folder, "whole").wait() == [0, 0]
-    return last_weights(folder), time.monotonic() - begun
+def store():
+    """Return a store that outlives the ranks, as torchrun's does."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def test_a_rank_killed_at_a_random_moment_ends_the_other_and_the_same_command_resumes(undisturbed, tmp_path):
+@pytest.fixture
+def start(store):
+    """Return what starts two ranks that meet in the store."""
+    variables = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": f"{store.port}"}
+
+    def start(function, output, command):
+        variables["TORCHELASTIC_RESTART_COUNT"] = f"{next(_attempts)}"
+        return RankProcesses(function, 2, output, command, variables=variables)
+
+    return start
+
+
+_attempts = count()
+
+
+def said(processes):
+    return [line for text in processes.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
+
+
+def test_a_rank_killed_at_a_random_moment_ends_the_other_and_the_same_command_resumes(
+    undisturbed, photos, start, tmp_path
+):
     weights, took = undisturbed
     seed = random.randrange(2**32)
-    moments = random.Random(seed)
+    draw = random.Random(seed)
     for i in range(KILLS):
-        killed = moments.randrange(2)
-        ranks = start(tmp_path, f"kill-{i}", timeout=20)
-        time.sleep(moments.uniform(0, took))
-        was_alive = ranks.processes[killed].is_alive()
+        ranks, killed = (
+            start(main, tmp_path / f"kill-{i}", arguments(photos, tmp_path, timeout=30)),
+            draw.randrange(2),
+        )
+        ranks.processes[killed].join(draw.uniform(0, took))  # a random moment, unless the run ends before it
         ranks.processes[killed].kill()
         codes = ranks.wait()
-        if was_alive:
-            assert codes[killed] == -signal.SIGKILL
-            assert codes[1 - killed] != 0 or (tmp_path / f"run/checkpoints/step-{STEPS:08d}").exists(), seed
-            assert len(said(ranks)) <= 1, seed
-    ranks = start(tmp_path, "last")
-    assert ranks.wait() == [0, 0], ranks.stderr()
+        assert len(said(ranks)) <= 1, seed
+        if codes[killed] == -signal.SIGKILL and codes[1 - killed] == 0:  # it had nothing left to ask of the other
+            assert last_weights(tmp_path), seed
+    assert start(main, tmp_path / "last", arguments(photos, tmp_path)).wait() == [0, 0], seed
     assert_same(last_weights(tmp_path), weights)
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_hangs_ends_both_within_the_timeout(tmp_path, stopped):
-    ranks = start(tmp_path, "output", steps=100000, timeout=4)
-    wait_for(is_training(tmp_path), ranks)
-    hung = ranks.processes[stopped]
+def test_a_rank_that_hangs_ends_the_other_within_the_timeout(photos, start, tmp_path, stopped):
+    ranks = start(main, tmp_path / "output", arguments(photos, tmp_path, steps=10**6, timeout=10))
+    wait_for_a_checkpoint(tmp_path, lambda: all(process.is_alive() for process in ranks.processes))
+    hung, other = ranks.processes[stopped], ranks.processes[1 - stopped]
     os.kill(hung.pid, signal.SIGSTOP)
-    ranks.processes[1 - stopped].join(60)
-    assert ranks.processes[1 - stopped].exitcode == 1
+    other.join(60)
+    assert other.exitcode == 1
     os.kill(hung.pid, signal.SIGCONT)
     assert ranks.wait() == [1, 1]
     assert "lost another rank" in said(ranks)[0]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_one_rank_saves_once_and_ends_both_with_143(undisturbed, tmp_path, rank):
-    ranks = start(tmp_path, "output", steps=100000)
-    wait_for(is_training(tmp_path), ranks)
-    os.kill(ranks.processes[rank].pid, signal.SIGTERM)
-    assert ranks.wait() == [143, 143], ranks.stderr()
-    (line,) = said(ranks)
-    assert "stopped by SIGTERM after step" in line
-
-
-def fail_in(rank, error, options):
-    """Run a command, in one rank of which a step raises an error."""
-    from bimkern.train.pretraining import Pretraining
-
-    if os.environ["RANK"] == f"{rank}":
-
-        def step(*_):
-            raise error
-
-        Pretraining.step = step
-    pretrain.main(options)
-
-
-def test_the_exit_code_and_the_words_are_those_of_the_rank_that_fails_first(tmp_path):
-    ranks = RankProcesses(fail_in, 2, tmp_path / "output", 1, SystemExit(7), arguments(tmp_path))
-    assert ranks.wait() == [7, 7]
-    assert said(ranks) == []
-    ranks = RankProcesses(fail_in, 2, tmp_path / "output", 1, KeyError("a mistake of ours"), arguments(tmp_path))
+def test_a_mistake_in_one_rank_is_shown_there_alone(photos, start, tmp_path):
+    ranks = start(with_a_mistake, tmp_path / "output", arguments(photos, tmp_path))
     assert ranks.wait() == [1, 1]
-    assert "KeyError: 'a mistake of ours'" in ranks.stderr()[1]
-    assert ranks.stderr()[0] == ""
+    first, second = ranks.stderr()
+    assert first == ""
+    assert "KeyError: 'a mistake of ours'" in second
 
 
-def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_sigterm_to_one_rank_before_the_first_step_ends_both_with_143(photos, start, tmp_path):
+    ranks = start(with_sigterm_before_the_first_step, tmp_path / "output", arguments(photos, tmp_path))
+    assert ranks.wait() == [143, 143]
+    (line,) = said(ranks)
+    assert line == "python -m bimkern.pretrain: stopped by SIGTERM; the same command resumes the run"
+
+
+def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, photos, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
-    output = tmp_path / "stdout"
-    with output.open("w") as stdout:
+    with (tmp_path / "output").open("w") as output:
         torchrun = subprocess.Popen(
-            [*launch, "--max-restarts", "1", "-m", "bimkern.pretrain", *arguments(tmp_path)], stdout=stdout, env=environment
+            [sys.executable, *launch, "-m", "bimkern.pretrain", *arguments(photos, tmp_path)],
+            stdout=output,
+            stderr=output,
+            env=environment,
         )
-    end = time.monotonic() + 200
-    while not is_training(tmp_path)():
-        assert torchrun.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    assert torchrun.wait(200) == 0
-    assert f"resuming {tmp_path / 'run'} at step" in output.read_text()
+    wait_for_a_checkpoint(tmp_path, lambda: torchrun.poll() is None)
+    ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    assert torchrun.wait(150) == 0, (tmp_path / "output").read_text()
+    assert f"resuming {tmp_path / 'run'} at step" in (tmp_path / "output").read_text()
     assert_same(last_weights(tmp_path), undisturbed[0])

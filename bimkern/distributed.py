@@ -80,7 +80,7 @@ class Ranks(Protocol):
         """Begin to overwrite a contiguous tensor with that of a rank; sums may begin in any order between copies."""
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
-        """Overwrite a contiguous tensor of one rank with that of another; these two alone call this."""
+        """Overwrite a contiguous tensor of one rank with that of another; it is nothing to the rest."""
 
     def highest(self, values: Sequence[int]) -> list[int]:
         """Return the highest that any rank gives, of each of a few integers."""
@@ -168,7 +168,7 @@ class Group:
         with _lost():
             if self.rank == source:
                 dist.send(tensor, target)
-            else:
+            elif self.rank == target:
                 dist.recv(tensor, source)
 
     def highest(self, values: Sequence[int]) -> list[int]:

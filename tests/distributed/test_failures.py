@@ -90,9 +90,7 @@ def said(processes):
     return [line for text in processes.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
 
 
-def test_a_rank_killed_at_a_random_moment_ends_the_other_and_the_same_command_resumes(
-    undisturbed, photos, start, tmp_path
-):
+def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes(undisturbed, photos, start, tmp_path):
     weights, took = undisturbed
     seed = random.randrange(2**32)
     draw = random.Random(seed)

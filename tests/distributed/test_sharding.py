@@ -7,7 +7,7 @@ import torch
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
 from sharded_ranks import count_state, train_in_turn
-from shared_runs import records
+from shared_runs import out_of_memory, records, train_with
 
 SHARDS = ["none", "optimizer"]
 RECIPES = ["bim_vit_test", "vitfreeze_vit_test"]  # an update for every stage; one for all, of which a part freezes
@@ -64,8 +64,19 @@ def test_a_run_resumes_sharded_and_not_on_any_number_of_ranks(trained, tmp_path)
         assert other["loss_per_stage"] == pytest.approx(record["loss_per_stage"], rel=1e-5)
 
 
+def test_a_rank_without_memory_keeps_the_others_company(trained, tmp_path):
+    options = {"shard": "optimizer"} | LENGTH
+    ranks = RankProcesses(
+        train_with, 2, tmp_path / "output", out_of_memory, 1, RECIPES[0], tmp_path / "run", None, options
+    )
+    first, second = ranks.results()
+    assert first == second
+    for record, other in zip(records(trained / RECIPES[0] / "none"), records(tmp_path / "run"), strict=True):
+        assert other["loss_per_stage"] == pytest.approx(record["loss_per_stage"], rel=1e-5)
+
+
 def test_each_rank_has_its_share_of_the_state(tmp_path):
     sizes = [3, 1000, 1, 4096, 64, 65, 2048]
     found = RankProcesses(count_state, 4, tmp_path, sizes).results()
     assert sum(found) >= sum(sizes) * 8
-    assert max(found) <= (sum(sizes) / 4 + 7 * 64) * 8
+    assert max(found) <= (sum(sizes) / 4 + 64 * len(sizes)) * 8

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, read
 
 # In the library's order, last first: wide numbers come first, so that all are aligned.
 _CODES = {
@@ -71,9 +71,7 @@ def _pieces(tensors: Mapping[str, Tensor | Streamed], metadata: Mapping[str, str
     names = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
     yield memoryview(_header({name: tensors[name] for name in names}, metadata))
     for name in names:
-        tensor = tensors[name]
-        tensor = tensor.read() if isinstance(tensor, Streamed) else tensor
-        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        content = read(tensors[name]).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         for start in range(0, len(content), _PIECE):
             yield content[start : start + _PIECE]
 

@@ -22,6 +22,10 @@ class Streamed:
         return self.shape.numel() * self.dtype.itemsize
 
 
+def read(tensor: Tensor | Streamed) -> Tensor:
+    return tensor.read() if isinstance(tensor, Streamed) else tensor
+
+
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read when it is asked for."""
 

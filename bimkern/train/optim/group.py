@@ -161,16 +161,16 @@ class GroupOptimizer:
                 if stored is not None:
                     yield f"{name}/{quantity}", stored
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over the state that tensors() gave, from a mapping that may hold that of other groups too.
 
         Where it is sharded, rank 0 alone needs the mapping.
         """
         state: dict[Tensor, dict[str, Tensor]] = {}
         for parameter, name in self._names.items():
+            part = self._share.part(parameter)
             for quantity in QUANTITIES:
-                own = self._share.loaded(parameter, quantity, lambda key=f"{name}/{quantity}": tensors[key])
-                part = self._share.part(parameter)
+                own = self._share.loaded(f"{name}/{quantity}", parameter, quantity, tensors)
                 if own is not None and part is not None:
                     state.setdefault(part, {})[quantity] = own
         self._optimizer.load_state(state)

@@ -3,7 +3,7 @@
 Source: Rajbhandari et al. 2020 (ZeRO), stage 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.distributed import Ranks, Sum, Traffic
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, read
 
 # Elements. Shares and parameters begin where a vector of any kernel may, so that sharing changes no bit.
 _ALIGNMENT = 64
+
+
+Stored = Mapping[str, Tensor | Streamed]
 
 
 class Share(Protocol):
@@ -39,8 +42,8 @@ class Share(Protocol):
         What is streamed is read on rank 0, while the other ranks read what it shares the keys of.
         """
 
-    def loaded(self, parameter: nn.Parameter, quantity: str, stored: Callable[[], Tensor]) -> Tensor | None:
-        """Return what this rank's part has of a quantity that a checkpoint keeps, which rank 0 alone reads."""
+    def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
+        """Return what this rank's part has of a quantity that a checkpoint keeps under a key; rank 0 alone reads it."""
 
 
 class WholeShare:
@@ -61,8 +64,8 @@ class WholeShare:
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Tensor | None:
         return own
 
-    def loaded(self, parameter: nn.Parameter, quantity: str, stored: Callable[[], Tensor]) -> Tensor:
-        return stored().to(parameter.device)
+    def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor:
+        return read(tensors[key]).to(parameter.device)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class EqualShare:
         scalar = quantity == "step"
         shape = torch.Size() if scalar else parameter.shape
 
-        def read() -> Tensor:
+        def collect() -> Tensor:
             whole = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
             if self._ranks.rank == 0:
                 self._ranks.share(key)
@@ -134,16 +137,16 @@ class EqualShare:
                     self._ranks.move(place, rank, 0)
             return whole
 
-        return Streamed(shape, parameter.dtype, read)
+        return Streamed(shape, parameter.dtype, collect)
 
-    def loaded(self, parameter: nn.Parameter, quantity: str, stored: Callable[[], Tensor]) -> Tensor | None:
+    def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
         scalar, part = quantity == "step", self.part(parameter)
         own = None if part is None else torch.empty(() if scalar else part.shape, dtype=part.dtype, device=part.device)
         if self._ranks.rank:
             if own is not None:
                 self._ranks.move(own, 0, self._ranks.rank)
             return own
-        whole = stored().to(parameter.device, parameter.dtype)
+        whole = read(tensors[key]).to(parameter.device, parameter.dtype)
         for place, rank in self._places(parameter, whole):
             if rank:
                 self._ranks.move(place, 0, rank)

@@ -5,6 +5,7 @@ does not wait behind gradients. One process alone has the same interface.
 """
 
 import json
+import logging
 import os
 import signal
 import time
@@ -250,12 +251,12 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
             f"the {world_size()} ranks cannot connect at {where} ({reason}); choose another --master-port for torchrun"
         ) from error
     try:
-        with redirect_stdout(None) if group.rank else nullcontext():
+        with _quiet() if group.rank else nullcontext():
             yield group
     except BimkernError as error:
         if error.reported is None:
             is_first, exit_code = group.first_failure(error.exit_code)
-            error.reported = not is_first
+            error.reported = group.rank > 0 if error.of_all_ranks else not is_first
             if isinstance(error, RankLost):
                 error.exit_code = exit_code
         raise
@@ -326,6 +327,19 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     return int(getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print nothing that rank 0 prints too."""
+    logger = logging.getLogger("bimkern.train")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(None):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ does not wait behind gradients. One process alone has the same interface.
 import json
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -27,6 +28,7 @@ from bimkern.errors import BimkernError, RunError
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 
 
+_PATIENCE = timedelta(days=7)
 _runs = count()  # of this process, as of any other rank
 
 
@@ -68,6 +70,9 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
+    def patient(self) -> AbstractContextManager[None]:
+        """Agree with ranks that take their time, as one that checks a million images: only their end is noticed."""
+
     def begin_sum(self, tensor: Tensor) -> Sum:
         """Begin to sum a contiguous tensor over the ranks, in place."""
 
@@ -97,6 +102,9 @@ class Alone:
     """One process, which has nobody to wait for."""
 
     rank, size = 0, 1
+
+    def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def begin_sum(self, tensor: Tensor) -> Sum:
         return _Done()
@@ -144,6 +152,15 @@ class Group:
         dist.init_process_group(backend, timeout=timeout, **options)
         self._copying = dist.new_group(timeout=timeout)
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
+        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        impatient, self._agreeing = self._agreeing, self._patient
+        try:
+            yield
+        finally:
+            self._agreeing = impatient
 
     def begin_sum(self, tensor: Tensor) -> Sum:
         begun = time.perf_counter()
@@ -261,7 +278,7 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
                 error.exit_code = exit_code
         raise
     except BaseException as error:
-        group.first_failure(_exit_code(error))
+        group.first_failure(_exit_code(error))  # so that ranks which miss this one say nothing
         raise
     finally:
         dist.destroy_process_group()
@@ -347,7 +364,8 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(f"lost another rank ({' '.join(str(error).split())[:200]})") from error
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without a line of gloo's, and its advice
+        raise RankLost(f"lost another rank ({reason})") from error
 
 
 def _encoded(value: Any) -> Tensor:

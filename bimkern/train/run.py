@@ -20,7 +20,7 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import Config, ConfigError, resolve_device
-from bimkern.train.memory.budget import check_memory, of_rank
+from bimkern.train.memory.budget import check_memory
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
@@ -65,9 +65,9 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
     """
     with training.connected_ranks(config) as ranks:
         training.check_ranks(config, ranks)
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             inputs = find_inputs(config)
-            check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
+            check_memory(config, resolve_device(config.run.device), ranks.size)
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _run(config, callbacks, inputs, init, folder, ranks)
@@ -92,7 +92,8 @@ def _run(
     with agreed(ranks):
         _begin_from(init, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
-    task.export(folder.exported)
+    if ranks.rank == 0:
+        task.export(folder.exported)
     task.model.zero_grad()
     return Outcome(config, folder, task.evaluate(), task.model.eval())
 

@@ -23,7 +23,7 @@ def load_shared(folder: Path, ranks: Ranks, *, sharded: bool = False) -> Checkpo
     Raises:
         CheckpointError, OtherRank: no checkpoint is intact.
     """
-    with agreed(ranks):
+    with ranks.patient(), agreed(ranks):
         saved = store.load_latest(folder) if ranks.rank == 0 else None
     parts = ("model",) if sharded else ("model", "optimizer")
     about = ranks.share(None if saved is None else _description(saved, parts))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from bimkern.distributed import Ranks
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.optim.group import GroupOptimizer
 
 
@@ -27,15 +27,14 @@ class OptimizerState:
         if not self.is_sharded:
             yield
             return
-        if self._ranks.rank == 0:
-            try:
-                yield
-            finally:
-                self._ranks.share(None)
-            return
-        yield
-        tensors = self.tensors()
-        while (name := self._ranks.share(None)) is not None:
-            tensor = tensors[name]
-            assert isinstance(tensor, Streamed)
-            tensor.read()
+        with self._ranks.patient():
+            if self._ranks.rank == 0:
+                try:
+                    yield
+                finally:
+                    self._ranks.share(None)
+                return
+            yield
+            tensors = self.tensors()
+            while (name := self._ranks.share(None)) is not None:
+                read(tensors[name])

@@ -1,5 +1,7 @@
 """Runs of ranks that share out the optimizer's state, as functions that ranks import."""
 
+from contextlib import suppress
+
 import torch
 from shared_runs import config_of
 from torch import nn
@@ -53,7 +55,11 @@ def updated(sizes, ranks, steps):
 
 
 def collected(update, ranks):
-    """Return the optimizer's state, on rank 0."""
+    """Return the optimizer's state, on rank 0, which begins twice, as after a failed save."""
     state = OptimizerState([update], ranks)
+    with suppress(OSError), state.served():
+        if ranks.rank == 0:
+            state.tensors()["p1/exp_avg"].read()
+            raise OSError
     with state.served():
         return {name: tensor.read() for name, tensor in state.tensors().items()} if ranks.rank == 0 else {}

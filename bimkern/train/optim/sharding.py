@@ -115,6 +115,8 @@ class EqualShare:
             part.grad = None if grad is None else grad.view(-1)[piece.start : piece.stop]
 
     def send(self) -> None:
+        for part in self._parts.values():
+            part.grad = None
         self._sent = [self._ranks.begin_copy(share, rank) for rank, share in enumerate(self._shares)]
 
     def receive(self) -> Traffic:

@@ -58,8 +58,11 @@ class Traffic:
 class Sum(Protocol):
     """A sum, or a copy, that is on its way."""
 
-    def wait(self) -> Traffic:
-        """Wait for it, or have the current stream of the GPU wait; return the time that it took."""
+    def wait(self) -> object:
+        """Wait for it, or have the current stream of the GPU wait."""
+
+    def traffic(self) -> Traffic:
+        """Return the time that it took, once it was waited for and what the GPU was given by then is done."""
 
 
 class Ranks(Protocol):
@@ -132,7 +135,10 @@ class Alone:
 
 
 class _Done:
-    def wait(self) -> Traffic:
+    def wait(self) -> None:
+        pass
+
+    def traffic(self) -> Traffic:
         return Traffic()
 
 
@@ -163,9 +169,8 @@ class Group:
             self._agreeing = impatient
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        begun = time.perf_counter()
         with _lost():
-            return _Timed(dist.all_reduce(tensor, async_op=True), begun)
+            return _DeviceSum(tensor) if tensor.is_cuda else _HostSum(tensor)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -222,21 +227,48 @@ class Group:
         return first == own, int(first.split()[1])
 
 
-class _Timed:
-    """A sum on the host, whose time is known."""
+class _HostSum:
+    """A sum on the host."""
 
-    def __init__(self, work: Any, begun: float) -> None:
-        self._work, self._begun = work, begun
+    def __init__(self, tensor: Tensor) -> None:
+        self._begun = time.perf_counter()
         self._ended: list[float] = []
-        work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
+        self._work: Any = dist.all_reduce(tensor, async_op=True)
+        self._work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
 
-    def wait(self) -> Traffic:
-        before = time.perf_counter()
+    def wait(self) -> None:
+        self._awaited = time.perf_counter()
         with _lost():
             self._work.wait()
-        after = time.perf_counter()
-        (ended,) = self._ended or [after]
-        return Traffic(ended - self._begun, max(0.0, min(ended, after) - before))
+        self._there = time.perf_counter()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        (ended,) = self._ended or [self._there]  # the callback may still be due
+        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
+
+
+class _DeviceSum:
+    """A sum on a GPU. It has not yet run on one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
+        self._begun.record()
+        self._work: Any = dist.all_reduce(tensor, async_op=True)
+        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
+            self._work.wait()
+            self._ended.record()
+
+    def wait(self) -> None:
+        self._awaited.record()
+        with _lost():
+            self._work.wait()
+        self._there.record()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
+        return Traffic(total / 1000, wait / 1000)
 
 
 @contextmanager

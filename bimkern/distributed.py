@@ -7,12 +7,9 @@ does not wait behind gradients. One process alone has the same interface.
 import json
 import logging
 import os
-import re
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -23,7 +20,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from bimkern.errors import BimkernError, RunError
+from bimkern.errors import BimkernError
+from bimkern.transfers import NotSent, RankLost, Sum, begun, lost
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 
@@ -36,33 +34,8 @@ class RanksError(BimkernError, ValueError):
     """The ranks of a run cannot come together; the message gives the reason and the remedy."""
 
 
-class RankLost(RunError, RuntimeError):
-    """Another rank has ended, or has not answered in time."""
-
-
 class OtherRank(BimkernError):
     """Another rank cannot continue, and says so."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The time that sums took; what passed meanwhile on this rank is their difference."""
-
-    total: float = 0.0  # seconds from the beginning of every sum to its end
-    wait: float = 0.0  # seconds of this in which nothing else happened
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.total + other.total, self.wait + other.wait)
-
-
-class Sum(Protocol):
-    """A sum, or a copy, that is on its way."""
-
-    def wait(self) -> object:
-        """Wait for it, or have the current stream of the GPU wait."""
-
-    def traffic(self) -> Traffic:
-        """Return the time that it took, once it was waited for and what the GPU was given by then is done."""
 
 
 class Ranks(Protocol):
@@ -110,7 +83,7 @@ class Alone:
         return nullcontext()
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        return _Done()
+        return NotSent()
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -119,7 +92,7 @@ class Alone:
         pass
 
     def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
-        return _Done()
+        return NotSent()
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
         pass
@@ -132,14 +105,6 @@ class Alone:
 
     def share(self, value: Any) -> Any:
         return value
-
-
-class _Done:
-    def wait(self) -> None:
-        pass
-
-    def traffic(self) -> Traffic:
-        return Traffic()
 
 
 ALONE = Alone()
@@ -169,26 +134,23 @@ class Group:
             self._agreeing = impatient
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        with _lost():
-            return _DeviceSum(tensor) if tensor.is_cuda else _HostSum(tensor)
+        return begun(tensor, lambda: dist.all_reduce(tensor, async_op=True))
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        with _lost():
+        with lost():
             dist.all_reduce(total, group=None if tensor.is_cuda else self._agreeing)
         return total
 
     def copy(self, tensor: Tensor) -> None:
-        with _lost():
+        with lost():
             dist.broadcast(tensor, src=0)
 
     def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
-        begun = time.perf_counter()
-        with _lost():
-            return _Timed(dist.broadcast(tensor, src=rank, group=self._copying, async_op=True), begun)
+        return begun(tensor, lambda: dist.broadcast(tensor, src=rank, group=self._copying, async_op=True))
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
-        with _lost():
+        with lost():
             if self.rank == source:
                 dist.send(tensor, target)
             elif self.rank == target:
@@ -196,7 +158,7 @@ class Group:
 
     def highest(self, values: Sequence[int]) -> list[int]:
         found = torch.tensor(values, dtype=torch.int64)
-        with _lost():
+        with lost():
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing)
         return found.tolist()
 
@@ -205,7 +167,7 @@ class Group:
         (longest,) = self.highest([len(text)])
         padded = torch.nn.functional.pad(text, (0, longest - len(text)), value=ord(" "))
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        with _lost():
+        with lost():
             dist.all_gather(found, padded, group=self._agreeing)
         return [_decoded(one) for one in found]
 
@@ -213,7 +175,7 @@ class Group:
         text = _encoded(value if self.rank == 0 else None)
         (length,) = self.highest([len(text) if self.rank == 0 else 0])
         text = text if self.rank == 0 else torch.empty(length, dtype=torch.uint8)
-        with _lost():
+        with lost():
             dist.broadcast(text, src=0, group=self._agreeing)
         return _decoded(text)
 
@@ -225,50 +187,6 @@ class Group:
         except RuntimeError:  # the rank that keeps it has ended
             first = own
         return first == own, int(first.split()[1])
-
-
-class _HostSum:
-    """A sum on the host."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._begun = time.perf_counter()
-        self._ended: list[float] = []
-        self._work: Any = dist.all_reduce(tensor, async_op=True)
-        self._work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
-
-    def wait(self) -> None:
-        self._awaited = time.perf_counter()
-        with _lost():
-            self._work.wait()
-        self._there = time.perf_counter()
-        del self._work
-
-    def traffic(self) -> Traffic:
-        (ended,) = self._ended or [self._there]  # the callback may still be due
-        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
-
-
-class _DeviceSum:
-    """A sum on a GPU. It has not yet run on one."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
-        self._begun.record()
-        self._work: Any = dist.all_reduce(tensor, async_op=True)
-        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
-            self._work.wait()
-            self._ended.record()
-
-    def wait(self) -> None:
-        self._awaited.record()
-        with _lost():
-            self._work.wait()
-        self._there.record()
-        del self._work
-
-    def traffic(self) -> Traffic:
-        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
-        return Traffic(total / 1000, wait / 1000)
 
 
 @contextmanager
@@ -389,15 +307,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _lost() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without a line of gloo's, and its advice
-        raise RankLost(f"lost another rank ({reason})") from error
 
 
 def _encoded(value: Any) -> Tensor:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import ALONE, Ranks, Traffic
+from bimkern.distributed import ALONE, Ranks
 from bimkern.mim.schedule import LayerGroup
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import QUANTITIES, MakeOptimizer, adamw
 from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
 from bimkern.train.optim.sharding import EqualShare, Share, WholeShare
+from bimkern.transfers import Traffic
 
 
 class GroupOptimizer:
@@ -64,7 +65,6 @@ class GroupOptimizer:
         self._unscaled: Any = SimpleNamespace(param_groups=[{"params": [p for _, p in parameters]}])
         summed: GradientSum = OwnGradients() if ranks.size == 1 else BucketedSum([p for _, p in parameters], ranks)
         self._summed = summed
-        self._received = Traffic()
         self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
         self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
@@ -102,8 +102,7 @@ class GroupOptimizer:
 
     def traffic(self) -> Traffic:
         """Return the time that sums over ranks, and what followed them, took since this was last called."""
-        spent, self._received = self._received, Traffic()
-        return self._summed.traffic() + spent
+        return self._summed.traffic() + self._share.traffic()
 
     def apply(self) -> None:
         """Begin the update, and free the gradients; one process alone finishes it at once."""
@@ -119,7 +118,7 @@ class GroupOptimizer:
     def finish(self) -> None:
         """Finish an update that is begun, before the parameters are read: clip, and update unless it is not finite."""
         self._update()
-        self._received += self._share.receive()
+        self._share.receive()
 
     def _update(self) -> None:
         if not self._begun:

@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import Ranks, Sum, Traffic
+from bimkern.distributed import Ranks
 from bimkern.train.checkpoint.streamed import Streamed, read
+from bimkern.transfers import Sum, Traffic
 
 # Elements. Shares and parameters begin where a vector of any kernel may, so that sharing changes no bit.
 _ALIGNMENT = 64
@@ -33,8 +34,11 @@ class Share(Protocol):
     def send(self) -> None:
         """Begin to send the parts to the other ranks, and to receive theirs."""
 
-    def receive(self) -> Traffic:
-        """Wait until the parameters are those of all ranks; return the time that it took."""
+    def receive(self) -> None:
+        """Wait until the parameters are those of all ranks, or have the current stream of the GPU wait."""
+
+    def traffic(self) -> Traffic:
+        """Return the time that this took since it was last asked for."""
 
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Tensor | Streamed | None:
         """Return what a checkpoint keeps under a key of the optimizer's state, of which this rank's part has its own.
@@ -58,7 +62,10 @@ class WholeShare:
     def send(self) -> None:
         pass
 
-    def receive(self) -> Traffic:
+    def receive(self) -> None:
+        pass
+
+    def traffic(self) -> Traffic:
         return Traffic()
 
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Tensor | None:
@@ -104,6 +111,7 @@ class EqualShare:
                     self._parts[parameter] = nn.Parameter(part, requires_grad=parameter.requires_grad)
             offset += size
         self._sent: list[Sum] = []
+        self._received: list[Sum] = []
 
     def part(self, parameter: nn.Parameter) -> nn.Parameter | None:
         return self._parts.get(parameter)
@@ -119,9 +127,16 @@ class EqualShare:
             part.grad = None
         self._sent = [self._ranks.begin_copy(share, rank) for rank, share in enumerate(self._shares)]
 
-    def receive(self) -> Traffic:
-        sent, self._sent = self._sent, []
-        return sum((copy.wait() for copy in sent), Traffic())
+    def receive(self) -> None:
+        for copy in self._sent:
+            copy.wait()
+        self._received += self._sent
+        self._sent = []
+
+    def traffic(self) -> Traffic:
+        spent = sum((copy.traffic() for copy in self._received), Traffic())
+        self._received = []
+        return spent
 
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Streamed:
         scalar = quantity == "step"

@@ -49,7 +49,7 @@ class Sum(Protocol):
 
 
 class NotSent:
-    """A transfer of one process, which has nobody to send anything to."""
+    """The transfers of one process, which sends nothing."""
 
     def wait(self) -> None:
         pass

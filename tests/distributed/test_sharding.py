@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from sharded_ranks import count_state, train_in_turn
 from shared_runs import out_of_memory, records, train_with
 
+from bimkern.train.config.run import ConfigError, RunConfig
+
 SHARDS = ["none", "optimizer"]
 RECIPES = ["bim_vit_test", "vitfreeze_vit_test"]  # an update for every stage; one for all, of which a part freezes
 LENGTH = {"steps": 12, "save_every": 6}
@@ -80,3 +82,8 @@ def test_each_rank_has_its_share_of_the_state(tmp_path):
     found = RankProcesses(count_state, 4, tmp_path, sizes).results()
     assert sum(found) >= sum(sizes) * 8
     assert max(found) <= (sum(sizes) / 4 + 64 * len(sizes)) * 8
+
+
+def test_lamb_is_refused():
+    with pytest.raises(ConfigError, match="--shard optimizer: apex_lamb needs the norms of whole parameters; choose"):
+        RunConfig(shard="optimizer", optimizer="apex_lamb")

@@ -24,8 +24,6 @@ from bimkern.errors import BimkernError
 from bimkern.transfers import NotSent, RankLost, Sum, begun, lost
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
-
-
 _PATIENCE = timedelta(days=7)
 _runs = count()  # of this process, as of any other rank
 

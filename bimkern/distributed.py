@@ -7,11 +7,9 @@ does not wait behind gradients. One process alone has the same interface.
 import json
 import logging
 import os
-import re
-import time
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -22,11 +20,10 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from bimkern.errors import BimkernError, RunError
+from bimkern.errors import BimkernError
+from bimkern.transfers import NotSent, RankLost, Sum, begun, lost
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
-
-
 _PATIENCE = timedelta(days=7)
 _runs = count()  # of this process, as of any other rank
 
@@ -35,33 +32,8 @@ class RanksError(BimkernError, ValueError):
     """The ranks of a run cannot come together; the message gives the reason and the remedy."""
 
 
-class RankLost(RunError, RuntimeError):
-    """Another rank has ended, or has not answered in time."""
-
-
 class OtherRank(BimkernError):
     """Another rank cannot continue, and says so."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The time that sums took; what passed meanwhile on this rank is their difference."""
-
-    total: float = 0.0  # seconds from the beginning of every sum to its end
-    wait: float = 0.0  # seconds of this in which nothing else happened
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.total + other.total, self.wait + other.wait)
-
-
-class Sum(Protocol):
-    """A sum that is on its way."""
-
-    def wait(self) -> object:
-        """Wait for it, or have the current stream of the GPU wait."""
-
-    def traffic(self) -> Traffic:
-        """Return the time that it took, once it was waited for and what the GPU was given by then is done."""
 
 
 class Ranks(Protocol):
@@ -84,6 +56,12 @@ class Ranks(Protocol):
     def copy(self, tensor: Tensor) -> None:
         """Overwrite a contiguous tensor with that of rank 0."""
 
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        """Begin to overwrite a contiguous tensor with that of a rank; sums may begin in any order between copies."""
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
+        """Overwrite a contiguous tensor of one rank with that of another; it is nothing to the rest."""
+
     def highest(self, values: Sequence[int]) -> list[int]:
         """Return the highest that any rank gives, of each of a few integers."""
 
@@ -103,12 +81,18 @@ class Alone:
         return nullcontext()
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        return _Done()
+        return NotSent()
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
     def copy(self, tensor: Tensor) -> None:
+        pass
+
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        return NotSent()
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
         pass
 
     def highest(self, values: Sequence[int]) -> list[int]:
@@ -121,14 +105,6 @@ class Alone:
         return value
 
 
-class _Done:
-    def wait(self) -> None:
-        pass
-
-    def traffic(self) -> Traffic:
-        return Traffic()
-
-
 ALONE = Alone()
 
 
@@ -138,9 +114,12 @@ class Group:
     def __init__(self, backend: str, timeout: timedelta) -> None:
         """Initialize the process group, from the variables that torchrun sets."""
         store, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
-        self._store = PrefixStore(f"bimkern run {next(_runs)}", store)
+        # A store of torchrun's outlives the processes that it restarts, whose addresses are still there.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = PrefixStore(f"bimkern attempt {attempt}, run {next(_runs)}", store)
         options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **options)
+        self._copying = dist.new_group(timeout=timeout)
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
@@ -153,22 +132,31 @@ class Group:
             self._agreeing = impatient
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        with _lost():
-            return _DeviceSum(tensor) if tensor.is_cuda else _HostSum(tensor)
+        return begun(tensor, lambda: dist.all_reduce(tensor, async_op=True))
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        with _lost():
+        with lost():
             dist.all_reduce(total, group=None if tensor.is_cuda else self._agreeing)
         return total
 
     def copy(self, tensor: Tensor) -> None:
-        with _lost():
+        with lost():
             dist.broadcast(tensor, src=0)
+
+    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+        return begun(tensor, lambda: dist.broadcast(tensor, src=rank, group=self._copying, async_op=True))
+
+    def move(self, tensor: Tensor, source: int, target: int) -> None:
+        with lost():
+            if self.rank == source:
+                dist.send(tensor, target)
+            elif self.rank == target:
+                dist.recv(tensor, source)
 
     def highest(self, values: Sequence[int]) -> list[int]:
         found = torch.tensor(values, dtype=torch.int64)
-        with _lost():
+        with lost():
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing)
         return found.tolist()
 
@@ -177,7 +165,7 @@ class Group:
         (longest,) = self.highest([len(text)])
         padded = torch.nn.functional.pad(text, (0, longest - len(text)), value=ord(" "))
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        with _lost():
+        with lost():
             dist.all_gather(found, padded, group=self._agreeing)
         return [_decoded(one) for one in found]
 
@@ -185,61 +173,18 @@ class Group:
         text = _encoded(value if self.rank == 0 else None)
         (length,) = self.highest([len(text) if self.rank == 0 else 0])
         text = text if self.rank == 0 else torch.empty(length, dtype=torch.uint8)
-        with _lost():
+        with lost():
             dist.broadcast(text, src=0, group=self._agreeing)
         return _decoded(text)
 
-    def is_first_to_fail(self) -> bool:
-        """Return whether no rank has called this before; without an answer, it may be so."""
+    def first_failure(self, exit_code: int) -> tuple[bool, int]:
+        """Return whether this rank is the first to fail, and the exit code of the first; without an answer, it is."""
+        own = f"{self.rank} {exit_code}"
         try:
-            first: bool = self._store.add("failed", 1) == 1
-        except RuntimeError:  # the rank that keeps count has ended
-            return True
-        return first
-
-
-class _HostSum:
-    """A sum on the host."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._begun = time.perf_counter()
-        self._ended: list[float] = []
-        self._work: Any = dist.all_reduce(tensor, async_op=True)
-        self._work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
-
-    def wait(self) -> None:
-        self._awaited = time.perf_counter()
-        with _lost():
-            self._work.wait()
-        self._there = time.perf_counter()
-        del self._work
-
-    def traffic(self) -> Traffic:
-        (ended,) = self._ended or [self._there]  # the callback may still be due
-        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
-
-
-class _DeviceSum:
-    """A sum on a GPU. It has not yet run on one."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
-        self._begun.record()
-        self._work: Any = dist.all_reduce(tensor, async_op=True)
-        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
-            self._work.wait()
-            self._ended.record()
-
-    def wait(self) -> None:
-        self._awaited.record()
-        with _lost():
-            self._work.wait()
-        self._there.record()
-        del self._work
-
-    def traffic(self) -> Traffic:
-        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
-        return Traffic(total / 1000, wait / 1000)
+            first = self._store.compare_set("failed", "", own).decode()
+        except RuntimeError:  # the rank that keeps it has ended
+            first = own
+        return first == own, int(first.split()[1])
 
 
 @contextmanager
@@ -275,10 +220,13 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
             yield group
     except BimkernError as error:
         if error.reported is None:
-            error.reported = group.rank > 0 if error.of_all_ranks else not group.is_first_to_fail()
+            is_first, exit_code = group.first_failure(error.exit_code)
+            error.reported = group.rank > 0 if error.of_all_ranks else not is_first
+            if isinstance(error, RankLost):
+                error.exit_code = exit_code
         raise
-    except Exception:
-        group.is_first_to_fail()  # so that ranks which miss this one say nothing
+    except BaseException as error:
+        group.first_failure(_exit_code(error))  # so that ranks which miss this one say nothing
         raise
     finally:
         dist.destroy_process_group()
@@ -339,6 +287,13 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
+def _exit_code(error: BaseException) -> int:
+    """Return what a command ends with that an error of another kind than ours, or a signal, has ended."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return int(getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Print nothing that rank 0 prints too."""
@@ -350,15 +305,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _lost() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without a line of gloo's, and its advice
-        raise RankLost(f"lost another rank ({reason})") from error
 
 
 def _encoded(value: Any) -> Tensor:

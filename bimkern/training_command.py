@@ -28,8 +28,8 @@ def run_command(program: str, run: Callable[[list[str]], str], argv: Sequence[st
             words = run(arguments)
     except BimkernError as error:
         command.report(program, error, note=_RESUMES if isinstance(error, Stopped) else "")
-    except Terminated:
-        command.end(program, f"stopped by SIGTERM{_RESUMES}", exit_code=128 + signal.SIGTERM)
+    except Terminated as end:
+        command.end(program, f"stopped by SIGTERM{_RESUMES}", exit_code=end.exit_code)
     except KeyboardInterrupt:
         command.end(program, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
     except OSError as error:

@@ -29,7 +29,7 @@ OPTIONS = (
     *("--weight-decay", "--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch"),
     *("--base-lr", "--optimizer", "--precision", "--attention", "--device", "--seed", "--loader", "--jpeg-draft"),
     *("--workers", "--held-out", "--max-bad-ratio", "--max-pixels", "--deterministic", "--compile", "--arena"),
-    *("--dist-timeout", "--log"),
+    *("--shard", "--dist-timeout", "--log"),
     *("--log-every", "--save-every", "--backbone", "--from-scratch", "--val", "--eval-every"),
 )
 

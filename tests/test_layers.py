@@ -15,6 +15,7 @@ COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "pac
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
     ("annotations", "errors"),
+    ("transfers",),
     ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "distributed", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),

@@ -42,7 +42,7 @@ OPTIONS = (
         "--max-bad-ratio",
         "--max-pixels",
     ),
-    *("--deterministic", "--compile", "--arena", "--dist-timeout", "--log", "--log-every", "--save-every"),
+    *("--deterministic", "--compile", "--arena", "--shard", "--dist-timeout", "--log", "--log-every", "--save-every"),
     *("--slices", "--teacher", "--init", "--normalize"),
 )
 

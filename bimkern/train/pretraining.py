@@ -69,7 +69,7 @@ class Pretraining:
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
-        options["make"] = adapters.choose(run.optimizer, device)
+        options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard == "optimizer"}
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
@@ -128,12 +128,13 @@ class Pretraining:
         seed, size = self._config.run.seed, self._layout.at(index).image_size
         ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
         weights = self.model.loss_weights(ids, (size, size), seed)
-        updates = self.updates
-        return {
-            "denominators": weights,
-            "ready": lambda number: updates[number].finish(),
-            "ahead": lambda number: updates[number].ahead(),
-        }
+        return {"denominators": weights, "ready": self._ready, "ahead": lambda number: self.updates[number].ahead()}
+
+    def _ready(self, number: int) -> None:
+        """Finish an update; what ranks exchange after the next one travels while this one's parameters are used."""
+        self.updates[number].finish()
+        for update in self.updates[number + 1 : number + 2]:
+            update.prepare()
 
     def conditions(self, index: int) -> dict[str, int]:
         return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}

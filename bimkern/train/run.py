@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl: of the first step, every log_every-th, and the last."""
+        """The records of metrics.jsonl, which rank 0 has: of the first step, every log_every-th, and the last."""
         return jsonl.read(self.folder.path / metrics.FILE)
 
 

@@ -18,6 +18,8 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT)
 class Terminated(BaseException):
     """SIGTERM came where there was nothing to save; like KeyboardInterrupt, no `except Exception` takes it."""
 
+    exit_code = 128 + signal.SIGTERM
+
 
 @contextmanager
 def terminated_at_once() -> Iterator[None]:

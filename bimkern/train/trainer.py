@@ -21,11 +21,13 @@ from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.loop.agreement import Agreement
 from bimkern.train.loop.session import Session
+from bimkern.train.loop.streaming import OptimizerState
 from bimkern.train.loop.unwritten import Unlogged, Unsaved
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
@@ -78,6 +80,7 @@ class Trainer:
         data = MicroBatches(
             images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
         )
+        self._optimizer_state = OptimizerState(task.updates, ranks)
         self._agreement = Agreement(ranks, images.quarantine, task.updates)
         self.resilient_loader = ResilientLoader(self.loader, data, self._agreement.quarantine)
         self._bottleneck = BottleneckWarning()
@@ -274,7 +277,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest intact checkpoint; return the optimizer steps done."""
-        saved = load_shared(self.folder.checkpoints, self.ranks)
+        saved = load_shared(self.folder.checkpoints, self.ranks, sharded=self._optimizer_state.is_sharded)
         if saved is None:
             if self.config.run.extend:
                 raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
@@ -337,7 +340,7 @@ class Trainer:
     def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
-        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take())))
+        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
         state = {
             "scalers": [update.scaler_state() for update in self.task.updates],
@@ -347,7 +350,7 @@ class Trainer:
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        with self._all_saved() if required else nullcontext():
+        with self._all_saved() if required else nullcontext(), self._optimizer_state.served():
             self.saver.save(
                 Checkpoint(done, *self._tensors(), state),
                 loss,
@@ -363,10 +366,9 @@ class Trainer:
         with self.ranks.patient(), agreed(self.ranks, CheckpointError):
             yield
 
-    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""
-        optimizer = {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
-        return self.task.state(), optimizer
+        return self.task.state(), self._optimizer_state.tensors()
 
     def metrics(self, done: int) -> Metrics | Unlogged:
         """Open the metrics of the run, and drop the records after a step."""

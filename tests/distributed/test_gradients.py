@@ -5,9 +5,10 @@ import torch
 from rank_processes import RankProcesses
 from torch import nn
 
-from bimkern.distributed import Traffic, connected
+from bimkern.distributed import connected
 from bimkern.train.optim import gradients
 from bimkern.train.optim.gradients import BucketedSum
+from bimkern.transfers import Traffic
 
 
 class Recorded:

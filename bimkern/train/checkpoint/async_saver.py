@@ -22,11 +22,12 @@ from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.watchdog import STALLED, BackgroundTask, Interrupted, Watchdog
 
 logger = logging.getLogger("bimkern.train")
 
-Tensors = dict[str, Tensor]
+Tensors = Mapping[str, Tensor | Streamed]
 
 _PAUSES = (1.0, 3.0)  # seconds before a required save is retried
 
@@ -62,9 +63,14 @@ class AsyncSaver:
             self.wait()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
-        """Allocate host memory for such tensors in the background, so that the first save is as fast as the others."""
+        """Allocate host memory for such tensors in the background, so that the first save is as fast as the others.
+
+        For tensors that are streamed there is nothing to allocate.
+        """
         self.wait()
-        tensors = [*model.values(), *optimizer.values()]
+        tensors = _in_memory([*model.values(), *optimizer.values()])
+        if tensors is None:
+            return
         self._start(lambda: self._buffer.allocate(tensors), _gpu(tensors), "allocating memory for checkpoints")
 
     def save(
@@ -80,7 +86,8 @@ class AsyncSaver:
         """Copy a checkpoint and write it in the background, after the previous save has finished.
 
         Args:
-            checkpoint: its tensors may be modified once this returns; `best` is added to its state.
+            checkpoint: its tensors may be modified once this returns; `best` is added to its state. Where some are
+                streamed, nothing is copied, and this returns when all is written.
             loss: the lowest so far makes this the best checkpoint; NaN never does.
             conditions: what the loss depends on besides the weights; only losses under the same ones compare.
             first: called in the background before the files are written.
@@ -97,8 +104,9 @@ class AsyncSaver:
             best = {"step": checkpoint.step, "loss": loss} | dict(conditions)
         best_step = best["step"] if best else checkpoint.step
         checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
-        tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
-        gpu, copies = _gpu(tensors), self._buffer.copy(tensors)
+        tensors = _in_memory([*checkpoint.model.values(), *checkpoint.optimizer.values()])
+        gpu = _gpu([*checkpoint.model.values()] if tensors is None else tensors)
+        copies = None if tensors is None else self._buffer.copy(tensors)
         written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
         copied = None if gpu is None else devices.recorded(gpu)
         what = f"the save of step {checkpoint.step}"
@@ -190,6 +198,12 @@ class AsyncSaver:
 
 class _Canceled(Exception):
     """The save was canceled."""
+
+
+def _in_memory(tensors: list[Tensor | Streamed]) -> list[Tensor] | None:
+    """Return tensors that are all here, None where some are streamed."""
+    here = [tensor for tensor in tensors if not isinstance(tensor, Streamed)]
+    return here if len(here) == len(tensors) else None
 
 
 def _gpu(tensors: list[Tensor]) -> torch.device | None:

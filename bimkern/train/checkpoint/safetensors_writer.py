@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bimkern.train.checkpoint.streamed import Streamed, read
+
 # In the library's order, last first: wide numbers come first, so that all are aligned.
 _CODES = {
     torch.bool: "BOOL",
@@ -36,7 +38,7 @@ _SYNC_EVERY = 2**26  # bytes
 
 def write(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Streamed],
     *,
     metadata: Mapping[str, str] | None = None,
     between: Callable[[], object] = lambda: None,
@@ -45,7 +47,7 @@ def write(
 
     Args:
         path: created or overwritten.
-        tensors: on any device, of any layout.
+        tensors: on any device, of any layout; what is streamed is read one by one, in the file's order.
         metadata: for the header, in this order.
         between: called before each piece; an exception from it cancels the write.
 
@@ -65,16 +67,16 @@ def write(
     return digest.hexdigest()
 
 
-def _pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
+def _pieces(tensors: Mapping[str, Tensor | Streamed], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     names = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
     yield memoryview(_header({name: tensors[name] for name in names}, metadata))
     for name in names:
-        content = tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        content = read(tensors[name]).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         for start in range(0, len(content), _PIECE):
             yield content[start : start + _PIECE]
 
 
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+def _header(tensors: Mapping[str, Tensor | Streamed], metadata: Mapping[str, str] | None) -> bytes:
     entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from bimkern.errors import BimkernError
 from bimkern.files import atomic
 from bimkern.train.checkpoint import safetensors_writer
+from bimkern.train.checkpoint.streamed import Streamed, TensorFile
 
 logger = logging.getLogger("bimkern.train")
 
@@ -38,7 +39,7 @@ class Checkpoint:
 
     step: int  # optimizer steps done
     model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    optimizer: Mapping[str, Tensor | Streamed]
     state: dict[str, Any]  # JSON
 
 
@@ -142,7 +143,7 @@ def load(path: Path) -> Checkpoint:
         state = json.loads((path / _STATE).read_text())
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise CheckpointError(f"{path / _STATE} is damaged (it must say which step it is of)")
-        model, optimizer = load_file(path / _MODEL), load_file(path / _OPTIMIZER)
+        model, optimizer = load_file(path / _MODEL), TensorFile(path / _OPTIMIZER)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     return Checkpoint(state.pop("step"), model, optimizer, state)

@@ -28,6 +28,7 @@ from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ArenaName = Literal["auto", "off", "pool", "plan"]
+ShardName = Literal["none", "optimizer"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,7 +44,7 @@ class RunOptions:
     # rounding, as another kernel of the same attention does.
     free: ClassVar[tuple[str, ...]] = (
         *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "deterministic"),
-        *("compile", "arena", "attention", "log", "log_every", "save_every", "dist_timeout"),
+        *("compile", "arena", "attention", "log", "log_every", "save_every", "shard", "dist_timeout"),
         "extend",  # what it allows is checked with the checkpoint that it continues
     )
 
@@ -95,6 +96,8 @@ class RunOptions:
     arena: ArenaName = "auto"
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
+    shard: ShardName = "none"
+    """What torchrun's ranks share out among them instead of holding it whole: nothing, or the optimizer's state."""
     dist_timeout: float = 600.0
     """Seconds that a rank waits for the others, where torchrun starts several, before the run ends."""
     log: tuple[str, ...] = ()
@@ -122,6 +125,11 @@ class RunOptions:
         for name in ("max_bad_ratio", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+        if self.shard == "optimizer" and self.optimizer == "apex_lamb":
+            raise ConfigError(
+                "--shard optimizer: apex_lamb needs the norms of whole parameters; choose --shard none, or "
+                "--optimizer adamw or apex_adam"
+            )
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 

@@ -100,6 +100,7 @@ class Finetuning:
         make = adapters.choose(run.optimizer, device)
         parameters = list(self.model.named_parameters())
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "make": make, "ranks": ranks}
+        options["sharded"] = run.shard == "optimizer"
         options["layer_groups"] = layer_groups(self.model, self.model.encoder)
         self.updates = [GroupOptimizer("the network", parameters, config.optim, **options)]
         self.pictures, self._writing = KeptPictures(pictures, layout.num_steps, "confusion"), BestEffort(f"{pictures}")

@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bimkern.distributed import Ranks, Traffic
+from bimkern.distributed import Ranks
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.signals import StopSignals
+from bimkern.transfers import Traffic
 
 
 class Agreement:

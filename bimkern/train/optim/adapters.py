@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bimkern import optional
 from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 
-Quantities = dict[str, Tensor]  # the state of one parameter: step, exp_avg, exp_avg_sq
+QUANTITIES = ("step", "exp_avg", "exp_avg_sq")
+Quantities = dict[str, Tensor]  # the state of one parameter, by these names
 
 NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
 _REMEDY = "NVIDIA's apex is built from https://github.com/NVIDIA/apex (PyPI's is another package); or choose adamw"
@@ -84,7 +85,7 @@ class _SkipsOnHost:
                 group["step"] = int(self.inner.state[p].pop("step"))
 
 
-ParameterGroups = list[dict[str, Any]]  # params, at least one, weight_decay and what the caller adds
+ParameterGroups = list[dict[str, Any]]  # params, weight_decay and what the caller adds
 MakeOptimizer = Callable[[ParameterGroups, AdamWConfig], Optimizer]
 
 

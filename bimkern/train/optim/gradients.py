@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import Ranks, Sum, Traffic
+from bimkern.distributed import Ranks
+from bimkern.transfers import Sum, Traffic
 
 _BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it
 

@@ -6,16 +6,20 @@ A flow cuts the parameters into groups: one for every stage, or one for all. Eac
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import ALONE, Ranks, Traffic
+from bimkern.distributed import ALONE, Ranks
 from bimkern.mim.schedule import LayerGroup
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.optimizer import AdamWConfig
-from bimkern.train.optim.adapters import MakeOptimizer, adamw
+from bimkern.train.optim.adapters import QUANTITIES, MakeOptimizer, adamw
 from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
+from bimkern.train.optim.sharding import EqualShare, Share, WholeShare
+from bimkern.transfers import Traffic
 
 
 class GroupOptimizer:
@@ -36,10 +40,16 @@ class GroupOptimizer:
         make: MakeOptimizer = adamw,
         layer_groups: Mapping[str, LayerGroup] | None = None,
         ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
-        """Take the named parameters; those of different layer groups, where given, may learn at different rates."""
+        """Take the named parameters; those of different layer groups, where given, may learn at different rates.
+
+        Where it is sharded, every rank updates, and has the optimizer's state of, a share of them.
+        """
         self.name = name
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
+        self.is_sharded = sharded and ranks.size > 1
+        self._share: Share = EqualShare([p for _, p in parameters], ranks) if self.is_sharded else WholeShare()
+        self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
         groups: dict[tuple[LayerGroup, bool], dict[str, Any]] = {}
         for full_name, parameter in parameters:
@@ -47,9 +57,12 @@ class GroupOptimizer:
             decays = config.decays(full_name, parameter)
             weight_decay = config.weight_decay if decays else 0.0
             fresh = {"params": [], "weight_decay": weight_decay, "layer_group": group}
-            groups.setdefault((group, decays), fresh)["params"].append(parameter)
+            part = self._share.part(parameter)
+            groups.setdefault((group, decays), fresh)["params"] += [] if part is None else [part]
         self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        # What the scaler knows of an optimizer: here all parameters, whatever part of them this rank updates.
+        self._unscaled: Any = SimpleNamespace(param_groups=[{"params": [p for _, p in parameters]}])
         summed: GradientSum = OwnGradients() if ranks.size == 1 else BucketedSum([p for _, p in parameters], ranks)
         self._summed = summed
         self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
@@ -83,11 +96,13 @@ class GroupOptimizer:
         if self._due:
             if self._begun:
                 self._summed.finish()  # that of the step before
+                self._share.send()
+            self._share.receive()
             self._summed.give_up()
 
     def traffic(self) -> Traffic:
-        """Return the time that sums over ranks took since this was last called."""
-        return self._summed.traffic()
+        """Return the time that sums over ranks, and what followed them, took since this was last called."""
+        return self._summed.traffic() + self._share.traffic()
 
     def apply(self) -> None:
         """Begin the update, and free the gradients; one process alone finishes it at once."""
@@ -95,46 +110,69 @@ class GroupOptimizer:
         if not self._summed.begin():
             self.finish()
 
+    def prepare(self) -> None:
+        """Make an update ahead of finish() where it is sharded: what others have updated is then on its way."""
+        if self.is_sharded:
+            self._update()
+
     def finish(self) -> None:
         """Finish an update that is begun, before the parameters are read: clip, and update unless it is not finite."""
+        self._update()
+        self._share.receive()
+
+    def _update(self) -> None:
         if not self._begun:
             return
         self._begun = False
         self._summed.finish()
-        self._scaler.unscale_(self._optimizer.inner)
+        try:
+            self._update_part()
+        finally:  # other ranks wait for it even where memory runs out
+            self._share.send()
+        for parameter in self._names:
+            parameter.grad = None
+        self._take_rates()
+
+    def _update_part(self) -> None:
+        self._scaler.unscale_(self._unscaled)
         norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
         skip = (~norm.isfinite()).float()
         self.skipped += skip
         self.skipped_in_a_row.add_(skip).mul_(skip)  # in place: nothing that a step allocates outlives it
+        self._share.take_gradients()
         self._optimizer.step(skip)
         self._scaler.update()
-        for parameter in self._names:
-            parameter.grad = None
-        self._take_rates()
 
     def _take_rates(self) -> None:
         for group, rate in zip(self._optimizer.inner.param_groups, self._rates, strict=True):
             group["lr"] = rate
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | Streamed]]:
         """Yield the optimizer's state: `<parameter>/<quantity>` and its tensor."""
-        for parameter, state in self._optimizer.state():
-            for quantity, value in state.items():
-                yield f"{self._names[parameter]}/{quantity}", value
+        state = dict(self._optimizer.state())
+        for parameter, name in self._names.items():
+            part = self._share.part(parameter)
+            own = {} if part is None else state.get(part, {})
+            for quantity in QUANTITIES:
+                stored = self._share.stored(f"{name}/{quantity}", parameter, quantity, own.get(quantity))
+                if stored is not None:
+                    yield f"{name}/{quantity}", stored
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the state that tensors() gave, from a mapping that may hold that of other groups too."""
-        self._optimizer.load_state(
-            {
-                parameter: {
-                    quantity: tensors[f"{name}/{quantity}"].to(parameter.device)
-                    for quantity in ("step", "exp_avg", "exp_avg_sq")
-                }
-                for parameter, name in self._names.items()
-            }
-        )
+    def load_tensors(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
+        """Take over the state that tensors() gave, from a mapping that may hold that of other groups too.
+
+        Where it is sharded, rank 0 alone needs the mapping.
+        """
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        for parameter, name in self._names.items():
+            part = self._share.part(parameter)
+            for quantity in QUANTITIES:
+                own = self._share.loaded(f"{name}/{quantity}", parameter, quantity, tensors)
+                if own is not None and part is not None:
+                    state.setdefault(part, {})[quantity] = own
+        self._optimizer.load_state(state)
 
     def scaler_state(self) -> dict[str, Any]:
         return self._scaler.state_dict()

@@ -1,0 +1,51 @@
+"""Tensors that are on no one rank, or in no memory: read one at a time, where they are written or sent on."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor that is put together when it is read."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def read(tensor: Tensor | Streamed) -> Tensor:
+    return tensor.read() if isinstance(tensor, Streamed) else tensor
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            SafetensorError, OSError: it cannot be read.
+        """
+        self._file = safe_open(path, "pt")
+        self._names = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

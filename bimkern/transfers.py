@@ -1,0 +1,108 @@
+"""Transfers between ranks: sums and copies that are on their way, the time that they take, and ranks that are lost."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bimkern.errors import RunError
+
+
+class RankLost(RunError, RuntimeError):
+    """Another rank has ended, or has not answered in time."""
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Turn torch's error of a rank that is gone into RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without a line of gloo's, and its advice
+        raise RankLost(f"lost another rank ({reason})") from error
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The time that sums took; what passed meanwhile on this rank is their difference."""
+
+    total: float = 0.0  # seconds from the beginning of every sum to its end
+    wait: float = 0.0  # seconds of this in which nothing else happened
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.total + other.total, self.wait + other.wait)
+
+
+class Sum(Protocol):
+    """A sum, or a copy, that is on its way."""
+
+    def wait(self) -> object:
+        """Wait for it, or have the current stream of the GPU wait."""
+
+    def traffic(self) -> Traffic:
+        """Return the time that it took, once it was waited for and what the GPU was given by then is done."""
+
+
+class NotSent:
+    """The transfers of one process, which sends nothing."""
+
+    def wait(self) -> None:
+        pass
+
+    def traffic(self) -> Traffic:
+        return Traffic()
+
+
+def begun(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
+    """Begin a sum or a copy of a tensor, which torch does in the background."""
+    with lost():
+        return _OnDevice(tensor.device, begin) if tensor.is_cuda else _OnHost(begin)
+
+
+class _OnHost:
+    """A sum or a copy on the host."""
+
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self._begun = time.perf_counter()
+        self._ended: list[float] = []
+        self._work = begin()
+        self._work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
+
+    def wait(self) -> None:
+        self._awaited = time.perf_counter()
+        with lost():
+            self._work.wait()
+        self._there = time.perf_counter()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        (ended,) = self._ended or [self._there]  # the callback may still be due
+        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
+
+
+class _OnDevice:
+    """A sum or a copy on a GPU. It has not yet run on one."""
+
+    def __init__(self, device: torch.device, begin: Callable[[], Any]) -> None:
+        self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
+        self._begun.record()
+        self._work = begin()
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            self._work.wait()
+            self._ended.record()
+
+    def wait(self) -> None:
+        self._awaited.record()
+        with lost():
+            self._work.wait()
+        self._there.record()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
+        return Traffic(total / 1000, wait / 1000)

@@ -1,0 +1,155 @@
+"""A rank that is killed, hangs or fails ends the run everywhere, with one line; the same command resumes it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from failing_ranks import with_a_mistake, with_sigterm_before_the_first_step
+from PIL import Image
+from rank_processes import RankProcesses
+from safetensors.torch import load_file
+from torch.distributed import TCPStore
+
+import bimkern
+from bimkern.pretrain import main
+
+KILLS = int(os.environ.get("BIMKERN_KILLS", "2"))  # make stress: 20
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def arguments(photos, folder, steps=STEPS, timeout=60):
+    """Return those of a run of so many steps in a folder."""
+    paths = ["--data", f"{photos}", "--out", f"{folder / 'run'}"]
+    often = ["--save-every", "2", "--log-every", "1", "--dist-timeout", f"{timeout}"]
+    return ["bim_vit_test", "--steps", f"{steps}", "--batch-size", "8", "--workers", "0", *paths, *often]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+    """Return the last weights of a run that nothing disturbs, and how long it took."""
+    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    assert RankProcesses(main, 2, folder / "output", arguments(photos, folder)).wait() == [0, 0]
+    return last_weights(folder), time.monotonic() - begun
+
+
+def last_weights(folder):
+    return load_file(folder / f"run/checkpoints/step-{STEPS:08d}/model.safetensors")
+
+
+def assert_same(weights, others):
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+def wait_for_a_checkpoint(folder, is_running):
+    end = time.monotonic() + 150
+    while not (folder / "run/checkpoints/step-00000002").exists():
+        assert is_running()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Return a store that outlives the ranks, as torchrun's does."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def start(store):
+    """Return what starts two ranks that meet in the store."""
+    variables = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": f"{store.port}"}
+
+    def start(function, output, command):
+        variables["TORCHELASTIC_RESTART_COUNT"] = f"{next(_attempts)}"
+        return RankProcesses(function, 2, output, command, variables=variables)
+
+    return start
+
+
+_attempts = count()
+
+
+def said(processes):
+    return [line for text in processes.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
+
+
+def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes(undisturbed, photos, start, tmp_path):
+    weights, took = undisturbed
+    seed = random.randrange(2**32)
+    draw = random.Random(seed)
+    for i in range(KILLS):
+        ranks, killed = (
+            start(main, tmp_path / f"kill-{i}", arguments(photos, tmp_path, timeout=30)),
+            draw.randrange(2),
+        )
+        ranks.processes[killed].join(draw.uniform(0, took))  # a random moment, unless the run ends before it
+        ranks.processes[killed].kill()
+        codes = ranks.wait()
+        assert len(said(ranks)) <= 1, seed
+        if codes[killed] == -signal.SIGKILL and codes[1 - killed] == 0:  # it had nothing left to ask of the other
+            assert last_weights(tmp_path), seed
+    assert start(main, tmp_path / "last", arguments(photos, tmp_path)).wait() == [0, 0], seed
+    assert_same(last_weights(tmp_path), weights)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_hangs_ends_the_other_within_the_timeout(photos, start, tmp_path, stopped):
+    ranks = start(main, tmp_path / "output", arguments(photos, tmp_path, steps=10**6, timeout=10))
+    wait_for_a_checkpoint(tmp_path, lambda: all(process.is_alive() for process in ranks.processes))
+    hung, other = ranks.processes[stopped], ranks.processes[1 - stopped]
+    os.kill(hung.pid, signal.SIGSTOP)
+    other.join(60)
+    assert other.exitcode == 1
+    os.kill(hung.pid, signal.SIGCONT)
+    assert ranks.wait() == [1, 1]
+    assert "lost another rank" in said(ranks)[0]
+
+
+def test_a_mistake_in_one_rank_is_shown_there_alone(photos, start, tmp_path):
+    ranks = start(with_a_mistake, tmp_path / "output", arguments(photos, tmp_path))
+    assert ranks.wait() == [1, 1]
+    first, second = ranks.stderr()
+    assert first == ""
+    assert "KeyError: 'a mistake of ours'" in second
+
+
+def test_sigterm_to_one_rank_before_the_first_step_ends_both_with_143(photos, start, tmp_path):
+    ranks = start(with_sigterm_before_the_first_step, tmp_path / "output", arguments(photos, tmp_path))
+    assert ranks.wait() == [143, 143]
+    (line,) = said(ranks)
+    assert line == "python -m bimkern.pretrain: stopped by SIGTERM; the same command resumes the run"
+
+
+def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, photos, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
+    with (tmp_path / "output").open("w") as output:
+        torchrun = subprocess.Popen(
+            [sys.executable, *launch, "-m", "bimkern.pretrain", *arguments(photos, tmp_path)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+        )
+    wait_for_a_checkpoint(tmp_path, lambda: torchrun.poll() is None)
+    ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    assert torchrun.wait(150) == 0, (tmp_path / "output").read_text()
+    assert f"resuming {tmp_path / 'run'} at step" in (tmp_path / "output").read_text()
+    assert_same(last_weights(tmp_path), undisturbed[0])

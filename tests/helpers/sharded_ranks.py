@@ -1,0 +1,65 @@
+"""Runs of ranks that share out the optimizer's state, as functions that ranks import."""
+
+from contextlib import suppress
+
+import torch
+from shared_runs import config_of
+from torch import nn
+
+from bimkern.distributed import connected
+from bimkern.train.config.optimizer import AdamWConfig
+from bimkern.train.loop.streaming import OptimizerState
+from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.run import run
+
+
+def train_in_turn(runs):
+    """Train one configuration after the other: names of recipes, and their options."""
+    for name, out, options in runs:
+        run(config_of(name, out, **options))
+
+
+def count_state(sizes):
+    """Update parameters of some sizes once, and load on all ranks what rank 0 has collected of the optimizer's state.
+
+    Return the bytes that this rank has of it.
+    """
+    with connected("cpu", 60) as ranks:
+        first = updated(sizes, ranks, steps=1)
+        saved = collected(first, ranks)
+        second = updated(sizes, ranks, steps=0)
+        second.load_tensors(saved)
+        again = collected(second, ranks)
+        for i, size in enumerate(sizes[: len(sizes) if ranks.rank == 0 else 0]):
+            assert saved[f"p{i}/step"] == 1
+            assert torch.equal(saved[f"p{i}/exp_avg"], torch.arange(float(size)) / 2)
+        assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items())
+        state = second._optimizer.inner.state.values()
+        return sum(tensor.nbytes for quantities in state for tensor in quantities.values())
+
+
+def updated(sizes, ranks, steps):
+    """Return an update that is sharded, after so many steps."""
+    parameters = [(f"p{i}", nn.Parameter(torch.ones(size))) for i, size in enumerate(sizes)]
+    config = AdamWConfig(betas=(0.5, 0.5))
+    device = torch.device("cpu")
+    update = GroupOptimizer("all", parameters, config, device=device, fp16=False, ranks=ranks, sharded=True)
+    for _ in range(steps):
+        update.set_rates(lambda group: 0.1)
+        for _, parameter in parameters:
+            parameter.grad = torch.arange(float(parameter.numel())) / ranks.size
+        update.apply()
+        update.finish()
+        assert all((parameter[1:] < 1).all() for _, parameter in parameters)  # those of the other ranks, too
+    return update
+
+
+def collected(update, ranks):
+    """Return the optimizer's state, on rank 0, which begins twice, as after a failed save."""
+    state = OptimizerState([update], ranks)
+    with suppress(OSError), state.served():
+        if ranks.rank == 0:
+            state.tensors()["p1/exp_avg"].read()
+            raise OSError
+    with state.served():
+        return {name: tensor.read() for name, tensor in state.tensors().items()} if ranks.rank == 0 else {}

@@ -32,7 +32,7 @@ _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
     *(f"tests/test_{name}.py" for name in ("attention", "config_options", "demo", "docs", "examples")),
-    *(f"tests/test_{name}.py" for name in ("export", "finetune", "info", "layers", "pack", "plan")),
+    *(f"tests/test_{name}.py" for name in ("command", "export", "finetune", "info", "layers", "pack", "plan")),
     *(f"tests/test_{name}.py" for name in ("pretrain", "probe")),
     *("tests/test_stranger.py", "tests/examples", "tests/train/test_finetune_runs.py"),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "allocator", "api", "bad_images", "budget", "channels")),
@@ -41,8 +41,8 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("run_from_python", "schedule_of_a_run", "second_encoder", "signals")),
     *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
     *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
-    *(f"tests/train/test_{name}.py" for name in ("normalization", "sources", "swin_runs")),
-    *("tests/csrc", "tests/bench"),
+    *(f"tests/train/test_{name}.py" for name in ("finetune_api", "normalization", "sources", "swin_runs")),
+    *("tests/csrc", "tests/bench", "tests/distributed"),
 )
 
 

@@ -73,7 +73,7 @@ class Ranks(Protocol):
 
 
 class Alone:
-    """One process, which has nobody to wait for."""
+    """One process, which waits for no other."""
 
     rank, size = 0, 1
 

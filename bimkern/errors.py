@@ -9,7 +9,7 @@ class BimkernError(Exception):
 
     exit_code: int = 2  # of a mistake in what was asked for, as argument parsers use it
     of_all_ranks: bool = False  # raised by all processes of a run together, so that the first reports it
-    reported: bool | None = None  # whether another process reports it; None: that is not settled
+    reported: bool | None = None  # whether another process reports it; None: that is not known
 
 
 class RunError(BimkernError):

@@ -74,7 +74,7 @@ def simulate(phases: Sequence[Phase], link: Link, ranks: int) -> Step:
 
 
 def reduced_at_end(phases: Sequence[Phase]) -> list[Phase]:
-    """Return the same compute with one all-reduce of all gradients, for which the next step waits."""
+    """Return the same phases with one all-reduce of all gradients, for which the next step waits."""
     whole = sum(phase.gradient_bytes for phase in phases)
     bare = [Phase(compute_s=phase.compute_s) for phase in phases]
     bare[-1] = replace(bare[-1], gradient_bytes=whole)

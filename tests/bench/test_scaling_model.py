@@ -20,7 +20,7 @@ def test_an_all_reduce_sends_what_a_ring_sends() -> None:
     assert LINK.all_reduce_s(80.0, 4) == pytest.approx(4 * 0.01 + 120.0 / 100.0)
 
 
-def test_local_stages_hide_a_wire_that_is_faster_than_they_are() -> None:
+def test_local_stages_overlap_with_a_wire_that_is_faster_than_they_are() -> None:
     step = simulate(LOCAL, LINK, 2)
     assert step.wire == pytest.approx(4 * 0.82)
     assert step.seconds == pytest.approx(4.0)
@@ -32,12 +32,12 @@ def test_a_slower_wire_sets_the_pace_of_local_stages() -> None:
     assert step.seconds == pytest.approx(4 * 1.6)
 
 
-def test_a_backward_pass_cannot_hide_what_it_reduces_last() -> None:
+def test_a_backward_pass_does_not_cover_what_it_reduces_last() -> None:
     step = simulate(END_TO_END, LINK, 2)
     assert step.seconds == pytest.approx(4.0 + 0.82)  # the first two overlap with the backward pass
 
 
-def test_one_reduction_at_the_end_hides_nothing() -> None:
+def test_one_reduction_at_the_end_overlaps_with_nothing() -> None:
     step = simulate(reduced_at_end(LOCAL), LINK, 2)
     assert step.seconds == pytest.approx(4.0 + 4 * 0.8 + 0.02)
     assert step.overlapped == pytest.approx(0.0)

@@ -36,7 +36,7 @@ class Unsaved:
 
 
 class Unlogged:
-    """Metrics that nobody reads, with the interface of Metrics."""
+    """Metrics that are not kept, with the interface of Metrics."""
 
     def __init__(self) -> None:
         self.history = History()

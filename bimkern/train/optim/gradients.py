@@ -1,4 +1,4 @@
-"""Gradients summed over the ranks, bucket by bucket, while backward and whatever follows it go on."""
+"""Gradients summed over the ranks, bucket by bucket, during the backward pass and whatever follows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -219,9 +219,11 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
         with _quiet() if group.rank else nullcontext():
             yield group
     except BimkernError as error:
-        if error.reported is None:
+        if error.reported is None and error.of_all_ranks:
+            error.reported = group.rank > 0
+        elif error.reported is None:
             is_first, exit_code = group.first_failure(error.exit_code)
-            error.reported = group.rank > 0 if error.of_all_ranks else not is_first
+            error.reported = not is_first
             if isinstance(error, RankLost):
                 error.exit_code = exit_code
         raise

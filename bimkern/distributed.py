@@ -7,7 +7,7 @@ does not wait behind gradients. One process alone has the same interface.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,8 +72,8 @@ class Ranks(Protocol):
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""
 
-    def copy(self, tensor: Tensor) -> None:
-        """Overwrite a contiguous tensor with that of rank 0."""
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
+        """Overwrite a contiguous tensor with that of another rank."""
 
     def highest(self, values: Sequence[int]) -> list[int]:
         """Return the highest that any rank gives, of each of a few integers."""
@@ -96,7 +96,7 @@ class Alone:
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def copy(self, tensor: Tensor) -> None:
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
         pass
 
     def highest(self, values: Sequence[int]) -> list[int]:
@@ -126,35 +126,46 @@ class Group:
         self._store = PrefixStore(f"bimkern run {next(_runs)}", store)
         options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **options)
+        self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
 
     def begin_sum(self, tensor: Tensor) -> Sum:
         begun = time.perf_counter()
-        with _lost():
+        with lost():
             return _Timed(dist.all_reduce(tensor, async_op=True), begun)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        with _lost():
+        with lost():
             dist.all_reduce(total, group=None if tensor.is_cuda else self._agreeing)
         return total
 
-    def copy(self, tensor: Tensor) -> None:
-        with _lost():
-            dist.broadcast(tensor, src=0)
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
+        with lost():
+            dist.broadcast(tensor, src=source)
 
     def highest(self, values: Sequence[int]) -> list[int]:
+        return self.begin_highest(values)()
+
+    def begin_highest(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Begin what highest() does; return what waits for its result."""
         found = torch.tensor(values, dtype=torch.int64)
-        with _lost():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing)
-        return found.tolist()
+        with lost():
+            work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing, async_op=True)
+
+        def result() -> list[int]:
+            with lost():
+                work.wait()
+            return found.tolist()
+
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         text = _encoded(value)
         (longest,) = self.highest([len(text)])
         padded = torch.nn.functional.pad(text, (0, longest - len(text)), value=ord(" "))
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        with _lost():
+        with lost():
             dist.all_gather(found, padded, group=self._agreeing)
         return [_decoded(one) for one in found]
 
@@ -162,7 +173,7 @@ class Group:
         text = _encoded(value if self.rank == 0 else None)
         (length,) = self.highest([len(text) if self.rank == 0 else 0])
         text = text if self.rank == 0 else torch.empty(length, dtype=torch.uint8)
-        with _lost():
+        with lost():
             dist.broadcast(text, src=0, group=self._agreeing)
         return _decoded(text)
 
@@ -185,7 +196,7 @@ class _Timed:
 
     def wait(self) -> Traffic:
         before = time.perf_counter()
-        with _lost():
+        with lost():
             self._work.wait()
         after = time.perf_counter()
         (ended,) = self._ended or [after]
@@ -287,7 +298,8 @@ def local_rank() -> int:
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def lost() -> Iterator[None]:
+    """Turn torch's error for a rank that is gone into RankLost."""
     try:
         yield
     except RuntimeError as error:

@@ -16,7 +16,7 @@ COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "inf
 LAYERS = (
     ("annotations", "errors"),
     ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "distributed", "files", "figures"),
-    ("optional",),
+    ("optional", "point_to_point"),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
@@ -32,6 +32,7 @@ LAYERS = (
     ("importers",),
     ("train.task",),
     ("train.loop",),
+    ("train.pipeline",),
     ("train.trainer",),
     ("train.training", "train.pretraining"),
     ("train.run", "train.finetuning"),

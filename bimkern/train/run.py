@@ -11,7 +11,7 @@ from bimkern.data.formats import CONVERTED, pil_settings_kept
 from bimkern.data.loader import Loader
 from bimkern.data.source import ImageFolder, Source
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed
+from bimkern.distributed import Group, Ranks, agreed
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
@@ -20,7 +20,9 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import Config, ConfigError, resolve_device
+from bimkern.train.loop.sharing import SharedImages, Sharing
 from bimkern.train.memory.budget import check_memory, of_rank
+from bimkern.train.pipeline.sharing import SharedStages, check_stages
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
@@ -64,10 +66,14 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
     with training.connected_ranks(config) as ranks:
-        training.check_ranks(config, ranks)
+        with agreed(ranks):
+            if config.run.pipeline:
+                check_stages(config, ranks)
+        num_shares = 1 if config.run.pipeline else ranks.size
+        training.check_ranks(config, ranks, num_shares=num_shares)
         with agreed(ranks):
             inputs = find_inputs(config)
-            check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
+            check_memory(of_rank(config, num_shares), resolve_device(config.run.device))
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _run(config, callbacks, inputs, init, folder, ranks)
@@ -81,20 +87,30 @@ def _run(
     folder: RunFolder,
     ranks: Ranks,
 ) -> Outcome:
+    sharing, known = _shared(config, ranks)
+
     def make_task(
         config: Config, layout: StepLayout, images: FrozenDataset, loader: Loader, device: torch.device
     ) -> Pretraining:
         parts: dict[str, Any] = {"images": images, "pictures": folder.pictures, "init": init}
-        return Pretraining(config, layout, device=device, ranks=ranks, **parts)
+        return Pretraining(config, layout, device=device, **parts, **known)
 
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_briefly(config, images, training.describe_loader(inputs, images)))
     with agreed(ranks):
         _begin_from(init, folder)
-    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.export(folder.exported)
     task.model.zero_grad()
     return Outcome(config, folder, task.evaluate(), task.model.eval())
+
+
+def _shared(config: Config, ranks: Ranks) -> tuple[Sharing, dict[str, Any]]:
+    """Return how ranks share the work, and what the task must know of it."""
+    if not config.run.pipeline or not isinstance(ranks, Group):
+        return SharedImages(ranks), {"ranks": ranks}
+    stages = SharedStages(ranks, config.method, resolve_device(config.run.device))
+    return stages, {"part": stages}
 
 
 def find_inputs(config: Config) -> Inputs:

@@ -80,7 +80,8 @@ class AsyncSaver:
         """Copy a checkpoint and write it in the background, after the previous save has finished.
 
         Args:
-            checkpoint: its tensors may be modified once this returns; `best` is added to its state.
+            checkpoint: its tensors may be modified once this returns; `best` is added to its state. What is deferred
+                is fetched in the background, whenever it is written.
             loss: the lowest so far makes this the best checkpoint; NaN never does.
             conditions: what the loss depends on besides the weights; only losses under the same ones compare.
             first: called in the background before the files are written.
@@ -97,7 +98,8 @@ class AsyncSaver:
             best = {"step": checkpoint.step, "loss": loss} | dict(conditions)
         best_step = best["step"] if best else checkpoint.step
         checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
-        tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
+        every = (*checkpoint.model.values(), *checkpoint.optimizer.values())
+        tensors = [tensor for tensor in every if isinstance(tensor, Tensor)]
         gpu, copies = _gpu(tensors), self._buffer.copy(tensors)
         written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
         copied = None if gpu is None else devices.recorded(gpu)
@@ -137,7 +139,7 @@ class AsyncSaver:
         for pause in (*_PAUSES, None):
             self._start(write, gpu, what)
             try:
-                self.wait()
+                self._join()
             except CheckpointError as error:
                 if pause is None:
                     raise CheckpointError(f"{error}; nothing saved since step {self.saved_step}") from error
@@ -156,6 +158,9 @@ class AsyncSaver:
         Raises:
             Interrupted: a stop was requested, and the task makes no progress.
         """
+        self._join()
+
+    def _join(self) -> None:
         if self._task is None:
             return
         try:
@@ -197,7 +202,10 @@ def _gpu(tensors: list[Tensor]) -> torch.device | None:
 
 
 def _with_tensors(checkpoint: Checkpoint, tensors: list[Tensor]) -> Checkpoint:
-    """Return the checkpoint with its tensors replaced, in order."""
+    """Return the checkpoint with its tensors replaced, in order, but for what is deferred."""
     rest = iter(tensors)
-    model, optimizer = (dict(zip(names, rest, strict=False)) for names in (checkpoint.model, checkpoint.optimizer))
+    model, optimizer = (
+        {name: next(rest) if isinstance(value, Tensor) else value for name, value in values.items()}
+        for values in (checkpoint.model, checkpoint.optimizer)
+    )
     return replace(checkpoint, model=model, optimizer=optimizer)

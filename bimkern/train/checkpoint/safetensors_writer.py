@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,22 @@ _PIECE = 2**24  # bytes
 _SYNC_EVERY = 2**26  # bytes
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is fetched when its turn comes to be written, and not kept."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    fetch: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
 def write(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Deferred],
     *,
     metadata: Mapping[str, str] | None = None,
     between: Callable[[], object] = lambda: None,
@@ -45,7 +59,7 @@ def write(
 
     Args:
         path: created or overwritten.
-        tensors: on any device, of any layout.
+        tensors: on any device, of any layout, or yet to be fetched.
         metadata: for the header, in this order.
         between: called before each piece; an exception from it cancels the write.
 
@@ -65,16 +79,18 @@ def write(
     return digest.hexdigest()
 
 
-def _pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
+def _pieces(tensors: Mapping[str, Tensor | Deferred], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     names = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
     yield memoryview(_header({name: tensors[name] for name in names}, metadata))
     for name in names:
-        content = tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        tensor = tensors[name]
+        tensor = tensor.fetch() if isinstance(tensor, Deferred) else tensor
+        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         for start in range(0, len(content), _PIECE):
             yield content[start : start + _PIECE]
 
 
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+def _header(tensors: Mapping[str, Tensor | Deferred], metadata: Mapping[str, str] | None) -> bytes:
     entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():

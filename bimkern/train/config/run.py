@@ -156,9 +156,12 @@ class RunConfig(RunOptions):
     init: Path | None = None
     """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
     must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
+    pipeline: bool = False
+    """One stage per rank, for recipes whose stages learn alone; torchrun starts as many ranks as there are stages. The
+    result is that of one process, bit for bit."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
-        "slices",
+        *("slices", "pipeline"),
         *("teacher", "init"),  # their paths; a checkpoint knows their content
     )
 

@@ -7,7 +7,7 @@ from shared_runs import config_of
 from bimkern.mim.stages import equal_stages
 from bimkern.train.run import run
 
-OPTIONS = {"micro_batch": 2, "log_every": 5, "save_every": 6}
+OPTIONS = {"micro_batch": 2, "log_every": 5, "save_every": 6, "dist_timeout": 20}
 
 
 def two_stages(name, out, **options):
@@ -19,6 +19,6 @@ def two_stages(name, out, **options):
 
 
 def train(names, folder, options):
-    """Train some recipes, one after the other; return how many numbers this process held, and then those of all."""
+    """Train some recipes, one after the other."""
     for name in names:
         run(two_stages(name, folder / name, **options))

@@ -91,7 +91,7 @@ class AsyncSaver:
         Raises:
             CheckpointError: the checkpoint is required and cannot be written.
         """
-        self.wait()
+        self._join()
         best = self.best
         comparable = best is not None and best == best | dict(conditions)
         if math.isfinite(loss) and (best is None or not comparable or loss < best["loss"]):
@@ -132,7 +132,7 @@ class AsyncSaver:
         else:
             self._start(write, gpu, what)
             if copies is None:
-                self.wait()
+                self._join()
 
     def _save_with_retries(self, write: Callable[[], None], gpu: torch.device | None, what: str) -> None:
         """Write and wait; retry after pauses, in which disk space may be freed."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -151,7 +152,7 @@ class Local:
                     slices=slices,
                     frozen_groups=frozen_groups,
                     denominator=denominators[stage],
-                    ahead=lambda stage=stage: ahead(stage),
+                    ahead=partial(ahead, stage),
                 )
         return losses
 

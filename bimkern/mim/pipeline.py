@@ -83,7 +83,7 @@ class _Passed:
     def __init__(self, pipeline: Pipeline, batches: Sequence[MicroBatch], *, num_stages: int) -> None:
         self._link, self._batches = pipeline.link, batches
         self._is_first, self._is_last = pipeline.stage == 0, pipeline.stage == num_stages - 1
-        self._keys = [(*batch.images.shape, *(view.keep.shape[1] for view in batch.views)) for batch in batches]
+        self._keys = [_key(batches[i]) for i in range(len(batches))]
         if not self._is_first:
             self._link.expect(self._keys)
 
@@ -93,6 +93,10 @@ class _Passed:
     def __setitem__(self, i: int, tokens: Tensor) -> None:
         if not self._is_last:
             self._link.send(self._keys[i], tokens)
+
+
+def _key(batch: MicroBatch) -> tuple[int, ...]:
+    return (*batch.images.shape, *(view.keep.shape[1] for view in batch.views))
 
 
 def keep_stage(model: MIM, stage: int) -> None:

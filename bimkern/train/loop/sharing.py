@@ -1,5 +1,6 @@
 """How the ranks of a run share its work: here, every rank has the whole network, and a share of every step's images."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from bimkern.train.run_folder.dataset_manifest import Quarantine
 class Sharing(Protocol):
     """What a trainer asks of the way in which ranks share the work."""
 
-    ranks: Ranks
+    @property
+    def ranks(self) -> Ranks: ...
 
     def layout(self, whole: StepLayout) -> StepLayout:
         """Return what this rank loads of the steps of a run."""
@@ -26,7 +28,7 @@ class Sharing(Protocol):
     def loading(self) -> AbstractContextManager[object]:
         """Return a context to load a step in."""
 
-    def agreement(self, quarantine: Quarantine, updates: list[GroupOptimizer]) -> StepAgreement:
+    def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StepAgreement:
         """Return what ranks agree through."""
 
     def saver(self, folder: Path, *, every: int) -> AsyncSaver | Unsaved:
@@ -57,7 +59,7 @@ class SharedImages:
     def loading(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def agreement(self, quarantine: Quarantine, updates: list[GroupOptimizer]) -> StepAgreement:
+    def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StepAgreement:
         return Agreement(self.ranks, quarantine, updates)
 
     def saver(self, folder: Path, *, every: int) -> AsyncSaver | Unsaved:

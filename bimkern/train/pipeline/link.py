@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bimkern.distributed import Group
 from bimkern.point_to_point import Lines, Message
+from bimkern.train.memory.ranks import QUEUE
 
-QUEUE = 4  # micro-batches on their way between two ranks, before the first of them waits
 _MOST_DIMS = 8
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -47,7 +47,7 @@ class GatheringSaver(AsyncSaver):
                 parts[part][name] = Deferred(torch.Size(shape), getattr(torch, dtype), fetch)
         self._asking = True
         try:
-            super().save(replace(checkpoint, **parts), loss, **options)
+            super().save(replace(checkpoint, model=parts["model"], optimizer=parts["optimizer"]), loss, **options)
         finally:
             if options["required"]:
                 self._let_go()
@@ -79,15 +79,15 @@ class ServingSaver(Unsaved):
         self._buffer = PinnedBuffer()
         self._task: BackgroundTask[None] | None = None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
             self.wait()
 
     def reserve(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         if not self._buffer.allocate([*model.values(), *optimizer.values()]):
             raise StageFailed(f"rank {self._ranks.rank}: the host has no memory for a copy of its stage, to be saved")
 
-    def save(self, checkpoint: Checkpoint, loss: float, *, required: bool, **options: Any) -> None:
+    def save(self, checkpoint: Checkpoint, loss: float, **options: Any) -> None:
         self.wait()
         parts = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
         named = [(part, name, tensor) for part, tensors in parts.items() for name, tensor in tensors.items()]
@@ -104,7 +104,7 @@ class ServingSaver(Unsaved):
                 self._lines.send(copies[index], 0)
 
         self._task = BackgroundTask(serve, name="bimkern saver")
-        if required:
+        if options["required"]:
             self.wait()
 
     def wait(self) -> None:

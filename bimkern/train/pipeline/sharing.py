@@ -1,7 +1,7 @@
 """A network that ranks share by its stages: rank k has stage k, and all images of a step for its targets."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def check_stages(config: Config, ranks: Ranks) -> None:
     method = config.method
     if not isinstance(method.flow, Local):
         raise ConfigError(
-            f"--pipeline: the stages of {config.recipe} learn together, by {type(method.flow).__name__}; choose a recipe "
-            f"whose flow is Local, or leave --pipeline out"
+            f"--pipeline: the stages of {config.recipe} learn together, by {type(method.flow).__name__}; choose a "
+            f"recipe whose flow is Local, or leave --pipeline out"
         )
     num_stages = len(method.taps)
     if ranks.size != num_stages:
@@ -68,7 +68,7 @@ class SharedStages:
     def loading(self) -> AbstractContextManager[object]:
         return stopped_by(lambda: False)  # other ranks hear of a signal some steps later, and need those from this one
 
-    def agreement(self, quarantine: Quarantine, updates: list[GroupOptimizer]) -> StageAgreement:
+    def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StageAgreement:
         return StageAgreement(self.ranks, quarantine, self._link)
 
     def saver(self, folder: Path, *, every: int) -> AsyncSaver | Unsaved:

@@ -5,6 +5,7 @@ does not wait behind gradients. One process alone has the same interface.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -232,11 +233,11 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
             f"the {world_size()} ranks cannot connect at {where} ({reason}); choose another --master-port for torchrun"
         ) from error
     try:
-        with redirect_stdout(None) if group.rank else nullcontext():
+        with _quiet() if group.rank else nullcontext():
             yield group
     except BimkernError as error:
         if error.reported is None:
-            error.reported = not group.is_first_to_fail()
+            error.reported = group.rank > 0 if error.of_all_ranks else not group.is_first_to_fail()
         raise
     finally:
         dist.destroy_process_group()
@@ -295,6 +296,19 @@ def env_rank() -> int:
 def local_rank() -> int:
     """Return which of this machine's ranks this process is."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print nothing that rank 0 prints too."""
+    logger = logging.getLogger("bimkern.train")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(None):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

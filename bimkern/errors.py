@@ -8,7 +8,8 @@ class BimkernError(Exception):
     """An error whose message is the one line that a user needs; a command prints it and ends with its exit code."""
 
     exit_code: int = 2  # of a mistake in what was asked for, as argument parsers use it
-    reported: bool | None = None  # whether another process reports it; None: it is not known to others
+    of_all_ranks: bool = False  # raised by all processes of a run together, so that the first reports it
+    reported: bool | None = None  # whether another process reports it; None: that is not settled
 
 
 class RunError(BimkernError):

@@ -36,6 +36,8 @@ def terminated_at_once() -> Iterator[None]:
 class Stopped(BimkernError):
     """The run ends here, and the same command resumes the run; the message says what ended it."""
 
+    of_all_ranks = True
+
     def __init__(self, reason: str, *, exit_code: int) -> None:
         super().__init__(reason)
         self.exit_code = exit_code

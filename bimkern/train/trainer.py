@@ -46,6 +46,8 @@ from bimkern.watchdog import Interrupted
 class Starved(RunError):
     """There are no more images to train on; the message says what is saved."""
 
+    of_all_ranks = True
+
 
 class Trainer:
     """One run of a task, from its last checkpoint or from the start."""
@@ -186,9 +188,7 @@ class Trainer:
             saved = f"{session.done} steps are done; {unsaved}"
         remedy = "; once they can be read again, or with a larger --max-bad-ratio, "
         when = remedy if isinstance(error, SourceError) else "; "
-        starved = Starved(f"{error}. {saved}{when}the same command resumes the run")
-        starved.reported = error.reported
-        raise starved from error
+        raise Starved(f"{error}. {saved}{when}the same command resumes the run") from error
 
     def _finish_updates(self) -> None:
         """Have every update made that is begun."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_stopped_runs_resume_with_other_numbers_of_ranks(photos, plain, tmp_path
         assert max((tmp_path / "run" / "checkpoints").iterdir()).name == f"step-{step:08d}"
     run(config_of(NAME, tmp_path / "run", photos, steps=12))
     assert same(losses(tmp_path / "run"), plain)
+
+
+def test_a_signal_to_one_rank_ends_all_with_its_exit_code(photos, tmp_path):
+    arguments = [NAME, "--data", str(photos), "--out", str(tmp_path / "run"), "--steps", "10000", "--workers", "0"]
+    ranks = RankProcesses(main, 2, tmp_path / "output", [*arguments, "--log-every", "1", "--save-every", "20000"])
+    ranks.wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").is_file() and len(records(tmp_path / "run")) > 2)
+    os.kill(ranks.processes[1].pid, signal.SIGINT)
+    assert ranks.wait() == [130, 130]
+    (line,) = (line for line in "".join(ranks.stderr()).splitlines() if not line.startswith("WARNING"))
+    assert line.startswith("python -m bimkern.pretrain: stopped by SIGINT after step ")
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) == records(tmp_path / "run")[-1]["step"]
 
 
 def ended(arguments, tmp_path, ranks=(0, 1), **options):

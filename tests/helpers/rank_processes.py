@@ -34,6 +34,14 @@ class RankProcesses:
             process.start()
             self.processes.append(process)
 
+    def wait_for(self, condition, timeout=120):
+        """Wait until a condition holds, while all of them live."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, self.stderr()
+            assert all(process.is_alive() for process in self.processes), self.stderr()
+            time.sleep(0.02)
+
     def wait(self, timeout=120):
         """Wait for all of them; return their exit codes."""
         end = time.monotonic() + timeout

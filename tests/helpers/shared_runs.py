@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from bimkern.data.source import ImageFolder
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train.callbacks import Callbacks
+from bimkern.train.finetuning.run import finetune
 from bimkern.train.run import run
 
 OPTIONS = {"batch_size": 7, "micro_batch": 3, "workers": 0, "log_every": 1, "save_every": 100, "dist_timeout": 60}
@@ -92,3 +94,11 @@ class Deleting:
     def _on_step(self, finished):
         if finished.step == self._step:
             self._path.unlink()
+
+
+def finetune_with(data, backbone, out):
+    """Fine-tune the encoder of a run on labeled images; return the accuracy."""
+    config = FINETUNE_RECIPES["demo"].config
+    options = {"steps": 6, "batch_size": 8, "data": data, "backbone": backbone, "out": out, "workers": 0}
+    run = replace(config.run, epochs=1.0, log_every=1, eval_every=2, dist_timeout=60, **options)
+    return finetune(replace(config, run=run)).held_out.top1

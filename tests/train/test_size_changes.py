@@ -21,6 +21,7 @@ from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train import network, trainer
 from bimkern.train.checkpoint import store as checkpoints
+from bimkern.train.loop import session
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.memory.live_bytes import held_bytes
 from bimkern.units import human_bytes
@@ -105,9 +106,9 @@ def test_images_a_second_are_counted_across_a_change(photos, tmp_path, monkeypat
     """An interval of steps of 8 and of 4 images."""
     register(monkeypatch, "growing", GROWING)
     intervals = []
-    plain = trainer.Throughput.interval
+    plain = session.Throughput.interval
     monkeypatch.setattr(
-        trainer.Throughput, "interval", lambda self, done: intervals.append(plain(self, done)) or intervals[-1]
+        session.Throughput, "interval", lambda self, done: intervals.append(plain(self, done)) or intervals[-1]
     )
     train("growing", photos, tmp_path / "run", "--epochs", "16", "--steps", "None", "--log-every", "8")
     crossing = records(tmp_path / "run")[2]
@@ -182,7 +183,7 @@ def test_compiled_layers_follow_and_are_not_compiled_again_for_every_size(monkey
     assert 0 < graphs[0] < graphs[1] == graphs[2] == graphs[3]  # the second is for any number of tokens
 
 
-class Watch(trainer.Reporter):
+class Watch(session.Reporter):
     """Note how long every step takes, and what the process holds after some of them."""
 
     looks_after = (15, 18, 27, 30, 39, 42, 51, 54)  # at the end of a large size, then of a small one
@@ -210,7 +211,7 @@ def test_twenty_changes_leak_nothing_and_cost_little(photos, tmp_path, monkeypat
     register(monkeypatch, "changing", phases, steps=63)
     monkeypatch.setattr(Watch, "held", [], raising=False)
     monkeypatch.setattr(Watch, "seconds", [], raising=False)
-    monkeypatch.setattr(trainer, "Reporter", Watch)
+    monkeypatch.setattr(session, "Reporter", Watch)
     monkeypatch.setattr(trainer.BottleneckWarning, "note", lambda *args: None)  # it would load some steps ahead, once
     train("changing", photos, tmp_path / "run", "--workers", "1", "--loader", loader)
     assert [record["image_size"] for record in records(tmp_path / "run")] == ([64] * 3 + [32] * 3) * 10 + [64] * 3

@@ -34,6 +34,8 @@ _MAX_SLICES = 32  # slow a step down by a fifth
 class OutOfMemory(RunError, RuntimeError):
     """A step ran out of memory; the message names its micro-batch."""
 
+    of_all_ranks = True
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means out of memory."""

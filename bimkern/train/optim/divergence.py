@@ -27,6 +27,8 @@ _REMEDIES: dict[Precision, str] = {
 class Diverged(RunError, RuntimeError):
     """Training cannot continue, neither from here nor from its last checkpoint."""
 
+    of_all_ranks = True
+
 
 class Divergence:
     """Watch the updates of a run: a group that skips too many sends it back, once to each checkpoint."""

@@ -7,11 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bimkern.data.batches import Batch
-from bimkern.distributed import Group, RanksError
+from bimkern.distributed import Group
 from bimkern.errors import BimkernError, RunError
 from bimkern.train.pipeline.link import Link
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.signals import StopSignals
+
+
+class ImagesDiffer(RunError):
+    """The ranks have shown different images."""
+
+    of_all_ranks = True
 
 
 class StageFailed(RunError):
@@ -55,7 +61,7 @@ class StageAgreement:
 
         Raises:
             StageFailed: memory ran out on this rank.
-            RanksError: the ranks have shown different images.
+            ImagesDiffer: the ranks have shown different images.
         """
         if out_of_memory:
             raise StageFailed(
@@ -86,6 +92,6 @@ class StageAgreement:
         while len(self._pending) > most:
             number, highest, negative = self._pending.popleft()()
             if highest != -negative:
-                raise RanksError("the ranks have read different images; make sure that all have the same --data")
+                raise ImagesDiffer("the ranks have read different images; make sure that --data is the same for all")
             if number and signals.agreed is None:
                 signals.agreed = signal.Signals(number)

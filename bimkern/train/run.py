@@ -20,9 +20,10 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import Config, ConfigError, resolve_device
+from bimkern.train.config.stage import StageConfig, check_stages
 from bimkern.train.loop.sharing import SharedImages, Sharing
 from bimkern.train.memory.budget import check_memory, of_rank
-from bimkern.train.pipeline.sharing import SharedStages, check_stages
+from bimkern.train.pipeline.sharing import SharedStages
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
@@ -68,12 +69,13 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
     with training.connected_ranks(config) as ranks:
         with agreed(ranks):
             if config.run.pipeline:
-                check_stages(config, ranks)
+                check_stages(config, ranks.size)
         num_shares = 1 if config.run.pipeline else ranks.size
         training.check_ranks(config, ranks, num_shares=num_shares)
         with agreed(ranks):
             inputs = find_inputs(config)
-            check_memory(of_rank(config, num_shares), resolve_device(config.run.device))
+            mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else of_rank(config, ranks.size)
+            check_memory(mine, resolve_device(config.run.device))
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _run(config, callbacks, inputs, init, folder, ranks)

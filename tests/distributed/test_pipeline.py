@@ -101,7 +101,7 @@ def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
 REFUSED = [
     (
         "bim_vit_test",
-        "bim_vit_test has 4 stages, one for each rank, got 2 ranks; start torchrun --nproc-per-node 4, or",
+        "bim_vit_test has 4 stages, one for each rank, got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or",
     ),
     ("mae_vit_test", "the stages of mae_vit_test learn together, by EndToEnd; choose a recipe whose flow is Local, or"),
 ]

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bimkern.data.step_layout import Segment
-from bimkern.mim.flow import Local
+from bimkern.mim.model import Method
 from bimkern.mim.operations import balanced_taps, stage_flops
 from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.stage import check_stages
 from bimkern.train.memory.ranks import RankEstimate, of_images, of_stages
 from bimkern.units import human_bytes
 
@@ -77,36 +78,19 @@ def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *,
         raise ConfigError(f"--ranks must be at least 1, got {num_ranks}")
     if not pipeline:
         return SharedPlan(of_images(config, segment, device, num_ranks), "buckets of gradients", None)
-    method = config.method
-    if not isinstance(method.flow, Local):
-        raise ConfigError(
-            f"--pipeline: the stages of {config.recipe} learn together, by {type(method.flow).__name__}; choose a "
-            f"recipe whose flow is Local, or leave --pipeline out"
-        )
-    if num_ranks != len(method.taps):
-        raise ConfigError(
-            f"--pipeline: {config.recipe} has {len(method.taps)} stages, one for each rank, got --ranks {num_ranks}; "
-            f"choose --ranks {len(method.taps)}{_other_cut(config, num_ranks)}"
-        )
-    balance = None
-    try:
-        balanced = replace(method, taps=balanced_taps(method, num_ranks))
-    except ValueError:  # nothing counts the operations of this encoder
-        pass
-    else:
-        stages = range(num_ranks)
-        flops = [tuple(stage_flops(one, stage) for stage in stages) for one in (method, balanced)]
-        balance = Balance(method.taps, flops[0], balanced.taps, flops[1])
-    return SharedPlan(of_stages(config, segment, device), "tokens on their way", balance)
+    check_stages(config, num_ranks)
+    return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
 
 
-def _other_cut(config: Config, num_ranks: int) -> str:
-    """Propose the stages of so many ranks, if the method can have them."""
+def _balance(method: Method) -> Balance | None:
+    """Compare the taps of a method with those that balance its stages; None where nothing counts the operations."""
     try:
-        taps = balanced_taps(config.method, num_ranks)
+        balanced = replace(method, taps=balanced_taps(method, len(method.taps)))
     except ValueError:
-        return ""
-    return f", or cut it anew: --set method.taps={','.join(map(str, taps))}"
+        return None
+    stages = range(len(method.taps))
+    given, better = (tuple(stage_flops(one, stage) for stage in stages) for one in (method, balanced))
+    return Balance(method.taps, given, balanced.taps, better)
 
 
 def _sent(size: int, bandwidth: int | None) -> str:

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Group, Ranks
-from bimkern.mim.flow import Local
+from bimkern.distributed import Group
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.pipeline import Pipeline, assign, keep_stage, stage_state
 from bimkern.point_to_point import Lines
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
-from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.loop.unwritten import Unsaved
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.pipeline.agreement import StageAgreement
@@ -27,26 +25,6 @@ from bimkern.train.pipeline.link import Link
 from bimkern.train.pipeline.saving import GatheringSaver, ServingSaver
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.watchdog import stopped_by
-
-
-def check_stages(config: Config, ranks: Ranks) -> None:
-    """Make sure that every rank can have a stage.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    method = config.method
-    if not isinstance(method.flow, Local):
-        raise ConfigError(
-            f"--pipeline: the stages of {config.recipe} learn together, by {type(method.flow).__name__}; choose a "
-            f"recipe whose flow is Local, or leave --pipeline out"
-        )
-    num_stages = len(method.taps)
-    if ranks.size != num_stages:
-        raise ConfigError(
-            f"--pipeline: {config.recipe} has {num_stages} stages, one for each rank, got {ranks.size} ranks; start "
-            f"torchrun --nproc-per-node {num_stages}, or leave --pipeline out"
-        )
 
 
 class SharedStages:

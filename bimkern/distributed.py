@@ -7,9 +7,10 @@ does not wait behind gradients. One process alone has the same interface.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -26,6 +27,7 @@ from bimkern.errors import BimkernError, RunError
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 
 
+_PATIENCE = timedelta(days=7)
 _runs = count()  # of this process, as of any other rank
 
 
@@ -55,8 +57,11 @@ class Traffic:
 class Sum(Protocol):
     """A sum that is on its way."""
 
-    def wait(self) -> Traffic:
-        """Wait for it, or have the current stream of the GPU wait; return the time that it took."""
+    def wait(self) -> object:
+        """Wait for it, or have the current stream of the GPU wait."""
+
+    def traffic(self) -> Traffic:
+        """Return the time that it took, once it was waited for and what the GPU was given by then is done."""
 
 
 class Ranks(Protocol):
@@ -66,6 +71,9 @@ class Ranks(Protocol):
     def rank(self) -> int: ...
     @property
     def size(self) -> int: ...
+
+    def patient(self) -> AbstractContextManager[None]:
+        """Agree with ranks that take their time, as one that checks a million images: only their end is noticed."""
 
     def begin_sum(self, tensor: Tensor) -> Sum:
         """Begin to sum a contiguous tensor over the ranks, in place."""
@@ -91,6 +99,9 @@ class Alone:
 
     rank, size = 0, 1
 
+    def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def begin_sum(self, tensor: Tensor) -> Sum:
         return _Done()
 
@@ -111,7 +122,10 @@ class Alone:
 
 
 class _Done:
-    def wait(self) -> Traffic:
+    def wait(self) -> None:
+        pass
+
+    def traffic(self) -> Traffic:
         return Traffic()
 
 
@@ -129,11 +143,19 @@ class Group:
         dist.init_process_group(backend, timeout=timeout, **options)
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
+        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        impatient, self._agreeing = self._agreeing, self._patient
+        try:
+            yield
+        finally:
+            self._agreeing = impatient
 
     def begin_sum(self, tensor: Tensor) -> Sum:
-        begun = time.perf_counter()
         with lost():
-            return _Timed(dist.all_reduce(tensor, async_op=True), begun)
+            return _DeviceSum(tensor) if tensor.is_cuda else _HostSum(tensor)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -187,21 +209,48 @@ class Group:
         return first
 
 
-class _Timed:
-    """A sum on the host, whose time is known."""
+class _HostSum:
+    """A sum on the host."""
 
-    def __init__(self, work: Any, begun: float) -> None:
-        self._work, self._begun = work, begun
+    def __init__(self, tensor: Tensor) -> None:
+        self._begun = time.perf_counter()
         self._ended: list[float] = []
-        work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
+        self._work: Any = dist.all_reduce(tensor, async_op=True)
+        self._work.get_future().add_done_callback(lambda _: self._ended.append(time.perf_counter()))
 
-    def wait(self) -> Traffic:
-        before = time.perf_counter()
+    def wait(self) -> None:
+        self._awaited = time.perf_counter()
         with lost():
             self._work.wait()
-        after = time.perf_counter()
-        (ended,) = self._ended or [after]
-        return Traffic(ended - self._begun, max(0.0, min(ended, after) - before))
+        self._there = time.perf_counter()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        (ended,) = self._ended or [self._there]  # the callback may still be due
+        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
+
+
+class _DeviceSum:
+    """A sum on a GPU. It has not yet run on one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
+        self._begun.record()
+        self._work: Any = dist.all_reduce(tensor, async_op=True)
+        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
+            self._work.wait()
+            self._ended.record()
+
+    def wait(self) -> None:
+        self._awaited.record()
+        with lost():
+            self._work.wait()
+        self._there.record()
+        del self._work
+
+    def traffic(self) -> Traffic:
+        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
+        return Traffic(total / 1000, wait / 1000)
 
 
 @contextmanager
@@ -238,6 +287,9 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
     except BimkernError as error:
         if error.reported is None:
             error.reported = group.rank > 0 if error.of_all_ranks else not group.is_first_to_fail()
+        raise
+    except Exception:
+        group.is_first_to_fail()  # so that ranks which miss this one say nothing
         raise
     finally:
         dist.destroy_process_group()
@@ -317,7 +369,8 @@ def lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(f"lost another rank ({' '.join(str(error).split())[:200]})") from error
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]  # without a line of gloo's, and its advice
+        raise RankLost(f"lost another rank ({reason})") from error
 
 
 def _encoded(value: Any) -> Tensor:

@@ -162,10 +162,13 @@ class Pretraining:
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
         return self._held_out.snapshot(self._part.everywhere(self.model), done, records, self._config.recipe, plan)
 
-    def export(self, folder: Path) -> None:
-        """Write the encoder up to each head, as it is after the last step; nothing is trained any more."""
+    def complete(self) -> None:
+        """Have the whole network in this process, after the last step; nothing is trained any more."""
         self.updates.clear()
         self._part.complete(self.model)
+
+    def export(self, folder: Path) -> None:
+        """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
     def state(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.config.stage import StageConfig, check_stages
 from bimkern.train.loop.sharing import SharedImages, Sharing
-from bimkern.train.memory.budget import check_memory, of_rank
+from bimkern.train.memory.budget import check_memory
 from bimkern.train.pipeline.sharing import SharedStages
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl: of the first step, every log_every-th, and the last."""
+        """The records of metrics.jsonl, which rank 0 has: of the first step, every log_every-th, and the last."""
         return jsonl.read(self.folder.path / metrics.FILE)
 
 
@@ -72,10 +72,10 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
                 check_stages(config, ranks.size)
         num_shares = 1 if config.run.pipeline else ranks.size
         training.check_ranks(config, ranks, num_shares=num_shares)
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             inputs = find_inputs(config)
-            mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else of_rank(config, ranks.size)
-            check_memory(mine, resolve_device(config.run.device))
+            mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else config
+            check_memory(mine, resolve_device(config.run.device), num_shares)
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _run(config, callbacks, inputs, init, folder, ranks)
@@ -102,7 +102,9 @@ def _run(
     with agreed(ranks):
         _begin_from(init, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
-    task.export(folder.exported)
+    task.complete()
+    if ranks.rank == 0:
+        task.export(folder.exported)
     task.model.zero_grad()
     return Outcome(config, folder, task.evaluate(), task.model.eval())
 

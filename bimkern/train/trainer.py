@@ -1,7 +1,7 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -342,7 +342,7 @@ class Trainer:
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        with agreed(self.ranks, CheckpointError) if required else nullcontext():
+        with self._all_saved() if required else nullcontext():
             self.saver.save(
                 Checkpoint(done, *self._tensors(), state),
                 loss,
@@ -351,6 +351,12 @@ class Trainer:
                 then=lambda: self._after_save(done, log, draw),
                 required=required,
             )
+
+    @contextmanager
+    def _all_saved(self) -> Iterator[None]:
+        """Wait for rank 0 to save, and fail where it does."""
+        with self.ranks.patient(), agreed(self.ranks, CheckpointError):
+            yield
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the task's and the optimizers' tensors, by name."""

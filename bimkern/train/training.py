@@ -145,12 +145,12 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
     shares: dict[str, Any] = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
     found: list[dict[str, FileCheck]] = []
     for first in (True, False):
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             if first == (local_rank() == 0):
                 found = [_check(config, listing) for listing in inputs.listings]
     images: FrozenDataset | None = None
     for first in (True, False):
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             if first == (ranks.rank == 0):
                 begun = {"begun": folder.begun or not first, "of_rank_0": not first}
                 images = freeze_dataset(folder.path, inputs.listing, found[0], **begun, **shares)

@@ -27,6 +27,9 @@ class Recorded:
         return self
 
     def wait(self):
+        pass
+
+    def traffic(self):
         return Traffic(total=2.0, wait=1.0)
 
 

@@ -9,6 +9,7 @@ import torch
 from bimkern.train import device as devices
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
+from bimkern.train.config.run import ConfigError
 
 
 @pytest.fixture
@@ -29,6 +30,26 @@ def cuda(monkeypatch):
     note("current_stream", "the stream")
     note("Event", SimpleNamespace(record=lambda stream: calls.append(("record", stream)), query=lambda: False))
     return calls
+
+
+@pytest.fixture
+def third_of_three(monkeypatch):
+    """Be the third of three ranks."""
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+
+
+def test_every_rank_has_a_gpu_of_its_own(cuda, third_of_three, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert devices.claim("cuda") == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match="--device cuda:1: 3 ranks take one GPU each; use cuda"):
+        devices.claim("cuda:1")
+
+
+def test_more_ranks_than_gpus_are_refused(cuda, third_of_three):
+    message = "--device cuda: this machine offers 2 CUDA devices .* more ranks here; choose --nproc-per-node 2"
+    with pytest.raises(ConfigError, match=message):
+        devices.claim("cuda")
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "cuda"])

@@ -25,7 +25,7 @@ def load_shared(
     Raises:
         CheckpointError, OtherRank: no checkpoint is intact.
     """
-    with agreed(ranks):
+    with ranks.patient(), agreed(ranks):
         saved = store.load_latest(folder) if ranks.rank == 0 else None
     about = ranks.share(None if saved is None else _description(saved))
     if about is None or ranks.size == 1:

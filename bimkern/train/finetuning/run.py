@@ -27,7 +27,7 @@ from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning.task import Finetuning
 from bimkern.train.loop.sharing import SharedImages
-from bimkern.train.memory.budget import check_memory, of_rank
+from bimkern.train.memory.budget import check_memory
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.summary import describe_finetuning, describe_rates
@@ -75,11 +75,11 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
     with training.connected_ranks(config) as ranks:
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             config, init, inputs, labels = _begin(config)
         training.check_ranks(config, ranks)
-        with agreed(ranks):
-            check_memory(of_rank(config, ranks.size), resolve_device(config.run.device))
+        with ranks.patient(), agreed(ranks):
+            check_memory(config, resolve_device(config.run.device), ranks.size)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _finetune(config, callbacks, init, inputs, labels, folder, ranks)
 
@@ -108,7 +108,8 @@ def _finetune(
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, SharedImages(ranks))
-    task.export(folder.exported)
+    if ranks.rank == 0:
+        task.export(folder.exported)
     return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())
 
 

@@ -20,7 +20,6 @@ from bimkern.units import human_bytes
 logger = logging.getLogger("bimkern.train")
 
 Options = TypeVar("Options", bound=RunOptions)
-Training = TypeVar("Training", bound=TrainingConfig)
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
@@ -75,23 +74,24 @@ def _available_in_cgroup() -> int:
         return 2**63  # no cgroup, or one of another kind
 
 
-def of_rank(config: Training, num_ranks: int) -> Training:
-    """Return a config whose steps are the share of one of several ranks."""
-    return replace(config, run=replace(config.run, batch_size=-(-config.run.batch_size // num_ranks)))
-
-
 def segments(config: TrainingConfig) -> list[Segment]:
     """Return one segment for every phase of a run."""
     run = config.run
     return [phase.segment(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
 
 
-def check_memory(config: TrainingConfig, device: torch.device) -> None:
+def check_memory(config: TrainingConfig, device: torch.device, num_ranks: int = 1) -> None:
     """Check that steps of every phase fit into the available memory; warn where that cannot be estimated.
+
+    Args:
+        config: of the run.
+        device: of this rank.
+        num_ranks: that share every step.
 
     Raises:
         ConfigError: they do not; the message suggests options that fit.
     """
+    config = replace(config, run=replace(config.run, batch_size=-(-config.run.batch_size // num_ranks)))
     run, estimator, available = config.run, MemoryEstimator(device.type), available_memory(device)
     try:
         needed = estimator.lower_bound(config)
@@ -102,10 +102,13 @@ def check_memory(config: TrainingConfig, device: torch.device) -> None:
         return
     if needed > available:
         sliced = f", decoded in slices: {run.slices}" if isinstance(run, RunConfig) else ""
+        fitting, shared = find_fitting(config, estimator, available), ""
+        if num_ranks > 1:
+            shared = f" of each of {num_ranks} ranks"
+            fitting = replace(fitting, batch_size=fitting.batch_size and fitting.batch_size * num_ranks)
         raise ConfigError(
-            f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps of {run.batch_size} images, "
-            f"{run.images_at_a_time} at a time{sliced}; {human_bytes(available)} are available. "
-            f"{find_fitting(config, estimator, available)}"
+            f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps{shared} of {run.batch_size} "
+            f"images, {run.images_at_a_time} at a time{sliced}; {human_bytes(available)} are available. {fitting}"
         )
 
 

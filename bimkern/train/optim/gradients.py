@@ -91,7 +91,7 @@ class BucketedSum:
         self._late: set[nn.Parameter] = set()  # whose gradients come in the last backward pass
         self._is_last = False
         self._sums: list[Sum] = []  # of the first buckets
-        self._traffic = Traffic()
+        self._ended: list[Sum] = []  # since traffic() was last called
         for parameter in self._parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrived)
@@ -117,8 +117,9 @@ class BucketedSum:
         if self._buckets is None:
             self._lay_out()
             self._send()
-        for sum_ in self._sums:
-            self._traffic += sum_.wait()
+        for sent in self._sums:
+            sent.wait()
+        self._ended += self._sums
         self._sums = []
         for bucket in self._buckets or []:
             for parameter, place in zip(bucket.parameters, bucket.places, strict=True):
@@ -129,7 +130,8 @@ class BucketedSum:
             self.begin()
 
     def traffic(self) -> Traffic:
-        spent, self._traffic = self._traffic, Traffic()
+        spent = sum((ended.traffic() for ended in self._ended), Traffic())
+        self._ended = []
         return spent
 
     def _arrived(self, parameter: nn.Parameter) -> None:

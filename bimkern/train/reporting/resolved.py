@@ -19,6 +19,7 @@ def start(config: TrainingConfig, layout: StepLayout, device: torch.device, load
         "steps": layout.num_steps,
         "peak_lr": max(config.run.peak_lr_of(segment.batch_size) for segment in layout.segments),
         "micro_batch": config.run.images_at_a_time,
+        "ranks": layout.segments[0].num_ranks,
         "device": f"{device}",
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "loader": loader,

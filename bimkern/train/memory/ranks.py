@@ -40,7 +40,9 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
         ConfigError: there are fewer images.
     """
     if num_ranks > segment.batch_size:
-        raise ConfigError(f"--ranks {num_ranks}: steps of {segment.batch_size} images cannot be shared by so many ranks")
+        raise ConfigError(
+            f"--ranks {num_ranks}: steps of {segment.batch_size} images cannot be shared by so many ranks"
+        )
     largest = replace(segment, batch_size=-(-segment.batch_size // num_ranks))
     largest = replace(largest, micro_batch=min(segment.micro_batch, largest.batch_size))
     memory = MemoryEstimator(device).estimate(config, largest)

@@ -73,7 +73,6 @@ class _Pretraining:
         counted.turn(None)
         flow.step(self.model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope)
 
-
     def _flow(self) -> Flow:
         return self._config.method.flow
 

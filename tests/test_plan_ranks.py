@@ -58,7 +58,7 @@ def test_text(capsys):
     ("arguments", "message"),
     [
         (["mae_vit_test", "--ranks", "0"], "--ranks must be at least 1, got 0"),
-        (["mae_vit_test", "--ranks", "13"], "--ranks 13: steps of 12 images cannot be shared by so many ranks"),
+        (["mae_vit_test", "--ranks", "13"], "--ranks 13: steps of 12 images cannot be shared by so many; choose fewer"),
         (["mae_vit_test", "--ranks", "2", "--pipeline"], "the stages of mae_vit_test learn together, by EndToEnd"),
         (["bim_vit_test", "--ranks", "2", "--pipeline"], "got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or"),
         (["bim_vit_test", "--ranks", "2", "--bandwidth", "fast"], "--bandwidth must be a number of B, KiB, "),

@@ -43,7 +43,7 @@ OPTIONS = (
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--dist-timeout", "--log", "--log-every", "--save-every"),
-    *("--slices", "--teacher", "--init"),
+    *("--slices", "--teacher", "--init", "--pipeline"),
 )
 
 

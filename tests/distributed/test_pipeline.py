@@ -1,10 +1,11 @@
 """A pipeline of two ranks learns, bit for bit, what one process learns."""
 
+import os
 import shutil
 import signal
 
 import pytest
-from pipeline_runs import command, out_of_memory, terminated, train, two_stages
+from pipeline_runs import command, out_of_memory, terminated, train, train_uncut, two_stages
 from rank_processes import RankProcesses
 from shared_runs import records
 
@@ -96,6 +97,18 @@ def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
     assert run.wait() == [1, 1]
     (line,) = "".join(run.stderr()).splitlines()
     assert "rank 1: not enough memory for its stage; choose a smaller --micro-batch. The same command resumes" in line
+
+
+@pytest.mark.skipif("BIMKERN_STRESS" not in os.environ, reason="four ranks are for make stress")
+@pytest.mark.parametrize(
+    "name", ["bim_vit_test_growing", "vitfreeze_vit_test_isolated", "bim_swin_tiny_test", "bim_fastmim_p_vit_test"]
+)
+def test_four_stages(tmp_path, name):
+    pipeline = RankProcesses(train_uncut, 4, tmp_path / "output", [name], tmp_path / "four", PIPELINE)
+    train_uncut([name], tmp_path / "one", {"steps": STEPS})
+    pipeline.results()
+    assert files(tmp_path / "one" / name) == files(tmp_path / "four" / name)
+    assert learned(tmp_path / "one" / name) == learned(tmp_path / "four" / name)
 
 
 REFUSED = [

@@ -25,6 +25,12 @@ def two_stages(name, out, **options):
     return replace(config, method=replace(method, taps=equal_stages(method.encoder.depth, 2), **one))
 
 
+def train_uncut(names, folder, options):
+    """Train some recipes with the stages that they have."""
+    for name in names:
+        run(config_of(name, folder / name, **(OPTIONS | options)))
+
+
 def train(names, folder, options):
     """Train some recipes, one after the other; return how many numbers this process held of each when it saved."""
     held, save = {}, Trainer._save

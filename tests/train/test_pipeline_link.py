@@ -50,7 +50,7 @@ def test_a_rank_waits_when_the_queue_is_full(ranks):
     tokens, _ = ranks.wires
     for i in range(QUEUE + 2):
         assert tokens.waited == max(0, i - QUEUE)
-        link.send("key", torch.full((2, 3), i))
+        link.send("key", torch.full((2, 3), float(i)))
     assert link.waits() == [0.0, 1.0]
     assert link.waits() == [0.0, 0.0]
 

@@ -5,6 +5,7 @@ Shapes: B images, T tokens of a stage, D width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -41,7 +42,7 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
     """
     if num_ranks > segment.batch_size:
         raise ConfigError(
-            f"--ranks {num_ranks}: steps of {segment.batch_size} images cannot be shared by so many ranks"
+            f"--ranks {num_ranks}: steps of {segment.batch_size} images cannot be shared by so many; choose fewer"
         )
     largest = replace(segment, batch_size=-(-segment.batch_size // num_ranks))
     largest = replace(largest, micro_batch=min(segment.micro_batch, largest.batch_size))
@@ -70,7 +71,7 @@ def of_stages(config: Config, segment: Segment, device: str) -> list[RankEstimat
 def _tokens(config: Config, side: int) -> Iterator[int]:
     """Yield the bytes of the tokens that every stage but the last puts out for an image."""
     with FakeTensorMode(), torch.no_grad():
-        model = rehearsal_of(config).model
+        model: Any = rehearsal_of(config).model
         tokens = torch.empty(1, config.channels, side, side, dtype=torch.uint8)
         views = model.views(tokens, torch.empty(1, dtype=torch.int64), config.run.seed)
         for stage, view in enumerate(views[:-1]):

@@ -20,7 +20,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class Link:
     """Receive from the rank before, send to the rank behind; the first time, the shape of a key travels ahead.
 
-    What is sent is copied, so that a stage may overwrite it, and memory is taken anew only where tokens get larger.
+    What is sent is copied, so that a stage may overwrite it, and memory is allocated only where tokens get larger.
     """
 
     def __init__(self, ranks: Group, device: torch.device) -> None:

@@ -71,7 +71,7 @@ class GatheringSaver(AsyncSaver):
 
 
 class ServingSaver(Unsaved):
-    """The saver of any other rank: it copies its tensors, and hands them out while training goes on."""
+    """The saver of any other rank: it copies its tensors, and hands them out while training continues."""
 
     def __init__(self, ranks: Group, lines: Lines) -> None:
         super().__init__()

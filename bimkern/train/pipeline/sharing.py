@@ -67,7 +67,7 @@ class SharedStages:
         self._flags.append(self.ranks.begin_highest([flag]))
         found = len(self._flags) > 1 and bool(self._flags.popleft()()[0])
         if found:
-            self._flags.clear()  # what comes next begins anew
+            self._flags.clear()  # those of steps that are run again
         return found
 
     # of the task

@@ -25,8 +25,6 @@ from torch.distributed.rendezvous import rendezvous
 from bimkern.errors import BimkernError, RunError
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
-
-
 _PATIENCE = timedelta(days=7)
 _runs = count()  # of this process, as of any other rank
 

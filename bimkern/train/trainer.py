@@ -332,7 +332,7 @@ class Trainer:
     def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
-        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take())))
+        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
         state = {
             "scalers": self._sharing.join([update.scaler_state() for update in self.task.updates]),

@@ -37,7 +37,7 @@ host-cuda:
 	cmake --install $(BUILD) --component host_cuda --prefix .
 
 # A million random operations on an arena, on one of several streams, and with kernels that really run, against oracles;
-# ROUNDS random cases of each kernel, CUDA on the host and Triton interpreted; a pipeline of four ranks.
+# ROUNDS random cases of each kernel, CUDA on the host and Triton interpreted; pipelines of four ranks.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
 	cmake --build $(BUILD)/stress --target arena_tests fuzz_host_cuda
@@ -46,7 +46,7 @@ stress:
 	kernels=$(BUILD)/stress/test_device_kernels; test ! -e $$kernels || $$kernels 1000000
 	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz $(ROUNDS)
 	if $(PYTHON) -c 'import triton'; then PYTHONPATH=. $(PYTHON) tests/ops/fuzz_triton.py $(ROUNDS); fi
-	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/distributed/test_pipeline.py -k four
+	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/distributed/test_pipeline.py -k as_many_ranks
 
 # Puts faults into the kernels and the arena, one at a time: random cases must notice each. WORDS="barrier hog": these
 # alone.

@@ -10,6 +10,7 @@ from rank_processes import RankProcesses
 from shared_runs import records
 
 from bimkern import pretrain
+from bimkern.recipes import RECIPES
 from bimkern.train import network
 
 NAMES = ["bim_vit_test", "vitfreeze_vit_test_isolated"]
@@ -99,16 +100,17 @@ def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
     assert "rank 1: not enough memory for its stage; choose a smaller --micro-batch. The same command resumes" in line
 
 
-@pytest.mark.skipif("BIMKERN_STRESS" not in os.environ, reason="four ranks are for make stress")
+@pytest.mark.skipif("BIMKERN_STRESS" not in os.environ, reason="more ranks are for make stress")
 @pytest.mark.parametrize(
     "name", ["bim_vit_test_growing", "vitfreeze_vit_test_isolated", "bim_swin_tiny_test", "bim_fastmim_p_vit_test"]
 )
-def test_four_stages(tmp_path, name):
-    pipeline = RankProcesses(train_uncut, 4, tmp_path / "output", [name], tmp_path / "four", PIPELINE)
+def test_as_many_ranks_as_a_recipe_has_stages(tmp_path, name):
+    size = len(RECIPES[name].config.method.taps)
+    pipeline = RankProcesses(train_uncut, size, tmp_path / "output", [name], tmp_path / "all", PIPELINE)
     train_uncut([name], tmp_path / "one", {"steps": STEPS})
     pipeline.results()
-    assert files(tmp_path / "one" / name) == files(tmp_path / "four" / name)
-    assert learned(tmp_path / "one" / name) == learned(tmp_path / "four" / name)
+    assert files(tmp_path / "one" / name) == files(tmp_path / "all" / name)
+    assert learned(tmp_path / "one" / name) == learned(tmp_path / "all" / name)
 
 
 REFUSED = [

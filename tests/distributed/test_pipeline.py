@@ -16,7 +16,8 @@ from bimkern.train.config.run import ConfigError, RunConfig
 
 NAMES = ["bim_vit_test", "vitfreeze_vit_test_isolated"]
 STEPS = 12
-PIPELINE = {"steps": STEPS, "pipeline": True}
+ONE = {"steps": STEPS, "normalize": "dataset"}  # which rank 0 measures for all
+PIPELINE = ONE | {"pipeline": True}
 
 
 def files(folder):
@@ -36,7 +37,7 @@ def trained(tmp_path_factory):
     """Return the folders of runs of one process and of a pipeline, and what the ranks of the latter held."""
     folder = tmp_path_factory.mktemp("trained")
     pipeline = RankProcesses(train, 2, folder / "output", NAMES, folder / "two", PIPELINE)
-    train(NAMES, folder / "one", {"steps": STEPS})
+    train(NAMES, folder / "one", ONE)
     return folder / "one", folder / "two", pipeline.results()
 
 
@@ -77,7 +78,7 @@ def test_either_resumes_the_other(trained, tmp_path):
         for name in NAMES:
             shutil.rmtree(tmp_path / target / name / "checkpoints" / f"step-{STEPS:08d}")
     pipeline = RankProcesses(train, 2, tmp_path / "output", NAMES, tmp_path / "two", PIPELINE)
-    train(NAMES, tmp_path / "one", {"steps": STEPS})
+    train(NAMES, tmp_path / "one", ONE)
     pipeline.results()
     for name in NAMES:
         for resumed in ("one", "two"):
@@ -108,7 +109,7 @@ def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
 def test_as_many_ranks_as_a_recipe_has_stages(tmp_path, name):
     size = len(RECIPES[name].config.method.taps)
     pipeline = RankProcesses(train_uncut, size, tmp_path / "output", [name], tmp_path / "all", PIPELINE)
-    train_uncut([name], tmp_path / "one", {"steps": STEPS})
+    train_uncut([name], tmp_path / "one", ONE)
     pipeline.results()
     assert files(tmp_path / "one" / name) == files(tmp_path / "all" / name)
     assert learned(tmp_path / "one" / name) == learned(tmp_path / "all" / name)

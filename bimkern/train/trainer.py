@@ -25,7 +25,7 @@ from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.loop.session import Session
 from bimkern.train.loop.sharing import SharedImages, Sharing
-from bimkern.train.loop.streaming import OptimizerState
+from bimkern.train.loop.streaming import served
 from bimkern.train.loop.unwritten import Unlogged
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
@@ -79,7 +79,6 @@ class Trainer:
         data = MicroBatches(
             images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
         )
-        self._optimizer_state = OptimizerState(task.updates, self.ranks)
         self._agreement = sharing.agreement(images.quarantine, task.updates)
         self.resilient_loader = ResilientLoader(self.loader, data, self._agreement.quarantine)
         self._bottleneck = BottleneckWarning()
@@ -345,9 +344,10 @@ class Trainer:
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        with self._all_saved() if required else nullcontext(), self._optimizer_state.served():
+        model, optimizer = self._tensors()
+        with self._all_saved() if required else nullcontext(), served(optimizer, self.ranks):
             self.saver.save(
-                Checkpoint(done, *self._tensors(), state),
+                Checkpoint(done, model, optimizer, state),
                 loss,
                 conditions=self.task.conditions(done - 1),
                 first=log.sync,
@@ -363,7 +363,7 @@ class Trainer:
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""
-        return self.task.state(), self._optimizer_state.tensors()
+        return self.task.state(), {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
 
     def metrics(self, done: int) -> Metrics | Unlogged:
         """Open the metrics of the run, and drop the records after a step."""

@@ -22,7 +22,7 @@ from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, is_live
 from bimkern.watchdog import STALLED, BackgroundTask, Interrupted, Watchdog
 
 logger = logging.getLogger("bimkern.train")
@@ -205,7 +205,7 @@ class _Canceled(Exception):
 
 def _to_copy(tensors: list[Tensor | Streamed]) -> list[Tensor] | None:
     """Return the tensors that training may change while others are written, None where it has to wait for some."""
-    if any(tensor.live for tensor in tensors if isinstance(tensor, Streamed)):
+    if any(map(is_live, tensors)):
         return None
     return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 

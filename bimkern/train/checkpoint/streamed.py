@@ -23,6 +23,10 @@ class Streamed:
         return self.shape.numel() * self.dtype.itemsize
 
 
+def is_live(tensor: Tensor | Streamed) -> bool:
+    return isinstance(tensor, Streamed) and tensor.live
+
+
 def read(tensor: Tensor | Streamed) -> Tensor:
     return tensor.read() if isinstance(tensor, Streamed) else tensor
 

@@ -3,14 +3,11 @@
 from collections import Counter
 
 import torch
-from torch import Tensor
 
-from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import Method
+from bimkern.mim.operations import head_flops
 from bimkern.mim.schedule import resolve
 from bimkern.models.encoder import CountsOperations
-from bimkern.models.heads import DecoderConfig, HeadConfig
-from bimkern.models.layers import layer_flops
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import Config
 
@@ -29,32 +26,6 @@ of the encoder, d of a decoder, H the hidden width of an MLP; V values of a patc
                      frozen layers and a frozen embedding once, the heads of frozen layers never"""
 
 _STEPS = 10_000  # of the run over which a schedule is read
-
-
-def prediction_flops(head: HeadConfig, width: int, out_length: int, weights: Tensor) -> int:
-    """Count what makes predictions of a head's features, `width` wide, for tokens with loss weights [1, N]."""
-    num_tokens = weights.shape[1]
-    if not isinstance(head, DecoderConfig) or head.match_scale is None:
-        return 2 * num_tokens * width * out_length
-    if head.scale < 1:
-        return 2 * int(num_tokens * head.scale**2) * width * out_length
-    num_masked = int(weights.count_nonzero())
-    deconvolved = {1: 0, 2: 4 * width**2, 4: 8 * width**2}[int(head.scale)]
-    return num_masked * (deconvolved + 2 * int(head.scale) * width * out_length)
-
-
-def head_flops(method: Method, stage: int, view: StageView) -> int:
-    """Count the forward pass of a head, from the tokens of its stage to its predictions."""
-    encoder, head, level = method.encoder, method.head(stage), method.level(stage)
-    out_length = method.target(stage).length(encoder.channels, level.patch, head.scale)
-    weights = view.weights(method.grid(stage, view.grid))
-    if not isinstance(head, DecoderConfig):
-        return prediction_flops(head, level.width, out_length, weights)
-    num_tokens = weights.shape[1]
-    shown = num_tokens if view.decoded is None else view.decoded.shape[1]
-    entry = 2 * (shown + encoder.num_prefix) * level.width * head.width
-    layer = layer_flops(num_tokens + encoder.num_prefix, head.width, int(head.width * head.mlp_ratio))
-    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
 
 
 def step_flops(method: Method, frozen_groups: int = 0) -> int:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from itertools import count
@@ -53,10 +53,10 @@ class Ranks(Protocol):
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""
 
-    def copy(self, tensor: Tensor) -> None:
-        """Overwrite a contiguous tensor with that of rank 0."""
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
+        """Overwrite a contiguous tensor with that of another rank."""
 
-    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+    def begin_copy(self, tensor: Tensor, source: int) -> Sum:
         """Begin to overwrite a contiguous tensor with that of a rank; sums may begin in any order between copies."""
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
@@ -86,10 +86,10 @@ class Alone:
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def copy(self, tensor: Tensor) -> None:
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
         pass
 
-    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
+    def begin_copy(self, tensor: Tensor, source: int) -> Sum:
         return NotSent()
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
@@ -120,6 +120,7 @@ class Group:
         options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **options)
         self._copying = dist.new_group(timeout=timeout)
+        self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
@@ -140,12 +141,12 @@ class Group:
             dist.all_reduce(total, group=None if tensor.is_cuda else self._agreeing)
         return total
 
-    def copy(self, tensor: Tensor) -> None:
+    def copy(self, tensor: Tensor, source: int = 0) -> None:
         with lost():
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=source)
 
-    def begin_copy(self, tensor: Tensor, rank: int) -> Sum:
-        return begun(tensor, lambda: dist.broadcast(tensor, src=rank, group=self._copying, async_op=True))
+    def begin_copy(self, tensor: Tensor, source: int) -> Sum:
+        return begun(tensor, lambda: dist.broadcast(tensor, src=source, group=self._copying, async_op=True))
 
     def move(self, tensor: Tensor, source: int, target: int) -> None:
         with lost():
@@ -155,10 +156,20 @@ class Group:
                 dist.recv(tensor, source)
 
     def highest(self, values: Sequence[int]) -> list[int]:
+        return self.begin_highest(values)()
+
+    def begin_highest(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Begin what highest() does; return what waits for its result."""
         found = torch.tensor(values, dtype=torch.int64)
         with lost():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing)
-        return found.tolist()
+            work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self._agreeing, async_op=True)
+
+        def result() -> list[int]:
+            with lost():
+                work.wait()
+            return found.tolist()
+
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         text = _encoded(value)
@@ -219,11 +230,11 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
         with _quiet() if group.rank else nullcontext():
             yield group
     except BimkernError as error:
-        if error.reported is None and error.of_all_ranks:
-            error.reported = group.rank > 0
+        if error.of_all_ranks and group.rank:
+            error.reported = True  # by rank 0, whose store may have ended with it
         elif error.reported is None:
             is_first, exit_code = group.first_failure(error.exit_code)
-            error.reported = not is_first
+            error.reported = not (is_first or error.of_all_ranks)
             if isinstance(error, RankLost):
                 error.exit_code = exit_code
         raise

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from bimkern.train.config.run import Config, ConfigError, Precision
 from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
 from bimkern.train.memory.estimate import MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import METHOD
+from bimkern.train.memory.shared_plan import SharedPlan, plan_ranks
 from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
@@ -47,6 +48,12 @@ class PlanOptions:
     """Device whose alignment to use. Temporary memory of GPU kernels and libraries is unknown and not included."""
     limit: str | None = None
     """Memory limit, like 24GiB: report the largest batch that fits, and how to fit the requested one."""
+    ranks: int = 1
+    """Ranks that share the work: report the memory of each, and what it sends in a step."""
+    pipeline: bool = False
+    """One stage per rank: also propose the cut into so many stages whose largest takes the fewest operations."""
+    bandwidth: str | None = None
+    """Bandwidth of a rank's link in one direction, per second, like 10GiB: report the time that a step's bytes take."""
     json: bool = False
     """Print one JSON object, with sizes in bytes."""
     picture: Path | None = None
@@ -77,16 +84,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.check_parts(command.named(arguments), config.run)
         if options.picture is not None:
             _check_picture(options.picture)
-        limit = None if options.limit is None else _bytes(options.limit)
+        limit = None if options.limit is None else _bytes("--limit", options.limit)
+        bandwidth = None if options.bandwidth is None else _bytes("--bandwidth", options.bandwidth)
         estimator = MemoryEstimator(options.device)
         phases = [
             PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
         ]
+        shared = None
+        if options.ranks != 1 or options.pipeline:
+            largest = _largest(phases).segment
+            shared = plan_ranks(config, largest, options.device, options.ranks, pipeline=options.pipeline)
         fits = None if limit is None else find_fitting(config, estimator, limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     with printing():
-        print(_json(phases, fits) if options.json else _text(config, phases, limit, fits))
+        if options.json:
+            print(_json(phases, fits, shared, bandwidth))
+        else:
+            print(_text(config, phases, limit, fits, {} if shared is None else shared.facts(bandwidth)))
 
 
 def _check_picture(path: Path) -> None:
@@ -108,11 +123,14 @@ def _options_of(config: Config) -> PlanOptions:
     )
 
 
-def _bytes(text: str) -> int:
+def _bytes(option: str, text: str) -> int:
     try:
-        return parse_bytes(text)
+        found = parse_bytes(text)
     except ValueError as error:
-        raise ConfigError(f"--limit {error}") from error
+        raise ConfigError(f"{option} {error}") from error
+    if found < 1:
+        raise ConfigError(f"{option} must be above 0, got {text}")
+    return found
 
 
 def _draw(config: Config, device: str, path: Path) -> None:
@@ -127,7 +145,9 @@ def _largest(phases: Sequence[PhaseEstimate]) -> PhaseEstimate:
     return max(phases, key=lambda phase: phase.estimate.peak)
 
 
-def _json(phases: Sequence[PhaseEstimate], fits: FittingOptions | None) -> str:
+def _json(
+    phases: Sequence[PhaseEstimate], fits: FittingOptions | None, shared: SharedPlan | None, bandwidth: int | None
+) -> str:
     largest = _largest(phases)
     each = [
         {
@@ -139,10 +159,17 @@ def _json(phases: Sequence[PhaseEstimate], fits: FittingOptions | None) -> str:
         for phase in phases
     ]
     found: dict[str, Any] = asdict(largest.estimate) | {"image_size": largest.segment.image_size, "phases": each}
-    return json.dumps(found | ({} if fits is None else {"fits": asdict(fits)}))
+    found |= {} if fits is None else {"fits": asdict(fits)}
+    return json.dumps(found | ({} if shared is None else {"shared": shared.numbers(bandwidth)}))
 
 
-def _text(config: Config, phases: Sequence[PhaseEstimate], limit: int | None, fits: FittingOptions | None) -> str:
+def _text(
+    config: Config,
+    phases: Sequence[PhaseEstimate],
+    limit: int | None,
+    fits: FittingOptions | None,
+    shared: Mapping[str, str],
+) -> str:
     run, largest = config.run, _largest(phases)
     estimate = largest.estimate
     scopes = ", ".join(f"{name} {human_bytes(size)}" for name, size in estimate.scopes.items())
@@ -164,6 +191,7 @@ def _text(config: Config, phases: Sequence[PhaseEstimate], limit: int | None, fi
         )
     if limit is not None:
         facts["limit"] = f"{_verdict(estimate, limit)}. {fits}"
+    facts |= shared
     facts["method"] = METHOD
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "

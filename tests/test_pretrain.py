@@ -43,7 +43,7 @@ OPTIONS = (
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--shard", "--dist-timeout", "--log", "--log-every", "--save-every"),
-    *("--slices", "--teacher", "--init", "--normalize"),
+    *("--slices", "--teacher", "--init", "--normalize", "--pipeline"),
 )
 
 

@@ -15,6 +15,7 @@ from bimkern.mim.model import Method
 from bimkern.models.encoder import EncoderConfig, Layout, Program, Weights
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import CheckpointError
+from bimkern.train.checkpoint.streamed import read_all
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.serialize import refuse_other
 from bimkern.train.run_folder.folder import RunFolder
@@ -161,4 +162,4 @@ def read_trained(path: Path) -> tuple[RunFolder, Trained]:
         raise ConfigError(f"{path} is neither a run folder, with a config.json, nor a checkpoint inside one")
     what = f"{path}: the checkpoint of step {checkpoint.step} is of a run"
     refuse_other(checkpoint.state.get("config"), config, what, "export it from that run's own folder")
-    return run, Trained(config, checkpoint.step, checkpoint.model)
+    return run, Trained(config, checkpoint.step, read_all(checkpoint.model))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -56,6 +57,13 @@ class Update(Protocol):
 class MicroBatch:
     images: Tensor  # [B, C, H, W] uint8
     views: list[StageView]  # one for every stage
+
+
+class Tokens(Protocol):
+    """What enters a stage, by micro-batch: it is replaced by what the stage puts out."""
+
+    def __getitem__(self, i: int, /) -> Tensor: ...
+    def __setitem__(self, i: int, tokens: Tensor, /) -> None: ...
 
 
 def _unnoticed(number: int) -> None:
@@ -129,27 +137,23 @@ class Local:
         ready: Notify = _unnoticed,
         ahead: Notify = _unnoticed,
     ) -> Tensor:
-        inputs = [batch.images for batch in batches]
-        denominators = _denominators(batches) if denominators is None else denominators
+        tokens = [batch.images for batch in batches]
+        denominators = denominators_of(batches) if denominators is None else denominators
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
-            frozen = model.is_frozen(stage, frozen_groups)
             with scope(f"stage{stage}"):
                 ready(stage)
-                for i, batch in enumerate(batches):
-                    tokens = model.encode(stage, inputs[i], batch.views[stage], frozen_groups)
-                    inputs[i] = tokens.detach()
-                    if frozen:
-                        continue
-                    target = model.targets([stage], batch.images)[stage]
-                    part, grad = _decode(model, stage, tokens, batch, target, denominators[stage], update, slices)
-                    if i == len(batches) - 1:
-                        ahead(stage)
-                    tokens.backward(grad)
-                    losses[stage] = part if i == 0 else losses[stage] + part
-                    del tokens, grad, target
-                if not frozen:
-                    update.apply()
+                losses[stage] = learn(
+                    model,
+                    stage,
+                    tokens,
+                    batches,
+                    update,
+                    slices=slices,
+                    frozen_groups=frozen_groups,
+                    denominator=denominators[stage],
+                    ahead=partial(ahead, stage),
+                )
         return losses
 
 
@@ -178,7 +182,7 @@ class EndToEnd:
         ahead: Notify = _unnoticed,
     ) -> Tensor:
         (update,) = updates
-        denominators = _denominators(batches) if denominators is None else denominators
+        denominators = denominators_of(batches) if denominators is None else denominators
         losses = torch.full_like(denominators, math.nan)
         first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
         losses[first:] = 0
@@ -202,7 +206,54 @@ class EndToEnd:
         return losses
 
 
-def _denominators(batches: Sequence[MicroBatch]) -> Tensor:
+def learn(
+    model: Staged,
+    stage: int,
+    tokens: Tokens,
+    batches: Sequence[MicroBatch],
+    update: Update,
+    *,
+    slices: int,
+    frozen_groups: int,
+    denominator: Tensor,
+    ahead: Callable[[], object],
+) -> Tensor:
+    """Have one stage learn from all micro-batches of a step, by its own loss; a frozen one only runs forward.
+
+    Args:
+        model: the network.
+        stage: k.
+        tokens: what enters the stage, images for stage 0; each is replaced by what it puts out, detached.
+        batches: the micro-batches of the step.
+        update: that of the stage.
+        slices: parts in which the head decodes a micro-batch.
+        frozen_groups: how many layer groups, from the first on, do not learn.
+        denominator: loss weights of the stage over the whole step.
+        ahead: called before the last backward pass.
+
+    Returns:
+        The loss of the stage, detached; NaN where it is frozen.
+    """
+    frozen = model.is_frozen(stage, frozen_groups)
+    loss = torch.full_like(denominator, math.nan)
+    for i, batch in enumerate(batches):
+        out = model.encode(stage, tokens[i], batch.views[stage], frozen_groups)
+        tokens[i] = out.detach()
+        if frozen:
+            continue
+        target = model.targets([stage], batch.images)[stage]
+        part, grad = _decode(model, stage, out, batch, target, denominator, update, slices)
+        if i == len(batches) - 1:
+            ahead()
+        out.backward(grad)
+        loss = part if i == 0 else loss + part
+        del out, grad, target
+    if not frozen:
+        update.apply()
+    return loss
+
+
+def denominators_of(batches: Sequence[MicroBatch]) -> Tensor:
     """Sum the loss weights of every stage over the whole step, [S]."""
     stages = range(len(batches[0].views))
     return torch.stack([torch.stack([batch.views[s].masked.sum() for batch in batches]).sum() for s in stages])

@@ -112,6 +112,20 @@ class Method:
         """Return the grid of the tokens that a stage puts out, from that of the patches that are embedded."""
         return grid_after(self.encoder, self.taps[stage] + 1, patches)
 
+    def layer_group(self, name: str) -> LayerGroup:
+        """Return the layer group of a parameter or buffer of the network, by its name."""
+        part, _, rest = name.partition(".")
+        if part == "encoder":
+            return LayerGroup(self.encoder.layer_group(rest))
+        if part in ("heads", "projections"):
+            return LayerGroup(self.taps[int(rest.partition(".")[0])] + 1, head=True)
+        return LayerGroup(0)
+
+    def stage_of(self, name: str) -> int:
+        """Return which stage trains a parameter, or keeps a buffer, of this name."""
+        number = self.layer_group(name).number
+        return next(k for k, tap in enumerate(self.taps) if number <= tap + 1)
+
     def views(self, draw_ids: Tensor, grid: Grid, seed: int) -> list[StageView]:
         """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches."""
         views = self.masker.views(draw_ids, grid, len(self.taps), seed)
@@ -201,19 +215,11 @@ class MIM(nn.Module):
         Group 0 is the embedding with prefix tokens and mask embedding, group i layer i, counted from 1; a head has the
         number of the layer that it reads.
         """
-        groups = {name: LayerGroup(0) for name, _ in self.named_parameters()}
-        for name, _ in self.encoder.named_parameters():
-            groups[f"encoder.{name}"] = LayerGroup(self.method.encoder.layer_group(name))
-        for k, tap in enumerate(self.method.taps):
-            reading = (f"heads.{k}.", f"projections.{k}.")
-            groups |= {name: LayerGroup(tap + 1, head=True) for name in groups if name.startswith(reading)}
-        return groups
+        return {name: self.method.layer_group(name) for name, _ in self.named_parameters()}
 
     def stage_parameters(self, stage: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the named parameters that stage trains: its layers, its head, and the embedding for stage 0."""
-        groups = self.layer_groups()
-        mine = {1 + layer for layer in self.stage_layers(stage)} | ({0} if stage == 0 else set())
-        return ((name, p) for name, p in self.named_parameters() if groups[name].number in mine)
+        return ((name, p) for name, p in self.named_parameters() if self.method.stage_of(name) == stage)
 
     def is_frozen(self, stage: int, frozen_groups: int) -> bool:
         """Return whether a stage has stopped learning: its last layer, with its head, is among the frozen groups."""

@@ -21,6 +21,7 @@ from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
 from bimkern.train.config.run import DTYPES, Config, ConfigError
+from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
@@ -43,6 +44,7 @@ class Pretraining:
         device: torch.device,
         init: InitialWeights | None = None,
         ranks: Ranks = ALONE,
+        part: NetworkPart = WHOLE,
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -54,9 +56,11 @@ class Pretraining:
             device: where the network is.
             init: the weights that --init names; a checkpoint replaces them.
             ranks: that share every step, as the layout says.
+            part: of the network, that this process trains.
         """
         run = config.run
         self._config, self._layout, self._device, self._ranks = config, layout, device, ranks
+        self._part, self._flow = part, part.flow(config.method)
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
@@ -65,6 +69,7 @@ class Pretraining:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
         self.model.to(device)
+        part.keep(self.model)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
@@ -73,7 +78,7 @@ class Pretraining:
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
-            for name, group in config.method.flow.partition(self.model).items()
+            for name, group in self._flow.partition(self.model).items()
         ]
         self._teacher = None if self.model.teacher is None else self.model.teacher.sha256
         self._work: tuple[Segment, int] | None = None  # what steps are alike in
@@ -110,7 +115,7 @@ class Pretraining:
             self._work = work
             for update in self.updates:
                 update.renew()
-        losses = self._config.method.flow.step(
+        losses = self._flow.step(
             self.model,
             batches,
             self.updates,
@@ -156,17 +161,22 @@ class Pretraining:
         self._init = begun  # --init may be left out: the checkpoint has the weights
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
-        return self._held_out.snapshot(self.model, done, records, self._config.recipe, plan)
+        return self._held_out.snapshot(self._part.everywhere(self.model), done, records, self._config.recipe, plan)
+
+    def complete(self) -> None:
+        """Have the whole network in this process, after the last step; nothing is trained any more."""
+        self.updates.clear()
+        self._part.complete(self.model)
 
     def export(self, folder: Path) -> None:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
     def state(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
+        return self._part.state(self.model)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        self.model.load_state_dict(tensors)
+        self._part.load_state(self.model, tensors)
 
     def is_evaluated(self, done: int) -> bool:
         """Return whether images are held out, and a checkpoint is due."""
@@ -174,7 +184,7 @@ class Pretraining:
         return self._holds_out and due
 
     def held_out_record(self) -> dict[str, Any]:
-        return {"held_out_loss_per_stage": self._held_out.losses(self.model)}
+        return {"held_out_loss_per_stage": self._held_out.losses(self._part.everywhere(self.model))}
 
     def evaluate(self) -> list[HeldOutError]:
         """Compare what every stage predicts of held-out images with the truth."""

@@ -12,7 +12,7 @@ from bimkern.data.loader import Loader, default_workers
 from bimkern.data.source import Source
 from bimkern.data.sources import find
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed
+from bimkern.distributed import Group, Ranks, agreed
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
@@ -22,7 +22,10 @@ from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.normalization import normalized
 from bimkern.train.config.run import Config, ConfigError, resolve_device
+from bimkern.train.config.stage import StageConfig, check_stages
+from bimkern.train.loop.sharing import SharedImages, Sharing
 from bimkern.train.memory.budget import check_memory
+from bimkern.train.pipeline.sharing import SharedStages
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.held_out import HeldOutError
@@ -66,12 +69,17 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         Diverged, Starved, OutOfMemory: it cannot continue.
     """
     with training.connected_ranks(config) as ranks:
-        training.check_ranks(config, ranks)
+        with agreed(ranks):
+            if config.run.pipeline:
+                check_stages(config, ranks.size)
+        num_shares = 1 if config.run.pipeline else ranks.size
+        training.check_ranks(config, ranks, num_shares=num_shares)
         with ranks.patient(), agreed(ranks):
             inputs = find_inputs(config)
             if ranks.rank == 0:
                 config = _normalized(config, inputs)
-            check_memory(config, resolve_device(config.run.device), ranks.size)
+            mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else config
+            check_memory(mine, resolve_device(config.run.device), num_shares)
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         config = _shared_normalization(config, ranks)
         with training.opened_folder(config, inputs, ranks) as folder:
@@ -86,11 +94,13 @@ def _run(
     folder: RunFolder,
     ranks: Ranks,
 ) -> Outcome:
+    sharing, known = _shared(config, ranks)
+
     def make_task(
         config: Config, layout: StepLayout, images: FrozenDataset, loader: Loader, device: torch.device
     ) -> Pretraining:
         parts: dict[str, Any] = {"images": images, "pictures": folder.pictures, "init": init}
-        return Pretraining(config, layout, device=device, ranks=ranks, **parts)
+        return Pretraining(config, layout, device=device, **parts, **known)
 
     if config.run.normalize == "dataset" and ranks.rank == 0:
         write_json(folder.normalization, {"mean": config.method.mean, "std": config.method.std})
@@ -99,7 +109,8 @@ def _run(
     say(describe_briefly(config, images, training.describe_loader(inputs, images)))
     with agreed(ranks):
         _begin_from(init, folder)
-    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
+    task.complete()
     if ranks.rank == 0:
         task.export(folder.exported)
     task.model.zero_grad()
@@ -116,6 +127,14 @@ def _shared_normalization(config: Config, ranks: Ranks) -> Config:
     """Return the config with the mean and std of rank 0."""
     mean, std = ranks.share([config.method.mean, config.method.std])
     return replace(config, method=replace(config.method, mean=tuple(mean), std=tuple(std)))
+
+
+def _shared(config: Config, ranks: Ranks) -> tuple[Sharing, dict[str, Any]]:
+    """Return how ranks share the work, and what the task must know of it."""
+    if not config.run.pipeline or not isinstance(ranks, Group):
+        return SharedImages(ranks), {"ranks": ranks}
+    stages = SharedStages(ranks, config.method, resolve_device(config.run.device))
+    return stages, {"part": stages}
 
 
 def find_inputs(config: Config) -> Inputs:

@@ -13,22 +13,20 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import ALONE, Ranks, agreed, first_error
+from bimkern.distributed import ALONE, agreed
 from bimkern.errors import BimkernError, RunError
 from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
-from bimkern.train.checkpoint.async_saver import AsyncSaver
-from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, read_all
 from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
-from bimkern.train.loop.agreement import Agreement
 from bimkern.train.loop.session import Session
-from bimkern.train.loop.streaming import OptimizerState
-from bimkern.train.loop.unwritten import Unlogged, Unsaved
+from bimkern.train.loop.sharing import SharedImages, Sharing
+from bimkern.train.loop.streaming import served
+from bimkern.train.loop.unwritten import Unlogged
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
@@ -67,10 +65,11 @@ class Trainer:
         folder: RunFolder,
         device: torch.device,
         callbacks: Callbacks = NO_CALLBACKS,
-        ranks: Ranks = ALONE,
+        sharing: Sharing | None = None,
     ) -> None:
         run = config.run
-        self.ranks = ranks
+        self._sharing = sharing = sharing or SharedImages(ALONE)
+        self.ranks = sharing.ranks
         self._callbacks = callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
         self.images = images
@@ -80,12 +79,11 @@ class Trainer:
         data = MicroBatches(
             images=images.images, augment=config.augment, seed=run.seed, layout=layout, jpeg_draft=run.jpeg_draft
         )
-        self._optimizer_state = OptimizerState(task.updates, ranks)
-        self._agreement = Agreement(ranks, images.quarantine, task.updates)
+        self._agreement = sharing.agreement(images.quarantine, task.updates)
         self.resilient_loader = ResilientLoader(self.loader, data, self._agreement.quarantine)
         self._bottleneck = BottleneckWarning()
         self._interval_loss = RunningMean()
-        self.saver = AsyncSaver(folder.checkpoints, every=run.save_every) if ranks.rank == 0 else Unsaved()
+        self.saver = sharing.saver(folder.checkpoints, every=run.save_every)
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._extended_at: list[int] = []  # the steps that the run had when it was extended
@@ -106,7 +104,7 @@ class Trainer:
         self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
             # Without them it was killed between its last checkpoint and its pictures.
-            undrawn = not self.folder.has_picture(self.task.pictures.newest)
+            undrawn = self.ranks.share(not self.folder.has_picture(self.task.pictures.newest))
             if undrawn or self.config.run.log:
                 with closing(self.metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
@@ -126,7 +124,7 @@ class Trainer:
                 self._report_saves()  # the session has waited for the last one
                 raise
             raise signals.stopped(f"; {error}; nothing saved since step {self.saver.saved_step}") from error
-        self._agreement.on_step(signals)
+        self._agreement.on_end(signals)
         if signals.agreed is not None:  # in or after the last step: all is saved, and what comes may hang
             raise signals.stopped(f" after step {session.done}, the last")
 
@@ -151,7 +149,7 @@ class Trainer:
                     record |= self.task.held_out_record()
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
-            if (record is not None or done % PATIENCE == 0) and self._divergence.found(done):
+            if (record is not None or done % PATIENCE == 0) and self._sharing.any(self._divergence.found(done)):
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
@@ -163,32 +161,28 @@ class Trainer:
                 self._end(session)
             elif done % run.save_every == 0:
                 self._finish_updates()
-                if self._divergence.is_learning():
+                if all(self._sharing.join([self._divergence.is_learning()])):
                     self._save(session, required=False)
 
     def _next(self, session: Session) -> list[Batch]:
         """Return the next step's micro-batches of this rank, once every rank has its own."""
         batch, failure = list[Batch](), None
         try:
-            batch = session.prefetcher.next()
+            with self._sharing.loading():
+                batch = session.prefetcher.next()
         except Interrupted:
             assert session.signals.received is not None  # which all ranks hear of next
         except (LoadingFailed, SourceError) as error:
             failure = error
-        failed = True
-        try:
-            failed = self._agreement.on_loading(session.signals, failed=failure is not None, steps_done=session.done)
-        except SourceError as error:
-            failure = error
+        first = self._agreement.on_loading(session.signals, batch, failure, session.done)
         if session.signals.agreed is not None:
             self._end(session)
-        if failed:
-            self._starve(session, first_error(self.ranks, failure))
+        if first is not None:
+            self._starve(session, first)
         return batch
 
-    def _starve(self, session: Session, error: BimkernError | None) -> NoReturn:
+    def _starve(self, session: Session, error: BimkernError) -> NoReturn:
         """End the run for want of images."""
-        assert error is not None
         saved = f"{session.done} steps are done and saved"
         try:
             self._save_last(session)
@@ -264,7 +258,7 @@ class Trainer:
             "loss": sum(learning),
             "loss_per_stage": [None] * frozen + learning,
             "lr": result.lr,
-            "skipped_updates": [int(update.skipped) for update in self.task.updates],
+            "skipped_updates": self._sharing.join([int(update.skipped) for update in self.task.updates]),
             "images_per_s": (seen - seen_before) / interval.seconds,
             "data_wait": interval.waited / interval.seconds,
             "images_quarantined": len(self.images.quarantine.files),
@@ -277,7 +271,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest intact checkpoint; return the optimizer steps done."""
-        saved = load_shared(self.folder.checkpoints, self.ranks, sharded=self._optimizer_state.is_sharded)
+        saved = self._sharing.load(self.folder.checkpoints, self.task.updates)
         if saved is None:
             if self.config.run.extend:
                 raise ConfigError(f"--extend: {self.folder.path} has no checkpoint to continue from; leave it out")
@@ -308,8 +302,8 @@ class Trainer:
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
-        self.task.load_state(saved.model)
-        for update, scaler in zip(self.task.updates, saved.state["scalers"], strict=True):
+        self.task.load_state(read_all(saved.model))
+        for update, scaler in zip(self.task.updates, self._sharing.own(saved.state["scalers"]), strict=True):
             update.load_tensors(saved.optimizer)
             update.load_scaler_state(scaler)
             update.skipped.fill_(saved.state["skipped"][update.name])
@@ -343,16 +337,17 @@ class Trainer:
         loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
         state = {
-            "scalers": [update.scaler_state() for update in self.task.updates],
-            "skipped": {update.name: int(update.skipped) for update in self.task.updates},
+            "scalers": self._sharing.join([update.scaler_state() for update in self.task.updates]),
+            "skipped": dict(self._sharing.join([(update.name, int(update.skipped)) for update in self.task.updates])),
             "images": self.images.fingerprint,
             "config": to_json(self.config),
             "extended_at": self._extended_at,
             **self.task.identity(),
         }
-        with self._all_saved() if required else nullcontext(), self._optimizer_state.served():
+        model, optimizer = self._tensors()
+        with self._all_saved() if required else nullcontext(), served(optimizer, self.ranks):
             self.saver.save(
-                Checkpoint(done, *self._tensors(), state),
+                Checkpoint(done, model, optimizer, state),
                 loss,
                 conditions=self.task.conditions(done - 1),
                 first=log.sync,
@@ -368,7 +363,7 @@ class Trainer:
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""
-        return self.task.state(), self._optimizer_state.tensors()
+        return self.task.state(), {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
 
     def metrics(self, done: int) -> Metrics | Unlogged:
         """Open the metrics of the run, and drop the records after a step."""

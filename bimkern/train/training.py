@@ -26,6 +26,7 @@ from bimkern.train import device as devices
 from bimkern.train.callbacks import Callbacks
 from bimkern.train.config.run import DTYPES, ConfigError, TrainingConfig, resolve_device
 from bimkern.train.config.serialize import refuse_other, to_json
+from bimkern.train.loop.sharing import Sharing
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, halve_micro_batch
 from bimkern.train.optim import adapters
@@ -95,8 +96,13 @@ def connected_ranks(config: TrainingConfig) -> AbstractContextManager[Ranks]:
     return connected(resolve_device(config.run.device).type, config.run.dist_timeout)
 
 
-def check_ranks(config: TrainingConfig, ranks: Ranks) -> None:
+def check_ranks(config: TrainingConfig, ranks: Ranks, *, num_shares: int | None = None) -> None:
     """Make sure that ranks can share the steps of a resolved config, and that all have the same.
+
+    Args:
+        config: of this rank.
+        ranks: of the run.
+        num_shares: in which they have the images of a step. Default: one for every rank.
 
     Raises:
         ConfigError, OtherRank: they cannot, or have not.
@@ -104,7 +110,7 @@ def check_ranks(config: TrainingConfig, ranks: Ranks) -> None:
     first = ranks.share(to_json(config))
     with agreed(ranks):
         fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
-        if ranks.size > fewest:
+        if (num_shares or ranks.size) > fewest:
             raise ConfigError(
                 f"--batch-size {config.run.batch_size}: {ranks.size} ranks cannot share steps of {fewest} images; "
                 f"start fewer ranks, or choose a larger batch"
@@ -177,7 +183,7 @@ def train(
     folder: RunFolder,
     make_task: MakeTask[C, T],
     callbacks: Callbacks,
-    ranks: Ranks,
+    sharing: Sharing,
 ) -> tuple[C, T]:
     """Train; where memory runs out, again from the last checkpoint or the start, with half the micro-batch.
 
@@ -188,16 +194,16 @@ def train(
         folder: of the run.
         make_task: makes the task, for the config, the steps, the images, the loader and the device.
         callbacks: what is called meanwhile.
-        ranks: that share every step.
+        sharing: of the work, between ranks.
 
     Returns:
         The config with the micro-batch that it ended with, and the task as it is after the last step.
     """
     while True:
         try:
-            return config, _train_once(config, images, loader, folder, make_task, callbacks, ranks)
+            return config, _train_once(config, images, loader, folder, make_task, callbacks, sharing)
         except OutOfMemory as error:
-            config = replace(config, run=halve_micro_batch(config.run, ranks.size))
+            config = replace(config, run=halve_micro_batch(config.run, sharing.ranks.size))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
         loader, _ = _choose(config)
@@ -211,13 +217,13 @@ def _train_once(
     folder: RunFolder,
     make_task: MakeTask[C, T],
     callbacks: Callbacks,
-    ranks: Ranks,
+    sharing: Sharing,
 ) -> T:
     device = devices.claim(config.run.device)
-    layout = config.step_layout(len(images.images)).of_rank(ranks.rank, ranks.size)
+    layout = sharing.layout(config.step_layout(len(images.images)))
     task = make_task(config, layout, images, loader, device)
     parts: dict[str, Any] = {"images": images, "loader": loader, "folder": folder, "device": device}
-    Trainer(config, task, layout, callbacks=callbacks, ranks=ranks, **parts).train()
+    Trainer(config, task, layout, callbacks=callbacks, sharing=sharing, **parts).train()
     return task
 
 

@@ -7,8 +7,9 @@ from shared_runs import config_of
 from torch import nn
 
 from bimkern.distributed import connected
+from bimkern.train.checkpoint.streamed import read_all
 from bimkern.train.config.optimizer import AdamWConfig
-from bimkern.train.loop.streaming import OptimizerState
+from bimkern.train.loop.streaming import served
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run import run
 
@@ -56,10 +57,10 @@ def updated(sizes, ranks, steps):
 
 def collected(update, ranks):
     """Return the optimizer's state, on rank 0, which begins twice, as after a failed save."""
-    state = OptimizerState([update], ranks)
-    with suppress(OSError), state.served():
+    tensors = dict(update.tensors())
+    with suppress(OSError), served(tensors, ranks):
         if ranks.rank == 0:
-            state.tensors()["p1/exp_avg"].read()
+            tensors["p1/exp_avg"].read()
             raise OSError
-    with state.served():
-        return {name: tensor.read() for name, tensor in state.tensors().items()} if ranks.rank == 0 else {}
+    with served(tensors, ranks):
+        return read_all(tensors) if ranks.rank == 0 else {}

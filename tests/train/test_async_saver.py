@@ -11,6 +11,7 @@ from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
+from bimkern.train.checkpoint.streamed import Streamed
 
 
 def make(device, step=1):
@@ -68,6 +69,29 @@ def test_the_loop_may_continue_while_a_save_is_written(device, tmp_path, gate):
         gate.set()
     loaded = checkpoints.load_latest(tmp_path).model
     assert all(torch.equal(loaded[name], tensor.cpu()) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_save_waits_only_for_what_the_next_step_changes(tmp_path, live):
+    read, checkpoint = threading.Event(), make("cpu")
+    momentum = checkpoint.optimizer["w/exp_avg"]
+
+    def fetch():
+        if live:
+            assert not saved.is_set()
+        else:
+            assert saved.wait(60)
+        read.set()
+        return momentum
+
+    saved = threading.Event()
+    checkpoint.optimizer["w/exp_avg"] = Streamed(momentum.shape, momentum.dtype, fetch, live=live)
+    with AsyncSaver(tmp_path, every=1) as saver:
+        saver.reserve(checkpoint.model, checkpoint.optimizer)
+        saver.save(checkpoint, 0.5, first=nothing, required=False)
+        assert read.is_set() == live
+        saved.set()
+    assert torch.equal(checkpoints.load_latest(tmp_path).optimizer["w/exp_avg"], momentum)
 
 
 def test_a_save_waits_for_the_one_before(tmp_path, gate):

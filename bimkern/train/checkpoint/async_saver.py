@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from bimkern.train import device as devices
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.checkpoint.streamed import Streamed
+from bimkern.train.checkpoint.streamed import Streamed, is_live
 from bimkern.watchdog import STALLED, BackgroundTask, Interrupted, Watchdog
 
 logger = logging.getLogger("bimkern.train")
@@ -65,10 +65,10 @@ class AsyncSaver:
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
         """Allocate host memory for such tensors in the background, so that the first save is as fast as the others.
 
-        For tensors that are streamed there is nothing to allocate.
+        Where some are streamed live, nothing will be copied.
         """
         self.wait()
-        tensors = _in_memory([*model.values(), *optimizer.values()])
+        tensors = _to_copy([*model.values(), *optimizer.values()])
         if tensors is None:
             return
         self._start(lambda: self._buffer.allocate(tensors), _gpu(tensors), "allocating memory for checkpoints")
@@ -86,8 +86,8 @@ class AsyncSaver:
         """Copy a checkpoint and write it in the background, after the previous save has finished.
 
         Args:
-            checkpoint: its tensors may be modified once this returns; `best` is added to its state. Where some are
-                streamed, nothing is copied, and this returns when all is written.
+            checkpoint: its tensors may be modified once this returns; `best` is added to its state. What is streamed
+                is read whenever it is written; where some of it is live, nothing is copied, and this returns after it.
             loss: the lowest so far makes this the best checkpoint; NaN never does.
             conditions: what the loss depends on besides the weights; only losses under the same ones compare.
             first: called in the background before the files are written.
@@ -97,14 +97,14 @@ class AsyncSaver:
         Raises:
             CheckpointError: the checkpoint is required and cannot be written.
         """
-        self.wait()
+        self._join()
         best = self.best
         comparable = best is not None and best == best | dict(conditions)
         if math.isfinite(loss) and (best is None or not comparable or loss < best["loss"]):
             best = {"step": checkpoint.step, "loss": loss} | dict(conditions)
         best_step = best["step"] if best else checkpoint.step
         checkpoint = replace(checkpoint, state={"best": best} | checkpoint.state)
-        tensors = _in_memory([*checkpoint.model.values(), *checkpoint.optimizer.values()])
+        tensors = _to_copy([*checkpoint.model.values(), *checkpoint.optimizer.values()])
         gpu = _gpu([*checkpoint.model.values()] if tensors is None else tensors)
         copies = None if tensors is None else self._buffer.copy(tensors)
         written = checkpoint if copies is None else _with_tensors(checkpoint, copies)
@@ -138,14 +138,14 @@ class AsyncSaver:
         else:
             self._start(write, gpu, what)
             if copies is None:
-                self.wait()
+                self._join()
 
     def _save_with_retries(self, write: Callable[[], None], gpu: torch.device | None, what: str) -> None:
         """Write and wait; retry after pauses, in which disk space may be freed."""
         for pause in (*_PAUSES, None):
             self._start(write, gpu, what)
             try:
-                self.wait()
+                self._join()
             except CheckpointError as error:
                 if pause is None:
                     raise CheckpointError(f"{error}; nothing saved since step {self.saved_step}") from error
@@ -164,6 +164,9 @@ class AsyncSaver:
         Raises:
             Interrupted: a stop was requested, and the task makes no progress.
         """
+        self._join()
+
+    def _join(self) -> None:
         if self._task is None:
             return
         try:
@@ -200,18 +203,22 @@ class _Canceled(Exception):
     """The save was canceled."""
 
 
-def _in_memory(tensors: list[Tensor | Streamed]) -> list[Tensor] | None:
-    """Return tensors that are all here, None where some are streamed."""
-    here = [tensor for tensor in tensors if not isinstance(tensor, Streamed)]
-    return here if len(here) == len(tensors) else None
+def _to_copy(tensors: list[Tensor | Streamed]) -> list[Tensor] | None:
+    """Return the tensors that training may change while others are written, None where it has to wait for some."""
+    if any(map(is_live, tensors)):
+        return None
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-def _gpu(tensors: list[Tensor]) -> torch.device | None:
-    return next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+def _gpu(tensors: Iterable[Tensor | Streamed]) -> torch.device | None:
+    return next((tensor.device for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda), None)
 
 
 def _with_tensors(checkpoint: Checkpoint, tensors: list[Tensor]) -> Checkpoint:
-    """Return the checkpoint with its tensors replaced, in order."""
+    """Return the checkpoint with its tensors replaced, in order, but for what is streamed."""
     rest = iter(tensors)
-    model, optimizer = (dict(zip(names, rest, strict=False)) for names in (checkpoint.model, checkpoint.optimizer))
+    model, optimizer = (
+        {name: next(rest) if isinstance(value, Tensor) else value for name, value in values.items()}
+        for values in (checkpoint.model, checkpoint.optimizer)
+    )
     return replace(checkpoint, model=model, optimizer=optimizer)

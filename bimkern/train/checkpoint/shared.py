@@ -1,6 +1,6 @@
 """The checkpoint that all ranks resume from: the first reads it, and sends it to the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from bimkern.train.checkpoint import store
 from bimkern.train.checkpoint.store import Checkpoint
 
 
-def load_shared(folder: Path, ranks: Ranks, *, sharded: bool = False) -> Checkpoint | None:
+def load_shared(
+    folder: Path, ranks: Ranks, *, sharded: bool = False, holds: Callable[[str], bool] = lambda parameter: True
+) -> Checkpoint | None:
     """Load the newest intact checkpoint on rank 0, as load_latest does, and return it on every rank.
 
     Args:
         folder: of the checkpoints.
         ranks: that load it.
         sharded: leave the optimizer's state on rank 0, which sends each of the others a share later.
+        holds: returns whether this rank needs what is saved of a parameter; others than rank 0 do not keep the rest.
 
     Raises:
         CheckpointError, OtherRank: no checkpoint is intact.
@@ -29,13 +32,14 @@ def load_shared(folder: Path, ranks: Ranks, *, sharded: bool = False) -> Checkpo
     about = ranks.share(None if saved is None else _description(saved, parts))
     if about is None or ranks.size == 1:
         return saved
-    if saved is None:
-        tensors = {part: {name: _empty(*like) for name, like in about[part].items()} for part in parts}
-        saved = Checkpoint(about["step"], tensors["model"], tensors.get("optimizer", {}), about["state"])
+    kept: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     for part in parts:
-        for tensor in getattr(saved, part).values():
+        for name, like in about[part].items():
+            tensor: Tensor = _empty(*like) if saved is None else getattr(saved, part)[name]
             ranks.copy(tensor)
-    return saved
+            if saved is None and holds(name.partition("/")[0]):
+                kept[part][name] = tensor
+    return saved or Checkpoint(about["step"], **kept, state=about["state"])
 
 
 def _description(saved: Checkpoint, parts: Sequence[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Checkpoint:
     """Everything needed to resume a run. There is no random state: random numbers are a function of the step."""
 
     step: int  # optimizer steps done
-    model: dict[str, Tensor]
+    model: Mapping[str, Tensor | Streamed]
     optimizer: Mapping[str, Tensor | Streamed]
     state: dict[str, Any]  # JSON
 

@@ -1,4 +1,4 @@
-"""Tensors that are on no one rank, or in no memory: read one at a time, where they are written or sent on."""
+"""Tensors that are on other ranks, or in no memory: read one at a time, where they are written or sent on."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,19 +11,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Streamed:
-    """A tensor that is put together when it is read."""
+    """A tensor that is received, or put together, whenever it is read."""
 
     shape: torch.Size
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    live: bool  # the next step changes it, so that training waits for what is to be read before
 
     @property
     def nbytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
 
 
+def is_live(tensor: Tensor | Streamed) -> bool:
+    return isinstance(tensor, Streamed) and tensor.live
+
+
 def read(tensor: Tensor | Streamed) -> Tensor:
     return tensor.read() if isinstance(tensor, Streamed) else tensor
+
+
+def read_all(tensors: Mapping[str, Tensor | Streamed]) -> dict[str, Tensor]:
+    return {name: read(tensor) for name, tensor in tensors.items()}
 
 
 class TensorFile(Mapping[str, Tensor]):

@@ -169,9 +169,12 @@ class RunConfig(RunOptions):
     normalize: str | None = None
     """Mean and std by which images are normalized: imagenet, dataset (measured once, on 2000 of the images), or a JSON
     file with both. Default: those of the recipe."""
+    pipeline: bool = False
+    """One stage per rank, for recipes whose stages learn alone; torchrun starts as many ranks as there are stages. The
+    result is that of one process, bit for bit."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
-        "slices",
+        *("slices", "pipeline"),
         *("teacher", "init"),  # their paths; a checkpoint knows their content
         "normalize",  # what it names is method.mean and method.std
     )
@@ -180,6 +183,11 @@ class RunConfig(RunOptions):
         super().__post_init__()
         if self.slices < 1:
             raise ConfigError(f"--slices must be at least 1, got {self.slices}")
+        if self.pipeline and self.shard != "none":
+            raise ConfigError(
+                f"--pipeline with --shard {self.shard}: each rank has the optimizer's state of its own stage alone; "
+                f"leave --shard out"
+            )
 
     @property
     def num_slices(self) -> int:

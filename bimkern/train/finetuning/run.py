@@ -26,6 +26,7 @@ from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning.task import Finetuning
+from bimkern.train.loop.sharing import SharedImages
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
@@ -106,7 +107,7 @@ def _finetune(
     if not folder.has_checkpoint and init is not None:
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
-    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, ranks)
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, SharedImages(ranks))
     if ranks.rank == 0:
         task.export(folder.exported)
     return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())

@@ -3,13 +3,37 @@
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from bimkern.distributed import Ranks
+from bimkern.data.batches import Batch
+from bimkern.data.source import SourceError
+from bimkern.distributed import Ranks, first_error
+from bimkern.errors import BimkernError
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.signals import StopSignals
 from bimkern.transfers import Traffic
+
+
+class StepAgreement(Protocol):
+    """What a trainer asks of an agreement."""
+
+    def quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
+        """Quarantine files that this rank has found bad."""
+
+    def on_loading(
+        self, signals: StopSignals, batch: Sequence[Batch], failure: BimkernError | None, steps_done: int
+    ) -> BimkernError | None:
+        """Agree on what came of loading a step; return why it failed on any rank, None where all have theirs."""
+
+    def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:
+        """Agree on what came of a step; return whether memory ran out on any rank."""
+
+    def on_end(self, signals: StopSignals) -> None:
+        """Agree for the last time, after the last step."""
+
+    def record(self, steps: int, data_wait: float) -> dict[str, Any]:
+        """Return numbers for the metrics, of the steps since the last record."""
 
 
 class Agreement:
@@ -29,18 +53,19 @@ class Agreement:
         self._faults |= faults
         self._quarantine.add(faults, steps_done)
 
-    def on_loading(self, signals: StopSignals, *, failed: bool, steps_done: int) -> bool:
-        """Agree on what came of loading a step; return whether it failed on any rank.
-
-        Raises:
-            SourceError: too many files are in quarantine.
-        """
-        failed, found = self._any(signals, failed, bool(self._faults))
+    def on_loading(
+        self, signals: StopSignals, batch: Sequence[Batch], failure: BimkernError | None, steps_done: int
+    ) -> BimkernError | None:
+        """Agree on what came of loading a step; return why it failed on any rank, None where all have theirs."""
+        failed, found = self._any(signals, failure is not None, bool(self._faults))
         if found:
-            for faults in self._ranks.gather(self._faults):
-                self._quarantine.add(faults, steps_done)
+            try:
+                for faults in self._ranks.gather(self._faults):
+                    self._quarantine.add(faults, steps_done)
+            except SourceError as error:  # too many files are in quarantine, on every rank
+                failure, failed = error, True
             self._faults = {}
-        return failed
+        return first_error(self._ranks, failure) if failed else None
 
     def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:
         """Agree on what came of a step; return whether memory ran out on any rank."""
@@ -49,6 +74,10 @@ class Agreement:
                 update.give_up()
         (failed,) = self._any(signals, out_of_memory)
         return failed
+
+    def on_end(self, signals: StopSignals) -> None:
+        """Agree on signals, after the last step."""
+        self._any(signals)
 
     def record(self, steps: int, data_wait: float) -> dict[str, Any]:
         """Return numbers for the metrics, of the steps since the last record; for one process there are none.

@@ -79,7 +79,7 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
 def static_bytes(rehearsal: Rehearsal) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer state."""
     weights = sum(t.nbytes for module in rehearsal.kept for t in (*module.parameters(), *module.buffers()))
-    states = (_STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters())
+    states = (_STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters() if p.numel())
     return weights, sum(states)
 
 

@@ -3,18 +3,20 @@
 Shapes: B images, C channels, S pixels a side.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import Flow, MicroBatch
+from bimkern.mim.pipeline import Pipeline, keep_stage
 from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_compute_dtype
 from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import DTYPES, Config, TrainingConfig
+from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.trace import StepTrace
 
 Given = Sequence[tuple[Tensor, Tensor]]  # images [B, C, S, S] uint8 and draw ids [B] of every micro-batch
@@ -62,7 +64,7 @@ class _Pretraining:
         model.targets(range(model.num_stages), images)
 
     def run(self, given: Given, counted: StepTrace) -> None:
-        run, flow = self._config.run, self._config.method.flow
+        run, flow = self._config.run, self._flow()
         updates = [_FreeGradients(p for _, p in group) for group in flow.partition(self.model).values()]
         batches = []
         for i, (images, ids) in enumerate(given):
@@ -70,6 +72,40 @@ class _Pretraining:
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
         counted.turn(None)
         flow.step(self.model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope)
+
+    def _flow(self) -> Flow:
+        return self._config.method.flow
+
+
+class _Stage(_Pretraining):
+    """One stage of a pipeline, and its link: what it would receive is made, what it would send is dropped."""
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__(config)
+        self._stage = config.stage
+        self._shape: tuple[int, ...] = ()  # of what enters the stage for an image
+        self._sizes: list[int] = []  # of the micro-batches to come
+
+    @torch.no_grad()
+    def build_tables(self, images: Tensor, ids: Tensor) -> None:
+        super().build_tables(images, ids)
+        tokens = images
+        for stage, view in enumerate(self.model.views(images, ids, self._config.run.seed)[: self._stage]):
+            tokens = self.model.encode(stage, tokens, view)
+        self._shape = tuple(tokens.shape[1:])
+        keep_stage(self.model, self._stage)
+
+    def expect(self, keys: Sequence[Hashable]) -> None:
+        self._sizes = [key[0] for key in keys if isinstance(key, tuple)]
+
+    def receive(self) -> Tensor:
+        return torch.empty(self._sizes.pop(0), *self._shape)
+
+    def send(self, key: Hashable, tokens: Tensor) -> None:
+        pass
+
+    def _flow(self) -> Flow:
+        return Pipeline(self._stage, self)
 
 
 class _Finetuning:
@@ -107,6 +143,7 @@ class _Finetuning:
 
 
 _REHEARSALS: dict[type[TrainingConfig], Callable[..., Rehearsal]] = {
+    StageConfig: _Stage,  # before what it is one of
     Config: _Pretraining,
     FinetuneConfig: _Finetuning,
 }

@@ -154,7 +154,7 @@ class EqualShare:
                     self._ranks.move(place, rank, 0)
             return whole
 
-        return Streamed(shape, parameter.dtype, collect)
+        return Streamed(shape, parameter.dtype, collect, live=True)
 
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
         scalar, part = quantity == "step", self.part(parameter)

@@ -1,0 +1,101 @@
+"""The plan of a run of several ranks: what each needs, and for a pipeline how well its stages are balanced."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bimkern.data.step_layout import Segment
+from bimkern.mim.model import Method
+from bimkern.mim.operations import balanced_taps, stage_flops
+from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.stage import check_stages
+from bimkern.train.memory.ranks import RankEstimate, of_images, of_stages
+from bimkern.units import human_bytes
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The taps of a method, those that balance its stages better, and the operations of every stage with either."""
+
+    taps: tuple[int, ...]
+    flops: tuple[int, ...]  # of an image in a step
+    balanced_taps: tuple[int, ...]
+    balanced_flops: tuple[int, ...]
+
+    def __str__(self) -> str:
+        words = f"stages take {_shares(self.flops)} of a step's operations"
+        if max(self.balanced_flops) >= max(self.flops):
+            return f"{words}; no other cut has a smaller largest stage"
+        taps = ",".join(map(str, self.balanced_taps))
+        return f"{words}; with --set method.taps={taps} they would take {_shares(self.balanced_flops)}"
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """What the ranks of a run need, as numbers and in words."""
+
+    ranks: Sequence[RankEstimate]
+    buffers: str  # what they are for
+    balance: Balance | None
+
+    def numbers(self, bandwidth: int | None) -> dict[str, Any]:
+        """Return it as JSON, in bytes and, for a bandwidth in bytes per second, seconds."""
+        each = [
+            asdict(rank) | {"peak": rank.peak} | ({} if bandwidth is None else {"seconds": rank.sent / bandwidth})
+            for rank in self.ranks
+        ]
+        return {"ranks": each} | ({} if self.balance is None else {"balance": asdict(self.balance)})
+
+    def facts(self, bandwidth: int | None) -> dict[str, str]:
+        """Return lines by their names."""
+        return dict(self._facts(bandwidth))
+
+    def _facts(self, bandwidth: int | None) -> Iterator[tuple[str, str]]:
+        for rank in self.ranks:
+            memory = rank.memory
+            parts = ", ".join(
+                f"{human_bytes(size)} {what}"
+                for what, size in (
+                    ("weights", memory.weights),
+                    ("optimizer", memory.optimizer),
+                    ("inputs", memory.inputs),
+                    ("activations", memory.activations),
+                    (self.buffers, rank.buffers),
+                )
+            )
+            yield rank.name, f"{human_bytes(rank.peak)} at most: {parts}; sends {_sent(rank.sent, bandwidth)} a step"
+        if self.balance is not None:
+            yield "balance", str(self.balance)
+
+
+def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *, pipeline: bool) -> SharedPlan:
+    """Plan the steps of a segment for several ranks.
+
+    Raises:
+        ConfigError: so many ranks cannot share them.
+    """
+    if num_ranks < 1:
+        raise ConfigError(f"--ranks must be at least 1, got {num_ranks}")
+    if not pipeline:
+        return SharedPlan(of_images(config, segment, device, num_ranks), "buckets of gradients", None)
+    check_stages(config, num_ranks)
+    return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
+
+
+def _balance(method: Method) -> Balance | None:
+    """Compare the taps of a method with those that balance its stages; None where nothing counts the operations."""
+    try:
+        balanced = replace(method, taps=balanced_taps(method, len(method.taps)))
+    except ValueError:
+        return None
+    stages = range(len(method.taps))
+    given, better = (tuple(stage_flops(one, stage) for stage in stages) for one in (method, balanced))
+    return Balance(method.taps, given, balanced.taps, better)
+
+
+def _sent(size: int, bandwidth: int | None) -> str:
+    return human_bytes(size) + ("" if bandwidth is None else f", {1000 * size / bandwidth:.3g} ms,")
+
+
+def _shares(flops: Sequence[int]) -> str:
+    return ", ".join(f"{100 * each / sum(flops):.0f} %" for each in flops)

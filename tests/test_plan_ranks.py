@@ -1,0 +1,74 @@
+"""`python -m bimkern.plan --ranks N`: what every rank needs, before a run."""
+
+import json
+
+import pytest
+
+from bimkern.plan import main
+from bimkern.recipes import RECIPES
+from bimkern.train import network
+
+BATCH = ("--batch-size", "12", "--micro-batch", "3")
+
+
+def planned(capsys, *arguments):
+    main([*arguments, *BATCH, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def parameter_bytes(recipe):
+    return sum(parameter.nbytes for parameter in network.build(RECIPES[recipe].config).parameters())
+
+
+def test_ranks_that_share_images(capsys):
+    alone = planned(capsys, "mae_vit_test")
+    (rank,) = planned(capsys, "mae_vit_test", "--ranks", "4", "--bandwidth", "1MiB")["shared"]["ranks"]
+    gradients = parameter_bytes("mae_vit_test")
+    assert rank["buffers"] == gradients
+    assert rank["sent"] == 2 * 3 * gradients // 4
+    assert rank["seconds"] == rank["sent"] / 2**20
+    assert rank["memory"]["weights"] == alone["weights"]
+    assert rank["memory"]["inputs"] == alone["inputs"] // 4
+    assert rank["peak"] == rank["memory"]["peak"] + gradients
+
+
+def test_a_pipeline(capsys):
+    alone = planned(capsys, "bim_vit_test")
+    shared = planned(capsys, "bim_vit_test", "--ranks", "4", "--pipeline")["shared"]
+    ranks, encoder = shared["ranks"], RECIPES["bim_vit_test"].config.method.encoder
+    buffers = alone["weights"] - parameter_bytes("bim_vit_test")  # not trained, and so on every rank
+    assert sum(rank["memory"]["optimizer"] for rank in ranks) == alone["optimizer"]
+    assert sum(rank["memory"]["weights"] for rank in ranks) <= alone["weights"] + 3 * buffers
+    assert max(rank["memory"]["weights"] for rank in ranks) < 0.5 * alone["weights"]
+    visible = (encoder.image_size // encoder.patch) ** 2 // 4
+    assert [rank["sent"] for rank in ranks] == [12 * (visible + encoder.num_prefix) * encoder.width * 4] * 3 + [0]
+    assert all(rank["peak"] < alone["peak"] for rank in ranks)
+    assert shared["balance"]["taps"] == [*RECIPES["bim_vit_test"].config.method.taps]
+
+
+def test_text(capsys):
+    main(["bim_vit_test_growing", "--ranks", "4", "--pipeline", "--bandwidth", "10GiB", *BATCH])
+    text = capsys.readouterr().out
+    assert "rank 3" in text
+    assert "sends 0 B, 0 ms, a step" in text
+    assert "of a step's operations" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mae_vit_test", "--ranks", "0"], "--ranks must be at least 1, got 0"),
+        (["mae_vit_test", "--ranks", "13"], "--ranks 13: steps of 12 images cannot be shared by so many; choose fewer"),
+        (["mae_vit_test", "--ranks", "2", "--pipeline"], "the stages of mae_vit_test learn together, by EndToEnd"),
+        (["bim_vit_test", "--ranks", "2", "--pipeline"], "got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or"),
+        (["bim_vit_test", "--ranks", "2", "--bandwidth", "fast"], "--bandwidth must be a number of B, KiB, "),
+        (["bim_vit_test", "--ranks", "2", "--bandwidth", "0B"], "--bandwidth must be above 0, got 0B"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *BATCH])
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert stop.value.code == 2
+    assert message in output

@@ -22,8 +22,8 @@ from bimkern.models.vit import ViTConfig
 from bimkern.recipes.bim import FIXED_MASK, bim
 from bimkern.recipes.mae import mae
 from bimkern.train.config.run import Config
-from bimkern.train.optim.gradients import BucketedSum
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.transfers import Sum
 
 ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
@@ -184,9 +184,9 @@ class Asleep:
     """The schedule of another method, whose compute is slept through."""
 
     def __init__(self, phases: Sequence[Phase], ranks: Ranks, *, at_end: bool = False) -> None:
-        self._phases, self._at_end = phases, at_end
-        self._parameters = [[nn.Parameter(torch.zeros(round(phase.gradient_bytes / 4)))] for phase in phases]
-        self._sums = [BucketedSum(parameters, ranks) for parameters in self._parameters]
+        self._phases, self._ranks, self._at_end = phases, ranks, at_end
+        self._gradients = [torch.zeros(round(phase.gradient_bytes / 4)) for phase in phases]
+        self._sums: dict[int, Sum] = {}
 
     @property
     def gradient_bytes(self) -> int:
@@ -194,20 +194,25 @@ class Asleep:
 
     def step(self) -> None:
         for i, phase in enumerate(self._phases):
-            self._sums[i].finish()
+            self._wait(i)
             time.sleep(phase.compute_s)
-            (parameter,) = self._parameters[i]
-            parameter.grad = torch.zeros_like(parameter)
             if not self._at_end:
-                self._sums[i].begin()
+                self._begin(i)
         if self._at_end:
-            for one in self._sums:
-                one.begin()
+            for i in range(len(self._phases)):
+                self._begin(i)
             self.finish()
 
     def finish(self) -> None:
-        for one in self._sums:
-            one.finish()
+        for i in range(len(self._phases)):
+            self._wait(i)
+
+    def _begin(self, i: int) -> None:
+        self._sums[i] = self._ranks.begin_sum(self._gradients[i])
+
+    def _wait(self, i: int) -> None:
+        if i in self._sums:
+            self._sums.pop(i).wait()
 
     def phases(self) -> list[Phase]:
         return list(self._phases)

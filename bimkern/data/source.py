@@ -4,6 +4,7 @@ A sample id is the index of an image in the sorted list of a source, so it means
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,9 +152,24 @@ class Images:
         return open_in(self.source, self.files[sample_id])
 
 
+class FilesOnDisk(ABC):
+    """A source's access to files of its own on disk."""
+
+    @abstractmethod
+    def path(self, file: str) -> Path:
+        """Return where a file lies."""
+
+    def stat(self, file: str) -> tuple[int, int]:
+        status = self.path(file).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def open(self, file: str) -> BinaryIO:
+        return open_file(self.path(file))
+
+
 @pieces.register(Source)
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder:
+class ImageFolder(FilesOnDisk):
     """The images below folders, with or without class folders: by suffix or, if unknown, by their first bytes.
 
     Names are relative to the folder; if there are several, they begin with its name.
@@ -181,13 +197,6 @@ class ImageFolder:
             prefix = "" if len(self.paths) == 1 else f"{_name(path)}/"
             found |= {prefix + file: reason for file, reason in _files_below(path).items()}
         return found
-
-    def stat(self, file: str) -> tuple[int, int]:
-        status = self.path(file).stat()
-        return status.st_size, status.st_mtime_ns
-
-    def open(self, file: str) -> BinaryIO:
-        return open_file(self.path(file))
 
     def path(self, file: str) -> Path:
         if len(self.paths) == 1:

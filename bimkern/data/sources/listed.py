@@ -8,11 +8,10 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Self
+from typing import Self
 
 from bimkern import pieces
-from bimkern.data.formats import open_file
-from bimkern.data.source import Source, SourceError
+from bimkern.data.source import FilesOnDisk, Source, SourceError
 from bimkern.files import jsonl
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
@@ -21,7 +20,7 @@ _PATH, _LABEL = "path", "label"
 
 @pieces.register(Source)
 @dataclass(frozen=True, kw_only=True)
-class ListedImages:
+class ListedImages(FilesOnDisk):
     """The images that a list names, all of which must be there."""
 
     list: Path
@@ -48,13 +47,6 @@ class ListedImages:
             SourceError: the list cannot be read, names a file twice, or one that is missing.
         """
         return dict.fromkeys(file for _, file, _ in self._entries())
-
-    def stat(self, file: str) -> tuple[int, int]:
-        status = self.path(file).stat()
-        return status.st_size, status.st_mtime_ns
-
-    def open(self, file: str) -> BinaryIO:
-        return open_file(self.path(file))
 
     def path(self, file: str) -> Path:
         return self.list.parent / file

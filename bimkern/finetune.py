@@ -68,9 +68,10 @@ def _closing_words(outcome: Finetuned) -> str:
     found, folder = outcome.held_out, outcome.folder
     number, by_timm = int(found.confusion.sum()), outcome.for_timm
     where = "for timm.create_model" if by_timm else "in our own layout, as timm has no such network"
+    top5 = "" if found.top5 is None else f", top-5 {found.top5:.1%}"
     lines = [
-        f"\nAccuracy on {number} held-out images of {len(outcome.classes)} classes: top-1 {found.top1:.1%}, "
-        f"top-5 {found.top5:.1%}; loss {found.loss:.3g}",
+        f"\nAccuracy on {number} held-out images of {len(outcome.classes)} classes: top-1 {found.top1:.1%}{top5}; "
+        f"loss {found.loss:.3g}",
         f"\nWrote {folder.path}/",
         "  pictures/confusion.png       which classes are taken for which",
         "  pictures/errors.png          the most confident errors",

@@ -125,6 +125,8 @@ def _line(result: Result) -> str:
     accuracy = "diverged"
     if result.fine_tuned is not None:
         accuracy = f"{result.fine_tuned:.1%} fine-tuned"
+    elif result.trial.fine_tuning is not None:
+        accuracy = f"{result.validation:.1%} of the validation part"
     elif result.linear:
         accuracy = f"{result.linear[max(result.linear)]:.1%} linear"
     return f"{result.trial.name}: {accuracy}, {result.cpu_s:.0f} CPU s"

@@ -25,7 +25,7 @@ from bimkern.recipes.simmim import simmim
 from bimkern.recipes.vitfreeze import vitfreeze
 from bimkern.train.config.run import Config
 
-DEPTH = 8  # of the ViT
+DEPTH = 4  # of the ViT: one layer a BIM stage
 SWIN_DEPTH = 6
 DEPTHS = tuple(tap + 1 for tap in equal_stages(DEPTH))  # behind the first, second, third and last BIM stage
 SCRATCH, SCRATCH_SWIN = "scratch", "scratch, Swin"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import ResultsError
+from bench.studies.methods import DEPTH
 from bench.studies.study import Result, Study, result_of
 from bimkern.files import jsonl
 
@@ -15,7 +16,7 @@ _SETTINGS = ("study", "data", "steps", "fine_tuning_steps", "batch_size", "probe
 
 def settings(study: Study) -> dict[str, Any]:
     """Return what all results of a file must agree in."""
-    values = {"study": study.name, "data": repr(study.source)}
+    values = {"study": study.name, "data": repr(study.source), "layers": DEPTH}
     return values | {name: getattr(study, name) for name in _SETTINGS if name not in values}
 
 

@@ -13,13 +13,14 @@ from bench.studies.rates import RateSearch, best_of
 PIXELS = "pixels"  # not a method: the images themselves, for comparison
 FIRST_SEED = 0  # with which rates are chosen
 _RATES = RateSearch(start=(1e-3, 2e-3, 4e-3), lowest=6.25e-5, highest=6.4e-2)
-_FINE_TUNING_RATES = RateSearch(start=(5e-4, 1e-3, 2e-3), lowest=6.25e-5, highest=1.6e-2)
+_FINE_TUNING_RATES = RateSearch(start=(1e-3, 2e-3), lowest=6.25e-5, highest=1.6e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
     depth: int  # layers of the encoder
     rate: float  # peak
+    selects: bool = False  # on a part of the training images; the other part tells how good the rate is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Trial:
         words = [self.method, *([f"rate {self.rate:g}"] if self.rate else []), f"seed {self.seed}"]
         if self.fine_tuning is not None:
             words += [f"{self.fine_tuning.depth} layers", f"rate {self.fine_tuning.rate:g}"]
+            words += ["to select"] if self.fine_tuning.selects else []
         return ", ".join(words).replace(",", "").replace(" ", "-")
 
 
@@ -113,8 +115,8 @@ class Study:
         yield from (replace(first, seed=seed) for seed in range(self.seeds))
         scores = fine_tuning_scores_of(results, method.rates_of or method.name)
         if untried := self.fine_tuning_rates.untried(scores):
-            depth = method.encoder.depth
-            yield from (replace(first, fine_tuning=FineTuning(depth=depth, rate=rate)) for rate in untried if own)
+            tried = (FineTuning(depth=method.encoder.depth, rate=rate, selects=True) for rate in untried if own)
+            yield from (replace(first, fine_tuning=tuning) for tuning in tried)
             return
         for depth in method.depths:
             trial = replace(first, fine_tuning=FineTuning(depth=depth, rate=best_of(scores)))
@@ -133,13 +135,11 @@ def scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
 
 def fine_tuning_scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
     """Return what fine-tuning of all layers reached on the validation part with the first seed, by its rate."""
-    trials = [(result.trial, result.validation) for result in results if result.trial.method == method]
-    tried = [(t.fine_tuning, score) for t, score in trials if t.fine_tuning is not None and t.seed == FIRST_SEED]
-    deepest = max((fine_tuning.depth for fine_tuning, _ in tried), default=0)
-    return {fine_tuning.rate: score for fine_tuning, score in tried if fine_tuning.depth == deepest}
+    tried = [(result.trial.fine_tuning, result.validation) for result in results if result.trial.method == method]
+    return {tuning.rate: score for tuning, score in tried if tuning is not None and tuning.selects}
 
 
 STUDIES: Mapping[str, Study] = {
     "digits": Study(name="digits", source=Digits()),
-    "photographs": Study(name="photographs", source=Photographs()),
+    "photographs": Study(name="photographs", source=Photographs(), fine_tuning_steps=300),
 }

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from bench.studies.data import StudyData, all_pixels, preprocessing, write_files
 from bench.studies.fine_tuning import fine_tuned, write_layers
 from bench.studies.methods import StudyMethod
 from bench.studies.results import settings
-from bench.studies.study import FIRST_SEED, PIXELS, Result, Study, Trial
+from bench.studies.study import PIXELS, Result, Study, Trial
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled
@@ -70,7 +70,7 @@ def _trained(study: Study, trial: Trial, method: StudyMethod, data: StudyData, w
             if trial.fine_tuning is None:
                 found = _probed(study, trial, backbone, data)
         if trial.fine_tuning is not None:
-            found = _fine_tuned(study, trial, layers[trial.fine_tuning.depth], method, images, work)
+            found = _fine_tuned(study, trial, layers[trial.fine_tuning.depth], images, work)
     return found
 
 
@@ -84,22 +84,21 @@ def _pretrained(study: Study, trial: Trial, method: StudyMethod, images: Path, w
     return backbone
 
 
-def _fine_tuned(study: Study, trial: Trial, layers: Path, method: StudyMethod, images: Path, work: Path) -> Result:
-    assert trial.fine_tuning is not None
-
-    def accuracy(split: str) -> float:
-        assert trial.fine_tuning is not None
-        out = work / f"{trial.name}-{split}"
-        steps, batch_size, rate = study.fine_tuning_steps, study.batch_size, trial.fine_tuning.rate
-        try:
-            return fine_tuned(
-                layers, images / split, out, rate=rate, steps=steps, batch_size=batch_size, seed=trial.seed
-            )
-        except Diverged:
-            return 0.0
-
-    selects = trial.seed == FIRST_SEED and trial.fine_tuning.depth == method.encoder.depth
-    return Result(trial=trial, validation=accuracy("selection") if selects else 0.0, fine_tuned=accuracy("whole"))
+def _fine_tuned(study: Study, trial: Trial, layers: Path, images: Path, work: Path) -> Result:
+    tuning = trial.fine_tuning
+    assert tuning is not None
+    split, accuracy = "selection" if tuning.selects else "whole", 0.0
+    with suppress(Diverged):
+        accuracy = fine_tuned(
+            layers,
+            images / split,
+            work / f"{trial.name}-{split}",
+            rate=tuning.rate,
+            steps=study.fine_tuning_steps,
+            batch_size=study.batch_size,
+            seed=trial.seed,
+        )
+    return Result(trial=trial, **{"validation" if tuning.selects else "fine_tuned": accuracy})
 
 
 def run_config(study: Study, trial: Trial, config: Config, images: Path, out: Path) -> Config:

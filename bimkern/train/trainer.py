@@ -147,6 +147,7 @@ class Trainer:
                 if evaluated:
                     self._finish_updates()
                     record |= self.task.held_out_record()
+                    session.throughput.skip(done)
                 session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
             if (record is not None or done % PATIENCE == 0) and self._sharing.any(self._divergence.found(done)):

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from bimkern import optional
 from examples.transfer.errors import TransferError
 
 Target = dict[str, Any]
@@ -33,7 +31,9 @@ class CocoImages(Dataset[Any]):
 
         Raises:
             TransferError: there is none.
+            Unusable: pycocotools cannot be imported.
         """
+        COCO = _pycocotools("coco").COCO
         files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
         if not files:
             raise TransferError(f"{folder} has no annotations/instances_{part}*.json")
@@ -73,11 +73,11 @@ class CocoImages(Dataset[Any]):
 
     def average_precision(self, predictions: list[Target]) -> dict[str, float]:
         """Return COCO's AP (and at an overlap of 0.5) of boxes and masks, from predictions for every image in order."""
-        results = []
+        results, encode, evaluate = [], _pycocotools("mask").encode, _pycocotools("cocoeval").COCOeval
         for image, found in zip(self.images, predictions, strict=True):
             corners = found["boxes"].cpu().tolist()
             for box, label, score, mask in zip(corners, found["labels"], found["scores"], found["masks"], strict=True):
-                code = masks.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy()))
+                code = encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy()))
                 results.append(
                     {
                         "image_id": image,
@@ -93,9 +93,16 @@ class CocoImages(Dataset[Any]):
         with contextlib.redirect_stdout(io.StringIO()):
             detected = self.coco.loadRes(results)
             for kind, name in (("bbox", "box"), ("segm", "mask")):
-                evaluation = COCOeval(self.coco, detected, kind)
+                evaluation = evaluate(self.coco, detected, kind)
                 evaluation.evaluate()
                 evaluation.accumulate()
                 evaluation.summarize()
                 metrics |= {f"{name}_ap": float(evaluation.stats[0]), f"{name}_ap50": float(evaluation.stats[1])}
         return metrics
+
+
+def _pycocotools(module: str) -> Any:
+    try:
+        return optional.load(f"pycocotools.{module}")
+    except optional.Unusable as reason:
+        raise optional.Unusable(f"detection needs pycocotools: {reason}; pip install 'bimkern[transfer]'") from reason

@@ -40,7 +40,7 @@ def made_up(trial):
     result = Result(trial=trial, validation=score, facts=facts | {"train": 60, "held_out": 60})
     accuracy = score + 0.01 * trial.seed
     if trial.fine_tuning is not None:
-        return replace(result, fine_tuned=accuracy)
+        return result if trial.fine_tuning.selects else replace(result, fine_tuned=accuracy)
     accuracies = dict.fromkeys({0} if trial.method == PIXELS else {2, DEPTH}, accuracy)
     return replace(result, knn=accuracies, linear=accuracies)
 
@@ -95,12 +95,18 @@ def test_encoders_are_fine_tuned_at_the_depths_that_are_compared():
     tuned = [trial for trial in trials if trial.fine_tuning is not None]
     assert {trial.rate for trial in tuned if trial.method == "MAE"} == {4e-3}
 
-    def found(method):
-        return {(t.seed, t.fine_tuning.depth, t.fine_tuning.rate) for t in tuned if t.method == method}
+    def selecting(method):
+        return [t.fine_tuning.rate for t in tuned if t.method == method and t.fine_tuning.selects]
 
-    whole = {(0, DEPTH, rate) for rate in (1e-3, 2e-3, 4e-3)}
-    assert found("scratch") == whole | {(1, DEPTH, 2e-3)}
-    assert found("MAE") == whole | {(0, DEPTH, 8e-3), *((seed, depth, 4e-3) for seed in (0, 1) for depth in DEPTHS)}
+    def found(method):
+        chosen = [trial for trial in tuned if trial.method == method and not trial.fine_tuning.selects]
+        return {(t.seed, t.fine_tuning.depth, t.fine_tuning.rate) for t in chosen}
+
+    assert selecting("scratch") == [1e-3, 2e-3, 4e-3]
+    assert selecting("MAE") == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert found("scratch") == {(seed, DEPTH, 2e-3) for seed in (0, 1)}
+    assert found("MAE") == {(seed, depth, 4e-3) for seed in (0, 1) for depth in DEPTHS}
+    assert selecting(alone(2)) == []
     assert found(alone(2)) == {(0, 2, 4e-3), (1, 2, 4e-3)}  # the rates of the whole MAE
 
 
@@ -133,8 +139,8 @@ def test_the_table_holds_the_chosen_rates_alone():
     results, _ = finished()
     table = table_of(STUDY, results)
     assert table["MAE", DEPTH]["linear"] == [pytest.approx(0.9), pytest.approx(0.91)]
-    assert table["MAE", 4]["fine_tuned"] == table["scratch", DEPTH]["fine_tuned"] == table["MAE", DEPTH]["linear"]
-    compared = {("MAE", 4), ("MAE", 6), *((name, depth) for name in STUDY.chosen for depth in (2, DEPTH))}
+    assert table["MAE", 3]["fine_tuned"] == table["scratch", DEPTH]["fine_tuned"] == table["MAE", DEPTH]["linear"]
+    compared = {("MAE", 1), ("MAE", 3), *((name, depth) for name in STUDY.chosen for depth in (2, DEPTH))}
     assert set(table) == {(PIXELS, 0), *compared}
     lines = lay_out(STUDY, results).splitlines()
     assert lines[0].split() == ["layers", "rate", "kNN", "linear", "fine-tuned"]
@@ -186,11 +192,12 @@ def quick(tmp_path_factory):
 def test_a_quick_run_fills_the_table_and_draws_it(quick):
     folder, _ = quick
     results = files.read(folder / "digits.jsonl")
-    pixels, probed, tuned = results
-    assert [result.trial.method for result in results] == [PIXELS, "LocalMIM", "LocalMIM"]
+    pixels, probed, selecting, tuned = results
+    assert [result.trial.method for result in results] == [PIXELS, *["LocalMIM"] * 3]
+    assert selecting.trial.fine_tuning == FineTuning(depth=DEPTH, rate=2e-3, selects=True)
+    assert 0 < selecting.validation < 1
     assert tuned.trial.fine_tuning == FineTuning(depth=DEPTH, rate=2e-3)
     assert 0 < tuned.fine_tuned < 1
-    assert 0 < tuned.validation < 1
     assert pixels.linear[0] > 0.5
     assert list(probed.linear) == list(probed.knn) == list(range(1, DEPTH + 1))
     # Even an encoder that has learned next to nothing keeps some of an image; chance is a tenth.
@@ -313,7 +320,7 @@ def test_statements_count_the_verdicts():
     assert f"{len(CLAIMS) - len(level)} within noise" in text
     assert f"{len(level)} not contradicted" in text
     assert text.count("\n") == len(CLAIMS) + CRITERION.count("\n") + 1
-    assert "BIM, first 6 layers above MAE, first 6 layers, fine-tuned: " in text
+    assert "BIM, first 3 layers above MAE, first 3 layers, fine-tuned: " in text
 
 
 def test_half_the_interval_of_a_difference():

@@ -1,6 +1,7 @@
 """The example of detection, end to end."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from interop import import_or_skip
 
 import_or_skip("torchvision")
 import_or_skip("pycocotools")
+from bimkern.optional import Unusable  # noqa: E402
 from examples.detection.__main__ import Options, detection  # noqa: E402
 
 
@@ -40,3 +42,11 @@ def test_it_trains_tests_and_draws(tmp_path, request, capsys, backbone):
     assert (options.out / "predictions.png").read_bytes().startswith(b"\x89PNG")
     weights = torch.load(options.out / "model.pt", weights_only=True)
     assert [name for name in weights if name.startswith("backbone.pyramid.encoder.patch_embed.")]
+
+
+@pytest.mark.usefixtures("few")
+def test_without_pycocotools_it_says_what_to_install(tmp_path, monkeypatch, vit_run):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    message = r"^detection needs pycocotools: not installed; pip install 'bimkern\[transfer\]'$"
+    with pytest.raises(Unusable, match=message):
+        detection(Options(backbone=vit_run, data="shapes", out=tmp_path / "out", steps=1))

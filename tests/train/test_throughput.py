@@ -59,6 +59,16 @@ def test_the_start_of_a_loader_counts_neither_as_waiting_nor_as_time():
     assert throughput.interval(16).waited == 0
 
 
+def test_what_is_done_between_two_intervals_belongs_to_neither():
+    throughput = Throughput(TimedLoader(Loader(), idle), 0)
+    throughput.interval(4)
+    time.sleep(SLOW)
+    throughput.skip(4)
+    following = throughput.interval(6)
+    assert following.steps == 2
+    assert following.seconds < SLOW
+
+
 def test_a_wait_during_which_the_device_works_counts_as_none():
     busy = iter([True, False, True])
     loader = TimedLoader(Loader(), lambda: next(busy))

@@ -38,13 +38,14 @@ class Classified:
 
     loss: float
     top1: float  # in [0, 1], likewise top5
-    top5: float  # of min(5, K) guesses
+    top5: float | None  # of five guesses; None where there are no more classes
     confusion: Tensor  # [K, K] int64: images of class i that were taken for class j
     errors: Errors
 
     def record(self) -> dict[str, float]:
         """Return what metrics.jsonl keeps of it."""
-        return {"held_out_loss": self.loss, "held_out_top1": self.top1, "held_out_top5": self.top5}
+        found = {"held_out_loss": self.loss, "held_out_top1": self.top1}
+        return found if self.top5 is None else found | {"held_out_top5": self.top5}
 
 
 @torch.no_grad()
@@ -74,7 +75,8 @@ def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_cla
         errors = _worst(errors, images, labels, predicted, logits.softmax(dim=1))
     model.train(trains)
     assert errors is not None
-    return Classified(loss / count, hits / count, top / count, confusion.view(num_classes, num_classes), errors)
+    top5 = top / count if num_classes > _TOP else None
+    return Classified(loss / count, hits / count, top5, confusion.view(num_classes, num_classes), errors)
 
 
 def _worst(before: Errors | None, images: Tensor, labels: Tensor, predicted: Tensor, probabilities: Tensor) -> Errors:
@@ -138,7 +140,8 @@ def draw_training(path: Path, records: Sequence[dict[str, Any]]) -> None:
     top.set(ylabel="loss")
     top.legend()
     for name, label in (("held_out_top1", "top-1"), ("held_out_top5", "top-5")):
-        middle.plot(at, [100 * record[name] for record in evaluated], ".-", linewidth=1, label=label)
+        if all(name in record for record in evaluated):
+            middle.plot(at, [100 * record[name] for record in evaluated], ".-", linewidth=1, label=label)
     middle.set(ylabel="held-out accuracy, %")
     middle.legend()
     bottom.plot(epochs, [record["lr"] for record in records], color="black", linewidth=1)

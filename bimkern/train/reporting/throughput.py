@@ -50,7 +50,7 @@ class Interval:
 
 
 class Throughput:
-    """Measure intervals of steps: checkpoints and pictures are included, the start-up of loaders is not."""
+    """Measure intervals of steps: checkpoints and pictures are included, evaluations and loaders' start-up are not."""
 
     def __init__(self, loader: TimedLoader, done: int) -> None:
         """Start the first interval after `done` steps."""
@@ -61,6 +61,10 @@ class Throughput:
         """End the interval after `done` steps, start the next, and return it."""
         last, self._last = self._last, self._now(done)
         return Interval(done - last.steps, self._last.seconds - last.seconds, self._last.waited - last.waited)
+
+    def skip(self, done: int) -> None:
+        """Leave what happened since the interval ended, after `done` steps, out of the next one."""
+        self._last = self._now(done)
 
     def _now(self, done: int) -> Interval:
         return Interval(done, time.perf_counter() - self._loader.startup, self._loader.waited)

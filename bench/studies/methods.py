@@ -50,6 +50,8 @@ def methods(side: int) -> dict[str, StudyMethod]:
     vit = ViTConfig(image_size=side, patch=8, width=64, depth=DEPTH, num_heads=2)
     swin = SwinConfig(image_size=64, width=24, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)
     of_localmim = localmim("localmim", vit, epochs=100, batch_size=2048)
+    # Its second, fourth, third last and last layer would be two of four.
+    of_localmim = replace(of_localmim, method=replace(of_localmim.method, taps=equal_stages(DEPTH)))
     of_localmim_swin = localmim_swin("localmim_swin", swin, epochs=100, batch_size=2048)
     configs = {
         "MAE": mae("mae", vit),

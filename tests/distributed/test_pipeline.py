@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from pipeline_runs import command, out_of_memory, terminated, train, train_uncut, two_stages
 from rank_processes import RankProcesses
 from shared_runs import records
@@ -18,6 +19,15 @@ NAMES = ["bim_vit_test", "vitfreeze_vit_test_isolated"]
 STEPS = 12
 ONE = {"steps": STEPS, "normalize": "dataset"}  # which rank 0 measures for all
 PIPELINE = ONE | {"pipeline": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sum in one thread, as every rank does: with two, a process adds up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def files(folder):

@@ -49,9 +49,9 @@ def methods(side: int) -> dict[str, StudyMethod]:
     """Return all methods, by name, for images of side pixels."""
     vit = ViTConfig(image_size=side, patch=8, width=64, depth=DEPTH, num_heads=2)
     swin = SwinConfig(image_size=64, width=24, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)
-    of_localmim = localmim("localmim", vit, epochs=100, batch_size=2048)
-    # Its second, fourth, third last and last layer would be two of four.
-    of_localmim = replace(of_localmim, method=replace(of_localmim.method, taps=equal_stages(DEPTH)))
+    # Its taps are the 2nd, 4th, last but two and last layer, for which six are needed; of fewer it takes all stages.
+    deep = localmim("localmim", replace(vit, depth=12), epochs=100, batch_size=2048)
+    of_localmim = replace(deep, method=replace(deep.method, encoder=vit, taps=equal_stages(DEPTH)))
     of_localmim_swin = localmim_swin("localmim_swin", swin, epochs=100, batch_size=2048)
     configs = {
         "MAE": mae("mae", vit),

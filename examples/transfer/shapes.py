@@ -1,24 +1,58 @@
 """A small data set to try detection and segmentation on: circles, squares and triangles, with boxes and masks.
 
-What it holds depends on the seed alone.
+What it holds depends on the seed alone. `python -m examples.transfer.shapes FOLDER` draws other images of its kind,
+without boxes and masks, to pre-train on.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from bimkern import command
+
 SHAPES = ("circle", "square", "triangle")
 SIDE = 64  # pixels of an image
-NUM_TRAIN, NUM_TEST = 256, 64
-_SEEDS = {"train": 0, "val": 1}
+NUM_TRAIN, NUM_TEST, NUM_UNLABELED = 64, 128, 4096
+_SEEDS = {"train": 0, "val": 1, "unlabeled": 2}
 _CORNERS = {"circle": 40, "square": 4, "triangle": 3}
 
 Drawn = tuple[Image.Image, list[tuple[int, NDArray[np.bool_]]]]  # and the class and visible pixels of each shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where to draw, and how many."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder for the images."""
+    count: int = NUM_UNLABELED
+    """Number of images."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw images without boxes and masks into a folder."""
+    program = "python -m examples.transfer.shapes"
+    with command.ended_in_a_line(program):
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        options = command.parse(Options, given, usage=f"{program} FOLDER", description="Draw shapes to pre-train on.")
+        draw_unlabeled(options.folder, options.count)
+
+
+def draw_unlabeled(folder: Path, count: int = NUM_UNLABELED) -> None:
+    """Write images that are in none of the parts of the data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(_SEEDS["unlabeled"])
+    for number in range(count):
+        image, _ = _draw(generator)
+        image.save(folder / f"{number:05d}.png")
 
 
 def draw_coco(folder: Path) -> None:
@@ -107,3 +141,7 @@ def _runs(mask: NDArray[np.bool_]) -> list[int]:
     flat = np.concatenate([[False], mask.flatten(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from torch import nn
 from bimkern.models.encoder import WholeImages
 from bimkern.models.swin import Swin
 from bimkern.models.vit import ViT, ViTConfig
+from bimkern.recipes.find import find_config
 
 import_or_skip("torchvision")
 import_or_skip("pycocotools")
@@ -180,3 +181,20 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, vit_run):
     assert error(segment, tmp_path, *classes) == f"{image} has no mask; it should be {tmp_path / 'masks/train/a.png'}"
     expected = "pyramid: taps must be 4 ascending layers in [0, 4), got (9,)"
     assert error(segment, tmp_path, *classes, "--taps", "9") == expected
+
+
+def test_unlabeled_images_are_others_of_the_same_kind(tmp_path):
+    shapes.main([str(tmp_path / "more"), "--count", "3"])
+    found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "more").iterdir())]
+    assert [image.shape for image in found] == [(64, 64, 3)] * 3
+    shapes.draw_unlabeled(tmp_path / "again", 2)
+    assert all(np.array_equal(Image.open(tmp_path / f"again/0000{i}.png"), found[i]) for i in range(2))
+    for part, images in shapes._parts():
+        assert not np.array_equal(next(images)[0], found[0]), part
+
+
+def test_the_recipe_for_shapes_is_localmim_on_their_size():
+    config = find_config("examples/transfer/recipe.py:shapes")
+    assert config.method.encoder.image_size == shapes.SIDE
+    assert [head.match_scale for head in config.method.heads] == [4, 2, 1, 0.5]
+    assert config.run.peak_lr == pytest.approx(1e-3)

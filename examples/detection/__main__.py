@@ -51,7 +51,7 @@ SWIN = Recipe(
 )
 SCALES = (0.1, 2.0)  # of large-scale jitter
 # Ours, for the drawn data set.
-SHAPES = Recipe(image_size=64, batch_size=4, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=600, warmup=40, clip=1.0)
+SHAPES = Recipe(image_size=64, batch_size=4, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40, clip=1.0)
 SHAPES_SIZES, SHAPES_SCALES = Sizes(width=32, anchor=2, proposals=100, regions=32), (0.7, 1.4)
 SURE = 0.5  # least score of what is drawn
 

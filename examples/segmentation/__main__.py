@@ -42,7 +42,7 @@ STRIDE = 341 / 512  # of the windows that test images are cut into, over their s
 AUXILIARY = 0.4  # weight of that loss
 SCALES = (0.5, 2.0)  # of training images, as in mmsegmentation
 # Ours, for the drawn data set.
-SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=1000, warmup=40)
+SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
 SHAPES_WIDTH, SHAPES_SCALES = 32, (0.8, 1.25)
 
 HELP = """Train a UperNet on a trained encoder, and print its mean IoU.

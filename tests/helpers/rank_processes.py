@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "bimkern.pretrain", "bimkern.finetune", "rank_processes"])
+_SERVER.set_forkserver_preload(  # torch._dynamo is what tracing a step imports
+    ["torch", "torch._dynamo", "bimkern.pretrain", "bimkern.finetune", "rank_processes"]
+)
 
 
 class RankProcesses:

@@ -11,9 +11,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each other; read when torch is imported
 import torch
 from caches import empty_cache
+from traces import FOLDER, traced_once
 
 from bimkern.arena import ArenaUnavailable, build
-from bimkern.train.memory import extrapolate
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it on CUDA
 
@@ -48,23 +48,13 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def steps_traced_once():
-    """Trace a step once for all runs whose memory is extrapolated from it: that takes longer than the steps of a test.
-
-    Their sizes, and all that is not of a step, may differ.
-    """
-    trace, known = extrapolate._Step, {}
-
-    def step(config, *kind):
-        if getattr(config.run, "teacher", None) is not None:  # a file, whose content may change
-            return trace(config, *kind)
-        key = (getattr(config, "method", config), getattr(config, "stage", None), config.run.precision, *kind)
-        if key not in known:
-            known[key] = trace(config, *kind)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extrapolate, "_Step", step)
+def steps_traced_once(tmp_path_factory):
+    """Share traces of steps with the other workers, and with ranks that tests start."""
+    run = tmp_path_factory.getbasetemp()
+    folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, traced_once():
+        patch.setenv(FOLDER, str(folder))
         yield
 
 

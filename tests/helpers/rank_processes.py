@@ -10,9 +10,12 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from traces import traced_once
+
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(  # torch._dynamo is what tracing a step imports
-    ["torch", "torch._dynamo", "bimkern.pretrain", "bimkern.finetune", "rank_processes"]
+_SERVER.set_forkserver_preload(  # what a run imports, soon or late
+    ["torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure", "bimkern.train.reporting.tensorboard"]
+    + ["bimkern.pretrain", "bimkern.finetune", "rank_processes"]
 )
 
 
@@ -87,7 +90,8 @@ def _run(function, arguments, environment, output):
         os.dup2(file, number)
     code = 1
     try:
-        result = function(*arguments)
+        with traced_once():
+            result = function(*arguments)
         Path(f"{output}.result").write_text(json.dumps(result))
         code = 0
     except SystemExit as end:

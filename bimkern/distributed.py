@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from bimkern.errors import BimkernError
@@ -25,6 +26,7 @@ from bimkern.transfers import NotSent, RankLost, Sum, begun, lost
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 _PATIENCE = timedelta(days=7)
+_ANSWER = 10.0  # seconds, within which a store answers that is not lost
 _runs = count()  # of this process, as of any other rank
 
 
@@ -122,7 +124,8 @@ class Group:
         self._copying = dist.new_group(timeout=timeout)
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
-        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._patient = dist.new_group(backend="gloo", timeout=timeout)  # a rank that ends before it connects is noticed
+        _set_pg_timeout(_PATIENCE, self._patient)
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -191,10 +194,16 @@ class Group:
     def first_failure(self, exit_code: int) -> tuple[bool, int]:
         """Return whether this rank is the first to fail, and the exit code of the first; without an answer, it is."""
         own = f"{self.rank} {exit_code}"
-        try:
-            first = self._store.compare_set("failed", "", own).decode()
-        except RuntimeError:  # the rank that keeps it has ended
-            first = own
+        found: list[str] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # the rank that keeps the store has ended
+                found.append(self._store.compare_set("failed", "", own).decode())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(min(self.timeout.total_seconds(), _ANSWER))  # a rank that hangs keeps a store that never answers
+        first = found[0] if found else own
         return first == own, int(first.split()[1])
 
 

@@ -1,6 +1,7 @@
 """What every test stands on: a device, fresh random numbers, and outputs that start poisoned."""
 
 import contextlib
+import faulthandler
 import gc
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each other; read when torch is imported
+import leftovers
 import torch
 from caches import empty_cache
 from traces import FOLDER, traced_once
@@ -29,6 +31,11 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let the process end: one that a thread or a child keeps alive would be waited for for ever."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +89,12 @@ def arena_device(request):
             pytest.skip("wants a process of its own: see tests/arena/test_arena.py")
         return torch.device("cuda", 0)
     return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    leftovers.end_all()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import commands
 import pytest
 
 from bimkern import command
@@ -23,7 +24,7 @@ COMMANDS = (
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_closed_pipe_ends_a_command_without_a_word(arguments):
-    command = subprocess.Popen(
+    command = commands.Command(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     command.stdout.close()

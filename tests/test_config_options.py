@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
+import commands
 import pytest
 
 from bimkern import plan, pretrain
@@ -166,7 +166,7 @@ def test_a_recipe_of_ones_own_trains_resumes_from_its_config_and_exports(capsys,
 
     def run(module, *arguments):
         command = [sys.executable, "-m", f"bimkern.{module}", *arguments]
-        ran = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        ran = commands.run(command, cwd=tmp_path, env=os.environ)
         assert ran.returncode == 0, ran.stderr
 
     first = ("pretrain", "code/my_file.py:my_recipe", "--set", "run.batch_size=4", "--device", "cpu", "--workers", "0")

@@ -4,7 +4,6 @@ import importlib
 import inspect
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from dataclasses import fields, is_dataclass
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
+import commands
 import manual_pages
 import pytest
 import torch
@@ -205,7 +205,7 @@ def test_the_demos_backbone_is_loaded_and_gives_its_own_features(tmp_path):
 
     code = code_of("docs/backbones.md") + "import torch\ntorch.save(features, 'features.pt')"
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    commands.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)
     features = torch.load(tmp_path / "features.pt", weights_only=True)
 
     expected = own_features(model, Image.open(tmp_path / "photo.jpg"))

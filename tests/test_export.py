@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from interop import import_or_skip
@@ -82,7 +83,7 @@ def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_pa
     recipe = textwrap.dedent(capsys.readouterr().out.partition("To load it:\n")[2])
     saved = tmp_path / "state.pt"
     code = f"{recipe}\nimport torch\ntorch.save(model.state_dict(), {str(saved)!r})"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    commands.run([sys.executable, "-c", code], check=True)
     found, trained = torch.load(saved, weights_only=True), checkpoints.load_latest(Path(run) / "checkpoints").model
     assert "blocks.2.norm1.bias" in found
     assert "blocks.3.norm1.bias" not in found
@@ -90,7 +91,7 @@ def test_our_own_layout_is_loaded_in_a_fresh_process_by_what_it_says(run, tmp_pa
 
 
 def test_a_closed_pipe_ends_it_without_a_word(run):
-    command = subprocess.Popen(
+    command = commands.Command(
         [sys.executable, "-m", "bimkern.export", run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     command.stdout.close()

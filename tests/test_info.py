@@ -1,8 +1,8 @@
 import json
 import os
-import subprocess
 import sys
 
+import commands
 import pytest
 from interop import TORCHVISION_FOR_CUDA
 
@@ -12,11 +12,9 @@ from bimkern.train.optim.adapters import not_nvidias
 
 def run(*arguments, search_path="", **environment):
     paths = os.pathsep.join([str(search_path), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
+    return commands.run(
         [sys.executable, "-m", "bimkern.info", *arguments],
         env=os.environ | environment | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
         check=True,
     ).stdout
 

@@ -3,7 +3,6 @@
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -11,6 +10,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import commands
 import pytest
 import setuptools
 
@@ -41,7 +41,7 @@ def sources():
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("the list of sources takes git and a clone")
     command = [git, "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = commands.run(command, cwd=ROOT, check=True).stdout.splitlines()
     return [Path(name) for name in listed if (ROOT / name).exists()]
 
 
@@ -72,7 +72,7 @@ def backend(clone, call, **environment):
     """Call the build backend as an installer does."""
     code = f"import sys; sys.path.insert(0, 'python'); import build_backend; print(build_backend.{call})"
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=clone, env=os.environ | environment, capture_output=True, text=True, check=False)
+    return commands.run(command, cwd=clone, env=os.environ | environment)
 
 
 def test_without_a_compiler_an_installation_ends_before_it_downloads_anything(clone, programs):
@@ -89,9 +89,7 @@ def test_a_build_asks_for_torch_only_where_there_is_none(clone, programs):
     put(programs, "c++")
     assert backend(clone, "for_the_compiled_part()").stdout == "['cmake>=3.24', 'ninja']\n"
     code = "import build_backend as b; b.find_torch.hidden = lambda: ['nowhere']; print(b.for_the_compiled_part())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=clone / "python", capture_output=True, text=True, check=True
-    )
+    done = commands.run([sys.executable, "-c", code], cwd=clone / "python", check=True)
     assert done.stdout == "['cmake>=3.24', 'ninja', 'torch>=2.11,<2.16']\n"
 
 
@@ -103,9 +101,7 @@ def test_the_torch_of_the_base_or_the_user_counts_if_the_environment_takes_it_ov
 
     def ask(*command):
         command = [tmp_path / "venv" / "bin" / "python", *command]
-        return subprocess.run(
-            command, cwd=ROOT / "python", env=environment, capture_output=True, text=True, check=False
-        )
+        return commands.run(command, cwd=ROOT / "python", env=environment)
 
     of_user = Path(ask("-m", "site", "--user-site").stdout.strip())
     for name in ("torch", "torch-2.11.0.dist-info"):
@@ -126,7 +122,7 @@ def test_without_the_compiled_part_nothing_is_asked_for(clone, programs):
 def test_an_old_setuptools_is_named(clone):
     code = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=clone / "python", capture_output=True, text=True, check=False)
+    done = commands.run(command, cwd=clone / "python")
     expected = "bimkern: the build needs setuptools 77 or newer, got 65.5.0 (pip install --upgrade setuptools).\n"
     assert (done.returncode, done.stderr) == (1, expected)
 
@@ -192,10 +188,10 @@ def test_an_installation_in_place_compiles_what_a_wheel_does(clone, programs, tm
     put(programs, "cmake", CMAKE)
     done = backend(clone, f"build_editable({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr
-    commands = (programs / "log").read_text().splitlines()
-    assert [line for line in commands if "--target" in line] == [commands[1]]
-    assert commands[1].endswith("--target bimkern_native")
-    assert [line.split("--component ")[1] for line in commands if "--install" in line] == ["native"]
+    calls = (programs / "log").read_text().splitlines()
+    assert [line for line in calls if "--target" in line] == [calls[1]]
+    assert calls[1].endswith("--target bimkern_native")
+    assert [line.split("--component ")[1] for line in calls if "--install" in line] == ["native"]
 
 
 def test_a_build_folder_that_is_named_is_used_and_kept(clone, programs, tmp_path):

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from bimkern import openmp
@@ -14,9 +14,7 @@ UNSET = {name: value for name, value in os.environ.items() if name not in (*open
 
 
 def run(*arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments], env=UNSET | environment, capture_output=True, text=True, check=True
-    )
+    done = commands.run([sys.executable, *arguments], env=UNSET | environment, check=True)
     return done.stdout, done.stderr
 
 

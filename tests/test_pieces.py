@@ -1,12 +1,12 @@
 """Pieces: what may register itself, what JSON holds of it, and what comes back."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
+import commands
 import pytest
 import torch
 
@@ -145,7 +145,7 @@ if __name__ == "__main__":
 def test_a_piece_of_a_program_says_how_to_import_it(tmp_path, arguments):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = commands.run(command, cwd=tmp_path, check=True)
     source = done.stdout.strip()
     assert source == ("script" if "-m" in arguments else str(tmp_path.resolve() / "script.py"))
     named = source if "-m" in arguments else f"the file {source}"

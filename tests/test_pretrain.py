@@ -3,10 +3,10 @@
 import importlib
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from caches import empty_cache
@@ -194,7 +194,7 @@ def imported(tmp_path_factory):
     paths = os.pathsep.join([str(Path(__file__).parent / "helpers" / "standins"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", IMPORTED, tmp_path_factory.mktemp("imports") / "run"]
     environment = os.environ | {"PYTHONPATH": paths}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ran = commands.run(command, env=environment, check=True)
     return [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("imported:")]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import manual_pages
 import pytest
 import torch
@@ -36,7 +37,7 @@ class Reader:
             return
         program, *arguments = shlex.split(step.text)
         assert program == "python"
-        with subprocess.Popen(
+        with commands.Command(
             [sys.executable, *arguments],
             cwd=self.folder,
             env=self._environment,

@@ -1,9 +1,9 @@
 """A torchvision built for CUDA beside a torch that was not, and other pairs, each in a process of its own."""
 
 import os
-import subprocess
 import sys
 
+import commands
 import pytest
 from interop import TORCHVISION_FOR_CUDA
 
@@ -20,11 +20,9 @@ def run(tmp_path, torchvision, cuda, code):
     (tmp_path / "torchvision.py").write_text(torchvision)
     code = f"import torch\ntorch.version.cuda = {cuda!r}\n{code}"
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
+    return commands.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
         check=True,
     ).stdout
 

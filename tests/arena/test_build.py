@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -248,7 +249,7 @@ def test_a_builder_without_an_end_is_not_waited_for(compiling, monkeypatch):
     monkeypatch.setattr(build, "_LIMIT_S", 0.05)
     build._target().parent.mkdir(parents=True)
     other = [sys.executable, "-c", HOLD_LOCK, build._target().with_suffix(".lock")]
-    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with commands.Command(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with pytest.raises(
             ArenaUnavailable, match=r"another process has been building the arena for 0.05 s .*; end it"
@@ -315,14 +316,14 @@ def test_what_a_wheel_has_is_built_once_for_all_processes(tmp_path, cache):
     folder, site = tmp_path / "build", tmp_path / "site"
     configure = ["cmake", "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}", "-DBIMKERN_CUDA=OFF"]
     for command in (configure, ["cmake", "--install", folder, "--prefix", site, "--component", "source"]):
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        commands.run(command, check=True, timeout=120)
     own = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "bimkern", site / "bimkern", ignore=own, dirs_exist_ok=True)
     shutil.copy(ROOT / "bimkern" / "_native.so", site / "bimkern")
     # Unoptimized, since that is quicker.
     environment = os.environ | {"CMAKE_BUILD_TYPE": "None", "BIMKERN_CUDA_ARCHS": "", "PYTHONPATH": str(site)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([sys.executable, "-c", ONE_STEP], cwd=site, env=environment, **pipes) for _ in range(2)]
+    both = [commands.Command([sys.executable, "-c", ONE_STEP], cwd=site, env=environment, **pipes) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]
     (module,) = cache.rglob("*.so")
     assert [out.split() for out, _ in outputs] == [["True", str(module)]] * 2, outputs

@@ -5,11 +5,11 @@ tests/csrc/arena/test_device_hook.cpp simulates the device and torch's streams; 
 
 import ctypes
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import pytest
 import torch
 
@@ -77,9 +77,7 @@ def library(tmp_path_factory):
     files = [str(ROOT / "python/device_hook.cpp"), str(ROOT / "tests/csrc/arena/test_device_hook.cpp"), *core]
     flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'python'}"]
     torchs = [f"-isystem{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10"]
-    done = subprocess.run(
-        ["c++", *flags, *files, *torchs, "-o", str(path)], capture_output=True, text=True, check=False
-    )
+    done = commands.run(["c++", *flags, *files, *torchs, "-o", str(path)])
     assert done.returncode == 0, done.stderr
     return path
 
@@ -188,7 +186,7 @@ def test_without_memory_torch_gets_its_own_error(library):
         f"import ctypes, torch; library = ctypes.CDLL({str(library)!r}); library.simulated_memory(ctypes.c_int64(10)); "
         "library.bimkern_arena_alloc(ctypes.c_ssize_t(1000), 0, None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = commands.run([sys.executable, "-c", code])
     assert done.returncode != 0  # nothing catches it there
     assert "c10::OutOfMemoryError" in done.stderr
     assert "CUDA out of memory on GPU 0: arena: no memory for 1000 bytes" in done.stderr

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -175,7 +175,7 @@ def test_malloc_is_warm_after_a_restart(monkeypatch):
 def test_a_whole_run(tmp_path):
     out = tmp_path / "cpu.csv"
     command = [sys.executable, "-m", "bench", "gather_tokens", "--quick", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"torch {torch.__version__}, commit " in done.stdout.splitlines()[0]
     for name in ("fwd", "fwd+bwd"):

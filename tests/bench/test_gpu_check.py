@@ -2,11 +2,11 @@
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -147,7 +147,7 @@ def test_its_tests_need_no_package_of_the_commands(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [*tests.command, "--collect-only", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = commands.run(command, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout
     assert "test_gather_tokens.py" in done.stdout
     # A test that only a GPU can run is among them, by the name that its fixture gives it.

@@ -2,12 +2,12 @@
 
 import gc
 import os
-import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -180,7 +180,7 @@ def test_a_dali_that_does_not_load_is_a_reason(tmp_path):
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").write_text("raise OSError('libdali.so: cannot open shared object file\\nand more')")
     command = [sys.executable, "-c", "from bimkern.data.dali import unusable; print(unusable())"]
-    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    found = commands.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert found.stdout == "libdali.so: cannot open shared object file\n"
 
 

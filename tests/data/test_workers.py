@@ -12,6 +12,7 @@ import time
 import traceback
 from mmap import mmap
 
+import commands
 import pytest
 import torch
 from bad_files import picture
@@ -208,7 +209,7 @@ def test_workers_end_with_a_killed_parent():
         "items = ahead(abs, range(1000), workers=3, prefetch=2); next(items)\n"
         "print(*(process.pid for process in multiprocessing.active_children()), flush=True); time.sleep(100)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    with commands.Command([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 3
         assert all(map(is_alive, pids))
@@ -223,7 +224,7 @@ def test_a_program_that_exits_ends_its_workers():
         "items = ahead(abs, range(1000), workers=2, prefetch=2); next(items)\n"
         "[os.kill(process.pid, signal.SIGSTOP) for process in multiprocessing.active_children()]"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    commands.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_processes_that_cannot_be_started_are_a_death(monkeypatch):

@@ -1,8 +1,8 @@
 """torchrun starts both commands that train; one process prints and writes."""
 
-import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 from labeled_stripes import write_stripes
@@ -14,7 +14,7 @@ from shared_runs import finetune_with, records
 def test_torchrun_trains_and_rank_0_alone_prints(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["bim_vit_test", "--out", str(tmp_path / "run"), "--steps", "3", "--workers", "0", "--log-every", "1"]
-    ended = subprocess.run([*command, "-m", "bimkern.pretrain", *options], capture_output=True, text=True, timeout=300)
+    ended = commands.run([*command, "-m", "bimkern.pretrain", *options], timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("step 3/3") == 1
     assert ended.stdout.count("Next: look at") == 1

@@ -3,12 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from itertools import count
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -141,7 +141,7 @@ def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, photos, t
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
     with (tmp_path / "output").open("w") as output:
-        torchrun = subprocess.Popen(
+        torchrun = commands.Command(
             [sys.executable, *launch, "-m", "bimkern.pretrain", *arguments(photos, tmp_path)],
             stdout=output,
             stderr=output,

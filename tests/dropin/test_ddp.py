@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def test_two_processes(tmp_path):
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RANK]
     ranks = [
-        subprocess.Popen(
+        commands.Command(
             [*command, str(rank), str(tmp_path / "ranks")], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)

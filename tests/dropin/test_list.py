@@ -1,10 +1,10 @@
 """`python -m bimkern.dropin --list` and the versions it names."""
 
 import importlib.metadata
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from bimkern.dropin import __main__ as command
@@ -31,7 +31,7 @@ def test_a_package_that_is_not_installed(monkeypatch):
 
 
 def test_without_list_it_says_what_there_is():
-    result = subprocess.run([sys.executable, "-m", "bimkern.dropin"], capture_output=True, text=True, check=False)
+    result = commands.run([sys.executable, "-m", "bimkern.dropin"])
     assert result.returncode == 2
     assert "--list" in result.stderr
 

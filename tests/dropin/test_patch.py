@@ -1,9 +1,9 @@
 """What patch() does with what it is given: forks of a program, unknown models, models in use; and what it says."""
 
 import random
-import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -360,7 +360,7 @@ def test_no_host_is_imported():
         "import sys, bimkern.dropin;"
         "print([m for m in ('transformers', 'timm', 'lightly', 'vit_pytorch', 'open_clip') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = commands.run([sys.executable, "-c", code], check=True)
     assert result.stdout.strip() == "[]"
 
 
@@ -370,5 +370,5 @@ def test_patching_imports_nothing_large():
         "before = set(sys.modules); patch(MaskedAutoencoderViT());"
         "print({'sympy', 'torch._dynamo'} & (set(sys.modules) - before))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = commands.run([sys.executable, "-c", code], check=True)
     assert result.stdout.strip() == "set()"

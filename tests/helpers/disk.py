@@ -2,11 +2,11 @@
 
 import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import commands
 import pytest
 
 
@@ -39,7 +39,7 @@ def mode(path: Path) -> int:
 def on_small_shm(command: list[str]) -> list[str]:
     """Return a command that runs another one where /dev/shm has room for 64 KiB; skip the test where none may."""
     mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
-    allowed = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)
+    allowed = commands.run([*mounted, "true"])
     if allowed.returncode:
         pytest.skip(f"no /dev/shm of one's own may be mounted here: {allowed.stderr.strip()}")
     return [*mounted, *command]

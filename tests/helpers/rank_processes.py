@@ -10,12 +10,15 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import leftovers
 from traces import traced_once
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(  # what a run imports, soon or late
-    ["torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure", "bimkern.train.reporting.tensorboard"]
-    + ["bimkern.pretrain", "bimkern.finetune", "rank_processes"]
+    [
+        *("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+        *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes"),
+    ]
 )
 
 
@@ -38,6 +41,7 @@ class RankProcesses:
             process = _SERVER.Process(target=_run, args=(function, arguments, environment, folder / f"{rank}"))
             process.start()
             self.processes.append(process)
+        leftovers.add(self._kill)
 
     def wait_for(self, condition, timeout=120):
         """Wait until a condition holds, while all of them live."""
@@ -52,12 +56,17 @@ class RankProcesses:
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
-        hung = [process for process in self.processes if process.is_alive()]
-        for process in hung:
-            process.kill()
-            process.join()
-        assert not hung, self.stderr()
+        hung = self._kill()
+        assert not hung, (hung, self.stderr())
         return [process.exitcode for process in self.processes]
+
+    def _kill(self):
+        """Kill those that have not ended, and return them."""
+        alive = [process for process in self.processes if process.is_alive()]
+        for process in alive:
+            process.kill()
+            process.join(10)
+        return alive
 
     def results(self, timeout=120):
         """Wait for all of them, and return what their functions did."""

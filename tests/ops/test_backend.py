@@ -1,10 +1,10 @@
 import logging
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -36,9 +36,7 @@ def package_without_library(tmp_path):
 
 def run_in(folder, code, **environment):
     environment = os.environ | {"PYTHONPATH": str(folder)} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return commands.run([sys.executable, "-c", code], cwd=folder, env=environment)
 
 
 def test_without_the_library_ops_run_on_the_reference_and_say_so_once(package_without_library):

@@ -1,10 +1,10 @@
 """The Triton kernels without a GPU: interpreted here, compiled for GPUs in test_triton_compiles.py."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -19,9 +19,7 @@ OPS = (
 
 def run(*command, **environment):
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    done = commands.run([sys.executable, *command], cwd=ROOT, env=os.environ | environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

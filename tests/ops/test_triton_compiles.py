@@ -1,10 +1,10 @@
 """The Triton kernels compile for every architecture that is shipped, keep to their registers, and access in vectors."""
 
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import commands
 import pytest
 
 from bench import triton_code
@@ -54,7 +54,7 @@ def report():
     pytest.importorskip("triton")
     # In a process of its own: compiling fails where kernels were interpreted before.
     command = [sys.executable, "-m", "bench.triton_kernels"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

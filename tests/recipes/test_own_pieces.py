@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from growing import repeatable, write_photos
@@ -139,7 +139,7 @@ def test_timm_takes_its_encoder(finished, tmp_path):
 
 def test_where_its_module_is_not_imported_one_line_says_so(finished):
     command = [sys.executable, "-m", "bimkern.export", str(finished)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    done = commands.run(command, env=os.environ)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert (

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -100,7 +100,7 @@ def test_a_step_can_be_saved_again(tmp_path):
 def test_a_hundred_kills_in_the_middle_of_saving_leave_a_checkpoint_and_no_litter(tmp_path):
     command = [sys.executable, Path(__file__).parents[1] / "helpers/killed_savers.py", tmp_path, "100"]
     environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = commands.run(command, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 20  # kills that left something to clean up
 

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -52,7 +53,7 @@ def train(photos, out, *options):
 def start(photos, out, *options, within=list, **popen):
     """Start the command in a process of its own; `within` may wrap it in another command."""
     command = within([sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)])
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    return commands.Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
 
 def records(out):
@@ -200,7 +201,7 @@ def undisturbed(photos, tmp_path_factory):
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_resumes(photos, undisturbed, tmp_path, number, exit_code):
-    process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "2", start_new_session=True)
+    process = start(photos, tmp_path / "run", "--steps", "40", "--workers", "2")
     wait_for(lambda: len(records(tmp_path / "run")) >= 5, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     output, error = process.communicate(timeout=60)
@@ -227,7 +228,7 @@ def test_a_second_interrupt_stops_at_once(photos, tmp_path):
     process = start(photos, tmp_path / "run", "--steps", "100000", "--batch-size", "64")
     wait_for(lambda: len(records(tmp_path / "run")) >= 1, process)
     process.send_signal(signal.SIGINT)
-    deadline = threading.Timer(60, process.kill)
+    deadline = threading.Timer(60, process.kill_all)
     deadline.start()
     assert any("SIGINT: finishing this step and saving" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from disk import full_disk
@@ -30,7 +31,7 @@ class Run:
         Image.fromarray(pixels).save(photos / "one.png")
         options = ["--steps", "100000", "--save-every", "20", "--log-every", "1", "--workers", "0"]
         command = ["bimkern.pretrain", "bim_vit_test", "--data", photos, "--out", self.out, *options]
-        self.process = subprocess.Popen(
+        self.process = commands.Command(
             [*prefix, sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.warnings = []
@@ -87,7 +88,7 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = f'mount -t tmpfs -o size=12m,nr_inodes=100 tmpfs "{folder}"'
-    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False)
+    allowed = commands.run(["unshare", "-rm", "sh", "-c", mount])
     if allowed.returncode:
         pytest.skip(f"no disk of one's own may be mounted here: {allowed.stderr.strip()}")
     run = Run(tmp_path, folder / "run", "unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh")

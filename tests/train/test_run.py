@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import commands
 import pytest
 import torch
 from caches import empty_cache
@@ -193,7 +194,7 @@ def test_names_that_are_no_text_work(tmp_path):
 
 def start(recipe, photos, out, *options):
     command = [sys.executable, "-m", "bimkern.pretrain", recipe, "--data", str(photos), "--out", str(out)]
-    return subprocess.Popen([*command, "--log-every", "1", *options], stdout=subprocess.DEVNULL)
+    return commands.Command([*command, "--log-every", "1", *options], stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.long

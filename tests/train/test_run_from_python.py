@@ -5,6 +5,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import commands
 import pytest
 from bad_files import encoded
 from growing import write_photos
@@ -89,7 +90,7 @@ def test_memory_that_cannot_be_estimated_is_a_warning(config, outcome, monkeypat
 
 
 def test_a_command_without_stdout_runs():
-    done = subprocess.run(f"{sys.executable} -m bimkern.info >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    done = commands.run(f"{sys.executable} -m bimkern.info >&-", shell=True, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -124,7 +124,9 @@ class Group:
         self._copying = dist.new_group(timeout=timeout)
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
-        self._patient = dist.new_group(backend="gloo", timeout=timeout)  # a rank that ends before it connects is noticed
+        self._patient = dist.new_group(
+            backend="gloo", timeout=timeout
+        )  # a rank that ends before it connects is noticed
         _set_pg_timeout(_PATIENCE, self._patient)
 
     @contextmanager

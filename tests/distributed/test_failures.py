@@ -1,5 +1,6 @@
 """A rank that is killed, hangs or fails ends the run everywhere, with one line; the same command resumes it."""
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,12 @@ import commands
 import numpy as np
 import pytest
 import torch
-from failing_ranks import with_a_mistake, with_sigterm_before_the_first_step
+from failing_ranks import (
+    ended_while_connecting,
+    losing_rank_0,
+    with_a_mistake,
+    with_sigterm_before_the_first_step,
+)
 from PIL import Image
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
@@ -109,17 +115,36 @@ def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes
     assert_same(last_weights(tmp_path), weights)
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_hangs_ends_the_other_within_the_timeout(photos, start, tmp_path, stopped):
-    ranks = start(main, tmp_path / "output", arguments(photos, tmp_path, steps=10**6, timeout=10))
-    wait_for_a_checkpoint(tmp_path, lambda: all(process.is_alive() for process in ranks.processes))
-    hung, other = ranks.processes[stopped], ranks.processes[1 - stopped]
-    os.kill(hung.pid, signal.SIGSTOP)
-    other.join(60)
-    assert other.exitcode == 1
-    os.kill(hung.pid, signal.SIGCONT)
-    assert ranks.wait() == [1, 1]
-    assert "lost another rank" in said(ranks)[0]
+def test_a_rank_that_hangs_ends_the_other_within_the_timeout(photos, start, tmp_path):
+    """Either rank, in two runs at a time, since both wait."""
+    folders = [tmp_path / f"{stopped}" for stopped in range(2)]
+    runs = [start(main, folder / "output", arguments(photos, folder, steps=10**6, timeout=10)) for folder in folders]
+    for stopped, (folder, ranks) in enumerate(zip(folders, runs, strict=True)):
+        wait_for_a_checkpoint(folder, lambda ranks=ranks: all(process.is_alive() for process in ranks.processes))
+        os.kill(ranks.processes[stopped].pid, signal.SIGSTOP)
+    for stopped, ranks in enumerate(runs):
+        other = ranks.processes[1 - stopped]
+        other.join(60)
+        assert other.exitcode == 1
+        os.kill(ranks.processes[stopped].pid, signal.SIGCONT)
+        assert ranks.wait() == [1, 1]
+        assert "lost another rank" in said(ranks)[0]
+
+
+def test_a_rank_that_hangs_with_the_store_in_it_ends_the_others(tmp_path):
+    ranks = RankProcesses(losing_rank_0, 2, tmp_path, 4)
+    ranks.processes[1].join(60)
+    reported, took = json.loads((tmp_path / "1.result").read_text())
+    assert not reported  # nobody else may have said it
+    assert took < 30
+
+
+def test_a_rank_that_ends_before_it_is_connected_is_not_waited_for(tmp_path, start):
+    ranks = start(ended_while_connecting, tmp_path, 4)
+    ranks.wait(60)
+    reason, took = json.loads((tmp_path / "0.result").read_text())
+    assert "the 2 ranks cannot connect" in reason
+    assert took < 30
 
 
 def test_a_mistake_in_one_rank_is_shown_there_alone(photos, start, tmp_path):

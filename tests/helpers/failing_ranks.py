@@ -2,9 +2,14 @@
 
 import os
 import signal
+import time
 
+import torch.distributed as dist
+
+from bimkern.distributed import RanksError, connected
 from bimkern.pretrain import main
 from bimkern.train import training
+from bimkern.transfers import RankLost
 
 
 def with_a_mistake(arguments):
@@ -27,3 +32,34 @@ def _in_rank_1(fail):
         return train(*arguments)
 
     training.train = failing
+
+
+def losing_rank_0(timeout):
+    """Stop rank 0, which keeps the store, like a machine that is gone; return how long rank 1 takes to end."""
+    try:
+        with connected("cpu", timeout) as ranks:
+            ranks.highest([0])
+            if ranks.rank == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            began = time.monotonic()
+            ranks.highest([0])
+    except RankLost as error:
+        return error.reported, time.monotonic() - began
+
+
+def ended_while_connecting(timeout):
+    """End rank 1 before its last connection; return how long rank 0 waits for it, and why it ends."""
+    connect, begun, began = dist.new_group, [], time.monotonic()
+
+    def new_group(*args, **kwargs):
+        begun.append(kwargs)
+        if os.environ["RANK"] == "1" and len(begun) == 3:
+            os._exit(0)
+        return connect(*args, **kwargs)
+
+    dist.new_group = new_group
+    try:
+        with connected("cpu", timeout):
+            return None
+    except RanksError as error:
+        return str(error), time.monotonic() - began

@@ -1,7 +1,6 @@
 """Options that set fields of a config, on the command line: what they set, and one line for what they cannot."""
 
 import json
-import os
 import re
 import sys
 from dataclasses import replace
@@ -166,7 +165,7 @@ def test_a_recipe_of_ones_own_trains_resumes_from_its_config_and_exports(capsys,
 
     def run(module, *arguments):
         command = [sys.executable, "-m", f"bimkern.{module}", *arguments]
-        ran = commands.run(command, cwd=tmp_path, env=os.environ)
+        ran = commands.run(command, cwd=tmp_path, env=commands.sharing_traces())
         assert ran.returncode == 0, ran.stderr
 
     first = ("pretrain", "code/my_file.py:my_recipe", "--set", "run.batch_size=4", "--device", "cpu", "--workers", "0")

@@ -1,6 +1,6 @@
 """The demo learns from photographs, reconstructs parts of them that it has never seen, and attends by what it sees.
 
-Four fifths of its steps are enough to show that.
+Half of its steps are enough to show that.
 """
 
 import json
@@ -18,7 +18,7 @@ UNIFORM = 0.01  # normalized mutual information of queries and keys, below which
 @pytest.mark.long
 def test_the_demo_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path))
-    main(["demo", "--steps", "400", "--out", str(tmp_path / "run")])
+    main(["demo", "--steps", "260", "--out", str(tmp_path / "run")])
 
     losses = [json.loads(line)["loss_per_stage"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for first, *curve in zip(*losses, strict=True):

@@ -1,6 +1,5 @@
 """A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -27,8 +26,7 @@ class Reader:
     """Works through a page in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        path = os.pathsep.join([str(manual_pages.ROOT), os.environ.get("PYTHONPATH", "")])
-        self.folder, self._environment = folder, os.environ | {"PYTHONPATH": path, "COLUMNS": "120"}
+        self.folder, self._environment = folder, commands.sharing_traces(manual_pages.ROOT) | {"COLUMNS": "120"}
         self.printed: list[str] = []  # by every command
 
     def follow(self, step):

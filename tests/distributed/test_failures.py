@@ -22,6 +22,7 @@ from failing_ranks import (
 from PIL import Image
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
+from shared_runs import records
 from torch.distributed import TCPStore
 
 import bimkern
@@ -162,9 +163,9 @@ def test_sigterm_to_one_rank_before_the_first_step_ends_both_with_143(photos, st
     assert line == "python -m bimkern.pretrain: stopped by SIGTERM; the same command resumes the run"
 
 
-def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, photos, tmp_path):
+def test_torchrun_restarts_a_run_from_its_last_checkpoint_and_rank_0_alone_prints(undisturbed, photos, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
+    environment = commands.sharing_traces(Path(bimkern.__file__).parents[1])  # this bimkern, not another
     with (tmp_path / "output").open("w") as output:
         torchrun = commands.Command(
             [sys.executable, *launch, "-m", "bimkern.pretrain", *arguments(photos, tmp_path)],
@@ -176,5 +177,10 @@ def test_torchrun_restarts_a_run_from_its_last_checkpoint(undisturbed, photos, t
     ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     assert torchrun.wait(150) == 0, (tmp_path / "output").read_text()
-    assert f"resuming {tmp_path / 'run'} at step" in (tmp_path / "output").read_text()
+    output = (tmp_path / "output").read_text()
+    assert f"resuming {tmp_path / 'run'} at step" in output
+    assert output.count(f"step {STEPS}/{STEPS}") == 1
+    assert output.count("Next: look at") == 1
+    assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, STEPS + 1)]
+    assert all(record["comm_wait"] <= record["comm_total"] for record in records(tmp_path / "run"))
     assert_same(last_weights(tmp_path), undisturbed[0])

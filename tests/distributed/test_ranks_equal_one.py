@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from shared_runs import records, train
 
 NAMES = ["bim_vit_test", "mae_vit_test", "localmim_vit_test", "vitfreeze_vit_test", "fastmim_p_vit_test"]
-STEPS = 20
+STEPS = 8
 
 
 def weights(folder):

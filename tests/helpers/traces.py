@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from bimkern.files.atomic import replaced
-from bimkern.train.memory import extrapolate
 
 FOLDER = "BIMKERN_TEST_TRACES"  # names the folder that processes share
 
@@ -20,6 +19,15 @@ FOLDER = "BIMKERN_TEST_TRACES"  # names the folder that processes share
 @contextmanager
 def traced_once():
     """Trace a step once in the context, and once for all processes that share the folder."""
+    trace = share(extrapolate)
+    try:
+        yield
+    finally:
+        extrapolate._Step = trace
+
+
+def share(extrapolate):
+    """Have the module trace a step once, and once for all processes; return what traced it before."""
     trace, known = extrapolate._Step, {}
 
     def step(config, *kind):
@@ -31,10 +39,7 @@ def traced_once():
         return known[key]
 
     extrapolate._Step = step
-    try:
-        yield
-    finally:
-        extrapolate._Step = trace
+    return trace
 
 
 def _shared(kind, key, make):

@@ -32,10 +32,13 @@ class Run:
         options = ["--steps", "100000", "--save-every", "20", "--log-every", "1", "--workers", "0"]
         command = ["bimkern.pretrain", "bim_vit_test", "--data", photos, "--out", self.out, *options]
         self.process = commands.Command(
-            [*prefix, sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [*prefix, sys.executable, "-m", *command],
+            env=commands.sharing_traces(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         self.warnings = []
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
@@ -70,9 +73,8 @@ class Run:
             Image.open(self.out / "pictures" / f"{name}.png").verify()
 
     def end(self):
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
+        self.process.kill_all()
+        self._reader.join(10)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bimkern.files.atomic import replaced
+from bimkern.train.memory import extrapolate
 
 FOLDER = "BIMKERN_TEST_TRACES"  # names the folder that processes share
 
@@ -19,15 +20,15 @@ FOLDER = "BIMKERN_TEST_TRACES"  # names the folder that processes share
 @contextmanager
 def traced_once():
     """Trace a step once in the context, and once for all processes that share the folder."""
-    trace = share(extrapolate)
+    trace = share()
     try:
         yield
     finally:
         extrapolate._Step = trace
 
 
-def share(extrapolate):
-    """Have the module trace a step once, and once for all processes; return what traced it before."""
+def share():
+    """Trace a step once from now on, and once for all processes; return what traces it."""
     trace, known = extrapolate._Step, {}
 
     def step(config, *kind):

@@ -25,7 +25,7 @@ class _Sharing(importlib.abc.MetaPathFinder):
                 from traces import share
             finally:
                 sys.path.pop()
-            share(module)
+            share()
 
         spec.loader.exec_module = exec_module
         return spec

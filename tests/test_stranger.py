@@ -1,5 +1,6 @@
 """A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -26,7 +27,8 @@ class Reader:
     """Works through a page in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._environment = folder, commands.sharing_traces(manual_pages.ROOT) | {"COLUMNS": "120"}
+        path = os.pathsep.join([str(manual_pages.ROOT), os.environ.get("PYTHONPATH", "")])
+        self.folder, self._environment = folder, os.environ | {"PYTHONPATH": path, "COLUMNS": "120"}
         self.printed: list[str] = []  # by every command
 
     def follow(self, step):
@@ -53,6 +55,7 @@ class Reader:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # on a busy machine
 def test_the_first_hour_runs_as_it_stands(tmp_path):
     """One test, as its steps build on each other."""
     import_or_skip("timm")

@@ -165,7 +165,7 @@ def test_sigterm_to_one_rank_before_the_first_step_ends_both_with_143(photos, st
 
 def test_torchrun_restarts_a_run_from_its_last_checkpoint_and_rank_0_alone_prints(undisturbed, photos, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    environment = commands.sharing_traces(Path(bimkern.__file__).parents[1])  # this bimkern, not another
+    environment = os.environ | {"PYTHONPATH": str(Path(bimkern.__file__).parents[1])}  # this bimkern, not another
     with (tmp_path / "output").open("w") as output:
         torchrun = commands.Command(
             [sys.executable, *launch, "-m", "bimkern.pretrain", *arguments(photos, tmp_path)],

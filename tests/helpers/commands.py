@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import leftovers
 
@@ -50,12 +49,6 @@ class Command(subprocess.Popen):
                 text if isinstance(text, str) else text.decode() for text in super().communicate(None, _REST) if text
             ]
         raise AssertionError(f"not ended within {timeout} s: {self.args}\n" + "\n".join(printed))
-
-
-def sharing_traces(*paths):
-    """Return an environment in which commands take traces of steps over from others; paths are for PYTHONPATH."""
-    paths = [Path(__file__).with_name("in_commands"), *paths, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def run(command, *, timeout=LIMIT, check=False, capture_output=True, text=True, **options):

@@ -20,15 +20,6 @@ FOLDER = "BIMKERN_TEST_TRACES"  # names the folder that processes share
 @contextmanager
 def traced_once():
     """Trace a step once in the context, and once for all processes that share the folder."""
-    trace = share()
-    try:
-        yield
-    finally:
-        extrapolate._Step = trace
-
-
-def share():
-    """Trace a step once from now on, and once for all processes; return what traces it."""
     trace, known = extrapolate._Step, {}
 
     def step(config, *kind):
@@ -40,7 +31,10 @@ def share():
         return known[key]
 
     extrapolate._Step = step
-    return trace
+    try:
+        yield
+    finally:
+        extrapolate._Step = trace
 
 
 def _shared(kind, key, make):

@@ -53,8 +53,7 @@ def train(photos, out, *options):
 def start(photos, out, *options, within=list, **popen):
     """Start the command in a process of its own; `within` may wrap it in another command."""
     command = within([sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)])
-    options = {"env": commands.sharing_traces()} | popen
-    return commands.Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return commands.Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
 
 def records(out):

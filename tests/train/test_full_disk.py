@@ -33,7 +33,6 @@ class Run:
         command = ["bimkern.pretrain", "bim_vit_test", "--data", photos, "--out", self.out, *options]
         self.process = commands.Command(
             [*prefix, sys.executable, "-m", *command],
-            env=commands.sharing_traces(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -194,9 +194,7 @@ def test_names_that_are_no_text_work(tmp_path):
 
 def start(recipe, photos, out, *options):
     command = [sys.executable, "-m", "bimkern.pretrain", recipe, "--data", str(photos), "--out", str(out)]
-    return commands.Command(
-        [*command, "--log-every", "1", *options], env=commands.sharing_traces(), stdout=subprocess.DEVNULL
-    )
+    return commands.Command([*command, "--log-every", "1", *options], stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.long

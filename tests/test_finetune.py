@@ -171,7 +171,7 @@ def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_p
 
 @pytest.mark.long
 def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path):
-    options = ["--steps", "40", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
+    options = ["--steps", "24", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
     command = [sys.executable, "-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)]
     process = commands.Command(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not any((tmp_path / "killed" / "checkpoints").glob("step-0000000[48]")):

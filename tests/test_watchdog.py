@@ -91,7 +91,7 @@ def test_items_of_a_thread_are_those_of_the_iterator():
 
 def test_an_iterator_that_hangs_does_not_hold_up_a_stop():
     gate = threading.Event()
-    items = watched((gate.wait() for _ in range(3)), Watchdog("items"))
+    items = watched((gate.wait(120) for _ in range(3)), Watchdog("items"))
     with stopped_by(lambda: True), pytest.raises(Interrupted):
         next(items)
     gate.set()
@@ -105,7 +105,7 @@ def test_an_iterator_whose_end_hangs_is_left_behind(monkeypatch):
         try:
             yield 1
         finally:
-            gate.wait()
+            gate.wait(120)
 
     loaded = watched(items(), Watchdog("items"))
     assert next(loaded) == 1

@@ -167,9 +167,9 @@ def test_tensors_may_be_freed_by_any_thread(arena):
     for _ in range(6):
         with arena.scope("work"):
             box = [torch.ones(FLOATS, device=arena.device)]
-            thread = threading.Thread(target=box.clear)
+            thread = threading.Thread(target=box.clear, daemon=True)
             thread.start()
-            thread.join()
+            thread.join(60)
     assert arena.stats().live_allocations == 0
     assert arena.stats().plans == 1
 
@@ -183,9 +183,9 @@ def test_other_threads_are_served_by_torch_and_counted():
     results = []
     with planned(arena):
         before = arena.stats()
-        thread = threading.Thread(target=work, args=[results])
+        thread = threading.Thread(target=work, args=[results], daemon=True)
         thread.start()
-        thread.join()
+        thread.join(60)
     after = arena.stats()
     assert after.live_allocations == 0
     assert after.other_allocations - before.other_allocations == 1
@@ -255,9 +255,9 @@ def test_scopes_belong_to_one_thread():
 
     with planned(arena):
         pass
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(60)
     assert str(caught[0]) == "arena: open must come from the thread or stream that opened the first scope"
     assert caught[0].fault == "wrong_owner"
 

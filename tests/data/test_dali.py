@@ -209,7 +209,7 @@ def test_a_crop_of_pils_that_hangs_does_not_hold_up_the_end(tmp_path, monkeypatc
     def crop(*arguments):
         if next(calls) > 0:  # of a batch ahead
             hangs.set()
-            gate.wait()
+            gate.wait(120)
         return plain(*arguments)
 
     monkeypatch.setattr(pil, "crop", crop)

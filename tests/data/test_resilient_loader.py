@@ -220,7 +220,7 @@ def test_a_death_shows_where_the_next_item_is_awaited_and_nowhere_else():
     assert signal.getsignal(signal.SIGCHLD) == before
     (child,) = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    child.join(10)
     assert sum(range(10**6)) > 0
     with pytest.raises(WorkerDied):
         list(items)

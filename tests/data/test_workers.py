@@ -168,7 +168,7 @@ def test_a_stop_ends_the_wait_for_a_hung_worker(monkeypatch, killable):
     monkeypatch.undo()
     for process in (p for p in multiprocessing.active_children() if p.pid in pids):
         process.kill()
-        process.join()
+        process.join(10)
     assert not any(map(is_alive, pids))
 
 

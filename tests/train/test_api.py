@@ -155,9 +155,9 @@ def test_a_run_leaves_its_process_as_it_was(options, uninterrupted, monkeypatch)
         )
 
     before, outcomes = settings(), []
-    thread = threading.Thread(target=lambda: outcomes.append(pretrain(RECIPE, **options)))
+    thread = threading.Thread(target=lambda: outcomes.append(pretrain(RECIPE, **options)), daemon=True)
     thread.start()
-    thread.join()
+    thread.join(120)
     outcomes.append(pretrain(RECIPE, **options | {"out": options["out"].with_name("second")}))
     assert settings() == before
     for outcome in outcomes:

@@ -367,10 +367,10 @@ def signal_at_first_result(cache, number):
                 return
         os.kill(os.getpid(), number)
 
-    watching = threading.Thread(target=watch)
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     try:
         yield
     finally:
         ended.set()
-        watching.join()
+        watching.join(60)

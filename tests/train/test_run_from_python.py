@@ -30,9 +30,9 @@ def config(tmp_path_factory):
 def outcome(config):
     """Of a run in a thread that is not the main one, where no signal handler may be set."""
     found = []
-    thread = threading.Thread(target=lambda: found.append(run(config)))
+    thread = threading.Thread(target=lambda: found.append(run(config)), daemon=True)
     thread.start()
-    thread.join()
+    thread.join(120)
     return found[0]
 
 

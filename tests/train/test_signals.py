@@ -88,7 +88,7 @@ def ended(photos, out, capsys, *options):
 
 def stall(gate):
     os.kill(os.getpid(), signal.SIGUSR1)
-    return gate.wait()
+    return gate.wait(120)
 
 
 def steps_logged(out):
@@ -202,7 +202,7 @@ def test_a_save_that_hangs(photos, out, capsys, monkeypatch, answer, gate, when)
 
     def save(folder, checkpoint, **options):
         if checkpoint.step > 2:
-            gate.wait()
+            gate.wait(120)
         return plain(folder, checkpoint, **options)
 
     monkeypatch.setattr(checkpoints, "save", save)
@@ -220,7 +220,7 @@ def test_a_save_that_hangs_ends_within_the_promised_time(photos, out, capsys, mo
     def save(folder, checkpoint, **options):
         begin.append(time.monotonic())
         sigterm()
-        gate.wait()
+        gate.wait(120)
 
     monkeypatch.setattr(checkpoints, "save", save)
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
@@ -249,7 +249,7 @@ def test_a_save_that_is_slow_is_finished(photos, out, capsys, monkeypatch):
 def test_pictures_that_hang(photos, out, capsys, caplog, monkeypatch, answer, gate):
     answer("the save of step 2 has made no progress", after=0.3)
     drawn = []
-    monkeypatch.setattr(HeldOutEvaluation, "snapshot", lambda *args: lambda: drawn.append(gate.wait()))
+    monkeypatch.setattr(HeldOutEvaluation, "snapshot", lambda *args: lambda: drawn.append(gate.wait(120)))
     ended(photos, out, capsys, "--steps", "99", "--save-every", "2", "--workers", "0")
     assert "s since its files were written; its pictures are abandoned" in caplog.text
     assert saved_step(out) == steps_logged(out)[-1] > 2

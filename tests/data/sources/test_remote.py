@@ -62,12 +62,12 @@ def server(root):
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-    thread = threading.Thread(target=served.serve_forever)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
     thread.start()
     served.failing, served.asked = failing, asked
     yield served
     served.shutdown()
-    thread.join()
+    thread.join(10)
     served.server_close()
 
 

@@ -114,7 +114,7 @@ def ended(arguments, tmp_path, ranks=(0, 1), **options):
 
 def command_of(arguments, out):
     mine = arguments[int(os.environ["RANK"])]
-    main([NAME, "--out", str(out), "--steps", "2", "--workers", "0", "--dist-timeout", "20", *mine])
+    main([NAME, "--out", str(out), "--steps", "2", "--workers", "0", "--dist-timeout", "60", *mine])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     """Return a folder of runs on two ranks, sharded and not."""
     folder = tmp_path_factory.mktemp("trained")
     runs = [(name, folder / name / shard, {"shard": shard} | LENGTH) for name in RECIPES for shard in SHARDS]
-    RankProcesses(train_in_turn, 2, folder / "output", runs).results(240)
+    RankProcesses(train_in_turn, 2, folder / "output", runs).results()
     return folder
 
 

@@ -14,7 +14,7 @@ from bimkern.train.run import run
 from bimkern.train.trainer import Trainer
 from bimkern.training_command import run_command
 
-OPTIONS = {"micro_batch": 2, "log_every": 5, "save_every": 6, "dist_timeout": 20}
+OPTIONS = {"micro_batch": 2, "log_every": 5, "save_every": 6, "dist_timeout": 60}
 
 
 def two_stages(name, out, **options):

@@ -13,6 +13,7 @@ from pathlib import Path
 import leftovers
 from traces import traced_once
 
+LIMIT = 240  # seconds
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(  # what a run imports, soon or late
     [
@@ -43,7 +44,7 @@ class RankProcesses:
             self.processes.append(process)
         leftovers.add(self._kill)
 
-    def wait_for(self, condition, timeout=120):
+    def wait_for(self, condition, timeout=LIMIT):
         """Wait until a condition holds, while all of them live."""
         end = time.monotonic() + timeout
         while not condition():
@@ -51,7 +52,7 @@ class RankProcesses:
             assert all(process.is_alive() for process in self.processes), self.stderr()
             time.sleep(0.02)
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=LIMIT):
         """Wait for all of them; return their exit codes."""
         end = time.monotonic() + timeout
         for process in self.processes:
@@ -68,7 +69,7 @@ class RankProcesses:
             process.join(10)
         return alive
 
-    def results(self, timeout=120):
+    def results(self, timeout=LIMIT):
         """Wait for all of them, and return what their functions did."""
         assert self.wait(timeout) == [0] * len(self.processes), "".join(self.stderr())[-3000:]
         return [json.loads(self._of(rank, "result")) for rank in self._ranks]

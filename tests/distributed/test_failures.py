@@ -102,10 +102,7 @@ def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes
     seed = random.randrange(2**32)
     draw = random.Random(seed)
     for i in range(KILLS):
-        ranks, killed = (
-            start(main, tmp_path / f"kill-{i}", arguments(photos, tmp_path)),
-            draw.randrange(2),
-        )
+        ranks, killed = start(main, tmp_path / f"kill-{i}", arguments(photos, tmp_path)), draw.randrange(2)
         ranks.processes[killed].join(draw.uniform(0, took))  # a random moment, unless the run ends before it
         ranks.processes[killed].kill()
         codes = ranks.wait()

@@ -119,8 +119,9 @@ def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO
         held_out_labels = read_labels(source.held_out, held_out.files, labels.classes)
         return Labeled(classes=labels.classes, train=_part(images, labels), test=_part(held_out, held_out_labels))
     parts: tuple[list[int], list[int]] = [], []
+    numbers = labels.of(images.files)
     for number, name in enumerate(labels.classes):
-        same = (i for i, file in enumerate(images.files) if labels.by_file[file] == number)
+        same = np.flatnonzero(numbers == number).tolist()
         shuffled = sorted(same, key=lambda i: _hash(images.files[i]))
         if len(shuffled) < 2:
             raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")

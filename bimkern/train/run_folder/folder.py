@@ -16,7 +16,8 @@ from bimkern.distributed import Ranks
 from bimkern.files import atomic
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
-from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
+from bimkern.train.run_folder.dataset_manifest import QUARANTINE
+from bimkern.train.run_folder.image_records import IMAGES
 
 _CONFIG = "config.json"
 _INIT = "init.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import labels_by_file
 from source_forms import CLASSES, add, batches_of, data_of, files_of, same, write_folder, write_tars
 
 from bimkern.data.batches import BadImages
@@ -190,7 +191,7 @@ def test_a_million_members_take_less_than_200_mb(tmp_path):
 
 def test_labels_are_class_folders(root, shards):
     source = labeled_images(shards[0].parent)
-    assert labels_of(source) == labels_of(labeled_images(root))
+    assert labels_by_file(labels_of(source)) == labels_by_file(labels_of(labeled_images(root)))
     assert labels_of(source).classes == CLASSES
 
 
@@ -202,7 +203,7 @@ def test_labels_are_members_of_the_same_key(root, tmp_path, suffix):
             add(tar, f"{i}.{suffix}", (f"{i % 2}\n" if suffix == "cls" else f'{{"label": {i % 2}}}').encode())
             add(tar, f"{i}.v1.jpg", photo)
     labels = labels_of(find_source(tmp_path / "x.tar"))
-    assert labels.by_file == {f"{i}.v1.jpg": i % 2 for i in range(4)}
+    assert labels_by_file(labels) == {f"{i}.v1.jpg": i % 2 for i in range(4)}
     with tarfile.open(tmp_path / "y.tar", "w") as tar:
         add(tar, "0.jpg", photos[0])
         add(tar, "1.json", b"no JSON")

@@ -51,7 +51,8 @@ class FinetuneStep:
         files = Names.of(f"{i:06d}.png" for i in range(len(self.labels)))  # nothing reads them
         labels = Labels(tuple(map(str, range(NUM_CLASSES))), files, self.labels.numpy())
         sizes, zeros = np.ones((len(files), 2), dtype=np.int64), np.zeros(len(files), dtype=np.int64)
-        images = Images(digit_images(), files, sizes, orientations=zeros, pil_only=zeros.astype(bool))
+        digests = zeros.astype(np.uint64)
+        images = Images(digit_images(), files, sizes, zeros, pil_only=zeros.astype(bool), digests=digests)
         listing = Listing(images.source, files)
         quarantine = Quarantine(Path("quarantine.jsonl"), files, max_ratio=0.0)
         batch_size = self.config.run.batch_size

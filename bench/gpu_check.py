@@ -42,6 +42,7 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
     *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
     *(f"tests/train/test_{name}.py" for name in ("finetune_api", "normalization", "sources", "swin_runs")),
+    *("tests/train/test_image_records.py", "tests/train/test_many_images.py"),
     *("tests/csrc", "tests/bench", "tests/distributed"),
 )
 

@@ -67,7 +67,8 @@ def images(source: Source, found: Mapping[str, FileCheck], channels: int = 3) ->
     """Return what loaders need to know of the images of a source, given by their names."""
     checks = FileChecks.of(found)
     pil_only = checks.pil_only | ~_are_on_disk(source, checks.names)
-    return Images(source, checks.names, checks.sizes, checks.orientations, pil_only, channels=channels)
+    arrays = (checks.sizes, checks.orientations, pil_only, checks.digests)
+    return Images(source, checks.names, *arrays, channels=channels)
 
 
 def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:

@@ -49,8 +49,9 @@ class Source(Protocol):
     """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass.
 
     It may also have `title`, its name in messages, in place of its paths; `only_images = True`, if whatever it lists is
-    an image, whose name need not say so; `labels(files)`, the label of each by its name; and the class methods
-    `accepts(place)` and `of(places)`, by which --data finds it (sources/find.py).
+    an image, whose name need not say so; `labels(files)`, the label of each by its name; `origin(file)`, what tells a
+    file from those of all other sources, if its name does not; and the class methods `accepts(place)` and `of(places)`,
+    by which --data finds it (sources/find.py).
 
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
@@ -130,6 +131,7 @@ class Images:
     sizes: Int64  # [N, 2], width and height, upright
     orientations: Int64  # [N], how the stored images are turned upright (orientation.py)
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
+    digests: NDArray[np.uint64]  # [N], of the files
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
     channels: int = 3  # that they are decoded to
 

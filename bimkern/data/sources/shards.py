@@ -129,6 +129,11 @@ class ImageShards:
         found[known] = np.stack([rows[:, 2], times[rows[:, 0]]], axis=1)
         return found
 
+    def origin(self, file: str) -> tuple[Path, int]:
+        """Return the shard of a file, and its offset there."""
+        shard, offset, _ = self._table.find(file)
+        return self._table.shards[shard].resolve(), offset
+
     def open(self, file: str) -> BinaryIO:
         return BytesIO(self._read(*self._table.find(file)))
 

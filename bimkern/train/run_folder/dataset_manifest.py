@@ -17,6 +17,7 @@ from bimkern.data.check import readable
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.held_out import are_held_out
 from bimkern.data.names import Names
+from bimkern.data.overlap import refuse_overlap
 from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, title
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
@@ -116,13 +117,15 @@ class FrozenDataset:
         """Return the dataset with other images to evaluate on, all of which must be readable.
 
         Raises:
-            SourceError: some are not, or there is none.
+            SourceError: some are not, or are trained on, or there is none.
         """
         faults = found.faults
         listing = listing.skip(faults)
         refuse_if_empty(listing)
         _refuse_held_out(listing.source, {file: faults[file] for file in _within(listing.files, faults)})
-        return replace(self, held_out=readable(listing, found))
+        images = readable(listing, found)
+        refuse_overlap(self.images, images)
+        return replace(self, held_out=images)
 
     def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
         """Quarantine images that are trained on, too, and refuse others: they must be the same in every evaluation."""

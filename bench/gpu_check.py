@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 470.0  # for all parts together
 _ENTRY_SECONDS = 80.0  # torch.compile takes most of them
 _FIRST_ENTRIES = ("gather_tokens", "restore_tokens", "embed_visible", "hog")  # what a training step waits for
-_LEFT_OUT = ("loaders", "packed", "sources")  # read images, which has nothing to do with the kernels
+_LEFT_OUT = ("cold_sources", "loaders", "packed", "sources")  # read images, which has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (

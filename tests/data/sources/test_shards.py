@@ -44,6 +44,21 @@ def test_shards_list_and_check_as_the_folder_of_their_files(root, shards):
             assert one.read() == other.read()
 
 
+def test_names_that_are_no_text_are_in_the_order_of_the_folder(root, tmp_path):
+    """As text, their bytes come before some other characters; as bytes, after them."""
+    photo = (root / "ant" / "00.jpg").read_bytes()
+    for name in (b"caf\xe9.jpg", "caf\uffee.jpg".encode(), "café.jpg".encode(), b"cafe.jpg", b"\x80"):
+        (root / "ant" / os.fsdecode(name)).write_bytes(photo)
+    source = find_source(write_tars(root, tmp_path / "shards"))
+    ours, theirs = list_images(source), list_images(ImageFolder(paths=(root,)))
+    assert (ours.files, ours.others) == (theirs.files, theirs.others)
+    assert list(ours.files) == sorted(ours.files)
+    assert same(
+        batches_of(PilLoader(workers=0), data_of(source)),
+        batches_of(PilLoader(workers=0), data_of(ImageFolder(paths=(root,)))),
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_folder_bit_for_bit_also_when_resumed(root, shards, workers):
     loader = PilLoader(workers=workers)

@@ -17,6 +17,7 @@ from bench.entry import Case
 from bimkern.data.batches import Batch
 from bimkern.data.digits import digit_images
 from bimkern.data.labels import Labels
+from bimkern.data.names import Names
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import Images, Listing
 from bimkern.data.step_layout import StepLayout
@@ -47,10 +48,11 @@ class FinetuneStep:
         nn.init.normal_(self.task.model.head.weight, std=0.02)  # or the first losses of all networks are the same
 
     def _task(self, device: torch.device) -> Finetuning:
-        files = tuple(f"{i}.png" for i in range(len(self.labels)))  # nothing reads them
-        labels = Labels(tuple(map(str, range(NUM_CLASSES))), dict(zip(files, self.labels.tolist(), strict=True)))
+        files = Names.of(f"{i:06d}.png" for i in range(len(self.labels)))  # nothing reads them
+        labels = Labels(tuple(map(str, range(NUM_CLASSES))), files, self.labels.numpy())
         sizes, zeros = np.ones((len(files), 2), dtype=np.int64), np.zeros(len(files), dtype=np.int64)
-        images = Images(digit_images(), files, sizes, orientations=zeros, pil_only=zeros.astype(bool))
+        digests = zeros.astype(np.uint64)
+        images = Images(digit_images(), files, sizes, zeros, pil_only=zeros.astype(bool), digests=digests)
         listing = Listing(images.source, files)
         quarantine = Quarantine(Path("quarantine.jsonl"), files, max_ratio=0.0)
         batch_size = self.config.run.batch_size

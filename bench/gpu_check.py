@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 470.0  # for all parts together
 _ENTRY_SECONDS = 80.0  # torch.compile takes most of them
 _FIRST_ENTRIES = ("gather_tokens", "restore_tokens", "embed_visible", "hog")  # what a training step waits for
-_LEFT_OUT = ("loaders", "packed", "sources")  # read images, which has nothing to do with the kernels
+_LEFT_OUT = ("cold_sources", "loaders", "packed", "sources")  # read images, which has nothing to do with the kernels
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
@@ -42,6 +42,7 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
     *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
     *(f"tests/train/test_{name}.py" for name in ("finetune_api", "normalization", "sources", "swin_runs")),
+    *("tests/train/test_image_records.py", "tests/train/test_many_images.py"),
     *("tests/csrc", "tests/bench", "tests/distributed"),
 )
 

@@ -111,6 +111,7 @@ def test_smoothing_alone_mixes_nothing(capsys, tmp_path):
         ("--backbone run --data data/train", "has no val beside train to evaluate on; name one with --val, or"),
         ("--backbone run --data data --held-out 0.2", "--held-out 0.2: the data holds out images of its own"),
         ("--backbone run --data data/train/down --val data/val", "lies in no class folder; put it into one"),
+        ("--backbone run --data data/train --val data/train", "24 of 24 images to evaluate on, in data/train, are "),
         ("--backbone run --image-size 33", "run: resized: ViTConfig: image_size must be a multiple of patch=8, got 33"),
         ("--eval-every 0", "--eval-every must be above 0 and finite, got 0"),
         ("--layer-decay 0", "layer_decay must be in (0, 1], got 0.0"),

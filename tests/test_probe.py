@@ -123,6 +123,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, stripes, capsys, arguments,
     assert error.startswith(f"python -m bimkern.probe: {message}")
 
 
+def test_an_image_that_is_trained_and_tested_on_is_refused(runs, stripes, capsys, tmp_path):
+    (tmp_path / "data/val/down/linked.png").symlink_to(tmp_path / "data/train/down/0.png")
+    with pytest.raises(SystemExit) as stop:
+        main([*runs, "--data", stripes])
+    assert stop.value.code == 2
+    said = "1 of 9 images to evaluate on, in data/val, are also trained on ('down/linked.png'); evaluate on others"
+    assert capsys.readouterr().err.replace(str(tmp_path) + "/", "") == f"python -m bimkern.probe: {said}\n"
+
+
 def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):
     read = evaluation_command.read_backbone
 

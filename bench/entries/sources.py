@@ -43,7 +43,7 @@ def measure(case: Case) -> Measure:
     folder = Path(root.name, "all", "class")  # torchvision wants one
     folder.mkdir(parents=True)
     write_photographs(folder)
-    shards = _write_shards(folder, Path(root.name, "shards"))
+    shards = write_shards(folder, Path(root.name, "shards"))
     forms = {"folder": _ours(case, folder.parent, root), "shards": _ours(case, shards, root)}
     try:
         forms["parquet"] = _ours(case, _write_parquet(folder, Path(root.name, "photographs.parquet")), root)
@@ -109,7 +109,7 @@ def _torchvision(case: Case, folder: Path) -> Next:
     return lambda: next(batches)
 
 
-def _write_shards(folder: Path, out: Path) -> Path:
+def write_shards(folder: Path, out: Path) -> Path:
     out.mkdir()
     files = sorted(folder.iterdir())
     for i in range(_SHARDS):

@@ -1,50 +1,33 @@
 """The image check: every file is read and decoded once before a run relies on it.
 
-Results are cached, one line of JSON per image. An image is checked again only if its size or modification time has
-changed; a bad file is checked every time, since the cause may be elsewhere.
+Results are cached (check_cache.py). An image is checked again only if its size or modification time has changed; a bad
+file is checked every time, since the cause may be elsewhere.
 """
 
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
+from dataclasses import fields, is_dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bimkern.data.check_cache import CheckCache
+from bimkern.data.file_checks import FileCheck, FileChecks, as_int64
 from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of, too_large
-from bimkern.data.orientation import UPRIGHT, upright_size
+from bimkern.data.names import Int64, Names
+from bimkern.data.orientation import upright_size
 from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
-from bimkern.files import jsonl
-from bimkern.files.cache import cache_folder
 
-logger = logging.getLogger("bimkern.data")
-
-_VERSION = 3  # of the check; a cache of another version is not read
 _CHUNK = 16  # files per job of a worker
 _DIGEST_BYTES = 8
 
 Progress = Callable[[int, int], None]  # files checked, files to check
 
 
-@dataclass(frozen=True, slots=True)
-class FileCheck:
-    """The result of checking a file."""
-
-    bytes: int = 0
-    mtime_ns: int = 0
-    digest: str = ""  # BLAKE2b of the content, 64 bits in hex
-    width: int = 0  # pixels, upright
-    height: int = 0
-    orientation: int = UPRIGHT  # how the stored image is turned upright
-    pil_only: bool = False  # whether DALI might decode it differently
-    fault: str | None = None  # why it cannot be trained on; the other fields then have their defaults
-
-
-def check(listing: Listing, *, workers: int, progress: Progress | None = None) -> dict[str, FileCheck]:
+def check(listing: Listing, *, workers: int, progress: Progress | None = None) -> FileChecks:
     """Check the files of a listing in worker processes, except those in the cache.
 
     Args:
@@ -58,33 +41,34 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
     Raises:
         SourceError: the machine is out of memory or file handles.
     """
-    source = listing.source
-    cache = _Cache(cache_folder() / f"checked-v{_VERSION}" / f"{_identity(listing)}.jsonl")
-    known = cache.read()
-    found = {f: known[f] for f in listing.files if f in known and _is_unchanged(source, f, known[f])}
-    todo = [file for file in listing.files if file not in found]
+    files, cache = listing.files, CheckCache(_identity(listing))
+    found = cache.read(files)
+    found.forget(~_are_unchanged(listing.source, found))
+    todo = np.flatnonzero(~found.sound).tolist()
     done = 0
     for chunk in _check_all(listing, todo, workers):
-        found |= chunk
-        cache.append(chunk)
+        for i, result in chunk.items():
+            found.put(i, result)
+        cache.append({files[i]: result for i, result in chunk.items()})
         done += len(chunk)
         if progress is not None:
             progress(done, len(todo))
-    return {file: found[file] for file in listing.files}
+    cache.store(found)
+    return found
 
 
-def readable(listing: Listing, found: dict[str, FileCheck]) -> Images:
+def readable(listing: Listing, found: FileChecks) -> Images:
     """Return the images among the files of a listing."""
-    good = {file: found[file] for file in listing.files if found[file].fault is None}
-    return images(listing.source, good, listing.channels)
+    found = found.of_files(listing.files)
+    return images(listing.source, found.where(found.sound), listing.channels)
 
 
 def images(source: Source, found: Mapping[str, FileCheck], channels: int = 3) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
-    sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
-    orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
-    pil_only = np.array([one.pil_only or source.path(file) is None for file, one in found.items()], dtype=bool)
-    return Images(source, tuple(found), sizes, orientations, pil_only, channels=channels)
+    checks = FileChecks.of(found)
+    pil_only = checks.pil_only | ~_are_on_disk(source, checks.names)
+    arrays = (checks.sizes, checks.orientations, pil_only, checks.digests)
+    return Images(source, checks.names, *arrays, channels=channels)
 
 
 def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
@@ -107,16 +91,16 @@ def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
         return FileCheck(fault=reason_of(error))
 
 
-def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
+def _check_all(listing: Listing, todo: list[int], workers: int) -> Iterator[dict[int, FileCheck]]:
     source, channels = listing.source, listing.channels
-    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
+    chunks = range(0, len(todo), _CHUNK)
 
-    def work(i: int) -> dict[str, FileCheck]:
-        return {file: check_file(source, file, channels) for file in chunks[i]}
+    def work(first: int) -> dict[int, FileCheck]:
+        return {i: check_file(source, listing.files[i], channels) for i in todo[first : first + _CHUNK]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
-        yield from ahead(work, range(len(chunks)), workers=workers, prefetch=2, in_order=False, what="the image check")
+        yield from ahead(work, chunks, workers=workers, prefetch=2, in_order=False, what="the image check")
     except (WorkerDied, OutOfResources, MemoryError) as error:
         why = str(error) or "out of memory"
         raise SourceError(
@@ -124,12 +108,34 @@ def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator
         ) from error
 
 
-def _is_unchanged(source: Source, file: str, found: FileCheck) -> bool:
-    try:
-        unchanged = source.stat(file) == (found.bytes, found.mtime_ns)
-    except (OSError, BadImage):
-        return False
-    return unchanged and found.mtime_ns != UNKNOWN_TIME and not too_large(found.width, found.height)
+def _are_unchanged(source: Source, found: FileChecks) -> NDArray[np.bool_]:
+    """Return which results are those of the files as they are now, [N]."""
+    now = _stats(source, found)
+    unchanged: NDArray[np.bool_] = (now == found.stats).all(axis=1) & (now[:, 1] != UNKNOWN_TIME)
+    pixels = found.sizes.prod(axis=1)
+    if len(pixels) and too_large(int(pixels.max()), 1):
+        unchanged &= [not too_large(count, 1) for count in pixels.tolist()]
+    return unchanged
+
+
+def _stats(source: Source, found: FileChecks) -> Int64:
+    """Return bytes and time of change (ns) of those files that have been checked, [N, 2]."""
+    if hasattr(source, "stats"):
+        stats: Int64 = source.stats(found.names)
+        return stats
+    stats = np.full((len(found), 2), UNKNOWN_TIME, dtype=np.int64)
+    for i in np.flatnonzero(found.sound).tolist():
+        with suppress(OSError, BadImage):
+            num_bytes, mtime_ns = source.stat(found.names[i])
+            stats[i] = num_bytes, as_int64(mtime_ns)
+    return stats
+
+
+def _are_on_disk(source: Source, files: Names) -> NDArray[np.bool_]:
+    """Return which files of a source lie on disk, [N]."""
+    if (all_or_none := getattr(source, "on_disk", None)) is not None:
+        return np.full(len(files), all_or_none)
+    return np.array([source.path(file) is not None for file in files], dtype=bool)
 
 
 def _identity(listing: Listing) -> str:
@@ -140,41 +146,6 @@ def _identity(listing: Listing) -> str:
     # A field of a user's source may decide what a file holds.
     read += [f"{name}={getattr(source, name)!r}" for name in names if name not in ("paths", "held_out")]
     return _digest(os.fsencode("\0".join(read)))
-
-
-class _Cache:
-    """Results of earlier checks; if they cannot be stored, the check continues with a warning."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._usable = True
-
-    def read(self) -> dict[str, FileCheck]:
-        found = {}
-        try:
-            for record in jsonl.stream(self._path):
-                with suppress(KeyError, TypeError):
-                    file = record.pop("file")
-                    found[file] = FileCheck(**record)
-        except OSError:
-            return {}
-        return found
-
-    def append(self, found: dict[str, FileCheck]) -> None:
-        known = (item for item in found.items() if item[1].fault is None and item[1].mtime_ns != UNKNOWN_TIME)
-        good = [{"file": file} | asdict(result) for file, result in known]
-        if not self._usable or not good:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            jsonl.append(self._path, good)
-        except OSError as error:
-            self._usable = False
-            logger.warning(
-                "%s cannot be written (%s): the next run checks the images again; set XDG_CACHE_HOME to another folder",
-                self._path,
-                error.strerror,
-            )
 
 
 def _digest(content: bytes) -> str:

@@ -33,7 +33,8 @@ from bimkern import optional
 from bimkern.data import pil
 from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
-from bimkern.data.check import FileCheck, images
+from bimkern.data.check import images
+from bimkern.data.file_checks import FileCheck
 from bimkern.data.formats import BadImage
 from bimkern.data.orientation import StoredBoxes
 from bimkern.data.source import ImageFolder

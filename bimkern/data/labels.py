@@ -6,14 +6,14 @@ and `val` (or `valid`, or `test`), each a folder or a list, keeps the second for
 Shapes: N images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bimkern.data.augment import Int64
+from bimkern.data.names import Int64, Names
 from bimkern.data.source import Source, SourceError, title
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.listed import LISTS
@@ -35,16 +35,19 @@ class HasLabels(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """The class of every file of a source."""
 
     classes: tuple[str, ...]  # sorted; a label is the index of one
-    by_file: Mapping[str, int]
+    files: Names
+    numbers: Int64  # [N], the label of each
 
-    def of(self, files: Sequence[str]) -> Int64:
-        """Return the labels of files, [N]: of `Images.files`, they are indexed by sample id."""
-        return np.array([self.by_file[file] for file in files], dtype=np.int64)
+    def of(self, files: Names) -> Int64:
+        """Return the labels of some of the files, [N]: of `Images.files`, they are indexed by sample id."""
+        places = self.files.places(files)
+        assert (places >= 0).all()
+        return self.numbers[places]
 
 
 def labeled_images(path: Path) -> Source:
@@ -60,7 +63,7 @@ def labeled_images(path: Path) -> Source:
     return replace(find_source(train), **held_out)  # type: ignore[type-var]  # a source is a frozen dataclass
 
 
-def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | None = None) -> Labels:
+def read_labels(source: Source, files: Names, classes: Sequence[str] | None = None) -> Labels:
     """Read the labels of a source that labeled_images returned.
 
     Args:
@@ -71,21 +74,28 @@ def read_labels(source: Source, files: Sequence[str], classes: Sequence[str] | N
     Raises:
         SourceError: a file has no label, its label is none of the classes, or there are fewer than two classes.
     """
-    names = source.labels(files) if isinstance(source, HasLabels) else _class_folders(source, files)
-    known = sorted({names[file] for file in files}) if classes is None else list(classes)
+    numbers: dict[str, int] = {}  # of classes, as they are met
+    names = source.labels(files) if isinstance(source, HasLabels) else None
+    labels = _class_folders(source, files) if names is None else map(names.__getitem__, files)
+    met = np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
+    known = sorted(numbers) if classes is None else list(classes)
     if len(known) < 2:
         raise SourceError(f"{title(source)}: labels must name at least two classes, got {', '.join(known) or 'none'}")
-    number = {name: i for i, name in enumerate(known)}
+    place = {name: i for i, name in enumerate(known)}
+    unknown = np.flatnonzero(np.array([name not in place for name in numbers], dtype=bool)[met])
+    if len(unknown):
+        label = list(numbers)[met[unknown[0]]]
+        raise SourceError(f"{title(source)}: {files[int(unknown[0])]} has label {label!r}, which no training image has")
+    return Labels(tuple(known), files, np.array([place[name] for name in numbers], dtype=np.int64)[met])
+
+
+def _class_folders(source: Source, files: Names) -> Iterator[str]:
+    """Yield the first folder in the name of every file."""
     for file in files:
-        if names[file] not in number:
-            raise SourceError(f"{title(source)}: {file} has label {names[file]!r}, which no training image has")
-    return Labels(tuple(known), {file: number[names[file]] for file in files})
-
-
-def _class_folders(source: Source, files: Sequence[str]) -> dict[str, str]:
-    if bare := [file for file in files if "/" not in file]:
-        raise SourceError(f"{title(source)}: {bare[0]} lies in no class folder; put it into one, or give a .csv list")
-    return {file: file.partition("/")[0] for file in files}
+        folder, slash, _ = file.partition("/")
+        if not slash:
+            raise SourceError(f"{title(source)}: {file} lies in no class folder; put it into one, or give a .csv list")
+        yield folder
 
 
 def _part(path: Path, names: Sequence[str]) -> Path | None:

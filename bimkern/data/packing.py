@@ -17,6 +17,7 @@ from typing import Any
 
 from bimkern.data.formats import OutOfResources, reason_of
 from bimkern.data.labels import HasLabels
+from bimkern.data.names import Names
 from bimkern.data.pack_manifest import Manifest, PackError, ShardRecord, begin, shard_name
 from bimkern.data.packed_names import PackedNames
 from bimkern.data.repack import PackedImage, Repacking, repack
@@ -163,7 +164,7 @@ class _Packing:
             SourceError: there are too many of them.
         """
         source, count = self._listing.source, len(self._listing)
-        self._bad += len(Listing(source, (file,)).skip({file: reason}).files)
+        self._bad += len(Listing(source, Names.of([file])).skip({file: reason}).files)
         if self._bad > self._max_bad_ratio * count:
             raise SourceError(
                 f"{title(source)}: {self._bad} of {count} images cannot be read (the last one is {file}: {reason}), "

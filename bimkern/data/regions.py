@@ -23,8 +23,9 @@ import bimkern
 from bimkern.data import dali, pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
-from bimkern.data.check import FileCheck, check_file, images
+from bimkern.data.check import check_file, images
 from bimkern.data.dali import DaliLoader
+from bimkern.data.file_checks import FileCheck
 from bimkern.data.source import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name

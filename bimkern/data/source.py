@@ -5,13 +5,12 @@ A sample id is the index of an image in the sorted list of a source, so it means
 
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,9 @@ from bimkern.data.formats import (
     open_file,
     reason_of,
 )
+from bimkern.data.names import Int64, Names
+from bimkern.data.reasons import Reasons, reasons_by_suffix
+from bimkern.data.suffixes import suffix_of
 from bimkern.errors import BimkernError
 
 UNKNOWN_TIME = -1  # in place of a time of change
@@ -47,8 +49,12 @@ class Source(Protocol):
     """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass.
 
     It may also have `title`, its name in messages, in place of its paths; `only_images = True`, if whatever it lists is
-    an image, whose name need not say so; `labels(files)`, the label of each by its name; and the class methods
-    `accepts(place)` and `of(places)`, by which --data finds it (sources/find.py).
+    an image, whose name need not say so; `labels(files)`, the label of each by its name; `origin(file)`, what tells a
+    file from those of all other sources, if its name does not; and the class methods `accepts(place)` and `of(places)`,
+    by which --data finds it (sources/find.py).
+
+    Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
+    returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
     """
 
     @property
@@ -91,8 +97,8 @@ class Listing:
     """The files of a source: the images, and those that are none."""
 
     source: Source
-    files: tuple[str, ...]  # sorted
-    others: Mapping[str, str] = field(default_factory=dict)  # sorted -> why they are skipped
+    files: Names  # sorted
+    others: Reasons = field(default_factory=lambda: Reasons.of({}))  # why they are skipped
     channels: int = 3  # that the images are decoded to (formats.py)
 
     def __len__(self) -> int:
@@ -106,13 +112,13 @@ class Listing:
         if getattr(self.source, "only_images", False):
             return self
         skipped = {file: fault for file, fault in faults.items() if not _has_image_suffix(file)}
-        files = tuple(file for file in self.files if file not in skipped)
-        return replace(self, files=files, others=dict(sorted({**self.others, **skipped}.items())))
+        kept = np.ones(len(self), dtype=bool)
+        kept[[place for file in skipped if (place := self.files.place(file)) is not None]] = False
+        return replace(self, files=self.files.where(kept), others=self.others.joined(skipped))
 
     def count_others(self) -> str:
         """Count the other files by suffix in words, the most frequent first."""
-        counts = Counter(suffix_of(file) for file in self.others)
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ordered = sorted(self.others.count().items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {suffix}" for suffix, count in ordered)
 
 
@@ -121,21 +127,22 @@ class Images:
     """A fixed list of images, each of which was readable once (check.py)."""
 
     source: Source
-    files: tuple[str, ...]  # sorted
-    sizes: NDArray[np.int64]  # [N, 2], width and height, upright
-    orientations: NDArray[np.int64]  # [N], how the stored images are turned upright (orientation.py)
+    files: Names  # sorted
+    sizes: Int64  # [N, 2], width and height, upright
+    orientations: Int64  # [N], how the stored images are turned upright (orientation.py)
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
+    digests: NDArray[np.uint64]  # [N], of the files
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
     channels: int = 3  # that they are decoded to
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def only(self, sample_ids: Sequence[int]) -> "Images":
+    def only(self, sample_ids: Sequence[int] | Int64) -> "Images":
         """Return some of them, all taken to be readable."""
-        ids = list(sample_ids)
+        ids = np.asarray(sample_ids, dtype=np.int64)
         arrays: dict[str, Any] = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, files=tuple(self.files[i] for i in ids), unreadable=frozenset(), **arrays)
+        return replace(self, files=self.files.take(ids), unreadable=frozenset(), **arrays)
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""
@@ -154,6 +161,8 @@ class Images:
 
 class FilesOnDisk(ABC):
     """A source's access to files of its own on disk."""
+
+    on_disk: ClassVar[bool] = True
 
     @abstractmethod
     def path(self, file: str) -> Path:
@@ -213,12 +222,11 @@ def list_images(source: Source, channels: int = 3) -> Listing:
     Raises:
         SourceError: it cannot be used, or holds no image.
     """
-    found = dict(source.files())
+    found = Reasons.of(source.files())
     if channels in CONVERTED:
-        found |= {file: _NO_IMAGE for file in found if found[file] is None and suffix_of(file) == ARRAY_SUFFIX}
-    others = dict(sorted((file, reason) for file, reason in found.items() if reason is not None))
-    # Many sources list in order, which sorting keeps at little cost.
-    listing = Listing(source, tuple(sorted(file for file in found if found[file] is None)), others, channels)
+        found = found.skip(ARRAY_SUFFIX, _NO_IMAGE)
+    images = found.images
+    listing = Listing(source, found.names.where(images), found.where(~images), channels)
     refuse_if_empty(listing)
     return listing
 
@@ -251,13 +259,6 @@ def refuse_if_empty(listing: Listing) -> None:
         raise SourceError(f"there is no {names} image in {title(listing.source)}{found}")
 
 
-def suffix_of(file: str) -> str:
-    """Return the suffix of a file's name in lower case, in words if it has none."""
-    name = file[file.rfind("/") + 1 :]
-    dot = name.rfind(".")  # Path.suffix, of a million files
-    return name[dot:].lower() if 0 < dot < len(name) - 1 and name[:dot].strip(".") else "without suffix"
-
-
 def _name(path: Path) -> str:
     return Path(os.path.abspath(path)).name
 
@@ -285,19 +286,27 @@ def _has_image_suffix(file: str) -> bool:
     return _BY_SUFFIX.get(suffix_of(file), _NO_IMAGE) is None
 
 
-def is_dot_file(file: str) -> bool:
-    """Return whether a name, or that of a folder in it, begins with a dot: such files are no data."""
-    return file.startswith(".") or "/." in file
-
-
 def why_skipped(file: str, open_it: Callable[[], BinaryIO]) -> str | None:
     """Return why a file is skipped, None for an image: by its suffix or, if that is unknown, by its first bytes.
 
     Raises:
         OutOfResources: no file can be read now.
     """
-    if (suffix := suffix_of(file)) in _BY_SUFFIX:
-        return _BY_SUFFIX[suffix]
+    suffix = suffix_of(file)
+    return _BY_SUFFIX[suffix] if suffix in _BY_SUFFIX else _why_unlike(open_it)
+
+
+def why_each_skipped(files: Names, open_it: Callable[[str], BinaryIO]) -> Reasons:
+    """Return what why_skipped returns of each of the files, which ascend.
+
+    Raises:
+        OutOfResources: no file can be read now.
+    """
+    return reasons_by_suffix(files, _BY_SUFFIX, lambda file: _why_unlike(partial(open_it, file)))
+
+
+def _why_unlike(open_it: Callable[[], BinaryIO]) -> str | None:
+    """Return why the first bytes of a file are not those of an image."""
     try:
         with open_it() as opened:
             return None if is_image(opened) else describe_unknown(opened)

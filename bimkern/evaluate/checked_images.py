@@ -36,9 +36,9 @@ def readable_images(source: Source, channels: int, max_bad_ratio: float) -> Imag
     """
     listing = list_images(source, channels)
     found = check(listing, workers=default_workers())
-    listing = listing.skip({file: one.fault for file, one in found.items() if one.fault is not None})
+    listing = listing.skip(found.faults)
     refuse_if_empty(listing)
-    faults = {file: fault for file in listing.files if (fault := found[file].fault) is not None}
+    faults = {file: fault for file, fault in found.faults.items() if listing.files.place(file) is not None}
     if len(faults) == len(listing.files) or len(faults) > max_bad_ratio * len(listing.files):
         raise EvaluationError(
             f"{title(source)}: {_count(faults, len(listing.files))}, more than --max-bad-ratio {max_bad_ratio:g}; "

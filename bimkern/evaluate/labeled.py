@@ -23,6 +23,7 @@ from bimkern.data.digits import enlarged, read_digits
 from bimkern.data.formats import BadImage, Decoded, decode
 from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
+from bimkern.data.overlap import refuse_overlap
 from bimkern.data.source import Images, Source, list_images, open_in, title
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO, readable_images
 from bimkern.evaluate.errors import EvaluationError
@@ -108,7 +109,8 @@ def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO
         max_bad_ratio: share of the images that may be left out.
 
     Raises:
-        SourceError: it cannot be read, holds no image, an image has no label, or there are fewer than two classes.
+        SourceError: it cannot be read, holds no image, an image has no label, there are fewer than two classes, or an
+            image of val is also in train.
         EvaluationError: a class has too few images, or too many images cannot be read.
     """
     source = labeled_images(path)
@@ -116,11 +118,13 @@ def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO
     labels = read_labels(source, images.files)
     if source.held_out is not None:
         held_out = readable_images(source.held_out, channels, max_bad_ratio)
+        refuse_overlap(images, held_out)
         held_out_labels = read_labels(source.held_out, held_out.files, labels.classes)
         return Labeled(classes=labels.classes, train=_part(images, labels), test=_part(held_out, held_out_labels))
     parts: tuple[list[int], list[int]] = [], []
+    numbers = labels.of(images.files)
     for number, name in enumerate(labels.classes):
-        same = (i for i, file in enumerate(images.files) if labels.by_file[file] == number)
+        same = np.flatnonzero(numbers == number).tolist()
         shuffled = sorted(same, key=lambda i: _hash(images.files[i]))
         if len(shuffled) < 2:
             raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 class InUse(Exception):
@@ -19,11 +19,14 @@ class InUse(Exception):
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, until the context or the process ends, however it ends.
 
+    It excludes other processes alone, and no two contexts of one process may hold a folder: the first that ends would
+    end the lock of both.
+
     Raises:
         InUse: another process holds it.
         OSError: it cannot be locked.
     """
-    with (folder / _LOCK).open("a+") as lock:
+    with (folder / LOCK).open("a+") as lock:
         try:
             # A record lock: unlike flock it does not pass to worker processes, which may outlive a killed one.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
-from bimkern.data.check import FileCheck, check
+from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
+from bimkern.data.file_checks import FileChecks
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Listing, Source, list_images
@@ -147,7 +148,7 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
     sure that it has the same images.
     """
     shares: dict[str, Any] = {"max_bad_ratio": config.run.max_bad_ratio, "held_out": config.run.held_out}
-    found: list[dict[str, FileCheck]] = []
+    found: list[FileChecks] = []
     for first in (True, False):
         with ranks.patient(), agreed(ranks):
             if first == (local_rank() == 0):
@@ -165,7 +166,7 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
     return images
 
 
-def _check(config: TrainingConfig, listing: Listing) -> dict[str, FileCheck]:
+def _check(config: TrainingConfig, listing: Listing) -> FileChecks:
     workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     with checking() as progress:
         return check(listing, workers=workers, progress=progress)

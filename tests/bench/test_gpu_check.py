@@ -75,7 +75,7 @@ def test_every_entry_but_those_of_loading_has_a_part_of_its_own_and_steps_come_b
     names = [part.name for part in parts(tmp_path, "90")]
     assert len(names) == len(set(names))
     entries = [name.removeprefix("bench-") for name in names if name.startswith("bench-")]
-    assert set(entries) == set(discover()) - {"step", "loaders", "packed", "sources"}
+    assert set(entries) == set(discover()) - {"step", "cold_sources", "loaders", "packed", "sources"}
     assert names.index("steps") < names.index("bench-keep_to_mask")
 
 

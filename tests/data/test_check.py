@@ -10,10 +10,14 @@ from bad_files import picture, write_bad_files, write_odd_files
 from checked import listed
 from image_kinds import turned_files
 from PIL import Image
+from source_forms import write_tars
 
 from bimkern.data import check as checks
 from bimkern.data.check import check, check_file, readable
-from bimkern.data.source import ImageFolder, SourceError
+from bimkern.data.check_cache import CheckCache
+from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.sources.find import find_source
+from bimkern.data.sources.shards import ImageShards
 from bimkern.files.cache import cache_folder
 
 
@@ -34,9 +38,20 @@ def looked_at(monkeypatch):
     return files
 
 
-def cache_file():
-    (path,) = (cache_folder() / "checked-v3").iterdir()
+def cached(suffix):
+    """Return the only file of a suffix in the cache: the journal, or the columns that a check ends with."""
+    (path,) = (cache_folder() / "checked-v4").glob(f"*{suffix}")
     return path
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Let checks end as if their process did, after the last file is checked."""
+
+    def stop(cache, found):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckCache, "store", stop)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -132,16 +147,65 @@ def test_an_image_is_not_copied_to_learn_its_upright_size(folder, monkeypatch):
         assert (found.width, found.height) == ((48, 60) if orientation >= 5 else (60, 48))
 
 
-def test_a_torn_or_foreign_cache_is_only_a_loss_of_time(folder, looked_at):
+def test_a_torn_or_foreign_journal_is_only_a_loss_of_time(folder, looked_at, monkeypatch):
     for i in range(3):
         picture(seed=i).save(folder / f"{i}.jpg")
-    found = check(listed(folder), workers=0)
-    lines = cache_file().read_text().splitlines(keepends=True)
-    foreign = ["[]\n", "7\n", '{"file": "0.jpg", "color": "red"}\n', "\xff\n"]
-    cache_file().write_text("".join([lines[0], *foreign, lines[1][:20]]))
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckCache, "store", lambda cache, found: None)
+        found = check(listed(folder), workers=0)
+    lines = cached(".jsonl").read_text().splitlines(keepends=True)
+    foreign = ["[]\n", "7\n", '{"file": "0.jpg", "color": "red"}\n', '{"file": "elsewhere.jpg"}\n', "\xff\n"]
+    cached(".jsonl").write_text("".join([lines[0], *foreign, lines[1][:20]]))
     looked_at.clear()
     assert check(listed(folder), workers=0) == found
     assert looked_at == ["1.jpg", "2.jpg"]
+    assert list((cache_folder() / "checked-v4").iterdir()) == [cached(".columns")]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: bytes(len(content)), lambda content: b""]
+)
+def test_damaged_columns_are_only_a_loss_of_time(folder, looked_at, damage):
+    for i in range(3):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    found = check(listed(folder), workers=0)
+    cached(".columns").write_bytes(damage(cached(".columns").read_bytes()))
+    looked_at.clear()
+    for _ in range(2):
+        assert check(listed(folder), workers=0) == found
+    assert looked_at == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_files_that_come_back_are_remembered(folder, looked_at):
+    for i in range(4):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    (folder / "1.jpg").rename(folder.parent / "1.jpg")
+    check(listed(folder), workers=0)
+    (folder / "2.jpg").rename(folder.parent / "2.jpg")
+    (folder.parent / "1.jpg").rename(folder / "1.jpg")
+    check(listed(folder), workers=0)
+    (folder.parent / "2.jpg").rename(folder / "2.jpg")
+    found = check(listed(folder), workers=0)
+    assert sorted(looked_at) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert {file: one.digest for file, one in found.items()} == {
+        file: check_file(ImageFolder(paths=(folder,)), file).digest for file in found
+    }
+
+
+def test_a_cached_check_stats_many_files_at_once(folder, looked_at, monkeypatch):
+    """Where a source can: its single stat() is for files that are to be checked."""
+    for i in range(3):
+        picture(seed=i).save(folder / f"{i}.jpg")
+    (shard,) = write_tars(folder, folder.parent / "shards", count=1)
+    source = find_source(shard)
+    found = check(list_images(source), workers=0)
+    monkeypatch.delattr(ImageShards, "stat")
+    assert check(list_images(source), workers=0) == found
+    assert len(looked_at) == 3
+    os.utime(shard, ns=(0, 0))
+    monkeypatch.undo()
+    again = check(list_images(source), workers=0)
+    assert all(one.mtime_ns == 0 for one in again.values())
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_done_without(folder, monkeypatch, caplog):
@@ -172,10 +236,11 @@ def test_a_killed_check_is_an_error_in_one_line_and_resumes_where_it_was(folder,
     with pytest.raises(SourceError, match=r"cannot be checked \(.*fewer workers need less memory") as raised:
         check(listed(folder), workers=1)
     assert "\n" not in str(raised.value)
-    kept = len(cache_file().read_text().splitlines())
+    kept = len(cached(".jsonl").read_text().splitlines())
     assert kept % 16 == 0
     monkeypatch.setattr(checks, "check_file", plain)
     assert len(check(listed(folder), workers=0)) == 200
+    assert not cached(".columns").with_suffix(".jsonl").exists()
 
 
 def test_progress_counts_what_is_to_be_done(folder):
@@ -188,8 +253,9 @@ def test_progress_counts_what_is_to_be_done(folder):
     assert len(told) == 5
 
 
-def test_the_cache_is_json_lines(folder):
+def test_the_journal_is_json_lines(folder, interrupted):
     picture(20, 10).save(folder / "a.png")
-    check(listed(folder), workers=0)
-    (record,) = map(json.loads, cache_file().read_text().splitlines())
+    with pytest.raises(KeyboardInterrupt):
+        check(listed(folder), workers=0)
+    (record,) = map(json.loads, cached(".jsonl").read_text().splitlines())
     assert (record["file"], record["width"], record["height"], record["fault"]) == ("a.png", 20, 10, None)

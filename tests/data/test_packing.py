@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from bad_files import encoded, picture, write_bad_files
+from checked import labels_by_file
 from disk import full_disk
 from image_kinds import exif
 from PIL import Image
@@ -55,7 +56,7 @@ def images_of(root):
 
 def labels_of(data):
     source = find_source(data)
-    return read_labels(source, list_images(source).files)
+    return labels_by_file(read_labels(source, list_images(source).files))
 
 
 def image_in(source, file):

@@ -16,6 +16,11 @@ def checked_images(folder, channels=3):
     return readable(listing, check(listing, workers=0))
 
 
+def labels_by_file(labels):
+    """Return labels as a dictionary."""
+    return dict(zip(labels.files, labels.numbers.tolist(), strict=True))
+
+
 def upright(path):
     """Read an image in RGB as PIL turns it."""
     with Image.open(path) as image:

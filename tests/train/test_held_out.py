@@ -7,7 +7,8 @@ import pytest
 import torch
 from growing import write_photos
 
-from bimkern.data.held_out import is_held_out
+from bimkern.data.held_out import are_held_out
+from bimkern.data.names import Names
 from bimkern.data.pil import PilLoader
 from bimkern.mim import evaluation
 from bimkern.mim.flow import MicroBatch
@@ -18,7 +19,7 @@ from bimkern.train.pretraining import Pretraining
 
 SHARE = 0.4
 NAMES = [f"{i:02d}.png" for i in range(11)]
-HELD_OUT = {name for name in NAMES if is_held_out(name, SHARE)}
+HELD_OUT = set(Names.of(NAMES).where(are_held_out(Names.of(NAMES), SHARE)))
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,11 @@ def lines(path):
 
 
 def test_a_share_is_close_to_what_is_asked_for_and_grows_with_it():
-    names = [f"{i}.jpg" for i in range(10_000)]
-    small, large = ({name for name in names if is_held_out(name, share)} for share in (0.02, 0.1))
+    names = Names.of(f"{i}.jpg" for i in range(10_000))
+    small, large = (set(names.where(are_held_out(names, share))) for share in (0.02, 0.1))
     assert 150 < len(small) < 250
     assert small < large
-    assert not any(is_held_out(name, 0.0) for name in names)
+    assert not are_held_out(names, 0.0).any()
 
 
 def test_a_run_never_trains_on_them_and_logs_their_loss(photos, tmp_path, monkeypatch, capsys):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bimkern import optional
+from bimkern.data.names import decoded
 from bimkern.data.source import SourceError
-from bimkern.data.sources.tar import decoded
 
 _NOTES = b"__"  # keys that begin so, such as __len__, are no images
 

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
 from bimkern import optional, pieces
 from bimkern.data.formats import BadImage, reason_of
-from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, is_dot_file, why_skipped
+from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, why_skipped
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.per_process import PerProcess
+from bimkern.data.suffixes import is_dot_file
 from bimkern.files.cache import cache_folder
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class RemoteImages:
     url: str
     held_out: Source | None = None
     paths: ClassVar[tuple[()]] = ()
+    on_disk: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, place: str) -> bool:

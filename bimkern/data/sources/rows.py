@@ -37,6 +37,7 @@ class RowImages(ABC):
 
     held_out: Source | None = None
     only_images: ClassVar[bool] = True
+    on_disk: ClassVar[bool] = False
 
     @abstractmethod
     def open_rows(self) -> Rows:

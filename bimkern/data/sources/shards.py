@@ -10,23 +10,26 @@ import logging
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from io import BytesIO
-from itertools import pairwise, product
+from itertools import chain, islice, pairwise, product
+from operator import lt
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bimkern import pieces
 from bimkern.data.formats import BadImage, reason_of
-from bimkern.data.source import Source, SourceError, is_dot_file, title, why_skipped
+from bimkern.data.names import Int64, Names, encoded
+from bimkern.data.reasons import Reasons
+from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title, why_each_skipped
 from bimkern.data.sources.folders import files_alone
-from bimkern.data.sources.tar import Fault, decoded, encoded
-from bimkern.data.sources.tar_index import Names, TarIndex, read_index
+from bimkern.data.sources.tar import Fault
+from bimkern.data.sources.tar_index import TarIndex, read_index
+from bimkern.data.suffixes import are_dot_files
 
 logger = logging.getLogger("bimkern.data")
 
@@ -48,12 +51,12 @@ class _ShardState:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """All members of all shards, sorted by name."""
+    """All members of all shards, sorted by name as bytes."""
 
     shards: tuple[Path, ...]
     states: tuple[_ShardState, ...]
     names: Names
-    rows: NDArray[np.int64]  # [N, 3]: shard, offset, bytes
+    rows: Int64  # [N, 3]: shard, offset, bytes
     prefixed: bool  # whether names begin with the shard's name, as several shards use the same ones
     guess: list[int] = field(default_factory=lambda: [0])  # the next member, where they are asked for in order
 
@@ -63,10 +66,10 @@ class _Table:
         Raises:
             BadImage: there is none of this name.
         """
-        name, (i,) = encoded(file), self.guess
-        if i == len(self.names) or self.names[i] != name:
-            i = bisect_left(self.names, name)
-            if i == len(self.names) or self.names[i] != name:
+        name, (i,), names = encoded(file), self.guess, self.names
+        if i == len(names) or names.encoded(i) != name:
+            i = bisect_left(range(len(names)), name, key=names.encoded)
+            if i == len(names) or names.encoded(i) != name:
                 raise BadImage("no such member in any shard")
         self.guess[0] = i + 1
         shard, offset, size = self.rows[i].tolist()
@@ -87,6 +90,7 @@ class ImageShards:
 
     paths: tuple[Path, ...]
     held_out: Source | None = None
+    on_disk: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, place: str) -> bool:
@@ -97,26 +101,38 @@ class ImageShards:
     def of(cls, places: Sequence[str]) -> Self:
         return cls(paths=tuple(map(Path, places)))
 
-    def files(self) -> Mapping[str, str | None]:
+    def files(self) -> Reasons:
         vars(self).pop("_table", None)  # the shards may have changed since
-        table = self._table
-        found: dict[str, str | None] = {}
-        for name in table.names:
-            file = decoded(name)
-            if not is_dot_file(file):
-                found[file] = why_skipped(file, partial(self.open, file))
+        table, faults = self._table, dict[str, str | None]()
+        names = table.names.where(~are_dot_files(table.names))
+        found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self.open)
         for shard, state in zip(table.shards, table.states, strict=True):
-            found |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
+            faults |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
             if state.faults:
                 first, more = state.faults[0], len(state.faults) - 1
                 what = f"{first.name}: {first.reason}" if first.name else first.reason
                 also = f"; {more} more parts of it" if more else ""
                 logger.warning("%s, offset %d: %s%s; left out", shard, first.offset, what, also)
-        return found
+        return found.joined(faults)
 
     def stat(self, file: str) -> tuple[int, int]:
         shard, _, size = self._table.find(file)
         return size, self._table.states[shard].mtime_ns
+
+    def stats(self, files: Names) -> Int64:
+        """Return what stat() returns of every file, [N, 2]; UNKNOWN_TIME for those that are gone."""
+        table, found = self._table, np.full((len(files), 2), UNKNOWN_TIME, dtype=np.int64)
+        places = table.names.places(files)
+        known = places >= 0
+        times = np.array([state.mtime_ns for state in table.states], dtype=np.int64)
+        rows = table.rows[places[known]]
+        found[known] = np.stack([rows[:, 2], times[rows[:, 0]]], axis=1)
+        return found
+
+    def origin(self, file: str) -> tuple[Path, int]:
+        """Return the shard of a file, and its offset there."""
+        shard, offset, _ = self._table.find(file)
+        return self._table.shards[shard].resolve(), offset
 
     def open(self, file: str) -> BinaryIO:
         return BytesIO(self._read(*self._table.find(file)))
@@ -188,17 +204,17 @@ def _merged(shards: tuple[Path, ...], indexes: Sequence[TarIndex]) -> _Table:
     rows[:, 1] = np.concatenate([index.offsets for index in indexes])
     rows[:, 2] = np.concatenate([index.sizes for index in indexes])
     states = tuple(_ShardState(index.bytes, index.mtime_ns, index.faults) for index in indexes)
-    if all(one < other for one, other in pairwise(name for index in indexes for name in index.names)):
+    names = list(chain.from_iterable(index.names.all_encoded() for index in indexes))
+    if all(map(lt, names, islice(names, 1, None))):
         starts = np.cumsum([0, *(len(index.names.joined) for index in indexes)])
         ends = np.concatenate([index.names.ends + start for index, start in zip(indexes, starts[:-1], strict=True)])
         joined = b"".join(index.names.joined for index in indexes)
         return _Table(shards, states, Names(joined, ends), rows, prefixed=False)
-    names = [name for index in indexes for name in index.names]
     prefixed = len(set(names)) < len(names)
     if prefixed:
         names = [b"%s/%s" % (encoded(shards[i].stem), name) for i, name in zip(rows[:, 0], names, strict=True)]
     order = sorted(range(len(names)), key=names.__getitem__)
-    return _Table(shards, states, Names.of([names[i] for i in order]), rows[order], prefixed)
+    return _Table(shards, states, Names.joined_from(names[i] for i in order), rows[order], prefixed)
 
 
 def _shards_of(path: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bimkern.data.names import decoded
+
 BLOCK = 512
 _WINDOW = 16 * BLOCK  # bytes that are read at once: the headers of several small members, little of a large one
 _LONGEST = 1 << 20  # bytes of a long name or of extended attributes
@@ -162,16 +164,6 @@ class _Scan:
                     pass
             at += BLOCK
         return self._length
-
-
-def decoded(name: bytes) -> str:
-    """Return a name as Python has those of files."""
-    return name.decode("utf-8", "surrogateescape")
-
-
-def encoded(name: str) -> bytes:
-    """Undo decoded()."""
-    return name.encode("utf-8", "surrogateescape")
 
 
 def _check(header: bytes) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from bimkern.data.held_out import is_held_out
+from bimkern.data.held_out import are_held_out
 from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.mim.schedule import LayerGroup, WarmUp, resolve
@@ -37,7 +37,7 @@ def describe_finetuning(config: FinetuneConfig, images: FrozenDataset, loader: s
 def describe_rates(config: FinetuneConfig, images: Listing, held_out: Listing | None) -> str:
     """Describe a fine-tuning run in full: its config as JSON, then images, steps and learning rates, layer by layer."""
     run, depth = config.run, config.known_encoder.depth
-    kept = sum(is_held_out(file, run.held_out) for file in images.files)
+    kept = int(are_held_out(images.files, run.held_out).sum())
     layout = config.step_layout(len(images) - kept)
     evaluated = f"{kept or len(held_out or ())} to evaluate on"
     segment = layout.segments[0]
@@ -74,7 +74,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
     with torch.device("meta"):
         model = network.build(config)
     sizes = [sum(p.numel() for _, p in model.stage_parameters(k)) for k in range(model.num_stages)]
-    num_images = sum(not is_held_out(file, run.held_out) for file in images.files)
+    num_images = len(images) - int(are_held_out(images.files, run.held_out).sum())
     layout = config.step_layout(num_images)
     peaks = {live_activation_peak(config, segment): segment for segment in layout.segments}
     largest, held_out = peaks[max(peaks)], _held_out(len(images) - num_images)

@@ -6,38 +6,44 @@ cannot be read and why, and the non-image files that were skipped, one record pe
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from bimkern.data import check
-from bimkern.data.check import FileCheck, readable
-from bimkern.data.held_out import is_held_out
-from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, suffix_of, title
+from bimkern.data.check import readable
+from bimkern.data.file_checks import FileChecks
+from bimkern.data.held_out import are_held_out
+from bimkern.data.names import Names
+from bimkern.data.overlap import refuse_overlap
+from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, title
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
+from bimkern.train.run_folder.image_records import IMAGES, read_records, write_records
 
 logger = logging.getLogger("bimkern.train")
 
-IMAGES, QUARANTINE = "images.jsonl", "quarantine.jsonl"
+QUARANTINE = "quarantine.jsonl"
 _EXAMPLES = 3  # files in a message
 
 
 class Quarantine:
     """The images that a run does without; too large a share of all stops it."""
 
-    def __init__(self, path: Path, images: Iterable[str], *, max_ratio: float) -> None:
+    def __init__(self, path: Path, images: Names, faulty: Iterable[str] = (), *, max_ratio: float) -> None:
         """Read a quarantine file.
 
         Args:
             path: of the file; it need not exist.
-            images: names of all images of the run, readable or not.
-            max_ratio: share of them that may be in quarantine.
+            images: names of the images of the run.
+            faulty: names of images that may not be among them.
+            max_ratio: share of all that may be in quarantine.
         """
         self.path = path
         self.files = {record["file"] for record in jsonl.read(path) if "file" in record}
-        self.num_images = len(self.files.union(images))
+        self.num_images = len(images) + sum(images.place(file) is None for file in self.files.union(faulty))
         self._max_ratio = max_ratio
 
     def release(self, files: set[str]) -> None:
@@ -51,12 +57,10 @@ class Quarantine:
 
     def record_others(self, listing: Listing) -> None:
         """Record the non-image files, a few examples of every suffix and reason; they do not count as faults."""
-        alike = defaultdict(list)
-        for file, reason in listing.others.items():
-            alike[suffix_of(file), reason].append(file)
+        alike = sorted(listing.others.alike().items(), key=lambda item: (-len(item[1]), item[0]))
         others = [
-            {"suffix": suffix, "files": len(files), "examples": files[:_EXAMPLES], "reason": reason}
-            for (suffix, reason), files in sorted(alike.items(), key=lambda item: (-len(item[1]), item[0]))
+            {"suffix": suffix, "files": len(files), "examples": list(files[:_EXAMPLES]), "reason": reason}
+            for (suffix, reason), files in alike
         ]
         records = jsonl.read(self.path)
         if others != [record for record in records if "suffix" in record]:
@@ -109,17 +113,19 @@ class FrozenDataset:
         """Whether the images to evaluate on are others than those to train on."""
         return self.held_out is not self.images
 
-    def hold_out(self, listing: Listing, found: dict[str, FileCheck]) -> "FrozenDataset":
+    def hold_out(self, listing: Listing, found: FileChecks) -> "FrozenDataset":
         """Return the dataset with other images to evaluate on, all of which must be readable.
 
         Raises:
-            SourceError: some are not, or there is none.
+            SourceError: some are not, or are trained on, or there is none.
         """
-        faults = {file: one.fault for file, one in found.items() if one.fault is not None}
+        faults = found.faults
         listing = listing.skip(faults)
         refuse_if_empty(listing)
-        _refuse_held_out(listing.source, {file: faults[file] for file in listing.files if file in faults})
-        return replace(self, held_out=readable(listing, found))
+        _refuse_held_out(listing.source, {file: faults[file] for file in _within(listing.files, faults)})
+        images = readable(listing, found)
+        refuse_overlap(self.images, images)
+        return replace(self, held_out=images)
 
     def add_held_out_faults(self, faults: Mapping[str, str], steps_done: int | None = None) -> None:
         """Quarantine images that are trained on, too, and refuse others: they must be the same in every evaluation."""
@@ -136,15 +142,13 @@ class FrozenDataset:
     def _marked(self, images: Images) -> Images:
         if images.source != self.images.source:  # not what the quarantine names
             return images
-        sample_ids = {file: i for i, file in enumerate(images.files)}
-        unreadable = frozenset(sample_ids[file] for file in self.quarantine.files & sample_ids.keys())
-        return replace(images, unreadable=unreadable)
+        return replace(images, unreadable=frozenset(_within(images.files, self.quarantine.files).values()))
 
 
 def freeze_dataset(
     folder: Path,
     listing: Listing,
-    found: dict[str, FileCheck],
+    found: FileChecks,
     *,
     begun: bool,
     max_bad_ratio: float,
@@ -169,32 +173,36 @@ def freeze_dataset(
         ConfigError: the images differ from those that the run began with.
     """
     path, quarantine_path = folder / IMAGES, folder / QUARANTINE
+    sound, faults = found.where(found.sound), found.faults
     resumed = begun and path.is_file()
-    records = jsonl.read(path) if resumed else []
-    recorded = {record["file"] for record in records}
-    listing = listing.skip({f: one.fault for f, one in found.items() if one.fault is not None and f not in recorded})
+    recorded = read_records(path, sound, held_out) if resumed else sound
+    listing = listing.skip({file: fault for file, fault in faults.items() if file not in recorded})
     refuse_if_empty(listing)
-    if resumed:
-        images = _recorded(listing, records, found)
-        faulty = [file for file in images.files if file in found and found[file].fault is not None]
-    else:
+    # How recorded images are decoded follows from their content, which is verified below.
+    now = sound if recorded is sound else recorded.updated(found)
+    images = check.images(listing.source, now, listing.channels)
+    faulty = _within(recorded.names if resumed else listing.files, faults)
+    if not resumed:
         quarantine_path.unlink(missing_ok=True)
-        images = readable(listing, found)
-        faulty = [file for file in listing.files if found[file].fault is not None]
-    quarantine = Quarantine(quarantine_path, (*images.files, *faulty), max_ratio=max_bad_ratio)
+    quarantine = Quarantine(quarantine_path, images.files, faulty, max_ratio=max_bad_ratio)
     if resumed:
-        _refuse_changes(listing.source, None if of_rank_0 else folder, records, found, quarantine.files)
-        quarantine.release(
-            {r["file"] for r in records if r["file"] in found and found[r["file"]].digest == r["digest"]}
-        )
+        if recorded is not sound:
+            _refuse_changes(listing.source, None if of_rank_0 else folder, recorded, found, quarantine.files)
+        quarantine.release({file for file in quarantine.files if _is_as_recorded(file, recorded, sound)})
     quarantine.record_others(listing)
-    quarantine.add({file: found[file].fault or "" for file in faulty})
+    quarantine.add({file: faults[file] for file in faulty})
     quarantine.stop_if_full()
     if not resumed:
-        jsonl.write(path, [_record(file, found[file], held_out) for file in images.files])
-    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        write_records(path, sound, held_out)
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     train, kept = (images, images) if held_out == 0 else _split(images, quarantine.files, held_out)
     return FrozenDataset(listing, train, kept, quarantine, fingerprint).without_quarantined()
+
+
+def _within(names: Names, files: Iterable[str]) -> dict[str, int]:
+    """Return where those of some files are that are among names."""
+    return {file: place for file in files if (place := names.place(file)) is not None}
 
 
 def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
@@ -208,45 +216,36 @@ def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
 
 def _split(images: Images, quarantined: set[str], share: float) -> tuple[Images, Images]:
     """Return the images to train on and those that are held out."""
-    parts: tuple[list[int], list[int]] = ([], [])
-    for i, file in enumerate(images.files):
-        parts[is_held_out(file, share)].append(i)
-    for part, sample_ids in zip(("training", "evaluation"), parts, strict=True):
-        if all(images.files[i] in quarantined for i in sample_ids):
+    held_out = are_held_out(images.files, share)
+    bad = np.zeros(len(images), dtype=bool)
+    bad[list(_within(images.files, quarantined).values())] = True
+    for part, is_in_part in (("training", ~held_out), ("evaluation", held_out)):
+        if bad[is_in_part].all():
             raise SourceError(f"--held-out {share:g} leaves none of {len(images)} images for {part}; change it")
-    return images.only(parts[0]), images.only(parts[1])
+    return images.only(np.flatnonzero(~held_out)), images.only(np.flatnonzero(held_out))
 
 
-def _record(file: str, found: FileCheck, held_out: float) -> jsonl.Record:
-    record = {"file": file, "width": found.width, "height": found.height, "digest": found.digest}
-    return record | ({"held_out": True} if is_held_out(file, held_out) else {})
-
-
-def _recorded(listing: Listing, records: list[jsonl.Record], found: dict[str, FileCheck]) -> Images:
-    """Return the recorded images; how they are decoded follows from their content, which is verified elsewhere."""
-    recorded = {r["file"]: FileCheck(width=r["width"], height=r["height"]) for r in records}
-    good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
-    return check.images(listing.source, recorded | good, listing.channels)
+def _is_as_recorded(file: str, recorded: FileChecks, sound: FileChecks) -> bool:
+    return file in recorded and file in sound and sound[file].digest == recorded[file].digest
 
 
 def _refuse_changes(
-    source: Source, folder: Path | None, records: list[jsonl.Record], found: dict[str, FileCheck], quarantined: set[str]
+    source: Source, folder: Path | None, recorded: FileChecks, found: FileChecks, quarantined: Collection[str]
 ) -> None:
     """Raise ConfigError if images differ from those recorded; quarantined and unreadable ones are not compared.
 
     They are recorded in the folder of the run; None: those of rank 0.
     """
-    before = {record["file"]: record["digest"] for record in records if record["file"] not in quarantined}
-    now = {file: result for file, result in found.items() if file not in quarantined}
-    changes = {
-        "gone": [file for file in before if file not in now],
-        "with other content": [
-            file
-            for file, digest in before.items()
-            if file in now and now[file].fault is None and now[file].digest != digest
-        ],
-        "new": [file for file, result in now.items() if file not in before and result.fault is None],
+    places = found.names.places(recorded.names)
+    now = found.of_files(recorded.names)
+    is_new = found.sound
+    is_new[places[places >= 0]] = False
+    different = {
+        "gone": recorded.names.where(places < 0),
+        "with other content": recorded.names.where(now.sound & (now.digests != recorded.digests)),
+        "new": found.names.where(is_new),
     }
+    changes = {what: [file for file in files if file not in quarantined] for what, files in different.items()}
     changed = [f"{len(files)} {what} ({_some(files)})" for what, files in changes.items() if files]
     if changed and folder is None:
         raise ConfigError(

@@ -1,29 +1,27 @@
 """The folder of a run: which run it belongs to, and whether this process may use it."""
 
-import errno
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from weakref import WeakValueDictionary
 
 from bimkern.distributed import Ranks
 from bimkern.files import atomic
+from bimkern.files.lock import LOCK, InUse, locked
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
-from bimkern.train.run_folder.dataset_manifest import IMAGES, QUARANTINE
+from bimkern.train.run_folder.dataset_manifest import QUARANTINE
+from bimkern.train.run_folder.image_records import IMAGES
 
 _CONFIG = "config.json"
 _INIT = "init.json"
 _NORMALIZATION = "normalization.json"
-_LOCK = ".lock"
 # What a run leaves that ended before it wrote config.json.
-_MADE_FIRST = {_LOCK, _INIT, _NORMALIZATION, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
+_MADE_FIRST = {LOCK, _INIT, _NORMALIZATION, IMAGES, QUARANTINE, "checkpoints", "pictures", "exported"}
 _CLAIMED: WeakValueDictionary[Path, "RunFolder"] = WeakValueDictionary()  # by runs of this process
 
 
@@ -37,7 +35,7 @@ class RunFolder:
         self.exported = path / "exported"
         self.init_report = path / _INIT  # what became of the weights that the run started from
         self.normalization = path / _NORMALIZATION  # mean and std of the images, if they were measured
-        self._lock: TextIO | None = None
+        self._lock: ExitStack | None = None  # holds the folder
 
     def open(self, config: TrainingConfig) -> None:
         """Create the folder, or make sure that it holds a run of this very config.
@@ -135,22 +133,14 @@ class RunFolder:
         holder = _CLAIMED.get(self.path.resolve())
         if holder is not None and holder._lock is not None:
             raise ConfigError(f"--out {self.path} is in use by another run of this process; choose another")
-        lock = (self.path / _LOCK).open("a+")
-        try:
-            # A record lock: unlike flock it does not pass to loader processes, which may outlive a killed run. It ends
-            # with the first descriptor of the file that this process closes, so that no second one may be opened.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            owner = lock.read().strip()
-            lock.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except InUse as error:
+                raise ConfigError(f"--out {self.path} is in use by {error}; choose another") from None
+            except OSError as error:
                 raise ConfigError(f"--out {self.path} cannot be locked ({error.strerror})") from error
-            raise ConfigError(f"--out {self.path} is in use by {owner}; choose another") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        self._lock = lock
+            self._lock = stack.pop_all()
         _CLAIMED[self.path.resolve()] = self
 
     def _saved_config(self) -> dict[str, Any] | None:

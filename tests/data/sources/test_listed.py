@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from checked import labels_by_file
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
 from bimkern.data.labels import labeled_images, read_labels
@@ -49,7 +50,7 @@ def test_labels_of_a_list_are_those_of_class_folders(root, name):
     folders = ImageFolder(paths=(root,))
     theirs = read_labels(folders, list_images(folders).files)
     source = labeled_images(write_list(root, name, labels=True))
-    assert read_labels(source, list_images(source).files).by_file == theirs.by_file
+    assert labels_by_file(read_labels(source, list_images(source).files)) == labels_by_file(theirs)
 
 
 def test_what_is_wrong_with_a_list_is_named_with_its_line(root):

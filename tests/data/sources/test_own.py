@@ -115,7 +115,7 @@ def test_encoded_images_and_arrays_give_what_a_folder_of_them_gives(tmp_path, na
 def test_labels():
     source = find_source(Path("my_sources:Mine"))
     labels = read_labels(source, list_images(source).files)
-    assert (labels.classes, list(labels.by_file.values())[:3]) == (("even", "odd"), [0, 1, 0])
+    assert (labels.classes, labels.numbers.tolist()[:3]) == (("even", "odd"), [0, 1, 0])
 
 
 def test_without_a_time_images_are_checked_at_every_start(monkeypatch):

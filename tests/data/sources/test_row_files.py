@@ -112,7 +112,7 @@ def test_labels(root, tmp_path, kind):
     source = find_source(write(root, named(tmp_path, kind)))
     labels = read_labels(source, list_images(source).files)
     assert labels.classes == (("ant", "bee") if kind in (".parquet", ".arrow") else ("0", "1"))
-    assert list(labels.by_file.values()) == [i % 2 for i in range(LEVELS)]
+    assert labels.numbers.tolist() == [i % 2 for i in range(LEVELS)]
 
 
 def test_what_has_no_labels_says_so(root, tmp_path):

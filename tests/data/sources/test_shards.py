@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import labels_by_file
 from source_forms import CLASSES, add, batches_of, data_of, files_of, same, write_folder, write_tars
 
 from bimkern.data.batches import BadImages
@@ -41,6 +42,21 @@ def test_shards_list_and_check_as_the_folder_of_their_files(root, shards):
     for file in ours.files:
         with open_in(ours.source, file) as one, open_in(theirs.source, file) as other:
             assert one.read() == other.read()
+
+
+def test_names_that_are_no_text_are_in_the_order_of_the_folder(root, tmp_path):
+    """As text, their bytes come before some other characters; as bytes, after them."""
+    photo = (root / "ant" / "00.jpg").read_bytes()
+    for name in (b"caf\xe9.jpg", "caf\uffee.jpg".encode(), "café.jpg".encode(), b"cafe.jpg", b"\x80"):
+        (root / "ant" / os.fsdecode(name)).write_bytes(photo)
+    source = find_source(write_tars(root, tmp_path / "shards"))
+    ours, theirs = list_images(source), list_images(ImageFolder(paths=(root,)))
+    assert (ours.files, ours.others) == (theirs.files, theirs.others)
+    assert list(ours.files) == sorted(ours.files)
+    assert same(
+        batches_of(PilLoader(workers=0), data_of(source)),
+        batches_of(PilLoader(workers=0), data_of(ImageFolder(paths=(root,)))),
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -190,7 +206,7 @@ def test_a_million_members_take_less_than_200_mb(tmp_path):
 
 def test_labels_are_class_folders(root, shards):
     source = labeled_images(shards[0].parent)
-    assert labels_of(source) == labels_of(labeled_images(root))
+    assert labels_by_file(labels_of(source)) == labels_by_file(labels_of(labeled_images(root)))
     assert labels_of(source).classes == CLASSES
 
 
@@ -202,7 +218,7 @@ def test_labels_are_members_of_the_same_key(root, tmp_path, suffix):
             add(tar, f"{i}.{suffix}", (f"{i % 2}\n" if suffix == "cls" else f'{{"label": {i % 2}}}').encode())
             add(tar, f"{i}.v1.jpg", photo)
     labels = labels_of(find_source(tmp_path / "x.tar"))
-    assert labels.by_file == {f"{i}.v1.jpg": i % 2 for i in range(4)}
+    assert labels_by_file(labels) == {f"{i}.v1.jpg": i % 2 for i in range(4)}
     with tarfile.open(tmp_path / "y.tar", "w") as tar:
         add(tar, "0.jpg", photos[0])
         add(tar, "1.json", b"no JSON")

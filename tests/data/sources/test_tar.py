@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from source_forms import add
 
-from bimkern.data.sources.tar import BLOCK, decoded, scan
-from bimkern.data.sources.tar_index import Names, read_index
+from bimkern.data.names import Names
+from bimkern.data.sources.tar import BLOCK, scan
+from bimkern.data.sources.tar_index import read_index
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -20,7 +21,7 @@ def listed(path):
     """Return name, offset and size of every member that we find, in the order of the file."""
     found = scan(path)
     names = Names(bytes(found.names), np.array(found.ends, dtype=np.int64))
-    return list(zip(map(decoded, names), found.offsets, found.sizes, strict=True))
+    return list(zip(names, found.offsets, found.sizes, strict=True))
 
 
 def as_tarfile_lists(path):
@@ -185,7 +186,7 @@ def test_of_members_of_one_name_the_first_is_used_and_the_others_are_faults(tmp_
     write(tmp_path / "x.tar", ["b.jpg", "a.jpg", "b.jpg"])
     (_, first, _), _, (_, again, _) = listed(tmp_path / "x.tar")
     index = read_index(tmp_path / "x.tar")
-    assert list(index.names) == [b"a.jpg", b"b.jpg"]
+    assert list(index.names) == ["a.jpg", "b.jpg"]
     assert index.offsets[1] == first
     (fault,) = index.faults
     assert (fault.offset, fault.name) == (again, "b.jpg")
@@ -197,18 +198,18 @@ def test_an_index_is_made_once_and_made_again_when_the_file_or_the_index_changes
     monkeypatch.setattr("bimkern.data.sources.tar_index.scan", lambda path: scans.append(path) or scan(path))
     write(path, ["b.jpg", "a.jpg"])
     for _ in range(2):
-        assert list(read_index(path).names) == [b"a.jpg", b"b.jpg"]
+        assert list(read_index(path).names) == ["a.jpg", "b.jpg"]
     assert len(scans) == 1
     stored = tmp_path / ".x.tar.index"
     content = stored.read_bytes()
     for i in (0, 20, len(content) - 1):
         stored.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
-        assert list(read_index(path).names) == [b"a.jpg", b"b.jpg"]
+        assert list(read_index(path).names) == ["a.jpg", "b.jpg"]
     stored.write_bytes(content[:30])
     read_index(path)
     assert len(scans) == 5
     write(path, ["c.jpg"])
-    assert list(read_index(path).names) == [b"c.jpg"]
+    assert list(read_index(path).names) == ["c.jpg"]
 
 
 def test_where_the_folder_is_read_only_the_index_is_kept_in_the_cache(tmp_path, monkeypatch):
@@ -219,6 +220,6 @@ def test_where_the_folder_is_read_only_the_index_is_kept_in_the_cache(tmp_path, 
     scans = []
     monkeypatch.setattr("bimkern.data.sources.tar_index.scan", lambda path: scans.append(path) or scan(path))
     for _ in range(2):
-        assert list(read_index(tmp_path / "in" / "x.tar").names) == [b"a.jpg"]
+        assert list(read_index(tmp_path / "in" / "x.tar").names) == ["a.jpg"]
     assert len(scans) == 1
     assert len(list((tmp_path / "cache").rglob("*.index"))) == 1

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of, too_large
+from bimkern.data.decoding import RGB, Decoding, decode
+from bimkern.data.formats import BadImage, OutOfResources, reason_of, too_large
 from bimkern.data.orientation import UPRIGHT, upright_size
 from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
@@ -76,25 +77,25 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
 def readable(listing: Listing, found: dict[str, FileCheck]) -> Images:
     """Return the images among the files of a listing."""
     good = {file: found[file] for file in listing.files if found[file].fault is None}
-    return images(listing.source, good, listing.channels)
+    return images(listing.source, good, listing.decoding)
 
 
-def images(source: Source, found: Mapping[str, FileCheck], channels: int = 3) -> Images:
+def images(source: Source, found: Mapping[str, FileCheck], decoding: Decoding = RGB) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
     sizes = np.array([(one.width, one.height) for one in found.values()], dtype=np.int64).reshape(-1, 2)
     orientations = np.array([one.orientation for one in found.values()], dtype=np.int64)
     pil_only = np.array([one.pil_only or source.path(file) is None for file, one in found.items()], dtype=bool)
-    return Images(source, tuple(found), sizes, orientations, pil_only, channels=channels)
+    return Images(source, tuple(found), sizes, orientations, pil_only, decoding=decoding)
 
 
-def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
-    """Read one file of a source and decode it to a number of channels."""
+def check_file(source: Source, file: str, decoding: Decoding = RGB) -> FileCheck:
+    """Read one file of a source and decode it."""
     try:
         num_bytes, mtime_ns = source.stat(file)  # before the content: if it changes meanwhile, it is checked again
         with open_in(source, file) as opened:
             if num_bytes == 0:
                 return FileCheck(fault="empty")
-            image = decode(opened, channels=channels)  # first: most of what is refused is not read to its end
+            image = decode(opened, how=decoding)  # first: most of what is refused is not read to its end
             opened.seek(0)
             digest = _digest(opened.read())
             size = upright_size(image.size, image.orientation)
@@ -108,11 +109,11 @@ def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
 
 
 def _check_all(listing: Listing, files: Sequence[str], workers: int) -> Iterator[dict[str, FileCheck]]:
-    source, channels = listing.source, listing.channels
+    source, decoding = listing.source, listing.decoding
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
     def work(i: int) -> dict[str, FileCheck]:
-        return {file: check_file(source, file, channels) for file in chunks[i]}
+        return {file: check_file(source, file, decoding) for file in chunks[i]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -135,7 +136,7 @@ def _is_unchanged(source: Source, file: str, found: FileCheck) -> bool:
 def _identity(listing: Listing) -> str:
     """Return what tells the results of a listing from those of others; a file that is good for 3 may be bad for 4."""
     source = listing.source
-    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), f"{listing.channels} channels"]
+    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), str(listing.decoding)]
     names: list[str] = [field.name for field in fields(source)] if is_dataclass(source) else []
     # A field of a user's source may decide what a file holds.
     read += [f"{name}={getattr(source, name)!r}" for name in names if name not in ("paths", "held_out")]

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimkern import pieces
+from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.formats import (
     ARRAY_SUFFIX,
-    CONVERTED,
     NAMES,
     OTHER_SUFFIXES,
     REMEDY,
@@ -31,6 +31,7 @@ from bimkern.data.formats import (
     open_file,
     reason_of,
 )
+from bimkern.data.levels import bounds
 from bimkern.errors import BimkernError
 
 UNKNOWN_TIME = -1  # in place of a time of change
@@ -47,8 +48,9 @@ class Source(Protocol):
     """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass.
 
     It may also have `title`, its name in messages, in place of its paths; `only_images = True`, if whatever it lists is
-    an image, whose name need not say so; `labels(files)`, the label of each by its name; and the class methods
-    `accepts(place)` and `of(places)`, by which --data finds it (sources/find.py).
+    an image, whose name need not say so; `dtype`, that of all images, where it is known; `labels(files)`, the label of
+    each by its name; and the class methods `accepts(place)` and `of(places)`, by which --data finds it
+    (sources/find.py).
     """
 
     @property
@@ -93,7 +95,11 @@ class Listing:
     source: Source
     files: tuple[str, ...]  # sorted
     others: Mapping[str, str] = field(default_factory=dict)  # sorted -> why they are skipped
-    channels: int = 3  # that the images are decoded to (formats.py)
+    decoding: Decoding = RGB  # of the images
+
+    @property
+    def channels(self) -> int:
+        return self.decoding.channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -116,6 +122,13 @@ class Listing:
         return ", ".join(f"{count} {suffix}" for suffix, count in ordered)
 
 
+class KeptImages(Protocol):
+    """Decoded images that are kept (decoded_cache.py), by sample id."""
+
+    def get(self, sample_id: int) -> Decoded | None: ...
+    def only(self, sample_ids: Sequence[int]) -> "KeptImages": ...
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """A fixed list of images, each of which was readable once (check.py)."""
@@ -126,7 +139,12 @@ class Images:
     orientations: NDArray[np.int64]  # [N], how the stored images are turned upright (orientation.py)
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
-    channels: int = 3  # that they are decoded to
+    decoding: Decoding = RGB
+    kept: KeptImages | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.decoding.channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -135,7 +153,8 @@ class Images:
         """Return some of them, all taken to be readable."""
         ids = list(sample_ids)
         arrays: dict[str, Any] = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, files=tuple(self.files[i] for i in ids), unreadable=frozenset(), **arrays)
+        kept = None if self.kept is None else self.kept.only(ids)
+        return replace(self, files=tuple(self.files[i] for i in ids), unreadable=frozenset(), kept=kept, **arrays)
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""
@@ -150,6 +169,18 @@ class Images:
             BadImage, OutOfResources: it, or any file, cannot be read now.
         """
         return open_in(self.source, self.files[sample_id])
+
+    def decode(self, sample_id: int, reduction: int = 1) -> Decoded:
+        """Decode an image, unless it is kept decoded.
+
+        Raises:
+            BadImage, OutOfResources: it, or any file, cannot be read now.
+        """
+        kept = None if self.kept is None or reduction != 1 else self.kept.get(sample_id)
+        if kept is not None:
+            return kept
+        with self.open(sample_id) as file:
+            return decode(file, reduction, self.decoding)
 
 
 class FilesOnDisk(ABC):
@@ -205,22 +236,33 @@ class ImageFolder(FilesOnDisk):
         return next(path / rest for path in self.paths if _name(path) == name)
 
 
-def list_images(source: Source, channels: int = 3) -> Listing:
-    """List the files of a source as images of a number of channels.
+def list_images(source: Source, decoding: Decoding = RGB) -> Listing:
+    """List the files of a source as images that are decoded in one way.
 
-    Arrays beside images, of features for example, count as images only for an encoder whose channels need arrays.
+    Arrays beside images, of features for example, count as images only where the channels of an encoder need arrays, or
+    a range says what their values mean.
 
     Raises:
         SourceError: it cannot be used, or holds no image.
     """
     found = dict(source.files())
-    if channels in CONVERTED:
+    if not takes_arrays(decoding):
         found |= {file: _NO_IMAGE for file in found if found[file] is None and suffix_of(file) == ARRAY_SUFFIX}
     others = dict(sorted((file, reason) for file, reason in found.items() if reason is not None))
     # Many sources list in order, which sorting keeps at little cost.
-    listing = Listing(source, tuple(sorted(file for file in found if found[file] is None)), others, channels)
+    listing = Listing(source, tuple(sorted(file for file in found if found[file] is None)), others, decoding)
     refuse_if_empty(listing)
+    try:
+        if (dtype := getattr(source, "dtype", None)) is not None:
+            bounds(dtype, decoding.range)
+    except BadImage as error:  # all are
+        raise SourceError(f"{title(source)}: {error}") from error
     return listing
+
+
+def takes_arrays(decoding: Decoding) -> bool:
+    """Return whether .npy files in a folder are images."""
+    return not decoding.is_converted or decoding.range is not None
 
 
 def open_in(source: Source, file: str) -> BinaryIO:
@@ -246,7 +288,7 @@ def title(source: Source) -> str:
 def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
-        names = NAMES if listing.channels in CONVERTED else f"{NAMES} or {ARRAY_SUFFIX}"
+        names = f"{NAMES} or {ARRAY_SUFFIX}" if takes_arrays(listing.decoding) else NAMES
         found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
         raise SourceError(f"there is no {names} image in {title(listing.source)}{found}")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of
+from bimkern.data.decoding import decode
+from bimkern.data.formats import BadImage, OutOfResources, reason_of
 from bimkern.data.source import Listing, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -57,7 +58,7 @@ def _moments(listing: Listing, file: str) -> list[list[float]] | None:
     """Return the means of the pixels and of their squares, [2, C]; None for an image that cannot be read."""
     try:
         with open_in(listing.source, file) as opened:
-            planes = decode(opened, channels=listing.channels).planes
+            planes = decode(opened, how=listing.decoding).planes
         pixels = np.dstack([np.asarray(plane) for plane in planes]).reshape(-1, listing.channels) / 255
         return [pixels.mean(axis=0).tolist(), (pixels**2).mean(axis=0).tolist()]
     except OutOfResources:

@@ -66,7 +66,10 @@ def _described(config: FinetuneConfig, saved: SavedWeights, path: Path) -> Finet
             f"{path}: mean and std must hold a value for each of the encoder's {encoder.channels} channels, got "
             f"{mean} and {std}; set both"
         )
-    return replace(config, encoder=encoder, mean=mean, std=std)
+    run = config.run
+    if images is not None:
+        run = replace(run, alpha=run.alpha or images.alpha, range=run.range or images.range)
+    return replace(config, encoder=encoder, mean=mean, std=std, run=run)
 
 
 def _fitted(config: FinetuneConfig, model: Classifier, saved: SavedWeights, path: Path) -> InitialWeights:

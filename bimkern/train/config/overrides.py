@@ -38,6 +38,7 @@ def with_overrides(config: C, changes: Mapping[str, Any]) -> C:
     """
     tree = _with_length(_nested(changes))
     if isinstance(config, Config):
+        _refuse_two_normalizations(config, tree)
         tree = _with_stages(config, tree)
     changed: C = _changed(config, type(config), tree, "")
     return changed
@@ -112,6 +113,17 @@ def _with_stages(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
             f"method.encoder.depth: must be a multiple of the {len(taps)} stages, got {depth}; or {remedy}"
         )
     return tree | {"method": method | {"taps": equal_stages(depth, len(taps))}}
+
+
+def _refuse_two_normalizations(config: Config, tree: dict[str, Any]) -> None:
+    run, method = (part if isinstance(part := tree.get(name), dict) else {} for name in ("run", "method"))
+    name = run.get("normalize", config.run.normalize)
+    given = [field for field in ("mean", "std") if field in method]
+    if given and name is not None and str(name).lower() != "none":
+        raise ConfigError(
+            f"--normalize {name} and method.{given[0]} both say how images are normalized; give one of them, or "
+            f"--normalize none"
+        )
 
 
 def _with_length(tree: dict[str, Any]) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _recorded(listing: Listing, records: list[jsonl.Record], found: dict[str, Fi
     """Return the recorded images; how they are decoded follows from their content, which is verified elsewhere."""
     recorded = {r["file"]: FileCheck(width=r["width"], height=r["height"]) for r in records}
     good = {file: found[file] for file in recorded if file in found and found[file].fault is None}
-    return check.images(listing.source, recorded | good, listing.channels)
+    return check.images(listing.source, recorded | good, listing.decoding)
 
 
 def _refuse_changes(

@@ -135,7 +135,7 @@ def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypat
     monkeypatch.setattr(evaluation_command, "read_backbone", with_gray)
     with pytest.raises(SystemExit):
         main([*runs, "--data", stripes])
-    assert "every RUN must take images of as many channels, got 3 of bim, 1 of mae" in capsys.readouterr().err
+    assert "every RUN must take the same images, got 3 channels of bim, 1 channel of mae" in capsys.readouterr().err
 
 
 def test_a_run_folder_of_another_keeps_no_result_back(runs, stripes, capsys, tmp_path, caplog):

@@ -66,7 +66,7 @@ class Decoding:
     def __str__(self) -> str:
         """Say what tells its images from those of others."""
         alpha = "" if self.alpha == "drop" else f", alpha over {self.alpha}"
-        return f"{self.channels} channels{alpha}" + ("" if self.range is None else f", range {self.range}")
+        return f"{count_channels(self.channels)}{alpha}" + ("" if self.range is None else f", range {self.range}")
 
 
 RGB = Decoding()

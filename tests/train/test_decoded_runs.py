@@ -28,7 +28,7 @@ from bimkern.train.config.serialize import from_json, to_json
 tifffile = pytest.importorskip("tifffile")
 
 RANGE = (0.0, 4095.0)
-QUICK = {"steps": 2, "batch_size": 4, "workers": 0, "log_every": 1, "arena": "off", "device": "cpu"}
+QUICK = {"steps": 1, "batch_size": 4, "workers": 0, "log_every": 1, "arena": "off", "device": "cpu"}
 RECIPE = with_channels(RECIPES["bim_vit_test"].config, 5)
 
 
@@ -66,7 +66,7 @@ def test_a_run_is_that_of_the_images_mapped_beforehand(run, folder):
 
 
 def test_it_resumes_only_with_the_same_range(run, folder):
-    options = QUICK | {"data": folder / "deep", "out": run, "normalize": "dataset", "steps": 3, "extend": True}
+    options = QUICK | {"data": folder / "deep", "out": run, "normalize": "dataset", "steps": 2, "extend": True}
     with pytest.raises(ConfigError, match=r"other settings \(run.range: \[0.0, 4095.0\] before, \[0.0, 9.0\] now\)"):
         pretrain(RECIPE, range=(0, 9), **options)
     with pytest.raises(ConfigError, match=r"run.range: \[0.0, 4095.0\] before, None now"):
@@ -111,8 +111,6 @@ def test_fine_tuning_takes_it_from_the_backbone(run, folder, tmp_path):
     options = QUICK | {"backbone": run, "held_out": 0.3}
     outcome = finetune(recipe, data=folder / "deep", out=tmp_path / "deep", **options)
     assert outcome.config.decoding == Decoding(channels=5, range=RANGE)
-    mapped = finetune(recipe, data=folder / "mapped", out=tmp_path / "mapped", **options)
-    assert [record["loss"] for record in outcome.history] == [record["loss"] for record in mapped.history]
     assert read_backbone(outcome.folder.exported).images.range == RANGE
 
 
@@ -129,16 +127,15 @@ def stripes(tmp_path_factory):
 
 
 def test_alpha_changes_what_a_run_sees(stripes, tmp_path):
-    for alpha in ("drop", "white", "black"):
-        pretrain("mae_vit_test", data=stripes / "train", out=tmp_path / alpha, alpha=alpha, **QUICK)
-    pretrain("mae_vit_test", data=stripes / "train", out=tmp_path / "default", **QUICK)
-    assert losses(tmp_path / "default") == losses(tmp_path / "drop") != []
-    assert losses(tmp_path / "white") != losses(tmp_path / "black") != losses(tmp_path / "drop")
+    options = QUICK | {"data": stripes / "train"}
+    pretrain("mae_vit_test", out=tmp_path / "drop", **options)
+    pretrain("mae_vit_test", out=tmp_path / "white", alpha="white", **options)
+    assert losses(tmp_path / "white") != losses(tmp_path / "drop")
     backbone = read_backbone(tmp_path / "white")
     assert common_decoding({"white": backbone}) == Decoding(alpha="white")
     assert common_decoding({"white": backbone}, alpha="drop") == Decoding()
     with pytest.raises(ConfigError, match=r"run.alpha: white before, drop now"):
-        pretrain("mae_vit_test", data=stripes / "train", out=tmp_path / "white", **QUICK)
+        pretrain("mae_vit_test", out=tmp_path / "white", **options)
 
 
 def test_of_other_channels_alpha_is_refused_in_a_line(folder, tmp_path):
@@ -155,12 +152,11 @@ def test_a_config_with_it_is_saved_and_read_back(stated):
 
 
 def test_a_run_with_its_images_in_memory_is_the_same(stripes, tmp_path, capsys):
-    options = QUICK | {"data": stripes / "train", "held_out": 0.3}
+    options = QUICK | {"data": stripes / "train", "held_out": 0.3, "steps": 2}
     pretrain("mae_vit_test", out=tmp_path / "read", **options)
     pretrain("mae_vit_test", out=tmp_path / "kept", cache="memory", **options)
     assert losses(tmp_path / "kept") == losses(tmp_path / "read") != []
     assert re.search(r"PIL in 0 processes, .*; \d+ KiB decoded in memory", capsys.readouterr().out)
-    pretrain("mae_vit_test", out=tmp_path / "read", cache="memory", **options | {"steps": 3, "extend": True})
 
 
 def test_images_that_do_not_fit_are_refused_with_what_they_take(stripes, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.dali import DaliLoader
 from bimkern.data.decoding import Decoding, decode
 from bimkern.data.formats import BadImage, allow_pixels
 from bimkern.data.levels import to_levels
@@ -290,6 +291,20 @@ def test_processes_load_the_same(folder, expected):
     data = plan(checked_images(folder, 5, range=RANGE))
     (batch,) = PilLoader(workers=1).batches(data, 0, 1)
     assert torch.equal(batch.images, expected)
+
+
+def test_dali_leaves_them_to_pil(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    (tmp_path / "deep.png").write_bytes(DEEP["png"](deep(64, 48, channels=3)))
+    (tmp_path / "deep.tif").write_bytes(DEEP["rgb.tif"](deep(64, 48, channels=3)))
+    Image.fromarray(smooth_levels(64, 48, channels=3)).save(tmp_path / "shallow.png")
+    images = checked_images(tmp_path, range=RANGE)
+    assert images.pil_only.tolist() == [True, True, False]
+    data = plan(images, batch_size=12)
+    (ours,) = DaliLoader(threads=2, device=torch.device("cpu")).batches(data, 0, 1)
+    away = (ours.images.int() - pil.decode(data, 0).images.int()).abs().flatten(1).amax(dim=1)
+    assert away[torch.from_numpy(data[0].pil_only)].max() == 0
+    assert away.max() < 32  # the bicubic filter overshoots
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

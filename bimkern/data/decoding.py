@@ -40,6 +40,7 @@ _DEEP = {"F": np.float32, **dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N
 _DALI_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF's tag, and its bit for an image of reduced resolution
 _BITS, _LEVEL_BITS = 258, 8  # TIFF's tag of the bits of every sample
+_COLORS, _WHITE_IS_ZERO = 262, 0  # its tag of their meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +178,16 @@ def _is_for_tifffile(file: BinaryIO, how: Decoding) -> bool:
     """Return whether Pillow reads no such TIFF: of other bands, or of more than 8 bits in color or in integers."""
     try:
         with open_image(file) as image:
-            mode, bits = image.mode, max(getattr(image, "tag_v2", {}).get(_BITS, (1,)))
+            mode, tags = image.mode, getattr(image, "tag_v2", {})
     except BadImage:
         return True
     finally:
         file.seek(0)
+    is_deep = max(tags.get(_BITS, (1,))) > _LEVEL_BITS
     if not how.is_converted:
-        return mode != _AS_STORED.get(how.channels) or bits > _LEVEL_BITS
-    return mode == "I" or (bits > _LEVEL_BITS and mode not in _DEEP)
+        return is_deep or mode != _AS_STORED.get(how.channels)
+    is_inverted = tags.get(_COLORS) == _WHITE_IS_ZERO  # which Pillow regards in 8 bits alone
+    return is_deep and (mode == "I" or mode not in _DEEP or is_inverted)
 
 
 def _decode_deep(image: ImageFile.ImageFile, how: Decoding) -> Decoded:

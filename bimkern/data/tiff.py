@@ -75,8 +75,9 @@ def _read(opened: Any, channels: int, stated: Range | None, num_bytes: int) -> B
     page = opened.pages.first
     if page.is_reduced:
         raise BadImage("a preview, as in a camera's raw file; convert the photograph to JPEG or PNG")
-    if page.photometric.name not in _COLORS:
-        raise BadImage(f"colors of {page.photometric.name}; convert it to gray, RGB or bands")
+    colors = getattr(page.photometric, "name", page.photometric)  # a number where it is none that tifffile knows
+    if colors not in _COLORS:
+        raise BadImage(f"colors of {colors}; convert it to gray, RGB or bands")
     image = page if channels in CONVERTED else opened.series[0]
     shape, count, last = _layout(image, channels)
     has_alpha = channels in CONVERTED and count - 1 in CONVERTED and any(one in _ALPHA for one in page.extrasamples)

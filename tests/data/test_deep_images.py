@@ -171,7 +171,7 @@ BAD = {
     "truncated": (SAMPLES(deep())[:9000], 5, RANGE, "truncated"),
     "truncated, deflated": (BANDS["deflated"](deep())[:9000], 5, RANGE, ""),
     "CMYK": (encoded("TIFF", Image.new("CMYK", (9, 8))), 4, None, "colors of SEPARATED; convert it to gray, RGB or"),
-    "white is 0": (tiff(deep(channels=1)[:, :, 0], photometric="miniswhite"), 1, RANGE, "colors of MINISWHITE; convert"),
+    "white is 0": (tiff(deep(channels=1)[:, :, 0], photometric="miniswhite"), 1, RANGE, "colors of MINISWHITE"),
     "palette": (encoded("TIFF", Image.new("P", (9, 8))), 5, None, "colors of PALETTE"),
     "preview": (reduced(deep()), 5, RANGE, "a preview, as in a camera's raw file"),
     "four axes": (tiff(np.zeros((2, 5, 9, 8), "u1"), photometric="minisblack"), 5, None, "uint8 [2, 5, 9, 8] ("),

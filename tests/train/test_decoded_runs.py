@@ -159,11 +159,13 @@ def test_a_run_with_its_images_in_memory_is_the_same(stripes, tmp_path, capsys):
     assert re.search(r"PIL in 0 processes, .*; \d+ KiB decoded in memory", capsys.readouterr().out)
 
 
-def test_images_that_do_not_fit_are_refused_with_what_they_take(stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr("bimkern.train.training.available_memory", lambda device: 40_000)
+@pytest.mark.parametrize(("ranks", "available", "each"), [(1, 40_000, ""), (2, 90_000, " in each of 2 ranks")])
+def test_images_that_do_not_fit_are_refused_with_what_they_take(stripes, tmp_path, monkeypatch, ranks, available, each):
+    monkeypatch.setattr("bimkern.train.training.available_memory", lambda device: available)
+    monkeypatch.setattr("bimkern.train.training.local_world_size", lambda: ranks)
     message = (
-        r"--cache memory: 8 images take 38 KiB decoded, and 80% of the 39 KiB that are available may be used; leave it "
-        r"out, or shrink the images with python -m bimkern.pack"
+        rf"--cache memory: 8 images take 38 KiB decoded{each}, and 80% of the {available / 1024:.0f} KiB that are "
+        r"available may be used; leave it out, or shrink the images with python -m bimkern.pack"
     )
     with pytest.raises(ConfigError, match=message):
         pretrain("mae_vit_test", data=stripes / "train", out=tmp_path / "run", cache="memory", **QUICK)

@@ -106,6 +106,16 @@ def test_mean_and_normalize_contradict_each_other(given, normalize, capsys):
     )
 
 
+def test_with_other_channels_it_needs_no_mean(tmp_path):
+    data = write_spectral(tmp_path / "images", channels=5)
+    changes = {"method.encoder.channels": 5}
+    options = QUICK | {"data": data, "out": tmp_path / "run", "steps": 1}
+    with pytest.raises(ConfigError, match=r"mean must hold a value for each of the encoder's 5 channels"):
+        pretrain("mae_vit_test", set=changes, **options)
+    outcome = pretrain("mae_vit_test", set=changes, normalize="dataset", **options)
+    assert outcome.config.method.mean == measured(data, 5).mean
+
+
 def test_so_they_do_from_python_and_beside_a_config_that_has_it(photos, tmp_path):
     message = "--normalize imagenet and method.std both say how images are normalized"
     changes = {"method": {"std": (1, 2, 3)}}

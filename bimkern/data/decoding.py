@@ -25,7 +25,7 @@ from bimkern.data.formats import (
 )
 from bimkern.data.levels import Range, bounds, refuse_range, to_levels
 from bimkern.data.orientation import UPRIGHT, orientation_of
-from bimkern.data.tiff import read_bands
+from bimkern.data.tiff import read_bands, silence
 
 __all__ = ["RGB", "Alpha", "Decoded", "Decoding", "Range", "decode", "decode_file", "stored_size"]
 
@@ -176,6 +176,7 @@ def _decode(image: ImageFile.ImageFile, reduction: int, how: Decoding) -> Decode
 
 def _is_for_tifffile(file: BinaryIO, how: Decoding) -> bool:
     """Return whether Pillow reads no such TIFF: of other bands, or of more than 8 bits in color or in integers."""
+    silence("PIL.TiffImagePlugin")
     try:
         with open_image(file) as image:
             mode, tags = image.mode, getattr(image, "tag_v2", {})

@@ -55,9 +55,7 @@ def read_bands(file: BinaryIO, channels: int, stated: Range | None) -> Bands:
         tifffile: Any = optional.load("tifffile")
     except optional.Unusable as error:
         raise BadImage(f"a TIFF that Pillow does not read; tifffile does ({error}): {_EXTRA}") from error
-    log = logging.getLogger("tifffile")
-    if log.level == logging.NOTSET:  # what is wrong with an image is the caller's to say
-        log.setLevel(logging.CRITICAL)
+    silence("tifffile")
     try:
         content = BytesIO(file.read())
         with tifffile.TiffFile(content) as opened:
@@ -69,6 +67,13 @@ def read_bands(file: BinaryIO, channels: int, stated: Range | None) -> Bands:
         if "imagecodecs" in reason:
             reason = f"{reason.rstrip('.')}: {_EXTRA}"
         raise BadImage(reason) from error
+
+
+def silence(name: str) -> None:
+    """Keep a library from logging what is wrong with an image, which the caller says, unless its level is set."""
+    log = logging.getLogger(name)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.CRITICAL)
 
 
 def _read(opened: Any, channels: int, stated: Range | None, num_bytes: int) -> Bands:

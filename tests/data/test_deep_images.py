@@ -89,9 +89,10 @@ def test_bands_are_samples_planes_or_pages(kind, dtype):
 
 @pytest.mark.parametrize("channels", [2, 4, 16])
 @pytest.mark.parametrize("kind", ["samples", "pages", "npy"])
-def test_bands_are_of_any_number(kind, channels):
+def test_bands_are_of_any_number(kind, channels, caplog):
     values = deep(channels=channels)
     assert np.array_equal(levels_of(BANDS[kind](values), channels), to_levels(values, RANGE))
+    assert caplog.text == ""  # of Pillow and tifffile
 
 
 DEEP = {
@@ -336,6 +337,8 @@ def test_they_are_measured_as_they_are_read(folder, tmp_path):
     found = measure(listed(folder, 5, range=RANGE), workers=0)
     pixels = np.stack([to_levels(deep(seed=i), RANGE) for i in range(9)]).reshape(-1, 5) / 255
     np.testing.assert_allclose(found.mean, pixels.mean(axis=0), atol=5.1e-5)  # four digits
+    with pytest.raises(SourceError, match=r"no image of 9 can be read \(000000000.npy: 16 bits per channel \(uint16\)"):
+        measure(listed(folder, 5), workers=0)
 
 
 def test_each_range_is_checked_by_itself(tmp_path, monkeypatch):

@@ -41,7 +41,10 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/train/test_{name}.py" for name in ("run_from_python", "schedule_of_a_run", "second_encoder", "signals")),
     *(f"tests/train/test_{name}.py" for name in ("size_changes", "size_changes_bad_images", "small_recipes", "starts")),
     *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
-    *(f"tests/train/test_{name}.py" for name in ("finetune_api", "normalization", "sources", "swin_runs")),
+    *(
+        f"tests/train/test_{name}.py"
+        for name in ("decoded_runs", "finetune_api", "normalization", "sources", "swin_runs")
+    ),
     *("tests/train/test_image_records.py", "tests/train/test_many_images.py"),
     *("tests/csrc", "tests/bench", "tests/distributed"),
 )

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from bimkern.data.check import check
+from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import decode_file
 from bimkern.data.source import ImageFolder, Listing, list_images
 from bimkern.files.cache import cache_folder
 

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
-from bimkern.evaluate.backbone import Backbone, common_channels
+from bimkern.evaluate.backbone import Backbone, common_decoding
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
 from bimkern.evaluate.options import check_picture, check_runs
 from bimkern.evaluation_command import Findings, run_command
@@ -43,6 +44,12 @@ class Options:
     """At most so many images, spread evenly over the data."""
     batch_size: int = 64
     """Images per forward pass of the encoder, and of one estimate of CKA."""
+    alpha: Alpha | None = None
+    """Alpha of images in gray or RGB: left out (drop), or the image is laid over white or black. Default: as in the
+    training of RUN, likewise --range."""
+    range: Range | None = None
+    """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
+    integers."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
@@ -66,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Options, backbones: dict[str, Backbone]) -> Findings:
-    images = _digits() if options.data is None else read_images(options.data, common_channels(backbones))
+    if options.data is None:
+        images = _digits()
+    else:
+        images = read_images(options.data, common_decoding(backbones, options.alpha, options.range))
     results = analyze(
         backbones,
         images,

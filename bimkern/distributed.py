@@ -306,6 +306,11 @@ def env_rank() -> int:
     return int(rank) if rank.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
 
 
+def local_world_size() -> int:
+    """Return how many processes torchrun started on this machine, 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
 def local_rank() -> int:
     """Return which of this machine's ranks this process is."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0

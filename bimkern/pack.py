@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from bimkern import command
+from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.data.formats import MAX_PIXELS, allow_pixels, pil_settings_kept
 from bimkern.data.loader import default_workers
 from bimkern.data.pack_manifest import MANIFEST, Manifest
@@ -52,8 +53,13 @@ class Options:
     """Quality of JPEG, 1 to 100."""
     keep: bool = False
     """Keep every file as it is, byte by byte: batches are then those of SOURCE."""
-    channels: int = Repacking.channels
+    channels: int = Decoding.channels
     """Channels of the encoder that is to be trained: 1 and 3 are packed as JPEG, others as arrays."""
+    alpha: Alpha = "drop"
+    """Alpha of images in gray or RGB: left out (drop), or the image is laid over white or black."""
+    range: Range | None = None
+    """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
+    integers. They are packed with 8 bits, unless all files are kept."""
     shard_images: int = 2000
     """Images in a shard."""
     workers: int | None = None
@@ -88,7 +94,7 @@ def _run(arguments: list[str]) -> str:
         side=options.side,
         quality=options.quality,
         keep=options.keep,
-        channels=options.channels,
+        decoding=_decoding(options),
     )
     begin = time.monotonic()
     with pil_settings_kept(), checking("packing", "packed") as progress:
@@ -103,6 +109,13 @@ def _run(arguments: list[str]) -> str:
             progress=progress,
         )
     return _closing_words(manifest, options.out, time.monotonic() - begin)
+
+
+def _decoding(options: Options) -> Decoding:
+    try:
+        return Decoding(channels=options.channels, alpha=options.alpha, range=options.range)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _closing_words(manifest: Manifest, out: Path, seconds: float) -> str:

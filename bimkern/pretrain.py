@@ -9,7 +9,7 @@ from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config,
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
-from bimkern.train.config.run import Config, ConfigError, RunConfig
+from bimkern.train.config.run import Config, RunConfig
 from bimkern.train.reporting.summary import describe
 from bimkern.train.run import Outcome, find_inputs, find_source, run
 from bimkern.training_command import parse_options, run_command
@@ -39,8 +39,6 @@ def _run(arguments: list[str]) -> str:
     base = choose_config(arguments)
     defaults, usage = Options(recipe=ConfigOptions.of(base), run=base.run), f"{_PROGRAM} [RECIPE]"
     options = parse_options(arguments, defaults, usage=usage, description=_help(base), recipes=RECIPES)
-    if "normalize" in (named := command.named(arguments)) and named & {"mean", "std"}:
-        raise ConfigError("--normalize and --mean or --std both say how images are normalized; give one of them")
     config = change_config(base, options.recipe, options.run, arguments)
     command.check_parts(command.named(arguments), config.run)
     if options.show:

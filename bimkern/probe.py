@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from bimkern.evaluate.backbone import Backbone, Pool, common_channels
+from bimkern.data.decoding import Alpha, Range
+from bimkern.evaluate.backbone import Backbone, Pool, common_decoding
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
@@ -58,6 +59,12 @@ class Options:
     """Share of the images of --data that may be left out because they cannot be read."""
     batch_size: int = 64
     """Images per forward pass of the encoder."""
+    alpha: Alpha | None = None
+    """Alpha of images in gray or RGB: left out (drop), or the image is laid over white or black. Default: as in the
+    training of RUN, likewise --range."""
+    range: Range | None = None
+    """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
+    integers."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     seed: int = 0
@@ -107,7 +114,7 @@ def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
 def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
     if options.data is None:
         return load_digits()
-    return read_labeled(options.data, common_channels(backbones), options.max_bad_ratio)
+    return read_labeled(options.data, common_decoding(backbones, options.alpha, options.range), options.max_bad_ratio)
 
 
 def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:

@@ -35,7 +35,8 @@ def test_help_lists_exactly_these_options(capsys):
         main(["--help"])
     assert stop.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
-    shown = ["--help", "--data", "--images", "--batch-size", "--device", "--import", "--json", "--picture"]
+    shown = ["--help", "--data", "--images", "--batch-size", "--alpha", "--range", "--device"]
+    shown += ["--import", "--json", "--picture"]
     assert found == shown
 
 

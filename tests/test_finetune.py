@@ -28,10 +28,29 @@ OPTIONS = (
     *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--layer-decay", "--drop-path"),
     *("--ema", "--mixup", "--cutmix", "--smoothing", "--rand-augment", "--erase", "--crop-scale", "--warmup-epochs"),
     *("--weight-decay", "--data", "--out", "--epochs", "--steps", "--extend", "--batch-size", "--micro-batch"),
-    *("--base-lr", "--optimizer", "--precision", "--attention", "--device", "--seed", "--loader", "--jpeg-draft"),
-    *("--workers", "--held-out", "--max-bad-ratio", "--max-pixels", "--deterministic", "--compile", "--arena"),
+    *(
+        "--base-lr",
+        "--optimizer",
+        "--precision",
+        "--attention",
+        "--device",
+        "--seed",
+        "--loader",
+        "--cache",
+        "--jpeg-draft",
+    ),
+    *(
+        "--workers",
+        "--range",
+        "--held-out",
+        "--max-bad-ratio",
+        "--max-pixels",
+        "--deterministic",
+        "--compile",
+        "--arena",
+    ),
     *("--shard", "--dist-timeout", "--log"),
-    *("--log-every", "--save-every", "--backbone", "--from-scratch", "--val", "--eval-every"),
+    *("--log-every", "--save-every", "--backbone", "--from-scratch", "--val", "--alpha", "--eval-every"),
 )
 
 

@@ -27,8 +27,8 @@ def test_help_lists_exactly_these_options(capsys):
         main(["--help"])
     assert end.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
-    shown = ["--help", "--size", "--side", "--quality", "--keep", "--channels", "--shard-images", "--workers"]
-    assert found == [*shown, "--max-bad-ratio", "--max-pixels"]
+    shown = ["--help", "--size", "--side", "--quality", "--keep", "--channels", "--alpha", "--range"]
+    assert found == [*shown, "--shard-images", "--workers", "--max-bad-ratio", "--max-pixels"]
 
 
 def test_a_packed_set_is_pretrained_on(photos, capsys):
@@ -58,6 +58,11 @@ def test_a_packed_set_is_pretrained_on(photos, capsys):
         (["photos", "out", "--quality", "101"], "--quality must be in [1, 100], got 101"),
         (["photos", "out", "--workers", "-1"], "--workers must be at least 0, got -1"),
         (["photos", "out", "--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
+        (["photos", "out", "--range", "9", "1"], "--range must be dtype, or two finite numbers, the smaller one first"),
+        (
+            ["photos", "out", "--channels", "5", "--alpha", "white"],
+            "--alpha white is for gray and RGB: the encoder takes 5",
+        ),
         (["photos", "out", "--side", "both"], "--side must be one of shortest, longest, got 'both'"),
     ],
 )

@@ -36,14 +36,16 @@ OPTIONS = (
         "--device",
         "--seed",
         "--loader",
+        "--cache",
         "--jpeg-draft",
         "--workers",
+        "--range",
         "--held-out",
         "--max-bad-ratio",
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--shard", "--dist-timeout", "--log", "--log-every", "--save-every"),
-    *("--slices", "--teacher", "--init", "--normalize", "--pipeline"),
+    *("--slices", "--teacher", "--init", "--alpha", "--normalize", "--pipeline"),
 )
 
 

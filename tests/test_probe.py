@@ -43,7 +43,7 @@ def test_help_lists_exactly_these_options(capsys):
     assert stop.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
     shown = ["--help", "--data", "--depth", "--pool", "--k", "--base-lr", "--epochs", "--crops"]
-    shown += ["--max-bad-ratio", "--batch-size", "--device"]
+    shown += ["--max-bad-ratio", "--batch-size", "--alpha", "--range", "--device"]
     assert found == [*shown, "--seed", "--import", "--json", "--picture"]
 
 
@@ -144,7 +144,7 @@ def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypat
     monkeypatch.setattr(evaluation_command, "read_backbone", with_gray)
     with pytest.raises(SystemExit):
         main([*runs, "--data", stripes])
-    assert "every RUN must take images of as many channels, got 3 of bim, 1 of mae" in capsys.readouterr().err
+    assert "every RUN must take the same images, got 3 channels of bim, 1 channel of mae" in capsys.readouterr().err
 
 
 def test_a_run_folder_of_another_keeps_no_result_back(runs, stripes, capsys, tmp_path, caplog):

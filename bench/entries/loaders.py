@@ -23,8 +23,8 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import decode_file
 from bimkern.data.loader import LoaderName, choose_loader
 from bimkern.data.source import ImageFolder, list_images
 from bimkern.data.step_layout import StepLayout

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench.studies.data import StudyData
-from bimkern.data.formats import BadImage, decode
+from bimkern.data.decoding import Decoding, decode
+from bimkern.data.formats import BadImage
 from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
 from bimkern.evaluate.labeled import Labeled, Part, in_memory
 
@@ -147,13 +148,13 @@ def _bundled() -> Iterator[tuple[str, Gray]]:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Gray]]:
-    listing = list_images(ImageFolder(paths=(folder,)), channels=1)
+    listing = list_images(ImageFolder(paths=(folder,)), Decoding(channels=1))
     count = min(len(listing), _CLASSES)
     for number in range(count):  # spread evenly
         name = listing.files[number * len(listing) // count]
         try:
             with open_in(listing.source, name) as stream:
-                image = decode(stream, channels=1).pixels
+                image = decode(stream, how=listing.decoding).pixels
         except BadImage as error:
             print(f"{folder}: {name} is left out: {error}", file=sys.stderr)
             continue

@@ -98,7 +98,8 @@ def _fine_tuned(study: Study, trial: Trial, layers: Path, images: Path, work: Pa
             batch_size=study.batch_size,
             seed=trial.seed,
         )
-    return Result(trial=trial, **{"validation" if tuning.selects else "fine_tuned": accuracy})
+    found: dict[str, Any] = {"validation" if tuning.selects else "fine_tuned": accuracy}
+    return Result(trial=trial, **found)
 
 
 def run_config(study: Study, trial: Trial, config: Config, images: Path, out: Path) -> Config:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimkern.data.check_cache import CheckCache
+from bimkern.data.decoding import RGB, Decoding, decode
 from bimkern.data.file_checks import FileCheck, FileChecks, as_int64
-from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of, too_large
+from bimkern.data.formats import BadImage, OutOfResources, reason_of, too_large
 from bimkern.data.names import Int64, Names
 from bimkern.data.orientation import upright_size
 from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
@@ -60,25 +61,25 @@ def check(listing: Listing, *, workers: int, progress: Progress | None = None) -
 def readable(listing: Listing, found: FileChecks) -> Images:
     """Return the images among the files of a listing."""
     found = found.of_files(listing.files)
-    return images(listing.source, found.where(found.sound), listing.channels)
+    return images(listing.source, found.where(found.sound), listing.decoding)
 
 
-def images(source: Source, found: Mapping[str, FileCheck], channels: int = 3) -> Images:
+def images(source: Source, found: Mapping[str, FileCheck], decoding: Decoding = RGB) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
     checks = FileChecks.of(found)
     pil_only = checks.pil_only | ~_are_on_disk(source, checks.names)
     arrays = (checks.sizes, checks.orientations, pil_only, checks.digests)
-    return Images(source, checks.names, *arrays, channels=channels)
+    return Images(source, checks.names, *arrays, decoding=decoding)
 
 
-def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
-    """Read one file of a source and decode it to a number of channels."""
+def check_file(source: Source, file: str, decoding: Decoding = RGB) -> FileCheck:
+    """Read one file of a source and decode it."""
     try:
         num_bytes, mtime_ns = source.stat(file)  # before the content: if it changes meanwhile, it is checked again
         with open_in(source, file) as opened:
             if num_bytes == 0:
                 return FileCheck(fault="empty")
-            image = decode(opened, channels=channels)  # first: most of what is refused is not read to its end
+            image = decode(opened, how=decoding)  # first: most of what is refused is not read to its end
             opened.seek(0)
             digest = _digest(opened.read())
             size = upright_size(image.size, image.orientation)
@@ -92,11 +93,11 @@ def check_file(source: Source, file: str, channels: int = 3) -> FileCheck:
 
 
 def _check_all(listing: Listing, todo: list[int], workers: int) -> Iterator[dict[int, FileCheck]]:
-    source, channels = listing.source, listing.channels
+    source, decoding = listing.source, listing.decoding
     chunks = range(0, len(todo), _CHUNK)
 
     def work(first: int) -> dict[int, FileCheck]:
-        return {i: check_file(source, listing.files[i], channels) for i in todo[first : first + _CHUNK]}
+        return {i: check_file(source, listing.files[i], decoding) for i in todo[first : first + _CHUNK]}
 
     workers = workers if len(chunks) > 1 else 0
     try:
@@ -141,7 +142,7 @@ def _are_on_disk(source: Source, files: Names) -> NDArray[np.bool_]:
 def _identity(listing: Listing) -> str:
     """Return what tells the results of a listing from those of others; a file that is good for 3 may be bad for 4."""
     source = listing.source
-    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), f"{listing.channels} channels"]
+    read = [type(source).__qualname__, *(str(path.resolve()) for path in source.paths), str(listing.decoding)]
     names: list[str] = [field.name for field in fields(source)] if is_dataclass(source) else []
     # A field of a user's source may decide what a file holds.
     read += [f"{name}={getattr(source, name)!r}" for name in names if name not in ("paths", "held_out")]

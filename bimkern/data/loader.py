@@ -45,6 +45,8 @@ def choose_loader(
     workers: int | None,
     channels: int = 3,
     augment: Cropping | None = None,
+    *,
+    kept: bool = False,
 ) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
@@ -56,6 +58,7 @@ def choose_loader(
         workers: processes or threads; None: default_workers().
         channels: that images are decoded to.
         augment: of the run; what it does to pixels needs PIL. None: it crops and flips alone.
+        kept: whether images are kept decoded in memory.
 
     Raises:
         LoaderError: DALI is asked for by name and cannot be used here.
@@ -73,6 +76,8 @@ def choose_loader(
         wanted = f"DALI decodes to 1 or 3 channels and the encoder takes {channels}"
     elif transform is not None:
         wanted = f"{transform.name} takes images of PIL"
+    elif kept:
+        wanted = "--cache memory keeps images of PIL"
     if wanted is not None:
         if name == "dali":
             raise LoaderError(f"--loader dali: {wanted}; take --loader pil")

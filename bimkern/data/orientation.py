@@ -27,7 +27,7 @@ _METHODS = {
 }
 # Going right, or down, in the upright image goes backwards in the stored one.
 _MIRRORED_X, _MIRRORED_Y = (2, 3, 6, 7), (3, 4, 7, 8)
-_FIRST_TRANSPOSED = 5  # from here on rows are columns
+FIRST_TRANSPOSED = 5  # from here on rows are columns
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -50,7 +50,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """Return width and height of a stored image once it is turned upright."""
     width, height = size
-    return (height, width) if orientation >= _FIRST_TRANSPOSED else (width, height)
+    return (height, width) if orientation >= FIRST_TRANSPOSED else (width, height)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def stored_boxes(boxes: Boxes, flips: NDArray[np.bool_], sizes: Int64, orientati
     first, extents = boxes[:, :2], boxes[:, 2:]
     corners = np.where(mirrored, sizes - first - extents, first)
     mirrored[:, 0] ^= flips
-    transposed = orientations >= _FIRST_TRANSPOSED
+    transposed = orientations >= FIRST_TRANSPOSED
 
     def rows_and_columns(x_y: NDArray[Any]) -> NDArray[Any]:
         return np.where(transposed[:, None], x_y, x_y[:, ::-1])

@@ -80,7 +80,7 @@ def begin(folder: Path, listing: Listing, labels: Mapping[str, str] | None, how:
         PackError: the folder holds other things, or was packed from other images or with other options.
     """
     new = Manifest(
-        options={**asdict(how), "shard_images": per_shard},
+        options={**how.options(), "shard_images": per_shard},
         source=title(listing.source),
         fingerprint=_fingerprint(listing, labels),
         files=len(listing),
@@ -90,7 +90,7 @@ def begin(folder: Path, listing: Listing, labels: Mapping[str, str] | None, how:
         if foreign := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
             raise PackError(f"OUT {folder} holds {foreign[0]} and no {MANIFEST}; choose an empty or a new folder")
         return new
-    was, now = found["options"], new.options
+    was, now = {**Repacking().options(), **found["options"]}, new.options
     if changes := [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]:
         raise PackError(f"OUT {folder} was packed with {'; '.join(changes)}; give the same options or another OUT")
     if found["fingerprint"] != new.fingerprint:

@@ -67,7 +67,7 @@ def pack(
         PackingFailed: the machine has too little memory or disk space.
     """
     _refuse_overlap(out, source)
-    listing = list_images(source, how.channels)
+    listing = list_images(source, how.decoding)
     labels = _labels(listing)
     names = PackedNames(listing.files, labels)
     try:

@@ -16,7 +16,6 @@ from PIL import Image
 from bimkern.data.augment import Int64, Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.formats import BadImage, OutOfResources
-from bimkern.data.formats import decode as decode_image
 from bimkern.data.workers import ahead
 
 logger = logging.getLogger("bimkern.data")
@@ -145,8 +144,7 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
     boxes, size = crops.stored_boxes, (crops.size, crops.size)
-    with data.images.open(int(crops.sample_ids[i])) as file:
-        stored = decode_image(file, int(crops.reductions[i]), crops.channels)
+    stored = data.images.decode(int(crops.sample_ids[i]), int(crops.reductions[i]))
     height, width = boxes.sizes[i].tolist()
     if stored.size != (width, height):
         raise BadImage("its size has changed since it was checked")

@@ -1,24 +1,16 @@
 """One image as it is packed: shrunk and encoded again, or its file as it is."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from bimkern.data.formats import (
-    ARRAY_SUFFIX,
-    CONVERTED,
-    BadImage,
-    Decoded,
-    decode,
-    format_of,
-    is_array,
-    reason_of,
-    stored_size,
-)
+from bimkern.data.arrays import is_array
+from bimkern.data.decoding import RGB, Decoded, Decoding, decode, stored_size
+from bimkern.data.formats import ARRAY_SUFFIX, BadImage, format_of, reason_of
 from bimkern.data.orientation import turned
 
 Side = Literal["shortest", "longest"]
@@ -45,7 +37,13 @@ class Repacking:
     side: Side = "shortest"
     quality: int = 90  # of JPEG
     keep: bool = False  # keep files as they are
-    channels: int = 3  # of the encoder that is to read them
+    decoding: Decoding = RGB  # of the encoder that is to read them
+
+    def options(self) -> dict[str, Any]:
+        """Return all that is set, by the names of options, as JSON has it."""
+        options = asdict(self)
+        options |= options.pop("decoding")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ class PackedImage:
 def repack(content: bytes, how: Repacking) -> PackedImage:
     """Shrink an image and encode it as JPEG, or as an array where it has other than 1 or 3 channels.
 
-    A file stays as it is if all are to be kept, or if it is a JPEG or an array that is small enough. An array of 1 or 3
-    channels becomes a PNG of the same pixels: beside images, arrays are not read as such.
+    A file stays as it is if all are to be kept, or if it is a JPEG or an array of 8 bits that is small enough. An array
+    of 1 or 3 channels becomes a PNG of the same pixels: beside images, arrays are not read as such.
 
     Args:
         content: the file.
@@ -73,14 +71,14 @@ def repack(content: bytes, how: Repacking) -> PackedImage:
     """
     file = BytesIO(content)
     size = stored_size(file)
-    image = decode(file, 1 if size is None else _reduction(size, how), how.channels)
+    image = decode(file, 1 if size is None else _reduction(size, how), how.decoding)
     file.seek(0)
     format_name = format_of(file)
     is_small = _shrunk(image.size, how) == image.size
     if is_array(file):
-        if how.channels in CONVERTED and (how.keep or is_small):
+        if how.decoding.is_converted and (how.keep or is_small):
             return PackedImage(_encoded(image.pixels, "PNG"), ".png", copied=False)
-        if how.keep or is_small:
+        if how.keep or (is_small and not image.is_deep):
             return PackedImage(content, ARRAY_SUFFIX, copied=True)
     elif how.keep or (is_small and format_name == "JPEG"):
         assert format_name is not None
@@ -91,7 +89,7 @@ def repack(content: bytes, how: Repacking) -> PackedImage:
 def _small(image: Decoded, how: Repacking) -> PackedImage:
     size = _shrunk(image.size, how)
     planes = [turned(plane.resize(size, Image.Resampling.BICUBIC), image.orientation) for plane in image.planes]
-    if how.channels not in CONVERTED:
+    if not how.decoding.is_converted:
         stream = BytesIO()
         npy.write_array(stream, np.dstack([np.asarray(plane) for plane in planes]))
         return PackedImage(stream.getvalue(), ARRAY_SUFFIX, copied=False)

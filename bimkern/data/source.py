@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimkern import pieces
+from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.formats import (
     ARRAY_SUFFIX,
-    CONVERTED,
     NAMES,
     OTHER_SUFFIXES,
     REMEDY,
@@ -30,6 +30,7 @@ from bimkern.data.formats import (
     open_file,
     reason_of,
 )
+from bimkern.data.levels import bounds
 from bimkern.data.names import Int64, Names
 from bimkern.data.reasons import Reasons, reasons_by_suffix
 from bimkern.data.suffixes import suffix_of
@@ -49,9 +50,9 @@ class Source(Protocol):
     """Named files, each an encoded image: on disk, or inside whatever the source reads. A frozen dataclass.
 
     It may also have `title`, its name in messages, in place of its paths; `only_images = True`, if whatever it lists is
-    an image, whose name need not say so; `labels(files)`, the label of each by its name; `origin(file)`, what tells a
-    file from those of all other sources, if its name does not; and the class methods `accepts(place)` and `of(places)`,
-    by which --data finds it (sources/find.py).
+    an image, whose name need not say so; `dtype`, that of all images, where it is known; `labels(files)`, the label of
+    each by its name; `origin(file)`, what tells a file from those of all other sources, if its name does not; and the
+    class methods `accepts(place)` and `of(places)`, by which --data finds it (sources/find.py).
 
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
@@ -99,7 +100,11 @@ class Listing:
     source: Source
     files: Names  # sorted
     others: Reasons = field(default_factory=lambda: Reasons.of({}))  # why they are skipped
-    channels: int = 3  # that the images are decoded to (formats.py)
+    decoding: Decoding = RGB  # of the images
+
+    @property
+    def channels(self) -> int:
+        return self.decoding.channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -122,6 +127,13 @@ class Listing:
         return ", ".join(f"{count} {suffix}" for suffix, count in ordered)
 
 
+class KeptImages(Protocol):
+    """Decoded images that are kept (decoded_cache.py), by sample id."""
+
+    def get(self, sample_id: int) -> Decoded | None: ...
+    def only(self, sample_ids: Int64) -> "KeptImages": ...
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """A fixed list of images, each of which was readable once (check.py)."""
@@ -133,7 +145,12 @@ class Images:
     pil_only: NDArray[np.bool_]  # [N], images that DALI might decode to something else
     digests: NDArray[np.uint64]  # [N], of the files
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
-    channels: int = 3  # that they are decoded to
+    decoding: Decoding = RGB
+    kept: KeptImages | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.decoding.channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -142,7 +159,8 @@ class Images:
         """Return some of them, all taken to be readable."""
         ids = np.asarray(sample_ids, dtype=np.int64)
         arrays: dict[str, Any] = {name: v[ids] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
-        return replace(self, files=self.files.take(ids), unreadable=frozenset(), **arrays)
+        kept = None if self.kept is None else self.kept.only(ids)
+        return replace(self, files=self.files.take(ids), unreadable=frozenset(), kept=kept, **arrays)
 
     def path(self, sample_id: int) -> Path:
         """Return where an image lies on disk; it is one that DALI may decode."""
@@ -157,6 +175,18 @@ class Images:
             BadImage, OutOfResources: it, or any file, cannot be read now.
         """
         return open_in(self.source, self.files[sample_id])
+
+    def decode(self, sample_id: int, reduction: int = 1) -> Decoded:
+        """Decode an image, unless it is kept decoded.
+
+        Raises:
+            BadImage, OutOfResources: it, or any file, cannot be read now.
+        """
+        kept = None if self.kept is None or reduction != 1 else self.kept.get(sample_id)
+        if kept is not None:
+            return kept
+        with self.open(sample_id) as file:
+            return decode(file, reduction, self.decoding)
 
 
 class FilesOnDisk(ABC):
@@ -214,21 +244,32 @@ class ImageFolder(FilesOnDisk):
         return next(path / rest for path in self.paths if _name(path) == name)
 
 
-def list_images(source: Source, channels: int = 3) -> Listing:
-    """List the files of a source as images of a number of channels.
+def list_images(source: Source, decoding: Decoding = RGB) -> Listing:
+    """List the files of a source as images that are decoded in one way.
 
-    Arrays beside images, of features for example, count as images only for an encoder whose channels need arrays.
+    Arrays beside images, of features for example, count as images only where the channels of an encoder need arrays, or
+    a range says what their values mean.
 
     Raises:
         SourceError: it cannot be used, or holds no image.
     """
     found = Reasons.of(source.files())
-    if channels in CONVERTED:
+    if not takes_arrays(decoding):
         found = found.skip(ARRAY_SUFFIX, _NO_IMAGE)
     images = found.images
-    listing = Listing(source, found.names.where(images), found.where(~images), channels)
+    listing = Listing(source, found.names.where(images), found.where(~images), decoding)
     refuse_if_empty(listing)
+    try:
+        if (dtype := getattr(source, "dtype", None)) is not None:
+            bounds(dtype, decoding.range)
+    except BadImage as error:  # all are
+        raise SourceError(f"{title(source)}: {error}") from error
     return listing
+
+
+def takes_arrays(decoding: Decoding) -> bool:
+    """Return whether .npy files in a folder are images."""
+    return not decoding.is_converted or decoding.range is not None
 
 
 def open_in(source: Source, file: str) -> BinaryIO:
@@ -254,7 +295,7 @@ def title(source: Source) -> str:
 def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
-        names = NAMES if listing.channels in CONVERTED else f"{NAMES} or {ARRAY_SUFFIX}"
+        names = f"{NAMES} or {ARRAY_SUFFIX}" if takes_arrays(listing.decoding) else NAMES
         found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
         raise SourceError(f"there is no {names} image in {title(listing.source)}{found}")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bimkern.data.formats import BadImage, OutOfResources, decode, reason_of
+from bimkern.data.decoding import decode
+from bimkern.data.formats import BadImage, OutOfResources, reason_of
 from bimkern.data.source import Listing, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -37,33 +38,34 @@ def measure(listing: Listing, *, workers: int) -> Statistics:
     count = len(listing)
     ids = np.sort(np.random.default_rng(_SEED).permutation(count)[:_SAMPLE]).tolist()
 
-    def work(i: int) -> list[list[float]] | None:
+    def work(i: int) -> list[list[float]] | str:
         return _moments(listing, listing.files[i])
 
     try:
-        with closing(ahead(work, ids, workers=workers, prefetch=8, what="measuring the images")) as results:
-            found = [moments for moments in results if moments is not None]
+        with closing(ahead(work, ids, workers=workers, prefetch=8, what="measuring the images")) as found:
+            results = list(found)
     except (WorkerDied, OutOfResources, MemoryError) as error:
         raise SourceError(f"{title(listing.source)} cannot be measured ({str(error) or 'out of memory'})") from error
-    if not found:
-        raise SourceError(f"{title(listing.source)} cannot be measured: no image of {len(ids)} can be read")
-    mean, square = np.mean(found, axis=0)  # [C] each
+    measured = [moments for moments in results if not isinstance(moments, str)]
+    if not measured:
+        why = f"{listing.files[ids[0]]}: {results[0]}"
+        raise SourceError(f"{title(listing.source)} cannot be measured: no image of {len(ids)} can be read ({why})")
+    mean, square = np.mean(measured, axis=0)  # [C] each
     std = np.sqrt(np.maximum(square - mean**2, 0))
     mean, std = (np.round(values, _DIGITS).tolist() for values in (mean, std))
-    return Statistics(mean=tuple(mean), std=tuple(std), images=len(found))
+    return Statistics(mean=tuple(mean), std=tuple(std), images=len(measured))
 
 
-def _moments(listing: Listing, file: str) -> list[list[float]] | None:
-    """Return the means of the pixels and of their squares, [2, C]; None for an image that cannot be read."""
+def _moments(listing: Listing, file: str) -> list[list[float]] | str:
+    """Return the means of the pixels and of their squares, [2, C], or why an image cannot be read."""
     try:
         with open_in(listing.source, file) as opened:
-            planes = decode(opened, channels=listing.channels).planes
+            planes = decode(opened, how=listing.decoding).planes
         pixels = np.dstack([np.asarray(plane) for plane in planes]).reshape(-1, listing.channels) / 255
         return [pixels.mean(axis=0).tolist(), (pixels**2).mean(axis=0).tolist()]
     except OutOfResources:
         raise
-    except BadImage:
-        return None
+    except BadImage as error:
+        return str(error)
     except Exception as error:  # a source of the user's own may raise anything
-        reason_of(error)  # unless it is not the image's fault
-        return None
+        return reason_of(error)  # unless it is not the image's fault

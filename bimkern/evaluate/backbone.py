@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing, Trained, below, depths, read_trained
 from bimkern.importers.weights_file import is_run
@@ -98,17 +99,36 @@ class Backbone:
         return F.layer_norm(tokens, tokens.shape[-1:], eps=_norm_eps(self.config))
 
 
-def common_channels(backbones: Mapping[str, Backbone]) -> int:
-    """Return the channels of the images that all backbones take, by the run.
+def common_decoding(
+    backbones: Mapping[str, Backbone], alpha: Alpha | None = None, stated: Range | None = None
+) -> Decoding:
+    """Return how images are decoded for all backbones, by the run.
+
+    Args:
+        backbones: by the run.
+        alpha: what becomes of alpha; None: as in their training, likewise range.
+        stated: range of values of more than 8 bits.
 
     Raises:
-        EvaluationError: they differ.
+        EvaluationError: they differ, or there is no such decoding.
     """
-    channels = {run: backbone.config.channels for run, backbone in backbones.items()}
-    if len(set(channels.values())) > 1:
-        found = ", ".join(f"{count} of {run}" for run, count in channels.items())
-        raise EvaluationError(f"every RUN must take images of as many channels, got {found}; give them one by one")
-    return next(iter(channels.values()))
+    found = {run: _decoding(backbone, alpha, stated) for run, backbone in backbones.items()}
+    if len(set(found.values())) > 1:
+        several = ", ".join(f"{one} of {run}" for run, one in found.items())
+        raise EvaluationError(f"every RUN must take the same images, got {several}; give them one by one")
+    return next(iter(found.values()))
+
+
+def _decoding(backbone: Backbone, alpha: Alpha | None, stated: Range | None) -> Decoding:
+    images = backbone.images
+    try:
+        return Decoding(
+            channels=backbone.config.channels,
+            alpha=alpha or images.alpha,
+            range=images.range if stated is None else stated,
+        )
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def read_backbone(path: Path) -> Backbone:

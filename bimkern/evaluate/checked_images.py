@@ -12,6 +12,7 @@ from torch import Tensor
 from bimkern.data.augment import Interpolation, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.decoding import Decoding
 from bimkern.data.loader import default_workers
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
@@ -27,14 +28,14 @@ _EXAMPLES = 3  # files in a message
 _SCALE = (0.08, 1.0)  # share of the image's area
 
 
-def readable_images(source: Source, channels: int, max_bad_ratio: float) -> Images:
+def readable_images(source: Source, decoding: Decoding, max_bad_ratio: float) -> Images:
     """Check the images of a source and return those that can be read; the check is cached.
 
     Raises:
         SourceError: the source cannot be read, or holds no image.
         EvaluationError: more than max_bad_ratio of the images cannot be read.
     """
-    listing = list_images(source, channels)
+    listing = list_images(source, decoding)
     found = check(listing, workers=default_workers())
     listing = listing.skip(found.faults)
     refuse_if_empty(listing)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.digits import enlarged, read_digits
-from bimkern.data.formats import BadImage, Decoded, decode
+from bimkern.data.formats import BadImage
 from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.orientation import turned
 from bimkern.data.overlap import refuse_overlap
@@ -97,7 +98,7 @@ def in_memory(gray: Tensor, labels: Tensor) -> Part:
     return Part(labels=labels, read=read)
 
 
-def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO) -> Labeled:
+def read_labeled(path: Path, decoding: Decoding = RGB, max_bad_ratio: float = MAX_BAD_RATIO) -> Labeled:
     """Return the images of a folder of classes or of a list, as labeled_images takes them.
 
     Where they have no part of their own to test on, a quarter of each class is: which, follows from the file names.
@@ -105,7 +106,7 @@ def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO
 
     Args:
         path: the folder or list.
-        channels: that the images are decoded to.
+        decoding: of the images.
         max_bad_ratio: share of the images that may be left out.
 
     Raises:
@@ -114,10 +115,10 @@ def read_labeled(path: Path, channels: int, max_bad_ratio: float = MAX_BAD_RATIO
         EvaluationError: a class has too few images, or too many images cannot be read.
     """
     source = labeled_images(path)
-    images = readable_images(source, channels, max_bad_ratio)
+    images = readable_images(source, decoding, max_bad_ratio)
     labels = read_labels(source, images.files)
     if source.held_out is not None:
-        held_out = readable_images(source.held_out, channels, max_bad_ratio)
+        held_out = readable_images(source.held_out, decoding, max_bad_ratio)
         refuse_overlap(images, held_out)
         held_out_labels = read_labels(source.held_out, held_out.files, labels.classes)
         return Labeled(classes=labels.classes, train=_part(images, labels), test=_part(held_out, held_out_labels))
@@ -139,7 +140,7 @@ def _hash(file: str) -> bytes:
     return hashlib.sha256(os.fsencode(file)).digest()
 
 
-def read_images(path: Path, channels: int) -> Unlabeled:
+def read_images(path: Path, decoding: Decoding = RGB) -> Unlabeled:
     """Return the images of a folder or list without their labels; of train and val those of val.
 
     They are not checked first: of a large folder only a few are looked at.
@@ -149,21 +150,23 @@ def read_images(path: Path, channels: int) -> Unlabeled:
     """
     source = labeled_images(path)
     source = source.held_out or source
-    files = list_images(source, channels).files
-    return Unlabeled(count=len(files), read=_reader(source, files))
+    files = list_images(source, decoding).files
+    return Unlabeled(count=len(files), read=_reader(source, files, decoding))
 
 
 def _part(found: Images, labels: Labels) -> Part:
-    read = _reader(found.source, found.files)
+    read = _reader(found.source, found.files, found.decoding)
     return Part(labels=torch.from_numpy(labels.of(found.files)), read=read, images=found)
 
 
-def _reader(source: Source, files: Sequence[str]) -> Read:
+def _reader(source: Source, files: Sequence[str], decoding: Decoding) -> Read:
     def read(indices: Sequence[int], images: Preprocessing, channels: int) -> Tensor:
+        assert channels == decoding.channels
+
         def read_one(index: int) -> NDArray[np.uint8]:
             try:
                 with open_in(source, files[index]) as file:
-                    return central_crop(decode(file, channels=channels), images)
+                    return central_crop(decode(file, how=decoding), images)
             except BadImage as error:
                 raise EvaluationError(f"{title(source)}: {files[index]}: {error}; replace or remove it") from error
 

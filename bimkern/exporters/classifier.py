@@ -35,7 +35,12 @@ def write_classifier(
     assert config.mean is not None
     assert config.std is not None
     images = Preprocessing(
-        image_size=encoder.image_size, interpolation=config.crop.interpolation, mean=config.mean, std=config.std
+        image_size=encoder.image_size,
+        interpolation=config.crop.interpolation,
+        mean=config.mean,
+        std=config.std,
+        alpha=config.alpha,
+        range=config.run.range,
     )
     state = model.state_dict()
     metadata = {
@@ -43,9 +48,7 @@ def write_classifier(
         "recipe": config.recipe,
         "step": str(step),
         "encoder": json.dumps(to_json(encoder)),
-        "interpolation": images.interpolation,
-        "mean": json.dumps(images.mean),
-        "std": json.dumps(images.std),
+        **images.metadata(),
         "global_pool": POOLING,
         "classes": json.dumps(classes),
     }

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from bimkern import pieces
+from bimkern.data.decoding import Alpha, Range
 from bimkern.mim.model import Method
 from bimkern.models.encoder import EncoderConfig, Layout, Program, Weights
 from bimkern.train.checkpoint import store as checkpoints
@@ -33,6 +35,8 @@ class Preprocessing:
     interpolation: str  # bicubic or bilinear
     mean: tuple[float, ...]  # of every channel, likewise std
     std: tuple[float, ...]
+    alpha: Alpha = "drop"  # how files are decoded (decoding.py), likewise range
+    range: Range | None = None
 
     @classmethod
     def said(cls, metadata: Mapping[str, str], image_size: int) -> "Preprocessing":
@@ -43,7 +47,19 @@ class Preprocessing:
         """
         interpolation = metadata["interpolation"]
         mean, std = (tuple(json.loads(metadata[name])) for name in ("mean", "std"))
-        return cls(image_size=image_size, interpolation=interpolation, mean=mean, std=std)
+        stated = json.loads(metadata.get("range", "null"))
+        decoded: dict[str, Any] = {
+            "alpha": metadata.get("alpha", cls.alpha),
+            "range": tuple(stated) if isinstance(stated, list) else stated,
+        }
+        return cls(image_size=image_size, interpolation=interpolation, mean=mean, std=std, **decoded)
+
+    def metadata(self) -> dict[str, str]:
+        """Say all but the image size in text, mean, std and range in JSON; alpha and range where they are stated."""
+        said = {name: json.dumps(getattr(self, name)) for name in ("mean", "std")}
+        alpha = {} if self.alpha == "drop" else {"alpha": self.alpha}
+        stated = {} if self.range is None else {"range": json.dumps(self.range)}
+        return {"interpolation": self.interpolation, **said, **alpha, **stated}
 
     def __str__(self) -> str:
         return f"{self.image_size} px, {self.interpolation}, mean {self.mean}, std {self.std}"
@@ -90,6 +106,8 @@ class Trained:
             interpolation=self.config.augment.interpolation,
             mean=self.config.method.mean,
             std=self.config.method.std,
+            alpha=self.config.run.alpha,
+            range=self.config.run.range,
         )
 
     def pixels(self) -> tuple[list[float], list[float]]:
@@ -118,15 +136,12 @@ class Trained:
         Returns:
             The encoder, as in config.json, and how its images are prepared; encoder, mean and std are JSON.
         """
-        images = self.preprocessing
         return {
             "format": "pt",  # readers of safetensors look here for the framework that wrote the tensors
             "recipe": self.config.recipe,
             "step": str(self.step),
             "encoder": json.dumps(pieces.to_json(self.encoder(depth))),
-            "interpolation": images.interpolation,
-            "mean": json.dumps(images.mean),
-            "std": json.dumps(images.std),
+            **self.preprocessing.metadata(),
             "global_pool": POOLING,
         }
 

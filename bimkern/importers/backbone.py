@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bimkern.data.decoding import RGB
 from bimkern.errors import BimkernError
 from bimkern.importers.initialize import InitialWeights, Network, fit, summarize
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
@@ -66,7 +67,9 @@ def _described(config: FinetuneConfig, saved: SavedWeights, path: Path) -> Finet
             f"{path}: mean and std must hold a value for each of the encoder's {encoder.channels} channels, got "
             f"{mean} and {std}; set both"
         )
-    return replace(config, encoder=encoder, mean=mean, std=std)
+    decoding = RGB if images is None else images
+    run = replace(config.run, alpha=config.run.alpha or decoding.alpha, range=config.run.range or decoding.range)
+    return replace(config, encoder=encoder, mean=mean, std=std, run=run)
 
 
 def _fitted(config: FinetuneConfig, model: Classifier, saved: SavedWeights, path: Path) -> InitialWeights:

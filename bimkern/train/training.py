@@ -15,12 +15,13 @@ import torch
 import bimkern.train.reporting.loggers.builtin  # noqa: F401  # registers our loggers, which --log names
 from bimkern.data.check import check
 from bimkern.data.dali import DaliLoader
+from bimkern.data.decoded_cache import bytes_of, kept_in_memory
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.formats import allow_pixels
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Listing, Source, list_images
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed, connected, local_rank
+from bimkern.distributed import Ranks, agreed, connected, local_rank, local_world_size
 from bimkern.errors import BimkernError
 from bimkern.models import attention
 from bimkern.train import device as devices
@@ -29,7 +30,7 @@ from bimkern.train.config.run import DTYPES, ConfigError, TrainingConfig, resolv
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.loop.sharing import Sharing
 from bimkern.train.memory import allocator
-from bimkern.train.memory.budget import OutOfMemory, halve_micro_batch
+from bimkern.train.memory.budget import OutOfMemory, available_memory, halve_micro_batch
 from bimkern.train.optim import adapters
 from bimkern.train.reporting.loggers import logger as loggers
 from bimkern.train.reporting.progress import checking
@@ -37,6 +38,7 @@ from bimkern.train.run_folder.dataset_manifest import FrozenDataset, freeze_data
 from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.task import Task
 from bimkern.train.trainer import Trainer
+from bimkern.units import human_bytes
 
 __all__ = [
     "Inputs",
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("bimkern.train")
+
+_CACHE_SHARE = 0.8  # of the available memory: a step, and copies for checkpoints, come on top
 
 C = TypeVar("C", bound=TrainingConfig)
 T = TypeVar("T", bound=Task)
@@ -77,10 +81,10 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
         ConfigError, SourceError, LoaderError: something cannot.
     """
     allow_pixels(config.run.max_pixels)
-    held_out = None if source.held_out is None else list_images(source.held_out, config.channels)
+    held_out = None if source.held_out is None else list_images(source.held_out, config.decoding)
     if config.run.held_out and held_out is not None:
         raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
-    return Inputs(list_images(source, config.channels), held_out, *_choose(config))
+    return Inputs(list_images(source, config.decoding), held_out, *_choose(config))
 
 
 def folder_of(config: TrainingConfig) -> RunFolder:
@@ -163,18 +167,41 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
                     images = images.hold_out(inputs.held_out, found[1])
         folder.share_images(ranks)
     assert images is not None
-    return images
+    return images if config.run.cache == "none" else _kept_in_memory(config, images, ranks)
+
+
+def _kept_in_memory(config: TrainingConfig, images: FrozenDataset, ranks: Ranks) -> FrozenDataset:
+    """Decode the images, of every rank for itself, if they fit."""
+    of_all = [images.images, images.held_out] if images.holds_out else [images.images]
+    with agreed(ranks):
+        needed, available = sum(map(bytes_of, of_all)), available_memory(torch.device("cpu"))
+        if needed * local_world_size() > _CACHE_SHARE * available:
+            each = f" in each of {local_world_size()} ranks" if local_world_size() > 1 else ""
+            raise ConfigError(
+                f"--cache memory: {sum(map(len, of_all))} images take {human_bytes(needed)} decoded{each}, and "
+                f"{_CACHE_SHARE:.0%} of the {human_bytes(available)} that are available may be used; leave it out, or "
+                f"shrink the images with python -m bimkern.pack"
+            )
+    with ranks.patient(), agreed(ranks), checking("decoding", "decoded") as progress:
+        kept = [kept_in_memory(one, workers=_workers(config), progress=progress) for one in of_all]
+    return replace(images, images=kept[0], held_out=kept[-1])
 
 
 def _check(config: TrainingConfig, listing: Listing) -> FileChecks:
-    workers = len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
     with checking() as progress:
-        return check(listing, workers=workers, progress=progress)
+        return check(listing, workers=_workers(config), progress=progress)
+
+
+def _workers(config: TrainingConfig) -> int:
+    """Return how many processes decode before the first step."""
+    return len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
 
 
 def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
     by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
-    return inputs.loader_choice + (f"; PIL decodes {by_pil} of the images for it" if by_pil else "")
+    of_pil = f"; PIL decodes {by_pil} of the images for it" if by_pil else ""
+    bytes_kept = 0 if images.images.kept is None else bytes_of(images.images)
+    return inputs.loader_choice + of_pil + (f"; {human_bytes(bytes_kept)} decoded in memory" if bytes_kept else "")
 
 
 def train(
@@ -237,7 +264,9 @@ def _choose(config: TrainingConfig) -> tuple[Loader, str]:
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
     try:
-        return choose_loader(options.loader, device, options.workers, config.channels, config.augment)
+        return choose_loader(
+            options.loader, device, options.workers, config.channels, config.augment, kept=options.cache == "memory"
+        )
     except BimkernError:
         raise
     except ValueError as error:  # an augmentation that does not go with the images

@@ -158,7 +158,7 @@ def test_files_hold_what_is_in_memory(tmp_path):
     data = Digits(count=60).load()
     images = preprocessing(methods(32)["MAE"].encoder)
     write_files(tmp_path / "images", data, images)
-    written = read_labeled(tmp_path / "images" / "whole", 3)
+    written = read_labeled(tmp_path / "images" / "whole")
     assert written.classes == data.whole.classes
     assert written.test.labels.tolist() == data.whole.test.labels.tolist()
     (batch,) = data.whole.train.batches(64, images, 3)

@@ -17,7 +17,8 @@ from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check
-from bimkern.data.formats import BadImage, allow_pixels, decode
+from bimkern.data.decoding import Decoding, decode
+from bimkern.data.formats import BadImage, allow_pixels
 from bimkern.data.loader import LoaderError, PilLoader, choose_loader
 from bimkern.data.step_layout import StepLayout
 from bimkern.train.run_folder.dataset_manifest import freeze_dataset
@@ -50,7 +51,7 @@ def test_every_kind_of_image_is_read_in_gray_as_its_colors_are(tmp_path):
     files = kinds_of_color(muted) | {name: content for name, (content, _) in turned_files(muted).items()}
     for name, content in files.items():
         in_color = decode(BytesIO(content)).pixels
-        gray = decode(BytesIO(content), channels=1).pixels
+        gray = decode(BytesIO(content), how=Decoding(channels=1)).pixels
         assert (in_color.mode, gray.mode) == ("RGB", "L")
         away = np.abs(np.asarray(in_color.convert("L"), dtype=int) - np.asarray(gray, dtype=int))
         assert away.max() <= (3 if name.endswith(".jpg") else 1), name  # of a JPEG it is what is stored as luma
@@ -58,7 +59,7 @@ def test_every_kind_of_image_is_read_in_gray_as_its_colors_are(tmp_path):
 
 def test_gray_jpegs_are_drafted(tmp_path):
     picture(400, 300).save(tmp_path / "x.jpg")
-    decoded = decode(BytesIO((tmp_path / "x.jpg").read_bytes()), 4, channels=1)
+    decoded = decode(BytesIO((tmp_path / "x.jpg").read_bytes()), 4, Decoding(channels=1))
     assert (decoded.pixels.mode, decoded.pixels.size, decoded.size) == ("L", (100, 75), (400, 300))
 
 
@@ -105,7 +106,7 @@ def test_processes_load_the_same(tmp_path):
         assert torch.equal(ours.images, theirs)
 
 
-HOLDS = "a .npy file of uint8 [H, W, {}] holds as many"
+HOLDS = "a TIFF or a .npy file [H, W, {}] holds as many"
 BAD = {
     "rgb for 5": (encoded("JPEG"), 5, f"has 3 channels (RGB), the encoder takes 5; {HOLDS.format(5)}"),
     "gray for 5": (encoded("PNG", picture().convert("L")), 5, "has 1 channel (L), the encoder takes 5; "),
@@ -115,10 +116,10 @@ BAD = {
     "array of 3 for 5": (array(np.zeros((9, 8, 3), np.uint8)), 5, "has 3 channels, the encoder takes 5"),
     "array of 1 for 2": (array(np.zeros((9, 8, 1), np.uint8)), 2, "has 1 channel, the encoder takes 2"),
     "array of 4 for 3": (array(np.zeros((9, 8, 4), np.uint8)), 3, "has 4 channels, the encoder takes 3"),
-    "float": (array(np.zeros((9, 8, 5))), 5, "float64 [9, 8, 5]; .npy images are uint8 [H, W, C]"),
-    "16 bits": (array(np.zeros((9, 8, 5), np.uint16)), 5, "uint16 [9, 8, 5]; .npy images are uint8 [H, W, C]"),
-    "flat": (array(np.zeros((9, 8), np.uint8)), 5, "uint8 [9, 8]; .npy images are uint8 [H, W, C]"),
-    "objects": (array(np.array([[[{}] * 5]])), 5, "object [1, 1, 5]; .npy images are uint8 [H, W, C]"),
+    "float": (array(np.zeros((9, 8, 5))), 5, "64 bits per channel (float64); state their range"),
+    "16 bits": (array(np.zeros((9, 8, 5), np.uint16)), 5, "16 bits per channel (uint16); state their range"),
+    "flat": (array(np.zeros((9, 8), np.uint8)), 5, "has 1 channel, the encoder takes 5"),
+    "objects": (array(np.array([[[{}] * 5]])), 5, "object [1, 1, 5]; .npy images are numbers [H, W, C]"),
     "no rows": (array(np.zeros((0, 8, 5), np.uint8)), 5, "no pixels in [0, 8, 5]"),
     "negative": (claims((-9, 8, 5), rows=bytes(360)), 5, "no pixels in [-9, 8, 5]"),
     "truncated": (array(np.zeros((9, 8, 5), np.uint8))[:-1], 5, "truncated"),
@@ -132,7 +133,7 @@ BAD = {
 def test_a_file_of_other_channels_or_a_broken_array_is_bad(kind):
     content, channels, reason = BAD[kind]
     with pytest.raises(BadImage) as raised:
-        decode(BytesIO(content), channels=channels)
+        decode(BytesIO(content), how=Decoding(channels=channels))
     assert str(raised.value).startswith(reason)
     assert "\n" not in str(raised.value)
 

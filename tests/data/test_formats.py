@@ -38,7 +38,9 @@ def test_jpeg_2000_and_avif_are_read_by_pil(tmp_path, suffix, named):
 def test_16_bits_of_jpeg_2000_are_refused_and_not_clipped(tmp_path):
     levels = np.linspace(0, 65535, 64 * 48, dtype=np.uint16).reshape(48, 64)
     (tmp_path / "a.jp2").write_bytes(encoded("JPEG2000", Image.fromarray(levels)))
-    assert checked(tmp_path)[1]["a.jp2"].fault == "16 bits per channel; convert it to 8"
+    assert checked(tmp_path)[1]["a.jp2"].fault == (
+        "16 bits per channel (uint16); state their range, as in --range 0 4095, or convert it to 8"
+    )
 
 
 def test_animated_avif_is_refused(tmp_path):

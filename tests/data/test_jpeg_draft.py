@@ -15,8 +15,9 @@ from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop, reductions
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.dali import DaliLoader
+from bimkern.data.decoding import decode, decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import BadImage, decode, decode_file
+from bimkern.data.formats import BadImage
 from bimkern.data.orientation import turned
 from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout

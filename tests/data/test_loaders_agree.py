@@ -14,8 +14,8 @@ from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.dali import DaliLoader
+from bimkern.data.decoding import Decoding, decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import decode_file
 from bimkern.data.orientation import turned
 from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
@@ -143,7 +143,7 @@ def test_metadata_that_make_no_sense_turn_nothing(tmp_path):
 @pytest.mark.parametrize(("size", "channels"), [(64, 3), (160, 3), (64, 1)])
 def test_on_photographs_the_filter_overshoots_rarely_and_by_little(size, channels):
     """Pillow's bicubic clips to 8 bits between its two passes, which shows at edges of high contrast."""
-    listing = list_images(demo_images(), channels)
+    listing = list_images(demo_images(), Decoding(channels=channels))
     data = plan(readable(listing, check(listing, workers=0)), size)
     ours, theirs = both(data)
     difference = (ours - theirs).abs()[torch.from_numpy(away_from_edges(data))]

@@ -15,8 +15,9 @@ from PIL import Image
 from bimkern.data import pil, source
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
+from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.formats import BadImage, allow_pixels, decode_file
+from bimkern.data.formats import BadImage, allow_pixels
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError, list_images
 from bimkern.data.step_layout import StepLayout

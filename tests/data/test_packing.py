@@ -16,6 +16,7 @@ from PIL import Image
 from source_forms import batches_of, data_of, files_of, same, write_folder, write_tars
 from spectral import smooth_levels
 
+from bimkern.data.decoding import Decoding
 from bimkern.data.labels import read_labels
 from bimkern.data.pack_manifest import MANIFEST, PackError
 from bimkern.data.packed_names import PackedNames
@@ -276,8 +277,10 @@ def test_arrays_keep_their_pixels(tmp_path, out, channels):
     """Beside images, arrays of 1 and 3 channels would not be read: they become PNGs."""
     images = np.stack([smooth_levels(channels=channels, seed=i) for i in range(12)])
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(12) % 2)
-    pack_into(out, tmp_path / "images.npz", Repacking(keep=True, channels=channels))
-    ours, theirs = (list_images(find_source(data), channels) for data in (out, tmp_path / "images.npz"))
+    pack_into(out, tmp_path / "images.npz", Repacking(keep=True, decoding=Decoding(channels=channels)))
+    ours, theirs = (
+        list_images(find_source(data), Decoding(channels=channels)) for data in (out, tmp_path / "images.npz")
+    )
     assert len(ours) == len(theirs) == 12
     suffix = ".npy" if channels == 5 else ".png"
     assert ours.files == tuple(file + suffix for file in theirs.files)
@@ -293,9 +296,9 @@ def test_many_channels_are_shrunk_into_arrays(tmp_path, out):
     levels = smooth_levels(120, 80, channels=5)
     np.save(tmp_path / "bands" / "a.npy", levels)
     np.save(tmp_path / "bands" / "b.npy", smooth_levels(30, 40, channels=5))
-    pack_into(out, tmp_path / "bands", Repacking(size=40, channels=5))
+    pack_into(out, tmp_path / "bands", Repacking(size=40, decoding=Decoding(channels=5)))
     source = find_source(out)
-    assert list_images(source, 5).files == ("a.npy", "b.npy")
+    assert list_images(source, Decoding(channels=5)).files == ("a.npy", "b.npy")
     with open_in(source, "a.npy") as opened:
         small = np.load(opened)
     bands = [Image.fromarray(levels[:, :, i]).resize((60, 40), Image.Resampling.BICUBIC) for i in range(5)]

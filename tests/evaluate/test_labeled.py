@@ -9,7 +9,7 @@ import torch
 from interop import import_or_skip
 from PIL import Image
 
-from bimkern.data.formats import decode
+from bimkern.data.decoding import decode
 from bimkern.data.source import SourceError
 from bimkern.evaluate.checked_images import random_crops
 from bimkern.evaluate.errors import EvaluationError
@@ -35,7 +35,7 @@ def test_one_folder_is_split_the_same_way_wherever_it_lies(tmp_path):
     names = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(5)]
     write(tmp_path / "a", names)
     write(tmp_path / "b", names)
-    first, second = (read_labeled(tmp_path / folder, 3) for folder in "ab")
+    first, second = (read_labeled(tmp_path / folder) for folder in "ab")
     assert first.classes == ("cat", "dog")
     assert first.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert first.test.labels.tolist() == [0, 0, 1, 1]
@@ -43,13 +43,13 @@ def test_one_folder_is_split_the_same_way_wherever_it_lies(tmp_path):
     assert all((red >= 50) == label for red, label in zip(reds(first.test), first.test.labels, strict=True))
     assert reds(first.test) == reds(second.test)
     write(tmp_path / "b", ["dog/more.png"])
-    kept = {red for red in reds(read_labeled(tmp_path / "b", 3).test) if red < 50}
+    kept = {red for red in reds(read_labeled(tmp_path / "b").test) if red < 50}
     assert kept == {red for red in reds(first.test) if red < 50}  # what is added to one class leaves the others
 
 
 def test_train_and_val_are_kept_apart_and_a_list_says_the_same(tmp_path):
     write(tmp_path, ["train/a/1.png", "train/b/2.png", "train/b/3.png", "val/b/4.png"])
-    data = read_labeled(tmp_path, 3)
+    data = read_labeled(tmp_path)
     assert (reds(data.train), reds(data.test), data.test.labels.tolist()) == ([0, 10, 20], [30], [1])
     assert data.chance == 1  # b is what most training images are
     (tmp_path / "train.csv").write_text("path,label\ntrain/a/1.png,x\ntrain/b/2.png,y\n")
@@ -58,15 +58,15 @@ def test_train_and_val_are_kept_apart_and_a_list_says_the_same(tmp_path):
     for name, text in (("train", "1.png,x\n2.png,y\n"), ("val", "3.png,y\n")):
         (listed / f"{name}.csv").write_text(f"path,label\n{text}")
     write(listed, ["1.png", "2.png", "3.png"])
-    assert read_labeled(listed, 3).test.labels.tolist() == [1]
+    assert read_labeled(listed).test.labels.tolist() == [1]
     for folder, red in ((tmp_path, 30), (listed, 20)):
-        images = read_images(folder, 3)
+        images = read_images(folder)
         assert images.read(range(images.count), IMAGES, 3)[:, 0, 0, 0].tolist() == [red]
 
 
 def test_images_need_no_classes(tmp_path):
     write(tmp_path, ["1.png", "deep/er/2.png", "3.png"])
-    images = read_images(tmp_path, 3)
+    images = read_images(tmp_path)
     assert images.count == 3
     assert images.read([2, 0], IMAGES, 3)[:, 0, 0, 0].tolist() == [10, 0]
 
@@ -83,7 +83,7 @@ def test_images_need_no_classes(tmp_path):
 def test_says_what_is_wrong_with_a_folder(tmp_path, names, error, message):
     write(tmp_path, names)
     with pytest.raises(error, match=message):
-        read_labeled(tmp_path, 3)
+        read_labeled(tmp_path)
 
 
 def damage(path):
@@ -93,22 +93,22 @@ def damage(path):
 def test_damaged_images_are_named_and_left_out(tmp_path, caplog):
     write(tmp_path, ["train/a/1.png", "train/b/2.png", "train/b/3.png", "train/b/4.png", "val/b/5.png"])
     damage(tmp_path / "train/b/3.png")
-    data = read_labeled(tmp_path, 3, max_bad_ratio=0.3)
+    data = read_labeled(tmp_path, max_bad_ratio=0.3)
     assert (reds(data.train), data.train.labels.tolist(), reds(data.test)) == ([0, 10, 30], [0, 1, 1], [40])
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "bimkern.evaluate"]
     assert re.fullmatch(r".*train: 1 of 4 images cannot be read \(b/3\.png: .*\); they are left out", warning)
     message = r"train: 1 of 4 images cannot be read \(b/3\.png: .*\), more than --max-bad-ratio 0\.1; replace or rem"
     with pytest.raises(EvaluationError, match=message):
-        read_labeled(tmp_path, 3)
+        read_labeled(tmp_path)
     for name in ("a/1", "b/2", "b/4"):
         damage(tmp_path / f"train/{name}.png")
     with pytest.raises(EvaluationError, match=r"train: 4 of 4 images cannot be read .*, and 1 more"):
-        read_labeled(tmp_path, 3, max_bad_ratio=0.99)
+        read_labeled(tmp_path, max_bad_ratio=0.99)
 
 
 def test_an_image_that_is_damaged_after_the_check_is_named(tmp_path):
     write(tmp_path, ["train/a/1.png", "train/b/2.png", "val/b/3.png"])
-    data = read_labeled(tmp_path, 3)
+    data = read_labeled(tmp_path)
     damage(tmp_path / "train/b/2.png")
     with pytest.raises(EvaluationError, match=r"train: b/2\.png: .*; replace or remove it"):
         reds(data.train)
@@ -117,7 +117,7 @@ def test_an_image_that_is_damaged_after_the_check_is_named(tmp_path):
 def test_random_crops_are_those_of_the_epoch_and_image_whatever_the_batches(tmp_path, caplog):
     names = [f"train/{kind}/{number}.png" for kind in "ab" for number in range(3)]
     write(tmp_path, [*names, "val/b/9.png"])
-    part = read_labeled(tmp_path, 3).train
+    part = read_labeled(tmp_path).train
 
     def crops(size, epochs=2):
         shown = list(random_crops(part.images, IMAGES, epochs=epochs, batch_size=size, seed=3))

@@ -4,15 +4,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bimkern.data.check import check, readable
+from bimkern.data.decoding import Decoding
 from bimkern.data.source import ImageFolder, list_images
 
 
-def listed(folder, channels=3):
-    return list_images(ImageFolder(paths=(folder,)), channels)
+def listed(folder, channels=3, **decoding):
+    return list_images(ImageFolder(paths=(folder,)), Decoding(channels=channels, **decoding))
 
 
-def checked_images(folder, channels=3):
-    listing = listed(folder, channels)
+def checked_images(folder, channels=3, **decoding):
+    listing = listed(folder, channels, **decoding)
     return readable(listing, check(listing, workers=0))
 
 

@@ -1,6 +1,7 @@
 """--normalize: the statistics of the data are measured once, and used wherever the run's images are."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ from PIL import Image
 from spectral import smooth_levels, write_spectral
 
 from bimkern.api import pretrain
+from bimkern.data.decoding import Decoding
 from bimkern.data.source import ImageFolder, list_images
 from bimkern.data.statistics import measure
 from bimkern.exporters.trained import read_trained
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
+from bimkern.train.config.overrides import with_overrides
 from bimkern.train.config.run import ConfigError
 
 QUICK = {"batch_size": 4, "workers": 0, "arena": "off"}
@@ -24,7 +28,8 @@ def photos(tmp_path):
 
 
 def measured(folder, channels=3, workers=0):
-    return measure(list_images(ImageFolder(paths=(folder,)), channels), workers=workers)
+    listing = list_images(ImageFolder(paths=(folder,)), Decoding(channels=channels))
+    return measure(listing, workers=workers)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -90,7 +95,34 @@ def test_images_of_one_color_have_no_std(tmp_path):
         pretrain("mae_vit_test", data=tmp_path, out=tmp_path.parent / "run", normalize="dataset")
 
 
-def test_mean_and_normalize_contradict_each_other(capsys):
+@pytest.mark.parametrize("given", [["--mean", "0.5", "0.5", "0.5"], ["--set", "method.mean=0.5,0.5,0.5"]])
+@pytest.mark.parametrize("normalize", [["--normalize", "dataset"], ["--set", "run.normalize=dataset"]])
+def test_mean_and_normalize_contradict_each_other(given, normalize, capsys):
     with pytest.raises(SystemExit):
-        main(["mae_vit_test", "--normalize", "dataset", "--mean", "0.5", "0.5", "0.5"])
-    assert "--normalize and --mean or --std both say how images are normalized; give one" in capsys.readouterr().err
+        main(["mae_vit_test", *normalize, *given] if given[0] != normalize[0] else ["mae_vit_test", *given, *normalize])
+    assert (
+        "--normalize dataset and method.mean both say how images are normalized; give one of them, or --normalize none"
+        in capsys.readouterr().err
+    )
+
+
+def test_with_other_channels_it_needs_no_mean(tmp_path):
+    data = write_spectral(tmp_path / "images", channels=5)
+    changes = {"method.encoder.channels": 5}
+    options = QUICK | {"data": data, "out": tmp_path / "run", "steps": 1}
+    with pytest.raises(ConfigError, match=r"mean must hold a value for each of the encoder's 5 channels"):
+        pretrain("mae_vit_test", set=changes, **options)
+    outcome = pretrain("mae_vit_test", set=changes, normalize="dataset", **options)
+    assert outcome.config.method.mean == measured(data, 5).mean
+
+
+def test_so_they_do_from_python_and_beside_a_config_that_has_it(photos, tmp_path):
+    message = "--normalize imagenet and method.std both say how images are normalized"
+    changes = {"method": {"std": (1, 2, 3)}}
+    with pytest.raises(ConfigError, match=message):
+        pretrain("mae_vit_test", data=photos, out=tmp_path / "run", normalize="imagenet", set=changes)
+    recipe = RECIPES["mae_vit_test"].config
+    recipe = replace(recipe, run=replace(recipe.run, normalize="imagenet"))
+    with pytest.raises(ConfigError, match=message):
+        with_overrides(recipe, {"method.std": "1,2,3"})
+    assert with_overrides(recipe, {"method.std": "1,2,3", "run.normalize": "none"}).method.std == (1, 2, 3)

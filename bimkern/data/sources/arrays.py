@@ -1,4 +1,4 @@
-"""Arrays of images, [N, H, W, C] or [N, H, W] uint8: .npy and .npz files.
+"""Arrays of images, [N, H, W, C] or [N, H, W], uint8 or of more bits: .npy and .npz files.
 
 They are mapped into memory, so that only what is read takes any; arrays of a compressed .npz are read as a whole.
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from bimkern.data.levels import KINDS
 from bimkern.data.source import SourceError
 
 IMAGES = ("images", "image", "train_images", "x_train", "data", "x")  # names of arrays, the likeliest first
@@ -25,9 +26,10 @@ class ArrayRows:
 
     def __init__(self, path: Path, images: Any, labels: Any = None) -> None:
         """Take arrays, [N, H, W, C] or [N, H, W], and [N] or [N, 1]."""
-        if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise SourceError(f"{path}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+        if images.dtype.kind not in KINDS or images.ndim not in (3, 4):
+            raise SourceError(f"{path}: images must be numbers [N, H, W, C], got {images.dtype} {list(images.shape)}")
         self._images = images
+        self.dtype = images.dtype
         if labels is not None and len(labels) == len(images):
             self._labels = labels
             self.label = self._label
@@ -101,6 +103,8 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
     """Return the name of the array of images: the one that is asked for, the only one, or one of a usual name.
 
+    Where there are arrays of uint8 [N, H, W, C] or [N, H, W], others are not considered.
+
     Args:
         path: of the file, for messages.
         key: what is asked for.
@@ -114,10 +118,11 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
         if key not in arrays:
             raise SourceError(f"{path} has no array {key!r}; it has {found}")
         return key
-    fitting = [name for name, (shape, dtype) in arrays.items() if dtype == np.uint8 and len(shape) in (3, 4)]
+    shaped = {name: dtype for name, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and dtype.kind in KINDS}
+    fitting = [name for name, dtype in shaped.items() if dtype == np.uint8] or list(shaped)
     usual = [name for name in IMAGES if name in fitting]
     if not fitting or (len(fitting) > 1 and not usual):
-        what = "several arrays that may be images" if fitting else "no array of images, uint8 [N, H, W, C]"
+        what = "several arrays that may be images" if fitting else "no array of images, [N, H, W, C]"
         raise SourceError(f"{path} has {what}; it has {found}; name one as {path.name}:NAME")
     return fitting[0] if len(fitting) == 1 else usual[0]
 

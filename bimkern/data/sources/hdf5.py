@@ -1,4 +1,4 @@
-"""HDF5 files with an array of images, [N, H, W, C] or [N, H, W] uint8.
+"""HDF5 files with an array of images, [N, H, W, C] or [N, H, W].
 
 Shapes: N images, H W pixels, C channels.
 """

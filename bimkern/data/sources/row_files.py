@@ -87,6 +87,7 @@ class _Stamped:
         self._path, self._rows = path, rows
         self.names = getattr(rows, "names", list)
         self.survives_fork = getattr(rows, "survives_fork", False)
+        self.dtype = getattr(rows, "dtype", None)
         if hasattr(rows, "label"):
             self.label = rows.label
 

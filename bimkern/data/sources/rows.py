@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bimkern.data.formats import BadImage
+from bimkern.data.levels import KINDS
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title
 from bimkern.data.sources.per_process import PerProcess
 
@@ -21,14 +22,14 @@ class Rows(Protocol):
     """Numbered images.
 
     It may also have `label(i) -> str`, the class of an image; `names() -> Sequence[str]`, other names than the numbers,
-    used if no two are equal; `stat(i) -> tuple[int, int]`, the bytes and time (ns) of an image; and
-    `survives_fork = True`, if loader processes may use it as it was opened before.
+    used if no two are equal; `stat(i) -> tuple[int, int]`, the bytes and time (ns) of an image; `dtype`, that of all
+    images, where they are arrays; and `survives_fork = True`, if loader processes may use it as it was opened before.
     """
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> "bytes | np.ndarray":
-        """Return image i as an encoded file, or as an array, [H, W, C] or [H, W] uint8."""
+        """Return image i as an encoded file, or as an array, [H, W, C] or [H, W]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,11 @@ class RowImages(ABC):
     def path(self, file: str) -> None:
         return None
 
+    @property
+    def dtype(self) -> "np.dtype[Any] | None":
+        """The dtype of all images, where they are arrays of one; None: it is not known."""
+        return getattr(self._rows(), "dtype", None)
+
     def labels(self, files: Sequence[str]) -> dict[str, str]:
         """Return the labels of images.
 
@@ -96,6 +102,8 @@ class Joined:
         self._parts = parts
         self._starts = [0, *accumulate(map(len, parts))]
         self.survives_fork = all(part.survives_fork for part in parts)
+        dtypes = [part.dtype for part in parts if part.dtype is not None]  # which for NumPy equals float64
+        self.dtype = next((dtype for dtype in dtypes if dtype != np.uint8), None)
         if all(hasattr(part, "label") for part in parts):
             self.label = self._label
 
@@ -126,11 +134,11 @@ def array_file(array: Any) -> BinaryIO:
     """Return an array [H, W, C] or [H, W] as a .npy file.
 
     Raises:
-        BadImage: it is none of uint8.
+        BadImage: it is none of numbers.
     """
     array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise BadImage(f"{array.dtype} {list(array.shape)}; images are uint8 [H, W, C]")
+    if array.dtype.kind not in KINDS or array.ndim not in (2, 3):
+        raise BadImage(f"{array.dtype} {list(array.shape)}; images are numbers [H, W, C]")
     stream = BytesIO()
     npy.write_array(stream, array if array.ndim == 3 else array[:, :, None])
     stream.seek(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bimkern.data.augment import CenterCrop
+from bimkern.data.decoding import Alpha
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.data.training_augment import TrainingAugment
 from bimkern.models.encoder import EncoderConfig
@@ -26,6 +27,9 @@ class FinetuneOptions(RunOptions):
     pre-training takes; or a folder with train and val, each of them one of these. Default: scikit-learn's digits."""
     val: Path | None = None
     """Images to evaluate on, as in --data. Default: val beside train."""
+    alpha: Alpha | None = None
+    """Alpha of images in gray or RGB: left out (drop), or the image is laid over white or black. Default: as in the
+    training of the backbone, likewise --range."""
     held_out: float = 0.0
     """Share of the images to evaluate on and keep out of training, chosen by name, where there is no val."""
     eval_every: float = 1.0
@@ -77,3 +81,7 @@ class FinetuneConfig(TrainingConfig):
     @property
     def channels(self) -> int:
         return self.known_encoder.channels
+
+    @property
+    def alpha(self) -> Alpha:
+        return self.run.alpha or "drop"

@@ -21,12 +21,15 @@ __all__ = ["field", "parse_settings", "refuse_twice", "with_overrides"]
 Hint = Any
 C = TypeVar("C", bound=TrainingConfig)
 
+_UNMEASURED = 0.5  # mean and std of a channel, of pixels in [0, 1]
+
 
 def with_overrides(config: C, changes: Mapping[str, Any]) -> C:
     """Return a config with other values in some fields; all are set at once, and only then checked together.
 
-    Two fields follow others, unless they are set as well: where run.epochs is, run.steps is none; where the depth of
-    the encoder is, and its stages were equal, method.taps cut it into as many equal stages again.
+    Some fields follow others, unless they are set as well: where run.epochs is, run.steps is none; where the depth of
+    the encoder is, and its stages were equal, method.taps cut it into as many equal stages again; where its channels
+    are, and run.normalize will say them, mean and std have a value for each.
 
     Args:
         config: what is changed.
@@ -38,7 +41,7 @@ def with_overrides(config: C, changes: Mapping[str, Any]) -> C:
     """
     tree = _with_length(_nested(changes))
     if isinstance(config, Config):
-        tree = _with_stages(config, tree)
+        tree = _with_stages(config, _with_normalization(config, tree))
     changed: C = _changed(config, type(config), tree, "")
     return changed
 
@@ -112,6 +115,24 @@ def _with_stages(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
             f"method.encoder.depth: must be a multiple of the {len(taps)} stages, got {depth}; or {remedy}"
         )
     return tree | {"method": method | {"taps": equal_stages(depth, len(taps))}}
+
+
+def _with_normalization(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
+    """Where run.normalize will set mean and std, refuse others, and give other channels as many until then."""
+    run, method = (part if isinstance(part := tree.get(name), dict) else {} for name in ("run", "method"))
+    name = run.get("normalize", config.run.normalize)
+    if name is None or str(name).lower() == "none":
+        return tree
+    if given := [field for field in ("mean", "std") if field in method]:
+        raise ConfigError(
+            f"--normalize {name} and method.{given[0]} both say how images are normalized; give one of them, or "
+            f"--normalize none"
+        )
+    encoder = method.get("encoder")
+    if not isinstance(encoder, dict) or "channels" not in encoder:
+        return tree
+    values = _value(encoder["channels"], int, "method.encoder.channels") * (_UNMEASURED,)
+    return tree | {"method": method | {"mean": values, "std": values}}
 
 
 def _with_length(tree: dict[str, Any]) -> dict[str, Any]:

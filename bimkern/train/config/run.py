@@ -15,6 +15,7 @@ import torch
 
 import bimkern.mim.builtin  # noqa: F401  # registers our pieces, which configs name
 from bimkern.data.augment import Cropping, RandomResizedCrop
+from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.data.source import Source
@@ -29,6 +30,7 @@ from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 Precision = Literal["fp32", "bf16", "fp16"]
 ArenaName = Literal["auto", "off", "pool", "plan"]
 ShardName = Literal["none", "optimizer"]
+CacheName = Literal["none", "memory"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,7 +45,7 @@ class RunOptions:
     # Those that may differ when a run is resumed: they change where and how it runs, not what it computes but for
     # rounding, as another kernel of the same attention does.
     free: ClassVar[tuple[str, ...]] = (
-        *("data", "out", "device", "loader", "workers", "max_bad_ratio", "micro_batch", "deterministic"),
+        *("data", "out", "device", "loader", "cache", "workers", "max_bad_ratio", "micro_batch", "deterministic"),
         *("compile", "arena", "attention", "log", "log_every", "save_every", "shard", "dist_timeout"),
         "extend",  # what it allows is checked with the checkpoint that it continues
     )
@@ -78,11 +80,16 @@ class RunOptions:
     """Seed of weights, image order, crops, flips and masks."""
     loader: LoaderName = "auto"
     """Image loader. auto uses DALI on a GPU and PIL on a CPU. Both produce the same crops, up to rounding."""
+    cache: CacheName = "none"
+    """memory: decode every image once and keep the pixels in memory, where they fit. Batches stay the same."""
     jpeg_draft: float = 4.0
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, if a crop still has this many times the pixels of the image
     size per side. 4 changes pixels by 3 of 256 levels at most on noisy photographs; 0 is off. Not for DALI."""
     workers: int | None = None
     """Loader processes (PIL) or threads (DALI). Default: one per core, at most 16."""
+    range: Range | None = None
+    """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
+    integers. Images of 8 bits stay as they are. none: images of more bits are refused."""
     held_out: float = 0.0
     """Share of the images to keep out of training, by name. Their loss is logged at every save."""
     max_bad_ratio: float = 0.1
@@ -120,6 +127,10 @@ class RunOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
         if self.jpeg_draft and not 1 <= self.jpeg_draft < math.inf:
             raise ConfigError(f"--jpeg-draft must be 0 (off) or at least 1 and finite, got {self.jpeg_draft:g}")
+        try:
+            Decoding(range=self.range)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
         for name in ("max_bad_ratio", "held_out"):
@@ -166,6 +177,9 @@ class RunConfig(RunOptions):
     init: Path | None = None
     """Weights to start from: a run, an exported backbone, or a file or folder of timm, transformers or MAE. The encoder
     must have the same sizes; positions are interpolated. A checkpoint of the run itself takes precedence."""
+    alpha: Alpha = "drop"
+    """Alpha of images in gray or RGB: left out, with the colors as they are stored (drop), or the image is laid over
+    white or black."""
     normalize: str | None = None
     """Mean and std by which images are normalized: imagenet, dataset (measured once, on 2000 of the images), or a JSON
     file with both. Default: those of the recipe."""
@@ -217,6 +231,23 @@ class TrainingConfig(ABC):
     @abstractmethod
     def channels(self) -> int:
         """Channels that images are decoded to."""
+
+    @property
+    @abstractmethod
+    def alpha(self) -> Alpha:
+        """What becomes of alpha."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """What images are decoded to.
+
+        Raises:
+            ConfigError: such images have no alpha to lose.
+        """
+        try:
+            return Decoding(channels=self.channels, alpha=self.alpha, range=self.run.range)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def all_phases(self) -> tuple[Phase, ...]:
         """Return the phases of the run, one where nothing changes."""
@@ -271,6 +302,10 @@ class Config(TrainingConfig):
     @property
     def channels(self) -> int:
         return self.method.encoder.channels
+
+    @property
+    def alpha(self) -> Alpha:
+        return self.run.alpha
 
     def at_size(self, image_size: int) -> Method:
         """Return the method for another image size.

@@ -180,7 +180,7 @@ def freeze_dataset(
     refuse_if_empty(listing)
     # How recorded images are decoded follows from their content, which is verified below.
     now = sound if recorded is sound else recorded.updated(found)
-    images = check.images(listing.source, now, listing.channels)
+    images = check.images(listing.source, now, listing.decoding)
     faulty = _within(recorded.names if resumed else listing.files, faults)
     if not resumed:
         quarantine_path.unlink(missing_ok=True)

@@ -134,7 +134,7 @@ def test_what_is_no_image_is_a_bad_image():
     listing = list_images(find_source(Path("my_sources:Wrong")))
     faults = [one.fault for one in check(listing, workers=0).values()]
     assert faults[:3] == [
-        "float32 [9, 8]; images are uint8 [H, W, C]",
+        "32 bits per channel (float32); state their range, as in --range 0 4095, or convert it to 8",
         f"{NOT_AN_IMAGE}; convert images of other formats to JPEG or PNG",
         None,
     ]

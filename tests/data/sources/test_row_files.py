@@ -169,10 +169,15 @@ def arrays(**values):
         (
             "x.npy",
             lambda path: np.save(path, np.zeros((3, 4, 4, 3))),
-            r"images must be uint8 \[N, H, W, C\], got float64",
+            r"x.npy: 64 bits per channel \(float64\); state their range, as in --range 0 4095",
         ),
         ("x.npy:a", lambda path: np.save(path, np.zeros(3)), "holds one array, which has no name; leave out :a"),
-        ("x.npz", arrays(a=np.zeros(3)), r"no array of images, uint8 \[N, H, W, C\]; it has a float64 \[3\]; name one"),
+        ("x.npz", arrays(a=np.zeros(3)), r"no array of images, \[N, H, W, C\]; it has a float64 \[3\]; name one"),
+        (
+            "x.npy",
+            lambda path: np.save(path, np.zeros((3, 4))),
+            r"must be numbers \[N, H, W, C\], got float64 \[3, 4\]",
+        ),
         ("x.npz:b", arrays(a=np.zeros(3)), r"x.npz has no array 'b'; it has a float64 \[3\]"),
         ("x.npy", lambda path: path.write_bytes(b"no array"), r"x.npy cannot be read \("),
         ("y.npy", lambda path: None, r"y.npy cannot be read \(No such file or directory\)"),

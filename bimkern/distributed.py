@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -123,6 +124,10 @@ class Group:
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def mesh(self, device: str) -> DeviceMesh:
+        """Return the ranks as a mesh of a type of device, with a connection of its own; all of them call this at once."""
+        return DeviceMesh.from_group(dist.new_group(timeout=self.timeout), device)
 
     @contextmanager
     def patient(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from bimkern.train.memory.tracker import AllocationTracker
 
 ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes, as in csrc/arena/upstream.h
 
-_STATES = 2  # optimizer tensors per parameter, of its size; there is also one scalar
+STATES = 2  # optimizer tensors per parameter, of its size; there is also one scalar
 _PLANNED = 3  # micro-batches in a plan at most; further ones are alike
 
 
@@ -79,7 +79,7 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
 def static_bytes(rehearsal: Rehearsal) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer state."""
     weights = sum(t.nbytes for module in rehearsal.kept for t in (*module.parameters(), *module.buffers()))
-    states = (_STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters() if p.numel())
+    states = (STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters() if p.numel())
     return weights, sum(states)
 
 

@@ -1,0 +1,57 @@
+"""What torch sends of sharded layers, in its own way, with the time that it takes and the error of a rank that is lost."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from bimkern.transfers import Sum, Traffic, finished
+
+
+class LayerTransfers:
+    """The transfers of some layers since they were last asked for."""
+
+    def __init__(self) -> None:
+        self.ended: list[Sum] = []
+
+    def observe(self, layer: FSDPModule) -> None:
+        """Note the transfers of a layer from now on."""
+        gather: Any = _Gather(self)
+        scatter: Any = _ReduceScatter(self)
+        layer.set_custom_all_gather(gather)
+        layer.set_custom_reduce_scatter(scatter)
+
+    def traffic(self) -> Traffic:
+        spent = sum((ended.traffic() for ended in self.ended), Traffic())
+        self.ended = []
+        return spent
+
+
+class _Transfer:
+    def __init__(self, transfers: LayerTransfers) -> None:
+        self._transfers = transfers
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def _finish(self, tensor: Tensor, begin: Callable[[], Any]) -> None:
+        self._transfers.ended.append(finished(tensor, begin))
+
+
+class _Gather(_Transfer):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> None:
+        given = (output_tensor, input_tensor, group)
+        self._finish(output_tensor, lambda: dist.all_gather_into_tensor(*given, async_op=True))
+
+
+class _ReduceScatter(_Transfer):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> None:
+        given = (output_tensor, input_tensor, op, group)
+        self._finish(output_tensor, lambda: dist.reduce_scatter_tensor(*given, async_op=True))

@@ -10,6 +10,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from bimkern.transfers import Sum, Traffic, finished
 
+# The names before and since torch 2.13.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class LayerTransfers:
     """The transfers of some layers since they were last asked for."""
@@ -46,7 +50,7 @@ class _Gather(_Transfer):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> None:
         given = (output_tensor, input_tensor, group)
-        self._finish(output_tensor, lambda: dist.all_gather_into_tensor(*given, async_op=True))
+        self._finish(output_tensor, lambda: _all_gather(*given, async_op=True))
 
 
 class _ReduceScatter(_Transfer):
@@ -54,4 +58,4 @@ class _ReduceScatter(_Transfer):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> None:
         given = (output_tensor, input_tensor, op, group)
-        self._finish(output_tensor, lambda: dist.reduce_scatter_tensor(*given, async_op=True))
+        self._finish(output_tensor, lambda: _reduce_scatter(*given, async_op=True))

@@ -126,7 +126,7 @@ class Group:
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def mesh(self, device: str) -> DeviceMesh:
-        """Return the ranks as a mesh of a type of device, with a connection of its own; all of them call this at once."""
+        """Return the ranks as a mesh of a type of device, with a connection of its own; all ranks call this at once."""
         return DeviceMesh.from_group(dist.new_group(timeout=self.timeout), device)
 
     @contextmanager

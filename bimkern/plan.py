@@ -51,7 +51,8 @@ class PlanOptions:
     ranks: int = 1
     """Ranks that share the work: report the memory of each, and what it sends in a step."""
     shard: ShardName
-    """What ranks share out among them: nothing, the optimizer's state, or also weights and gradients of layers (full)."""
+    """What ranks share out among them: nothing, the optimizer's state, or also weights and gradients of all layers
+    (full)."""
     pipeline: bool = False
     """One stage per rank: also propose the cut into so many stages whose largest takes the fewest operations."""
     bandwidth: str | None = None

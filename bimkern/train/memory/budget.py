@@ -89,7 +89,7 @@ def check_memory(
         config: of the run.
         device: of this rank.
         num_ranks: that share every step.
-        spares: returns the bytes of weights, gradients and optimizer state that only others than this rank have, at most.
+        spares: returns the bytes of weights, gradients and optimizer state that other ranks have in its place, at most.
 
     Raises:
         ConfigError: they do not; the message suggests options that fit.

@@ -78,7 +78,8 @@ def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *,
     if num_ranks < 1:
         raise ConfigError(f"--ranks must be at least 1, got {num_ranks}")
     if not pipeline:
-        return SharedPlan(of_images(config, segment, device, num_ranks), "buckets of gradients" + (" and a layer" if config.run.shard == "full" else ""), None)
+        layer = " and a layer" if config.run.shard == "full" else ""
+        return SharedPlan(of_images(config, segment, device, num_ranks), f"buckets of gradients{layer}", None)
     check_stages(config, num_ranks)
     return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
 

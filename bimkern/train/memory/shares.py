@@ -1,6 +1,7 @@
-"""What ranks need each that share the images of every step, and more where they shard: memory, and bytes on the wire."""
+"""Ranks that share the images of every step, and more where they shard: memory of each, and bytes on the wire."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -69,7 +70,7 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
 
 
 def spared_bytes(config: Config, num_ranks: int) -> int:
-    """Return the bytes of weights, gradients and optimizer state that sharding spares each of several ranks, at most."""
+    """Return the bytes of weights, gradients and optimizer state that sharding spares each rank, at most."""
     if config.run.shard == "none":
         return 0
     trained = _trained(config)
@@ -79,7 +80,7 @@ def spared_bytes(config: Config, num_ranks: int) -> int:
 
 def _trained(config: Config) -> _Trained:
     with FakeTensorMode():
-        model = rehearsal_of(config).model
+        model: Any = rehearsal_of(config).model
         parts = (model.encoder, *model.heads) if config.run.shard == "full" else ()
         layers = [[list(layer.parameters()) for layer in called_layers(part)] for part in parts]
         sizes = [[sum(p.nbytes for p in layer) for layer in part] for part in layers]
@@ -88,8 +89,9 @@ def _trained(config: Config) -> _Trained:
             sum(p.nbytes for _, p in group if p.requires_grad and p not in sharded)
             for group in config.method.flow.partition(model).values()
         ]
-    encoder, *heads = map(sum, sizes) if sizes else [0]
-    return _Trained(tuple(groups), encoder, sum(heads), max((size for part in sizes for size in part), default=0))
+    encoder, *heads = [sum(part) for part in sizes] or [0]
+    largest = max((size for part in sizes for size in part), default=0)
+    return _Trained(tuple(groups), encoder, sum(heads), largest)
 
 
 def _passing(trained: _Trained, config: Config, segment: Segment) -> int:

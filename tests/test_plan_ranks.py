@@ -52,7 +52,7 @@ def test_ranks_that_share_out_what_they_train(capsys):
     assert found[0]["peak"] > found[1]["peak"] > found[2]["peak"]
 
 
-def test_what_stages_that_learn_alone_can_hide(capsys):
+def test_what_can_overlap_with_stages_that_learn_alone(capsys):
     found = [
         planned(capsys, "bim_vit_test", "--ranks", "2", "--shard", shard, "--slices", "3")["shared"]["ranks"][0]
         for shard in ("none", "optimizer", "full")

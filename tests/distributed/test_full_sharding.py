@@ -82,7 +82,7 @@ def test_it_is_exported_as_a_whole(trained):
         assert {name: t.shape for name, t in two.items()} == {name: t.shape for name, t in one.items()}
 
 
-def test_a_run_goes_on_in_one_process_and_then_in_ranks_again(trained, tmp_path):
+def test_one_process_and_then_ranks_again_resume_a_run(trained, tmp_path):
     folders = [killed(trained / "two" / name, tmp_path / name) for name in NAMES]
     runs = [(folder.name, folder, FULL | {"save_every": 5}) for folder in folders]
     train_in_turn(runs)

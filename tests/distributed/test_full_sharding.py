@@ -1,6 +1,7 @@
 """Ranks that share out the layers of a network train, save and resume as one process does that has all of them."""
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_it_is_exported_as_a_whole(trained):
 
 
 def test_one_process_and_then_ranks_again_resume_a_run(trained, tmp_path):
-    folders = [killed(trained / "two" / name, tmp_path / name) for name in NAMES]
+    folders = [killed(trained / "two" / name, tmp_path / name) for name in NAMES[::2]]
     runs = [(folder.name, folder, FULL | {"save_every": 5}) for folder in folders]
     train_in_turn(runs)
     for folder in folders:
@@ -120,14 +121,32 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_that_stage_on_all(tmp_p
     assert records(tmp_path / "run")[-1]["skipped_updates"] == [0, 0, 1, 0]
 
 
+def arguments(tmp_path, *more):
+    often = ["--log-every", "1", "--dist-timeout", "30", "--workers", "0"]
+    return [NAMES[0], "--out", f"{tmp_path / 'run'}", "--shard", "full", *often, *more]
+
+
+def said(ranks):
+    return [line for text in ranks.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
+
+
 def test_a_rank_without_memory_ends_the_run_with_one_line(tmp_path):
-    arguments = [NAMES[0], "--out", f"{tmp_path / 'run'}", "--steps", "6", "--workers", "0", "--shard", "full"]
-    batch = ["--batch-size", "8", "--micro-batch", "3"]
-    ranks = RankProcesses(command_without_memory, 2, tmp_path / "output", arguments + batch)
+    given = arguments(tmp_path, "--steps", "6", "--batch-size", "8", "--micro-batch", "3")
+    ranks = RankProcesses(command_without_memory, 2, tmp_path / "output", given)
     assert ranks.wait() == [1, 1]
-    (line,) = [line for text in ranks.stderr() for line in text.splitlines() if not line.startswith("WARNING")]
+    (line,) = said(ranks)
     assert "rank 1 is out of memory in the middle of a step" in line
     assert "--micro-batch" in line
+
+
+def test_a_rank_that_is_killed_ends_the_other_with_one_line(tmp_path):
+    given = arguments(tmp_path, "--steps", "100000", "--batch-size", "8")
+    ranks = RankProcesses(main, 2, tmp_path / "output", given)
+    ranks.wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and len(records(tmp_path / "run")) > 2)
+    ranks.processes[1].kill()
+    assert ranks.wait() == [1, -signal.SIGKILL]
+    (line,) = said(ranks)
+    assert "lost another rank" in line
 
 
 @pytest.mark.parametrize(
@@ -146,8 +165,8 @@ def test_what_does_not_go_with_it_is_refused(options, message):
 
 
 def test_ranks_that_would_gather_layers_unequally_often_are_refused(tmp_path):
-    arguments = [NAMES[0], "--out", f"{tmp_path / 'run'}", "--batch-size", "7", "--micro-batch", "3", "--shard", "full"]
-    ranks = RankProcesses(main, 2, tmp_path / "output", [*arguments, "--workers", "0"])
+    given = arguments(tmp_path, "--batch-size", "7", "--micro-batch", "3")
+    ranks = RankProcesses(main, 2, tmp_path / "output", given)
     assert ranks.wait() == [2, 2]
-    (line,) = "".join(ranks.stderr()).splitlines()
+    (line,) = said(ranks)
     assert "some gather layers 2 times and others 1; choose a --batch-size that is a multiple of 2" in line

@@ -97,9 +97,7 @@ def test_one_process_and_then_ranks_again_resume_a_run(trained, tmp_path):
 
 def test_layers_of_a_swin_are_those_that_it_calls(tmp_path):
     options, name = {"steps": 3, "batch_size": 8}, "bim_swin_tiny_test"
-    runs = [
-        (name, tmp_path / shard, options | {"shard": shard}) for shard in ("none", "full")
-    ]  # masks are a rank's own
+    runs = [(name, tmp_path / shard, options | {"shard": shard}) for shard in ("none", "full")]
     RankProcesses(train_in_turn, 2, tmp_path / "output", runs).results(240)
     assert_same_losses(tmp_path / "full", tmp_path / "none")
 

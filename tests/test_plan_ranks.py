@@ -63,6 +63,11 @@ def test_what_can_overlap_with_stages_that_learn_alone(capsys):
     assert found[2]["sent"] > found[1]["sent"] > found[0]["sent"]  # two micro-batches, whose heads decode three slices
 
 
+@pytest.mark.parametrize("options", [("--shard", "full"), ("--pipeline",)], ids=" ".join)
+def test_swins(capsys, options):
+    assert planned(capsys, "bim_swin_tiny_test", "--ranks", "3", *options)["shared"]["ranks"][0]["peak"] > 0
+
+
 def test_a_pipeline(capsys):
     alone = planned(capsys, "bim_vit_test")
     shared = planned(capsys, "bim_vit_test", "--ranks", "4", "--pipeline")["shared"]

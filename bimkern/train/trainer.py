@@ -88,7 +88,7 @@ class Trainer:
         self._live_activation_bytes: int | None = None
         self._extended_at: list[int] = []  # the steps that the run had when it was extended
         self._memory = allocator.choose(run.arena, device, compiled=run.compile, gathers=run.gathers_layers)
-        self._is_countable = not (run.compile or run.gathers_layers)  # what a step allocates is all tensors of its own
+        self._is_countable = not (run.compile or run.gathers_layers)  # else some of it is not a step's own
 
     def train(self) -> None:
         """Run to the end.

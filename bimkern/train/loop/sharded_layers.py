@@ -79,7 +79,7 @@ class SharedLayers(SharedImages):
             ConfigError: torch cannot shard a layer.
         """
         names = {module: name for name, module in model.named_modules()}
-        seen, layers = set[nn.Parameter](), list[FSDPModule]()
+        self._plain, seen, layers = {}, set[nn.Parameter](), list[FSDPModule]()
         for part in (model.encoder, *model.heads):
             for layer in called_layers(part):
                 own = set(layer.parameters())

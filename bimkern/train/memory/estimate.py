@@ -64,8 +64,7 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
     side, channels = segment.image_size, config.channels
     sizes = [min(segment.micro_batch, segment.batch_size - i * segment.micro_batch) for i in range(segment.per_step)]
     with FakeTensorMode():
-        with _NoValues():
-            rehearsal = rehearsal_of(config)
+        rehearsal = without_values(config)
         given = [
             (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
             for size in sizes
@@ -74,6 +73,12 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
         with AllocationTracker(rehearsal.model.parameters(), counted := StepTrace()):
             rehearsal.run(given, counted)
     return counted, rehearsal
+
+
+def without_values(config: TrainingConfig) -> Rehearsal:
+    """Build what a config trains, under fake tensors, also where it draws weights that depend on values."""
+    with _NoValues():
+        return rehearsal_of(config)
 
 
 def static_bytes(rehearsal: Rehearsal) -> tuple[int, int]:

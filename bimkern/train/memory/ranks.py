@@ -14,8 +14,7 @@ from bimkern.data.step_layout import Segment
 from bimkern.train.config.run import Config
 from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.budget import MemoryEstimator
-from bimkern.train.memory.estimate import MemoryEstimate
-from bimkern.train.memory.rehearsal import rehearsal_of
+from bimkern.train.memory.estimate import MemoryEstimate, without_values
 
 QUEUE = 4  # micro-batches on their way between two ranks of a pipeline, before the first of them waits
 
@@ -53,7 +52,7 @@ def of_stages(config: Config, segment: Segment, device: str) -> list[RankEstimat
 def _tokens(config: Config, side: int) -> Iterator[int]:
     """Yield the bytes of the tokens that every stage but the last puts out for an image."""
     with FakeTensorMode(), torch.no_grad():
-        model: Any = rehearsal_of(config).model
+        model: Any = without_values(config).model
         tokens = torch.empty(1, config.channels, side, side, dtype=torch.uint8)
         views = model.views(tokens, torch.empty(1, dtype=torch.int64), config.run.seed)
         for stage, view in enumerate(views[:-1]):

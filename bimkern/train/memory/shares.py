@@ -9,9 +9,8 @@ from bimkern.data.step_layout import Segment
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.memory.budget import MemoryEstimator
-from bimkern.train.memory.estimate import STATES, MemoryEstimate
+from bimkern.train.memory.estimate import STATES, MemoryEstimate, without_values
 from bimkern.train.memory.ranks import RankEstimate
-from bimkern.train.memory.rehearsal import rehearsal_of
 from bimkern.train.network import called_layers
 from bimkern.transfers import BUCKET_BYTES
 
@@ -80,7 +79,7 @@ def spared_bytes(config: Config, num_ranks: int) -> int:
 
 def _trained(config: Config) -> _Trained:
     with FakeTensorMode():
-        model: Any = rehearsal_of(config).model
+        model: Any = without_values(config).model
         parts = (model.encoder, *model.heads) if config.run.shard == "full" else ()
         layers = [[list(layer.parameters()) for layer in called_layers(part)] for part in parts]
         sizes = [[sum(p.nbytes for p in layer) for layer in part] for part in layers]

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
@@ -128,6 +129,10 @@ class Group:
             backend="gloo", timeout=timeout
         )  # a rank that ends before it connects is noticed
         _set_pg_timeout(_PATIENCE, self._patient)
+
+    def mesh(self, device: str) -> DeviceMesh:
+        """Return the ranks as a mesh of a type of device, with a connection of its own; all ranks call this at once."""
+        return DeviceMesh.from_group(dist.new_group(timeout=self.timeout), device)
 
     @contextmanager
     def patient(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from bimkern.arena import Plan, draw
 from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.data.step_layout import Segment
 from bimkern.output import printing
-from bimkern.train.config.run import Config, ConfigError, Precision
+from bimkern.train.config.run import Config, ConfigError, Precision, ShardName
 from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
 from bimkern.train.memory.estimate import MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import METHOD
@@ -50,6 +50,9 @@ class PlanOptions:
     """Memory limit, like 24GiB: report the largest batch that fits, and how to fit the requested one."""
     ranks: int = 1
     """Ranks that share the work: report the memory of each, and what it sends in a step."""
+    shard: ShardName
+    """What ranks share out among them: nothing, the optimizer's state, or also weights and gradients of all layers
+    (full)."""
     pipeline: bool = False
     """One stage per rank: also propose the cut into so many stages whose largest takes the fewest operations."""
     bandwidth: str | None = None
@@ -86,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_picture(options.picture)
         limit = None if options.limit is None else _bytes("--limit", options.limit)
         bandwidth = None if options.bandwidth is None else _bytes("--bandwidth", options.bandwidth)
+        if config.run.shard != "none" and options.ranks == 1:
+            raise ConfigError(f"--shard {config.run.shard} is for several ranks; say how many by --ranks")
         estimator = MemoryEstimator(options.device)
         phases = [
             PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
@@ -120,6 +125,7 @@ def _options_of(config: Config) -> PlanOptions:
         slices=run.slices,
         precision=run.precision,
         teacher=run.teacher,
+        shard=run.shard,
     )
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from bimkern.errors import RunError
 
+BUCKET_BYTES = 25 * 2**20  # of gradients that are summed at a time, as DistributedDataParallel has it
+
 
 class RankLost(RunError, RuntimeError):
     """Another rank has ended, or has not answered in time."""
@@ -62,6 +64,32 @@ def begun(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
     """Begin a sum or a copy of a tensor, which torch does in the background."""
     with lost():
         return _OnDevice(tensor.device, begin) if tensor.is_cuda else _OnHost(begin)
+
+
+def finished(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
+    """Begin a transfer of a tensor, and wait for it, or have the current stream of the GPU wait."""
+    if tensor.is_cuda:
+        sent = begun(tensor, begin)
+        sent.wait()
+        return sent
+    start = time.perf_counter()
+    with lost():
+        begin().wait()
+    seconds = time.perf_counter() - start
+    return _Finished(Traffic(seconds, seconds))
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A transfer on the host that was waited for from its beginning on."""
+
+    spent: Traffic
+
+    def wait(self) -> None:
+        pass
+
+    def traffic(self) -> Traffic:
+        return self.spent
 
 
 class _OnHost:

@@ -32,6 +32,42 @@ def test_ranks_that_share_images(capsys):
     assert rank["peak"] == rank["memory"]["peak"] + gradients
 
 
+def layer_bytes(recipe):
+    model = network.build(RECIPES[recipe].config)
+    return sum(p.nbytes for part in (model.encoder, *model.heads) for layer in part.layers for p in layer.parameters())
+
+
+def test_ranks_that_share_out_what_they_train(capsys):
+    name, alone = "mae_vit_test", planned(capsys, "mae_vit_test")
+    found = [
+        planned(capsys, name, "--ranks", "4", "--shard", shard)["shared"]["ranks"][0]
+        for shard in ("none", "optimizer", "full")
+    ]
+    weights, layers = parameter_bytes(name), layer_bytes(name)
+    here = alone["weights"] - layers * 3 // 4
+    assert [rank["memory"]["weights"] for rank in found] == [alone["weights"], alone["weights"], here]
+    assert [rank["memory"]["optimizer"] for rank in found] == [alone["optimizer"], *[alone["optimizer"] // 4] * 2]
+    assert [rank["sent"] for rank in found] == [weights * 6 // 4, weights * 9 // 4, weights * 9 // 4]
+    assert [rank["exposed"] for rank in found] == [weights * 6 // 4, *[weights * 9 // 4] * 2]  # of a single bucket
+    assert found[0]["peak"] > found[1]["peak"] > found[2]["peak"]
+
+
+def test_what_can_overlap_with_stages_that_learn_alone(capsys):
+    found = [
+        planned(capsys, "bim_vit_test", "--ranks", "2", "--shard", shard, "--slices", "3")["shared"]["ranks"][0]
+        for shard in ("none", "optimizer", "full")
+    ]
+    assert found[0]["exposed"] == 0
+    assert 0 < found[1]["exposed"] < 0.5 * parameter_bytes("bim_vit_test")  # what the first stage has updated
+    assert layer_bytes("bim_vit_test") < found[2]["exposed"] < found[2]["sent"]
+    assert found[2]["sent"] > found[1]["sent"] > found[0]["sent"]  # two micro-batches, whose heads decode three slices
+
+
+@pytest.mark.parametrize("options", [("--shard", "full"), ("--pipeline",)], ids=" ".join)
+def test_swins(capsys, options):
+    assert planned(capsys, "bim_swin_tiny_test", "--ranks", "3", *options)["shared"]["ranks"][0]["peak"] > 0
+
+
 def test_a_pipeline(capsys):
     alone = planned(capsys, "bim_vit_test")
     shared = planned(capsys, "bim_vit_test", "--ranks", "4", "--pipeline")["shared"]
@@ -50,7 +86,7 @@ def test_text(capsys):
     main(["bim_vit_test_growing", "--ranks", "4", "--pipeline", "--bandwidth", "10GiB", *BATCH])
     text = capsys.readouterr().out
     assert "rank 3" in text
-    assert "sends 0 B, 0 ms, a step" in text
+    assert "sends 0 B a step, of which 0 B cannot overlap with computing: 0 ms without overlap, 0 ms with it" in text
     assert "of a step's operations" in text
 
 
@@ -61,6 +97,9 @@ def test_text(capsys):
         (["mae_vit_test", "--ranks", "13"], "--ranks 13: steps of 12 images cannot be shared by so many; choose fewer"),
         (["mae_vit_test", "--ranks", "2", "--pipeline"], "the stages of mae_vit_test learn together, by EndToEnd"),
         (["bim_vit_test", "--ranks", "2", "--pipeline"], "got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or"),
+        (["mae_vit_test", "--shard", "full"], "--shard full is for several ranks; say how many by --ranks"),
+        (["mae_vit_test", "--ranks", "8", "--slices", "2", "--shard", "full"], "gather layers 2 times and others 1;"),
+        (["bim_vit_test", "--ranks", "4", "--pipeline", "--shard", "full"], "--pipeline with --shard full: each rank"),
         (["bim_vit_test", "--ranks", "2", "--bandwidth", "fast"], "--bandwidth must be a number of B, KiB, "),
         (["bim_vit_test", "--ranks", "2", "--bandwidth", "0B"], "--bandwidth must be above 0, got 0B"),
     ],

@@ -33,6 +33,11 @@ class Segment:
         """Return the micro-batches of a step."""
         return -(-len(self.share) // self.micro_batch)
 
+    def passes(self, slices: int) -> list[int]:
+        """Return in how many parts each micro-batch of a step goes through a head that decodes so many slices."""
+        sizes = [len(self.share[first:][: self.micro_batch]) for first in range(0, len(self.share), self.micro_batch)]
+        return [-(-size // -(-size // slices)) for size in sizes]
+
     def image(self, step: int) -> int:
         return self.first_image + (step - self.first_step) * self.batch_size
 

@@ -216,7 +216,10 @@ class Encoder(Protocol):
 
     @property
     def layers(self) -> Iterable[nn.Module]:
-        """The modules that run_layer calls, which --compile compiles one by one."""
+        """The modules that run_layer calls, which --compile compiles and --shard full shards one by one.
+
+        One that only holds the modules that are called has them in the attribute `called`, and a `compile` of its own.
+        """
 
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         """Embed all patches of images, with their positions, behind the prefix tokens: [B, R+N, D].

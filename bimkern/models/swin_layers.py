@@ -116,9 +116,14 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(width // 2) if merges else nn.Identity()
         self.blocks = nn.ModuleList(SwinLayer(width, num_heads, window, mlp_ratio) for _ in range(depth))
 
+    @property
+    def called(self) -> tuple[nn.Module, ...]:
+        """The merging and the layers: the stage itself is not called."""
+        return self.downsample, *self.blocks
+
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the merging and the layers, each on its own, as they are called."""
-        for module in (self.downsample, *self.blocks):
+        for module in self.called:
             module.compile(*args, **options)
 
 

@@ -1,6 +1,6 @@
 """The network of a run, with the teacher that its options name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,12 @@ def compile_each(parts: Iterable[nn.Module]) -> None:
             layer.compile()
 
 
+def called_layers(part: Any) -> Iterator[nn.Module]:
+    """Yield the modules that a part of a network calls for its layers: a level of layers is called one by one."""
+    for layer in part.layers:
+        yield from getattr(layer, "called", (layer,))
+
+
 def refuse_ignored(trained: Sequence[nn.Module], run: RunOptions, teacher: Sequence[nn.Module] = ()) -> None:
     """Make sure that a network, its encoder first, does what options ask for.
 
@@ -125,6 +131,8 @@ def refuse_ignored(trained: Sequence[nn.Module], run: RunOptions, teacher: Seque
     for part in trained:
         if run.compile and not hasattr(part, "layers"):
             raise ConfigError(f"--compile: {type(part).__name__} has no `layers`, an iterable of modules to compile")
+        if run.shard == "full" and not hasattr(part, "layers"):
+            raise ConfigError(f"--shard full: {type(part).__name__} has no `layers`, an iterable of modules to shard")
 
 
 def _other_dtype(part: nn.Module) -> str:

@@ -20,6 +20,7 @@ from bimkern.mim.flow import MicroBatch
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.run import DTYPES, Config, ConfigError
 from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
@@ -69,12 +70,12 @@ class Pretraining:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
         self.model.to(device)
-        part.keep(self.model)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
+        part.keep(self.model)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
-        options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard == "optimizer"}
+        options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard != "none"}
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
         self.updates = [
             GroupOptimizer(name, group, config.optim, **options)
@@ -172,10 +173,10 @@ class Pretraining:
         """Write the encoder up to each head, as it is after the last step."""
         write_backbones(folder, Trained(self._config, self._layout.num_steps, self.model.state_dict()))
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Streamed]:
         return self._part.state(self.model)
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         self._part.load_state(self.model, tensors)
 
     def is_evaluated(self, done: int) -> bool:

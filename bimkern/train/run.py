@@ -21,10 +21,12 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.normalization import normalized
+from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.config.stage import StageConfig, check_stages
 from bimkern.train.loop.sharing import SharedImages, Sharing
 from bimkern.train.memory.budget import check_memory
+from bimkern.train.memory.shares import spared_bytes
 from bimkern.train.pipeline.sharing import SharedStages
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting import metrics
@@ -72,6 +74,8 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
         with agreed(ranks):
             if config.run.pipeline:
                 check_stages(config, ranks.size)
+            if config.run.shard == "full":
+                check_passes(config, ranks.size)
         num_shares = 1 if config.run.pipeline else ranks.size
         training.check_ranks(config, ranks, num_shares=num_shares)
         with ranks.patient(), agreed(ranks):
@@ -79,7 +83,8 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
             if ranks.rank == 0:
                 config = _normalized(config, inputs)
             mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else config
-            check_memory(mine, resolve_device(config.run.device), num_shares)
+            device, size = resolve_device(config.run.device), ranks.size
+            check_memory(mine, device, num_shares, spares=lambda: spared_bytes(mine, size))
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         config = _shared_normalization(config, ranks)
         with training.opened_folder(config, inputs, ranks) as folder:
@@ -131,9 +136,15 @@ def _shared_normalization(config: Config, ranks: Ranks) -> Config:
 
 def _shared(config: Config, ranks: Ranks) -> tuple[Sharing, dict[str, Any]]:
     """Return how ranks share the work, and what the task must know of it."""
+    device = resolve_device(config.run.device)
+    if isinstance(ranks, Group) and config.run.shard == "full":
+        from bimkern.train.loop.sharded_layers import SharedLayers  # torch's DTensor takes seconds to import
+
+        layers = SharedLayers(ranks, device)
+        return layers, {"ranks": ranks, "part": layers}
     if not config.run.pipeline or not isinstance(ranks, Group):
         return SharedImages(ranks), {"ranks": ranks}
-    stages = SharedStages(ranks, config.method, resolve_device(config.run.device))
+    stages = SharedStages(ranks, config.method, device)
     return stages, {"part": stages}
 
 

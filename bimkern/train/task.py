@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting.pictures import KeptPictures
@@ -52,10 +53,10 @@ class Task(Protocol):
             ConfigError: it was not.
         """
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Streamed]:
         """Return the tensors that a checkpoint must keep beside those of the optimizers, by name."""
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over what state() gave.
 
         Raises:

@@ -19,7 +19,7 @@ from bimkern.output import say
 from bimkern.train import device as devices
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.checkpoint.store import Checkpoint, CheckpointError
-from bimkern.train.checkpoint.streamed import Streamed, read_all
+from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
@@ -87,7 +87,8 @@ class Trainer:
         self._divergence = Divergence(task.updates, folder.path, precision=run.precision)
         self._live_activation_bytes: int | None = None
         self._extended_at: list[int] = []  # the steps that the run had when it was extended
-        self._memory = allocator.choose(run.arena, device, compiled=run.compile)
+        self._memory = allocator.choose(run.arena, device, compiled=run.compile, gathers=run.gathers_layers)
+        self._is_countable = not (run.compile or run.gathers_layers)  # else some of it is not a step's own
 
     def train(self) -> None:
         """Run to the end.
@@ -212,10 +213,10 @@ class Trainer:
         number = index - max(session.first, segment.first_step)
         if number == 0:
             self._live_activation_bytes = None
-        counted = LiveBytes() if number == 1 and not self.config.run.compile else None
+        counted = LiveBytes() if number == 1 and self._is_countable else None
         tracker = None if counted is None else AllocationTracker(self.task.model.parameters(), counted)
         try:
-            with tracker or nullcontext():
+            with tracker or nullcontext(), self._sharing.stepping():
                 result = self.task.step(index, batch, self._memory)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -303,7 +304,7 @@ class Trainer:
         return saved.step
 
     def _load(self, saved: Checkpoint) -> None:
-        self.task.load_state(read_all(saved.model))
+        self.task.load_state(saved.model)
         for update, scaler in zip(self.task.updates, self._sharing.own(saved.state["scalers"]), strict=True):
             update.load_tensors(saved.optimizer)
             update.load_scaler_state(scaler)
@@ -346,7 +347,7 @@ class Trainer:
             **self.task.identity(),
         }
         model, optimizer = self._tensors()
-        with self._all_saved() if required else nullcontext(), served(optimizer, self.ranks):
+        with self._all_saved() if required else nullcontext(), served(model | optimizer, self.ranks):
             self.saver.save(
                 Checkpoint(done, model, optimizer, state),
                 loss,
@@ -362,7 +363,7 @@ class Trainer:
         with self.ranks.patient(), agreed(self.ranks, CheckpointError):
             yield
 
-    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor | Streamed]]:
+    def _tensors(self) -> tuple[dict[str, Tensor | Streamed], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""
         return self.task.state(), {name: tensor for update in self.task.updates for name, tensor in update.tensors()}
 

@@ -36,7 +36,7 @@ class Recorded:
 
 @pytest.fixture
 def small_buckets(monkeypatch):
-    monkeypatch.setattr(gradients, "_BUCKET_BYTES", 4 * 12)  # 12 numbers
+    monkeypatch.setattr(gradients, "BUCKET_BYTES", 4 * 12)  # 12 numbers
 
 
 @pytest.fixture

@@ -15,12 +15,16 @@ from traces import traced_once
 
 LIMIT = 240  # seconds
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(  # what a run imports, soon or late
-    [
-        *("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"),
-        *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes"),
-    ]
-)
+_PRELOADED = [  # what a run imports, soon or late
+    *("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes"),
+]
+_SERVER.set_forkserver_preload(_PRELOADED)
+
+
+def preload(*modules):
+    """Have the server import more, which takes seconds in every process; a server that runs already does not."""
+    _SERVER.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 class RankProcesses:

@@ -1,6 +1,6 @@
 """The checkpoint that all ranks resume from: the first reads it, and sends it to the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from bimkern.train.checkpoint.store import Checkpoint
 
 
 def load_shared(
-    folder: Path, ranks: Ranks, *, sharded: bool = False, holds: Callable[[str], bool] = lambda parameter: True
+    folder: Path,
+    ranks: Ranks,
+    *,
+    sharded: bool = False,
+    layers: Container[str] = (),
+    holds: Callable[[str], bool] = lambda parameter: True,
 ) -> Checkpoint | None:
     """Load the newest intact checkpoint on rank 0, as load_latest does, and return it on every rank.
 
@@ -21,6 +26,7 @@ def load_shared(
         folder: of the checkpoints.
         ranks: that load it.
         sharded: leave the optimizer's state on rank 0, which sends each of the others a share later.
+        layers: names of weights to leave on rank 0 likewise.
         holds: returns whether this rank needs what is saved of a parameter; others than rank 0 do not keep the rest.
 
     Raises:
@@ -29,7 +35,7 @@ def load_shared(
     with ranks.patient(), agreed(ranks):
         saved = store.load_latest(folder) if ranks.rank == 0 else None
     parts = ("model",) if sharded else ("model", "optimizer")
-    about = ranks.share(None if saved is None else _description(saved, parts))
+    about = ranks.share(None if saved is None else _description(saved, parts, layers))
     if about is None or ranks.size == 1:
         return saved
     kept: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
@@ -42,9 +48,13 @@ def load_shared(
     return saved or Checkpoint(about["step"], **kept, state=about["state"])
 
 
-def _description(saved: Checkpoint, parts: Sequence[str]) -> dict[str, Any]:
+def _description(saved: Checkpoint, parts: Sequence[str], layers: Container[str]) -> dict[str, Any]:
     shapes = {
-        part: {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in getattr(saved, part).items()}
+        part: {
+            name: [list(tensor.shape), str(tensor.dtype)]
+            for name, tensor in getattr(saved, part).items()
+            if name not in layers
+        }
         for part in parts
     }
     return {"step": saved.step, "state": saved.state, **shapes}

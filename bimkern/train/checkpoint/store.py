@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bimkern.errors import BimkernError
@@ -143,7 +142,7 @@ def load(path: Path) -> Checkpoint:
         state = json.loads((path / _STATE).read_text())
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise CheckpointError(f"{path / _STATE} is damaged (it must say which step it is of)")
-        model, optimizer = load_file(path / _MODEL), TensorFile(path / _OPTIMIZER)
+        model, optimizer = TensorFile(path / _MODEL), TensorFile(path / _OPTIMIZER)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     return Checkpoint(state.pop("step"), model, optimizer, state)

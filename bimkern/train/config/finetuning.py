@@ -40,6 +40,8 @@ class FinetuneOptions(RunOptions):
         super().__post_init__()
         if not 0 < self.eval_every < math.inf:
             raise ConfigError(f"--eval-every must be above 0 and finite, got {self.eval_every:g}")
+        if self.shard == "full":
+            raise ConfigError("--shard full is for pre-training; choose optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)

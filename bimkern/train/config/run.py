@@ -29,7 +29,7 @@ from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ArenaName = Literal["auto", "off", "pool", "plan"]
-ShardName = Literal["none", "optimizer"]
+ShardName = Literal["none", "optimizer", "full"]
 CacheName = Literal["none", "memory"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,7 +104,8 @@ class RunOptions:
     """Memory of a step: torch's allocator (off), a pool (pool, GPU only), or planned (plan). auto uses plan on a CPU,
     pool on a GPU, and off with --compile."""
     shard: ShardName = "none"
-    """What torchrun's ranks share out among them instead of holding it whole: nothing, or the optimizer's state."""
+    """What torchrun's ranks share out among them instead of holding it whole: nothing, the optimizer's state, or also
+    weights and gradients of all layers (full)."""
     dist_timeout: float = 600.0
     """Seconds that a rank waits for the others, where torchrun starts several, before the run ends."""
     log: tuple[str, ...] = ()
@@ -136,13 +137,30 @@ class RunOptions:
         for name in ("max_bad_ratio", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
-        if self.shard == "optimizer" and self.optimizer == "apex_lamb":
+        if self.shard != "none" and self.optimizer == "apex_lamb":
             raise ConfigError(
-                "--shard optimizer: apex_lamb needs the norms of whole parameters; choose --shard none, or "
-                "--optimizer adamw or apex_adam"
+                f"--shard {self.shard}: apex_lamb needs the norms of whole parameters; choose --shard none, or "
+                f"--optimizer adamw or apex_adam"
             )
+        if self.shard == "full":
+            self._check_full()
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
+
+    def _check_full(self) -> None:
+        """Refuse what does not go with layers that are gathered during a step."""
+        for given, option, why in (
+            (self.compile, "--compile", "compiled layers cannot be gathered and freed; leave it out"),
+            (self.precision == "fp16", "--precision fp16", "ranks would scale their losses differently; choose bf16"),
+            (self.arena in ("plan", "pool"), f"--arena {self.arena}", "gathered layers outlive a step; choose off"),
+        ):
+            if given:
+                raise ConfigError(f"--shard full with {option}: {why}, or share out the optimizer's state alone")
+
+    @property
+    def gathers_layers(self) -> bool:
+        """Whether layers are sharded over ranks, and gathered one by one when they are needed."""
+        return self.shard == "full" and world_size() > 1
 
     @property
     def images_at_a_time(self) -> int:

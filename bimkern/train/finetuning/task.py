@@ -30,6 +30,7 @@ from bimkern.models.classifier import Classifier
 from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_attention, set_compute_dtype
 from bimkern.train import network
+from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import DTYPES, ConfigError
 from bimkern.train.memory.allocator import StepMemory
@@ -100,7 +101,7 @@ class Finetuning:
         make = adapters.choose(run.optimizer, device)
         parameters = list(self.model.named_parameters())
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "make": make, "ranks": ranks}
-        options["sharded"] = run.shard == "optimizer"
+        options["sharded"] = run.shard != "none"
         options["layer_groups"] = layer_groups(self.model, self.model.encoder)
         self.updates = [GroupOptimizer("the network", parameters, config.optim, **options)]
         self.pictures, self._writing = KeptPictures(pictures, layout.num_steps, "confusion"), BestEffort(f"{pictures}")
@@ -150,17 +151,17 @@ class Finetuning:
                 f"{checkpoint} began with other weights than --backbone {run.backbone} holds now; choose another --out"
             )
 
-    def state(self) -> dict[str, Tensor]:
-        state = self.model.state_dict()
+    def state(self) -> dict[str, Tensor | Streamed]:
+        state: dict[str, Tensor | Streamed] = {**self.model.state_dict()}
         if self._average is not None:
             state |= {f"{_AVERAGE}{name}": tensor for name, tensor in self._average.state_dict().items()}
         return state
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
+    def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
+        own = {name: read(tensor) for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
         self.model.load_state_dict(own)
         if self._average is not None:
-            self._average.load_state_dict({name: tensors[f"{_AVERAGE}{name}"] for name in own})
+            self._average.load_state_dict({name: read(tensors[f"{_AVERAGE}{name}"]) for name in own})
 
     def is_evaluated(self, done: int) -> bool:
         """Return whether an interval between evaluations ends with a step, or the run does."""

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from bimkern.data.batches import Batch
@@ -39,8 +39,16 @@ class StepAgreement(Protocol):
 class Agreement:
     """What any rank has met with counts for all of them: signals, files in quarantine, failures."""
 
-    def __init__(self, ranks: Ranks, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> None:
-        self._ranks, self._quarantine, self._updates = ranks, quarantine, updates
+    def __init__(
+        self,
+        ranks: Ranks,
+        quarantine: Quarantine,
+        updates: Sequence[GroupOptimizer],
+        *,
+        layers: Callable[[], Traffic] = Traffic,
+    ) -> None:
+        """Take what ranks agree on, and what returns the time that their layers took on the way."""
+        self._ranks, self._quarantine, self._updates, self._layers = ranks, quarantine, updates, layers
         self._faults: dict[str, str] = {}  # found by this rank since the last agreement
         self._waited = 0.0  # seconds
 
@@ -87,7 +95,7 @@ class Agreement:
         if self._ranks.size == 1:
             return {}
         traffic = [update.traffic() for update in self._updates]
-        total = sum(traffic, Traffic())
+        total = sum(traffic, self._layers())
         waits = self._ranks.gather([data_wait, self._waited / steps])
         self._waited = 0.0
         return {

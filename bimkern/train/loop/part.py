@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bimkern.mim.flow import Flow
 from bimkern.mim.model import MIM, Method
+from bimkern.train.checkpoint.streamed import Streamed, read_all
 
 
 class NetworkPart(Protocol):
@@ -18,10 +19,10 @@ class NetworkPart(Protocol):
     def keep(self, model: MIM) -> None:
         """Free what other processes have of a network."""
 
-    def state(self, model: MIM) -> dict[str, Tensor]:
+    def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
         """Return what state_dict() has of the part."""
 
-    def load_state(self, model: MIM, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over what state() gave.
 
         Raises:
@@ -42,11 +43,11 @@ class WholeNetwork:
     def keep(self, model: MIM) -> None:
         pass
 
-    def state(self, model: MIM) -> dict[str, Tensor]:
-        return model.state_dict()
+    def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
+        return {**model.state_dict()}
 
-    def load_state(self, model: MIM, tensors: Mapping[str, Tensor]) -> None:
-        model.load_state_dict(tensors)
+    def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
+        model.load_state_dict(read_all(tensors))
 
     def everywhere(self, model: MIM) -> MIM:
         return model

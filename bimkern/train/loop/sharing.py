@@ -43,6 +43,9 @@ class Sharing(Protocol):
     def own(self, values: list[Any]) -> list[Any]:
         """Return values of this rank's updates from those of the whole network's."""
 
+    def stepping(self) -> AbstractContextManager[object]:
+        """Return a context to run a step in: what one rank cannot recover from ends the run of all."""
+
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank, now or, the same on every rank, at a later call."""
 
@@ -73,6 +76,9 @@ class SharedImages:
 
     def own(self, values: list[Any]) -> list[Any]:
         return values
+
+    def stepping(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def any(self, flag: bool) -> bool:
         return flag

@@ -161,18 +161,19 @@ def prepare(name: ArenaName, device: torch.device, *, compiled: bool) -> None:
         raise ConfigError(f"--arena {name}: {reason}")
 
 
-def choose(name: ArenaName, device: torch.device, *, compiled: bool) -> StepMemory:
+def choose(name: ArenaName, device: torch.device, *, compiled: bool, gathers: bool = False) -> StepMemory:
     """Return the memory that --arena names.
 
     auto plans on a CPU. On a GPU it takes the pool, which is torch's own allocator: a plan was not measured on one yet.
-    It takes neither with --compile, which does not go with a plan and was not tried with the pool.
+    It takes neither with --compile, which does not go with a plan and was not tried with the pool, nor where layers are
+    gathered from other ranks, in memory that outlives a step.
 
     Raises:
         ConfigError: it cannot be had here.
     """
     if name == "auto":
         name = "plan" if device.type == "cpu" else "pool"
-        if compiled:
+        if compiled or gathers:
             name = "off"
         elif (reason := _why_not(name, device, compiled=compiled)) is not None:
             logger.warning("--arena auto: torch's allocator serves the steps: %s", reason)

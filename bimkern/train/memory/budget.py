@@ -80,13 +80,16 @@ def segments(config: TrainingConfig) -> list[Segment]:
     return [phase.segment(run.batch_size, run.images_at_a_time) for phase in config.all_phases()]
 
 
-def check_memory(config: TrainingConfig, device: torch.device, num_ranks: int = 1) -> None:
+def check_memory(
+    config: TrainingConfig, device: torch.device, num_ranks: int = 1, *, spares: Callable[[], int] = lambda: 0
+) -> None:
     """Check that steps of every phase fit into the available memory; warn where that cannot be estimated.
 
     Args:
         config: of the run.
         device: of this rank.
         num_ranks: that share every step.
+        spares: returns the bytes of weights, gradients and optimizer state that other ranks have in its place, at most.
 
     Raises:
         ConfigError: they do not; the message suggests options that fit.
@@ -94,21 +97,23 @@ def check_memory(config: TrainingConfig, device: torch.device, num_ranks: int = 
     config = replace(config, run=replace(config.run, batch_size=-(-config.run.batch_size // num_ranks)))
     run, estimator, available = config.run, MemoryEstimator(device.type), available_memory(device)
     try:
-        needed = estimator.lower_bound(config)
+        needed, spared = estimator.lower_bound(config), spares()
     except BimkernError:
         raise
     except Exception as error:  # whatever a piece of the user's own does with tensors that have no values
         logger.warning("memory cannot be estimated for these pieces (%s: %s)", type(error).__name__, error)
         return
+    available += spared
     if needed > available:
         sliced = f", decoded in slices: {run.slices}" if isinstance(run, RunConfig) else ""
         fitting, shared = find_fitting(config, estimator, available), ""
+        more = f", with the {human_bytes(spared)} that other ranks spare it" if spared else ""
         if num_ranks > 1:
             shared = f" of each of {num_ranks} ranks"
             fitting = replace(fitting, batch_size=fitting.batch_size and fitting.batch_size * num_ranks)
         raise ConfigError(
             f"{config.recipe} needs at least {human_bytes(needed)} of memory for steps{shared} of {run.batch_size} "
-            f"images, {run.images_at_a_time} at a time{sliced}; {human_bytes(available)} are available. {fitting}"
+            f"images, {run.images_at_a_time} at a time{sliced}; {human_bytes(available)} are available{more}. {fitting}"
         )
 
 

@@ -16,7 +16,7 @@ from bimkern.train.memory.tracker import AllocationTracker
 
 ALIGNMENT = {"cpu": 64, "cuda": 512}  # of every block, in bytes, as in csrc/arena/upstream.h
 
-_STATES = 2  # optimizer tensors per parameter, of its size; there is also one scalar
+STATES = 2  # optimizer tensors per parameter, of its size; there is also one scalar
 _PLANNED = 3  # micro-batches in a plan at most; further ones are alike
 
 
@@ -64,8 +64,7 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
     side, channels = segment.image_size, config.channels
     sizes = [min(segment.micro_batch, segment.batch_size - i * segment.micro_batch) for i in range(segment.per_step)]
     with FakeTensorMode():
-        with _NoValues():
-            rehearsal = rehearsal_of(config)
+        rehearsal = without_values(config)
         given = [
             (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
             for size in sizes
@@ -76,10 +75,16 @@ def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsa
     return counted, rehearsal
 
 
+def without_values(config: TrainingConfig) -> Rehearsal:
+    """Build what a config trains, under fake tensors, also where it draws weights that depend on values."""
+    with _NoValues():
+        return rehearsal_of(config)
+
+
 def static_bytes(rehearsal: Rehearsal) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer state."""
     weights = sum(t.nbytes for module in rehearsal.kept for t in (*module.parameters(), *module.buffers()))
-    states = (_STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters() if p.numel())
+    states = (STATES * p.nbytes + torch.float32.itemsize for p in rehearsal.model.parameters() if p.numel())
     return weights, sum(states)
 
 

@@ -9,7 +9,8 @@ from bimkern.mim.model import Method
 from bimkern.mim.operations import balanced_taps, stage_flops
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.config.stage import check_stages
-from bimkern.train.memory.ranks import RankEstimate, of_images, of_stages
+from bimkern.train.memory.ranks import RankEstimate, of_stages
+from bimkern.train.memory.shares import of_images
 from bimkern.units import human_bytes
 
 
@@ -41,7 +42,7 @@ class SharedPlan:
     def numbers(self, bandwidth: int | None) -> dict[str, Any]:
         """Return it as JSON, in bytes and, for a bandwidth in bytes per second, seconds."""
         each = [
-            asdict(rank) | {"peak": rank.peak} | ({} if bandwidth is None else {"seconds": rank.sent / bandwidth})
+            asdict(rank) | {"peak": rank.peak} | ({} if bandwidth is None else _seconds(rank, bandwidth))
             for rank in self.ranks
         ]
         return {"ranks": each} | ({} if self.balance is None else {"balance": asdict(self.balance)})
@@ -63,7 +64,7 @@ class SharedPlan:
                     (self.buffers, rank.buffers),
                 )
             )
-            yield rank.name, f"{human_bytes(rank.peak)} at most: {parts}; sends {_sent(rank.sent, bandwidth)} a step"
+            yield rank.name, f"{human_bytes(rank.peak)} at most: {parts}; sends {_sent(rank, bandwidth)}"
         if self.balance is not None:
             yield "balance", str(self.balance)
 
@@ -77,7 +78,8 @@ def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *,
     if num_ranks < 1:
         raise ConfigError(f"--ranks must be at least 1, got {num_ranks}")
     if not pipeline:
-        return SharedPlan(of_images(config, segment, device, num_ranks), "buckets of gradients", None)
+        layer = " and a layer" if config.run.shard == "full" else ""
+        return SharedPlan(of_images(config, segment, device, num_ranks), f"buckets of gradients{layer}", None)
     check_stages(config, num_ranks)
     return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
 
@@ -93,8 +95,17 @@ def _balance(method: Method) -> Balance | None:
     return Balance(method.taps, given, balanced.taps, better)
 
 
-def _sent(size: int, bandwidth: int | None) -> str:
-    return human_bytes(size) + ("" if bandwidth is None else f", {1000 * size / bandwidth:.3g} ms,")
+def _sent(rank: RankEstimate, bandwidth: int | None) -> str:
+    words = f"{human_bytes(rank.sent)} a step, of which {human_bytes(rank.exposed)} cannot overlap with computing"
+    if bandwidth is None:
+        return words
+    alone, overlapped = (1000 * seconds for seconds in _seconds(rank, bandwidth).values())
+    return f"{words}: {alone:.3g} ms without overlap, {overlapped:.3g} ms with it at best"
+
+
+def _seconds(rank: RankEstimate, bandwidth: int) -> dict[str, float]:
+    """Return the time that a step's bytes take, and the part of it that is left where all overlaps that can."""
+    return {"seconds": rank.sent / bandwidth, "exposed_seconds": rank.exposed / bandwidth}
 
 
 def _shares(flops: Sequence[int]) -> str:

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern.distributed import Ranks
-from bimkern.transfers import Sum, Traffic
-
-_BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it
+from bimkern.transfers import BUCKET_BYTES, Sum, Traffic
 
 
 class GradientSum(Protocol):
@@ -161,7 +159,7 @@ class BucketedSum:
         for i, parameter in enumerate(live):
             parameters.append(parameter)
             sizes.append(parameter.numel())
-            if sum(sizes) * self._flat.itemsize < _BUCKET_BYTES and i < len(live) - 1:
+            if sum(sizes) * self._flat.itemsize < BUCKET_BYTES and i < len(live) - 1:
                 continue
             flat = self._flat[first : first + sum(sizes)]
             places = [place.view_as(p) for p, place in zip(parameters, flat.split(sizes), strict=True)]

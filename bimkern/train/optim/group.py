@@ -18,7 +18,7 @@ from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import QUANTITIES, MakeOptimizer, adamw
 from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
-from bimkern.train.optim.sharding import EqualShare, Share, WholeShare
+from bimkern.train.optim.sharding import EqualShare, Share, WholeShare, is_sharded
 from bimkern.transfers import Traffic
 
 
@@ -44,11 +44,13 @@ class GroupOptimizer:
     ) -> None:
         """Take the named parameters; those of different layer groups, where given, may learn at different rates.
 
-        Where it is sharded, every rank updates, and has the optimizer's state of, a share of them.
+        Where it is sharded, every rank updates, and has the optimizer's state of, a share of them. Those that torch has
+        sharded before are among them.
         """
         self.name = name
         self.is_sharded = sharded and ranks.size > 1
-        self._share: Share = EqualShare([p for _, p in parameters], ranks) if self.is_sharded else WholeShare()
+        given = [parameter for _, parameter in parameters]
+        self._share: Share = _share_of(given, ranks) if self.is_sharded else WholeShare(given)
         self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters}
         self._clip = config.clip
         groups: dict[tuple[LayerGroup, bool], dict[str, Any]] = {}
@@ -61,10 +63,11 @@ class GroupOptimizer:
             groups.setdefault((group, decays), fresh)["params"] += [] if part is None else [part]
         self._optimizer = make([groups[key] for key in sorted(groups)], config)
         self._scaler = torch.amp.GradScaler(device.type, enabled=fp16)
-        # What the scaler knows of an optimizer: here all parameters, whatever part of them this rank updates.
-        self._unscaled: Any = SimpleNamespace(param_groups=[{"params": [p for _, p in parameters]}])
-        summed: GradientSum = OwnGradients() if ranks.size == 1 else BucketedSum([p for _, p in parameters], ranks)
-        self._summed = summed
+        # What the scaler knows of an optimizer: here all gradients, whatever part of them this rank updates with.
+        self._unscaled: Any = SimpleNamespace(param_groups=[{"params": self._share.learned()}])
+        others = [parameter for parameter in given if not is_sharded(parameter)]
+        alone = ranks.size == 1 or not others
+        self._summed: GradientSum = OwnGradients() if alone else BucketedSum(others, ranks)
         self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
         self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
@@ -134,14 +137,14 @@ class GroupOptimizer:
         self._take_rates()
 
     def _update_part(self) -> None:
+        self._share.take_gradients()
         self._scaler.unscale_(self._unscaled)
-        norm = nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None])
+        norm = self._share.norm()
         if self._clip is not None:
-            nn.utils.clip_grads_with_norm_(self._names, self._clip, norm)
+            nn.utils.clip_grads_with_norm_(self._share.learned(), self._clip, norm)
         skip = (~norm.isfinite()).float()
         self.skipped += skip
         self.skipped_in_a_row.add_(skip).mul_(skip)  # in place: nothing that a step allocates outlives it
-        self._share.take_gradients()
         self._optimizer.step(skip)
         self._scaler.update()
 
@@ -179,3 +182,15 @@ class GroupOptimizer:
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         self._scaler.load_state_dict(state)
+
+
+def _share_of(parameters: list[nn.Parameter], ranks: Ranks) -> Share:
+    """Return a share of a group's parameters; those that torch shards stay as they are."""
+    layers = [parameter for parameter in parameters if is_sharded(parameter)]
+    others = [parameter for parameter in parameters if not is_sharded(parameter)]
+    rest: Share = EqualShare(others, ranks) if others else WholeShare([])
+    if not layers:
+        return rest
+    from bimkern.train.optim.layer_share import LayerShare  # which takes seconds
+
+    return LayerShare(layers, rest, ranks)

@@ -28,8 +28,14 @@ class Share(Protocol):
     def part(self, parameter: nn.Parameter) -> nn.Parameter | None:
         """Return the part of a parameter, in its own memory; None where other ranks update all of it."""
 
+    def learned(self) -> Sequence[nn.Parameter]:
+        """Return what has the gradients that this rank knows, as a whole or in shards: parts have them too."""
+
     def take_gradients(self) -> None:
-        """Give the parts the gradients of their parameters."""
+        """Give the parts, and what learned() returns, the gradients of their parameters."""
+
+    def norm(self) -> Tensor:
+        """Return the norm of the gradients of all parameters, the same on every rank."""
 
     def send(self) -> None:
         """Begin to send the parts to the other ranks, and to receive theirs."""
@@ -53,11 +59,20 @@ class Share(Protocol):
 class WholeShare:
     """All parameters."""
 
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+
     def part(self, parameter: nn.Parameter) -> nn.Parameter:
         return parameter
 
+    def learned(self) -> Sequence[nn.Parameter]:
+        return self._parameters
+
     def take_gradients(self) -> None:
         pass
+
+    def norm(self) -> Tensor:
+        return _norm(self._parameters)
 
     def send(self) -> None:
         pass
@@ -89,7 +104,7 @@ class EqualShare:
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         """Move the parameters to where shares can be sent in one piece."""
-        self._ranks = ranks
+        self._ranks, self._parameters = ranks, parameters
         sizes = [_aligned(parameter.numel()) for parameter in parameters]
         first = parameters[0]
         flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
@@ -115,6 +130,12 @@ class EqualShare:
 
     def part(self, parameter: nn.Parameter) -> nn.Parameter | None:
         return self._parts.get(parameter)
+
+    def learned(self) -> Sequence[nn.Parameter]:
+        return self._parameters
+
+    def norm(self) -> Tensor:
+        return _norm(self._parameters)
 
     def take_gradients(self) -> None:
         for parameter, part in self._parts.items():
@@ -178,6 +199,15 @@ class EqualShare:
 
     def _own(self, parameter: nn.Parameter) -> Piece:
         return next(piece for piece in self._pieces[parameter] if piece.rank == self._ranks.rank)
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Return whether torch shards a parameter, and sums its gradients over the ranks."""
+    return hasattr(parameter, "device_mesh")  # a DTensor, whose class takes seconds to import
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _aligned(size: int) -> int:

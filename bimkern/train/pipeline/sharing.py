@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bimkern.point_to_point import Lines
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
+from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.loop.unwritten import Unsaved
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.pipeline.agreement import StageAgreement
@@ -63,6 +64,9 @@ class SharedStages:
     def own(self, values: list[Any]) -> list[Any]:
         return values[self.ranks.rank : self.ranks.rank + 1]
 
+    def stepping(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def any(self, flag: bool) -> bool:
         self._flags.append(self.ranks.begin_highest([flag]))
         found = len(self._flags) > 1 and bool(self._flags.popleft()()[0])
@@ -79,16 +83,16 @@ class SharedStages:
         """Free what other ranks have of a network."""
         keep_stage(model, self.ranks.rank)
 
-    def state(self, model: MIM) -> dict[str, Tensor]:
-        return stage_state(model, self.ranks.rank)
+    def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
+        return {**stage_state(model, self.ranks.rank)}
 
-    def load_state(self, model: MIM, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over the weights of the stage.
 
         Raises:
             KeyError, RuntimeError: they are those of another network.
         """
-        model.load_state_dict({name: tensors[name] for name in self.state(model)}, strict=False)
+        model.load_state_dict({name: read(tensors[name]) for name in self.state(model)}, strict=False)
 
     def everywhere(self, model: MIM) -> MIM:
         """Return the network for evaluation by all ranks at the same time, each of which computes its stage."""

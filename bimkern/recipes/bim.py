@@ -5,6 +5,7 @@ from dataclasses import replace
 from bimkern.mim.flow import Local
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.stages import equal_stages
+from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, ViTConfig
 from bimkern.recipes.mae import mae
 from bimkern.recipes.recipe import Recipe
@@ -36,8 +37,10 @@ def light(config: Config, name: str) -> Config:
 
     Source: Fu et al. 2025 (CrossMAE), section 3, for partial decoding and attention to visible tokens.
     """
-    heads = tuple(replace(head, depth=4, share=0.25, attends="visible") for head in config.method.heads)
-    return replace(config, recipe=name, method=replace(config.method, heads=heads))
+    (head,) = config.method.heads
+    assert isinstance(head, DecoderConfig)
+    head = replace(head, depth=4, share=0.25, attends="visible")
+    return replace(config, recipe=name, method=replace(config.method, heads=(head,)))
 
 
 _ENCODERS = (("base", "B/16", VIT_BASE), ("large", "L/16", VIT_LARGE), ("huge", "H/14", VIT_HUGE))

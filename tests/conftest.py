@@ -58,7 +58,13 @@ def steps_traced_once():
     def step(config, *kind):
         if getattr(config.run, "teacher", None) is not None:  # a file, whose content may change
             return trace(config, *kind)
-        key = (getattr(config, "method", config), getattr(config, "stage", None), config.run.precision, *kind)
+        key = (
+            getattr(config, "method", config),
+            getattr(config, "stage", None),
+            config.run.precision,
+            config.run.recomputed,
+            *kind,
+        )
         if key not in known:
             known[key] = trace(config, *kind)
         return known[key]

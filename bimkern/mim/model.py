@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from bimkern.mim import recompute
 from bimkern.mim.flow import Flow
 from bimkern.mim.masking.choice import choose
 from bimkern.mim.masking.masker import Masker
@@ -159,6 +160,7 @@ class MIM(nn.Module):
         """Build the network that a method describes; the teacher is needed where it distills."""
         super().__init__()
         self.method, self.teacher = method, teacher
+        self.recompute = recompute.NONE  # which layers of the encoder run again in the backward pass
         config = method.encoder
         self.encoder: Any = config.module(config)
         self.mask_embedding = method.masker.mask_embedding(config)
@@ -253,9 +255,16 @@ class MIM(nn.Module):
                 tokens: Tensor = self.mask_embedding(self.encoder, inputs, view, self.mean, self.std)
             else:
                 tokens = view.enter(inputs, self.method.encoder.num_prefix)
-        for layer in self.stage_layers(stage):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and layer + 1 >= frozen_groups):
-                tokens = self.encoder.run_layer(layer, tokens, view)
+
+        def run(layers: Sequence[int], tokens: Tensor) -> Tensor:
+            for layer in layers:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and layer + 1 >= frozen_groups):
+                    tokens = self.encoder.run_layer(layer, tokens, view)
+            return tokens
+
+        for layers, again in recompute.parts(self.stage_layers(stage), self.recompute):
+            learns = torch.is_grad_enabled() and layers[-1] + 1 >= frozen_groups
+            tokens = recompute.run_again(run, layers, tokens) if again and learns else run(layers, tokens)
         return tokens
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:

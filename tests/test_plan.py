@@ -46,9 +46,9 @@ def test_the_fewest_layers_that_fit_are_recomputed(capsys):
         json.loads(planned(capsys, *words, "--recompute", choice))["peak"] for choice in ("none", "1", "layers")
     )
     assert plain > one > all_of_them
-    found = json.loads(planned(capsys, *words, "--recompute", "auto", "--limit", str(one)))
+    found = json.loads(planned(capsys, *words, "--recompute", "auto", "--limit", f"{one} B"))
     assert (found["recompute"], found["peak"]) == ("1", one)
-    text = planned(capsys, *words[:-1], "--recompute", "auto", "--limit", str(all_of_them))
+    text = planned(capsys, *words[:-1], "--recompute", "auto", "--limit", f"{all_of_them} B")
     assert "recomputed: layers" in text or "layers of every stage" in text
     assert refused(capsys, *words, "--recompute", "auto") == (
         2,

@@ -39,15 +39,15 @@ def head_flops(method: Method, stage: int, view: StageView) -> int:
     num_tokens = weights.shape[1]
     shown = num_tokens if view.decoded is None else view.decoded.shape[1]
     context = shown + encoder.num_prefix
-    entry, hidden = 2 * context * level.width * head.width, int(head.width * head.mlp_ratio)
+    entry, inner = 2 * context * level.width * head.width, int(head.width * head.mlp_ratio)
     if view.chosen is None:
-        layer = layer_flops(num_tokens + encoder.num_prefix, head.width, hidden)
+        layer = layer_flops(num_tokens + encoder.num_prefix, head.width, inner)
         return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
     chosen = view.chosen.shape[1]
     if head.attends == "all":
-        layer = layer_flops(context + chosen, head.width, hidden)
+        layer = layer_flops(context + chosen, head.width, inner)
     else:
-        layer = cross_layer_flops(chosen, context, head.width, hidden)
+        layer = cross_layer_flops(chosen, context, head.width, inner)
     predicted = weights if head.match_scale is not None else weights[:, :chosen]
     return entry + head.depth * layer + prediction_flops(head, head.width, out_length, predicted)
 

@@ -105,7 +105,7 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     positions: bool = True
     match_scale: float | None = None  # of the grid that is predicted, against the tokens'; None: a linear prediction
-    share: float = 1.0  # of the masked tokens that are decoded and judged, drawn for every image and stage
+    share: float = 1.0  # of the masked tokens that are decoded and learned from, drawn for every image and stage
     attends: Attends = "all"  # visible: masked tokens attend to visible ones alone, which stay as they are
     restores: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Which masked tokens a head decodes and is judged by: all, or a random share, drawn for every image and stage.
+"""Which masked tokens a head decodes and learns from: all, or a random share, drawn for every image and stage.
 
 Shapes: B images, N tokens of the grid that a stage puts out, H masked ones, C chosen ones.
 """

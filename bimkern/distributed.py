@@ -125,9 +125,7 @@ class Group:
         self._copying = dist.new_group(timeout=timeout)
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
-        self._patient = dist.new_group(
-            backend="gloo", timeout=timeout
-        )  # a rank that ends before it connects is noticed
+        self._patient = dist.new_group(backend="gloo", timeout=timeout)  # as long as ranks connect
         _set_pg_timeout(_PATIENCE, self._patient)
 
     def mesh(self, device: str) -> DeviceMesh:

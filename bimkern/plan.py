@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +11,17 @@ from bimkern import command
 from bimkern.arena import Plan, draw
 from bimkern.config_options import ConfigOptions, change_config, choose_config
 from bimkern.data.step_layout import Segment
+from bimkern.mim.recompute import LAYERS, described
 from bimkern.output import printing
 from bimkern.train.config.run import Config, ConfigError, Precision, ShardName
-from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, segments
+from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, find_recompute, segments
 from bimkern.train.memory.estimate import MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import METHOD
 from bimkern.train.memory.shared_plan import SharedPlan, plan_ranks
 from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
+_AUTO = "auto"  # of --recompute
 _DESCRIPTION = """\
 Predict the memory of a training step. It traces one step on tensors without storage and plans it like the arena, so the
 device is not needed. The process itself, allocations inside libraries, loaders and copies for checkpoints are extra.
@@ -40,6 +42,9 @@ class PlanOptions:
     """Images per forward and backward pass. Default: batch size."""
     slices: int
     """Parts in which a head decodes a micro-batch."""
+    recompute: str
+    """Layers of the encoder that run once more in the backward pass: none, layers, stages, a number of every stage; or
+    auto, the fewest with which the batch fits into --limit."""
     precision: Precision
     """Precision of matrix products."""
     teacher: Path | None
@@ -83,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             description=_DESCRIPTION,
             default=_options_of(base),
         )
-        config = change_config(base, options.recipe, options, arguments)
+        automatic = options.recompute == _AUTO
+        if automatic and options.limit is None:
+            raise ConfigError("--recompute auto fits a batch into a --limit; give one, such as 24GiB")
+        given = replace(options, recompute=base.run.recompute) if automatic else options
+        config = change_config(base, options.recipe, given, arguments)
         command.check_parts(command.named(arguments), config.run)
         if options.picture is not None:
             _check_picture(options.picture)
@@ -92,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.run.shard != "none" and options.ranks == 1:
             raise ConfigError(f"--shard {config.run.shard} is for several ranks; say how many by --ranks")
         estimator = MemoryEstimator(options.device)
+        if automatic:
+            assert limit is not None
+            config = _recomputing(config, estimator, limit)
         phases = [
             PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
         ]
@@ -104,9 +116,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             _draw(config, options.device, options.picture)
     with printing():
         if options.json:
-            print(_json(phases, fits, shared, bandwidth))
+            print(_json(config, phases, fits, shared, bandwidth))
         else:
             print(_text(config, phases, limit, fits, {} if shared is None else shared.facts(bandwidth)))
+
+
+def _recomputing(config: Config, estimator: MemoryEstimator, limit: int) -> Config:
+    """Return the config with the least recomputation that fits; with all of it where none fits, as a report tells."""
+    choice = find_recompute(config, estimator, limit) or LAYERS
+    return replace(config, run=replace(config.run, recompute=choice))
 
 
 def _check_picture(path: Path) -> None:
@@ -123,6 +141,7 @@ def _options_of(config: Config) -> PlanOptions:
         batch_size=run.batch_size,
         micro_batch=run.micro_batch,
         slices=run.slices,
+        recompute=run.recompute,
         precision=run.precision,
         teacher=run.teacher,
         shard=run.shard,
@@ -152,7 +171,11 @@ def _largest(phases: Sequence[PhaseEstimate]) -> PhaseEstimate:
 
 
 def _json(
-    phases: Sequence[PhaseEstimate], fits: FittingOptions | None, shared: SharedPlan | None, bandwidth: int | None
+    config: Config,
+    phases: Sequence[PhaseEstimate],
+    fits: FittingOptions | None,
+    shared: SharedPlan | None,
+    bandwidth: int | None,
 ) -> str:
     largest = _largest(phases)
     each = [
@@ -165,6 +188,7 @@ def _json(
         for phase in phases
     ]
     found: dict[str, Any] = asdict(largest.estimate) | {"image_size": largest.segment.image_size, "phases": each}
+    found |= {"recompute": config.run.recompute}
     found |= {} if fits is None else {"fits": asdict(fits)}
     return json.dumps(found | ({} if shared is None else {"shared": shared.numbers(bandwidth)}))
 
@@ -201,7 +225,7 @@ def _text(
     facts["method"] = METHOD
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "
-        f"decoded in slices: {run.slices}, {run.precision}"
+        f"decoded in slices: {run.slices}, {run.precision}{described(run.recompute)}"
     )
     return "\n".join([head, *(f"  {name:11}  {fact}" for name, fact in facts.items())])
 

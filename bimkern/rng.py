@@ -35,6 +35,7 @@ class Stream(Enum):
     ERASE = 8  # likewise, of one that erases rectangles
     MIX = 9  # likewise, of one that mixes the images of a batch
     DROP_PATH = 10  # which residual branches an image skips
+    CHOICE = 11  # the key by which a stage draws the masked tokens that it decodes
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, key: int) -> tuple[Words, Words, Words, Words]:

@@ -40,6 +40,22 @@ def test_more_slices_and_smaller_micro_batches_need_less(capsys):
     assert plain > sliced > cut
 
 
+def test_the_fewest_layers_that_fit_are_recomputed(capsys):
+    words = ["mae_vit_test", "--batch-size", "256", "--slices", "8", "--json"]
+    plain, one, all_of_them = (
+        json.loads(planned(capsys, *words, "--recompute", choice))["peak"] for choice in ("none", "1", "layers")
+    )
+    assert plain > one > all_of_them
+    found = json.loads(planned(capsys, *words, "--recompute", "auto", "--limit", f"{one} B"))
+    assert (found["recompute"], found["peak"]) == ("1", one)
+    text = planned(capsys, *words[:-1], "--recompute", "auto", "--limit", f"{all_of_them} B")
+    assert "recomputed: layers" in text or "layers of every stage" in text
+    assert refused(capsys, *words, "--recompute", "auto") == (
+        2,
+        "python -m bimkern.plan: --recompute auto fits a batch into a --limit; give one, such as 24GiB\n",
+    )
+
+
 def test_what_it_proposes_fits_and_no_more(capsys):
     wanted = {"--batch-size": 256, "--slices": 2}
     limit = 14 * 2**20

@@ -47,6 +47,8 @@ def read_autoencoder(trained: Trained, depth: int, program: Program) -> Autoenco
         found = f"head {type(head).__name__}"
     elif head.match_scale is not None or not head.positions:
         found = f"a decoder with match_scale={head.match_scale} and positions={head.positions}"
+    elif head.attends != "all":
+        found = "a decoder whose masked tokens attend to visible ones alone"
     else:
         grid = method.encoder.level(0).grid(method.encoder.image_size, method.encoder.image_size)
         decoder = dict(below("head", trained.cut(depth)))

@@ -31,7 +31,7 @@ def losses(model: MIM, images: Tensor, draw_ids: Tensor, *, seed: int, micro_bat
     for start in range(0, len(images), micro_batch):
         rows = slice(start, start + micro_batch)
         tokens = images[rows]
-        for stage, view in enumerate(model.views(images[rows], draw_ids[rows], seed)):
+        for stage, view in enumerate(model.views(images[rows], draw_ids[rows], seed, whole=True)):
             tokens = model.encode(stage, tokens, view)
             weight = view.weights(view.grid).sum()
             sums[0, stage] += weight * model.loss(stage, tokens, images[rows], view, StageTarget(), weight)

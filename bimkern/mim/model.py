@@ -1,27 +1,29 @@
 """A masked-image-modeling method as data, and the network that it describes.
 
 Shapes: B images, C channels, H W pixels, N patches, K kept patches, R prefix tokens, T tokens, D width, M predicted
-cells, P values of a cell.
+cells, P values of a cell, C chosen tokens.
 """
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from bimkern.mim import recompute
 from bimkern.mim.flow import Flow
+from bimkern.mim.masking.choice import choose
 from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
 from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan, grid_after
-from bimkern.models.heads import Head, HeadConfig, Prediction
+from bimkern.models.heads import DecodesPartly, Head, HeadConfig, Prediction
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
-from bimkern.ops import masked_loss
+from bimkern.ops import masked_loss, restore_tokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,6 +85,11 @@ class Method:
                 f"Method: {masker} needs an encoder with {embedding.needs}(), which {encoder.__name__} has not"
             )
         if not embedding.drops:
+            if any(map(_decodes_partly, self.heads)):
+                raise ValueError(
+                    f"Method: {masker} lets all patches enter the encoder, and a head that decodes some of the masked "
+                    f"ones needs a mask that leaves them out; set share to 1 and attends to all"
+                )
             return
         for head in self.heads:
             if not head.restores:
@@ -126,10 +133,21 @@ class Method:
         number = self.layer_group(name).number
         return next(k for k, tap in enumerate(self.taps) if number <= tap + 1)
 
-    def views(self, draw_ids: Tensor, grid: Grid, seed: int) -> list[StageView]:
-        """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches."""
-        views = self.masker.views(draw_ids, grid, len(self.taps), seed)
-        return [view.decoded_on(self.grid(stage, grid)) for stage, view in enumerate(views)]
+    def views(self, draw_ids: Tensor, grid: Grid, seed: int, *, whole: bool = False) -> list[StageView]:
+        """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches.
+
+        With whole, heads decode all that is masked, also where training decodes a share of it.
+        """
+        drawn = self.masker.views(draw_ids, grid, len(self.taps), seed)
+        views = [view.decoded_on(self.grid(stage, grid)) for stage, view in enumerate(drawn)]
+        for stage, view in enumerate(views):
+            head = self.head(stage)
+            if _decodes_partly(head, whole=whole):
+                visible = next(other.keep for other in drawn if other.masked is view.masked).shape[1]
+                share = 1.0 if whole else head.share
+                counts = {"visible": visible, "stage": stage, "seed": seed}
+                views[stage] = choose(view, self.grid(stage, grid), share, draw_ids, **counts)
+        return views
 
 
 class MIM(nn.Module):
@@ -142,6 +160,7 @@ class MIM(nn.Module):
         """Build the network that a method describes; the teacher is needed where it distills."""
         super().__init__()
         self.method, self.teacher = method, teacher
+        self.recompute = recompute.NONE  # which layers of the encoder run again in the backward pass
         config = method.encoder
         self.encoder: Any = config.module(config)
         self.mask_embedding = method.masker.mask_embedding(config)
@@ -176,16 +195,17 @@ class MIM(nn.Module):
         """The statistics that normalize images, in the dtype of the parameters."""
         return Colors(self.mean, self.std)
 
-    def views(self, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageView]:
+    def views(self, images: Tensor, draw_ids: Tensor, seed: int, *, whole: bool = False) -> list[StageView]:
         """Draw what every stage sees of images [B, C, H, W] whose draw_ids [B], int64, name sample and epoch.
 
+        With whole, heads decode all that is masked: to look at what was learned, rather than to learn.
         An encoder that plans does so on the host, before the device is asked for anything: draw_ids should be on the
         host, or this waits for the device.
         """
         grid = self.method.encoder.level(0).grid(*images.shape[2:])
         plans = self.mask_embedding.drops and isinstance(self.encoder, PlansViews)
         ids = draw_ids.to("cpu" if plans else images.device, non_blocking=not plans)
-        views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed)]
+        views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed, whole=whole)]
         if plans:
             made: dict[int, ViewPlan] = {}
             for keep in (view.keep for view in views):
@@ -235,9 +255,16 @@ class MIM(nn.Module):
                 tokens: Tensor = self.mask_embedding(self.encoder, inputs, view, self.mean, self.std)
             else:
                 tokens = view.enter(inputs, self.method.encoder.num_prefix)
-        for layer in self.stage_layers(stage):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and layer + 1 >= frozen_groups):
-                tokens = self.encoder.run_layer(layer, tokens, view)
+
+        def run(layers: Sequence[int], tokens: Tensor) -> Tensor:
+            for layer in layers:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and layer + 1 >= frozen_groups):
+                    tokens = self.encoder.run_layer(layer, tokens, view)
+            return tokens
+
+        for layers, again in recompute.parts(self.stage_layers(stage), self.recompute):
+            learns = torch.is_grad_enabled() and layers[-1] + 1 >= frozen_groups
+            tokens = recompute.run_again(run, layers, tokens) if again and learns else run(layers, tokens)
         return tokens
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:
@@ -266,9 +293,23 @@ class MIM(nn.Module):
         return head
 
     def predict(self, stage: int, tokens: Tensor, view: StageView) -> Tensor:
-        """Predict every cell from the tokens [B, R+T, D] of a stage: [B, M, P]."""
+        """Predict every cell from the tokens [B, R+T, D] of a stage: [B, M, P]; zero where a head decodes none."""
+        head, grid = self._head(stage), self.method.grid(stage, view.grid)
+        features = self._features(stage, tokens, view)
+        if isinstance(head.pred, Prediction):
+            return _placed(head.pred(features), view, grid)
+        return head.pred(_placed(features, view, grid), grid)
+
+    def _features(self, stage: int, tokens: Tensor, view: StageView) -> Tensor:
+        """Decode all tokens, [B, N, W], or those that the view has chosen, [B, C, W]."""
+        head, grid = self._head(stage), self.method.grid(stage, view.grid)
         shown = view.show(tokens, self.method.encoder.num_prefix)
-        return self._head(stage)(shown, view.decoded, self.method.grid(stage, view.grid))
+        if view.chosen is None:
+            return head.features(shown, view.decoded, grid)
+        partial: Any = head  # as the method has made sure
+        assert view.decoded is not None
+        found: Tensor = partial.chosen_features(shown, view.decoded, view.chosen, grid)
+        return found
 
     def loss(
         self, stage: int, tokens: Tensor, images: Tensor, view: StageView, target: StageTarget, denominator: Tensor
@@ -288,21 +329,39 @@ class MIM(nn.Module):
         grid, num_prefix = method.grid(stage, view.grid), method.encoder.num_prefix
         weights = view.weights(grid)
         merged = method.encoder.level(0).patch / level.patch  # patches a side that a token stands for, inverted
-        features = head.features(view.show(tokens, num_prefix), view.decoded, grid)
+        features = self._features(stage, tokens, view)
         cells = denominator * (scale * merged) ** 2
-        if isinstance(wanted, FusedTarget) and isinstance(head.pred, Prediction):
-            loss = wanted.loss(head.pred(features), images, weights, level.patch, self.colors, cells)
+        is_linear = isinstance(head.pred, Prediction)
+        predicted = _placed(head.pred(features) if is_linear else features, view, grid)
+        if is_linear and isinstance(wanted, FusedTarget):
+            loss = wanted.loss(predicted, images, weights, level.patch, self.colors, cells)
         else:
             vectors = target.vectors
             if vectors is None:
                 vectors = wanted.vectors(images, level.patch, scale, self.colors)
-            loss = head.pred.loss(features, vectors, weights, grid, cells, wanted.kind)
+            if isinstance(head.pred, Prediction):
+                loss = masked_loss(predicted, vectors, weights, wanted.kind, denominator=cells)
+            else:
+                loss = head.pred.loss(predicted, vectors, weights, grid, cells, wanted.kind)
         if target.features is not None and method.distillation is not None:
             projected = self.projections[stage](tokens[:, num_prefix:])
             tokens_masked = denominator * merged**2
             learned = masked_loss(projected, target.features, weights, "l1", denominator=tokens_masked)
             loss = loss + method.distillation.weight * learned
         return loss
+
+
+def _decodes_partly(head: HeadConfig, *, whole: bool = False) -> TypeGuard[DecodesPartly]:
+    """Return whether a head decodes chosen tokens alone, when all that is masked is to be decoded too."""
+    return isinstance(head, DecodesPartly) and (head.attends == "visible" or (head.share < 1 and not whole))
+
+
+def _placed(values: Tensor, view: StageView, grid: Grid) -> Tensor:
+    """Put values of chosen tokens, [B, C, P], in their places among all N of a grid, and zeros elsewhere."""
+    if view.chosen is None:
+        return values
+    zero = values.new_zeros(values.shape[2])
+    return restore_tokens(values, view.chosen, zero, num_tokens=grid[0] * grid[1])
 
 
 def _checked_levels(teacher: Teacher | None, method: Method) -> list[Level]:

@@ -14,7 +14,7 @@ from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import Method
 from bimkern.models.encoder import CountsOperations
 from bimkern.models.heads import DecoderConfig, HeadConfig
-from bimkern.models.layers import layer_flops
+from bimkern.models.layers import cross_layer_flops, layer_flops
 
 
 def prediction_flops(head: HeadConfig, width: int, out_length: int, weights: Tensor) -> int:
@@ -38,9 +38,18 @@ def head_flops(method: Method, stage: int, view: StageView) -> int:
         return prediction_flops(head, level.width, out_length, weights)
     num_tokens = weights.shape[1]
     shown = num_tokens if view.decoded is None else view.decoded.shape[1]
-    entry = 2 * (shown + encoder.num_prefix) * level.width * head.width
-    layer = layer_flops(num_tokens + encoder.num_prefix, head.width, int(head.width * head.mlp_ratio))
-    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
+    context = shown + encoder.num_prefix
+    entry, inner = 2 * context * level.width * head.width, int(head.width * head.mlp_ratio)
+    if view.chosen is None:
+        layer = layer_flops(num_tokens + encoder.num_prefix, head.width, inner)
+        return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
+    chosen = view.chosen.shape[1]
+    if head.attends == "all":
+        layer = layer_flops(context + chosen, head.width, inner)
+    else:
+        layer = cross_layer_flops(chosen, context, head.width, inner)
+    predicted = weights if head.match_scale is not None else weights[:, :chosen]
+    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, predicted)
 
 
 def stage_flops(method: Method, stage: int) -> int:

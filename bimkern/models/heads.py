@@ -1,23 +1,23 @@
 """Heads: from the tokens after a layer of the encoder to a prediction.
 
-Shapes: B images, N tokens, K shown tokens, R prefix tokens, D width of the encoder, W width of the features that are
-decoded, P values predicted a cell, M cells: N times the square of the head's scale.
+Shapes: B images, N tokens, K shown tokens, C chosen tokens, R prefix tokens, D width of the encoder, W width of the
+features that are decoded, P values predicted a cell, M cells: N times the square of the head's scale.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
 from bimkern.models.encoder import Grid
-from bimkern.models.layers import LayerNorm, Linear, TransformerLayer, init_linear
+from bimkern.models.layers import CrossLayer, LayerNorm, Linear, TransformerLayer, init_linear
 from bimkern.models.pos_embed import SinCosPositions
 from bimkern.nn import MatchHead
-from bimkern.ops import masked_loss, restore_tokens
+from bimkern.ops import restore_tokens
 from bimkern.ops.match import SCALES
 
 
@@ -36,6 +36,26 @@ class Head(Protocol):
 
     def __call__(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
         """Predict every cell, [B, M, P]."""
+
+
+class PartialHead(Head, Protocol):
+    """A head that can decode some of the masked tokens alone."""
+
+    def chosen_features(self, tokens: Tensor, decoded: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
+        """Decode the masked tokens chosen [B, C], given the tokens [B, R+K, D] of the patches decoded: [B, C, W]."""
+
+
+@runtime_checkable
+class DecodesPartly(Protocol):
+    """The numbers of a head that may be a PartialHead."""
+
+    @property
+    def share(self) -> float:
+        """Share of the masked tokens that are decoded in training, drawn for every image; 1: all."""
+
+    @property
+    def attends(self) -> "Attends":
+        """What a masked token attends to: all that is decoded, or the visible tokens."""
 
 
 class HeadConfig(Protocol):
@@ -60,23 +80,14 @@ class HeadConfig(Protocol):
         """
 
 
+Attends = Literal["all", "visible"]
+
+
 class Prediction(Linear):
     """One linear layer for every token; called as MatchHead is."""
 
     def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
         return super().forward(features)
-
-    def loss(
-        self,
-        features: Tensor,
-        target: Tensor,
-        mask: Tensor,
-        grid: Grid | None = None,
-        denominator: Tensor | float | None = None,
-        kind: str = "l2",
-    ) -> Tensor:
-        """Average the error over the masked cells: masked_loss."""
-        return masked_loss(self(features), target, mask, kind, denominator=denominator)
 
 
 @pieces.register(HeadConfig)
@@ -94,6 +105,8 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     positions: bool = True
     match_scale: float | None = None  # of the grid that is predicted, against the tokens'; None: a linear prediction
+    share: float = 1.0  # of the masked tokens that are decoded and learned from, drawn for every image and stage
+    attends: Attends = "all"  # visible: masked tokens attend to visible ones alone, which stay as they are
     restores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -104,6 +117,14 @@ class DecoderConfig:
             raise ValueError(f"DecoderConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"DecoderConfig: share must be in (0, 1], got {self.share}")
+        if self.attends not in get_args(Attends):
+            raise ValueError(f"DecoderConfig: attends must be all or visible, got {self.attends!r}")
+        if self.scale < 1 and (self.share < 1 or self.attends == "visible"):
+            raise ValueError(
+                "DecoderConfig: a match_scale of 0.5 reads all tokens; leave share at 1 and attends at all"
+            )
         if self.scale not in SCALES:
             raise ValueError(f"DecoderConfig: match_scale must be one of 4, 2, 1, 0.5, got {self.match_scale}")
 
@@ -154,9 +175,11 @@ class TransformerDecoder(nn.Module):
         self.embed = Linear(in_width, config.width)
         if restores:
             self.mask_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        layer = TransformerLayer if config.attends == "all" else CrossLayer
         self.blocks = nn.ModuleList(
-            TransformerLayer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
+        self.context_norm = LayerNorm(config.width) if config.attends == "visible" else None
         self.norm = LayerNorm(config.width)
         if config.match_scale is None:
             self.pred = Prediction(config.width, out_length)
@@ -181,6 +204,23 @@ class TransformerDecoder(nn.Module):
         for layer in self.blocks:
             x = layer(x)
         return self.norm(x)[:, self.num_prefix :]
+
+    def chosen_features(self, tokens: Tensor, decoded: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
+        x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
+        masked = self.mask_token.to(x.dtype).expand(*chosen.shape, -1)
+        if self.positions is not None:
+            pos = self.positions(grid, x)
+            prefix, shown = x[:, : self.num_prefix], x[:, self.num_prefix :]
+            x, masked = torch.cat([prefix, shown + pos[decoded]], dim=1), masked + pos[chosen]
+        if self.context_norm is None:
+            x = torch.cat([x, masked], dim=1)
+            for layer in self.blocks:
+                x = layer(x)
+            return self.norm(x[:, -chosen.shape[1] :])
+        context = self.context_norm(x)
+        for layer in self.blocks:
+            masked = layer(masked, context)
+        return self.norm(masked)
 
     def forward(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
         return self.pred(self.features(tokens, decoded, grid), grid)

@@ -111,6 +111,24 @@ class Attention(nn.Module):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
 
+class CrossAttention(nn.Module):
+    """Attention of some tokens to others."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_fn: AttentionFn = sdpa
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return what tokens [B, T, D] find in the context [B, K, D]: [B, T, D]."""
+        q = self.q(x).unflatten(-1, (self.num_heads, -1))
+        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return self.proj(self.attention_fn(q, k, v).reshape(x.shape))
+
+
 class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -139,6 +157,24 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class CrossLayer(nn.Module):
+    """A pre-norm transformer layer whose tokens attend to a context, and not to each other.
+
+    Source: Fu et al. 2025, "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), section 3.2.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = CrossAttention(width, num_heads)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), context)
+        return x + self.mlp(self.norm2(x))
 
 
 def init_linear(module: nn.Module) -> None:
@@ -174,6 +210,12 @@ def _set(model: nn.Module, name: str, value: Any) -> None:
     for module in model.modules():
         if hasattr(module, name):
             setattr(module, name, value)
+
+
+def cross_layer_flops(tokens: int, context: int, width: int, hidden: int) -> int:
+    """Count the operations of a CrossLayer's matrix products, as layer_flops does."""
+    products = 2 * tokens * (2 * width**2 + 2 * width * hidden) + 2 * context * 2 * width**2
+    return products + 4 * tokens * context * width
 
 
 def layer_flops(tokens: int, width: int, hidden: int) -> int:

@@ -11,7 +11,7 @@ from bimkern.models.heads import DecoderConfig, HeadConfig
 from bimkern.models.swin import SwinConfig
 from bimkern.models.timm_backbone import Argument, TimmBackboneConfig
 from bimkern.models.vit import ViTConfig
-from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, local
+from bimkern.recipes.bim import FIXED_MASK, GROWING_MASK, bim, light, local
 from bimkern.recipes.combined import bim_hog, bim_swin, growing
 from bimkern.recipes.fastmim import SMALL_DECODER, distilled, fastmim, progressive
 from bimkern.recipes.greenmim import greenmim
@@ -80,6 +80,7 @@ SMALL_RECIPES: tuple[Recipe[Config] | DeferredRecipe, ...] = (
     _small(mae("mae_vit_test", _ENCODER)),
     _small(bim("bim_vit_test", _ENCODER, FIXED_MASK)),
     _small(bim("bim_vit_test_growing", _ENCODER, GROWING_MASK)),
+    _small(light(bim("", _ENCODER, FIXED_MASK), "bim_vit_test_light")),
     _small(simmim("simmim_vit_test", _LARGE_PATCHES)),
     _small(local(simmim("simmim_vit_test", _LARGE_PATCHES), "bim_simmim_vit_test")),
     _small(maskfeat("maskfeat_vit_test", _LARGE_PATCHES)),

@@ -39,6 +39,7 @@ def build(config: Config) -> MIM:
         raise ConfigError(f"{config.recipe} {need} --teacher")
     try:
         model = MIM(config.method, None if path is None else _teacher(path))
+        model.recompute = config.run.recompute
     except TeacherError as error:
         raise ConfigError(f"--teacher {path}: {error}") from error
     except BackboneError as error:

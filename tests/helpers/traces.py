@@ -25,7 +25,8 @@ def traced_once():
     def step(config, *kind):
         if getattr(config.run, "teacher", None) is not None:  # a file, whose content may change
             return trace(config, *kind)
-        key = (getattr(config, "method", config), getattr(config, "stage", None), config.run.precision, *kind)
+        run = config.run
+        key = (getattr(config, "method", config), getattr(config, "stage", None), run.precision, run.recomputed, *kind)
         if key not in known:
             known[key] = _shared(trace, key, partial(trace, config, *kind))
         return known[key]

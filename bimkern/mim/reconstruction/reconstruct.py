@@ -50,7 +50,7 @@ class StageReconstruction:
 def reconstruct(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> list[StageReconstruction]:
     """Predict what is masked of uint8 images [B, C, H, W] from every stage."""
     results, tokens = [], images
-    for stage, view in enumerate(model.views(images, draw_ids, seed)):
+    for stage, view in enumerate(model.views(images, draw_ids, seed, whole=True)):
         tokens = model.encode(stage, tokens, view)
         renderer = renderer_for(model, stage)
         truth = renderer.truth(images)

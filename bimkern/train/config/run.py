@@ -23,6 +23,7 @@ from bimkern.data.step_layout import Phase, StepLayout, lay_out
 from bimkern.distributed import local_rank, world_size
 from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
+from bimkern.mim.recompute import NONE, parse
 from bimkern.mim.schedule import Schedule
 from bimkern.models.attention import AttentionName
 from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
@@ -171,6 +172,11 @@ class RunOptions:
         """Parts in which heads decode a micro-batch."""
         return 1
 
+    @property
+    def recomputed(self) -> str:
+        """Which layers run once more in the backward pass."""
+        return NONE
+
     def in_slices(self, slices: int) -> Self:
         """Return the options with another number of slices, for tasks that have them."""
         assert slices == 1
@@ -190,6 +196,9 @@ class RunConfig(RunOptions):
 
     slices: int = 1
     """Parts in which a head decodes a micro-batch, at most one per image. More parts use less memory."""
+    recompute: str = NONE
+    """Layers of the encoder that keep only their input, and run once more in the backward pass: none, layers (each), a
+    number (so many of every stage), or stages (each at once). Less memory, for at most one more forward pass."""
     teacher: Path | None = None
     """Exported backbone to distill from, for recipes with distillation. Resuming needs the same one, at any path."""
     init: Path | None = None
@@ -206,7 +215,7 @@ class RunConfig(RunOptions):
     result is that of one process, bit for bit."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
-        *("slices", "pipeline"),
+        *("slices", "recompute", "pipeline"),
         *("teacher", "init"),  # their paths; a checkpoint knows their content
         "normalize",  # what it names is method.mean and method.std
     )
@@ -215,6 +224,10 @@ class RunConfig(RunOptions):
         super().__post_init__()
         if self.slices < 1:
             raise ConfigError(f"--slices must be at least 1, got {self.slices}")
+        try:
+            parse(self.recompute)
+        except ValueError as error:
+            raise ConfigError(f"--recompute {error}") from error
         if self.pipeline and self.shard != "none":
             raise ConfigError(
                 f"--pipeline with --shard {self.shard}: each rank has the optimizer's state of its own stage alone; "
@@ -224,6 +237,10 @@ class RunConfig(RunOptions):
     @property
     def num_slices(self) -> int:
         return self.slices
+
+    @property
+    def recomputed(self) -> str:
+        return self.recompute
 
     def in_slices(self, slices: int) -> Self:
         return replace(self, slices=slices)

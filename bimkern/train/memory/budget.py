@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,8 @@ import torch
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
 from bimkern.errors import BimkernError, RunError
-from bimkern.train.config.run import ConfigError, RunConfig, RunOptions, TrainingConfig
+from bimkern.mim import recompute
+from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig
 from bimkern.train.memory.estimate import MemoryEstimate
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
@@ -153,12 +155,14 @@ class FittingOptions:
     batch_size: int | None
     slices: int | None
     micro_batch: int | None
+    recompute: str | None = None
 
     def __str__(self) -> str:
         found = [
             f"{option} {value}"
             for option, value in (
                 ("--slices", self.slices),
+                ("--recompute", self.recompute),
                 ("--micro-batch", self.micro_batch),
                 ("--batch-size", self.batch_size),
             )
@@ -168,7 +172,8 @@ class FittingOptions:
 
 
 def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> FittingOptions:
-    """Find the largest batch that fits and, if the given one does not, the fewest slices or the largest micro-batch.
+    """Find the largest batch that fits and, if the given one does not, what makes it fit at the least cost: the fewest
+    slices, the fewest layers that are recomputed, or the largest micro-batch.
 
     If the given batch fits in several micro-batches, find only the largest micro-batch: a larger batch would just have
     more of them. The search uses lower bounds; the results are verified by their plans.
@@ -202,7 +207,21 @@ def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int)
     if slices is not None:
         peak = cost_of(estimator.peak, "slices")
         slices = next((number for number in range(slices, max_slices + 1) if peak(number) <= limit), None)
-    return FittingOptions(batch_size=batch, slices=slices, micro_batch=best("micro_batch", at_a_time - 1, grow=False))
+    micro_batch = best("micro_batch", at_a_time - 1, grow=False)
+    recomputed = find_recompute(config, estimator, limit)
+    return FittingOptions(batch_size=batch, slices=slices, micro_batch=micro_batch, recompute=recomputed)
+
+
+def find_recompute(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> str | None:
+    """Return the --recompute with the least work that makes a run fit, none if it fits as it is; None if none does."""
+    run = config.run
+    if not (isinstance(config, Config) and isinstance(run, RunConfig)):
+        return None
+    longest = max(b - a for a, b in pairwise((-1, *config.method.taps)))
+    for choice in (recompute.NONE, *map(str, range(1, longest)), recompute.LAYERS):
+        if estimator.peak(replace(config, run=replace(run, recompute=choice))) <= limit:
+            return choice
+    return None
 
 
 def fewest(cost: Callable[[int], int], limit: int, start: int, most: int) -> int | None:

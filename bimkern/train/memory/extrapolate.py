@@ -69,7 +69,7 @@ class Extrapolation:
 
     def __init__(self, device: str = "cpu") -> None:
         self._alignment = ALIGNMENT[device]
-        self._known: dict[tuple[int, bool, int], _Step] = {}
+        self._known: dict[tuple[str, int, bool, int], _Step] = {}
 
     def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
         """Estimate the steps of a segment; all configs passed to one object must differ only in sizes.
@@ -88,9 +88,10 @@ class Extrapolation:
         return self._step(config, segment).static_bytes
 
     def _step(self, config: TrainingConfig, segment: Segment) -> "_Step":
-        key = (segment.image_size, config.run.num_slices > 1, _TRACED if segment.per_step > 1 else 1)
+        size = (segment.image_size, config.run.num_slices > 1, _TRACED if segment.per_step > 1 else 1)
+        key = (config.run.recomputed, *size)
         if key not in self._known:
-            self._known[key] = _Step(config, *key)
+            self._known[key] = _Step(config, *size)
         return self._known[key]
 
 

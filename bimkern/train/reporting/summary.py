@@ -8,6 +8,7 @@ import torch
 from bimkern.data.held_out import are_held_out
 from bimkern.data.source import Listing, title
 from bimkern.data.step_layout import StepLayout
+from bimkern.mim.recompute import described
 from bimkern.mim.schedule import LayerGroup, WarmUp, resolve
 from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneConfig
@@ -84,7 +85,7 @@ def describe(config: Config, images: Listing, loader: str) -> str:
         "loader": loader,
         "parameters": f"{sum(sizes) / 1e6:.2f} M ({', '.join(f'{size / 1e6:.2f}' for size in sizes)} M per stage)",
         "activations": f"{human_bytes(max(peaks))} live at most, with {largest.micro_batch} images of "
-        f"{largest.image_size} px at a time, decoded in slices: {run.slices}",
+        f"{largest.image_size} px at a time, decoded in slices: {run.slices}{described(run.recompute)}",
         "steps": _steps(layout, _sizes(config)),
         "learning rate": f"{run.peak_lr:.3e} at its peak, = {run.base_lr:g} * {run.batch_size} / 256"
         f"{_warmup(config, layout, num_images)}",

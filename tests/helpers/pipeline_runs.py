@@ -1,6 +1,7 @@
 """Runs of two stages, as functions that ranks import."""
 
 import os
+import signal
 from dataclasses import replace
 
 import torch
@@ -71,3 +72,8 @@ def out_of_memory():
 def terminated():
     """Send SIGTERM to this process after three steps."""
     return Terminating(3)()
+
+
+def killed():
+    """Kill this process after eight steps, two behind a checkpoint."""
+    return Terminating(8, signal.SIGKILL)()

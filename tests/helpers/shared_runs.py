@@ -69,17 +69,17 @@ def _on_loss(number, change):
 
 
 class Terminating:
-    """Send SIGTERM to this process after so many steps."""
+    """Send a signal to this process after so many steps."""
 
-    def __init__(self, step):
-        self._step = step
+    def __init__(self, step, number=signal.SIGTERM):
+        self._step, self._number = step, number
 
     def __call__(self):
         return Callbacks(on_step=self._on_step)
 
     def _on_step(self, finished):
         if finished.step == self._step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._number)
 
 
 class Deleting:

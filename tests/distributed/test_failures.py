@@ -133,7 +133,7 @@ def test_a_rank_that_hangs_with_the_store_in_it_ends_the_others(tmp_path):
     ranks = RankProcesses(losing_rank_0, 2, tmp_path, 4)
     ranks.processes[1].join(60)
     reported, took = json.loads((tmp_path / "1.result").read_text())
-    assert not reported  # nobody else may have said it
+    assert not reported  # no other rank may have said it
     assert took < 30
 
 

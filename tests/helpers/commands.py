@@ -22,7 +22,7 @@ class Command(subprocess.Popen):
         leftovers.add(self.kill_all)
 
     def kill_all(self):
-        """Kill it and all processes of its group, also those that outlived it."""
+        """Kill it and all processes of its group, also those that it left behind."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):

@@ -4,6 +4,7 @@ The ViT's patches have 8 pixels: LocalMIM's finest histograms then have cells of
 would be single pixels. Swin's images have 64 pixels, of which the digits are scaled to: masks of 16 then leave 4 x 4.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bimkern.data.augment import RandomResizedCrop
@@ -29,6 +30,7 @@ DEPTH = 4  # of the ViT: one layer a BIM stage
 SWIN_DEPTH = 6
 DEPTHS = tuple(tap + 1 for tap in equal_stages(DEPTH))  # behind the first, second, third and last BIM stage
 SCRATCH, SCRATCH_SWIN = "scratch", "scratch, Swin"
+CHEAPER_BIMS = ("BIM, a quarter", "BIM, a quarter of visible", "BIM, one decoder layer")
 _DECODER_DEPTH = 2  # at most; the papers' are 8 (MAE, BIM) and 1 (LocalMIM, FastMIM)
 WARMUP = 0.1  # of the run, for all: the papers' shares lie between 0.0125 and 0.1
 _AS_THEY_ARE = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
@@ -56,6 +58,7 @@ def methods(side: int) -> dict[str, StudyMethod]:
     configs = {
         "MAE": mae("mae", vit),
         "BIM": bim("bim", vit, FIXED_MASK),
+        **dict(zip(CHEAPER_BIMS, _cheaper(bim("bim", vit, FIXED_MASK)), strict=True)),
         "BIM, growing mask": bim("bim", vit, GROWING_MASK),
         "LocalMIM": of_localmim,
         "LocalMIM, isolated": isolated(of_localmim),
@@ -76,8 +79,9 @@ def methods(side: int) -> dict[str, StudyMethod]:
     ]
     for name, config in configs.items():
         encoder = swin if name.endswith("Swin") else vit
-        depths = DEPTHS if name in ("MAE", "BIM") else (encoder.depth,)
-        found.append(StudyMethod(name=name, encoder=encoder, config=_small(config, encoder), depths=depths))
+        depths = DEPTHS if name in ("MAE", "BIM", *CHEAPER_BIMS) else (encoder.depth,)
+        of = {"rates_of": "BIM"} if name in CHEAPER_BIMS else {}
+        found.append(StudyMethod(name=name, encoder=encoder, config=_small(config, encoder), depths=depths, **of))
     for depth in DEPTHS[:-1]:
         cut = vit.cut(depth)
         config = _small(mae("mae", cut), cut)
@@ -88,6 +92,15 @@ def methods(side: int) -> dict[str, StudyMethod]:
 def alone(depth: int) -> str:
     """Name the MAE of that many layers alone."""
     return f"MAE of {depth} layers"
+
+
+def _cheaper(config: Config) -> Iterator[Config]:
+    """Yield BIM that decodes a quarter of the masked patches, the same with attention to visible ones, and one layer."""
+    (head,) = config.method.heads
+    assert isinstance(head, DecoderConfig)
+    quarter = replace(head, share=0.25)
+    for cheaper in (quarter, replace(quarter, attends="visible"), replace(head, depth=1)):
+        yield replace(config, method=replace(config.method, heads=(cheaper,)))
 
 
 def _small(config: Config, encoder: EncoderConfig) -> Config:

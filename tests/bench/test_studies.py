@@ -13,7 +13,7 @@ from bench.studies import results as files
 from bench.studies.claims import CLAIMS, CRITERION, Claim, half_width, statements
 from bench.studies.digits import Digits
 from bench.studies.loop import InThisProcess, run
-from bench.studies.methods import DEPTH, DEPTHS, SWIN_DEPTH, alone, methods
+from bench.studies.methods import CHEAPER_BIMS, DEPTH, DEPTHS, SWIN_DEPTH, alone, methods
 from bench.studies.rates import RateSearch, best_of
 from bench.studies.study import PIXELS, STUDIES, FineTuning, Result, Study, Trial
 from bench.studies.table import METRICS, at_limit, chosen_rates, lay_out, percent, table_of
@@ -218,7 +218,7 @@ def test_a_finished_study_runs_nothing_again(quick, capsys, monkeypatch):
     assert "digits: 2 steps of 8 images on 60, fine-tuned for 2; 60 held out, chance " in printed
     limited = "LocalMIM (0.002); LocalMIM, fine-tuned (0.002)"
     assert f"No rate beyond these was tried, so that others may be better: {limited}." in printed
-    assert f"Of {len(CLAIMS)} findings of the papers: {len(CLAIMS)} not evaluated." in printed
+    assert f"Of {len(CLAIMS)} statements: {len(CLAIMS)} not evaluated." in printed
     assert (folder / "digits.jsonl").read_bytes() == before
 
 
@@ -272,7 +272,10 @@ def test_methods_are_what_their_names_say():
     known = methods(32)
     of = {name: method.config.method for name, method in known.items() if method.config}
     local = {name for name, method in of.items() if isinstance(method.flow, Local)}
-    assert local == {"BIM", "BIM, growing mask", "LocalMIM, isolated", "BIM, Swin"}
+    assert local == {"BIM", *CHEAPER_BIMS, "BIM, growing mask", "LocalMIM, isolated", "BIM, Swin"}
+    shapes = [(head.depth, head.share, head.attends) for name in ("BIM", *CHEAPER_BIMS) for head in of[name].heads]
+    assert shapes == [(2, 1, "all"), (2, 0.25, "all"), (2, 0.25, "visible"), (1, 1, "all")]
+    assert {known[name].rates_of for name in CHEAPER_BIMS} == {"BIM"}
     assert isinstance(of["LocalMIM"].flow, EndToEnd)
     assert isinstance(of["FastMIM"].masker, BlockPixels)
     assert of["BIM, growing mask"].masker == RandomDrop(ratios=(0.65, 0.70, 0.80, 0.85))
@@ -304,6 +307,9 @@ def table_with(**accuracies):
         ("above", [0.90], "not evaluated"),
         ("level with", [0.79, 0.81, 0.83], "not contradicted"),
         ("level with", [0.90, 0.91, 0.92], "contradicted"),
+        ("no worse than", [0.800, 0.801, 0.802], "shows"),
+        ("no worse than", [0.77, 0.79, 0.81], "within noise"),
+        ("no worse than", [0.70, 0.71, 0.72], "is reversed"),
     ],
 )
 def test_verdicts_follow_the_table(relation, bim, verdict):

@@ -19,8 +19,8 @@ _CONFIDENCE = 0.95
 _MARGIN = 0.015  # of an accuracy: what is worse by less is no worse
 
 CRITERION = f"""\
-A difference counts where the {_CONFIDENCE:.0%} interval of its mean over seeds leaves out zero, or -{100 * _MARGIN:g} points for
-"no worse than"; it speaks of training again on these images, not of other images. A single seed is not evaluated."""
+A difference counts where the {_CONFIDENCE:.0%} interval of its mean over seeds leaves out zero, or for "no worse than"
+-{100 * _MARGIN:g} points; it speaks of training again on these images, not of others. A single seed is not evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)

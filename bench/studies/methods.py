@@ -95,7 +95,7 @@ def alone(depth: int) -> str:
 
 
 def _cheaper(config: Config) -> Iterator[Config]:
-    """Yield BIM that decodes a quarter of the masked patches, the same with attention to visible ones, and one layer."""
+    """Yield BIM that decodes a quarter of the masked patches; that has them attend to visible ones; of one layer."""
     (head,) = config.method.heads
     assert isinstance(head, DecoderConfig)
     quarter = replace(head, share=0.25)

@@ -20,7 +20,7 @@ _MARGIN = 0.015  # of an accuracy: what is worse by less is no worse
 
 CRITERION = f"""\
 A difference counts where the {_CONFIDENCE:.0%} interval of its mean over seeds leaves out zero, or for "no worse than"
--{100 * _MARGIN:g} points; it speaks of training again on these images, not of others. A single seed is not evaluated."""
+-{100 * _MARGIN:g} points. It is about training again on these images, not others. A single seed is not evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,14 +180,17 @@ def _is_for_tifffile(file: BinaryIO, how: Decoding) -> bool:
     try:
         with open_image(file) as image:
             mode, tags = image.mode, getattr(image, "tag_v2", {})
-    except BadImage:
+        is_deep = max(tags.get(_BITS, (1,))) > _LEVEL_BITS
+        is_inverted = tags.get(_COLORS) == _WHITE_IS_ZERO  # which Pillow regards in 8 bits alone
+    except OutOfResources:
+        raise
+    except Exception as error:  # Pillow may raise anything on invalid tags
+        reason_of(error)  # unless it is not the image's fault
         return True
     finally:
         file.seek(0)
-    is_deep = max(tags.get(_BITS, (1,))) > _LEVEL_BITS
     if not how.is_converted:
         return is_deep or mode != _AS_STORED.get(how.channels)
-    is_inverted = tags.get(_COLORS) == _WHITE_IS_ZERO  # which Pillow regards in 8 bits alone
     return is_deep and (mode == "I" or mode not in _DEEP or is_inverted)
 
 

@@ -1,6 +1,7 @@
 """Images of more than 8 bits, and of several bands in TIFFs: read by a stated range, the same from every source."""
 
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from io import BytesIO
 
@@ -193,6 +194,19 @@ def test_a_file_that_is_no_such_image_is_named_in_a_line(kind):
     assert "\n" not in str(raised.value)
     if kind == "LZW":
         assert str(raised.value).endswith("the 'imagecodecs' package: pip install 'bimkern[tiff]'")
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow", "bands"])
+def test_whatever_is_wrong_with_a_tiff_it_is_a_bad_image(kind):
+    values, generator = deep(24, 16, channels=5 if kind == "bands" else 3), np.random.default_rng(0)
+    values = values if kind != "shallow" else (values >> 4).astype("u1")
+    content = tiff(values, photometric="minisblack" if kind == "bands" else "rgb", planarconfig="contig")
+    for _ in range(80):
+        damaged = bytearray(content)
+        for at in generator.integers(0, 300, 3):  # header and tags
+            damaged[at] = generator.integers(256)
+        with suppress(BadImage):
+            levels_of(bytes(damaged), 5 if kind == "bands" else 3)
 
 
 def test_no_memory_is_taken_for_what_a_tiff_only_claims(monkeypatch):

@@ -63,7 +63,7 @@ def test_without_equal_histograms_gray_levels_would_tell_photographs_apart(monke
 
 
 def test_an_encoder_can_tell_photographs_apart(tmp_path):
-    study = replace(STUDIES["photographs"], source=Photographs(crops=8), probe_steps=30)
+    study = replace(STUDIES["photographs"], source=Photographs(crops=16), probe_steps=100)
     result = run_trial(study, Trial(method="scratch"), tmp_path)
     assert max(result.linear.values()) > 3 * result.chance  # even one that was not trained
 

@@ -235,6 +235,8 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
     try:
         group = Group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
+        if dist.is_initialized():  # and one of the further connections was refused
+            dist.destroy_process_group()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise RanksError(

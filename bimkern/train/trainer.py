@@ -292,6 +292,8 @@ class Trainer:
         extended = extends(self.config, before, saved.step, num_images, str(path))
         try:
             self._load(saved)
+        except BimkernError:  # such as of a rank that is lost
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{what} does not fit ({' '.join(str(error).split())})") from error
         self._extended_at = [*saved.state.get("extended_at", []), *([saved.step] if extended else [])]

@@ -5,16 +5,33 @@ import pytest
 from labeled_stripes import write_stripes
 from rank_processes import RankProcesses
 from saved_runs import make_run
-from shared_runs import finetune_with, records
+from shared_runs import finetune_with, finetune_without_memory, records
 
 
-def test_ranks_fine_tune_what_one_process_does(tmp_path):
-    given = write_stripes(tmp_path / "data"), tmp_path / "backbone"
-    make_run(tmp_path / "backbone", "mae_vit_test")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Return labeled images, a run with an encoder, and the accuracy and losses of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    given = write_stripes(folder / "data"), folder / "backbone"
+    make_run(folder / "backbone", "mae_vit_test")
+    return given, finetune_with(*given, folder / "one"), losses(folder / "one")
+
+
+def losses(folder):
+    return np.asarray([record["loss"] for record in records(folder)])
+
+
+def test_ranks_fine_tune_what_one_process_does(alone, tmp_path):
+    given, accuracy, expected = alone
     ranks = RankProcesses(finetune_with, 2, tmp_path / "output", *given, tmp_path / "two")
-    accuracy = finetune_with(*given, tmp_path / "one")
     assert ranks.results() == [accuracy] * 2
-    one, two = (records(tmp_path / name) for name in ("one", "two"))
-    assert np.asarray([record["loss"] for record in two]) == pytest.approx(
-        np.asarray([record["loss"] for record in one]), rel=1e-5
-    )
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_rank_without_memory_has_all_take_smaller_micro_batches(alone, tmp_path, number):
+    given, accuracy, expected = alone
+    ranks = RankProcesses(finetune_without_memory, 2, tmp_path / "output", number, *given, tmp_path / "two")
+    assert ranks.results() == [accuracy] * 2
+    assert "continuing with --micro-batch 2, the batch stays" in "".join(ranks.stderr())
+    assert losses(tmp_path / "two")[-1] == pytest.approx(expected[-1], rel=1e-4)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.mim.model import MIM
 from bimkern.mim.stages import equal_stages
-from bimkern.train.callbacks import NO_CALLBACKS
+from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.run import run
 from bimkern.train.trainer import Trainer
 from bimkern.training_command import run_command
@@ -75,5 +76,10 @@ def terminated():
 
 
 def killed():
-    """Kill this process after eight steps, two behind a checkpoint."""
-    return Terminating(8, signal.SIGKILL)()
+    """Kill this process after eleven steps, some behind a save."""
+    return Terminating(11, signal.SIGKILL)()
+
+
+def slow():
+    """Take more than a second for every step behind the first checkpoint."""
+    return Callbacks(on_step=lambda finished: time.sleep(1.2 if finished.step >= OPTIONS["save_every"] else 0))

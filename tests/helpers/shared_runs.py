@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from bimkern.data.source import ImageFolder
 from bimkern.mim.model import MIM
+from bimkern.models.classifier import Classifier
 from bimkern.recipes import RECIPES
 from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train.callbacks import Callbacks
@@ -94,6 +95,20 @@ class Deleting:
     def _on_step(self, finished):
         if finished.step == self._step:
             self._path.unlink()
+
+
+def finetune_without_memory(number, *given):
+    """Fine-tune while the number-th loss of rank 1 asks for more memory than there is; return the accuracy."""
+    plain, calls = Classifier.loss, iter(range(10**6))
+
+    def loss(self, *args):
+        result = plain(self, *args)
+        if isinstance(result, FakeTensor) or os.environ.get("RANK") != "1":
+            return result
+        return result + torch.empty(2**50).sum() if next(calls) == number else result
+
+    Classifier.loss = loss
+    return finetune_with(*given)
 
 
 def finetune_with(data, backbone, out):

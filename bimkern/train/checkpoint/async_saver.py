@@ -123,6 +123,8 @@ class AsyncSaver:
                 logger.warning("%s; training continues, the next save is after %d steps", error, self._every)
             else:
                 self.best, self.saved_step = best, checkpoint.step
+            if not required:
+                self._release()
             self._check()
             self._files_done = True
             if not self._skip_then:
@@ -153,6 +155,9 @@ class AsyncSaver:
                 time.sleep(pause)
             else:
                 return
+
+    def _release(self) -> None:
+        """Let go, in the background, of what the files of a save were written from."""
 
     def written(self) -> list[tuple[int, Path]]:
         """Return the steps and paths of the checkpoints that were written, and for which `then` ended, since last."""

@@ -97,6 +97,8 @@ class Finetuning:
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
+        self._is_behind = False  # whether the average has yet to follow the last update
+        self._ranks = ranks
         self._depth = self.model.encoder.config.depth
         make = adapters.choose(run.optimizer, device)
         parameters = list(self.model.named_parameters())
@@ -117,6 +119,8 @@ class Finetuning:
         epochs = self._layout.num_images() / len(self._images.images)
         top = peak * resolve(self._config.schedule, epochs, peak).factor(progress)
         (update,) = self.updates
+        update.finish()  # of the step before, whose gradients traveled between ranks meanwhile
+        self._follow()
         update.set_rates(lambda group: top * decayed(self._config.layer_decay, group, self._depth))
         loss = torch.zeros(1, device=self._device)
         scope = memory.scope(segment)
@@ -127,13 +131,16 @@ class Finetuning:
             draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
             with scope(f"micro-batch {i + 1}"):
                 error = self.model.loss(images, targets, segment.batch_size)
+                if i == len(batch) - 1:
+                    update.ahead()
                 update.scale(error).backward()
                 loss += error.detach()
                 del error
         with scope("update"):
             update.apply()
-            update.finish()
-        self._follow()
+        self._is_behind = self._average is not None
+        if self._ranks.size == 1:
+            self._follow()
         return StepResult(loss, 0, top)
 
     def conditions(self, index: int) -> dict[str, int]:
@@ -152,6 +159,7 @@ class Finetuning:
             )
 
     def state(self) -> dict[str, Tensor | Streamed]:
+        self._follow()
         state: dict[str, Tensor | Streamed] = {**self.model.state_dict()}
         if self._average is not None:
             state |= {f"{_AVERAGE}{name}": tensor for name, tensor in self._average.state_dict().items()}
@@ -160,6 +168,7 @@ class Finetuning:
     def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         own = {name: read(tensor) for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
         self.model.load_state_dict(own)
+        self._is_behind = False
         if self._average is not None:
             self._average.load_state_dict({name: read(tensors[f"{_AVERAGE}{name}"]) for name in own})
 
@@ -174,6 +183,7 @@ class Finetuning:
 
     def evaluate(self) -> Classified:
         """Classify all held-out images with the averaged weights or, without an average, those that are trained."""
+        self._follow()
         images, config = self._images.held_out, self._config
         batch_size = min(config.run.images_at_a_time, len(images))
         layout = StepLayout.one_epoch(image_size=config.image_size, batch_size=batch_size, num_images=len(images))
@@ -231,9 +241,10 @@ class Finetuning:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the averaged weights toward those that are trained."""
-        if self._average is None:
+        """Move the averaged weights toward those that are trained, once for every update that is finished."""
+        if self._average is None or not self._is_behind:
             return
+        self._is_behind = False
         assert self._config.ema is not None
         average, mine = ([tensor.data for tensor in model.parameters()] for model in (self._average, self.model))
         torch._foreach_lerp_(average, mine, 1 - self._config.ema)

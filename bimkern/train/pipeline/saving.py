@@ -62,6 +62,9 @@ class GatheringSaver(AsyncSaver):
         self._lines.send(torch.tensor([index]), rank)
         return self._lines.receive(torch.empty(shape, dtype=dtype), rank)
 
+    def _release(self) -> None:
+        self._let_go()
+
     def _let_go(self) -> None:
         """Let the other ranks forget their copies."""
         if self._asking:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -173,9 +173,9 @@ class ImageShards:
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         path, state = self._table.shards[shard], self._table.states[shard]
         try:
-            descriptor = _opened(path, state.bytes, state.mtime_ns).number
-            status = os.fstat(descriptor)
-            content = os.pread(descriptor, size, offset)
+            opened = _opened(path, state.bytes, state.mtime_ns)  # named, or another thread's shard might close it
+            status = os.fstat(opened.number)
+            content = os.pread(opened.number, size, offset)
         except OSError as error:
             raise BadImage(f"{path}: {reason_of(error)}") from error
         if (status.st_size, status.st_mtime_ns) != (state.bytes, state.mtime_ns) or len(content) < size:
@@ -272,9 +272,9 @@ class _Descriptor:
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, os may be gone before
         if hasattr(self, "number"):
-            os.close(self.number)
+            close(self.number)
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

@@ -15,6 +15,7 @@ from bimkern.data.pil import PilLoader
 from bimkern.data.source import ImageFolder, SourceError, list_images
 from bimkern.data.sources import parquet
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.per_process import PerProcess
 
 KINDS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", "folder.lmdb", ".parquet", "paths.parquet", ".arrow")
 NEEDS = {".h5": "h5py", ".lmdb": "lmdb", ".parquet": "pyarrow.parquet", ".arrow": "pyarrow"}
@@ -211,6 +212,21 @@ def test_of_parquet_a_bounded_share_is_kept(root, tmp_path, monkeypatch):
     rows = find_source(path).open_rows()
     for i in (0, 11, 5, 0):
         assert rows.read(i) == (root / f"{i:02d}.png").read_bytes()
+
+
+def test_of_several_parquet_files_a_bounded_share_is_kept_in_all(tmp_path, monkeypatch):
+    pa, pq = import_or_skip("pyarrow"), import_or_skip("pyarrow.parquet")
+    size, files = 100_000, range(6)
+    for i in files:
+        table = pa.table({"image": [bytes([10 * i + j]) * size for j in range(3)]})
+        pq.write_table(table, tmp_path / f"{i}.parquet", row_group_size=1)
+    monkeypatch.setattr(parquet, "_CACHED_BYTES", 3 * size)
+    monkeypatch.setattr(parquet, "_groups", PerProcess(parquet._Groups))
+    rows = find_source([tmp_path / f"{i}.parquet" for i in files]).open_rows()
+    before = pa.total_allocated_bytes()
+    for row in (*range(18), 17, 3, 17):
+        assert rows.read(row) == bytes([10 * (row // 3) + row % 3]) * size
+        assert pa.total_allocated_bytes() - before < 4 * size
 
 
 @pytest.mark.parametrize("kind", [".h5", ".lmdb", ".parquet", ".arrow"])

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from bimkern import optional
-from bimkern.data.sources.arrow import Columns, TableRows
+from bimkern.data.sources.arrow import Columns, TableRows, field_of
 from bimkern.data.sources.per_process import PerProcess
 
 _CACHED_BYTES = 128 << 20  # of a process
@@ -41,8 +41,7 @@ class ParquetRows(TableRows):
 
     def column(self, name: str) -> Any:
         column = self._file.read([name]).column(0)
-        _, dot, inner = name.rpartition(".")
-        return column.combine_chunks().field(inner) if dot else column
+        return field_of(column, name.rpartition(".")[2]) if "." in name else column
 
 
 class _Groups:

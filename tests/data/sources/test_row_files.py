@@ -13,7 +13,7 @@ from bimkern.data.check import check
 from bimkern.data.labels import read_labels
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import ImageFolder, SourceError, list_images
-from bimkern.data.sources import parquet
+from bimkern.data.sources import arrow, parquet
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.per_process import PerProcess
 
@@ -204,6 +204,40 @@ def test_tables_without_images_are_refused_and_rows_without_bytes_are_bad(root, 
     assert faults == [None, "its row is empty"]
     with pytest.raises(SourceError, match=r"y.parquet has no column 'c' of encoded images"):
         list_images(find_source(tmp_path / "y.parquet:c"))
+
+
+@pytest.mark.parametrize("kind", [".arrow", ".parquet"])
+def test_paths_of_images_are_read_without_a_copy_of_the_images(tmp_path, kind):
+    pa, size = import_or_skip("pyarrow"), 200_000
+    names = [f"{i:02d}.png" for i in range(LEVELS)]
+    write_table(tmp_path / f"paths{kind}", names, [bytes(size)] * LEVELS, [0] * LEVELS)
+    rows = find_source(tmp_path / f"paths{kind}").open_rows()
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        assert rows.names() == names
+        assert pool.max_memory() < size
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_a_field_of_structs_is_null_where_they_are_and_begins_where_their_slice_does():
+    pa = import_or_skip("pyarrow")
+    paths = pa.array(["a", "b", "c", "d"])
+    structs = pa.StructArray.from_arrays([paths], ["path"], mask=pa.array([False, False, True, False]))
+    column = pa.chunked_array([structs.slice(1), structs.slice(0, 1)])
+    assert arrow.field_of(column, "path").to_pylist() == ["b", None, "d", "a"]
+
+
+def test_paths_that_are_no_text_are_an_error_that_names_the_file(tmp_path):
+    pa = import_or_skip("pyarrow")
+    paths = pa.array([b"\xff.png"]).view(pa.string())
+    table = pa.table({"image": pa.StructArray.from_arrays([pa.array([encoded("PNG")]), paths], ["bytes", "path"])})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(SourceError, match=r"x.arrow cannot be read \(.*0xff"):
+        list_images(find_source(tmp_path / "x.arrow"))
 
 
 def test_of_parquet_a_bounded_share_is_kept(root, tmp_path, monkeypatch):

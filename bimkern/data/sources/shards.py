@@ -22,7 +22,7 @@ from typing import BinaryIO, ClassVar, Self
 import numpy as np
 
 from bimkern import pieces
-from bimkern.data.formats import BadImage, reason_of
+from bimkern.data.formats import START_BYTES, BadImage, reason_of
 from bimkern.data.names import Int64, Names, encoded
 from bimkern.data.reasons import Reasons
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title, why_each_skipped
@@ -105,7 +105,7 @@ class ImageShards:
         vars(self).pop("_table", None)  # the shards may have changed since
         table, faults = self._table, dict[str, str | None]()
         names = table.names.where(~are_dot_files(table.names))
-        found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self.open)
+        found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self._open_start)
         for shard, state in zip(table.shards, table.states, strict=True):
             faults |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
             if state.faults:
@@ -156,6 +156,10 @@ class ImageShards:
                     )
             found[file] = label
         return found
+
+    def _open_start(self, file: str) -> BinaryIO:
+        shard, offset, size = self._table.find(file)
+        return BytesIO(self._read(shard, offset, min(size, START_BYTES)))
 
     def _label(self, member: str) -> str | None:
         try:

@@ -133,6 +133,20 @@ def test_dot_files_are_no_data_and_content_decides_where_the_suffix_does_not(roo
     assert set(listing.others) == {"x.cls", "rest.bin"}
 
 
+def test_of_a_member_without_a_known_suffix_only_the_first_bytes_are_read_to_list_it(root, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "x", (root / "ant" / "00.jpg").read_bytes())
+        add(tar, "rest.bin", bytes(100_000))
+        add(tar, "short", b"x")
+    source = find_source(tmp_path / "x.tar")
+    source.stat("x")  # which makes the index
+    sizes, plain = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: sizes.append(size) or plain(descriptor, size, at))
+    listing = list_images(source)
+    assert (listing.files, set(listing.others)) == (("x",), {"rest.bin", "short"})
+    assert sorted(sizes)[-1] <= 16
+
+
 def test_damaged_parts_are_named_with_shard_and_offset_and_the_rest_is_used(root, shards, caplog, tmp_path):
     """A hostile member, and a last shard that ends in the middle of a member."""
     with tarfile.open(shards[0], "a") as tar:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bimkern import optional, pieces
+from bimkern.data.formats import BadImage
 from bimkern.data.source import Source, SourceError
 from bimkern.data.sources import arrays, arrow, hdf5, lmdb, parquet
 from bimkern.data.sources.folders import files_alone
@@ -63,13 +64,23 @@ class RowFiles(RowImages):
 
     def open_rows(self) -> Rows:
         files = sorted({file for path in self.paths for file in (_in_folder(path) or [path])})
+        found = {}
+        for file in files:
+            with _errors_of(file):
+                found[file] = _stamp_of(file)
+        listed = vars(self).setdefault("_listed", found)  # in the process that a loader's processes are forked from
+        if changed := sorted(path for path in found | listed if found.get(path) != listed.get(path)):
+            raise BadImage(f"{changed[0]} has changed since it was listed")  # its rows may be others
         return Joined([_Stamped(file, self._open(file)) for file in files])
+
+    def files(self) -> dict[str, str | None]:
+        vars(self).pop("_listed", None)
+        return super().files()
 
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()
         try:
             with _errors_of(file):
-                file.stat()
                 return _OPEN[suffix](file, self.key)
         except optional.Unusable as error:
             package, extra = _NEEDS[suffix]
@@ -111,13 +122,18 @@ class _Stamped:
         return self._rows.read(i)
 
     def stat(self, i: int) -> tuple[int, int]:
-        status = self._path.stat()
-        return status.st_size, status.st_mtime_ns
+        return _stamp_of(self._path)
 
     def _label(self, i: int) -> str:
         with _errors_of(self._path):
             label: str = self._rows.label(i)
             return label
+
+
+def _stamp_of(file: Path) -> tuple[int, int]:
+    """Return the bytes and the time of change (ns) of a file."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_folder(folder: Path) -> list[Path]:

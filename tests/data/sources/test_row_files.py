@@ -9,6 +9,7 @@ from bad_files import encoded, picture
 from interop import import_or_skip
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
+from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.labels import read_labels
 from bimkern.data.pil import PilLoader
@@ -282,6 +283,20 @@ def test_a_file_that_changes_is_checked_again(root, tmp_path):
     after = check(list_images(source), workers=0)
     assert before.keys() == after.keys()
     assert all(before[file].digest != after[file].digest for file in before)
+
+
+@pytest.mark.parametrize("what", ["rewritten", "joined by another"])
+def test_a_file_that_changed_when_a_process_opens_it_again_is_a_fault_of_its_images(root, tmp_path, what):
+    """Its rows may be others than those that were listed."""
+    (tmp_path / "tables").mkdir()
+    path = write(root, tmp_path / "tables" / "x.parquet")
+    data = data_of(find_source(path.parent), batch_size=LEVELS)
+    changed = path if what == "rewritten" else path.with_name("a.parquet")
+    write(root, tmp_path / "new.parquet", order=range(LEVELS)[::-1]).replace(changed)
+    with pytest.raises(BadImages) as raised:
+        list(PilLoader(workers=1).batches(data, 0, 1))
+    assert set(raised.value.faults.values()) == {f"{changed} has changed since it was listed"}
+    assert len(raised.value.faults) == LEVELS
 
 
 def test_a_folder_of_images_with_a_table_or_a_shard_beside_them_is_a_folder_of_images(tmp_path):

@@ -40,6 +40,7 @@ OTHER_SUFFIXES = (
     *(".zip", ".tar", ".tgz", ".gz", ".7z", ".mp3", ".wav", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".py", ".sh"),
 )
 REMEDY = "convert images of other formats to JPEG or PNG"
+START_BYTES = 16  # of a file, which tell its format
 MAX_PIXELS = 89_478_485  # of an image, by default: Pillow's own limit
 
 # PIL would also run Ghostscript on a disguised EPS.
@@ -126,7 +127,7 @@ def describe_unknown(file: BinaryIO) -> str:
 
 
 def _start(file: BinaryIO) -> bytes:
-    start = file.read(16)
+    start = file.read(START_BYTES)
     file.seek(0)
     return start
 

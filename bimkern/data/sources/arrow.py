@@ -116,8 +116,12 @@ class ArrowRows(TableRows):
 
     def column(self, name: str) -> Any:
         outer, dot, inner = name.rpartition(".")
-        column = self._table.column(outer if dot else name)
-        return column.combine_chunks().field(inner) if dot else column
+        return field_of(self._table.column(outer), inner) if dot else self._table.column(name)
+
+
+def field_of(column: Any, name: str) -> Any:
+    """Return a field of a column of structs, null where the struct is, without a copy of the other fields."""
+    return column.flatten()[_field_names(column.type).index(name)]
 
 
 def content_of(column: Any, i: int, folder: Path) -> bytes:

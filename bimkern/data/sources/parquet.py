@@ -5,14 +5,17 @@ a row group each: a hundred rows, as Hugging Face's datasets writes them, are be
 """
 
 from collections import OrderedDict
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from bimkern import optional
-from bimkern.data.sources.arrow import Columns, TableRows
+from bimkern.data.sources.arrow import Columns, TableRows, field_of
+from bimkern.data.sources.per_process import PerProcess
 
 _CACHED_BYTES = 128 << 20  # of a process
+_numbers = count()  # of the files that were opened
 
 
 class ParquetRows(TableRows):
@@ -24,20 +27,43 @@ class ParquetRows(TableRows):
         metadata = self._file.metadata
         lengths = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         super().__init__(path, Columns(path, key, self._file.schema_arrow), lengths)
-        self._cached: OrderedDict[int, Any] = OrderedDict()
+        self._number, self._groups = next(_numbers), _groups()
         self._lock = Lock()
 
     def piece(self, number: int) -> Any:
         with self._lock:  # a file of pyarrow is not for several threads
-            if number not in self._cached:
+            group = self._groups.get(self._number, number)
+            if group is None:
                 column = self._file.read_row_group(number, [self._columns.image], use_threads=False).column(0)
-                self._cached[number] = column.combine_chunks()
-                while len(self._cached) > 1 and sum(kept.nbytes for kept in self._cached.values()) > _CACHED_BYTES:
-                    self._cached.popitem(last=False)
-            self._cached.move_to_end(number)
-            return self._cached[number]
+                group = column.combine_chunks()
+                self._groups.put(self._number, number, group)
+            return group
 
     def column(self, name: str) -> Any:
         column = self._file.read([name]).column(0)
-        _, dot, inner = name.rpartition(".")
-        return column.combine_chunks().field(inner) if dot else column
+        return field_of(column, name.rpartition(".")[2]) if "." in name else column
+
+
+class _Groups:
+    """The row groups of all files that were used last, for several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, file: int, number: int) -> Any:
+        with self._lock:
+            if (file, number) in self._kept:
+                self._kept.move_to_end((file, number))
+            return self._kept.get((file, number))
+
+    def put(self, file: int, number: int, group: Any) -> None:
+        with self._lock:
+            self._kept[file, number] = group
+            self._bytes += group.nbytes
+            while len(self._kept) > 1 and self._bytes > _CACHED_BYTES:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+_groups = PerProcess(_Groups)

@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
 from bimkern import optional, pieces
-from bimkern.data.formats import BadImage, reason_of
+from bimkern.data.formats import START_BYTES, BadImage, reason_of
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, why_skipped
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.per_process import PerProcess
@@ -70,21 +70,16 @@ class RemoteImages:
 
     def files(self) -> Mapping[str, str | None]:
         vars(self).pop("_files", None)
-        return {file: why_skipped(file, partial(self.open, file)) for file in self._files if not is_dot_file(file)}
+        return {
+            file: why_skipped(file, partial(self._open_start, file)) for file in self._files if not is_dot_file(file)
+        }
 
     def stat(self, file: str) -> tuple[int, int]:
         found = self._find(file)
         return 1 if found.size is None else found.size, found.time
 
     def open(self, file: str) -> BinaryIO:
-        found = self._find(file)
-        key = f"{self.url}\n{found}"
-        content = self._cache.get(key) if found.time != UNKNOWN_TIME else None
-        if content is None:
-            content = self._fetch(found)
-            if found.time != UNKNOWN_TIME:
-                self._cache.put(key, content)
-        return BytesIO(content)
+        return self._kept(file, "", self._read)
 
     def path(self, file: str) -> None:
         return None
@@ -94,17 +89,38 @@ class RemoteImages:
             raise BadImage("no such file at the address")
         return self._files[file]
 
-    def _fetch(self, file: _File) -> bytes:
-        def read() -> bytes:
-            content: bytes = self._file_system()[0].cat_file(file.path)
-            if file.size is not None and len(content) != file.size:
-                raise EOFError(f"{len(content)} of {file.size} bytes came")
-            return content
+    def _open_start(self, file: str) -> BinaryIO:
+        return self._kept(file, "\nstart", self._read_start)
 
+    def _kept(self, file: str, part: str, read: Callable[[_File], bytes]) -> BinaryIO:
+        """Open a file, or a part of it, as the cache has it; read it where that does not."""
+        found = self._find(file)
+        key = f"{self.url}\n{found}{part}"
+        content = self._cache.get(key) if found.time != UNKNOWN_TIME else None
+        if content is None:
+            try:
+                content = _tried_again(lambda: read(found))
+            except Exception as error:  # whatever the file system raises
+                raise BadImage(f"{found.path} cannot be read ({reason_of(error)})") from error
+            if found.time != UNKNOWN_TIME:
+                self._cache.put(key, content)
+        return BytesIO(content)
+
+    def _read(self, file: _File) -> bytes:
+        content: bytes = self._file_system()[0].cat_file(file.path)
+        return _whole(content, file.size)
+
+    def _read_start(self, file: _File) -> bytes:
+        """Return the first bytes of a file; a server that ignores the range sends all."""
+        if file.size == 0:  # which has no range
+            return b""
         try:
-            return _tried_again(read)
-        except Exception as error:  # whatever the file system raises
-            raise BadImage(f"{file.path} cannot be read ({reason_of(error)})") from error
+            start: bytes = self._file_system()[0].cat_file(file.path, start=0, end=START_BYTES)[:START_BYTES]
+        except _FINAL:
+            raise
+        except Exception:  # it may refuse ranges, or the file be empty
+            return self._read(file)[:START_BYTES]
+        return start if file.size is None else _whole(start, min(file.size, START_BYTES))
 
     @cached_property
     def _files(self) -> dict[str, _File]:
@@ -162,6 +178,13 @@ def _listed(file_system: Any, root: str) -> dict[str, Any]:
     if not found:
         file_system.ls(root)  # which raises an error where find() does not
     return {path: info for path, info in found.items() if info["type"] == "file"}
+
+
+def _whole(content: bytes, size: int | None) -> bytes:
+    """Return what was read, if it has the size that it must have; None: any."""
+    if size is not None and len(content) != size:
+        raise EOFError(f"{len(content)} of {size} bytes came")
+    return content
 
 
 def _tried_again(call: Callable[[], T]) -> T:

@@ -1,12 +1,14 @@
 """Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from bimkern import optional, pieces
+from bimkern.data.formats import BadImage
 from bimkern.data.source import Source, SourceError
 from bimkern.data.sources import arrays, arrow, hdf5, lmdb, parquet
 from bimkern.data.sources.folders import files_alone
@@ -62,22 +64,40 @@ class RowFiles(RowImages):
 
     def open_rows(self) -> Rows:
         files = sorted({file for path in self.paths for file in (_in_folder(path) or [path])})
+        found = {}
+        for file in files:
+            with _errors_of(file):
+                found[file] = _stamp_of(file)
+        listed = vars(self).setdefault("_listed", found)  # in the process that a loader's processes are forked from
+        if changed := sorted(path for path in found | listed if found.get(path) != listed.get(path)):
+            raise BadImage(f"{changed[0]} has changed since it was listed")  # its rows may be others
         return Joined([_Stamped(file, self._open(file)) for file in files])
+
+    def files(self) -> dict[str, str | None]:
+        vars(self).pop("_listed", None)
+        return super().files()
 
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()
         try:
-            file.stat()
-            return _OPEN[suffix](file, self.key)
+            with _errors_of(file):
+                return _OPEN[suffix](file, self.key)
         except optional.Unusable as error:
             package, extra = _NEEDS[suffix]
             remedy = f"pip install 'bimkern[{extra}]'"
             raise SourceError(f"{file}: {suffix} files need {package} ({error}); {remedy}") from error
-        except SourceError:
-            raise
-        except Exception as error:  # whatever the library of the format raises
-            reason = getattr(error, "strerror", None) or optional.first_line(error)
-            raise SourceError(f"{file} cannot be read ({reason})") from error
+
+
+@contextmanager
+def _errors_of(file: Path) -> Iterator[None]:
+    """Turn what the library of a format raises into a SourceError that names the file."""
+    try:
+        yield
+    except (SourceError, optional.Unusable):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or optional.first_line(error)
+        raise SourceError(f"{file} cannot be read ({reason})") from error
 
 
 class _Stamped:
@@ -85,21 +105,35 @@ class _Stamped:
 
     def __init__(self, path: Path, rows: Any) -> None:
         self._path, self._rows = path, rows
-        self.names = getattr(rows, "names", list)
         self.survives_fork = getattr(rows, "survives_fork", False)
         self.dtype = getattr(rows, "dtype", None)
         if hasattr(rows, "label"):
-            self.label = rows.label
+            self.label = self._label
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def names(self) -> list[str]:
+        with _errors_of(self._path):
+            names: list[str] = getattr(self._rows, "names", list)()
+            return names
 
     def read(self, i: int) -> Any:
         return self._rows.read(i)
 
     def stat(self, i: int) -> tuple[int, int]:
-        status = self._path.stat()
-        return status.st_size, status.st_mtime_ns
+        return _stamp_of(self._path)
+
+    def _label(self, i: int) -> str:
+        with _errors_of(self._path):
+            label: str = self._rows.label(i)
+            return label
+
+
+def _stamp_of(file: Path) -> tuple[int, int]:
+    """Return the bytes and the time of change (ns) of a file."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_folder(folder: Path) -> list[Path]:

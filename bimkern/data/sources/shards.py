@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -22,7 +22,7 @@ from typing import BinaryIO, ClassVar, Self
 import numpy as np
 
 from bimkern import pieces
-from bimkern.data.formats import BadImage, reason_of
+from bimkern.data.formats import START_BYTES, BadImage, reason_of
 from bimkern.data.names import Int64, Names, encoded
 from bimkern.data.reasons import Reasons
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title, why_each_skipped
@@ -105,7 +105,7 @@ class ImageShards:
         vars(self).pop("_table", None)  # the shards may have changed since
         table, faults = self._table, dict[str, str | None]()
         names = table.names.where(~are_dot_files(table.names))
-        found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self.open)
+        found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self._open_start)
         for shard, state in zip(table.shards, table.states, strict=True):
             faults |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
             if state.faults:
@@ -157,6 +157,10 @@ class ImageShards:
             found[file] = label
         return found
 
+    def _open_start(self, file: str) -> BinaryIO:
+        shard, offset, size = self._table.find(file)
+        return BytesIO(self._read(shard, offset, min(size, START_BYTES)))
+
     def _label(self, member: str) -> str | None:
         try:
             content = self._read(*self._table.find(member))
@@ -173,9 +177,9 @@ class ImageShards:
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         path, state = self._table.shards[shard], self._table.states[shard]
         try:
-            descriptor = _opened(path, state.bytes, state.mtime_ns).number
-            status = os.fstat(descriptor)
-            content = os.pread(descriptor, size, offset)
+            opened = _opened(path, state.bytes, state.mtime_ns)  # named, or another thread's shard might close it
+            status = os.fstat(opened.number)
+            content = os.pread(opened.number, size, offset)
         except OSError as error:
             raise BadImage(f"{path}: {reason_of(error)}") from error
         if (status.st_size, status.st_mtime_ns) != (state.bytes, state.mtime_ns) or len(content) < size:
@@ -272,9 +276,9 @@ class _Descriptor:
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, os may be gone before
         if hasattr(self, "number"):
-            os.close(self.number)
+            close(self.number)
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

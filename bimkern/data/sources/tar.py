@@ -31,6 +31,8 @@ _REFUSED = {
 }
 _LONG_NAME, _LONG_LINK, _PAX, _SOLARIS_PAX, _GLOBAL_PAX = b"LKxXg"
 _PAX_RECORD = re.compile(rb"(\d+) ")
+_OCTAL = re.compile(rb"[0-7]*")
+_LONGEST_DECIMAL = 20  # digits
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class _Scan:
 
     def _read(self, at: int, size: int) -> bytes:
         """Return bytes, fewer where the file ends."""
+        if at >= self._length:  # perhaps further than pread() can say
+            return b""
         begin = at - self._start
         if begin < 0 or begin + size > len(self._window):
             self._window, self._start, begin = os.pread(self._descriptor, max(size, _WINDOW), at), at, 0
@@ -180,14 +184,14 @@ def _number(digits: bytes) -> int:
     """Read an octal number, or one in base 256, which is marked by its first bit."""
     if digits[0] == 0x80:
         return int.from_bytes(digits[1:])
-    try:
-        return int(digits.partition(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        raise DamagedHeader("a header with an invalid number") from None
+    octal = digits.partition(b"\0")[0].strip()
+    if not _OCTAL.fullmatch(octal):  # int() would also take a sign, which makes a size negative
+        raise DamagedHeader("a header with an invalid number")
+    return int(octal or b"0", 8)
 
 
 def _decimal(digits: bytes) -> int:
-    if not digits.isdigit():
+    if not digits.isdigit() or len(digits) > _LONGEST_DECIMAL:  # int() refuses thousands
         raise DamagedHeader("an invalid size in extended attributes")
     return int(digits)
 
@@ -203,7 +207,7 @@ def _records(content: bytes) -> dict[bytes, bytes]:
     """Read extended attributes: lines of their own length, a key and a value."""
     found, at = {}, 0
     while match := _PAX_RECORD.match(content, at):
-        end = at + int(match[1])
+        end = at + _decimal(match[1])
         key, equals, value = content[match.end() : end - 1].partition(b"=")
         if not equals or end <= at or content[end - 1 : end] != b"\n":
             raise DamagedHeader("invalid extended attributes")

@@ -158,6 +158,37 @@ def test_what_was_read_is_kept_until_it_changes(memory, monkeypatch):
     assert reads == [name]
 
 
+@pytest.mark.parametrize("ranges", ["honoured", "ignored", "refused"])
+def test_of_a_file_without_a_known_suffix_the_first_bytes_are_asked_for(root, memory, monkeypatch, ranges):
+    content, asked, plain = (root / "ant" / "00.jpg").read_bytes(), [], memory.cat_file
+    for name, value in (("photo", content), ("rest.bin", bytes(1000)), ("short", b"x"), ("empty", b"")):
+        memory().pipe(f"/bucket/odd/{name}", value)
+
+    def cat_file(self, path, start=None, end=None, **options):
+        asked.append((path.rpartition("/")[2], start, end))
+        if ranges == "refused" and end is not None:
+            raise OSError("416 Range Not Satisfiable")
+        return plain(self, path, start, end) if ranges == "honoured" else plain(self, path)
+
+    monkeypatch.setattr(memory, "cat_file", cat_file)
+    for _ in range(2):  # the second from the cache
+        listing = list_images(find_source(Path("memory://bucket/odd")))
+        assert (listing.files, set(listing.others)) == (("photo",), {"rest.bin", "short", "empty"})
+    whole = {(name, None, None) for name in ("photo", "rest.bin", "short")} if ranges == "refused" else set()
+    assert set(asked) == {(name, 0, 16) for name in ("photo", "rest.bin", "short")} | whole
+    assert len(asked) == len(set(asked))
+    with open_in(listing.source, "photo") as file:
+        assert file.read() == content
+
+
+def test_an_empty_file_of_unknown_size_on_a_server_is_no_image(root, server):
+    (root / "ant" / "empty").write_bytes(b"")
+    (root / "ant" / "photo").write_bytes((root / "ant" / "00.jpg").read_bytes())
+    listing = list_images(find_source(url_of(server)))
+    assert "ant/photo" in listing.files
+    assert "not a JPEG" in listing.others["ant/empty"]
+
+
 def test_an_address_of_a_local_file_is_its_path(root):
     source = find_source(Path(f"file://{root}"))
     assert (type(source), source.paths) == (ImageFolder, (root,))

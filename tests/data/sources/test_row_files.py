@@ -9,12 +9,14 @@ from bad_files import encoded, picture
 from interop import import_or_skip
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
+from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.labels import read_labels
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import ImageFolder, SourceError, list_images
-from bimkern.data.sources import parquet
+from bimkern.data.sources import arrow, parquet
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.per_process import PerProcess
 
 KINDS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", "folder.lmdb", ".parquet", "paths.parquet", ".arrow")
 NEEDS = {".h5": "h5py", ".lmdb": "lmdb", ".parquet": "pyarrow.parquet", ".arrow": "pyarrow"}
@@ -205,12 +207,61 @@ def test_tables_without_images_are_refused_and_rows_without_bytes_are_bad(root, 
         list_images(find_source(tmp_path / "y.parquet:c"))
 
 
+@pytest.mark.parametrize("kind", [".arrow", ".parquet"])
+def test_paths_of_images_are_read_without_a_copy_of_the_images(tmp_path, kind):
+    pa, size = import_or_skip("pyarrow"), 200_000
+    names = [f"{i:02d}.png" for i in range(LEVELS)]
+    write_table(tmp_path / f"paths{kind}", names, [bytes(size)] * LEVELS, [0] * LEVELS)
+    rows = find_source(tmp_path / f"paths{kind}").open_rows()
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        assert rows.names() == names
+        assert pool.max_memory() < size
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_a_field_of_structs_is_null_where_they_are_and_begins_where_their_slice_does():
+    pa = import_or_skip("pyarrow")
+    paths = pa.array(["a", "b", "c", "d"])
+    structs = pa.StructArray.from_arrays([paths], ["path"], mask=pa.array([False, False, True, False]))
+    column = pa.chunked_array([structs.slice(1), structs.slice(0, 1)])
+    assert arrow.field_of(column, "path").to_pylist() == ["b", None, "d", "a"]
+
+
+def test_paths_that_are_no_text_are_an_error_that_names_the_file(tmp_path):
+    pa = import_or_skip("pyarrow")
+    paths = pa.array([b"\xff.png"]).view(pa.string())
+    table = pa.table({"image": pa.StructArray.from_arrays([pa.array([encoded("PNG")]), paths], ["bytes", "path"])})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(SourceError, match=r"x.arrow cannot be read \(.*0xff"):
+        list_images(find_source(tmp_path / "x.arrow"))
+
+
 def test_of_parquet_a_bounded_share_is_kept(root, tmp_path, monkeypatch):
     path = write(root, tmp_path / "x.parquet")
     monkeypatch.setattr(parquet, "_CACHED_BYTES", 1)
     rows = find_source(path).open_rows()
     for i in (0, 11, 5, 0):
         assert rows.read(i) == (root / f"{i:02d}.png").read_bytes()
+
+
+def test_of_several_parquet_files_a_bounded_share_is_kept_in_all(tmp_path, monkeypatch):
+    pa, pq = import_or_skip("pyarrow"), import_or_skip("pyarrow.parquet")
+    size, files = 100_000, range(6)
+    for i in files:
+        table = pa.table({"image": [bytes([10 * i + j]) * size for j in range(3)]})
+        pq.write_table(table, tmp_path / f"{i}.parquet", row_group_size=1)
+    monkeypatch.setattr(parquet, "_CACHED_BYTES", 3 * size)
+    monkeypatch.setattr(parquet, "_groups", PerProcess(parquet._Groups))
+    rows = find_source([tmp_path / f"{i}.parquet" for i in files]).open_rows()
+    before = pa.total_allocated_bytes()
+    for row in (*range(18), 17, 3, 17):
+        assert rows.read(row) == bytes([10 * (row // 3) + row % 3]) * size
+        assert pa.total_allocated_bytes() - before < 4 * size
 
 
 @pytest.mark.parametrize("kind", [".h5", ".lmdb", ".parquet", ".arrow"])
@@ -232,6 +283,20 @@ def test_a_file_that_changes_is_checked_again(root, tmp_path):
     after = check(list_images(source), workers=0)
     assert before.keys() == after.keys()
     assert all(before[file].digest != after[file].digest for file in before)
+
+
+@pytest.mark.parametrize("what", ["rewritten", "joined by another"])
+def test_a_file_that_changed_when_a_process_opens_it_again_is_a_fault_of_its_images(root, tmp_path, what):
+    """Its rows may be others than those that were listed."""
+    (tmp_path / "tables").mkdir()
+    path = write(root, tmp_path / "tables" / "x.parquet")
+    data = data_of(find_source(path.parent), batch_size=LEVELS)
+    changed = path if what == "rewritten" else path.with_name("a.parquet")
+    write(root, tmp_path / "new.parquet", order=range(LEVELS)[::-1]).replace(changed)
+    with pytest.raises(BadImages) as raised:
+        list(PilLoader(workers=1).batches(data, 0, 1))
+    assert set(raised.value.faults.values()) == {f"{changed} has changed since it was listed"}
+    assert len(raised.value.faults) == LEVELS
 
 
 def test_a_folder_of_images_with_a_table_or_a_shard_beside_them_is_a_folder_of_images(tmp_path):

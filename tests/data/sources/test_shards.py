@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
 from bimkern.data.sources.find import find_source
-from bimkern.data.sources.shards import ImageShards
+from bimkern.data.sources.shards import _OPEN_SHARDS, ImageShards, _opened
 
 
 @pytest.fixture
@@ -132,6 +133,20 @@ def test_dot_files_are_no_data_and_content_decides_where_the_suffix_does_not(roo
     assert set(listing.others) == {"x.cls", "rest.bin"}
 
 
+def test_of_a_member_without_a_known_suffix_only_the_first_bytes_are_read_to_list_it(root, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "x", (root / "ant" / "00.jpg").read_bytes())
+        add(tar, "rest.bin", bytes(100_000))
+        add(tar, "short", b"x")
+    source = find_source(tmp_path / "x.tar")
+    source.stat("x")  # which makes the index
+    sizes, plain = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: sizes.append(size) or plain(descriptor, size, at))
+    listing = list_images(source)
+    assert (listing.files, set(listing.others)) == (("x",), {"rest.bin", "short"})
+    assert sorted(sizes)[-1] <= 16
+
+
 def test_damaged_parts_are_named_with_shard_and_offset_and_the_rest_is_used(root, shards, caplog, tmp_path):
     """A hostile member, and a last shard that ends in the middle of a member."""
     with tarfile.open(shards[0], "a") as tar:
@@ -170,19 +185,44 @@ def test_a_member_that_is_gone_is_a_bad_image(shards):
         open_in(find_source(shards[0].parent), "missing.jpg")
 
 
-def test_more_shards_than_a_process_keeps_open(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("bimkern.data.sources.shards._OPEN_SHARDS", 2)
+def write_one_member_each(folder, contents):
+    for i, content in enumerate(contents):
+        with tarfile.open(folder / f"{i}.tar", "w") as tar:
+            add(tar, f"{i:02d}.jpg", content)
+    return find_source(folder / "*.tar")
+
+
+def test_more_shards_than_a_process_keeps_open(root, tmp_path):
     photo = (root / "ant" / "00.jpg").read_bytes()
-    for i in range(70):
-        with tarfile.open(tmp_path / f"{i}.tar", "w") as tar:
-            add(tar, f"{i:02d}.jpg", photo)
-    source = find_source(tmp_path / "*.tar")
+    source = write_one_member_each(tmp_path, [photo] * (_OPEN_SHARDS + 6))
+    _opened.cache_clear()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         for file in list_images(source).files:
             with open_in(source, file) as opened:
                 assert opened.read() == photo
-    assert len(os.listdir("/proc/self/fd")) - before <= 64
+    assert len(os.listdir("/proc/self/fd")) - before <= _OPEN_SHARDS
+
+
+def test_a_shard_stays_open_while_it_is_read_whatever_other_threads_open(tmp_path, monkeypatch):
+    """Whatever shards are opened between two calls of a read, it gets the bytes of its own."""
+    source = write_one_member_each(tmp_path, [b"%02d" % i for i in range(_OPEN_SHARDS + 6)])
+    files, others, plain = list_images(source).files, [], os.pread
+
+    def read(file):
+        with open_in(source, file) as opened:
+            return opened.read()
+
+    def pread(descriptor, size, offset):
+        if not others:
+            others.append(None)
+            with ThreadPoolExecutor(7) as pool:
+                others[:] = pool.map(read, files[1:])
+        return plain(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert read(files[0]) == b"00"
+    assert others == [file[:2].encode() for file in files[1:]]
 
 
 def test_a_million_members_take_less_than_200_mb(tmp_path):

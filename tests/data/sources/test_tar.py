@@ -11,7 +11,7 @@ import pytest
 from source_forms import add
 
 from bimkern.data.names import Names
-from bimkern.data.sources.tar import BLOCK, scan
+from bimkern.data.sources.tar import BLOCK, DamagedHeader, _number, scan
 from bimkern.data.sources.tar_index import read_index
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -32,6 +32,12 @@ def as_tarfile_lists(path):
 def write(path, names, format=tarfile.GNU_FORMAT, **options):
     with tarfile.open(path, "w", format=format, **options) as tar:
         return [add(tar, name, name.encode("utf-8", "surrogateescape") * 40) for name in names]
+
+
+def with_checksum(header):
+    """Return a header with the checksum of what it says."""
+    header = header[:148] + b" " * 8 + header[156:]
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
 
 def random_names(rng, longest):
@@ -64,8 +70,7 @@ def test_names_that_are_split_in_ustar_global_attributes_and_sizes_in_base_256(t
     write(tmp_path / "y.tar", ["a/" * 70 + "x.jpg"], tarfile.USTAR_FORMAT)
     content = bytearray((tmp_path / "y.tar").read_bytes())
     content[124:136] = b"\x80" + listed(tmp_path / "y.tar")[0][2].to_bytes(11)
-    content[148:156] = b" " * 8
-    content[148:156] = b"%06o\0 " % sum(content[:BLOCK])
+    content[:BLOCK] = with_checksum(content[:BLOCK])
     (tmp_path / "z.tar").write_bytes(content)
     for name in ("x.tar", "y.tar", "z.tar"):
         assert listed(tmp_path / name) == as_tarfile_lists(tmp_path / name) != []
@@ -151,14 +156,55 @@ def test_behind_a_damaged_header_the_others_are_found(tmp_path, at, wrong, reaso
     header = content[offsets[1] : offsets[1] + BLOCK]
     header[at : at + len(wrong)] = wrong
     if reason.startswith("truncated"):
-        header[148:156] = b" " * 8
-        header[148:156] = b"%06o\0 " % sum(header)
+        header = with_checksum(header)
     content[offsets[1] : offsets[1] + BLOCK] = header
     (tmp_path / "x.tar").write_bytes(content)
     assert listed(tmp_path / "x.tar") == [whole[0], *whole[2:]]
     (fault,) = scan(tmp_path / "x.tar").faults
     assert fault.offset == offsets[1]
     assert fault.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("digits", [b"-0000000001\0", b"-777\0", b"+7\0", b"0_7\0", b"0o7\0", b"9\0", b"\xff" * 12])
+def test_a_number_that_is_not_octal_is_a_damaged_header(digits):
+    """With a negative size, a scan would go backwards."""
+    with pytest.raises(DamagedHeader, match="a header with an invalid number"):
+        _number(digits)
+
+
+@pytest.mark.parametrize("size", [b"-0000000001\0", b"-0000002000\0"])
+def test_behind_a_negative_size_the_others_are_found(tmp_path, size):
+    offsets = write(tmp_path / "x.tar", ["a.jpg", "b.jpg", "c.jpg"])
+    whole = listed(tmp_path / "x.tar")
+    content = (tmp_path / "x.tar").read_bytes()
+    header = content[offsets[1] : offsets[1] + BLOCK]
+    header = with_checksum(header[:124] + size + header[136:])
+    (tmp_path / "x.tar").write_bytes(content[: offsets[1]] + header + content[offsets[1] + BLOCK :])
+    assert listed(tmp_path / "x.tar") == [whole[0], whole[2]]
+    (fault,) = scan(tmp_path / "x.tar").faults
+    assert (fault.offset, fault.reason) == (offsets[1], "a header with an invalid number")
+
+
+@pytest.mark.parametrize("record", [b"9" * 21 + b" size=1\n", b"32 size=" + b"1" * 23 + b"\n"], ids=["length", "size"])
+def test_numbers_of_many_digits_in_extended_attributes_are_damage(tmp_path, record):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        at = add(tar, "attributes", record, type=tarfile.XHDTYPE)
+        add(tar, "a.jpg", b"1")
+        add(tar, "b.jpg", b"1")
+    assert listed(tmp_path / "x.tar")[-1][0] == "b.jpg"
+    fault = scan(tmp_path / "x.tar").faults[0]
+    assert fault.offset in (at, at + 2 * BLOCK)
+    assert fault.reason == "an invalid size in extended attributes"
+
+
+def test_a_size_beyond_all_files_ends_the_scan(tmp_path):
+    write(tmp_path / "x.tar", ["a.jpg"])
+    content = (tmp_path / "x.tar").read_bytes()
+    size = b"\x80" + (1 << 80).to_bytes(11)
+    header = with_checksum(content[:124] + size + content[136:156] + b"V" + content[157:BLOCK])
+    (tmp_path / "x.tar").write_bytes(header + content[BLOCK:])
+    assert listed(tmp_path / "x.tar") == []
+    assert scan(tmp_path / "x.tar").faults[0].reason == "of tar's type 'V', not a file"
 
 
 def test_random_damage_never_gives_a_member_that_lies_outside(tmp_path):

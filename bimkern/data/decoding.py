@@ -54,6 +54,9 @@ class Decoding:
 
     def __post_init__(self) -> None:
         refuse_range(self.range)
+        if self.range is not None and self.range != "dtype":
+            low, high = self.range
+            object.__setattr__(self, "range", (float(low), float(high)))  # so that equal ones have the same text
         if self.alpha != "drop" and self.channels not in CONVERTED:
             raise ValueError(
                 f"--alpha {self.alpha} is for gray and RGB: the encoder takes {self.channels} channels as they are "

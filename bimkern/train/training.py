@@ -172,7 +172,7 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
 
 def _kept_in_memory(config: TrainingConfig, images: FrozenDataset, ranks: Ranks) -> FrozenDataset:
     """Decode the images, of every rank for itself, if they fit."""
-    of_all = [images.images, images.held_out] if images.holds_out else [images.images]
+    of_all = images.parts
     with agreed(ranks):
         needed, available = sum(map(bytes_of, of_all)), available_memory(torch.device("cpu"))
         if needed * local_world_size() > _CACHE_SHARE * available:
@@ -200,7 +200,7 @@ def _workers(config: TrainingConfig) -> int:
 def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
     by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
     of_pil = f"; PIL decodes {by_pil} of the images for it" if by_pil else ""
-    bytes_kept = 0 if images.images.kept is None else bytes_of(images.images)
+    bytes_kept = sum(bytes_of(part) for part in images.parts if part.kept is not None)
     return inputs.loader_choice + of_pil + (f"; {human_bytes(bytes_kept)} decoded in memory" if bytes_kept else "")
 
 

@@ -31,7 +31,8 @@ def read_array(file: BinaryIO, channels: int, stated: Range | None) -> NDArray[A
 
     Raises:
         BadImage: it is no such array, truncated, or too large.
-        OutOfResources: there is no memory for it now.
+        OutOfResources: there is no memory for its header now.
+        Exception: whatever the file raises, or for want of memory (formats.blamed_on_image).
     """
     try:
         read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
@@ -47,17 +48,12 @@ def read_array(file: BinaryIO, channels: int, stated: Range | None) -> NDArray[A
     refuse_too_large(width, height)
     bounds(dtype, stated)
     num_bytes = height * width * count * dtype.itemsize
-    try:
-        start, end = file.tell(), file.seek(0, os.SEEK_END)
-        if end - start < num_bytes:
-            raise BadImage("truncated")
-        file.seek(start)
-        values = np.frombuffer(file.read(num_bytes), dtype=dtype)
-        return values.reshape((height, width, count), order="F" if by_columns else "C")
-    except BadImage:
-        raise
-    except Exception as error:  # a file of a source of the user's own may raise anything
-        raise BadImage(reason_of(error)) from error
+    start, end = file.tell(), file.seek(0, os.SEEK_END)
+    if end - start < num_bytes:
+        raise BadImage("truncated")
+    file.seek(start)
+    values = np.frombuffer(file.read(num_bytes), dtype=dtype)
+    return values.reshape((height, width, count), order="F" if by_columns else "C")
 
 
 def refuse_other_count(count: int, channels: int) -> None:

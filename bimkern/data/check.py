@@ -75,7 +75,8 @@ def images(source: Source, found: Mapping[str, FileCheck], decoding: Decoding = 
 def check_file(source: Source, file: str, decoding: Decoding = RGB) -> FileCheck:
     """Read one file of a source and decode it."""
     try:
-        num_bytes, mtime_ns = source.stat(file)  # before the content: if it changes meanwhile, it is checked again
+        # Before the content: if it changes meanwhile, it is checked again.
+        num_bytes, mtime_ns = map(as_int64, source.stat(file))
         with open_in(source, file) as opened:
             if num_bytes == 0:
                 return FileCheck(fault="empty")
@@ -126,9 +127,9 @@ def _stats(source: Source, found: FileChecks) -> Int64:
         return stats
     stats = np.full((len(found), 2), UNKNOWN_TIME, dtype=np.int64)
     for i in np.flatnonzero(found.sound).tolist():
-        with suppress(OSError, BadImage):
-            num_bytes, mtime_ns = source.stat(found.names[i])
-            stats[i] = num_bytes, as_int64(mtime_ns)
+        with suppress(Exception):  # it is checked again, which says what is wrong
+            num_bytes, mtime_ns = map(as_int64, source.stat(found.names[i]))
+            stats[i] = num_bytes, mtime_ns
     return stats
 
 

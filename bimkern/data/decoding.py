@@ -18,6 +18,7 @@ from bimkern.data.formats import (
     CONVERTED,
     BadImage,
     OutOfResources,
+    blamed_on_image,
     format_of,
     open_file,
     open_image,
@@ -53,6 +54,9 @@ class Decoding:
 
     def __post_init__(self) -> None:
         refuse_range(self.range)
+        if self.range is not None and self.range != "dtype":
+            low, high = self.range
+            object.__setattr__(self, "range", (float(low), float(high)))  # so that equal ones have the same text
         if self.alpha != "drop" and self.channels not in CONVERTED:
             raise ValueError(
                 f"--alpha {self.alpha} is for gray and RGB: the encoder takes {self.channels} channels as they are "
@@ -93,6 +97,7 @@ class Decoded:
         return image
 
 
+@blamed_on_image()
 def stored_size(file: BinaryIO) -> tuple[int, int] | None:
     """Return width and height of an image from its header, not turned; None for an array or a TIFF.
 
@@ -117,6 +122,7 @@ def decode_file(path: Path, reduction: int = 1) -> Decoded:
         return decode(file, reduction)
 
 
+@blamed_on_image()
 def decode(file: BinaryIO, reduction: int = 1, how: Decoding = RGB) -> Decoded:
     """Decode an image.
 
@@ -130,7 +136,8 @@ def decode(file: BinaryIO, reduction: int = 1, how: Decoding = RGB) -> Decoded:
 
     Raises:
         BadImage: it is truncated, of another format, animated, or too large; of more than 8 bits a channel without a
-            range; or it holds other channels than those asked for, and is to be converted neither to gray nor to RGB.
+            range; or it holds other channels than those asked for, and is to be converted neither to gray nor to RGB;
+            or the file raises any other error.
         OutOfResources: there is no memory for it now.
     """
     if is_array(file):
@@ -141,12 +148,7 @@ def decode(file: BinaryIO, reduction: int = 1, how: Decoding = RGB) -> Decoded:
             raise BadImage(f"alpha of more than 8 bits, which --alpha {how.alpha} does not read; convert it to 8")
         return _of_values(bands.values, how, bands.orientation)
     with open_image(file) as image:
-        try:
-            return _decode(image, reduction, how)
-        except (BadImage, OutOfResources):
-            raise
-        except Exception as error:  # a decoder may raise anything on invalid data
-            raise BadImage(reason_of(error)) from error
+        return _decode(image, reduction, how)
 
 
 def _decode(image: ImageFile.ImageFile, reduction: int, how: Decoding) -> Decoded:

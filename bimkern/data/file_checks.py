@@ -184,6 +184,6 @@ class FileChecks(Mapping[str, FileCheck]):
         return cls(names, rows)
 
 
-def as_int64(time: float) -> int:
-    """Return a source's time of change as an integer of 64 bits; a source of the user's own may give any number."""
-    return (int(time) + 2**63) % 2**64 - 2**63
+def as_int64(number: float) -> int:
+    """Return bytes or a time of change as an integer of 64 bits; a source of the user's own may give any number."""
+    return (int(number) + 2**63) % 2**64 - 2**63

@@ -64,6 +64,17 @@ def allow_pixels(limit: int) -> None:
 
 
 @contextmanager
+def blamed_on_image() -> Iterator[None]:
+    """Raise BadImage for every error inside but OutOfResources: decoders and a user's own files may raise anything."""
+    try:
+        yield
+    except (BadImage, OutOfResources):
+        raise
+    except Exception as error:
+        raise BadImage(reason_of(error)) from error
+
+
+@contextmanager
 def pil_settings_kept() -> Iterator[None]:
     """Leave PIL's settings as they were; inside, its warnings are silent: a run lists what is wrong with an image."""
     limit = Image.MAX_IMAGE_PIXELS
@@ -101,10 +112,8 @@ def is_image(file: BinaryIO) -> bool:
     Raises:
         BadImage, OutOfResources: it, or any file, cannot be read now.
     """
-    try:
+    with blamed_on_image():
         return format_of(file) is not None
-    except OSError as error:
-        raise BadImage(reason_of(error)) from error
 
 
 def format_of(file: BinaryIO) -> str | None:
@@ -136,15 +145,13 @@ def open_image(file: BinaryIO) -> ImageFile.ImageFile:
     """Read the header of an image with PIL's plugin for it: Image.open() would swallow why it is refused.
 
     Raises:
-        BadImage: it is of another format, damaged, or too large.
+        BadImage: it is of another format, or too large.
+        Exception: whatever the plugin raises, if it is damaged (blamed_on_image).
     """
     name = format_of(file)
     if name is None:
         raise BadImage(describe_unknown(file))
-    try:
-        image = Image.OPEN[name][0](file, "")
-    except Exception as error:
-        raise BadImage(reason_of(error)) from error
+    image = Image.OPEN[name][0](file, "")
     refuse_too_large(*image.size)
     return image
 

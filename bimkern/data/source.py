@@ -25,10 +25,10 @@ from bimkern.data.formats import (
     SUFFIXES,
     BadImage,
     OutOfResources,
+    blamed_on_image,
     describe_unknown,
     is_image,
     open_file,
-    reason_of,
 )
 from bimkern.data.levels import bounds
 from bimkern.data.names import Int64, Names
@@ -278,12 +278,8 @@ def open_in(source: Source, file: str) -> BinaryIO:
     Raises:
         BadImage, OutOfResources: it, or any file, cannot be read now.
     """
-    try:
+    with blamed_on_image():
         return source.open(file)
-    except (BadImage, OutOfResources):
-        raise
-    except Exception as error:  # a source of the user's own may raise anything
-        raise BadImage(reason_of(error)) from error
 
 
 def title(source: Source) -> str:

@@ -16,6 +16,7 @@ from bimkern.data.workers import WorkerDied, ahead
 _SAMPLE = 2000  # images
 _SEED = 0
 _DIGITS = 4
+_LEVELS = np.arange(256)  # of a pixel: counts of them have exact sums, in memory that does not depend on the size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,9 @@ def _moments(listing: Listing, file: str) -> list[list[float]] | str:
     try:
         with open_in(listing.source, file) as opened:
             planes = decode(opened, how=listing.decoding).planes
-        pixels = np.dstack([np.asarray(plane) for plane in planes]).reshape(-1, listing.channels) / 255
-        return [pixels.mean(axis=0).tolist(), (pixels**2).mean(axis=0).tolist()]
+        counts = np.array([plane.histogram() for plane in planes]).reshape(listing.channels, len(_LEVELS))
+        pixels = counts[0].sum()
+        return [(counts @ _LEVELS / (255 * pixels)).tolist(), (counts @ _LEVELS**2 / (255**2 * pixels)).tolist()]
     except OutOfResources:
         raise
     except BadImage as error:

@@ -149,7 +149,7 @@ def read_images(path: Path, decoding: Decoding = RGB) -> Unlabeled:
         SourceError: it cannot be read, or holds no image.
     """
     source = labeled_images(path)
-    source = source.held_out or source
+    source = source if source.held_out is None else source.held_out
     files = list_images(source, decoding).files
     return Unlabeled(count=len(files), read=_reader(source, files, decoding))
 

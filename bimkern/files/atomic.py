@@ -3,8 +3,10 @@
 They are written under a temporary name, synced to disk, and renamed.
 """
 
+import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,14 +33,20 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file, which replaces `path` on success and is deleted on failure."""
-    scratch = _scratch(path)
+    """Yield a temporary path for a file, which replaces `path` on success and is deleted on failure.
+
+    Several processes may replace one file at once: each writes a temporary file of its own, and the last one stays.
+    """
+    scratch, descriptor = _own_scratch(path)
     try:
         yield scratch
         _publish(scratch, path)
-    finally:
+    except BaseException:  # only then: once published, the temporary name may be another process's
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -89,6 +97,37 @@ def remove_folder(path: Path) -> None:
 
 def _scratch(path: Path) -> Path:
     return path.with_name(f"{_SCRATCH}{path.name}")
+
+
+def _own_scratch(path: Path) -> tuple[Path, int]:
+    """Create the temporary file of a file; return it and a descriptor that locks it while it is open.
+
+    Its usual name is free again once the process that writes it is dead, so that killed ones do not pile up files.
+    While it is locked, or where nothing can be locked, it has a random name.
+    """
+    scratch = _scratch(path)
+    while True:
+        descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(scratch, descriptor):
+                os.truncate(descriptor, 0)
+                return scratch, descriptor
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # nobody can lock here: what lies there is a killed process's
+                scratch.unlink(missing_ok=True)
+            os.close(descriptor)
+            break
+        os.close(descriptor)  # it was published, or deleted, before it was locked
+    own = scratch.with_name(f"{scratch.name}.{os.getpid()}-{secrets.token_hex(8)}")
+    return own, os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _publish(scratch: Path, path: Path) -> None:

@@ -84,7 +84,7 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
     held_out = None if source.held_out is None else list_images(source.held_out, config.decoding)
     if config.run.held_out and held_out is not None:
         raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
-    return Inputs(list_images(source, config.decoding), held_out, *_choose(config))
+    return Inputs(list_images(source, config.decoding), held_out, *_choose(config, source))
 
 
 def folder_of(config: TrainingConfig) -> RunFolder:
@@ -172,7 +172,7 @@ def check_images(config: TrainingConfig, inputs: Inputs, folder: RunFolder, rank
 
 def _kept_in_memory(config: TrainingConfig, images: FrozenDataset, ranks: Ranks) -> FrozenDataset:
     """Decode the images, of every rank for itself, if they fit."""
-    of_all = [images.images, images.held_out] if images.holds_out else [images.images]
+    of_all = images.parts
     with agreed(ranks):
         needed, available = sum(map(bytes_of, of_all)), available_memory(torch.device("cpu"))
         if needed * local_world_size() > _CACHE_SHARE * available:
@@ -200,7 +200,7 @@ def _workers(config: TrainingConfig) -> int:
 def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
     by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
     of_pil = f"; PIL decodes {by_pil} of the images for it" if by_pil else ""
-    bytes_kept = 0 if images.images.kept is None else bytes_of(images.images)
+    bytes_kept = sum(bytes_of(part) for part in images.parts if part.kept is not None)
     return inputs.loader_choice + of_pil + (f"; {human_bytes(bytes_kept)} decoded in memory" if bytes_kept else "")
 
 
@@ -234,7 +234,7 @@ def train(
             config = replace(config, run=halve_micro_batch(config.run, sharing.ranks.size))
             logger.warning("%s; continuing with --micro-batch %d, the batch stays", error, config.run.micro_batch)
         gc.collect()  # the trainer and what its error held are gone only now
-        loader, _ = _choose(config)
+        loader, _ = _choose(config, images.listing.source)
         images = images.without_quarantined()
 
 
@@ -255,8 +255,8 @@ def _train_once(
     return task
 
 
-def _choose(config: TrainingConfig) -> tuple[Loader, str]:
-    """Make sure that what the options name can be used here; return the loader and a line about it."""
+def _choose(config: TrainingConfig, source: Source) -> tuple[Loader, str]:
+    """Make sure that what the options name can be used here; return the loader of a source and a line about it."""
     options = config.run
     device = resolve_device(options.device)
     allocator.prepare(options.arena, device, compiled=options.compile)  # first: it may replace torch's allocator
@@ -264,9 +264,8 @@ def _choose(config: TrainingConfig) -> tuple[Loader, str]:
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
     try:
-        return choose_loader(
-            options.loader, device, options.workers, config.channels, config.augment, kept=options.cache == "memory"
-        )
+        images = {"kept": options.cache == "memory", "on_disk": getattr(source, "on_disk", True)}
+        return choose_loader(options.loader, device, options.workers, config.channels, config.augment, **images)
     except BimkernError:
         raise
     except ValueError as error:  # an augmentation that does not go with the images

@@ -13,12 +13,16 @@ import pytest
 import torch
 from checked import away_from_edges, checked_images, upright
 from PIL import Image
+from source_forms import write_tars
 
 from bimkern.data import pil
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.loader import DaliLoader, LoaderError, PilLoader, choose_loader
+from bimkern.data.sources.find import find_source
 from bimkern.data.step_layout import StepLayout
+from bimkern.recipes import RECIPES
+from bimkern.train.training import find_inputs
 from bimkern.watchdog import Interrupted, stopped_by
 
 CPU = torch.device("cpu")
@@ -157,6 +161,35 @@ def test_a_dali_that_loads_and_cannot_run_on_the_gpu_is_a_reason():
     assert line.startswith("PIL in 2 processes, as DALI cannot be used (")
     with pytest.raises(LoaderError, match="--loader dali: DALI cannot be used"):
         choose_loader("dali", torch.device("cuda"), 2)
+
+
+def test_auto_is_pil_where_images_are_not_files_on_disk(monkeypatch):
+    monkeypatch.setattr("bimkern.data.dali.unusable", lambda device: None)
+    monkeypatch.setattr("bimkern.data.regions.unusable", lambda device: None)
+    gpu = torch.device("cuda")
+    loader, line = choose_loader("auto", gpu, 2, on_disk=False)
+    assert loader == PilLoader(workers=2, pin_memory=True)
+    assert line == (
+        "PIL in 2 processes, as DALI reads only files on disk and would leave these images to PIL, in threads of the "
+        "training process"
+    )
+    assert isinstance(choose_loader("dali", gpu, 2, on_disk=False)[0], DaliLoader)  # it is asked for
+    assert isinstance(choose_loader("auto", gpu, 2)[0], DaliLoader)
+
+
+def test_a_run_tells_it_whether_they_are(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def choose(*args, on_disk, **kept):
+        asked.append(on_disk)
+        return PilLoader(workers=0), ""
+
+    monkeypatch.setattr("bimkern.train.training.choose_loader", choose)
+    config = RECIPES["mae_vit_test"].config
+    write_tars(folder, tmp_path / "shards")
+    for place in (folder, tmp_path / "shards"):
+        find_inputs(config, find_source(place))
+    assert asked == [True, False]
 
 
 def test_auto_says_why_it_is_not_dali(no_dali):

@@ -364,6 +364,12 @@ def test_each_range_is_checked_by_itself(tmp_path, monkeypatch):
     assert faults[1].startswith("32 bits per channel")
 
 
+@pytest.mark.parametrize("stated", [(0, 4095), (np.int64(0), np.float32(4095)), (0.0, 4095.0)], ids=str)
+def test_a_range_has_one_text_whatever_its_numbers_are(stated):
+    assert str(Decoding(range=stated)) == "3 channels, range (0.0, 4095.0)"
+    assert str(Decoding(range="dtype")) == "3 channels, range dtype"
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_packed_images_have_8_bits_but_for_files_that_are_kept(folder, expected, tmp_path, keep):
     how = Repacking(keep=keep, decoding=Decoding(channels=5, range=RANGE))
@@ -374,7 +380,7 @@ def test_packed_images_have_8_bits_but_for_files_that_are_kept(folder, expected,
     assert torch.equal(crops(find_source(tmp_path / "out"), Decoding(channels=5, range=stated)), expected)
     assert pack(find_source(folder), tmp_path / "out", how, **options) == manifest  # it is the same command
     other = Repacking(keep=keep, decoding=Decoding(channels=5, range=(0, 9)))
-    with pytest.raises(PackError, match=r"was packed with range \[0.0, 4095.0\], now \[0, 9\]"):
+    with pytest.raises(PackError, match=r"was packed with range \[0.0, 4095.0\], now \[0.0, 9.0\]"):
         pack(find_source(folder), tmp_path / "out", other, **options)
 
 

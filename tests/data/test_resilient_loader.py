@@ -1,5 +1,6 @@
 """The resilient loader: images that go bad are replaced by rule, and a loader that dies is started again."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -7,11 +8,12 @@ import resource
 import signal
 from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from bad_files import picture
+from bad_files import encoded, picture
 from checked import checked_images
 from PIL import Image
 
@@ -19,8 +21,11 @@ from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.dali import DaliLoader
+from bimkern.data.decoding import decode, stored_size
+from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
+from bimkern.data.source import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -79,6 +84,52 @@ def test_a_file_that_goes_bad_is_reported_and_replaced_by_rule(folder, loader, f
     # The same as if it had been known from the start: so a resumed run continues alike.
     assert_same_steps(steps, ResilientLoader(loader(0), without(data, 5), pytest.fail).steps(0, 6))
     assert loading.data.images.unreadable == {5}
+
+
+class BadSectors(BytesIO):
+    """A file of which some reads fail."""
+
+    def __init__(self, content, good_reads, error):
+        super().__init__(content)
+        self.good_reads, self.error = good_reads, error
+
+    def read(self, size=-1):
+        self.good_reads -= 1
+        if self.good_reads < 0:
+            raise self.error
+        return super().read(size)
+
+
+class OnBadDisk(ImageFolder):
+    def open(self, file):
+        content = super().open(file)
+        return BadSectors(content.read(), 0, OSError(errno.EIO, "bad sector")) if file == "5.jpg" else content
+
+
+@pytest.mark.parametrize("good_reads", [0, 1, 2])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad sector"), ZeroDivisionError("bad sector")], ids=repr)
+def test_any_error_while_a_file_is_read_makes_a_bad_image(good_reads, error):
+    array = BytesIO()
+    np.save(array, np.zeros((4, 5, 3), np.uint8))
+    for content in (encoded("JPEG"), encoded("TIFF"), array.getvalue()):
+        with pytest.raises(BadImage, match="bad sector"):
+            decode(BadSectors(content, good_reads, error))
+    with pytest.raises(BadImage, match="bad sector"):
+        stored_size(BadSectors(encoded("JPEG"), good_reads, error))
+
+
+def test_without_handles_to_read_with_no_image_is_blamed():
+    with pytest.raises(OutOfResources):
+        decode(BadSectors(encoded("JPEG"), 0, OSError(errno.EMFILE, "too many open files")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_opens_and_cannot_be_read_is_replaced(folder, workers):
+    data, told = plan(folder), Told()
+    data = replace(data, images=replace(data.images, source=OnBadDisk(paths=(folder,))))
+    steps = list(ResilientLoader(PilLoader(workers=workers), data, told).steps(0, 6))
+    assert [faults for faults, _ in told.calls] == [{"5.jpg": "bad sector"}]
+    assert_same_steps(steps, ResilientLoader(PilLoader(workers=0), without(data, 5), pytest.fail).steps(0, 6))
 
 
 def test_everything_else_stays_as_it_was(folder):

@@ -10,7 +10,7 @@ from interop import import_or_skip
 from PIL import Image
 
 from bimkern.data.decoding import decode
-from bimkern.data.source import SourceError
+from bimkern.data.source import ImageFolder, SourceError
 from bimkern.evaluate.checked_images import random_crops
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.evaluate.labeled import Labeled, central_crop, in_memory, load_digits, read_images, read_labeled
@@ -62,6 +62,21 @@ def test_train_and_val_are_kept_apart_and_a_list_says_the_same(tmp_path):
     for folder, red in ((tmp_path, 30), (listed, 20)):
         images = read_images(folder)
         assert images.read(range(images.count), IMAGES, 3)[:, 0, 0, 0].tolist() == [red]
+
+
+class Sized(ImageFolder):
+    """A source whose truth value is that of a number which says nothing here."""
+
+    def __len__(self):
+        return 0
+
+
+def test_held_out_images_count_whatever_the_truth_value_of_their_source(tmp_path, monkeypatch):
+    write(tmp_path, ["train/1.png", "train/2.png", "val/3.png"])
+    held_out = Sized(paths=(tmp_path / "val",))
+    source = ImageFolder(paths=(tmp_path / "train",), held_out=held_out)
+    monkeypatch.setattr("bimkern.evaluate.labeled.labeled_images", lambda path: source)
+    assert read_images(tmp_path).count == 1
 
 
 def test_images_need_no_classes(tmp_path):

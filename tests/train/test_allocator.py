@@ -7,6 +7,7 @@ import pytest
 import torch
 from growing import write_photos
 
+from bimkern.data.demo import demo_images
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train import training
@@ -132,5 +133,5 @@ def test_a_run_prepares_its_memory_before_it_asks_a_gpu_for_anything(monkeypatch
     monkeypatch.setattr(training.allocator, "prepare", lambda name, device, *, compiled: asked.append(name))
     stop = SimpleNamespace(choose=lambda *args, **options: asked.append("attention"))
     monkeypatch.setattr(training, "attention", stop)
-    training._choose(RECIPES["mae_vit_test"].config)
+    training._choose(RECIPES["mae_vit_test"].config, demo_images())
     assert asked == ["auto", "attention"]

@@ -1,6 +1,7 @@
 """--normalize: the statistics of the data are measured once, and used wherever the run's images are."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_they_are_those_of_the_pixels_for_any_number_of_workers(tmp_path, channe
     np.testing.assert_allclose(found.mean, pixels.mean(axis=0), atol=5.1e-5)  # four digits
     np.testing.assert_allclose(found.std, pixels.std(axis=0), atol=5.1e-5)
     assert measured(folder, channels, workers=2) == found
+
+
+def test_measuring_takes_no_memory_beside_the_image(tmp_path):
+    Image.new("RGB", (1000, 800), (255, 51, 0)).save(tmp_path / "large.png")
+    tracemalloc.start()
+    try:
+        found = measured(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1000 * 800
+    finally:
+        tracemalloc.stop()
+    assert (found.mean, found.std) == ((1, 0.2, 0), (0, 0, 0))
 
 
 def test_bad_images_are_left_out(photos):

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _DIGEST_BYTES = 16
-_SHARE = 16  # of the limit is written between two looks at the folder
+# One part in so many of the limit is written between two looks at the folder, by each process, which does not know of
+# the others: 16 of them exceed it by an eighth.
+_SHARE = 128
 _WRITING = ".writing-"
 
 
@@ -15,7 +17,7 @@ class BoundedCache:
     """Content by key, for several processes at once; what cannot be kept, or was damaged, is not in it."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Keep at most about `limit` bytes in a folder."""
+        """Keep at most about `limit` bytes in a folder, an eighth more if 16 processes write to it."""
         self._folder, self._limit = folder, limit
         self._written = limit  # since the last look: before the first, it is not known what is there
 
@@ -24,9 +26,10 @@ class BoundedCache:
         path = self._path(key)
         try:
             stored = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # the cache may be read-only
+            os.utime(path)
         content = stored[_DIGEST_BYTES:]
         return content if stored[:_DIGEST_BYTES] == _digest(content) else None
 

@@ -113,6 +113,11 @@ class FrozenDataset:
         """Whether the images to evaluate on are others than those to train on."""
         return self.held_out is not self.images
 
+    @property
+    def parts(self) -> list[Images]:
+        """All images, each once."""
+        return [self.images, self.held_out] if self.holds_out else [self.images]
+
     def hold_out(self, listing: Listing, found: FileChecks) -> "FrozenDataset":
         """Return the dataset with other images to evaluate on, all of which must be readable.
 

@@ -45,6 +45,16 @@ class Timed(Mine):
     def stat(self, i):
         return 1, 17
 
+class NumpyTimed(Mine):
+    def stat(self, i):
+        return np.int64(1), np.float32(17)
+
+class NoTime(Mine):
+    times = dict.fromkeys(range(12), 17)
+
+    def stat(self, i):
+        return 1, self.times[i]
+
 class Wrong(Mine):
     def read(self, i):
         return [np.zeros((9, 8), np.float32), b"no image"][i] if i < 2 else super().read(i)
@@ -123,11 +133,26 @@ def test_without_a_time_images_are_checked_at_every_start(monkeypatch):
     monkeypatch.setattr(
         "bimkern.data.check.check_file", lambda *arguments: checked.append(arguments[1]) or check_file(*arguments)
     )
-    for name, expected in (("Mine", 24), ("Timed", 12)):
+    for name, expected in (("Mine", 24), ("Timed", 12), ("NumpyTimed", 12)):
         checked.clear()
         for _ in range(2):
             check(list_images(find_source(Path(f"my_sources:{name}"))), workers=0)
         assert len(checked) == expected
+
+
+def test_a_stat_that_fails_or_gives_no_number_makes_a_bad_image_now_and_later():
+    source = find_source(Path("my_sources:NoTime"))
+    listing, times = list_images(source), sys.modules["my_sources"].NoTime.times
+    times[3] = float("nan")
+    first = check(listing, workers=0)
+    assert {int(file): one.fault for file, one in first.items() if one.fault} == {
+        3: "cannot convert float NaN to integer"
+    }
+    times[3] = 17
+    del times[5]  # which has been checked before
+    times[6] = "yesterday"
+    second = check(listing, workers=0)
+    assert {int(file) for file, one in second.items() if one.fault} == {5, 6}
 
 
 def test_what_is_no_image_is_a_bad_image():

@@ -1,5 +1,6 @@
 """Images at addresses, in fsspec's file system in memory and at a local HTTP server."""
 
+import os
 import sys
 import threading
 from functools import partial
@@ -247,3 +248,23 @@ def test_what_was_used_last_stays_in_the_cache(tmp_path):
     for i in range(60):
         cache.put(f"{i}", bytes(1000))
         assert cache.get("0") is not None
+
+
+def test_many_processes_together_stay_near_the_limit_of_the_cache(tmp_path):
+    caches = [BoundedCache(tmp_path, 128_000) for _ in range(16)]  # none knows what the others write
+    most = 0
+    for i in range(640):
+        caches[i % 16].put(f"{i}", bytes(400))
+        if i % 40 == 39:
+            most = max(most, sum(path.stat().st_size for path in tmp_path.glob("??/*")))
+    assert 120_000 < most < 1.15 * 128_000
+
+
+def test_a_cache_that_is_read_only_is_read(tmp_path, monkeypatch):
+    BoundedCache(tmp_path, 16_000).put("a", b"content")
+
+    def refused(path):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert BoundedCache(tmp_path, 16_000).get("a") == b"content"

@@ -114,7 +114,9 @@ def _own_scratch(path: Path) -> tuple[Path, int]:
                 os.truncate(descriptor, 0)
                 return scratch, descriptor
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # nobody can lock here: what lies there is a killed process's
+            if not isinstance(
+                error, BlockingIOError
+            ):  # no process can lock here: what lies there is a killed process's
                 scratch.unlink(missing_ok=True)
             os.close(descriptor)
             break

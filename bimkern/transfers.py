@@ -1,10 +1,12 @@
 """Transfers between ranks: sums and copies that are on their way, the time that they take, and ranks that are lost."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -31,13 +33,22 @@ def lost() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The time that sums took; what passed meanwhile on this rank is their difference."""
+    """When transfers were on their way, and how long this rank waited for them."""
 
-    total: float = 0.0  # seconds from the beginning of every sum to its end
-    wait: float = 0.0  # seconds of this in which nothing else happened
+    spans: tuple[tuple[float, float], ...] = ()  # the beginning and the end of each, in seconds of one clock
+    wait: float = 0.0  # seconds of these in which nothing else happened
+
+    @property
+    def total(self) -> float:
+        """The seconds in which at least one was on its way."""
+        total, until = 0.0, -math.inf
+        for begun, ended in sorted(self.spans):
+            total += max(0.0, ended - max(begun, until))
+            until = max(until, ended)
+        return total
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.total + other.total, self.wait + other.wait)
+        return Traffic(self.spans + other.spans, self.wait + other.wait)
 
 
 class Sum(Protocol):
@@ -75,8 +86,8 @@ def finished(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
     start = time.perf_counter()
     with lost():
         begin().wait()
-    seconds = time.perf_counter() - start
-    return _Finished(Traffic(seconds, seconds))
+    end = time.perf_counter()
+    return _Finished(Traffic(((start, end),), end - start))
 
 
 @dataclass(frozen=True)
@@ -110,17 +121,18 @@ class _OnHost:
 
     def traffic(self) -> Traffic:
         (ended,) = self._ended or [self._there]  # the callback may still be due
-        return Traffic(ended - self._begun, max(0.0, min(ended, self._there) - self._awaited))
+        return Traffic(((self._begun, ended),), max(0.0, min(ended, self._there) - self._awaited))
 
 
 class _OnDevice:
     """A sum or a copy on a GPU. It has not yet run on one."""
 
     def __init__(self, device: torch.device, begin: Callable[[], Any]) -> None:
+        self._clock, stream = _clock(device)
         self._begun, self._ended, self._awaited, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(4))
         self._begun.record()
         self._work = begin()
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+        with torch.cuda.stream(stream):
             self._work.wait()
             self._ended.record()
 
@@ -132,5 +144,13 @@ class _OnDevice:
         del self._work
 
     def traffic(self) -> Traffic:
-        total, wait = self._begun.elapsed_time(self._ended), self._awaited.elapsed_time(self._there)  # milliseconds
-        return Traffic(total / 1000, wait / 1000)
+        begun, ended = (self._clock.elapsed_time(event) / 1000 for event in (self._begun, self._ended))
+        return Traffic(((begun, ended),), self._awaited.elapsed_time(self._there) / 1000)
+
+
+@cache
+def _clock(device: torch.device) -> tuple[torch.cuda.Event, torch.cuda.Stream]:
+    """Return an event that times count from, and the stream that waits for the end of transfers."""
+    stream, start = torch.cuda.Stream(device), torch.cuda.Event(enable_timing=True)
+    start.record(stream)
+    return start, stream

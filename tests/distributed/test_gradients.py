@@ -17,7 +17,7 @@ class Recorded:
     rank, size = 0, 2
 
     def __init__(self):
-        self.sent = []
+        self.sent, self.clock = [], 0.0
 
     def highest(self, values):
         return list(values)
@@ -31,7 +31,8 @@ class Recorded:
         pass
 
     def traffic(self):
-        return Traffic(total=2.0, wait=1.0)
+        self.clock += 1.0  # each is on its way for two seconds, and the next begins in the middle
+        return Traffic(((self.clock, self.clock + 2.0),), wait=1.0)
 
 
 @pytest.fixture
@@ -81,7 +82,8 @@ def test_the_first_step_sums_at_its_end_and_later_ones_as_gradients_come(net):
     assert summed.begin()
     summed.finish()
     assert ranks.sent == [12, 12]
-    assert summed.traffic() == Traffic(total=8.0, wait=4.0)
+    spent = summed.traffic()
+    assert (spent.total, spent.wait) == (5.0, 4.0)  # of four
     assert summed.traffic() == Traffic()
 
 
@@ -128,3 +130,12 @@ def lacking_one_gradient():
 def test_a_gradient_that_a_rank_lacks_counts_as_zero(tmp_path):
     first, second = RankProcesses(lacking_one_gradient, 2, tmp_path).results()
     assert first == second == [[[2.0] * 3] * 3] * 2
+
+
+def test_transfers_that_overlap_count_once():
+    queued = Traffic(((0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (0.0, 4.0)), wait=4.0)
+    assert queued.total == 4.0
+    apart = Traffic(((7.0, 8.0), (5.0, 6.5)), wait=0.5)
+    assert (queued + apart).total == 6.5
+    assert (queued + apart).wait == 4.5
+    assert Traffic().total == 0.0

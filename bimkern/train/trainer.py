@@ -28,7 +28,7 @@ from bimkern.train.loop.sharing import SharedImages, Sharing
 from bimkern.train.loop.streaming import served
 from bimkern.train.loop.unwritten import Unlogged
 from bimkern.train.memory import allocator
-from bimkern.train.memory.budget import OutOfMemory, is_out_of_memory
+from bimkern.train.memory.budget import OutOfMemory, UpdateOutOfMemory, is_out_of_memory
 from bimkern.train.memory.live_bytes import LiveBytes, held_bytes
 from bimkern.train.memory.tracker import AllocationTracker
 from bimkern.train.optim.divergence import PATIENCE, Divergence
@@ -195,9 +195,19 @@ class Trainer:
         raise Starved(f"{error}. {saved}{when}the same command resumes the run") from error
 
     def _finish_updates(self) -> None:
-        """Have every update made that is begun."""
-        for update in self.task.updates:
-            update.finish()
+        """Have every update made that is begun.
+
+        Raises:
+            UpdateOutOfMemory: this rank has not the memory for one, which others have made.
+        """
+        try:
+            for update in self.task.updates:
+                update.finish()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            remedy = "choose --shard optimizer, more ranks or a smaller recipe"
+            raise UpdateOutOfMemory(f"rank {self.ranks.rank}: not enough memory to update weights; {remedy}") from error
 
     def _step(self, session: Session, batch: list[Batch]) -> StepResult:
         """Run the next step; on out-of-memory some of its updates may already be applied.

@@ -18,6 +18,7 @@ from failing_ranks import (
     losing_rank_0,
     with_a_mistake,
     with_sigterm_before_the_first_step,
+    without_memory_for_an_update,
 )
 from PIL import Image
 from rank_processes import RankProcesses
@@ -151,6 +152,13 @@ def test_a_mistake_in_one_rank_is_shown_there_alone(photos, start, tmp_path):
     first, second = ranks.stderr()
     assert first == ""
     assert "KeyError: 'a mistake of ours'" in second
+
+
+def test_a_rank_without_memory_for_an_update_ends_all_with_one_line(photos, start, tmp_path):
+    ranks = start(without_memory_for_an_update, tmp_path / "output", arguments(photos, tmp_path, timeout=60))
+    assert ranks.wait() == [1, 1]
+    (line,) = said(ranks)
+    assert "rank 1: not enough memory to update weights; choose --shard optimizer, more ranks or" in line
 
 
 def test_sigterm_to_one_rank_before_the_first_step_ends_both_with_143(photos, start, tmp_path):

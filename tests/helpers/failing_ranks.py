@@ -4,11 +4,13 @@ import os
 import signal
 import time
 
+import torch
 import torch.distributed as dist
 
 from bimkern.distributed import RanksError, connected
 from bimkern.pretrain import main
 from bimkern.train import training
+from bimkern.train.optim.group import GroupOptimizer
 from bimkern.transfers import RankLost
 
 
@@ -20,6 +22,12 @@ def with_a_mistake(arguments):
 
 def with_sigterm_before_the_first_step(arguments):
     _in_rank_1(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    main(arguments)
+
+
+def without_memory_for_an_update(arguments):
+    if os.environ["RANK"] == "1":
+        GroupOptimizer._update_part = lambda update: torch.empty(2**50)
     main(arguments)
 
 

@@ -38,6 +38,10 @@ class OutOfMemory(RunError, RuntimeError):
     of_all_ranks = True
 
 
+class UpdateOutOfMemory(RunError, RuntimeError):
+    """One of several ranks ran out of memory in an update that others have made; the message names a remedy."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -44,7 +44,7 @@ class PlanOptions:
     """Parts in which a head decodes a micro-batch."""
     recompute: str
     """Layers of the encoder that run once more in the backward pass: none, layers, stages, a number of every stage; or
-    auto, the fewest with which the batch fits into --limit."""
+    auto, few with which the batch fits into --limit."""
     precision: Precision
     """Precision of matrix products."""
     teacher: Path | None

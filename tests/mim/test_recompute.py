@@ -107,7 +107,9 @@ def test_less_memory_is_planned_and_the_least_work_that_fits_is_found():
         activations[choice] = estimator.estimate(config_of(choice), segment).activations
     assert activations["layers"] < activations["2"] < activations["none"]
     limit = estimator.peak(config_of("2"))
+    assert limit < estimator.peak(config_of("1"))
     assert find_recompute(config_of("none"), estimator, limit) == "2"
     assert find_recompute(config_of("none"), estimator, 2**62) == "none"
     assert find_recompute(config_of("none"), estimator, 2**20) is None
-    assert "--recompute 2" in str(find_fitting(config_of("none"), estimator, limit))
+    limit = estimator.peak(config_of("layers"))
+    assert "--recompute layers" in str(find_fitting(config_of("none"), estimator, limit))

@@ -132,6 +132,13 @@ def test_nothing_fits_into_nothing(monkeypatch):
         check_memory(RECIPES["mae_vit_test"].config, CPU)
 
 
+def test_ranks_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(budget, "available_memory", lambda device: 4000)
+    monkeypatch.setattr(budget, "local_world_size", lambda: 4)
+    with pytest.raises(ConfigError, match=r"; 1000 B are available\."):
+        check_memory(RECIPES["mae_vit_test"].config, CPU, 4)
+
+
 def test_memory_that_is_there():
     assert 2**26 < available_memory(CPU) < 2**50
 

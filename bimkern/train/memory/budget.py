@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
+from bimkern.distributed import local_world_size
 from bimkern.errors import BimkernError, RunError
 from bimkern.mim import recompute
 from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig
@@ -102,6 +103,8 @@ def check_memory(
     """
     config = replace(config, run=replace(config.run, batch_size=-(-config.run.batch_size // num_ranks)))
     run, estimator, available = config.run, MemoryEstimator(device.type), available_memory(device)
+    if device.type == "cpu":
+        available //= local_world_size()  # who all need as much
     try:
         needed, spared = estimator.lower_bound(config), spares()
     except BimkernError:
@@ -176,8 +179,8 @@ class FittingOptions:
 
 
 def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> FittingOptions:
-    """Find the largest batch that fits and, if the given one does not, what makes it fit at the least cost: the fewest
-    slices, the fewest layers that are recomputed, or the largest micro-batch.
+    """Find the largest batch that fits and, if the given one does not, what makes it fit: the fewest slices, layers that
+    are recomputed, or the largest micro-batch.
 
     If the given batch fits in several micro-batches, find only the largest micro-batch: a larger batch would just have
     more of them. The search uses lower bounds; the results are verified by their plans.
@@ -212,17 +215,31 @@ def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int)
         peak = cost_of(estimator.peak, "slices")
         slices = next((number for number in range(slices, max_slices + 1) if peak(number) <= limit), None)
     micro_batch = best("micro_batch", at_a_time - 1, grow=False)
-    recomputed = find_recompute(config, estimator, limit)
+    recomputed = find_recompute(config, estimator, limit, only=(recompute.LAYERS,))
     return FittingOptions(batch_size=batch, slices=slices, micro_batch=micro_batch, recompute=recomputed)
 
 
-def find_recompute(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> str | None:
-    """Return the --recompute with the least work that makes a run fit, none if it fits as it is; None if none does."""
+def find_recompute(
+    config: TrainingConfig, estimator: MemoryEstimator, limit: int, *, only: Sequence[str] | None = None
+) -> str | None:
+    """Return the --recompute with the least work that makes a run fit, none if it fits as it is; None if none does.
+
+    Args:
+        config: of the run.
+        estimator: of its memory; every choice takes a trace.
+        limit: in bytes.
+        only: choices to try, in this order; by default none, numbers of layers that grow by a half, and all of them.
+    """
     run = config.run
     if not (isinstance(config, Config) and isinstance(run, RunConfig)):
         return None
-    longest = max(b - a for a, b in pairwise((-1, *config.method.taps)))
-    for choice in (recompute.NONE, *map(str, range(1, longest)), recompute.LAYERS):
+    if only is None:
+        longest = max(b - a for a, b in pairwise((-1, *config.method.taps)))
+        numbers = [1]
+        while (more := max(numbers[-1] + 1, numbers[-1] * 3 // 2)) < longest:
+            numbers.append(more)
+        only = (recompute.NONE, *(str(number) for number in numbers if number < longest), recompute.LAYERS)
+    for choice in only:
         if estimator.peak(replace(config, run=replace(run, recompute=choice))) <= limit:
             return choice
     return None

@@ -179,8 +179,9 @@ class FittingOptions:
 
 
 def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int) -> FittingOptions:
-    """Find the largest batch that fits and, if the given one does not, what makes it fit: the fewest slices, layers that
-    are recomputed, or the largest micro-batch.
+    """Find the largest batch that fits and, if the given one does not, what makes it fit.
+
+    That is the fewest slices, all layers recomputed, or the largest micro-batch.
 
     If the given batch fits in several micro-batches, find only the largest micro-batch: a larger batch would just have
     more of them. The search uses lower bounds; the results are verified by their plans.

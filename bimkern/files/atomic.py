@@ -114,11 +114,9 @@ def _own_scratch(path: Path) -> tuple[Path, int]:
                 os.truncate(descriptor, 0)
                 return scratch, descriptor
         except OSError as error:
-            if not isinstance(
-                error, BlockingIOError
-            ):  # no process can lock here: what lies there is a killed process's
-                scratch.unlink(missing_ok=True)
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):  # no process can lock here: a killed one left it
+                scratch.unlink(missing_ok=True)
             break
         os.close(descriptor)  # it was published, or deleted, before it was locked
     own = scratch.with_name(f"{scratch.name}.{os.getpid()}-{secrets.token_hex(8)}")

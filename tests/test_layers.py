@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sorted((ROOT / "bimkern").rglob("*.py"))
-NATIVE = sorted(path for folder in ("csrc", "python", "tests/csrc") for path in (ROOT / folder).rglob("*.*"))
+_WRITTEN = (path for folder in ("csrc", "python", "tests/csrc") for path in (ROOT / folder).rglob("*.*"))
+NATIVE = sorted(path for path in _WRITTEN if path.suffix != ".pyc")
 SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 
 COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "pack", "info")

@@ -18,7 +18,7 @@ from bench.results import FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = {
-    "gather_token": "no entry is named 'gather_token'; choose from arena, calls, cold_sources, compare, embed_visible, ",
+    "gather_token": "no entry is named 'gather_token'; choose from arena, calls, cold_sources, compare, ",
     "step vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
     "compare vit": "no recipe is named 'vit'; choose from demo, bim_vit_base, ",
     "freeze mae_vit_base": "no recipe that freezes layers is named 'mae_vit_base'; choose from vitfreeze_vit_base, ",

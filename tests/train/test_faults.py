@@ -296,7 +296,7 @@ def test_a_checkpoint_that_belies_its_settings_is_refused(photos, tmp_path, caps
     """The settings are those of this run, the tensors those of a model of another width."""
     train(photos, tmp_path / "run", "--steps", "3")
     saved = checkpoints.load_latest(tmp_path / "run" / "checkpoints")
-    model = saved.model | {"encoder.cls_token": torch.zeros(1, 1, 48)}
+    model = dict(saved.model) | {"encoder.cls_token": torch.zeros(1, 1, 48)}
     checkpoints.save(tmp_path / "run" / "checkpoints", replace(saved, step=4, model=model), best_step=4)
     error = refused(photos, tmp_path / "run", capsys)
     assert "the checkpoint of step 4" in error

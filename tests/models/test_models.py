@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bimkern.models.heads import DecoderConfig, Prediction, TransformerDecoder
+from bimkern.models.heads import DecoderConfig, TransformerDecoder
 from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
@@ -71,14 +71,6 @@ def test_decoder_predicts_every_patch_and_drops_the_prefix():
     )
     keep = torch.arange(6).expand(3, -1)
     assert decoder(torch.randn(3, 7, 32), keep, (4, 5)).shape == (3, 20, 12)
-
-
-@pytest.mark.parametrize("denominator", [None, 7.0, torch.tensor(7.0)], ids=repr)
-def test_the_loss_of_a_prediction_is_masked_loss(denominator):
-    layer, features, mask = Prediction(8, 3), torch.randn(2, 4, 8), torch.ones(2, 4)
-    want = layer(features).square().sum() / 3 / (8 if denominator is None else 7)
-    got = layer.loss(features, torch.zeros(2, 4, 3), mask, denominator=denominator)
-    torch.testing.assert_close(got, want)
 
 
 def test_a_decoder_may_have_no_layer():

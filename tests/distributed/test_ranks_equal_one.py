@@ -50,7 +50,9 @@ def test_the_time_of_sums_is_in_the_metrics(trained, name):
     assert "comm_wait" not in one[0]
     for record in two[2:]:
         assert 0 <= record["comm_wait"] <= record["comm_total"]
-        assert record["comm_total"] == pytest.approx(sum(record["comm_total_per_update"]))
+        each = record["comm_total_per_update"]
+        assert max(each) <= record["comm_total"] + 1e-9  # those of stages overlap
+        assert record["comm_total"] <= sum(each) + 1e-9
         assert len(record["comm_wait_per_update"]) == len(record["skipped_updates"])
         assert len(record["data_wait_per_rank"]) == 2
         assert record["rank_skew"] >= 0

@@ -11,17 +11,10 @@ from torch.utils.checkpoint import checkpoint
 NONE, LAYERS, STAGES = "none", "layers", "stages"
 
 
-def parse(text: str) -> str:
-    """Return a choice as it is written: none, layers, stages, or a number of layers.
-
-    Raises:
-        ValueError: it is no choice.
-    """
-    if text in (NONE, LAYERS, STAGES):
-        return text
-    if text.isdecimal() and int(text) > 0:
-        return str(int(text))
-    raise ValueError(f"must be none, layers, stages, or a number of layers of at least 1, got {text!r}")
+def check(choice: str) -> None:
+    """Raise ValueError unless a choice is none, layers, stages, or a number of layers."""
+    if choice not in (NONE, LAYERS, STAGES) and not (choice.isdecimal() and int(choice) > 0):
+        raise ValueError(f"must be none, layers, stages, or a number of layers of at least 1, got {choice!r}")
 
 
 def described(choice: str) -> str:

@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+from finished_runs import killed, saved
 from full_ranks import command_without_memory, train_and_count
 from rank_processes import RankProcesses, preload
 from safetensors.torch import load_file
@@ -31,18 +32,6 @@ def trained(tmp_path_factory):
     train_in_turn([(name, folder / "one" / name, LENGTH) for name in NAMES])
     ranks.results(240)
     return folder
-
-
-def killed(folder, copy):
-    """Make a copy of a finished run one that was killed after its checkpoint of step 10."""
-    shutil.copytree(folder, copy)
-    shutil.rmtree(copy / "checkpoints/step-00000020")
-    return copy
-
-
-def saved(folder):
-    newest = max((folder / "checkpoints").iterdir())
-    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
 
 
 def losses(folder):

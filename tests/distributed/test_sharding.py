@@ -1,11 +1,9 @@
 """Ranks that share out the optimizer's state train, save and resume as ranks do that each have all of it."""
 
-import shutil
-
 import pytest
 import torch
+from finished_runs import killed, saved
 from rank_processes import RankProcesses
-from safetensors.torch import load_file
 from sharded_ranks import count_state, train_in_turn
 from shared_runs import out_of_memory, records, train_with
 
@@ -23,18 +21,6 @@ def trained(tmp_path_factory):
     runs = [(name, folder / name / shard, {"shard": shard} | LENGTH) for name in RECIPES for shard in SHARDS]
     RankProcesses(train_in_turn, 2, folder / "output", runs).results()
     return folder
-
-
-def killed(folder, copy):
-    """Make a copy of a finished run one that was killed after its checkpoint of step 6."""
-    shutil.copytree(folder, copy)
-    shutil.rmtree(copy / "checkpoints/step-00000012")
-    return copy
-
-
-def saved(folder):
-    newest = max((folder / "checkpoints").iterdir())
-    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
 
 
 def assert_same(tensors, others):

@@ -8,7 +8,7 @@ import torch
 from bimkern.data.step_layout import Segment
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
-from bimkern.mim.recompute import parse, parts
+from bimkern.mim.recompute import check, parts
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.memory.budget import MemoryEstimator, find_fitting, find_recompute
@@ -89,7 +89,7 @@ def test_parts_of_a_stage(choice, found):
 @pytest.mark.parametrize("text", ["", "0", "-1", "all", "1.5"])
 def test_what_is_no_choice_is_refused(text):
     with pytest.raises(ValueError, match="must be none, layers, stages, or a number of layers of at least 1, got"):
-        parse(text)
+        check(text)
     config = RECIPES["bim_vit_test"].config
     with pytest.raises(ConfigError, match=r"^--recompute must be none, layers, stages, or a number"):
         replace(config.run, recompute=text)

@@ -23,7 +23,7 @@ from bimkern.data.step_layout import Phase, StepLayout, lay_out
 from bimkern.distributed import local_rank, world_size
 from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
-from bimkern.mim.recompute import NONE, parse
+from bimkern.mim.recompute import NONE, check
 from bimkern.mim.schedule import Schedule
 from bimkern.models.attention import AttentionName
 from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
@@ -225,7 +225,7 @@ class RunConfig(RunOptions):
         if self.slices < 1:
             raise ConfigError(f"--slices must be at least 1, got {self.slices}")
         try:
-            parse(self.recompute)
+            check(self.recompute)
         except ValueError as error:
             raise ConfigError(f"--recompute {error}") from error
         if self.pipeline and self.shard != "none":

@@ -9,9 +9,10 @@ from typing import NoReturn
 import torch
 
 from bench.entries import compare, finetune, freeze, step
-from bench.entry import Entry, discover
+from bench.entry import FLOATS, Entry, discover
 from bench.results import FOLDER
 from bench.variants import KNOWN
+from bimkern.mim import recompute
 
 _USAGE = """\
 python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze|finetune [RECIPE...] [options]
@@ -96,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
     parser.add_argument("--batch-size", type=positive, help="step, compare, freeze, finetune: images per step")
+    parser.add_argument("--dtype", choices=FLOATS, help="step, compare: of matrix products; default: float32 on a CPU")
+    parser.add_argument(
+        "--recompute", type=_recomputed, metavar="LAYERS", help="step: also a step that recomputes, as in pretrain"
+    )
     parser.add_argument("--list", action="store_true", help="list the entries, then stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
@@ -106,6 +111,15 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _recomputed(text: str) -> str:
+    """Read which layers run again."""
+    try:
+        recompute.check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def check_device(name: str) -> torch.device:
@@ -125,14 +139,18 @@ def check_device(name: str) -> torch.device:
 def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     known = discover()
     first, *recipes = given.names or [None]
-    if given.all and first != step.NAME:
-        raise UsageError("--all belongs to `python -m bench step`")
+    for name, value in (("--all", given.all), ("--recompute", given.recompute)):
+        if value and first != step.NAME:
+            raise UsageError(f"{name} belongs to `python -m bench step`")
+    if given.dtype and first not in (step.NAME, compare.NAME):
+        raise UsageError("--dtype belongs to `python -m bench step` and `compare`")
     if first == step.NAME:
         _check_recipes("is named", recipes, KNOWN)
-        return [step.step_entry(step.BASE_RECIPES if given.all else tuple(recipes), given.batch_size)]
+        chosen, again = step.BASE_RECIPES if given.all else tuple(recipes), given.recompute or recompute.NONE
+        return [step.step_entry(chosen, given.batch_size, given.dtype, again)]
     if first == compare.NAME:
         _check_recipes("is named", recipes, KNOWN)
-        return [compare.compare_entry(tuple(recipes), given.batch_size)]
+        return [compare.compare_entry(tuple(recipes), given.batch_size, given.dtype)]
     if first == freeze.NAME:
         _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
         return [freeze.freeze_entry(tuple(recipes), given.batch_size)]

@@ -1,17 +1,22 @@
-"""The step of a recipe, ready to run, and the usual eager one where it is written."""
+"""The step of a recipe, ready to run, and the usual ones where they are written: an eager loop, Hugging Face's ViTMAE."""
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from bench.eager import hf_loop
 from bench.eager.form import find_form
+from bench.eager.hf_loop import HfLoop
 from bench.eager.loop import Loop, usual_loop
 from bench.entry import Case, Run
 from bench.training import SAME_MASK, Ours, hold, random_images
 from bimkern.train.config.run import Config
 
-_OTHER_MASK = 5e-2  # ours and the truth see the same mask; the timed eager loop draws its own, as it always does
+EAGER, HF = "eager", "hf"
+_OTHER_MASK = 5e-2  # ours and the truth see the same mask; a timed loop of others draws its own, as it always does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,7 @@ class StepRuns:
     images: Tensor
     ours: Ours
     eager: Loop | None
+    hf: HfLoop | None
 
     @property
     def truth(self) -> Run:
@@ -29,24 +35,35 @@ class StepRuns:
             return self.ours.losses
         return partial(self.eager.step, self.images, self.ours.noise())
 
-    def run_eager(self) -> Tensor:
-        assert self.eager is not None
-        return self.eager.step(self.images)
+    @property
+    def others(self) -> dict[str, tuple[Run, nn.Module]]:
+        """The timed steps of others, by name, and the networks that they train."""
+        loops: dict[str, Any] = {EAGER: self.eager, HF: self.hf}
+        return {name: (partial(loop.step, self.images), loop.network) for name, loop in loops.items() if loop}
+
+    def hf_losses(self) -> Tensor:
+        """Compute the losses of ViTMAE on our masks; it sorts noise, so that no two patches may have the same."""
+        assert self.hf is not None
+        noise = self.ours.noise()
+        return self.hf.step(self.images, noise * noise.shape[1] + torch.arange(noise.shape[1], device=noise.device))
 
 
-def step_runs(config: Config, case: Case) -> StepRuns:
+def step_runs(config: Config, case: Case, *, with_hf: bool = False) -> StepRuns:
+    """Make the steps of a recipe; with_hf, also that of ViTMAE where it has such a network, and can be used."""
     images = random_images(config, case)
-    ours, eager = Ours(config, case, images), None
+    ours, eager, hf = Ours(config, case, images), None, None
     if form := find_form(config.method):
         eager = usual_loop(form, config.optim, case.torch_dtype, case.device)
         eager.network.load_state_dict(ours.model.state_dict())
-    return StepRuns(images=images, ours=ours, eager=eager)
+        if with_hf and hf_loop.has_network(form) and hf_loop.unusable() is None:
+            hf = HfLoop(config, ours.model, case.torch_dtype)
+    return StepRuns(images=images, ours=ours, eager=eager, hf=hf)
 
 
-def hold_losses(case: Case, provider: str, got: Tensor, expected: Tensor, *, eager: bool) -> None:
+def hold_losses(case: Case, provider: str, got: Tensor, expected: Tensor, *, other_mask: bool) -> None:
     """Hold the losses of a step to the true ones.
 
     Raises:
-        WrongResult: they are off by more than another mask explains, or for ours by more than rounding.
+        WrongResult: they are off by more than rounding, or than another mask explains.
     """
-    hold(provider, got, expected, _OTHER_MASK if eager else SAME_MASK[case.dtype])
+    hold(provider, got, expected, _OTHER_MASK if other_mask else SAME_MASK[case.dtype])

@@ -34,6 +34,14 @@ def test_rows_come_back_as_they_went(tmp_path):
     assert (first["median_us"], first["cold_median_us"], first["extra_bytes"]) == ("12.3457", "", "64")
 
 
+def test_rows_of_before_there_was_a_column_are_read(tmp_path):
+    path = tmp_path / "cpu.csv"
+    results.append(path, [ROW])
+    path.write_text(path.read_text().rstrip().removesuffix(",") + "\n")
+    results.append(path, [replace(ROW, pass_="step", process_median_us=2.5)])
+    assert [case[0]["process_median_us"] for case in results.newest(path)] == ["", "2.5"]
+
+
 def test_a_later_run_replaces_a_case_with_all_its_providers(tmp_path):
     path = tmp_path / "cpu.csv"
     results.append(path, [ROW, RIVAL])

@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
     parser.add_argument("--batch-size", type=positive, help="step, compare, freeze, finetune: images per step")
     parser.add_argument("--dtype", choices=FLOATS, help="step, compare: of matrix products; default: float32 on a CPU")
+    parser.add_argument("--no-eager", action="store_true", help="compare: recipes alone, without their eager loops")
     parser.add_argument(
         "--recompute", type=_recomputed, metavar="LAYERS", help="step: also a step that recomputes, as in pretrain"
     )
@@ -142,6 +143,8 @@ def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     for name, value in (("--all", given.all), ("--recompute", given.recompute)):
         if value and first != step.NAME:
             raise UsageError(f"{name} belongs to `python -m bench step`")
+    if given.no_eager and first != compare.NAME:
+        raise UsageError("--no-eager belongs to `python -m bench compare`")
     if given.dtype and first not in (step.NAME, compare.NAME):
         raise UsageError("--dtype belongs to `python -m bench step` and `compare`")
     if first == step.NAME:
@@ -150,7 +153,8 @@ def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
         return [step.step_entry(chosen, given.batch_size, given.dtype, again)]
     if first == compare.NAME:
         _check_recipes("is named", recipes, KNOWN)
-        return [compare.compare_entry(tuple(recipes), given.batch_size, given.dtype)]
+        others = not given.no_eager
+        return [compare.compare_entry(tuple(recipes), given.batch_size, given.dtype, others=others)]
     if first == freeze.NAME:
         _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
         return [freeze.freeze_entry(tuple(recipes), given.batch_size)]

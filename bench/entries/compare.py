@@ -24,8 +24,17 @@ _QUICK_RECIPES = ("greenmim_swin_tiny_test", "greenmim_swin_tiny_test_per_image"
 _BATCH, _QUICK_BATCH = {"cpu": 8, "cuda": 256}, 4
 
 
-def compare_entry(recipes: tuple[str, ...], batch_size: int | None, dtype: str | None = None) -> Entry:
-    """Make the entry for some recipes; without any, for a sparse Swin and the dense one."""
+def compare_entry(
+    recipes: tuple[str, ...], batch_size: int | None, dtype: str | None = None, *, others: bool = True
+) -> Entry:
+    """Make the entry for some recipes; without any, for a sparse Swin and the dense one.
+
+    Args:
+        recipes: their names.
+        batch_size: images a step.
+        dtype: of matrix products; None: that of the device.
+        others: whether the usual eager loops run too.
+    """
 
     def cases(device: torch.device, quick: bool) -> Iterable[Case]:
         names = recipes or (_QUICK_RECIPES if quick else _RECIPES)
@@ -36,14 +45,14 @@ def compare_entry(recipes: tuple[str, ...], batch_size: int | None, dtype: str |
         name=NAME,
         summary="Training steps of several recipes in turns, with the usual eager loop of each where one is written.",
         cases=cases,
-        measure=measure,
+        measure=partial(measure, others=others),
         notes=FORMULA,
         closing=_comparisons,
-        arguments=(*recipes, *batch_and_dtype(batch_size, dtype)),
+        arguments=(*recipes, *batch_and_dtype(batch_size, dtype), *([] if others else ["--no-eager"])),
     )
 
 
-def measure(case: Case) -> Measure:
+def measure(case: Case, *, others: bool = True) -> Measure:
     B, names = case.dims["B"], case.dims["recipes"].split(",")
     runs: dict[str, Run] = {}
     truths: dict[str, Run] = {}
@@ -53,7 +62,8 @@ def measure(case: Case) -> Measure:
         steps = step_runs(config, case)
         truths[name] = steps.truth
         sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(steps.ours.step, 1), steps.ours.model)}
-        sides |= {f"{name}, {other}": side for other, side in steps.others.items()}
+        if others:
+            sides |= {f"{name}, {other}": side for other, side in steps.others.items()}
         for provider, (run, network) in sides.items():
             runs[provider] = run
             flops[provider] = B * step_flops(config.method)

@@ -28,6 +28,10 @@ def main(arguments: Sequence[str]) -> int:
             from bench.studies import cli as studies  # scikit-learn and matplotlib, which only these need
 
             return studies.main(arguments[0], arguments[1:])
+        if arguments[:1] == ["profile"]:
+            from bench.profiling import command as profiling  # matplotlib, which only this needs
+
+            return profiling.main(arguments[1:])
         if arguments[:1] == ["scaling"]:
             from bench.scaling import command  # matplotlib, which only this needs
 

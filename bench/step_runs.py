@@ -48,15 +48,16 @@ class StepRuns:
         return self.hf.step(self.images, noise * noise.shape[1] + torch.arange(noise.shape[1], device=noise.device))
 
 
-def step_runs(config: Config, case: Case, *, with_hf: bool = False) -> StepRuns:
-    """Make the steps of a recipe; with_hf, also that of ViTMAE where it has such a network, and can be used."""
+def step_runs(config: Config, case: Case, *, with_eager: bool = True, with_hf: bool = False) -> StepRuns:
+    """Make the steps of a recipe, and those of others that are wanted where there are any."""
     images = random_images(config, case)
     ours, eager, hf = Ours(config, case, images), None, None
-    if form := find_form(config.method):
+    form = find_form(config.method)
+    if form and with_eager:
         eager = usual_loop(form, config.optim, case.torch_dtype, case.device)
         eager.network.load_state_dict(ours.model.state_dict())
-        if with_hf and hf_loop.has_network(form) and hf_loop.unusable() is None:
-            hf = HfLoop(config, ours.model, case.torch_dtype)
+    if form and with_hf and hf_loop.has_network(form) and hf_loop.unusable() is None:
+        hf = HfLoop(config, ours.model, case.torch_dtype)
     return StepRuns(images=images, ours=ours, eager=eager, hf=hf)
 
 

@@ -59,11 +59,10 @@ def measure(case: Case, *, others: bool = True) -> Measure:
     flops, parameters = {}, {}
     for name in names:
         config = KNOWN[name].config
-        steps = step_runs(config, case)
+        steps = step_runs(config, case, with_eager=others)
         truths[name] = steps.truth
         sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(steps.ours.step, 1), steps.ours.model)}
-        if others:
-            sides |= {f"{name}, {other}": side for other, side in steps.others.items()}
+        sides |= {f"{name}, {other}": side for other, side in steps.others.items()}
         for provider, (run, network) in sides.items():
             runs[provider] = run
             flops[provider] = B * step_flops(config.method)

@@ -26,7 +26,12 @@ _DEFAULTS = Defaults(
 
 
 def step_entry(
-    recipes: tuple[str, ...], batch_size: int | None, dtype: str | None = None, again: str = recompute.NONE
+    recipes: tuple[str, ...],
+    batch_size: int | None,
+    dtype: str | None = None,
+    again: str = recompute.NONE,
+    *,
+    others: bool = True,
 ) -> Entry:
     """Make the entry for some recipes; without any, for a base model of each kind, and tiny ones for a quick look.
 
@@ -35,6 +40,7 @@ def step_entry(
         batch_size: images a step.
         dtype: of matrix products; None: that of the device.
         again: layers that run again in the backward pass, in a step that is measured beside the others.
+        others: whether the usual steps run too.
     """
     return recipe_entry(
         NAME,
@@ -43,15 +49,15 @@ def step_entry(
         batch_size,
         dtype,
         summary="A whole training step of a recipe, against the usual ones where they are written.",
-        measure=partial(measure, again=again),
+        measure=partial(measure, again=again, others=others),
         closing=table,
-        options=() if again == recompute.NONE else ("--recompute", again),
+        options=(*(() if again == recompute.NONE else ("--recompute", again)), *(() if others else ("--no-eager",))),
     )
 
 
-def measure(case: Case, again: str = recompute.NONE) -> Measure:
+def measure(case: Case, again: str = recompute.NONE, *, others: bool = True) -> Measure:
     config = config_of(case)
-    runs = step_runs(config, case, with_hf=True)
+    runs = step_runs(config, case, with_eager=others, with_hf=others)
     ours = runs.ours
     slices = min(config.run.slices, case.dims["B"])
     rivals: dict[str, Run] = {sliced_name(slices): lambda: ours.step(slices)} if slices > 1 else {}

@@ -123,6 +123,10 @@ def test_a_rival_that_is_not_installed_is_left_out(monkeypatch):
     assert list(measure(MAE).rivals) == ["eager"]
 
 
+def test_others_are_left_out_where_they_are_not_wanted():
+    assert not measure(MAE, others=False).rivals
+
+
 def test_a_step_that_recomputes_has_the_same_losses_in_less_memory():
     case = replace(MAE, dims={"recipe": "bim_vit_test", "B": 2})
     made = measure(case, again="layers")

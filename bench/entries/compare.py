@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.entry import STEP_ROUNDS, Case, Entry, Measure, Measured, Run, register
 from bench.flops import FORMULA, step_flops
-from bench.step_runs import hold_losses, step_runs
+from bench.step_runs import StepRuns, step_runs
 from bench.step_table import comparison, titled
 from bench.training import DTYPE, batch_and_dtype
 from bench.variants import KNOWN
@@ -55,14 +55,15 @@ def compare_entry(
 def measure(case: Case, *, others: bool = True) -> Measure:
     B, names = case.dims["B"], case.dims["recipes"].split(",")
     runs: dict[str, Run] = {}
+    steps: dict[str, StepRuns] = {}
     truths: dict[str, Run] = {}
     flops, parameters = {}, {}
     for name in names:
         config = KNOWN[name].config
-        steps = step_runs(config, case, with_eager=others)
-        truths[name] = steps.truth
-        sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(steps.ours.step, 1), steps.ours.model)}
-        sides |= {f"{name}, {other}": side for other, side in steps.others.items()}
+        one = steps[name] = step_runs(config, case, with_eager=others)
+        truths[name] = one.truth
+        sides: dict[str, tuple[Run, torch.nn.Module]] = {name: (partial(one.ours.step, 1), one.ours.model)}
+        sides |= {f"{name}, {other}": side for other, side in one.others.items()}
         for provider, (run, network) in sides.items():
             runs[provider] = run
             flops[provider] = B * step_flops(config.method)
@@ -70,7 +71,7 @@ def measure(case: Case, *, others: bool = True) -> Measure:
 
     def check(provider: str, got: Any, expected: Mapping[str, Tensor]) -> None:
         recipe, _, other = provider.partition(", ")
-        hold_losses(case, provider, got, expected[recipe], other_mask=bool(other))
+        steps[recipe].hold(case, provider, got, expected[recipe], other=other)
 
     label = names[0]
     return Measure(

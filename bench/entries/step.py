@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.entry import STEP_ROUNDS, Case, Entry, Measure, Run, register
 from bench.flops import step_flops
-from bench.step_runs import EAGER, HF, hold_losses, step_runs
+from bench.step_runs import step_runs
 from bench.step_table import again_name, sliced_name, table
 from bench.training import Defaults, config_of, distinct_steps, recipe_entry
 from bimkern.mim import recompute
@@ -69,9 +69,7 @@ def measure(case: Case, again: str = recompute.NONE, *, others: bool = True) -> 
         parameters[name] = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def check(provider: str, got: Any, expected: Tensor) -> None:
-        hold_losses(case, provider, got, expected, other_mask=provider in (EAGER, HF))
-        if provider == HF:
-            hold_losses(case, f"{HF} on our mask", runs.hf_losses(), expected, other_mask=False)
+        runs.hold(case, provider, got, expected, other=provider if provider in runs.others else "")
 
     return Measure(
         ours=lambda: ours.step(slices=1),

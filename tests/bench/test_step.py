@@ -8,6 +8,7 @@ from interop import import_or_skip
 
 from bench.eager import hf_loop
 from bench.eager.form import find_form
+from bench.eager.local_mim_loop import has_program
 from bench.eager.loop import usual_loop
 from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
@@ -107,7 +108,7 @@ def test_vit_mae_is_a_rival_that_is_held_to_the_loss_on_our_mask(dtype, monkeypa
     made.check("hf", got, expected)
     with pytest.raises(WrongResult, match="hf: losses"):
         made.check("hf", 1.2 * got, expected)
-    monkeypatch.setattr(StepRuns, "hf_losses", lambda self: 1.02 * expected)
+    monkeypatch.setattr(StepRuns, "on_our_mask", lambda self, other: 1.02 * expected)
     with pytest.raises(WrongResult, match="hf on our mask: losses"):
         made.check("hf", got, expected)
 
@@ -157,7 +158,33 @@ def test_another_loss_is_refused():
         made.check("eager", 1.1 * losses, losses)
 
 
-@pytest.mark.parametrize("name", ["simmim_vit_test", "localmim_vit_test", "fastmim_vit_test", "bim_fastmim_vit_test"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_localmim_is_held_to_the_losses_of_its_program_on_our_mask(dtype, monkeypatch):
+    made = measure(replace(MAE, dims={"recipe": "localmim_vit_test", "B": 4}, dtype=dtype))
+    assert list(made.rivals) == ["eager"]
+    expected, got = made.reference(), made.rivals["eager"]()
+    assert (expected.shape, got.shape) == ((4,), (1,))
+    made.check("eager", got, expected)
+    with pytest.raises(WrongResult, match="eager: losses"):
+        made.check("eager", 1.2 * got, expected)
+    monkeypatch.setattr(StepRuns, "on_our_mask", lambda self, other: 1.02 * expected.sum()[None])
+    with pytest.raises(WrongResult, match="eager on our mask: losses"):
+        made.check("eager", got, expected)
+
+
+@pytest.mark.parametrize("name", ["localmim_vit_base", "localmim_vit_base_1600", "localmim_vit_small"])
+def test_the_program_of_localmim_is_that_of_its_recipes(name):
+    assert has_program(RECIPES[name].config.method)
+
+
+@pytest.mark.parametrize(
+    "name", ["localmim_vit_base_pixels", "localmim_vit_base_isolated", "localmim_vit_large_biased", "mae_vit_base"]
+)
+def test_the_program_of_localmim_is_of_no_other_method(name):
+    assert not has_program(RECIPES[name].config.method)
+
+
+@pytest.mark.parametrize("name", ["simmim_vit_test", "bim_hog_vit_test", "fastmim_vit_test", "bim_fastmim_vit_test"])
 def test_without_a_usual_form_a_step_is_held_to_the_definition_of_its_losses(name):
     made = measure(Case(device=CPU, dims={"recipe": name, "B": 4}, dtype="float32", pass_name="step"))
     assert "eager" not in made.rivals

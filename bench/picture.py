@@ -76,6 +76,7 @@ def _save(figure: Figure, target: Path, num_cases: int) -> str:
 
 def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
     rows = [row for case in cases for row in case]
+    several = len({row["threads"] for row in rows}) > 1
     positions = [-i for i in range(len(rows))]
     for row, position in zip(rows, positions, strict=True):
         ours = row["provider"] == "ours"
@@ -89,16 +90,25 @@ def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
             speed.text(value, position, f" {value:.3g}", **_TEXT)
     recipes = [dict(part.partition("=")[::2] for part in row["shape"].split()) for row in rows]
     names = [
-        shape.get("recipe", row["shape"]) if row["provider"] == "ours" else row["provider"]
+        _step_title(row, shape, several=several) if row["provider"] == "ours" else row["provider"]
         for row, shape in zip(rows, recipes, strict=True)
     ]
     share.set_yticks(positions, names)
     share.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     share.set_xlabel("share of the matrix product's speed", fontsize=8)
-    speed.set_xlabel(f"images/s, {recipes[0].get('B', '?')} images per step", fontsize=8)
+    sizes = dict.fromkeys(shape.get("B", "?") for shape in recipes)
+    speed.set_xlabel(f"images/s, {' or '.join(sizes)} images per step", fontsize=8)
     for axes in (share, speed):
         axes.tick_params(labelsize=7)
         axes.margins(x=0.15, y=0.01)
+
+
+def _step_title(row: dict[str, str], shape: dict[str, str], *, several: bool) -> str:
+    """Name the recipe of a step, with what differs from the usual: bfloat16, and the threads where these differ."""
+    details = [row["dtype"]] if row["dtype"] != "float32" else []
+    details += [f"threads: {row['threads']}"] if several else []
+    recipe = shape.get("recipe", row["shape"])
+    return f"{recipe} ({', '.join(details)})" if details else recipe
 
 
 def _positions(cases: list[Case]) -> list[list[int]]:
@@ -146,7 +156,7 @@ def _draw_times(axes: Axes, cases: list[Case]) -> None:
             axes.text(ratio, position, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xscale("log")  # one rival a hundred times slower would flatten all others
-    axes.set_xlim(left, 4 * max(2.0, *ratios))
+    axes.set_xlim(left, 8 * max(2.0, *ratios))  # room for the text of the longest
     axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("median time relative to the first of its group, on a log scale (longer is slower)", fontsize=8)

@@ -147,3 +147,10 @@ def test_a_picture_shows_the_pass_with_gradients(tmp_path):
     results.append(path, [ROW, RIVAL, *with_gradients, replace(ROW, dtype="bfloat16", pass_="fwd+bwd")])
     ((first, _),) = picture._one_case_per_op(results.newest(path))
     assert (first["pass"], first["dtype"]) == ("fwd+bwd", "float32")
+
+
+def test_steps_are_titled_by_what_differs():
+    row = {"dtype": "float32", "threads": "1", "shape": "recipe=mae B=8"}
+    assert picture._step_title(row, {"recipe": "mae"}, several=False) == "mae"
+    assert picture._step_title(row, {"recipe": "mae"}, several=True) == "mae (threads: 1)"
+    assert picture._step_title(row | {"dtype": "bfloat16"}, {}, several=False) == "recipe=mae B=8 (bfloat16)"

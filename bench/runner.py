@@ -38,9 +38,7 @@ class Bench:
 
     def seconds(self, runs: Mapping[str, Run], measure_: Measure) -> dict[str, list[float]]:
         budget, least = _QUICK_BUDGET if self.quick else _BUDGET, measure_.min_rounds
-        return measure(
-            runs, self.clock, budget=budget, rounds=self.rounds, min_rounds=least, before=measure_.before
-        )
+        return measure(runs, self.clock, budget=budget, rounds=self.rounds, min_rounds=least, before=measure_.before)
 
     def both_seconds(
         self, runs: Mapping[str, Run], measure_: Measure

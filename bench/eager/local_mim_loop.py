@@ -48,8 +48,10 @@ def has_program(method: Method) -> bool:
     if encoder.depth <= 6 or encoder.channels != 3 or encoder.mlp_ratio != 4 or method.taps != taps(encoder.depth):
         return False
     plain = localmim("", encoder, epochs=100, batch_size=256, bins=target.bins).method
-    sizes = {"width": head.width, "depth": head.depth, "num_heads": head.num_heads}
-    heads = tuple(DecoderConfig(**sizes, match_scale=scale) for scale in SCALES)
+    heads = tuple(
+        DecoderConfig(width=head.width, depth=head.depth, num_heads=head.num_heads, match_scale=scale)
+        for scale in SCALES
+    )
     return method == Method(
         encoder=encoder,
         taps=plain.taps,
@@ -114,7 +116,7 @@ class LocalMimLoop:
             loss = self.network(self._colors.normalize(images))
         loss.backward()
         update(self._optimizer)
-        return loss.detach()[None]  # type: ignore[no-any-return]
+        return loss.detach()[None]
 
 
 def _named(model: MIM, encoder: ViTConfig, head: DecoderConfig) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ MATRIX, ATTENTION, OURS, UPDATE = "matrix products", "attention", "our ops", "up
 NORM, GELU, COPIES, SUMS, REST = "layer norm", "GELU", "copies", "sums and residuals", "rest"
 PARTS = (MATRIX, ATTENTION, NORM, GELU, OURS, COPIES, SUMS, UPDATE, REST)
 
-_ANYWHERE = (MATRIX, ATTENTION, NORM, GELU, OURS, UPDATE)  # what counts for itself, whoever calls it
+_ANYWHERE = (MATRIX, ATTENTION, NORM, GELU, OURS, UPDATE)  # what counts for itself in any caller
 _CALLERS = (ATTENTION, OURS, UPDATE)  # what else is called there counts for them
 _NAMES = {
     MATRIX: ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::mkldnn_convolution"),

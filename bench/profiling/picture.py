@@ -36,7 +36,9 @@ def draw(path: Path, profiles: Sequence[Profile], provenance: Mapping[str, objec
     axes.tick_params(labelsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(PARTS), fontsize=7, frameon=False, columnspacing=1, handlelength=1)
+    figure.legend(
+        loc="outside lower center", ncols=len(PARTS), fontsize=7, frameon=False, columnspacing=1, handlelength=1
+    )
     title = f"a training step of {profiles[0].batch_size} images, by part (numbers in %)"
     machine = "{device_name}, {threads} host threads, torch {torch}, commit {commit}, {date}".format_map(provenance)
     figure.suptitle(f"{title}\n{machine}", fontsize=8)

@@ -28,7 +28,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, log_sums = _forward(q, k, v)
         ctx.save_for_backward(q, k, v, out, log_sums)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -8,7 +8,20 @@ from PIL import Image
 
 from bench import malloc
 from bench.__main__ import main
-from bench.profiling.parts import ATTENTION, COPIES, GELU, MATRIX, NORM, OURS, PARTS, REST, SUMS, UPDATE, part_of, shares
+from bench.profiling.parts import (
+    ATTENTION,
+    COPIES,
+    GELU,
+    MATRIX,
+    NORM,
+    OURS,
+    PARTS,
+    REST,
+    SUMS,
+    UPDATE,
+    part_of,
+    shares,
+)
 
 
 def event(*names, time=1.0):

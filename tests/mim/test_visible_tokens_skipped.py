@@ -1,4 +1,4 @@
-"""In training the last layer of a decoder computes masked tokens alone; losses and gradients are those of all tokens."""
+"""In training the last layer of a decoder computes masked tokens alone; losses and gradients are as for all tokens."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def model_of(recipe, **head):
     model = MIM(replace(method, heads=tuple(replace(one, **head) for one in method.heads))).double()
     set_compute_dtype(model, torch.float64)
     with torch.no_grad():
-        for parameter in model.parameters():  # zero biases would hide that one is left out
+        for parameter in model.parameters():  # with zero biases, one that is left out would not show
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 

@@ -82,8 +82,8 @@ gpu-check:
 
 # Without a GPU: registers, shared memory and spills of every kernel on every architecture.
 gpu-dry:
-	$(PYTHON) -m bench.kernels
-	$(PYTHON) -m bench.triton_kernels
+	$(PYTHON) -m bench.compiled.cuda_kernels
+	$(PYTHON) -m bench.compiled.triton_kernels
 
 clean:
 	rm -rf build dist *.egg-info bimkern/_native*.so

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 
@@ -12,30 +13,27 @@ from bench.failures import Failures
 from bench.runner import Bench, Medians, rows
 from bimkern.output import printing
 
+# With options of their own; they are imported when asked for, as they need torchvision, triton, matplotlib or
+# scikit-learn.
+_COMMANDS = {
+    "dropin": "bench.dropin.command",
+    "profile": "bench.profiling.command",
+    "scaling": "bench.scaling.command",
+    "traffic": "bench.traffic.command",
+}
+_STUDIES = ("digits", "photographs")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 2 for a wrong command line, 1 if a case failed."""
     try:
-        if arguments[:1] == ["traffic"]:
-            from bench import traffic  # triton, whose disassembler only this needs
+        name = arguments[0] if arguments else ""
+        if name in _COMMANDS:
+            return int(import_module(_COMMANDS[name]).main(arguments[1:]))
+        if name in _STUDIES:
+            from bench.studies import cli as studies
 
-            return traffic.main(arguments[1:])
-        if arguments[:1] == ["dropin"]:
-            from bench import dropin  # torchvision, which only this needs
-
-            return dropin.main(arguments[1:])
-        if arguments and arguments[0] in ("digits", "photographs"):
-            from bench.studies import cli as studies  # scikit-learn and matplotlib, which only these need
-
-            return studies.main(arguments[0], arguments[1:])
-        if arguments[:1] == ["profile"]:
-            from bench.profiling import command as profiling  # matplotlib, which only this needs
-
-            return profiling.main(arguments[1:])
-        if arguments[:1] == ["scaling"]:
-            from bench.scaling import command  # matplotlib, which only this needs
-
-            return command.main(arguments[1:])
+            return studies.main(name, arguments[1:])
         with printing():
             options = cli.parse(arguments)
             if options.list_names:

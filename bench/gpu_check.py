@@ -31,10 +31,10 @@ _LEFT_OUT = ("cold_sources", "loaders", "packed", "sources")  # read images, whi
 _RECIPES = ("bim_vit_base", "mae_vit_base", "bim_vit_large", "mae_vit_large")
 # They run commands, whose packages a GPU machine may lack, or compilers.
 _WITHOUT_GPU_CASES = (
-    *(f"tests/test_{name}.py" for name in ("attention", "config_options", "demo", "docs", "examples")),
-    *(f"tests/test_{name}.py" for name in ("command", "export", "finetune", "info", "layers", "pack", "plan")),
+    *(f"tests/test_{name}.py" for name in ("attention", "demo", "docs", "examples")),
+    *(f"tests/test_{name}.py" for name in ("export", "finetune", "info", "layers", "pack", "plan")),
     *(f"tests/test_{name}.py" for name in ("plan_ranks", "pretrain", "probe")),
-    *("tests/test_stranger.py", "tests/examples", "tests/train/test_finetune_runs.py"),
+    *("tests/cli", "tests/test_stranger.py", "tests/examples", "tests/train/test_finetune_runs.py"),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "allocator", "api", "bad_images", "budget", "channels")),
     *(f"tests/train/test_{name}.py" for name in ("distilled_runs", "estimate", "extended_runs", "faults", "full_disk")),
     *(f"tests/train/test_{name}.py" for name in ("held_out", "initialized_runs", "loggers", "output", "reads", "run")),

@@ -9,7 +9,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.errors import closest
 from bimkern.recipes import Recipe
 from bimkern.recipes.find import find_config, find_finetune_config

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import tyro
 
+from bimkern.cli.evaluation import Findings, run_command
 from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
 from bimkern.evaluate.backbone import Backbone, common_decoding
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
 from bimkern.evaluate.options import check_picture, check_runs
-from bimkern.evaluation_command import Findings, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 

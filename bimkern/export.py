@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.exporters.detectron2 import lazy_config, write_detectron2
 from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program

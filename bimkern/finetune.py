@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bimkern import command
-from bimkern.config_options import DEFAULT_RECIPE
-from bimkern.finetune_options import FinetuneConfigOptions, change_config, choose_config
+from bimkern.cli import command
+from bimkern.cli.config_options import DEFAULT_RECIPE
+from bimkern.cli.finetune_options import FinetuneConfigOptions, change_config, choose_config
+from bimkern.cli.training import parse_options, run_command
 from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
 from bimkern.train.finetuning.run import Finetuned, describe, finetune
-from bimkern.training_command import parse_options, run_command
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.finetune"

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from bimkern import command
+from bimkern.cli import command
+from bimkern.cli.training import run_command
 from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.data.formats import MAX_PIXELS, allow_pixels, pil_settings_kept
 from bimkern.data.loader import default_workers
@@ -19,7 +20,6 @@ from bimkern.data.repack import Repacking, Side
 from bimkern.data.sources.find import find_source
 from bimkern.train.config.run import ConfigError
 from bimkern.train.reporting.progress import checking
-from bimkern.training_command import run_command
 from bimkern.units import human_bytes
 from bimkern.watchdog import ending_at_once
 

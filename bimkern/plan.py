@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bimkern import command
 from bimkern.arena import Plan, draw
-from bimkern.config_options import ConfigOptions, change_config, choose_config
+from bimkern.cli import command
+from bimkern.cli.config_options import ConfigOptions, change_config, choose_config
 from bimkern.data.step_layout import Segment
 from bimkern.mim.recompute import LAYERS, described
 from bimkern.output import printing

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
-from bimkern import command
-from bimkern.config_options import DEFAULT_RECIPE, ConfigOptions, change_config, choose_config
+from bimkern.cli import command
+from bimkern.cli.config_options import DEFAULT_RECIPE, ConfigOptions, change_config, choose_config
+from bimkern.cli.training import parse_options, run_command
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.run import Config, RunConfig
 from bimkern.train.reporting.summary import describe
 from bimkern.train.run import Outcome, find_inputs, find_source, run
-from bimkern.training_command import parse_options, run_command
 from bimkern.watchdog import ending_at_once
 
 _PROGRAM = "python -m bimkern.pretrain"

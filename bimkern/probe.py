@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from bimkern.cli.evaluation import Findings, run_command
 from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.backbone import Backbone, Pool, common_decoding
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
@@ -16,7 +17,6 @@ from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.options import check_picture, check_runs
 from bimkern.evaluate.report import draw, to_json_lines, to_table
-from bimkern.evaluation_command import Findings, run_command
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 

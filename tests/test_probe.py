@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from saved_runs import make_run
 
-from bimkern import evaluation_command
+from bimkern.cli import evaluation
 from bimkern.probe import main
 
 QUICK = ("--epochs", "9", "--k", "3", "1")
@@ -133,7 +133,7 @@ def test_an_image_that_is_trained_and_tested_on_is_refused(runs, stripes, capsys
 
 
 def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):
-    read = evaluation_command.read_backbone
+    read = evaluation.read_backbone
 
     def with_gray(path):
         backbone = read(path)
@@ -141,7 +141,7 @@ def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypat
             backbone.encoder.config = replace(backbone.config, channels=1)
         return backbone
 
-    monkeypatch.setattr(evaluation_command, "read_backbone", with_gray)
+    monkeypatch.setattr(evaluation, "read_backbone", with_gray)
     with pytest.raises(SystemExit):
         main([*runs, "--data", stripes])
     assert "every RUN must take the same images, got 3 channels of bim, 1 channel of mae" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.eager.loop import adamw, update
-from bench.local_host import SCALES, LocalMaskedAutoencoderViT
+from bench.hosts.localmim import SCALES, LocalMaskedAutoencoderViT
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.targets import HogTarget
 from bimkern.models.heads import DecoderConfig

@@ -32,9 +32,10 @@ _TASKS = {
 }
 _TERMS = """\
 The same for all on an encoder: images, steps, batch, warm-up and optimizer; not the operations of a step. Every method
-takes the best rate of pre-training by a linear probe on a part of the training images, and the best of fine-tuning,
-with the first seed; grids grow until the best lies inside. An MAE of fewer layers takes those of the whole one. Scratch
-has the fine-tuning's steps alone. Nothing is augmented. Features are patch tokens averaged, with nothing masked."""
+takes the best rate of pre-training by {searched_by} on a part of the training images, and then the best of fine-tuning,
+with the first seed; grids grow until the best lies inside. An MAE of fewer layers takes those of the whole one, a BIM
+with a cheaper decoder those of BIM. Scratch has the fine-tuning's steps alone. Nothing is augmented. Features are patch
+tokens averaged, with nothing masked."""
 _QUICK = ("scratch", "MAE", "GreenMIM, Swin")
 
 
@@ -106,6 +107,7 @@ def _study(name: str, given: Namespace) -> Study:
         steps=2,
         batch_size=8,
         rates=rates,
+        searched_by=None,
         probe_steps=2,
         fine_tuning_steps=2,
         fine_tuning_rates=rates,
@@ -134,7 +136,8 @@ def _line(result: Result) -> str:
 
 def _report(study: Study, found: Sequence[Result], out: Path) -> None:
     title = table.heading(study, found)
-    print(f"\n{title}\n\n{_TERMS}\n\n{table.lay_out(study, found)}\n")
+    searched_by = "a linear probe" if study.searched_by is None else f"fine-tuning at {study.searched_by:g}"
+    print(f"\n{title}\n\n{_TERMS.format(searched_by=searched_by)}\n\n{table.lay_out(study, found)}\n")
     if limited := table.at_limit(study, found):
         print(f"No rate beyond these was tried, so that others may be better: {'; '.join(limited)}.\n")
     if left := len(list(study.pending(found))):

@@ -86,6 +86,7 @@ class Study:
     steps: int = 800  # of pre-training
     batch_size: int = 64
     rates: RateSearch = _RATES
+    searched_by: float | None = None  # the rate of fine-tuning by which that of pre-training is chosen; None: probes
     fine_tuning_steps: int = 150
     fine_tuning_rates: RateSearch = _FINE_TUNING_RATES
     neighbors: int = 10
@@ -104,26 +105,41 @@ class Study:
             if trial not in done:
                 yield trial
 
+    def scores_of(self, results: Sequence[Result], method: str) -> dict[float, float]:
+        """Return what encoders reached on the validation part with the first seed, by the rate of pre-training."""
+        if self.searched_by is None:
+            return _probed(results, method)
+        tuned = ((result.trial, result.validation) for result in results if _selects(result.trial, method))
+        return {trial.rate: score for trial, score in tuned if trial.rate and _tuned_at(trial) == self.searched_by}
+
     def _trials(self, method: StudyMethod, results: Sequence[Result]) -> Iterator[Trial]:
         first, own = Trial(method=method.name), not method.rates_of
         if method.config is not None:
-            scores = scores_of(results, method.rates_of or method.name)
+            scores = self.scores_of(results, method.rates_of or method.name)
             if untried := self.rates.untried(scores):
-                yield from (replace(first, rate=rate) for rate in untried if own)
+                yield from self._search(method, untried, results) if own else ()
                 return
             first = replace(first, rate=best_of(scores))
         yield from (replace(first, seed=seed) for seed in range(self.seeds))
-        scores = fine_tuning_scores_of(results, method.rates_of or method.name)
+        scores = fine_tuning_scores_of(results, method.rates_of or method.name, first.rate)
         if untried := self.fine_tuning_rates.untried(scores):
-            tried = (FineTuning(depth=method.encoder.depth, rate=rate, selects=True) for rate in untried if own)
-            yield from (replace(first, fine_tuning=tuning) for tuning in tried)
+            yield from (_selecting(first, method, rate) for rate in untried if own)
             return
         for depth in method.depths:
             trial = replace(first, fine_tuning=FineTuning(depth=depth, rate=best_of(scores)))
             yield from (replace(trial, seed=seed) for seed in range(self.seeds))
 
+    def _search(self, method: StudyMethod, rates: Sequence[float], results: Sequence[Result]) -> Iterator[Trial]:
+        probed = _probed(results, method.name)
+        for rate in rates:
+            trial = Trial(method=method.name, rate=rate)
+            if rate not in probed:
+                yield trial  # which keeps its encoder
+            elif self.searched_by is not None:
+                yield _selecting(trial, method, self.searched_by)
 
-def scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
+
+def _probed(results: Sequence[Result], method: str) -> dict[float, float]:
     """Return what a linear probe reached on the validation part with the first seed, by the rate of pre-training."""
     trials = ((result.trial, result.validation) for result in results)
     return {
@@ -133,13 +149,32 @@ def scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
     }
 
 
-def fine_tuning_scores_of(results: Sequence[Result], method: str) -> dict[float, float]:
-    """Return what fine-tuning of all layers reached on the validation part with the first seed, by its rate."""
-    tried = [(result.trial.fine_tuning, result.validation) for result in results if result.trial.method == method]
-    return {tuning.rate: score for tuning, score in tried if tuning is not None and tuning.selects}
+def fine_tuning_scores_of(results: Sequence[Result], method: str, rate: float | None) -> dict[float, float]:
+    """Return what fine-tuning of all layers reached on the validation part with the first seed, by its rate.
+
+    Args:
+        results: so far.
+        method: of pre-training.
+        rate: of pre-training; None: it had none.
+    """
+    tuned = ((result.trial, result.validation) for result in results if _selects(result.trial, method))
+    return {_tuned_at(trial): score for trial, score in tuned if trial.rate == rate}
+
+
+def _selecting(trial: Trial, method: StudyMethod, rate: float) -> Trial:
+    return replace(trial, fine_tuning=FineTuning(depth=method.encoder.depth, rate=rate, selects=True))
+
+
+def _selects(trial: Trial, method: str) -> bool:
+    return trial.method == method and trial.fine_tuning is not None and trial.fine_tuning.selects
+
+
+def _tuned_at(trial: Trial) -> float:
+    assert trial.fine_tuning is not None
+    return trial.fine_tuning.rate
 
 
 STUDIES: Mapping[str, Study] = {
     "digits": Study(name="digits", source=Digits()),
-    "photographs": Study(name="photographs", source=Photographs(), fine_tuning_steps=300),
+    "photographs": Study(name="photographs", source=Photographs(), fine_tuning_steps=300, searched_by=4e-3),
 }

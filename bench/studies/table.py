@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.studies.methods import methods
 from bench.studies.rates import best_of
-from bench.studies.study import PIXELS, Result, Study, fine_tuning_scores_of, scores_of
+from bench.studies.study import PIXELS, Result, Study, fine_tuning_scores_of
 
 METRICS = {"knn": "kNN", "linear": "linear", "fine_tuned": "fine-tuned"}
 
@@ -29,7 +29,7 @@ def table_of(study: Study, results: Sequence[Result]) -> Table:
             add("knn", (trial.method, depth), result.knn[depth])
             add("linear", (trial.method, depth), linear)
         tuning = trial.fine_tuning
-        if tuning is not None and result.fine_tuned is not None and tuning.rate == of_fine_tuning[trial.method]:
+        if tuning is not None and result.fine_tuned is not None and tuning.rate == of_fine_tuning.get(trial.method):
             add("fine_tuned", (trial.method, tuning.depth), result.fine_tuned)
     return table
 
@@ -38,7 +38,7 @@ def chosen_rates(study: Study, results: Sequence[Result]) -> dict[str, float | N
     """Return the best rate so far of every method that has a result; None of those that need none."""
     found: dict[str, float | None] = {PIXELS: None}
     for name, method in study.methods().items():
-        scores = scores_of(results, method.rates_of or name)
+        scores = study.scores_of(results, method.rates_of or name)
         if method.config is None or scores:
             found[name] = best_of(scores) if scores else None
     return found
@@ -46,9 +46,9 @@ def chosen_rates(study: Study, results: Sequence[Result]) -> dict[str, float | N
 
 def chosen_fine_tuning_rates(study: Study, results: Sequence[Result]) -> dict[str, float]:
     """Return the best rate of fine-tuning so far of every method that was fine-tuned."""
-    found = {}
+    found, rates = {}, chosen_rates(study, results)
     for name, method in study.methods().items():
-        if scores := fine_tuning_scores_of(results, method.rates_of or name):
+        if scores := fine_tuning_scores_of(results, method.rates_of or name, rates.get(name)):
             found[name] = best_of(scores)
     return found
 

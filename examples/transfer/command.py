@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.errors import BimkernError
 from examples.transfer.training import Recipe
 

@@ -16,7 +16,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from bimkern import command
+from bimkern.cli import command
 
 SHAPES = ("circle", "square", "triangle")
 SIDE = 64  # pixels of an image

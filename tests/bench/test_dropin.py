@@ -4,8 +4,9 @@ import pytest
 import torch
 from interop import import_or_skip
 
-from bench import cli, dropin
-from bench.dropin_hosts import HOSTS, BenchHost
+from bench import cli
+from bench.dropin import command as dropin
+from bench.dropin.hosts import HOSTS, BenchHost
 from bench.refcheck import WrongResult
 
 PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm", "lightly": "lightly.models.modules"}

@@ -6,7 +6,9 @@ import pytest
 import torch
 from interop import import_or_skip
 
-from bench import cli, dropin, dropin_parts
+from bench import cli
+from bench.dropin import command as dropin
+from bench.dropin import parts
 from bench.malloc import WARM
 from bench.refcheck import WrongResult
 from bimkern.ops import masked_pixel_loss
@@ -22,10 +24,10 @@ LINE = re.compile(r"^  .+?  host +([\d.]+) ms  ours +([\d.]+) ms  [\d.]+x$")
 
 
 def report(name):
-    return dropin_parts.report(name, torch.device("cpu"), batch_size=2, rounds=1, tiny=True)
+    return parts.report(name, torch.device("cpu"), batch_size=2, rounds=1, tiny=True)
 
 
-@pytest.mark.parametrize("name", dropin_parts.SIDES)
+@pytest.mark.parametrize("name", parts.SIDES)
 def test_parts_of_a_tiny_host_are_measured(name):
     if name in PACKAGES:
         import_or_skip(PACKAGES[name])
@@ -38,10 +40,8 @@ def test_parts_of_a_tiny_host_are_measured(name):
 
 
 def test_the_parts_of_mae_compute_what_they_are_named():
-    sides = dropin_parts.SIDES["mae"][1](dropin_parts.Sizes("mae", torch.device("cpu"), 2, True), True)
-    shapes = {
-        name: [list(x.shape) for x in dropin_parts.tensors(part.of(sides.ours)())] for name, part in sides.parts.items()
-    }
+    sides = parts.SIDES["mae"][1](parts.Sizes("mae", torch.device("cpu"), 2, True), True)
+    shapes = {name: [list(x.shape) for x in parts.tensors(part.of(sides.ours)())] for name, part in sides.parts.items()}
     tokens, masks = [2, 1 + 4, 16], [2, 16]
     assert shapes == {"masks and embedding": [tokens, masks, masks], "decoder's input": [[2, 16, 12]], "loss": [[]]}
 
@@ -71,9 +71,7 @@ def test_the_command(monkeypatch, capsys):
 
 
 def test_wrong_command_lines():
-    with pytest.raises(
-        cli.UsageError, match=rf"^no host is named 'timm'; choose from {', '.join(dropin_parts.SIDES)}$"
-    ):
+    with pytest.raises(cli.UsageError, match=rf"^no host is named 'timm'; choose from {', '.join(parts.SIDES)}$"):
         dropin.parse(["--parts", "timm"])
     with pytest.raises(cli.UsageError, match=r"^--arena belongs to whole steps, got --parts too$"):
         dropin.parse(["--parts", "--arena"])

@@ -1,7 +1,7 @@
 """The table of kernels is read off what ptxas says."""
 
-from bench import kernels
-from bench.kernels import Kernel
+from bench.compiled import cuda_kernels as kernels
+from bench.compiled.cuda_kernels import Kernel
 
 REPORT = """\
 ptxas info    : 0 bytes gmem

@@ -110,6 +110,26 @@ def test_encoders_are_fine_tuned_at_the_depths_that_are_compared():
     assert found(alone(2)) == {(0, 2, 4e-3), (1, 2, 4e-3)}  # the rates of the whole MAE
 
 
+def test_rates_of_pre_training_may_be_chosen_by_fine_tuning():
+    """A probe is best at 4e-3 here, and fine-tuning at 1e-3."""
+    study = replace(STUDY, searched_by=2e-3, chosen=("MAE",))
+
+    def tuned_best_at_low_rates(trial):
+        result = made_up(trial)
+        return result if trial.fine_tuning is None else replace(result, validation=1 - trial.rate)
+
+    results = []
+    trials = [result.trial for result in run(study, results, tuned_best_at_low_rates, InThisProcess(), 1)]
+    assert chosen_rates(study, results)["MAE"] == 5e-4
+    searched = [t for t in trials if t.rate and t.seed == 0 and not (t.fine_tuning and not t.fine_tuning.selects)]
+    assert [(t.rate, t.fine_tuning and t.fine_tuning.rate) for t in searched] == [
+        *[(rate, tuned_at) for rate in (1e-3, 2e-3, 5e-4) for tuned_at in (None, 2e-3)],
+        *[(5e-4, rate) for rate in (1e-3, 5e-4)],  # equals: the lowest is the best, at the limit
+    ]
+    assert len(set(trials)) == len(trials)
+    assert table_of(study, results)[MAE]["fine_tuned"]
+
+
 @pytest.mark.parametrize("at_a_time", [1, 3])
 def test_a_study_continues_from_the_results_there_are(at_a_time):
     whole, trials = finished()

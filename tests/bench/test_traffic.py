@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import traffic, traffic_count, traffic_table, triton_traffic
 from bench.__main__ import main
+from bench.traffic import command as traffic
+from bench.traffic import cuda_count, tables, triton_count
 
 # Requested sectors over the ideal at most, where every row is read and written in packets of 16 bytes.
 MOST = {
@@ -28,10 +29,10 @@ MORE = {" H=72 ": 2.6}
 @pytest.mark.long
 def test_the_kernels_move_what_the_table_says():
     try:
-        traffic_count.build()
-    except traffic_count.TrafficUnavailable as error:
+        cuda_count.build()
+    except cuda_count.TrafficUnavailable as error:
         pytest.skip(str(error))
-    launches = traffic_count.launches()
+    launches = cuda_count.launches()
     assert traffic.faults(launches, traffic.load()) == []
     conflicts = {launch.row.key: launch.worst_conflict for launch in launches if launch.worst_conflict > 2}
     assert conflicts == {}
@@ -52,22 +53,22 @@ def test_every_kernel_has_rows_and_moves_little():
 def test_reads_element_by_element_are_noticed():
     rows = traffic.load()
     first, *rest = rows
-    assert traffic_table.differences(rows, rows) == []
+    assert tables.differences(rows, rows) == []
     within, beyond = (replace(first, accesses=round(first.accesses * (1 + share))) for share in (0.04, 0.06))
     assert within != first
-    assert traffic_table.differences([within, *rest], rows) == []
-    assert len(traffic_table.differences([beyond, *rest], rows)) == 1
+    assert tables.differences([within, *rest], rows) == []
+    assert len(tables.differences([beyond, *rest], rows)) == 1
     slower = replace(first, requested_sectors=first.requested_sectors * 2)
-    (text,) = traffic_table.differences([slower, *rest], rows)
+    (text,) = tables.differences([slower, *rest], rows)
     assert text.startswith("gather_tokens gather_kernel fwd B=4 ")
     assert text.endswith(f": requested_sectors {first.requested_sectors} -> {slower.requested_sectors}")
-    assert traffic_table.differences(rest, rows) == [f"{' '.join(first.key)}: not counted any more"]
-    assert traffic_table.differences(rows, rest) == [f"{' '.join(first.key)}: not in the table"]
+    assert tables.differences(rest, rows) == [f"{' '.join(first.key)}: not counted any more"]
+    assert tables.differences(rows, rest) == [f"{' '.join(first.key)}: not in the table"]
 
 
 def test_tables_are_written_as_they_are_read():
-    assert traffic_table.written(traffic_count.Row, traffic.load()) == traffic.TABLE.read_text()
-    assert traffic_table.written(triton_traffic.Row, traffic.load_triton()) == traffic.TRITON_TABLE.read_text()
+    assert tables.written(cuda_count.Row, traffic.load()) == traffic.TABLE.read_text()
+    assert tables.written(triton_count.Row, traffic.load_triton()) == traffic.TRITON_TABLE.read_text()
 
 
 @pytest.mark.parametrize(
@@ -82,12 +83,12 @@ def test_tables_are_written_as_they_are_read():
     ],
 )  # fmt: skip
 def test_kernels_of_both_compilers_have_one_name(symbol, expected):
-    assert traffic_count.instance(symbol) == expected
+    assert cuda_count.instance(symbol) == expected
 
 
 def test_conflicts_that_the_data_make_are_left_out():
-    line = traffic_count.Line(position="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
-    (launch,) = [traffic_count.Launch(row=traffic.load()[0], symbol="", uninitialized=0, lines=(line,))]
+    line = cuda_count.Line(position="a.cu:1", space="shared", access="read", width=4, warps=1, cost=8, least_cost=1)
+    (launch,) = [cuda_count.Launch(row=traffic.load()[0], symbol="", uninitialized=0, lines=(line,))]
     assert launch.worst_conflict == 8
     update = replace(launch, lines=(line, replace(line, access="write")))
     assert update.worst_conflict == 1
@@ -112,7 +113,7 @@ def test_a_failed_compile_is_no_missing_tool(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: name)
     failed = subprocess.CompletedProcess([], 1, "no such header\n", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(traffic_count.TrafficError, match="no such header") as caught:
-        traffic_count.build()
-    assert not isinstance(caught.value, traffic_count.TrafficUnavailable)
+    with pytest.raises(cuda_count.TrafficError, match="no such header") as caught:
+        cuda_count.build()
+    assert not isinstance(caught.value, cuda_count.TrafficUnavailable)
     assert main(["traffic"]) == 2

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from bench import traffic, traffic_table, triton_traffic
 from bench.__main__ import main
+from bench.traffic import command as traffic
+from bench.traffic import tables, triton_count
 from bimkern.ops import _backend
 
 
 @pytest.mark.long
 def test_the_kernels_move_what_the_table_says():
     pytest.importorskip("triton")
-    assert traffic_table.differences(triton_traffic.rows(), traffic.load_triton()) == []
+    assert tables.differences(triton_count.rows(), traffic.load_triton()) == []
 
 
 def test_kernels_move_no_more_than_they_must():
@@ -30,12 +31,12 @@ def test_kernels_move_no_more_than_they_must():
 
 def test_every_op_with_a_triton_kernel_is_counted():
     declared = {op for op, kernels in _backend._kernels.items() if kernels.get("cuda") == "triton"}
-    assert set(triton_traffic.OPS) == {row.op for row in traffic.load_triton()} == declared
+    assert set(triton_count.OPS) == {row.op for row in traffic.load_triton()} == declared
 
 
 def counted(monkeypatch, rows):
     """Let the command count these rows, and nothing in CUDA."""
-    monkeypatch.setattr(triton_traffic, "rows", lambda: rows)
+    monkeypatch.setattr(triton_count, "rows", lambda: rows)
     monkeypatch.delattr(traffic, "build")
 
 
@@ -67,7 +68,7 @@ def test_the_command_saves_all_rows(monkeypatch, tmp_path):
 
 def test_lines_of_a_triton_kernel_are_refused(capsys):
     assert main(["traffic", "--lines", "hog", "pixel_targets"]) == 2
-    expected = "bench: --lines: pixel_targets is a Triton kernel; see `python -m bench.triton_kernels`\n"
+    expected = "bench: --lines: pixel_targets is a Triton kernel; see `python -m bench.compiled.triton_kernels`\n"
     assert capsys.readouterr().err == expected
 
 
@@ -83,7 +84,7 @@ def test_says_that_triton_is_missing(monkeypatch, capsys):
 
 def test_a_count_that_fails_is_no_missing_tool(monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
-    monkeypatch.setattr(triton_traffic, "ROOT", tmp_path)  # which has no bench
+    monkeypatch.setattr(triton_count, "ROOT", tmp_path)  # which has no bench
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert main(["traffic", "masked_loss"]) == 2
-    assert "-m bench.triton_traffic: exit code 1\n" in capsys.readouterr().err
+    assert "-m bench.traffic.triton_count: exit code 1\n" in capsys.readouterr().err

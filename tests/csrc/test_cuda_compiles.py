@@ -10,7 +10,7 @@ import shutil
 import commands
 import pytest
 
-from bench import kernels
+from bench.compiled import cuda_kernels as kernels
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 

@@ -11,9 +11,9 @@ from itertools import groupby
 
 import pytest
 
-from bench import sass
-from bench.kernels import ROOT, CompileError
-from bench.traffic_count import instance
+from bench.compiled import sass
+from bench.compiled.cuda_kernels import ROOT, CompileError
+from bench.traffic.cuda_count import instance
 
 needs_code = pytest.mark.skipif(
     shutil.which("nvcc") is None or importlib.util.find_spec("triton") is None, reason="no nvcc, or no triton"

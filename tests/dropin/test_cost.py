@@ -6,11 +6,11 @@ from interop import import_or_skip
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.hog_hosts import HOGGenerator
-from bench.lightly_host import MAE as LightlyMAE
-from bench.local_host import LocalMaskedAutoencoderViT
-from bench.mae_host import MaskedAutoencoderViT
-from bench.simmim_host import MaskedViT, MaskFeat
+from bench.hosts.hog import HOGGenerator
+from bench.hosts.lightly import MAE as LightlyMAE
+from bench.hosts.localmim import LocalMaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
+from bench.hosts.simmim import MaskedViT, MaskFeat
 from bimkern.dropin import patch, structure
 
 ELEMENTS = 5e6  # two images at base size are 0.3e6, their tokens as many

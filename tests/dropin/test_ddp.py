@@ -16,8 +16,8 @@ from datetime import timedelta
 import torch
 from torch import distributed, nn
 
-from bench.local_host import LocalMaskedAutoencoderViT
-from bench.mae_host import MaskedAutoencoderViT
+from bench.hosts.localmim import LocalMaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern.dropin import patch
 
 rank, file = int(sys.argv[1]), sys.argv[2]

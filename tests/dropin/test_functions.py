@@ -6,7 +6,7 @@ from interop import import_or_skip
 from torch import nn
 from torch.nn import functional as F
 
-from bench.mae_host import MaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern import dropin
 from bimkern.ops.hog import hog
 

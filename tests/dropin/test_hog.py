@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.hog_hosts import FlatHOGLayerC, HOGGenerator, HOGLayer, HOGLayerC
+from bench.hosts.hog import FlatHOGLayerC, HOGGenerator, HOGLayer, HOGLayerC
 from bimkern import dropin
 from bimkern.dropin import DropinError, patch
 

@@ -10,7 +10,7 @@ from interop import import_or_skip
 from torch import nn
 from torch.nn import functional as F
 
-from bench.lightly_host import MAE
+from bench.hosts.lightly import MAE
 from bimkern.dropin import lightly as ours
 from bimkern.dropin import patch
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.local_host import LocalMaskedAutoencoderViT
+from bench.hosts.localmim import LocalMaskedAutoencoderViT
 from bimkern.dropin import patch
 from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.memory.tracker import AllocationTracker

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.simmim_host import MapEncoder, PixelReconstructionLoss, SimMIM
+from bench.hosts.simmim import MapEncoder, PixelReconstructionLoss, SimMIM
 from bimkern.dropin import DropinError, patch
 
 

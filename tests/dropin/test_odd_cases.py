@@ -7,9 +7,9 @@ import torch
 from dropin_hosts import open_clip_dropout
 from torch import nn
 
-from bench.hog_hosts import HOGGenerator, HOGLayerC
-from bench.local_host import LocalMaskedAutoencoderViT
-from bench.mae_host import MaskedAutoencoderViT
+from bench.hosts.hog import HOGGenerator, HOGLayerC
+from bench.hosts.localmim import LocalMaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern import dropin
 from bimkern.dropin import lightly
 

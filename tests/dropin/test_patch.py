@@ -11,7 +11,7 @@ from dropin_hosts import error_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.mae_host import MaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern.dropin import DropinError, patch
 
 ALL = {"forward_encoder", "random_masking", "forward_decoder", "forward_loss"}
@@ -366,7 +366,7 @@ def test_no_host_is_imported():
 
 def test_patching_imports_nothing_large():
     code = (
-        "import sys; from bench.mae_host import MaskedAutoencoderViT; from bimkern.dropin import patch;"
+        "import sys; from bench.hosts.mae import MaskedAutoencoderViT; from bimkern.dropin import patch;"
         "before = set(sys.modules); patch(MaskedAutoencoderViT());"
         "print({'sympy', 'torch._dynamo'} & (set(sys.modules) - before))"
     )

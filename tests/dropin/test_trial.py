@@ -5,8 +5,8 @@ import torch
 from dropin_hosts import CASES
 from torch import nn
 
-from bench.hog_hosts import HOGLayer
-from bench.mae_host import MaskedAutoencoderViT
+from bench.hosts.hog import HOGLayer
+from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern.dropin import DropinError, layers, patch, trial
 from bimkern.dropin import lightly as lightly_functions
 from bimkern.dropin.hosts import HOSTS, lightly_mae, localmim, masked_error, vit_pytorch

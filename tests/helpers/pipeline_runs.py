@@ -9,12 +9,12 @@ import torch
 from shared_runs import Terminating, config_of
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bimkern.cli.training import run_command
 from bimkern.mim.model import MIM
 from bimkern.mim.stages import equal_stages
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.run import run
 from bimkern.train.trainer import Trainer
-from bimkern.training_command import run_command
 
 OPTIONS = {"micro_batch": 2, "log_every": 5, "save_every": 6, "dist_timeout": 60}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerance import assert_no_worse_than_torch
 
-from bench.triton_accesses import recorded
+from bench.traffic.triton_accesses import recorded
 from bimkern.ops._triton import masked_loss as rows
 from bimkern.ops._triton import masked_pixel_loss as patches
 from bimkern.ops._triton import pixel_targets as targets

@@ -7,8 +7,8 @@ from pathlib import Path
 import commands
 import pytest
 
-from bench import triton_code
-from bench.kernels import ARCHITECTURES
+from bench.compiled import triton_code
+from bench.compiled.cuda_kernels import ARCHITECTURES
 
 pytestmark = pytest.mark.long  # all of the file, whose tests share a report
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ WIDTHS = {
 def report():
     pytest.importorskip("triton")
     # In a process of its own: compiling fails where kernels were interpreted before.
-    command = [sys.executable, "-m", "bench.triton_kernels"]
+    command = [sys.executable, "-m", "bench.compiled.triton_kernels"]
     done = commands.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

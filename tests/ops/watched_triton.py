@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from triton.runtime.interpreter import TensorHandle
 
-from bench.triton_accesses import recorded
+from bench.traffic.triton_accesses import recorded
 from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss, pixel_targets
 from bimkern.ops._triton.launch import launch
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from small_backbones import KeepGradients, backbone, method, network, sample
 from torch.nn.functional import layer_norm
 
-from bimkern import command, plan
-from bimkern.config_options import ConfigOptions, change_config, choose_config
+from bimkern import plan
+from bimkern.cli import command
+from bimkern.cli.config_options import ConfigOptions, change_config, choose_config
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained

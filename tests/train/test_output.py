@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from bad_files import picture
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.output import has_room, printing, say
 from bimkern.pretrain import main
 from bimkern.train.pretraining import Pretraining

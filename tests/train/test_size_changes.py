@@ -125,17 +125,28 @@ def test_the_best_checkpoint_is_sought_again_at_every_size(photos, tmp_path, mon
     assert best == {"step": step, "loss": pytest.approx(loss), "frozen_stages": 0, "image_size": 64}
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.fixture(scope="module", params=LOADERS)
+def saved_at_every_step(request, photos, tmp_path_factory):
+    """Return the options and the folder of a finished run that kept all its checkpoints."""
+    options = ("--steps", "16", "--save-every", "1", "--loader", request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_KEPT", 16)
+        register(patch, "growing", base="bim_fastmim_p_vit_test")
+        out = tmp_path_factory.mktemp(request.param) / "run"
+        train("growing", photos, out, *options)
+    assert [record["image_size"] for record in records(out)] == [32] * 10 + [48] * 4 + [64] * 2
+    return options, out
+
+
 @pytest.mark.parametrize("saved_at", [9, 10, 11, 14])
-def test_a_run_resumes_bit_for_bit_about_a_change(photos, tmp_path, monkeypatch, loader, saved_at):
+def test_a_run_resumes_bit_for_bit_about_a_change(saved_at_every_step, saved_at, photos, tmp_path, monkeypatch):
+    options, whole = saved_at_every_step
     register(monkeypatch, "growing", base="bim_fastmim_p_vit_test")
-    options = ("--steps", "16", "--save-every", str(saved_at), "--loader", loader)
-    train("growing", photos, tmp_path / "whole", *options)
-    assert [record["image_size"] for record in records(tmp_path / "whole")] == [32] * 10 + [48] * 4 + [64] * 2
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000016")
+    shutil.copytree(whole, tmp_path / "resumed")
+    for later in range(saved_at + 1, 17):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{later:08d}")
     train("growing", photos, tmp_path / "resumed", *options)
-    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+    assert_same_run(whole, tmp_path / "resumed")
 
 
 def test_workers_and_micro_batches_do_not_change_what_is_learned(photos, tmp_path, monkeypatch):

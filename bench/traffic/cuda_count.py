@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import traffic_table
-from bench.kernels import ROOT
+from bench.compiled.cuda_kernels import ROOT
+from bench.traffic import tables
 
 BUILD = ROOT / "build" / "traffic"
 PROGRAM = BUILD / "tests" / "csrc" / "host_cuda" / "traffic_host_cuda"
@@ -25,7 +25,7 @@ class TrafficUnavailable(TrafficError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(traffic_table.Row):
+class Row(tables.Row):
     """A kernel in one case. Sectors have 32 bytes."""
 
     op: str

@@ -6,8 +6,8 @@ Source: Xie et al. 2022 (SimMIM), sections 3.1 to 3.4; Wei et al. 2022 (MaskFeat
 import torch
 from torch import Tensor, nn
 
-from bench.hog_hosts import HOGGenerator
-from bench.mae_host import layers
+from bench.hosts.hog import HOGGenerator
+from bench.hosts.mae import layers
 
 
 class MaskedViT(nn.Module):

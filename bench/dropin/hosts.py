@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.hog_hosts import HOGGenerator
-from bench.lightly_host import MAE as LightlyMAE
-from bench.local_host import LocalMaskedAutoencoderViT
-from bench.mae_host import MaskedAutoencoderViT
-from bench.simmim_host import MapEncoder, MaskedViT, MaskFeat, SimMIM
+from bench.hosts.hog import HOGGenerator
+from bench.hosts.lightly import MAE as LightlyMAE
+from bench.hosts.localmim import LocalMaskedAutoencoderViT
+from bench.hosts.mae import MaskedAutoencoderViT
+from bench.hosts.simmim import MapEncoder, MaskedViT, MaskFeat, SimMIM
 from bimkern import optional
 
 

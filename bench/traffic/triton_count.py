@@ -7,9 +7,9 @@ Against the bytes that an op has to move at least:
     blocks     distinct sectors of each block, added up: what a perfect L1 cache leaves
     launch     distinct sectors of all its launches: what a perfect L2 cache leaves
 
-The interpreter knows blocks (Triton's programs), not warps: how wide a thread's accesses are, is in
-`python -m bench.triton_kernels`. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked;
-of attention, those of the third stage of Swin-B, but for 4 of its 16 heads.
+The interpreter knows blocks (Triton's programs), not warps: `python -m bench.compiled.triton_kernels` shows how wide a
+thread's accesses are. Shapes are those of ViT-B, one image at patch 16 and 14, 75 % of its patches masked; of
+attention, those of the third stage of Swin-B, but for 4 of its 16 heads.
 
 `python -m bench traffic` runs this as a program, which writes CSV: one process cannot both interpret and compile.
 """
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import traffic_table
-from bench.kernels import ROOT
-from bench.traffic_count import TrafficError, TrafficUnavailable
+from bench.compiled.cuda_kernels import ROOT
+from bench.traffic import tables
+from bench.traffic.cuda_count import TrafficError, TrafficUnavailable
 from bimkern.ops import group_windows
 
 OPS = ("group_attention", "masked_loss", "masked_pixel_loss", "pixel_targets")
@@ -37,7 +37,7 @@ _IMAGES, _PATCHES = 1, 196
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(traffic_table.Row):
+class Row(tables.Row):
     """The traffic of one call of an op. Sectors have 32 bytes."""
 
     op: str
@@ -74,12 +74,12 @@ def rows() -> list[Row]:
     """
     if importlib.util.find_spec("triton") is None:
         raise TrafficUnavailable("triton is not installed, whose interpreter counts the Triton kernels' traffic")
-    command = [sys.executable, "-m", "bench.triton_traffic"]
+    command = [sys.executable, "-m", "bench.traffic.triton_count"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TrafficError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
-    return traffic_table.read(Row, done.stdout)
+    return tables.read(Row, done.stdout)
 
 
 def _count() -> Iterator[Row]:
@@ -143,14 +143,14 @@ def _count_losses() -> Iterator[Row]:
 
 
 def _counted(run: Callable[..., Any], arguments: tuple[Any, ...], **row: Any) -> Row:
-    from bench.triton_accesses import recorded
+    from bench.traffic.triton_accesses import recorded
 
     with recorded() as accesses:
         run(*arguments)
     asked = requested = 0
     blocks = defaultdict(list)
     for access in accesses:
-        touched = np.unique(access.addresses // traffic_table.SECTOR)  # no value lies across two
+        touched = np.unique(access.addresses // tables.SECTOR)  # no value lies across two
         asked += len(access.addresses) * access.size
         requested += len(touched)
         blocks[access.launch, access.program].append(touched)
@@ -165,4 +165,4 @@ def _counted(run: Callable[..., Any], arguments: tuple[Any, ...], **row: Any) ->
 
 
 if __name__ == "__main__":
-    print(traffic_table.written(Row, _count()), end="")
+    print(tables.written(Row, _count()), end="")

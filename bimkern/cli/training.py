@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
-from bimkern import command, distributed
+from bimkern import distributed
+from bimkern.cli import command
 from bimkern.errors import BimkernError
 from bimkern.output import Warnings, printing
 from bimkern.train.config.run import ConfigError

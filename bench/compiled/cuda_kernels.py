@@ -1,6 +1,6 @@
-"""`python -m bench.kernels`: compile every CUDA kernel for every architecture; registers, shared memory and spills.
+"""`python -m bench.compiled.cuda_kernels`: compile CUDA kernels for all architectures; registers, memory, spills.
 
-Needs nvcc, no GPU. For the Triton kernels: `python -m bench.triton_kernels`.
+Needs nvcc, no GPU. For the Triton kernels: `python -m bench.compiled.triton_kernels`.
 """
 
 import re
@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
 CUDA_FILES = sorted((ROOT / "csrc").rglob("*.cu"))
 
@@ -96,7 +96,7 @@ def _demangle(names: list[str]) -> list[str]:
 
 def main() -> int:
     if shutil.which("nvcc") is None:
-        print("bench.kernels: no nvcc on the PATH", file=sys.stderr)
+        print("bench.compiled.cuda_kernels: no nvcc on the PATH", file=sys.stderr)
         return 2
     try:
         kernels = [kernel for path in CUDA_FILES for kernel in compile_kernels(path)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.options import write_picture
 from bimkern.output import printing, say

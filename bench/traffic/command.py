@@ -9,7 +9,7 @@ The kernels in CUDA run in the stand-in for CUDA of tests/csrc/host_cuda, which 
     passes     times that accesses take the banks of shared memory; least_passes: without a bank conflict
 
 over the bytes that the kernel has to move at least. These are counts of addresses, not times. Ops whose CUDA form is
-Triton: `bench.triton_traffic`.
+Triton: `bench.traffic.triton_count`.
 """
 
 import argparse
@@ -17,14 +17,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from bench import sass, traffic_table, triton_traffic
 from bench.cli import Parser, UsageError
-from bench.kernels import ROOT, CompileError
+from bench.compiled import sass
+from bench.compiled.cuda_kernels import ROOT, CompileError
 from bench.results import FOLDER
-from bench.traffic_count import Launch, Row, TrafficError, TrafficUnavailable, build, instance, launches
+from bench.traffic import tables, triton_count
+from bench.traffic.cuda_count import Launch, Row, TrafficError, TrafficUnavailable, build, instance, launches
 
 CUDA_OPS = tuple(sorted(path.stem for path in (ROOT / "csrc" / "ops").glob("*.cu")))
-OPS = tuple(sorted((*CUDA_OPS, *triton_traffic.OPS)))
+OPS = tuple(sorted((*CUDA_OPS, *triton_count.OPS)))
 TABLE = FOLDER / "traffic.csv"
 TRITON_TABLE = FOLDER / "traffic_triton.csv"
 
@@ -41,18 +42,18 @@ _OPCODES = {
 
 def load() -> list[Row]:
     """Read the table of the kernels in CUDA."""
-    return traffic_table.read(Row, TABLE.read_text())
+    return tables.read(Row, TABLE.read_text())
 
 
-def load_triton() -> list[triton_traffic.Row]:
+def load_triton() -> list[triton_count.Row]:
     """Read the table of the kernels in Triton."""
-    return traffic_table.read(triton_traffic.Row, TRITON_TABLE.read_text())
+    return tables.read(triton_count.Row, TRITON_TABLE.read_text())
 
 
 def faults(found: Iterable[Launch], held: Iterable[Row]) -> list[str]:
     """Name the differences to the table, and reads of what is not initialized."""
     found = list(found)
-    return traffic_table.differences((launch.row for launch in found), held) + [
+    return tables.differences((launch.row for launch in found), held) + [
         f"{' '.join(launch.row.key)}: {launch.uninitialized} reads of shared memory that is not written yet"
         for launch in found
         if launch.uninitialized
@@ -99,17 +100,17 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if unknown := set(given.ops) - set(OPS):
         raise UsageError(f"no op with a GPU kernel is named {min(unknown)!r}; choose from {', '.join(OPS)}")
-    if given.lines and (triton := set(given.ops) & set(triton_traffic.OPS)):
-        raise UsageError(f"--lines: {min(triton)} is a Triton kernel; see `python -m bench.triton_kernels`")
+    if given.lines and (triton := set(given.ops) & set(triton_count.OPS)):
+        raise UsageError(f"--lines: {min(triton)} is a Triton kernel; see `python -m bench.compiled.triton_kernels`")
     try:
         wrong = [] if given.ops and not set(given.ops) & set(CUDA_OPS) else _count_cuda(given)
-        if not given.lines and (not given.ops or set(given.ops) & set(triton_traffic.OPS)):
+        if not given.lines and (not given.ops or set(given.ops) & set(triton_count.OPS)):
             wrong += _count_triton(given)
     except (TrafficError, CompileError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     if not given.save:
-        print("\n" + "\n".join(wrong or [f"as in {FOLDER}, within {traffic_table.TOLERANCE:.0%}"]))
+        print("\n" + "\n".join(wrong or [f"as in {FOLDER}, within {tables.TOLERANCE:.0%}"]))
     return 1 if wrong else 0
 
 
@@ -124,7 +125,7 @@ def _count_cuda(given: argparse.Namespace) -> list[str]:
     else:
         print(table(launch.row for launch in shown))
     if given.save:
-        TABLE.write_text(traffic_table.written(Row, (launch.row for launch in found)))
+        TABLE.write_text(tables.written(Row, (launch.row for launch in found)))
         print(f"\n{len(found)} rows written to {TABLE}")
     return faults(found, load())
 
@@ -132,17 +133,17 @@ def _count_cuda(given: argparse.Namespace) -> list[str]:
 def _count_triton(given: argparse.Namespace) -> list[str]:
     """Show or save the traffic of the kernels in Triton; return what is wrong with it."""
     try:
-        found = triton_traffic.rows()
+        found = triton_count.rows()
     except TrafficUnavailable as error:
         if given.ops:
             raise
         print(f"\nbench: {error}")
         return []
-    print("\n" + triton_traffic.table(row for row in found if not given.ops or row.op in given.ops))
+    print("\n" + triton_count.table(row for row in found if not given.ops or row.op in given.ops))
     if given.save:
-        TRITON_TABLE.write_text(traffic_table.written(triton_traffic.Row, found))
+        TRITON_TABLE.write_text(tables.written(triton_count.Row, found))
         print(f"\n{len(found)} rows written to {TRITON_TABLE}")
-    return traffic_table.differences(found, load_triton())
+    return tables.differences(found, load_triton())
 
 
 def _code(op: str) -> dict[tuple[str, str], list[sass.Instruction]]:

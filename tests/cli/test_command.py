@@ -8,7 +8,7 @@ import sys
 import commands
 import pytest
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.train.config.run import ConfigError
 
 COMMANDS = (

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import bimkern.torchvision_compat  # noqa: F401  before the first import of timm or transformers
-from bench import cli, dropin_parts, malloc
-from bench.dropin_hosts import HOSTS, BenchHost
+from bench import cli, malloc
+from bench.dropin import parts
+from bench.dropin.hosts import HOSTS, BenchHost
 from bench.entry import Run
 from bench.failures import Failures
 from bench.refcheck import WrongResult
@@ -102,10 +103,10 @@ def main(arguments: Sequence[str]) -> int:
         # Threads that wait spin by default, which the time of the process would count: parts are short.
         malloc.restart_warm(["dropin", *arguments], {"OMP_WAIT_POLICY": "PASSIVE"} if given.parts else None)
     failures = Failures()
-    for name in given.hosts or (dropin_parts.SIDES if given.parts else HOSTS):
+    for name in given.hosts or (parts.SIDES if given.parts else HOSTS):
         with failures.said(name):
             if given.parts:
-                text = dropin_parts.report(name, device, given.batch_size, given.rounds, given.quick)
+                text = parts.report(name, device, given.batch_size, given.rounds, given.quick)
             else:
                 rounds = given.rounds or _ROUNDS
                 text = measure(name, device, given.batch_size, rounds, given.quick, arena=given.arena)
@@ -213,7 +214,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         UsageError: a name, a value or a device is not there.
     """
     parser = cli.Parser(prog="python -m bench dropin", description=__doc__.partition(": ")[2])
-    choices = f"{', '.join(HOSTS)}; with --parts: {', '.join(dropin_parts.SIDES)}"
+    choices = f"{', '.join(HOSTS)}; with --parts: {', '.join(parts.SIDES)}"
     parser.add_argument("hosts", nargs="*", metavar="HOST", help=f"{choices}; default: all")
     parser.add_argument("--batch-size", type=cli.positive, default=8, help="images per step (default: 8)")
     rounds = f"steps of each that are timed (default: {_ROUNDS}), or calls of each part (default: those of 2 s)"
@@ -230,7 +231,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise cli.UsageError(f"--arena with --device {given.device}: {reason}")
     if given.arena and given.parts:
         raise cli.UsageError("--arena belongs to whole steps, got --parts too")
-    known = dropin_parts.SIDES if given.parts else HOSTS
+    known = parts.SIDES if given.parts else HOSTS
     unknown = [name for name in given.hosts if name not in known]
     if unknown:
         raise cli.UsageError(f"no host is named {unknown[0]!r}; choose from {', '.join(known)}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from bimkern import command
+from bimkern.cli import command
 from bimkern.mim.flow import Flow, Local
 from bimkern.mim.stages import equal_stages
 from bimkern.pieces import registered

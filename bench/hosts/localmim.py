@@ -6,8 +6,8 @@ Source: Wang et al. 2023 (LocalMIM), sections 3.1 to 3.3.
 import torch
 from torch import Tensor, nn
 
-from bench.hog_hosts import HOGLayer
-from bench.mae_host import MaskedAutoencoderViT, layers
+from bench.hosts.hog import HOGLayer
+from bench.hosts.mae import MaskedAutoencoderViT, layers
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.kernels import ROOT, CompileError
+from bench.compiled.cuda_kernels import ROOT, CompileError
 
 ARCHITECTURE = 90
 

@@ -1,4 +1,4 @@
-"""`python -m bench.triton_kernels`: compile Triton kernels for every architecture; registers, spills, access widths.
+"""`python -m bench.compiled.triton_kernels`: compile Triton kernels for all architectures; registers, spills, widths.
 
 Needs triton, no GPU. Kernels are compiled with the arguments that the ops give them, on shapes of the recipes.
 """
@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
-from bench import triton_code
-from bench.kernels import ARCHITECTURES, Kernel, parse, table
+from bench.compiled import triton_code
+from bench.compiled.cuda_kernels import ARCHITECTURES, Kernel, parse, table
 from bimkern.ops._triton import group_attention, masked_loss, masked_pixel_loss, pixel_targets
 
 _POINTERS = {

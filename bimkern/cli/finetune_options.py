@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from bimkern import command
-from bimkern.config_options import read_chosen, with_options
+from bimkern.cli import command
+from bimkern.cli.config_options import read_chosen, with_options
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.recipes.find import find_finetune_config
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions

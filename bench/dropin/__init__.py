@@ -1,0 +1,1 @@
+"""`python -m bench dropin`: training steps of other people's programs, with and without our ops."""

@@ -1,0 +1,1 @@
+"""`python -m bench traffic`: the memory traffic of the GPU kernels, counted on the CPU."""

@@ -1,6 +1,5 @@
 """`python -m bimkern.pack SOURCE OUT`: shrink images into tar shards, which load faster than the originals."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import tyro
 
 from bimkern.cli import command
 from bimkern.cli.training import run_command
+from bimkern.data.addresses import is_address, text_of
 from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.data.formats import MAX_PIXELS, allow_pixels, pil_settings_kept
 from bimkern.data.loader import default_workers
@@ -34,7 +34,6 @@ Examples:
   {_PROGRAM} imagenet/train packed/train --size 256 --quality 95
   {_PROGRAM} s3://bucket/photos packed --keep"""
 _EXAMPLES = 3  # files that are printed
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,8 @@ class Options:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
         if not 0 <= self.max_bad_ratio < 1:
             raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
-        if _ADDRESS.match(str(self.out)):
-            raise ConfigError(f"OUT must be a folder of this machine, got {self.out}")
+        if is_address(out := text_of(self.out)):
+            raise ConfigError(f"OUT must be a folder of this machine, got {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,18 @@ from bimkern.data.source import ImageFolder
 from bimkern.files import jsonl
 
 ROWS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", ".parquet")
-FORMS = ("folder", "list.txt", "tars", "packed", "save_to_disk", "http", "own", *ROWS)
+FORMS = (
+    "folder",
+    "list.txt",
+    "tars",
+    "packed",
+    "save_to_disk",
+    "http",
+    "own",
+    *ROWS,
+    "tars at an address",
+    "table at an address",
+)
 
 
 def losses(out):
@@ -53,9 +64,10 @@ def written(photos, form, server):
         datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image()})).save_to_disk(
             path, num_shards=2
         )
-    elif form == "http":
+    elif form == "http" or form.endswith("at an address"):
         import_or_skip("aiohttp")
-        return server.url
+        names = {"tars at an address": "tars/part-{0000..0002}.tar", "table at an address": "x.parquet"}
+        return f"{server.url}/{names.get(form, 'photos')}"
     elif form == "own":
         return "killed_runs:Numbered"
     elif form in ROWS:
@@ -67,7 +79,7 @@ def written(photos, form, server):
 def killed(photos, tmp_path_factory):
     """What --data names and the run folder of each form on which a run was killed; why, where there is none."""
     folder, found = tmp_path_factory.mktemp("killed"), {}
-    with served(photos) as server, pytest.MonkeyPatch.context() as patch:
+    with served(photos.parent) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(photos))
         for form in FORMS:
             try:

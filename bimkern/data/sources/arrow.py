@@ -24,11 +24,11 @@ _FEATURES = b"huggingface"  # where datasets keeps the names of classes
 class Columns:
     """Which columns of a table hold images, their names and their labels."""
 
-    def __init__(self, path: Path, key: str | None, schema: Any) -> None:
+    def __init__(self, place: str, key: str | None, schema: Any) -> None:
         """Choose them.
 
         Args:
-            path: of the file, for messages.
+            place: path or address of the file, for messages.
             key: the column of images; None: the only one, or one of a usual name.
             schema: of the table, by pyarrow.
 
@@ -39,10 +39,10 @@ class Columns:
         usual = [name for name in _IMAGES if name in fitting]
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         if key is not None and key not in fitting:
-            raise SourceError(f"{path} has no column {key!r} of encoded images; it has {columns}")
+            raise SourceError(f"{place} has no column {key!r} of encoded images; it has {columns}")
         if key is None and (not fitting or (len(fitting) > 1 and not usual)):
             what = "several columns that may be images" if fitting else "no column of encoded images"
-            raise SourceError(f"{path} has {what}; it has {columns}; name one as {path.name}:COLUMN")
+            raise SourceError(f"{place} has {what}; it has {columns}; name one as {place.rpartition('/')[2]}:COLUMN")
         self.image: str = key or (fitting[0] if len(fitting) == 1 else usual[0])
         kind = schema.field(self.image).type
         self.name = f"{self.image}.path" if _is_struct(kind) and "path" in _field_names(kind) else None
@@ -58,9 +58,9 @@ class Columns:
 class TableRows(ABC):
     """The rows of a table, which is read in pieces."""
 
-    def __init__(self, path: Path, columns: Columns, lengths: Iterable[int]) -> None:
-        """Take the columns of a file's table, and the rows of each of its pieces."""
-        self._folder = path.parent
+    def __init__(self, folder: Path | None, columns: Columns, lengths: Iterable[int]) -> None:
+        """Take a file's folder, None at an address, the columns of its table, and the rows of each of its pieces."""
+        self._folder = folder
         self._columns = columns
         self._starts = [0, *accumulate(lengths)]
         if columns.label is not None:
@@ -107,9 +107,9 @@ class ArrowRows(TableRows):
             self._table = pyarrow.ipc.open_stream(mapped).read_all()
         except pyarrow.ArrowInvalid:
             self._table = pyarrow.ipc.open_file(mapped).read_all()
-        columns = Columns(path, key, self._table.schema)
+        columns = Columns(str(path), key, self._table.schema)
         self._images = self._table.column(columns.image).chunks
-        super().__init__(path, columns, map(len, self._images))
+        super().__init__(path.parent, columns, map(len, self._images))
 
     def piece(self, number: int) -> Any:
         return self._images[number]
@@ -124,7 +124,7 @@ def field_of(column: Any, name: str) -> Any:
     return column.flatten()[_field_names(column.type).index(name)]
 
 
-def content_of(column: Any, i: int, folder: Path) -> bytes:
+def content_of(column: Any, i: int, folder: Path | None) -> bytes:
     """Return row i of a column of encoded images: its bytes, or else those of the file at its path.
 
     Raises:
@@ -137,6 +137,8 @@ def content_of(column: Any, i: int, folder: Path) -> bytes:
     path = column.field("path")[i].as_py() if is_struct and "path" in _field_names(column.type) else None
     if path is None:
         raise BadImage("its row is empty")
+    if folder is None:
+        raise BadImage(f"its row has a path, {path}, and no bytes, which at an address is not followed")
     with open_file(folder / path) as file:
         return file.read()
 

@@ -1,16 +1,17 @@
 """Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from bimkern import optional, pieces
 from bimkern.data.formats import BadImage
 from bimkern.data.source import Source, SourceError
 from bimkern.data.sources import arrays, arrow, hdf5, lmdb, parquet
+from bimkern.data.sources.file_rows import FileRows, errors_of
 from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.rows import Joined, RowImages, Rows
 
@@ -66,12 +67,12 @@ class RowFiles(RowImages):
         files = sorted({file for path in self.paths for file in (_in_folder(path) or [path])})
         found = {}
         for file in files:
-            with _errors_of(file):
+            with errors_of(str(file)):
                 found[file] = _stamp_of(file)
         listed = vars(self).setdefault("_listed", found)  # in the process that a loader's processes are forked from
         if changed := sorted(path for path in found | listed if found.get(path) != listed.get(path)):
             raise BadImage(f"{changed[0]} has changed since it was listed")  # its rows may be others
-        return Joined([_Stamped(file, self._open(file)) for file in files])
+        return Joined([FileRows(str(file), self._open(file), partial(_stamp_of, file)) for file in files])
 
     def files(self) -> dict[str, str | None]:
         vars(self).pop("_listed", None)
@@ -80,54 +81,12 @@ class RowFiles(RowImages):
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()
         try:
-            with _errors_of(file):
+            with errors_of(str(file)):
                 return _OPEN[suffix](file, self.key)
         except optional.Unusable as error:
             package, extra = _NEEDS[suffix]
             remedy = f"pip install 'bimkern[{extra}]'"
             raise SourceError(f"{file}: {suffix} files need {package} ({error}); {remedy}") from error
-
-
-@contextmanager
-def _errors_of(file: Path) -> Iterator[None]:
-    """Turn what the library of a format raises into a SourceError that names the file."""
-    try:
-        yield
-    except (SourceError, optional.Unusable):
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or optional.first_line(error)
-        raise SourceError(f"{file} cannot be read ({reason})") from error
-
-
-class _Stamped:
-    """Rows of a file, which are unchanged as long as the file is."""
-
-    def __init__(self, path: Path, rows: Any) -> None:
-        self._path, self._rows = path, rows
-        self.survives_fork = getattr(rows, "survives_fork", False)
-        self.dtype = getattr(rows, "dtype", None)
-        if hasattr(rows, "label"):
-            self.label = self._label
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def names(self) -> list[str]:
-        with _errors_of(self._path):
-            names: list[str] = getattr(self._rows, "names", list)()
-            return names
-
-    def read(self, i: int) -> Any:
-        return self._rows.read(i)
-
-    def stat(self, i: int) -> tuple[int, int]:
-        return _stamp_of(self._path)
-
-    def _label(self, i: int) -> str:
-        with _errors_of(self._path):
-            label: str = self._rows.label(i)
-            return label
 
 
 def _stamp_of(file: Path) -> tuple[int, int]:

@@ -15,14 +15,14 @@ from bimkern.data.formats import BadImage
 from bimkern.data.labels import read_labels
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
-from bimkern.data.sources import remote
+from bimkern.data.sources import remote_files
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
 
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES", (0.0, 0.0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -103,7 +103,7 @@ def test_a_short_read_is_tried_again_and_never_used(root, memory, monkeypatch):
 def test_a_file_that_is_gone_is_not_asked_for_again(memory, monkeypatch):
     data = data_of(find_source(Path("memory://bucket/photos")), batch_size=12)
     monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")  # nothing is cached
-    vars(data.images.source).pop("_cache")
+    vars(data.images.source._remote).pop("_cache")
     memory.store.pop("/bucket/photos/bee/01.png")
     with pytest.raises(BadImages) as raised:
         list(PilLoader(workers=0).batches(data, 0, 1))

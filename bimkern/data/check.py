@@ -67,9 +67,8 @@ def readable(listing: Listing, found: FileChecks) -> Images:
 def images(source: Source, found: Mapping[str, FileCheck], decoding: Decoding = RGB) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
     checks = FileChecks.of(found)
-    pil_only = checks.pil_only | ~_are_on_disk(source, checks.names)
-    arrays = (checks.sizes, checks.orientations, pil_only, checks.digests)
-    return Images(source, checks.names, *arrays, decoding=decoding)
+    arrays = (checks.sizes, checks.orientations, checks.pil_only, checks.digests)
+    return Images(source, checks.names, *arrays, decoding=decoding, on_disk=_are_on_disk(source, checks.names))
 
 
 def check_file(source: Source, file: str, decoding: Decoding = RGB) -> FileCheck:
@@ -133,11 +132,11 @@ def _stats(source: Source, found: FileChecks) -> Int64:
     return stats
 
 
-def _are_on_disk(source: Source, files: Names) -> NDArray[np.bool_]:
-    """Return which files of a source lie on disk, [N]."""
+def _are_on_disk(source: Source, files: Names) -> bool:
+    """Return whether all files of a source lie on disk."""
     if (all_or_none := getattr(source, "on_disk", None)) is not None:
-        return np.full(len(files), all_or_none)
-    return np.array([source.path(file) is not None for file in files], dtype=bool)
+        return bool(all_or_none)
+    return all(source.path(file) is not None for file in files)
 
 
 def _identity(listing: Listing) -> str:

@@ -56,6 +56,7 @@ class Source(Protocol):
 
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
+    `holds_arrays` says that no image is encoded: DALI then decodes none.
     """
 
     @property
@@ -90,7 +91,7 @@ class Source(Protocol):
         """
 
     def path(self, file: str) -> Path | None:
-        """Return where a file lies on disk, for DALI to read; None where it does not: PIL then decodes it."""
+        """Return where a file lies on disk, for DALI to read; None where it does not: DALI then gets its bytes."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Images:
     unreadable: frozenset[int] = frozenset()  # sample ids of those that have gone bad since
     decoding: Decoding = RGB
     kept: KeptImages | None = None
+    on_disk: bool = True  # whether path() says of all of them where they lie
 
     @property
     def channels(self) -> int:
@@ -163,7 +165,7 @@ class Images:
         return replace(self, files=self.files.take(ids), unreadable=frozenset(), kept=kept, **arrays)
 
     def path(self, sample_id: int) -> Path:
-        """Return where an image lies on disk; it is one that DALI may decode."""
+        """Return where an image lies, if all lie on disk."""
         path = self.source.path(self.files[sample_id])
         assert path is not None
         return path

@@ -264,7 +264,7 @@ def _choose(config: TrainingConfig, source: Source) -> tuple[Loader, str]:
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
     try:
-        images = {"kept": options.cache == "memory", "on_disk": getattr(source, "on_disk", True)}
+        images = {"kept": options.cache == "memory", "arrays": getattr(source, "holds_arrays", False)}
         return choose_loader(options.loader, device, options.workers, config.channels, config.augment, **images)
     except BimkernError:
         raise

@@ -33,6 +33,7 @@ _NEEDS = {  # package, and extra that installs it
     **dict.fromkeys((".lmdb", ".mdb"), ("lmdb", "lmdb")),
     **dict.fromkeys((".parquet", ".arrow"), ("pyarrow", "parquet")),
 }
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 _IN_FOLDERS = (".parquet", ".arrow", ".mdb")
 _PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^/:]+))?", re.IGNORECASE)
 
@@ -50,6 +51,10 @@ class RowFiles(RowImages):
 
     paths: tuple[Path, ...]
     key: str | None = None
+
+    @property
+    def holds_arrays(self) -> bool:
+        return all(path.suffix.lower() in _ARRAYS for path in self.paths)
 
     @classmethod
     def accepts(cls, place: str) -> bool:

@@ -1,7 +1,7 @@
 """Labels: which class every image belongs to, as its source says, or by class folders.
 
 A folder is read as by torchvision's ImageFolder: the folder right below it names the class. A folder that holds `train`
-and `val` (or `valid`, or `test`), each a folder or a list, keeps the second for evaluation.
+and `val` (or `valid`, `validation` or `test`), each a folder or a list, keeps the second for evaluation.
 
 Shapes: N images.
 """
@@ -20,7 +20,7 @@ from bimkern.data.sources.listed import LISTS
 
 __all__ = ["HasLabels", "Labels", "labeled_images", "read_labels"]
 
-_TRAIN, _HELD_OUT = ("train",), ("val", "valid", "test")
+_TRAIN, _HELD_OUT = ("train",), ("val", "valid", "validation", "test")
 
 
 @runtime_checkable

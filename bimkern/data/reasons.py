@@ -4,7 +4,7 @@ Shapes: N files.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,13 @@ class Reasons(Mapping[str, str | None]):
         known = suffixes.index(suffix) if suffix in suffixes else -1
         codes = np.where(self.images & (numbers == known), len(self._texts), self._codes)
         return Reasons(self.names, codes, [*self._texts, reason])
+
+    def without(self, files: Collection[str]) -> "Reasons":
+        """Return these but for a few files."""
+        places = [place for file in files if (place := self.names.place(file)) is not None]
+        mask = np.ones(len(self), dtype=bool)
+        mask[places] = False
+        return self.where(mask) if places else self
 
     def joined(self, reasons: Mapping[str, str | None]) -> "Reasons":
         """Return these, and those of them that are of other files."""

@@ -56,7 +56,8 @@ class Source(Protocol):
 
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
-    `holds_arrays` says that no image is encoded: DALI then decodes none.
+    `holds_arrays` says that no image is encoded: DALI then decodes none. `damaged()` returns why some of the files that
+    are skipped are, each of which the quarantine file then names.
     """
 
     @property

@@ -55,7 +55,7 @@ def test_class_folders_and_both_kinds_of_list_give_the_same_labels(classes):
         assert (other.classes, labels_by_file(other)) == (folders.classes, labels_by_file(folders))
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_path_factory, name):
     root = tmp_path_factory.mktemp("split")
     shutil.copytree(classes, root / "train")

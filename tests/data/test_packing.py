@@ -147,6 +147,18 @@ def killed_pack(out, root, after, how):
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
+def test_a_shard_that_was_damaged_meanwhile_is_made_again(root, out):
+    """Its size is that of the manifest, its digest is not."""
+    pack_into(out, root, KEEP)
+    shard = out / "shards-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
+    done = []
+    pack_into(out, root, KEEP, progress=lambda *numbers: done.append(numbers))
+    assert done[-1] == (5, 5)
+    assert shard.read_bytes() == whole
+
+
 @pytest.mark.parametrize("how", [KEEP, Repacking(size=16)], ids=["keep", "shrink"])
 def test_a_killed_pack_keeps_whole_shards_and_ends_as_an_undisturbed_one(root, tmp_path, out, how):
     pack_into(tmp_path / "undisturbed", root, how)

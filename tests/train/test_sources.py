@@ -1,6 +1,7 @@
 """Runs on images in other forms: the same numbers, also after a kill, and a run that resumes in another form."""
 
 import signal
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from interop import import_or_skip
 from killed_runs import FOLDER, KILLED_AT, LAST, killed_runs, train
 from rank_processes import RankProcesses
 from row_forms import named, write, write_pngs
-from source_forms import files_of, write_folder, write_tars
+from source_forms import add, files_of, write_folder, write_tars
 
 from bimkern.data.packing import pack
 from bimkern.data.repack import Repacking
@@ -126,3 +127,18 @@ def test_a_run_on_shards_is_the_run_on_their_folder_also_when_it_resumes_in_mid_
         train(second, out)
         assert losses(out) == losses(tmp_path / "folder") != []
         assert (out / "images.jsonl").read_bytes() == (tmp_path / "folder" / "images.jsonl").read_bytes()
+
+
+def test_every_damaged_part_of_a_shard_is_recorded(tmp_path):
+    root = write_folder(tmp_path / "photos")
+    (shard,) = write_tars(root, tmp_path / "shards", count=1)
+    with tarfile.open(shard, "a") as tar:
+        offsets = [add(tar, f"../{i}.jpg", b"content") for i in range(6)]
+    for _ in range(2):  # once, however often it is started
+        train(shard, tmp_path / "run", last=1)
+        records = jsonl.read(tmp_path / "run" / "quarantine.jsonl")
+        parts = {f"part-0000.tar, offset {offset}: ../{i}.jpg": "a path with '..'" for i, offset in enumerate(offsets)}
+        assert {record["part"]: record["reason"] for record in records if "part" in record} == parts
+        (note,) = (record for record in records if "suffix" in record)
+        assert note["examples"] == ["ant/note.txt"]
+        assert len(records) == 7

@@ -9,12 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bimkern import optional
 from bimkern.data.formats import BadImage, open_file
 from bimkern.data.source import SourceError
+from bimkern.data.sources.mapped import MappedFile
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns, the likeliest first
 _LABELS = ("label", "labels", "cls", "class")
@@ -108,10 +109,11 @@ class ArrowRows(TableRows):
         except pyarrow.ArrowInvalid:
             self._table = pyarrow.ipc.open_file(mapped).read_all()
         columns = Columns(str(path), key, self._table.schema)
-        self._images = self._table.column(columns.image).chunks
+        self._images, self._mapped = self._table.column(columns.image).chunks, MappedFile(path)
         super().__init__(path.parent, columns, map(len, self._images))
 
     def piece(self, number: int) -> Any:
+        self._mapped.check()
         return self._images[number]
 
     def column(self, name: str) -> Any:
@@ -139,8 +141,13 @@ def content_of(column: Any, i: int, folder: Path | None) -> bytes:
         raise BadImage("its row is empty")
     if folder is None:
         raise BadImage(f"its row has a path, {path}, and no bytes, which at an address is not followed")
-    with open_file(folder / path) as file:
-        return file.read()
+    if ".." in PurePath(path).parts:
+        raise BadImage(f"its row has a path with '..', {path}, and no bytes")
+    try:
+        with open_file(folder / path) as file:
+            return file.read()
+    except BadImage as error:
+        raise BadImage(f"its row has no bytes, and {folder / path}: {error}") from error
 
 
 def _is_struct(kind: Any) -> bool:

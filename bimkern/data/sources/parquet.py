@@ -13,6 +13,7 @@ from typing import Any
 
 from bimkern import optional
 from bimkern.data.sources.arrow import Columns, TableRows, field_of
+from bimkern.data.sources.mapped import MappedFile
 from bimkern.data.sources.per_process import PerProcess
 
 _CACHED_BYTES = 128 << 20  # of a process
@@ -32,12 +33,15 @@ class ParquetRows(TableRows):
         folder = Path(place).parent if on_disk else None
         super().__init__(folder, Columns(str(place), key, self._file.schema_arrow), lengths)
         self._number, self._groups = next(_numbers), _groups()
+        self._mapped = MappedFile(Path(place)) if on_disk else None
         self._lock = Lock()
 
     def piece(self, number: int) -> Any:
         with self._lock:  # a file of pyarrow is not for several threads
             group = self._groups.get(self._number, number)
             if group is None:
+                if self._mapped is not None:
+                    self._mapped.check()
                 column = self._file.read_row_group(number, [self._columns.image], use_threads=False).column(0)
                 group = column.combine_chunks()
                 self._groups.put(self._number, number, group)

@@ -1,5 +1,6 @@
 """Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.rows import Joined, RowImages, Rows
 
 __all__ = ["RowFiles"]
+
+logger = logging.getLogger("bimkern.data")
 
 # How a file is opened, given its path and the name of the array or column in it, or None for the only one.
 _OPEN: dict[str, Callable[[Path, str | None], Rows]] = {
@@ -34,6 +37,8 @@ _NEEDS = {  # package, and extra that installs it
     **dict.fromkeys((".parquet", ".arrow"), ("pyarrow", "parquet")),
 }
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+_SPLITS = "dataset_dict.json"  # which names folders of splits, where datasets saved several
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.(?:parquet|arrow)")
 _IN_FOLDERS = (".parquet", ".arrow", ".mdb")
 _PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^/:]+))?", re.IGNORECASE)
 
@@ -59,7 +64,8 @@ class RowFiles(RowImages):
     @classmethod
     def accepts(cls, place: str) -> bool:
         """Return whether a place is such a file, perhaps with `:KEY` behind it, or a folder of some."""
-        return _PLACE.fullmatch(place) is not None or bool(_in_folder(Path(place)))
+        folder = Path(place)
+        return _PLACE.fullmatch(place) is not None or bool(_in_folder(folder)) or (folder / _SPLITS).is_file()
 
     @classmethod
     def of(cls, places: Sequence[str]) -> Self:
@@ -81,6 +87,8 @@ class RowFiles(RowImages):
 
     def files(self) -> dict[str, str | None]:
         vars(self).pop("_listed", None)
+        for folder in self.paths:
+            _look_for_splits(folder)
         return super().files()
 
     def _open(self, file: Path) -> Rows:
@@ -98,6 +106,26 @@ def _stamp_of(file: Path) -> tuple[int, int]:
     """Return the bytes and the time of change (ns) of a file."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _look_for_splits(folder: Path) -> None:
+    """Say that a folder of Hugging Face's holds several splits of a data set, which are read as one.
+
+    Raises:
+        SourceError: each has a folder of its own.
+    """
+    if (folder / _SPLITS).is_file():
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise SourceError(
+            f"{folder} is a DatasetDict of {', '.join(found) or 'no split'}; name one split, as in --data "
+            f"{folder / (found or ['train'])[0]}"
+        )
+    named = sorted({match[1] for path in _in_folder(folder) if (match := _SPLIT.fullmatch(path.name))})
+    if len(named) > 1:
+        logger.warning(
+            "%s holds the splits %s, and all are read; for one, name its files, as in --data %s/%s-*",
+            *(folder, " and ".join(named), folder, named[0]),
+        )
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -123,17 +123,24 @@ class ShardedImages(ABC):
 
     def files(self) -> Reasons:
         vars(self).pop("_table", None)  # the shards may have changed since
-        table, faults = self._table, dict[str, str | None]()
+        table = self._table
         names = table.names.where(~are_dot_files(table.names))
         found = why_each_skipped(names if names.is_text else Names.of(sorted(names)), self._open_start)
         for shard, state in zip(table.shards, table.states, strict=True):
-            faults |= {f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason for fault in state.faults}
             if state.faults:
                 first, more = state.faults[0], len(state.faults) - 1
                 what = f"{first.name}: {first.reason}" if first.name else first.reason
                 also = f"; {more} more parts of it" if more else ""
                 logger.warning("%s, offset %d: %s%s; left out", shard, first.offset, what, also)
-        return found.joined(faults)
+        return found.joined(self.damaged())
+
+    def damaged(self) -> dict[str, str]:
+        """Return why parts of shards are not used, by shard, offset and name."""
+        return {
+            f"{shard.name}, offset {fault.offset}: {fault.name}": fault.reason
+            for shard, state in zip(self._table.shards, self._table.states, strict=True)
+            for fault in state.faults
+        }
 
     def stat(self, file: str) -> tuple[int, int]:
         shard, _, size = self._table.find(file)

@@ -6,9 +6,10 @@ cannot be read and why, and the non-image files that were skipped, one record pe
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,15 +57,21 @@ class Quarantine:
             jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") not in released])
 
     def record_others(self, listing: Listing) -> None:
-        """Record the non-image files, a few examples of every suffix and reason; they do not count as faults."""
-        alike = sorted(listing.others.alike().items(), key=lambda item: (-len(item[1]), item[0]))
-        others = [
+        """Record the non-image files, a few examples of every suffix and reason, and each damaged part of a shard.
+
+        They do not count as faults.
+        """
+        damaged = _damaged(listing)
+        alike = sorted(listing.others.without(damaged).alike().items(), key=lambda item: (-len(item[1]), item[0]))
+        others: list[dict[str, Any]] = [
             {"suffix": suffix, "files": len(files), "examples": list(files[:_EXAMPLES]), "reason": reason}
             for (suffix, reason), files in alike
         ]
+        others += [{"part": part, "reason": reason} for part, reason in damaged.items()]
         records = jsonl.read(self.path)
-        if others != [record for record in records if "suffix" in record]:
-            jsonl.write(self.path, [*others, *(record for record in records if "suffix" not in record)])
+        rest = [record for record in records if not record.keys() & {"suffix", "part"}]
+        if others != [record for record in records if record.keys() & {"suffix", "part"}]:
+            jsonl.write(self.path, [*others, *rest])
 
     def stop_if_full(self) -> None:
         """Raise SourceError if more files are in quarantine than the run may do without."""
@@ -96,6 +103,12 @@ class Quarantine:
         examples = _some(f"{file}: {reason}" for file, reason in new.items())
         logger.warning("%d of %d images quarantined (%s); see %s", len(new), self.num_images, examples, self.path)
         self.stop_if_full()
+
+
+def _damaged(listing: Listing) -> dict[str, str]:
+    """Return why parts of a source's files are not used, by their names; no image is among them."""
+    damaged: Callable[[], dict[str, str]] = getattr(listing.source, "damaged", dict)
+    return damaged()
 
 
 @dataclass(frozen=True)

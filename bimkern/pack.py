@@ -18,6 +18,7 @@ from bimkern.data.pack_manifest import MANIFEST, Manifest
 from bimkern.data.packing import pack
 from bimkern.data.repack import Repacking, Side
 from bimkern.data.sources.find import find_source
+from bimkern.examples import COUNT
 from bimkern.train.config.run import ConfigError
 from bimkern.train.reporting.progress import checking
 from bimkern.units import human_bytes
@@ -33,7 +34,6 @@ Examples:
   {_PROGRAM} photos packed
   {_PROGRAM} imagenet/train packed/train --size 256 --quality 95
   {_PROGRAM} s3://bucket/photos packed --keep"""
-_EXAMPLES = 3  # files that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,9 @@ def _closing_words(manifest: Manifest, out: Path, seconds: float) -> str:
     if left_out := manifest.left_out:
         count = "1 file that is no image" if len(left_out) == 1 else f"{len(left_out)} files that are no images"
         lines += [f"left out {count} or cannot be read:"]
-        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:_EXAMPLES]]
-        if len(left_out) > _EXAMPLES:
-            lines += [f"  and {len(left_out) - _EXAMPLES} more; {out / MANIFEST} lists them"]
+        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:COUNT]]
+        if len(left_out) > COUNT:
+            lines += [f"  and {len(left_out) - COUNT} more; {out / MANIFEST} lists them"]
     return "\n".join([*lines, f"Next: python -m bimkern.pretrain --data {out}"])
 
 

@@ -107,7 +107,7 @@ class DaliLoader:
         """Leave what DALI has refused to PIL."""
         if not self.refused:
             return data
-        ids = data.images.files.places(Names.of(self.refused))
+        ids = data.images.files.indexes_of(Names.of(self.refused))
         pil_only = data.images.pil_only.copy()
         pil_only[ids[ids >= 0]] = True
         return replace(data, images=replace(data.images, pil_only=pil_only))

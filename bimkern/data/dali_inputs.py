@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bimkern.data import pil
-from bimkern.data.augment import Int64, Interpolation
+from bimkern.data.augment import Interpolation
 from bimkern.data.batches import Crops, MicroBatches
 from bimkern.data.file_checks import FileCheck
 from bimkern.data.formats import BadImage
+from bimkern.data.integers import Int64
 from bimkern.data.orientation import StoredBoxes
 
 Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]

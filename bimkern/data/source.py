@@ -30,8 +30,9 @@ from bimkern.data.formats import (
     is_image,
     open_file,
 )
+from bimkern.data.integers import Int64
 from bimkern.data.levels import bounds
-from bimkern.data.names import Int64, Names
+from bimkern.data.names import Names
 from bimkern.data.reasons import Reasons, reasons_by_suffix
 from bimkern.data.suffixes import suffix_of
 from bimkern.errors import BimkernError
@@ -120,7 +121,7 @@ class Listing:
             return self
         skipped = {file: fault for file, fault in faults.items() if not _has_image_suffix(file)}
         kept = np.ones(len(self), dtype=bool)
-        kept[[place for file in skipped if (place := self.files.place(file)) is not None]] = False
+        kept[[i for file in skipped if (i := self.files.index_of(file)) is not None]] = False
         return replace(self, files=self.files.where(kept), others=self.others.joined(skipped))
 
     def count_others(self) -> str:

@@ -157,7 +157,7 @@ def test_an_image_that_changes_in_size_is_a_bad_image(shards, monkeypatch):
     data, other = data_of(find_source(shards[0].parent), batch_size=12), BytesIO()
     picture(9, 9).save(other, "PNG")
     plain = dali_inputs._content
-    changed = data.images.files.place("bee/01.png")
+    changed = data.images.files.index_of("bee/01.png")
 
     def content(data, sample_id):
         found = plain(data, sample_id)

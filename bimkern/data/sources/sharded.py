@@ -20,7 +20,8 @@ from typing import BinaryIO, ClassVar, Protocol
 import numpy as np
 
 from bimkern.data.formats import START_BYTES, BadImage
-from bimkern.data.names import Int64, Names, encoded
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names, encoded
 from bimkern.data.reasons import Reasons
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title, why_each_skipped
 from bimkern.data.sources.tar import Fault
@@ -149,10 +150,10 @@ class ShardedImages(ABC):
     def stats(self, files: Names) -> Int64:
         """Return what stat() returns of every file, [N, 2]; UNKNOWN_TIME for those that are gone."""
         table, found = self._table, np.full((len(files), 2), UNKNOWN_TIME, dtype=np.int64)
-        places = table.names.places(files)
-        known = places >= 0
+        indexes = table.names.indexes_of(files)
+        known = indexes >= 0
         times = np.array([state.mtime_ns for state in table.states], dtype=np.int64)
-        rows = table.rows[places[known]]
+        rows = table.rows[indexes[known]]
         found[known] = np.stack([rows[:, 2], times[rows[:, 0]]], axis=1)
         return found
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bimkern.data.names import Int64, Names, decoded, encoded
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names, decoded, encoded
 from bimkern.data.source import UNKNOWN_TIME
 from bimkern.data.sources.tar import Fault, Members, scan
 from bimkern.files import columns

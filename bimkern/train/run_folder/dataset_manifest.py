@@ -20,6 +20,7 @@ from bimkern.data.held_out import are_held_out
 from bimkern.data.names import Names
 from bimkern.data.overlap import refuse_overlap
 from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, title
+from bimkern.examples import COUNT, some
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run_folder.image_records import IMAGES, read_records, write_records
@@ -27,7 +28,6 @@ from bimkern.train.run_folder.image_records import IMAGES, read_records, write_r
 logger = logging.getLogger("bimkern.train")
 
 QUARANTINE = "quarantine.jsonl"
-_EXAMPLES = 3  # files in a message
 
 
 class Quarantine:
@@ -44,14 +44,14 @@ class Quarantine:
         """
         self.path = path
         self.files = {record["file"] for record in jsonl.read(path) if "file" in record}
-        self.num_images = len(images) + sum(images.place(file) is None for file in self.files.union(faulty))
+        self.num_images = len(images) + sum(images.index_of(file) is None for file in self.files.union(faulty))
         self._max_ratio = max_ratio
 
     def release(self, files: set[str]) -> None:
         """Remove files from the quarantine."""
         if released := self.files & files:
             logger.warning(
-                "%d images released from quarantine: they are as recorded again (%s)", len(released), _some(released)
+                "%d images released from quarantine: they are as recorded again (%s)", len(released), some(released)
             )
             self.files -= released
             jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") not in released])
@@ -64,7 +64,7 @@ class Quarantine:
         damaged = _damaged(listing)
         alike = sorted(listing.others.without(damaged).alike().items(), key=lambda item: (-len(item[1]), item[0]))
         others: list[dict[str, Any]] = [
-            {"suffix": suffix, "files": len(files), "examples": list(files[:_EXAMPLES]), "reason": reason}
+            {"suffix": suffix, "files": len(files), "examples": list(files[:COUNT]), "reason": reason}
             for (suffix, reason), files in alike
         ]
         others += [{"part": part, "reason": reason} for part, reason in damaged.items()]
@@ -100,7 +100,7 @@ class Quarantine:
             jsonl.append(self.path, records)
         except OSError as error:
             logger.warning("%s cannot be written (%s)", self.path, error.strerror)
-        examples = _some(f"{file}: {reason}" for file, reason in new.items())
+        examples = some(f"{file}: {reason}" for file, reason in new.items())
         logger.warning("%d of %d images quarantined (%s); see %s", len(new), self.num_images, examples, self.path)
         self.stop_if_full()
 
@@ -220,13 +220,13 @@ def freeze_dataset(
 
 def _within(names: Names, files: Iterable[str]) -> dict[str, int]:
     """Return where those of some files are that are among names."""
-    return {file: place for file in files if (place := names.place(file)) is not None}
+    return {file: i for file in files if (i := names.index_of(file)) is not None}
 
 
 def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
     """Raise SourceError if any held-out image is bad."""
     if faults:
-        bad = _some(f"{file}: {reason}" for file, reason in faults.items())
+        bad = some(f"{file}: {reason}" for file, reason in faults.items())
         raise SourceError(
             f"{len(faults)} held-out images in {title(source)} cannot be read ({bad}); repair or remove them"
         )
@@ -254,17 +254,17 @@ def _refuse_changes(
 
     They are recorded in the folder of the run; None: those of rank 0.
     """
-    places = found.names.places(recorded.names)
+    indexes = found.names.indexes_of(recorded.names)
     now = found.of_files(recorded.names)
     is_new = found.sound
-    is_new[places[places >= 0]] = False
+    is_new[indexes[indexes >= 0]] = False
     different = {
-        "gone": recorded.names.where(places < 0),
+        "gone": recorded.names.where(indexes < 0),
         "with other content": recorded.names.where(now.sound & (now.digests != recorded.digests)),
         "new": found.names.where(is_new),
     }
     changes = {what: [file for file in files if file not in quarantined] for what, files in different.items()}
-    changed = [f"{len(files)} {what} ({_some(files)})" for what, files in changes.items() if files]
+    changed = [f"{len(files)} {what} ({some(files)})" for what, files in changes.items() if files]
     if changed and folder is None:
         raise ConfigError(
             f"--data {title(source)} has other images than rank 0: {', '.join(changed)}; give all ranks the same"
@@ -274,10 +274,3 @@ def _refuse_changes(
             f"--data {title(source)} has changed since the run in {folder} began: {', '.join(changed)}; "
             f"put the images back as they were, or choose another --out"
         )
-
-
-def _some(texts: Iterable[str]) -> str:
-    """Join the first few texts into one line, with unprintable characters escaped."""
-    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts]
-    more = [f"and {len(shown) - _EXAMPLES} more"] if len(shown) > _EXAMPLES else []
-    return ", ".join([*shown[:_EXAMPLES], *more])

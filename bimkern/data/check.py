@@ -17,10 +17,12 @@ from bimkern.data.check_cache import CheckCache
 from bimkern.data.decoding import RGB, Decoding, decode
 from bimkern.data.file_checks import FileCheck, FileChecks, as_int64
 from bimkern.data.formats import BadImage, OutOfResources, reason_of, too_large
+from bimkern.data.images import Images
 from bimkern.data.integers import Int64
+from bimkern.data.listing import Listing
 from bimkern.data.names import Names
 from bimkern.data.orientation import upright_size
-from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
+from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 
 _CHUNK = 16  # files per job of a worker

@@ -34,7 +34,7 @@ from bimkern.data.check import images
 from bimkern.data.dali_inputs import SOUND, Inputs, Planned, inputs_now, planned_inputs, sound_image
 from bimkern.data.formats import BadImage
 from bimkern.data.names import Names
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
 from bimkern.watchdog import Watchdog, watched

@@ -5,7 +5,8 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from bimkern.data.source import Images, SourceError, title
+from bimkern.data.images import Images
+from bimkern.data.source import SourceError, title
 from bimkern.examples import some
 
 

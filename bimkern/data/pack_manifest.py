@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bimkern.data.formats import BadImage
+from bimkern.data.listing import Listing
 from bimkern.data.repack import Repacking
-from bimkern.data.source import Listing, title
+from bimkern.data.source import title
 from bimkern.errors import BimkernError
 from bimkern.files import atomic
 

@@ -13,10 +13,12 @@ from bimkern.data.augment import Interpolation, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.decoding import Decoding
+from bimkern.data.images import Images
+from bimkern.data.listing import list_images, refuse_if_empty
 from bimkern.data.loader import default_workers
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import Images, Source, list_images, refuse_if_empty, title
+from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.examples import some

@@ -18,8 +18,9 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.decoded_cache import bytes_of, kept_in_memory
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.formats import allow_pixels
+from bimkern.data.listing import Listing, list_images
 from bimkern.data.loader import Loader, choose_loader
-from bimkern.data.source import Listing, Source, list_images
+from bimkern.data.source import Source
 from bimkern.data.step_layout import StepLayout
 from bimkern.distributed import Ranks, agreed, connected, local_rank, local_world_size
 from bimkern.errors import BimkernError

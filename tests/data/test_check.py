@@ -15,8 +15,10 @@ from source_forms import write_tars
 from bimkern.data import check as checks
 from bimkern.data.check import check, check_file, readable
 from bimkern.data.check_cache import CheckCache
-from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.listing import list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.sharded import ShardedImages
 from bimkern.files.cache import cache_folder
 

@@ -19,8 +19,8 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
-from bimkern.data.source import ImageFolder
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 
 CPU = torch.device("cpu")
 ROWS = (".npy", ".h5", ".lmdb", ".parquet", ".arrow")

@@ -16,9 +16,10 @@ from bimkern.data.augment import CenterCrop, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.step_layout import StepLayout
 

@@ -18,13 +18,15 @@ from spectral import smooth_levels
 
 from bimkern.data.decoding import Decoding
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pack_manifest import MANIFEST, PackError
 from bimkern.data.packed_names import PackedNames
 from bimkern.data.packing import PackingFailed, pack
 from bimkern.data.pil import PilLoader
 from bimkern.data.repack import Repacking, repack
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.shards import ImageShards
 from bimkern.files.lock import locked
 

@@ -23,7 +23,7 @@ from bimkern.data.decoding import decode, stored_size
 from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
 

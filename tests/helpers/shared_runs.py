@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.mim.model import MIM
 from bimkern.models.classifier import Classifier
 from bimkern.recipes import RECIPES

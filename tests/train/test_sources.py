@@ -14,7 +14,7 @@ from source_forms import add, files_of, write_folder, write_tars
 
 from bimkern.data.packing import pack
 from bimkern.data.repack import Repacking
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.files import jsonl
 
 ROWS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", ".parquet")

@@ -6,7 +6,8 @@ from typing import Any
 
 from bimkern import pieces
 from bimkern.data.addresses import text_of
-from bimkern.data.source import ImageFolder, Source, SourceError
+from bimkern.data.source import Source, SourceError
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.sources.own import OwnImages
 from bimkern.data.sources.remote import RemoteImages

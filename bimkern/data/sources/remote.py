@@ -9,7 +9,8 @@ from typing import BinaryIO, ClassVar, Self
 from bimkern import pieces
 from bimkern.data.addresses import is_address
 from bimkern.data.formats import BadImage
-from bimkern.data.source import Source, SourceError, why_skipped
+from bimkern.data.skipped import why_skipped
+from bimkern.data.source import Source, SourceError
 from bimkern.data.sources.remote_files import RemoteFile, RemoteFiles
 from bimkern.data.suffixes import is_dot_file, suffix_of
 

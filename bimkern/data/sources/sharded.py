@@ -23,7 +23,8 @@ from bimkern.data.formats import START_BYTES, BadImage
 from bimkern.data.integers import Int64
 from bimkern.data.names import Names, encoded
 from bimkern.data.reasons import Reasons
-from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title, why_each_skipped
+from bimkern.data.skipped import why_each_skipped
+from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title
 from bimkern.data.sources.tar import Fault
 from bimkern.data.sources.tar_index import TarIndex
 from bimkern.data.suffixes import are_dot_files

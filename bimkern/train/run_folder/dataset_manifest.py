@@ -17,9 +17,11 @@ from bimkern.data import check
 from bimkern.data.check import readable
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.held_out import are_held_out
+from bimkern.data.images import Images
+from bimkern.data.listing import Listing, refuse_if_empty
 from bimkern.data.names import Names
 from bimkern.data.overlap import refuse_overlap
-from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, title
+from bimkern.data.source import Source, SourceError, title
 from bimkern.examples import COUNT, some
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError

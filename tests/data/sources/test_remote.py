@@ -13,11 +13,13 @@ from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.formats import BadImage
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources import remote_files
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 
 
 @pytest.fixture(autouse=True)

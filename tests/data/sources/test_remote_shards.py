@@ -12,10 +12,12 @@ from source_forms import add, batches_of, data_of, files_of, same, write_folder,
 
 from bimkern.data.check import check
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources import remote_files
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,12 @@ from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.formats import BadImage
 from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources import arrow, parquet
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.per_process import PerProcess
 
 KINDS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", "folder.lmdb", ".parquet", "paths.parquet", ".arrow")

@@ -85,6 +85,10 @@ class RemoteFiles:
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
             return list(pool.map(self._file_at, dict.fromkeys(paths)))
 
+    def address(self, path: str) -> str:
+        """Return the address of a path, as the file system calls it."""
+        return path if "://" in path else f"{self._url.partition('://')[0]}://{path.lstrip('/')}"
+
     def whole(self, file: RemoteFile) -> bytes:
         """Return the content of a file.
 
@@ -114,13 +118,13 @@ class RemoteFiles:
     def _kept(self, file: RemoteFile, part: str, read: Callable[[], bytes], *, keep: bool = True) -> bytes:
         """Return a file, or a part of it, as the cache has it; read it where that does not."""
         keep &= file.time != UNKNOWN_TIME
-        key = f"{self._url}\n{file}{part}"
+        key = f"{self.address(file.path)}\n{file}{part}"
         content = self._cache.get(key) if keep else None
         if content is None:
             try:
                 content = _tried_again(read)
             except Exception as error:  # whatever the file system raises
-                raise BadImage(f"{file.path} cannot be read ({_reason_of(error, reason_of)})") from error
+                raise BadImage(f"{self.address(file.path)} cannot be read ({_reason_of(error, reason_of)})") from error
             if keep:
                 self._cache.put(key, content)
         return content
@@ -148,15 +152,11 @@ class RemoteFiles:
         return _whole(content, size)
 
     def _file_at(self, path: str) -> RemoteFile:
-        file_system, url = self._file_system(), self._shown(path)
+        file_system, url = self._file_system(), self.address(path)
         found = _remote_file(path, self._asked("read", url, lambda: file_system.info(path)))
         if found.size is None:
             raise SourceError(f"{url} cannot be read in parts, as its server does not tell its size; copy it first")
         return found
-
-    def _shown(self, path: str) -> str:
-        """Return the address of a path."""
-        return path if "://" in path else f"{self._url.partition('://')[0]}://{path.lstrip('/')}"
 
     def _asked(self, what: str, url: str, ask: Callable[[], T]) -> T:
         """Ask the file system, again if it fails.

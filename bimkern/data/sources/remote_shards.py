@@ -69,7 +69,7 @@ class RemoteShard:
     file: RemoteFile
 
     def __str__(self) -> str:
-        return self.file.path
+        return self.remote.address(self.file.path)
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class RemoteShard:
 
     @property
     def origin(self) -> str:
-        return self.file.path
+        return str(self)
 
     def index(self) -> TarIndex:
         length = self.file.size

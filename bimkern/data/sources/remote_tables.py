@@ -51,19 +51,25 @@ class RemoteTables(RowImages):
         return ", ".join(self.urls)
 
     def open_rows(self) -> Rows:
-        return Joined([FileRows(file.path, self._open(file), partial(_stamp_of, file)) for file in self._files])
+        return Joined(
+            [
+                FileRows(self._remote.address(file.path), self._open(file), partial(_stamp_of, file))
+                for file in self._files
+            ]
+        )
 
     def files(self) -> dict[str, str | None]:
         vars(self).pop("_files", None)
         return super().files()
 
     def _open(self, file: RemoteFile) -> Rows:
+        place = self._remote.address(file.path)
         try:
-            with errors_of(file.path):
-                return ParquetRows(file.path, self.key, RemoteReader(self._remote, file))
+            with errors_of(place):
+                return ParquetRows(place, self.key, RemoteReader(self._remote, file))
         except optional.Unusable as error:
             remedy = "pip install 'bimkern[parquet]'"
-            raise SourceError(f"{file.path}: .parquet files need pyarrow ({error}); {remedy}") from error
+            raise SourceError(f"{place}: .parquet files need pyarrow ({error}); {remedy}") from error
 
     @cached_property
     def _files(self) -> list[RemoteFile]:

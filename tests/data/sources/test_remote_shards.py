@@ -74,10 +74,10 @@ def test_shards_in_memory_by_a_pattern_and_one_by_one(root, memory, names):
     assert read_labels(ours.source, ours.files).classes == ("ant", "bee")
 
 
-def test_an_index_and_images_are_asked_for_once(server):
-    for _ in range(2):
-        check(list_images(shards_at(server)), workers=0)
-        batches_of(PilLoader(workers=0), data_of(shards_at(server)))
+def test_an_index_and_images_are_asked_for_once_however_the_shards_are_named(server):
+    for name in ("part-{0000..0002}.tar", "part-000{0,1,2}.tar"):
+        check(list_images(shards_at(server, name)), workers=0)
+        batches_of(PilLoader(workers=0), data_of(shards_at(server, name)))
     ranges = list(server.asked)
     assert all(wanted for _, wanted in ranges)
     assert len(ranges) == len(set(ranges)) == 3 + 12  # an index of each shard, and all images
@@ -117,7 +117,7 @@ def test_a_shard_that_is_gone_makes_bad_images(memory):
     memory.store.pop("/bucket/part-0001.tar")
     faults = [one.fault for one in check(listing, workers=0).values() if one.fault]
     assert 0 < len(faults) < 12
-    assert all(fault == "/bucket/part-0001.tar cannot be read (there is none)" for fault in faults)
+    assert all(fault == "memory://bucket/part-0001.tar cannot be read (there is none)" for fault in faults)
 
 
 def test_a_shard_that_changes_is_indexed_again(root, memory):

@@ -16,7 +16,8 @@ from bimkern.data.sources.sharded import COMPRESSED, SUFFIX, Shard, ShardedImage
 from bimkern.data.sources.tar import scan_far
 from bimkern.data.sources.tar_index import TarIndex, read_far_index
 
-_INDEXED_AT_ONCE = 16  # shards
+_ASKED_AT_ONCE = 16  # shards, or labels
+_LABELS = 64  # that a thread reads one after the other
 
 
 @pieces.register(Source)
@@ -53,8 +54,17 @@ class RemoteShards(ShardedImages):
         return [RemoteShard(self._remote, file) for file in self._remote.named(urls)]
 
     def indexes(self, shards: Sequence[Shard]) -> list[TarIndex]:
-        with ThreadPoolExecutor(_INDEXED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
             return list(pool.map(lambda shard: shard.index(), shards))
+
+    def labels(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the label of every image, as on disk; they are read side by side."""
+        found: dict[str, str] = {}
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            parts = [files[at : at + _LABELS] for at in range(0, len(files), _LABELS)]
+            for labels in pool.map(super().labels, parts):
+                found |= labels
+        return found
 
     @cached_property
     def _remote(self) -> RemoteFiles:

@@ -15,7 +15,7 @@ from bimkern.data.labels import read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import SourceError
-from bimkern.data.sources import remote_files
+from bimkern.data.sources import remote_files, remote_shards
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
 
@@ -81,6 +81,20 @@ def test_an_index_and_images_are_asked_for_once_however_the_shards_are_named(ser
     ranges = list(server.asked)
     assert all(wanted for _, wanted in ranges)
     assert len(ranges) == len(set(ranges)) == 3 + 12  # an index of each shard, and all images
+
+
+def test_labels_are_members_of_the_same_key(tmp_path, monkeypatch):
+    import_or_skip("aiohttp")
+    monkeypatch.setattr(remote_shards, "_LABELS", 3)
+    (tmp_path / "stored").mkdir()
+    with tarfile.open(tmp_path / "stored" / "x.tar", "w") as tar:
+        for i in range(10):
+            add(tar, f"{i}.cls", f"{i % 3}".encode())
+            add(tar, f"{i}.jpg", b"")
+    with served(tmp_path / "stored") as server:
+        source = find_source(Path(f"{server.url}/x.tar"))
+        labels = read_labels(source, list_images(source).files)
+    assert labels.numbers.tolist() == [i % 3 for i in range(10)]
 
 
 def test_of_large_members_the_headers_alone_are_read(tmp_path):

@@ -14,8 +14,9 @@ from bench.eager.form import find_form
 from bench.eager.loop import EndToEndLoop
 from bench.eager.network import Network
 from bench.scaling.model import Phase, reduced_at_end
-from bimkern.distributed import Ranks
-from bimkern.mim.flow import Local, MicroBatch
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import Transfer
+from bimkern.mim.flow import Local, MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
@@ -23,7 +24,6 @@ from bimkern.recipes.bim import FIXED_MASK, bim
 from bimkern.recipes.mae import mae
 from bimkern.train.config.run import Config
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.transfers import Sum
 
 ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
@@ -94,8 +94,7 @@ class Ours:
             self._model,
             [self._batch],
             updates,
-            denominators=self._denominators,
-            ready=lambda number: self._updates[number].finish(),
+            StepOptions(denominators=self._denominators, ready=lambda number: self._updates[number].finish()),
         )
 
 
@@ -186,7 +185,7 @@ class Asleep:
     def __init__(self, phases: Sequence[Phase], ranks: Ranks, *, at_end: bool = False) -> None:
         self._phases, self._ranks, self._at_end = phases, ranks, at_end
         self._gradients = [torch.zeros(round(phase.gradient_bytes / 4)) for phase in phases]
-        self._sums: dict[int, Sum] = {}
+        self._sums: dict[int, Transfer] = {}
 
     @property
     def gradient_bytes(self) -> int:
@@ -208,7 +207,7 @@ class Asleep:
             self._wait(i)
 
     def _begin(self, i: int) -> None:
-        self._sums[i] = self._ranks.begin_sum(self._gradients[i])
+        self._sums[i] = self._ranks.begin_all_reduce(self._gradients[i])
 
     def _wait(self, i: int) -> None:
         if i in self._sums:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from bench.flops import step_flops
 from bench.scaling.methods import Ours
 from bench.scaling.model import Link, Phase, Step, pipeline_step, simulate
-from bimkern.distributed import ALONE
+from bimkern.distributed.ranks import ALONE
 from bimkern.mim.flow import Local
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config

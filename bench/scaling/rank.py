@@ -14,7 +14,8 @@ import torch
 
 from bench.scaling.methods import Asleep, Method, methods
 from bench.scaling.model import Phase
-from bimkern.distributed import ALONE, Ranks, connected
+from bimkern.distributed.connect import connected
+from bimkern.distributed.ranks import ALONE, Ranks
 
 _TIMEOUT_S = 120.0
 _TRIES = 5
@@ -52,7 +53,7 @@ class Measurements:
         tensor, taken = torch.zeros(max(1, num_bytes // 4)), []
         for _ in range(_TRIES):
             began = time.perf_counter()
-            self._ranks.begin_sum(tensor).wait()
+            self._ranks.begin_all_reduce(tensor).wait()
             taken.append(time.perf_counter() - began)
         return median(taken)
 

@@ -12,11 +12,11 @@ from bimkern.data.batches import Batch, MicroBatches, step_draw_ids
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import Segment, StepLayout
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed.ranks import ALONE, Ranks
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
@@ -116,15 +116,8 @@ class Pretraining:
             self._work = work
             for update in self.updates:
                 update.renew()
-        losses = self._flow.step(
-            self.model,
-            batches,
-            self.updates,
-            slices=run.slices,
-            frozen_groups=frozen_groups,
-            scope=memory.scope(work),
-            **self._shared(index),
-        )
+        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
+        losses = self._flow.step(self.model, batches, self.updates, StepOptions(scope=memory.scope(work), **options))
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def _shared(self, index: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import ALONE, agreed
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import ALONE
 from bimkern.errors import BimkernError, RunError
 from bimkern.output import say
 from bimkern.train import device as devices
@@ -105,14 +106,14 @@ class Trainer:
         self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
             # Without them it was killed between its last checkpoint and its pictures.
-            undrawn = self.ranks.share(not self.folder.has_picture(self.task.pictures.newest))
+            undrawn = self.ranks.broadcast_object(not self.folder.has_picture(self.task.pictures.newest))
             if undrawn or self.config.run.log:
                 with closing(self.metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
             self.task.compile()
-        (watched,) = self.ranks.highest([self._callbacks.on_step is not None])
+        (watched,) = self.ranks.all_reduce_max([self._callbacks.on_step is not None])
         session = Session(self, done, watched=bool(watched))
         signals = session.signals
         try:
@@ -156,7 +157,7 @@ class Trainer:
                 continue
             session.reporter.step(done, record)
             if session.watched:
-                losses = self.ranks.sum(result.losses)
+                losses = self.ranks.all_reduce(result.losses)
                 self._callbacks.finished(done, self.layout.num_steps, losses, result.num_frozen, result.lr)
             self._report_saves()
             if last or session.signals.agreed is not None:
@@ -259,7 +260,7 @@ class Trainer:
 
     def _record(self, session: Session, result: StepResult) -> dict[str, Any]:
         done, frozen = session.done, result.num_frozen
-        learning = self.ranks.sum(result.losses)[frozen:].tolist()  # waits for the device
+        learning = self.ranks.all_reduce(result.losses)[frozen:].tolist()  # waits for the device
         interval = session.throughput.interval(done)
         held, peak = held_bytes(self.device)
         seen, seen_before = (self.layout.image(step) for step in (done, done - interval.steps))
@@ -338,7 +339,7 @@ class Trainer:
         """Save after the last step of this process, unless that is saved or was done by another process."""
         self._finish_updates()
         self.saver.wait()
-        if self.ranks.share(self.saver.saved_step) != session.done:
+        if self.ranks.broadcast_object(self.saver.saved_step) != session.done:
             self._save(session, required=True)
         self._report_saves()
 
@@ -348,7 +349,7 @@ class Trainer:
     def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
         done, log = session.done, session.log
-        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
+        loss = float(self.ranks.all_reduce(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
         state = {
             "scalers": self._sharing.join([update.scaler_state() for update in self.task.updates]),

@@ -14,7 +14,7 @@ from bench.scaling.model import Link, Phase
 from bench.scaling.picture import draw
 from bench.scaling.projection import RANKS, Device, lines
 from bench.scaling.rank import Measurements, serve
-from bimkern.distributed import ALONE
+from bimkern.distributed.ranks import ALONE
 
 LINK = Link(bytes_per_s=1e9, latency_s=1e-5)
 

@@ -7,11 +7,12 @@ import time
 import torch
 import torch.distributed as dist
 
-from bimkern.distributed import RanksError, connected
+from bimkern.distributed.connect import connected
+from bimkern.distributed.launch import RanksError
+from bimkern.distributed.transfers import RankLost
 from bimkern.pretrain import main
 from bimkern.train import training
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.transfers import RankLost
 
 
 def with_a_mistake(arguments):
@@ -46,11 +47,11 @@ def losing_rank_0(timeout):
     """Stop rank 0, which keeps the store, like a machine that is gone; return how long rank 1 takes to end."""
     try:
         with connected("cpu", timeout) as ranks:
-            ranks.highest([0])
+            ranks.all_reduce_max([0])
             if ranks.rank == 0:
                 os.kill(os.getpid(), signal.SIGSTOP)
             began = time.monotonic()
-            ranks.highest([0])
+            ranks.all_reduce_max([0])
     except RankLost as error:
         return error.reported, time.monotonic() - began
 

@@ -81,12 +81,12 @@ def test_shapes_travel_once_and_tokens_arrive_in_order(ranks):
 def agreement():
     reduced = []
 
-    def begin_highest(values):
+    def begin_all_reduce_max(values):
         reduced.append(values)
         return lambda: answers.pop(0) if answers else values
 
     answers = []
-    ranks = SimpleNamespace(rank=1, size=3, begin_highest=begin_highest)
+    ranks = SimpleNamespace(rank=1, size=3, begin_all_reduce_max=begin_all_reduce_max)
     return SimpleNamespace(of=StageAgreement(ranks, None, None), reduced=reduced, answers=answers)
 
 

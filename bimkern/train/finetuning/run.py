@@ -13,7 +13,8 @@ from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.loader import Loader
 from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import Ranks
 from bimkern.exporters.classifier import names_in_timm
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
-from bimkern.distributed import Group
+from bimkern.distributed.ranks import Group
 from bimkern.errors import RunError
 from bimkern.mim.flow import Flow
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.pipeline import assign
-from bimkern.train.checkpoint import sharded
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
 from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.config.run import ConfigError
 from bimkern.train.loop.agreement import Agreement
-from bimkern.train.loop.layer_transfers import LayerTransfers
 from bimkern.train.loop.sharing import SharedImages
 from bimkern.train.memory.budget import is_out_of_memory
 from bimkern.train.network import called_layers
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
+from bimkern.train.sharding import sharded_tensors
+from bimkern.train.sharding.layer_transfers import LayerTransfers
 
 
 class LayerOutOfMemory(RunError, RuntimeError):
@@ -111,7 +111,7 @@ class SharedLayers(SharedImages):
     def _streamed(self, name: str, tensor: Tensor) -> Tensor | Streamed:
         if not isinstance(tensor, DTensor):
             return tensor
-        return sharded.streamed(name, tensor, _local(tensor), self.ranks)
+        return sharded_tensors.streamed(name, tensor, _local(tensor), self.ranks)
 
     def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over weights, of which rank 0 has all, and each of the others what is not sharded.
@@ -122,7 +122,7 @@ class SharedLayers(SharedImages):
         own: Mapping[str, Any] = model.state_dict()
         for name in sorted(self._names):
             given = read(tensors[name]) if self.ranks.rank == 0 else None
-            sharded.share_out(own[name], given, _local(own[name]))
+            sharded_tensors.share_out(own[name], given, _local(own[name]))
         rest = {name: read(tensor) for name, tensor in tensors.items() if name not in self._names}
         found = model.load_state_dict(rest, strict=False)
         odd = [*found.unexpected_keys, *(name for name in found.missing_keys if name not in self._names)]
@@ -139,7 +139,7 @@ class SharedLayers(SharedImages):
             layer = model.get_submodule(name)
             for key, parameter in layer.named_parameters():
                 assert isinstance(parameter, DTensor)
-                assign(plain, key, sharded.whole(parameter, _local(parameter)))
+                assign(plain, key, sharded_tensors.whole(parameter, _local(parameter)))
             for key, buffer in layer.named_buffers():
                 assign(plain, key, buffer)
             owner, _, leaf = name.rpartition(".")

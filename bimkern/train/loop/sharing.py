@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint

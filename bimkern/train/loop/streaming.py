@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
 from bimkern.train.checkpoint.streamed import Streamed, is_live, read
 
 
@@ -20,8 +20,8 @@ def served(tensors: Mapping[str, Tensor | Streamed], ranks: Ranks) -> Iterator[N
             try:
                 yield
             finally:
-                ranks.share(None)
+                ranks.broadcast_object(None)
             return
         yield
-        while (name := ranks.share(None)) is not None:
+        while (name := ranks.broadcast_object(None)) is not None:
             read(tensors[name])

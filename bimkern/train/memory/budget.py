@@ -12,7 +12,7 @@ import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
-from bimkern.distributed import local_world_size
+from bimkern.distributed.launch import local_world_size
 from bimkern.errors import BimkernError, RunError
 from bimkern.mim import recompute
 from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig

@@ -6,13 +6,13 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.step_layout import Segment
+from bimkern.distributed.transfers import BUCKET_BYTES
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.memory.budget import MemoryEstimator
 from bimkern.train.memory.estimate import STATES, MemoryEstimate, without_values
 from bimkern.train.memory.ranks import RankEstimate
 from bimkern.train.network import called_layers
-from bimkern.transfers import BUCKET_BYTES
 
 # Copies of a layer at a time: its weights, its gradients, and these in the order in which they are sent.
 _LAYER_COPIES = 3

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed.ranks import ALONE, Ranks
+from bimkern.distributed.transfers import Traffic
 from bimkern.mim.schedule import LayerGroup
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import QUANTITIES, MakeOptimizer, adamw
-from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
-from bimkern.train.optim.sharding import EqualShare, Share, WholeShare, is_sharded
-from bimkern.transfers import Traffic
+from bimkern.train.optim.gradients import BucketedReducer, GradientReducer, OwnGradients
+from bimkern.train.sharding.share import EqualShare, Share, WholeShare, is_sharded
 
 
 class GroupOptimizer:
@@ -67,7 +67,7 @@ class GroupOptimizer:
         self._unscaled: Any = SimpleNamespace(param_groups=[{"params": self._share.learned()}])
         others = [parameter for parameter in given if not is_sharded(parameter)]
         alone = ranks.size == 1 or not others
-        self._summed: GradientSum = OwnGradients() if alone else BucketedSum(others, ranks)
+        self._summed: GradientReducer = OwnGradients() if alone else BucketedReducer(others, ranks)
         self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
         self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
@@ -191,6 +191,6 @@ def _share_of(parameters: list[nn.Parameter], ranks: Ranks) -> Share:
     rest: Share = EqualShare(others, ranks) if others else WholeShare([])
     if not layers:
         return rest
-    from bimkern.train.optim.layer_share import LayerShare  # which takes seconds
+    from bimkern.train.sharding.layer_share import LayerShare  # which takes seconds
 
     return LayerShare(layers, rest, ranks)

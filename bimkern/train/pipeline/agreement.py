@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bimkern.data.batches import Batch
-from bimkern.distributed import Group
+from bimkern.distributed.ranks import Group
 from bimkern.errors import BimkernError, RunError
 from bimkern.train.pipeline.link import Link
 from bimkern.train.run_folder.dataset_manifest import Quarantine
@@ -69,7 +69,7 @@ class StageAgreement:
                 f"{self._resumes}"
             )
         values = [signals.received or 0, self._images, -self._images]
-        self._pending.append(self._ranks.begin_highest(values))
+        self._pending.append(self._ranks.begin_all_reduce_max(values))
         self._read(signals, self._ranks.size - 1)
         return False
 
@@ -81,7 +81,7 @@ class StageAgreement:
     def record(self, steps: int, data_wait: float) -> dict[str, Any]:
         """Return numbers for the metrics, by rank: seconds of a step, and the share of time spent waiting for data."""
         waits = [seconds / steps for seconds in self._link.waits()]
-        found = self._ranks.gather([data_wait, *waits])
+        found = self._ranks.all_gather_object([data_wait, *waits])
         names = ("data_wait_per_rank", "input_wait_per_rank", "output_wait_per_rank")
         return dict(zip(names, map(list, zip(*found, strict=True)), strict=True))
 

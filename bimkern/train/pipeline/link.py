@@ -9,8 +9,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from bimkern.distributed import Group
-from bimkern.point_to_point import Lines, Message
+from bimkern.distributed.point_to_point import Lines, Message
+from bimkern.distributed.ranks import Group
 from bimkern.train.memory.ranks import QUEUE
 
 _MOST_DIMS = 8

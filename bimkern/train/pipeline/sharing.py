@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Group
+from bimkern.distributed.point_to_point import Lines
+from bimkern.distributed.ranks import Group
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.pipeline import Pipeline, assign, keep_stage, stage_state
-from bimkern.point_to_point import Lines
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
@@ -59,7 +59,7 @@ class SharedStages:
         return load_shared(folder, self.ranks, holds=lambda name: self._method.stage_of(name) == self.ranks.rank)
 
     def join(self, values: list[Any]) -> list[Any]:
-        return [value for part in self.ranks.gather(values) for value in part]
+        return [value for part in self.ranks.all_gather_object(values) for value in part]
 
     def own(self, values: list[Any]) -> list[Any]:
         return values[self.ranks.rank : self.ranks.rank + 1]
@@ -68,7 +68,7 @@ class SharedStages:
         return nullcontext()
 
     def any(self, flag: bool) -> bool:
-        self._flags.append(self.ranks.begin_highest([flag]))
+        self._flags.append(self.ranks.begin_all_reduce_max([flag]))
         found = len(self._flags) > 1 and bool(self._flags.popleft()()[0])
         if found:
             self._flags.clear()  # those of steps that are run again
@@ -102,8 +102,8 @@ class SharedStages:
         """Give the network to every rank as a whole."""
         for name, value in model.state_dict().items():
             owner = model.method.stage_of(name)
-            shape = self.ranks.gather(list(value.shape))[owner]
+            shape = self.ranks.all_gather_object(list(value.shape))[owner]
             whole = value if owner == self.ranks.rank else value.new_empty(shape)
-            self.ranks.copy(whole, source=owner)
+            self.ranks.broadcast(whole, source=owner)
             if owner != self.ranks.rank:
                 assign(model, name, whole)

@@ -51,8 +51,8 @@ class Traffic:
         return Traffic(self.spans + other.spans, self.wait + other.wait)
 
 
-class Sum(Protocol):
-    """A sum, or a copy, that is on its way."""
+class Transfer(Protocol):
+    """A collective operation that is on its way, as a handle of torch's."""
 
     def wait(self) -> object:
         """Wait for it, or have the current stream of the GPU wait."""
@@ -71,13 +71,13 @@ class NotSent:
         return Traffic()
 
 
-def begun(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
-    """Begin a sum or a copy of a tensor, which torch does in the background."""
+def begun(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
+    """Begin an operation on a tensor, which torch does in the background."""
     with lost():
         return _OnDevice(tensor.device, begin) if tensor.is_cuda else _OnHost(begin)
 
 
-def finished(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
+def finished(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
     """Begin a transfer of a tensor, and wait for it, or have the current stream of the GPU wait."""
     if tensor.is_cuda:
         sent = begun(tensor, begin)
@@ -104,7 +104,7 @@ class _Finished:
 
 
 class _OnHost:
-    """A sum or a copy on the host."""
+    """An operation on the host."""
 
     def __init__(self, begin: Callable[[], Any]) -> None:
         self._begun = time.perf_counter()
@@ -125,7 +125,7 @@ class _OnHost:
 
 
 class _OnDevice:
-    """A sum or a copy on a GPU. It has not yet run on one."""
+    """An operation on a GPU. It has not yet run on one."""
 
     def __init__(self, device: torch.device, begin: Callable[[], Any]) -> None:
         self._clock, stream = _clock(device)

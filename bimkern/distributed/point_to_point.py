@@ -6,8 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from bimkern.distributed import Group
-from bimkern.transfers import lost
+from bimkern.distributed.ranks import Group
+from bimkern.distributed.transfers import lost
 
 
 class Message:

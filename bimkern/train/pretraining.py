@@ -104,18 +104,17 @@ class Pretraining:
         def rate(group: LayerGroup) -> float:
             return peak * schedule.factor(progress, group.number, depth, head=group.head)
 
-        for update in self.updates:
+        frozen_groups = schedule.frozen_groups(progress, depth)
+        work, before = (segment, frozen_groups), self._work
+        self._work = work
+        for update in self.updates:  # before anything that may run out of memory
             update.set_rates(rate)
+            if work != before:
+                update.renew()
         batches = []
         for part in batch:
             images = self._on_device(part.images)
             batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
-        frozen_groups = schedule.frozen_groups(progress, depth)
-        work = (segment, frozen_groups)
-        if work != self._work:
-            self._work = work
-            for update in self.updates:
-                update.renew()
         options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
         losses = self._flow.step(self.model, batches, self.updates, StepOptions(scope=memory.scope(work), **options))
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))

@@ -11,7 +11,7 @@ from bimkern.distributed.agree import first_error
 from bimkern.distributed.ranks import Ranks
 from bimkern.distributed.transfers import Traffic
 from bimkern.errors import BimkernError
-from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.optim.group import GroupOptimizer, give_up
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.signals import StopSignals
 
@@ -79,8 +79,7 @@ class Agreement:
     def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:
         """Agree on what came of a step; return whether memory ran out on any rank."""
         if out_of_memory:
-            for update in self._updates:
-                update.give_up()
+            give_up(self._updates)
         (failed,) = self._any(signals, out_of_memory)
         return failed
 

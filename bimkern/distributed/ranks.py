@@ -16,14 +16,17 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from bimkern.distributed.transfers import NotSent, Transfer, begun, lost
+from bimkern.distributed.launch import RanksError
+from bimkern.distributed.transfers import NotSent, RankLost, Transfer, begun, lost
 
-_PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(days=7)  # with a rank that takes its time
 _ANSWER = 10.0  # seconds, within which a store answers that is not lost
+_BEAT = 5.0  # seconds, after which rank 0 says that it still waits for its disk
 _runs = count()  # of this process, as of any other rank
 
 
@@ -37,6 +40,12 @@ class Ranks(Protocol):
 
     def patient(self) -> AbstractContextManager[None]:
         """Agree with ranks that take their time, as one that checks a million images: only their end is noticed."""
+
+    def behind_rank_0(self) -> AbstractContextManager[None]:
+        """Run a context on rank 0 first, which may wait for a disk however slow it is, and then on the others.
+
+        A process that hangs as a whole counts as lost after the timeout. Inside, ranks must not agree on anything.
+        """
 
     def begin_all_reduce(self, tensor: Tensor) -> Transfer:
         """Begin to sum a contiguous tensor over the ranks, in place."""
@@ -69,6 +78,9 @@ class Alone:
     rank, size = 0, 1
 
     def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def behind_rank_0(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def begin_all_reduce(self, tensor: Tensor) -> Transfer:
@@ -114,7 +126,7 @@ class Group:
         self.timeout = timeout
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
         self._patient = dist.new_group(backend="gloo", timeout=timeout)  # as long as ranks connect
-        _set_pg_timeout(_PATIENCE, self._patient)
+        _set_patient(self._patient)
 
     def mesh(self, device: str) -> DeviceMesh:
         """Return the ranks as a mesh of a type of device, with a connection of its own; all ranks call this at once."""
@@ -127,6 +139,37 @@ class Group:
             yield
         finally:
             self._agreeing = impatient
+
+    @contextmanager
+    def behind_rank_0(self) -> Iterator[None]:
+        if self.rank:
+            while not self._beat():
+                pass
+            yield
+            return
+        left = threading.Event()
+        interval = min(self.timeout.total_seconds() / 4, _BEAT)
+
+        def beat() -> None:
+            with suppress(RankLost):  # as the last one finds out, too
+                while not left.wait(interval):
+                    self._beat()
+
+        beating = threading.Thread(target=beat, daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            left.set()
+            beating.join()
+        self._beat(left=True)
+
+    def _beat(self, *, left: bool = False) -> bool:
+        """Have rank 0 say whether it has left a context, and the others hear it."""
+        said = torch.tensor([left], dtype=torch.uint8)
+        with lost():
+            dist.broadcast(said, src=0, group=self._agreeing)
+        return bool(said)
 
     def begin_all_reduce(self, tensor: Tensor) -> Transfer:
         return begun(tensor, lambda: dist.all_reduce(tensor, async_op=True))
@@ -198,6 +241,24 @@ class Group:
         asking.join(min(self.timeout.total_seconds(), _ANSWER))  # a rank that hangs keeps a store that never answers
         first = found[0] if found else own
         return first == own, int(first.split()[1])
+
+
+def _set_patient(group: dist.ProcessGroup) -> None:
+    """Let ranks wait on a group as long as they have to: only the end of one is noticed.
+
+    The timeout that a group is made with also limits how long its ranks connect, so it is raised once they have. Torch
+    has no public function for this.
+
+    Raises:
+        RanksError: this torch has none at all.
+    """
+    set_timeout = getattr(distributed_c10d, "_set_pg_timeout", None)
+    if set_timeout is None:
+        raise RanksError(
+            f"torch {torch.__version__} cannot change the timeout of a process group (_set_pg_timeout is gone), which "
+            f"several ranks need; install a torch of 2.11 to 2.15, or train in one process"
+        )
+    set_timeout(PATIENCE, group)
 
 
 def _encoded(value: Any) -> Tensor:

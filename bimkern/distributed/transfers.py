@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ class Traffic:
 
 
 class Transfer(Protocol):
-    """A collective operation that is on its way, as a handle of torch's."""
+    """A collective operation, or a message, that is on its way; a handle, as torch's Work is."""
 
     def wait(self) -> object:
         """Wait for it, or have the current stream of the GPU wait."""
@@ -72,9 +73,15 @@ class NotSent:
 
 
 def begun(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
-    """Begin an operation on a tensor, which torch does in the background."""
+    """Begin a collective operation on a tensor, which torch does in the background."""
     with lost():
         return _OnDevice(tensor.device, begin) if tensor.is_cuda else _OnHost(begin)
+
+
+def message(tensor: Tensor, begin: Callable[[], Any], timeout: timedelta | None) -> Transfer:
+    """Begin a message, likewise; on the host, wait() gives up after the timeout, by default that of the connection."""
+    with lost():
+        return _OnDevice(tensor.device, begin) if tensor.is_cuda else _Message(begin, timeout)
 
 
 def finished(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
@@ -122,6 +129,25 @@ class _OnHost:
     def traffic(self) -> Traffic:
         (ended,) = self._ended or [self._there]  # the callback may still be due
         return Traffic(((self._begun, ended),), max(0.0, min(ended, self._there) - self._awaited))
+
+
+class _Message:
+    """A message on the host, which ends when it was waited for: gloo does not say when it arrives."""
+
+    def __init__(self, begin: Callable[[], Any], timeout: timedelta | None) -> None:
+        self._begun, self._timeout = time.perf_counter(), () if timeout is None else (timeout,)
+        self._work = begin()
+
+    def wait(self) -> None:
+        awaited = time.perf_counter()
+        with lost():
+            self._work.wait(*self._timeout)
+        there = time.perf_counter()
+        self._spent = Traffic(((self._begun, there),), there - awaited)
+        del self._work
+
+    def traffic(self) -> Traffic:
+        return self._spent
 
 
 class _OnDevice:

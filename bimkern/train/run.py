@@ -84,8 +84,8 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
             if ranks.rank == 0:
                 config = _normalized(config, inputs)
             mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else config
-            device, size = resolve_device(config.run.device), ranks.size
-            check_memory(mine, device, num_shares, spares=lambda: spared_bytes(mine, size))
+            device = resolve_device(config.run.device)
+            check_memory(mine, device, num_shares, spares=lambda: spared_bytes(mine, num_shares))
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         config = _shared_normalization(config, ranks)
         with training.opened_folder(config, inputs, ranks) as folder:

@@ -1,7 +1,7 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,6 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed.agree import agreed
 from bimkern.distributed.ranks import ALONE
 from bimkern.errors import BimkernError, RunError
 from bimkern.output import say
@@ -26,7 +25,7 @@ from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.loop.session import Session
 from bimkern.train.loop.sharing import SharedImages, Sharing
-from bimkern.train.loop.streaming import served
+from bimkern.train.loop.streaming import all_saved, served
 from bimkern.train.loop.unwritten import Unlogged
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, UpdateOutOfMemory, is_out_of_memory
@@ -144,15 +143,18 @@ class Trainer:
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, record = done == self.layout.num_steps, None
             evaluated = self.task.is_evaluated(done)
-            if done == 1 or done % run.log_every == 0 or last or evaluated:
+            logged = done == 1 or done % run.log_every == 0 or last or evaluated
+            if checked := logged or done % PATIENCE == 0:
+                self._finish_updates()  # so that the updates that were skipped are those up to this batch
+            if logged:
                 record = self._record(session, result)
                 if evaluated:
-                    self._finish_updates()
                     record |= self.task.held_out_record()
                     session.throughput.skip(done)
-                session.log.log(record)
+                with self.ranks.behind_rank_0():
+                    session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
-            if (record is not None or done % PATIENCE == 0) and self._sharing.any(self._divergence.found(done)):
+            if checked and self._sharing.any(self._divergence.found(done)):
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
@@ -171,10 +173,10 @@ class Trainer:
         """Return the next step's micro-batches of this rank, once every rank has its own."""
         batch, failure = list[Batch](), None
         try:
-            with self._sharing.loading():
+            with self._sharing.loading(session.signals.pending):
                 batch = session.prefetcher.next()
         except Interrupted:
-            assert session.signals.received is not None  # which all ranks hear of next
+            assert session.signals.received is not None  # which the agreement acts on
         except (LoadingFailed, SourceError) as error:
             failure = error
         first = self._agreement.on_loading(session.signals, batch, failure, session.done)
@@ -326,9 +328,10 @@ class Trainer:
 
     def _roll_back(self, session: Session, batch: list[Batch]) -> None:
         """Return to the last checkpoint."""
-        self._finish_updates()
-        dumped = self._divergence.dump(session.done, batch)
-        self.saver.wait()  # it may be writing the very checkpoint
+        batch = self._sharing.whole(batch)
+        with self.ranks.behind_rank_0():
+            dumped = self._divergence.dump(session.done, batch)
+        self._finish_saves()  # one may be of the very checkpoint
         step = self._resume()
         self._divergence.returned(session.done, step, dumped)
         self._interval_loss.clear()
@@ -338,16 +341,21 @@ class Trainer:
     def _save_last(self, session: Session) -> None:
         """Save after the last step of this process, unless that is saved or was done by another process."""
         self._finish_updates()
-        self.saver.wait()
+        self._finish_saves()
         if self.ranks.broadcast_object(self.saver.saved_step) != session.done:
             self._save(session, required=True)
         self._report_saves()
+
+    def _finish_saves(self) -> None:
+        with self.ranks.behind_rank_0():
+            self.saver.wait()
 
     def _report_saves(self) -> None:
         self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
+        self._finish_saves()
         done, log = session.done, session.log
         loss = float(self.ranks.all_reduce(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
@@ -360,7 +368,7 @@ class Trainer:
             **self.task.identity(),
         }
         model, optimizer = self._tensors()
-        with self._all_saved() if required else nullcontext(), served(model | optimizer, self.ranks):
+        with all_saved(self.ranks) if required else nullcontext(), served(model | optimizer, self.ranks):
             self.saver.save(
                 Checkpoint(done, model, optimizer, state),
                 loss,
@@ -369,12 +377,6 @@ class Trainer:
                 then=lambda: self._after_save(done, log, draw),
                 required=required,
             )
-
-    @contextmanager
-    def _all_saved(self) -> Iterator[None]:
-        """Wait for rank 0 to save, and fail where it does."""
-        with self.ranks.patient(), agreed(self.ranks, CheckpointError):
-            yield
 
     def _tensors(self) -> tuple[dict[str, Tensor | Streamed], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""

@@ -15,9 +15,12 @@ import pytest
 import torch
 from failing_ranks import (
     ended_while_connecting,
+    hanging_while_others_wait_for_its_disk,
     losing_rank_0,
+    on_a_slow_disk,
     with_a_mistake,
     with_sigterm_before_the_first_step,
+    without_a_way_to_be_patient,
     without_memory_for_an_update,
 )
 from PIL import Image
@@ -144,6 +147,28 @@ def test_a_rank_that_ends_before_it_is_connected_is_not_waited_for(tmp_path, sta
     reason, took = json.loads((tmp_path / "0.result").read_text())
     assert "the 2 ranks cannot connect" in reason
     assert took < 30
+
+
+def test_a_save_that_is_slower_than_the_timeout_is_waited_for(photos, tmp_path):
+    """By ranks that share images, and by those that have a stage each, in two runs at a time, since both wait."""
+    runs = []
+    for size, kind in ((2, []), (4, ["--pipeline"])):
+        folder = tmp_path / f"{size}"
+        given = [*arguments(photos, folder, steps=6, timeout=5), *kind]
+        runs.append(RankProcesses(on_a_slow_disk, size, folder / "output", given, 8))
+    for ranks in runs:
+        assert set(ranks.wait()) == {0}, "".join(ranks.stderr())
+
+
+def test_a_rank_0_that_hangs_as_a_whole_is_not_waited_for(tmp_path):
+    ranks = RankProcesses(hanging_while_others_wait_for_its_disk, 2, tmp_path, 4)
+    ranks.processes[1].join(60)
+    assert json.loads((tmp_path / "1.result").read_text()) < 30
+
+
+def test_a_torch_that_lacks_what_ranks_need_is_said(start, tmp_path):
+    said = start(without_a_way_to_be_patient, tmp_path, 20).results()
+    assert all("cannot change the timeout of a process group (_set_pg_timeout is gone)" in one for one in said)
 
 
 def test_a_mistake_in_one_rank_is_shown_there_alone(photos, start, tmp_path):

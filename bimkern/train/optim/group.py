@@ -89,7 +89,7 @@ class GroupOptimizer:
     def renew(self) -> None:
         """Expect, from this step on, gradients of other parameters than before; what is begun is finished as it was.
 
-        It cannot fail: a rank that runs out of memory later in the step gives up as the others go on.
+        It cannot fail: a rank that runs out of memory later in the step gives up in the order in which others continue.
         """
         self._renewed = True
 

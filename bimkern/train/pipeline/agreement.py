@@ -50,8 +50,15 @@ class StageAgreement:
         """Note the images of a step.
 
         Raises:
-            StageFailed: they could not be loaded.
+            StageFailed: they could not be loaded, or a signal came while the loader hung.
         """
+        if signals.received is not None and not batch and failure is None:
+            hung = StageFailed(
+                f"rank {self._ranks.rank}: stopped by {signals.received.name} while its loader hung, after step "
+                f"{steps_done}. {self._resumes}"
+            )
+            hung.exit_code = 128 + signals.received
+            raise hung
         if failure is not None:
             raise StageFailed(f"{failure}. {self._resumes}") from failure
         self._images = zlib.crc32(b"".join(part.sample_ids.numpy().tobytes() for part in batch))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bimkern.data.batches import Batch
 from bimkern.data.step_layout import StepLayout
 from bimkern.distributed.point_to_point import Lines
 from bimkern.distributed.ranks import Group
@@ -25,7 +26,7 @@ from bimkern.train.pipeline.evaluation import StagesEverywhere
 from bimkern.train.pipeline.link import Link
 from bimkern.train.pipeline.saving import GatheringSaver, ServingSaver
 from bimkern.train.run_folder.dataset_manifest import Quarantine
-from bimkern.watchdog import stopped_by
+from bimkern.watchdog import STALLED, delayed, stopped_by
 
 
 class SharedStages:
@@ -36,7 +37,7 @@ class SharedStages:
         self.ranks: Group = ranks
         self._method = method
         self._link = Link(ranks, device)
-        self._lines = Lines(ranks, own=True)
+        self._lines = Lines(ranks, own=True, patient=True)  # for saves: rank 0 waits for its disk
         self._flags: deque[Callable[[], list[int]]] = deque()
 
     # of the trainer
@@ -44,8 +45,12 @@ class SharedStages:
     def layout(self, whole: StepLayout) -> StepLayout:
         return whole
 
-    def loading(self) -> AbstractContextManager[object]:
-        return stopped_by(lambda: False)  # other ranks hear of a signal some steps later, and need those from this one
+    def loading(self, requested: Callable[[], bool]) -> AbstractContextManager[object]:
+        # Other ranks hear of a signal some steps later, and need those from this one, unless its loader hangs.
+        return stopped_by(delayed(requested, STALLED))
+
+    def whole(self, batch: list[Batch]) -> list[Batch]:
+        return batch
 
     def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StageAgreement:
         return StageAgreement(self.ranks, quarantine, self._link)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import torch
 
 from bench.scaling.methods import Asleep, Method, methods
-from bench.scaling.model import Phase
+from bench.scaling.model import Phase, typical
 from bimkern.distributed.connect import connected
 from bimkern.distributed.ranks import ALONE, Ranks
 
@@ -31,11 +31,7 @@ class Measurements:
         """Return the phases of a step without communication, the medians of several."""
         method = self._alone[name]
         method.step()
-        tried = [method.phases() for _ in range(_TRIES)]
-        return [
-            asdict(found[0]) | {"compute_s": median(phase.compute_s for phase in found)}
-            for found in zip(*tried, strict=True)
-        ]
+        return [asdict(phase) for phase in typical([method.phases() for _ in range(_TRIES)])]
 
     def compute(self, name: str, steps: int) -> float:
         """Return the seconds of a step without communication."""

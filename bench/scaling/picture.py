@@ -35,7 +35,7 @@ def draw(
         axes.set_title(
             f"model: {name}, {device.link.bytes_per_s / 1e9:g} GB/s, {1e6 * device.link.latency_s:g} µs a message,\n"
             f"{device.images} images of a step on each device, at {device.flops_per_s / 1e12:g} TFLOP/s,\n"
-            f"gradients of an end-to-end backward pass in buckets of {BUCKET_BYTES / 2**20:g} MiB, of a stage in one",
+            f"end to end: buckets of {BUCKET_BYTES / 2**20:g} MiB; a stage: one bucket",
             **_TEXT,
         )
     path.parent.mkdir(parents=True, exist_ok=True)

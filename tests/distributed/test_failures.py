@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -104,15 +105,27 @@ def said(processes):
 def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes(undisturbed, photos, start, tmp_path):
     weights, took = undisturbed
     seed = random.randrange(2**32)
-    draw = random.Random(seed)
+    draw, found = random.Random(seed), []
     for i in range(KILLS):
         ranks, killed = start(main, tmp_path / f"kill-{i}", arguments(photos, tmp_path)), draw.randrange(2)
         ranks.processes[killed].join(draw.uniform(0, took))  # a random moment, unless the run ends before it
         ranks.processes[killed].kill()
         codes = ranks.wait()
-        assert len(said(ranks)) <= 1, seed
-        if codes[killed] == -signal.SIGKILL and codes[1 - killed] == 0:  # it had nothing left to ask of the other
+        survivor, lines = codes[1 - killed], said(ranks)
+        found.append((codes[killed], survivor))
+        if codes[killed] == 0:  # the run had ended
+            assert (survivor, lines) == (0, []), seed
+            continue
+        assert codes[killed] == -signal.SIGKILL, seed
+        if survivor == 0:  # it had nothing left to ask of the other
             assert last_weights(tmp_path), seed
+            assert not lines, seed
+        elif survivor == 2:  # they were not yet connected, which rank 0 says
+            assert len(lines) == killed, seed
+        else:
+            assert survivor == 1, seed
+            assert len(lines) == 1, seed
+    print(f"exit codes of the killed rank and of the other: {Counter(found)}")
     assert start(main, tmp_path / "last", arguments(photos, tmp_path)).wait() == [0, 0], seed
     assert_same(last_weights(tmp_path), weights)
 

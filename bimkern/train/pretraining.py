@@ -69,11 +69,10 @@ class Pretraining:
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
-        self.model.to(device)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
-        part.keep(self.model)
+        part.keep(self.model, device)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
         options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard != "none"}
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None

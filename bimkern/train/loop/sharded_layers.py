@@ -72,8 +72,8 @@ class SharedLayers(SharedImages):
     def flow(self, method: Method) -> Flow:
         return method.flow
 
-    def keep(self, model: MIM) -> None:
-        """Keep this rank's share of every layer.
+    def keep(self, model: MIM, device: torch.device) -> None:
+        """Keep this rank's share of every layer; the device has one whole layer at a time.
 
         Raises:
             ConfigError: torch cannot shard a layer.
@@ -88,8 +88,10 @@ class SharedLayers(SharedImages):
                 seen |= own
                 if own:
                     self._plain[names[layer]] = _without_memory(layer)
+                    layer.to(device)
                     layers.append(self._sharded(layer))
         share_comm_ctx(layers)  # so that what a layer sends is freed when the next one sends, not after the last
+        model.to(device)  # what lies outside of layers
         self._names = frozenset(name for name, tensor in model.state_dict().items() if isinstance(tensor, DTensor))
 
     def _sharded(self, layer: nn.Module) -> FSDPModule:

@@ -84,9 +84,10 @@ class SharedStages:
     def flow(self, method: Method) -> Pipeline:
         return Pipeline(self.ranks.rank, self._link)
 
-    def keep(self, model: MIM) -> None:
-        """Free what other ranks have of a network."""
+    def keep(self, model: MIM, device: torch.device) -> None:
+        """Free what other ranks have of a network, and move the rest to the device."""
         keep_stage(model, self.ranks.rank)
+        model.to(device)
 
     def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
         return {**stage_state(model, self.ranks.rank)}

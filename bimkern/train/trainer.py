@@ -141,8 +141,7 @@ class Trainer:
             if done > 1 and self.task.conditions(done - 1) != self.task.conditions(done - 2):
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
-            last, record = done == self.layout.num_steps, None
-            evaluated = self.task.is_evaluated(done)
+            last, evaluated, record = done == self.layout.num_steps, self.task.is_evaluated(done), None
             logged = done == 1 or done % run.log_every == 0 or last or evaluated
             if checked := logged or done % PATIENCE == 0:
                 self._finish_updates()  # so that the updates that were skipped are those up to this batch
@@ -331,11 +330,12 @@ class Trainer:
         batch = self._sharing.whole(batch)
         with self.ranks.behind_rank_0():
             dumped = self._divergence.dump(session.done, batch)
-        self._finish_saves()  # one may be of the very checkpoint
+            self.saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         self._divergence.returned(session.done, step, dumped)
         self._interval_loss.clear()
-        session.log.cut_back(step)
+        with self.ranks.behind_rank_0():
+            session.log.cut_back(step)
         session.load_from(step)
 
     def _save_last(self, session: Session) -> None:

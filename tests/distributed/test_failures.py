@@ -104,7 +104,7 @@ def said(processes):
 
 
 def test_a_rank_killed_at_any_moment_ends_the_other_and_the_same_command_resumes(undisturbed, photos, start, tmp_path):
-    """A run that ends before a rank is killed begins anew, so that every kill is of one that has steps to do."""
+    """A run that ends before a rank is killed begins again, so that every kill is of one that has steps to do."""
     weights, took = undisturbed
     seed = random.randrange(2**32)
     draw, found = random.Random(seed), Counter()

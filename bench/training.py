@@ -15,7 +15,7 @@ from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
 from bench.variants import KNOWN
-from bimkern.mim.flow import MicroBatch, ScopeFactory
+from bimkern.mim.flow import MicroBatch, ScopeFactory, StepOptions
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -118,7 +118,10 @@ class Ours:
     def step(self, slices: int, frozen_groups: int = 0, scope: ScopeFactory = nullcontext) -> Tensor:
         batch = MicroBatch(self._images, self._views())
         return self._flow.step(
-            self.model, [batch], self._updates, slices=slices, frozen_groups=frozen_groups, scope=scope
+            self.model,
+            [batch],
+            self._updates,
+            StepOptions(slices=slices, frozen_groups=frozen_groups, scope=scope),
         )
 
     def losses(self) -> Tensor:

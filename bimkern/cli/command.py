@@ -16,8 +16,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from bimkern import distributed
 from bimkern.annotations import describe
+from bimkern.distributed import launch
 from bimkern.errors import BimkernError, closest
 from bimkern.output import printing, say
 from bimkern.recipes.find import UserCodeError
@@ -141,7 +141,7 @@ def report(program: str, error: BimkernError, note: str = "") -> NoReturn:
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
         cause = error.__cause__
         say("".join(format_exception(cause.with_traceback(_own_frames(cause)))).rstrip(), sys.stderr)
-    if error.reported or (error.reported is None and distributed.env_rank()):  # before ranks are connected, all have it
+    if error.reported or (error.reported is None and launch.env_rank()):  # before ranks are connected, all have it
         sys.exit(error.exit_code)
     end(program, f"{error}{note}", exit_code=error.exit_code)
 

@@ -22,7 +22,10 @@ from bimkern.data.listing import Listing, list_images
 from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Source
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed, connected, local_rank, local_world_size
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.connect import connected
+from bimkern.distributed.launch import local_rank, local_world_size
+from bimkern.distributed.ranks import Ranks
 from bimkern.errors import BimkernError
 from bimkern.models import attention
 from bimkern.train import device as devices
@@ -113,7 +116,7 @@ def check_ranks(config: TrainingConfig, ranks: Ranks, *, num_shares: int | None 
     Raises:
         ConfigError, OtherRank: they cannot, or have not.
     """
-    first = ranks.share(to_json(config))
+    first = ranks.broadcast_object(to_json(config))
     with agreed(ranks):
         fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
         if (num_shares or ranks.size) > fewest:

@@ -15,7 +15,12 @@ from bimkern.output import printing
 
 # With options of their own; they are imported when asked for, as they need torchvision, triton, matplotlib or
 # scikit-learn.
-_COMMANDS = {"dropin": "bench.dropin.command", "scaling": "bench.scaling.command", "traffic": "bench.traffic.command"}
+_COMMANDS = {
+    "dropin": "bench.dropin.command",
+    "profile": "bench.profiling.command",
+    "scaling": "bench.scaling.command",
+    "traffic": "bench.traffic.command",
+}
 _STUDIES = ("digits", "photographs")
 
 

@@ -9,15 +9,17 @@ from typing import NoReturn
 import torch
 
 from bench.entries import compare, finetune, freeze, step
-from bench.entry import Entry, discover
+from bench.entry import FLOATS, Entry, discover
 from bench.results import FOLDER
 from bench.variants import KNOWN
+from bimkern.mim import recompute
 
 _USAGE = """\
 python -m bench [NAME...] [options]   or   python -m bench step|compare|freeze|finetune [RECIPE...] [options]
        or   python -m bench traffic [OP...] [--lines] [--save]
        or   python -m bench dropin [HOST...] [--batch-size N] [--rounds N] [--parts] [--quick]
        or   python -m bench digits|photographs [--methods NAME...] [--seeds N] [--processes N] [--quick] [--show]
+       or   python -m bench profile [RECIPE...] [--dtype DTYPE] [--batch-size N] [--rounds N]
        or   python -m bench scaling [--rounds N] [--share S] [--draw]"""
 _DESCRIPTION = """\
 Check ops and training steps against their references, time them in turns with alternatives (plain torch, torch.compile,
@@ -96,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--all", action="store_true", help="step: all recipes of base models")
     parser.add_argument("--batch-size", type=positive, help="step, compare, freeze, finetune: images per step")
+    parser.add_argument("--dtype", choices=FLOATS, help="step, compare: of matrix products; default: float32 on a CPU")
+    parser.add_argument("--no-eager", action="store_true", help="step, compare: without the usual loops of others")
+    parser.add_argument(
+        "--recompute", type=_recomputed, metavar="LAYERS", help="step: also a step that recomputes, as in pretrain"
+    )
     parser.add_argument("--list", action="store_true", help="list the entries, then stop")
     parser.add_argument("--picture", action="store_true", help="draw the newest rows of the CSV file, then stop")
     return parser
@@ -106,6 +113,15 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _recomputed(text: str) -> str:
+    """Read which layers run again."""
+    try:
+        recompute.check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def check_device(name: str) -> torch.device:
@@ -125,19 +141,25 @@ def check_device(name: str) -> torch.device:
 def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     known = discover()
     first, *recipes = given.names or [None]
-    if given.all and first != step.NAME:
-        raise UsageError("--all belongs to `python -m bench step`")
+    for name, value in (("--all", given.all), ("--recompute", given.recompute)):
+        if value and first != step.NAME:
+            raise UsageError(f"{name} belongs to `python -m bench step`")
+    for name, value in (("--dtype", given.dtype), ("--no-eager", given.no_eager)):
+        if value and first not in (step.NAME, compare.NAME):
+            raise UsageError(f"{name} belongs to `python -m bench step` and `compare`")
     if first == step.NAME:
-        _check_recipes("is named", recipes, KNOWN)
-        return [step.step_entry(step.BASE_RECIPES if given.all else tuple(recipes), given.batch_size)]
+        check_recipes("is named", recipes, KNOWN)
+        chosen, again = step.BASE_RECIPES if given.all else tuple(recipes), given.recompute or recompute.NONE
+        return [step.step_entry(chosen, given.batch_size, given.dtype, again, others=not given.no_eager)]
     if first == compare.NAME:
-        _check_recipes("is named", recipes, KNOWN)
-        return [compare.compare_entry(tuple(recipes), given.batch_size)]
+        check_recipes("is named", recipes, KNOWN)
+        others = not given.no_eager
+        return [compare.compare_entry(tuple(recipes), given.batch_size, given.dtype, others=others)]
     if first == freeze.NAME:
-        _check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
+        check_recipes("that freezes layers is named", recipes, freeze.RECIPES_THAT_FREEZE)
         return [freeze.freeze_entry(tuple(recipes), given.batch_size)]
     if first == finetune.NAME:
-        _check_recipes("of fine-tuning a ViT is named", recipes, finetune.RECIPES)
+        check_recipes("of fine-tuning a ViT is named", recipes, finetune.RECIPES)
         return [finetune.finetune_entry(tuple(recipes), given.batch_size)]
     if given.batch_size:
         raise UsageError("--batch-size belongs to `python -m bench step`, `compare`, `freeze` and `finetune`")
@@ -147,7 +169,8 @@ def _entries(given: argparse.Namespace, device: torch.device) -> list[Entry]:
     return [known[name] for name in dict.fromkeys(given.names or known)]
 
 
-def _check_recipes(kind: str, names: Collection[str], known: Collection[str]) -> None:
+def check_recipes(kind: str, names: Collection[str], known: Collection[str]) -> None:
+    """Raise UsageError where one of the names is not among those that are known."""
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(f"no recipe {kind} {unknown[0]!r}; choose from {', '.join(known)}")

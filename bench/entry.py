@@ -16,6 +16,8 @@ from bench.shapes import Shapes
 FLOATS = ("float32", "bfloat16")
 BOTH = ("fwd", "fwd+bwd")
 
+MIN_ROUNDS, STEP_ROUNDS = 3, 7  # at least; of a training step
+
 Run = Callable[[], Any]
 
 
@@ -68,6 +70,8 @@ class Measure:
     parameters: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)  # provider -> what its step trains
     items: int = 0  # images, or what report.ITEMS says of the pass; for items/s
     before: Mapping[str, Run] = field(default_factory=dict)  # provider -> what it does, untimed, ahead of every turn
+    min_rounds: int = MIN_ROUNDS
+    process_too: bool = False  # on a CPU, the CPU time of the process is noted beside the time on the wall
 
     @property
     def providers(self) -> dict[str, Run]:

@@ -18,8 +18,9 @@ of the encoder, d of a decoder, H the hidden width of an MLP; V values of a patc
   Swin layer         2 T (4 D^2 + 2 D H) + 4 T t D for t tokens of a window, as if they were spread evenly;
                      behind the last of a stage, merging to width 2 D: 4 T D^2
   embedding          2 K D V, also where all N patches pass the encoder
-  decoder            2 T D d for the entry of the tokens that it is shown, its layers of width d at N + 1 tokens
-  its prediction     2 N d P; read at a scale s, of masked patches alone and layer by layer: 2 s d P each, after 4 d^2
+  decoder            2 T D d for the entry of the tokens that it is shown, its layers of width d at N + 1 tokens; the
+                     last computes only keys and values, 4 (N + 1) d^2, of all, and the rest of the N - K masked ones
+  its prediction     2 (N - K) d P; at a scale s layer by layer: 2 s d P for each masked patch, after 4 d^2
                      at s = 2 and 8 d^2 at s = 4; at s = 1/2 of all cells, N d P / 2 together
   linear head        2 N D P
   a step             3 times the forward pass; the embedding, whose input has no gradient, twice;

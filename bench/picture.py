@@ -1,7 +1,8 @@
 """Two pictures of a device's newest results: its ops, and its training steps.
 
 `<device>_ops.png` shows how close each op is to its ceiling, and its rivals' times, for one shape, dtype and pass.
-`<device>_steps.png` shows the images per second of each recipe and its share of the ceiling. The CSV file has all rows.
+`<device>_steps.png` shows the images per second of each recipe and its share of the ceiling; those that were timed in
+CPU time too are shown in it, without a share. The CSV file has all rows.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ Case = list[dict[str, str]]  # rows of one case, the measured provider first
 
 _CEILINGS = {"copy": "#4c78a8", "matrix": "#b279a2"}
 _OURS, _OTHERS = "#4c78a8", ("#9d9d9d", "#bdbdbd", "#d6d6d6", "#e6e6e6")
-_BAR = 0.17  # inches
+_BAR = 0.155  # inches
 _TEXT: dict[str, Any] = {"fontsize": 7, "va": "center"}
 
 
@@ -46,12 +47,15 @@ def draw(path: Path) -> str:
 
 
 def _one_case_per_op(cases: list[Case]) -> list[Case]:
-    """Keep the first shape and dtype of every op that has a ceiling, on every machine, with gradients if it has any."""
+    """Keep the first shape and dtype of every op that has a ceiling, on every machine, with gradients if it has any.
+
+    Whole steps are no ops.
+    """
     kept: dict[tuple[str, ...], Case] = {}
     for case in cases:
         row = case[0]
         key = (row["device_name"], row["threads"], row["op"])
-        if row["op"] == STEP or not row["ceiling"]:
+        if row["pass"] == "step" or not row["ceiling"]:
             continue
         if key not in kept or (_same_but_pass(kept[key][0], row) and row["pass"] == "fwd+bwd"):
             kept[key] = case
@@ -76,29 +80,42 @@ def _save(figure: Figure, target: Path, num_cases: int) -> str:
 
 def _draw_steps(share: Axes, speed: Axes, cases: list[Case]) -> None:
     rows = [row for case in cases for row in case]
+    several = len({row["threads"] for row in rows}) > 1
     positions = [-i for i in range(len(rows))]
     for row, position in zip(rows, positions, strict=True):
         ours = row["provider"] == "ours"
-        if row["share"]:
+        busy = bool(row["process_median_us"])  # then times on the wall, and what they are shares of, say little
+        if row["share"] and not busy:
             value = float(row["share"])
             share.barh(position, value, color=_CEILINGS[row["ceiling"]], alpha=1.0 if ours else 0.35)
             share.text(value, position, f" {value:.0%}", **_TEXT)
         if row["items_per_s"]:
             value = float(row["items_per_s"])
+            if busy:
+                value *= float(row["median_us"]) / float(row["process_median_us"])
             speed.barh(position, value, color=_OURS if ours else _OTHERS[1])
-            speed.text(value, position, f" {value:.3g}", **_TEXT)
+            speed.text(value, position, f" {value:.3g}{' in CPU time' if busy else ''}", **_TEXT)
     recipes = [dict(part.partition("=")[::2] for part in row["shape"].split()) for row in rows]
     names = [
-        shape.get("recipe", row["shape"]) if row["provider"] == "ours" else row["provider"]
+        _step_title(row, shape, several=several) if row["provider"] == "ours" else row["provider"]
         for row, shape in zip(rows, recipes, strict=True)
     ]
     share.set_yticks(positions, names)
     share.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     share.set_xlabel("share of the matrix product's speed", fontsize=8)
-    speed.set_xlabel(f"images/s, {recipes[0].get('B', '?')} images per step", fontsize=8)
+    sizes = dict.fromkeys(shape.get("B", "?") for shape in recipes)
+    speed.set_xlabel(f"images/s, {' or '.join(sizes)} images per step", fontsize=8)
     for axes in (share, speed):
         axes.tick_params(labelsize=7)
         axes.margins(x=0.15, y=0.01)
+
+
+def _step_title(row: dict[str, str], shape: dict[str, str], *, several: bool) -> str:
+    """Name the recipe of a step, with what differs from the usual: bfloat16, and the threads where these differ."""
+    details = [row["dtype"]] if row["dtype"] != "float32" else []
+    details += [f"threads: {row['threads']}"] if several else []
+    recipe = shape.get("recipe", row["shape"])
+    return f"{recipe} ({', '.join(details)})" if details else recipe
 
 
 def _positions(cases: list[Case]) -> list[list[int]]:
@@ -139,14 +156,14 @@ def _draw_times(axes: Axes, cases: list[Case]) -> None:
         title = f"{first['op']}  {first['pass']}  {first['dtype']}  {first['shape']}"
         if several:
             title += f"   ({first['device_name']}, host threads: {first['threads']})"
-        axes.text(left, positions[0] + 0.95, title, fontsize=7, fontweight="bold", va="center")
+        axes.text(left, positions[0] + 0.95, title, fontsize=7, fontweight="bold", va="center", in_layout=False)
         for i, (row, position) in enumerate(zip(case, positions, strict=True)):
             ratio = float(row["ratio"])
             axes.barh(position, ratio - left, left=left, color=_OTHERS[(i - 1) % len(_OTHERS)] if i else _OURS)
             axes.text(ratio, position, f" {ratio:.2f}x  {time_text(float(row['median_us']))}", **_TEXT)
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xscale("log")  # one rival a hundred times slower would flatten all others
-    axes.set_xlim(left, 4 * max(2.0, *ratios))
+    axes.set_xlim(left, 8 * max(2.0, *ratios))  # room for the text of the longest
     axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("median time relative to the first of its group, on a log scale (longer is slower)", fontsize=8)

@@ -6,7 +6,10 @@ from bench.entry import Entry
 from bench.results import Row
 
 ITEMS = {"replay": "allocations"}  # what is counted in a pass; else images
-_LEGEND = "median time (p20, p80)  2.00x: twice that of the first line  +: peak of memory beside inputs"
+_LEGEND = (
+    "median time (p20, p80)  2.00x: twice that of the first line  CPU: of all threads of the process  "
+    "+: peak of memory beside inputs"
+)
 _UNITS = ((1e6, "s"), (1e3, "ms"), (0, "us"))
 _SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (0, "B"))
 
@@ -29,14 +32,16 @@ def case(rows: Sequence[Row]) -> str:
         unit = "GB/s" if first.ceiling == "copy" else "TFLOP/s"
         title += f"   [ceiling: {first.ceiling} {first.ceiling_value:.4g} {unit}]"
     width = max(len(row.label) for row in rows)
-    return "\n".join([title, *(f"  {row.label:{width}}  {_figures(row)}" for row in rows)])
+    return "\n".join([title, *(f"  {row.label:{width}}  {_figures(row, first)}" for row in rows)])
 
 
-def _figures(row: Row) -> str:
+def _figures(row: Row, first: Row) -> str:
     figures = [f"{time_text(row.median_us):>9} (p20 {time_text(row.p20_us)}, p80 {time_text(row.p80_us)})"]
     if row.cold_median_us is not None:
         figures.append(f"cold {time_text(row.cold_median_us)}")
     figures.append(f"{row.ratio:.2f}x")
+    if row.process_median_us is not None:
+        figures.append(f"CPU {time_text(row.process_median_us)} {row.own_us / first.own_us:.3f}x")
     if row.gb_per_s is not None:
         figures.append(f"{row.gb_per_s:.4g} GB/s")
     if row.tflop_per_s is not None:

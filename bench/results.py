@@ -52,10 +52,16 @@ class Row:
     items_per_s: float | None
     gflop_per_item: float | None  # of matrix products, as they are counted
     live_bytes: int | None  # activations of a training step and their gradients, at most at once
+    process_median_us: float | None  # CPU time of all threads of the process; of steps on a CPU
 
     @property
     def label(self) -> str:
         return f"{self.provider} ({self.backend})" if self.backend else self.provider
+
+    @property
+    def own_us(self) -> float:
+        """The median time that other programs lengthen least."""
+        return self.process_median_us or self.median_us
 
 
 COLUMNS = [f.name.rstrip("_") for f in fields(Row)]
@@ -90,7 +96,7 @@ def newest(path: Path) -> list[list[dict[str, str]]]:
     _check_columns(path)
     cases: dict[tuple[str, ...], list[dict[str, str]]] = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        for row in csv.DictReader(file, restval=""):  # rows of before there was a column are shorter
             case = cases.setdefault(tuple(row[column] for column in _CASE), [])
             if case and case[0]["date"] != row["date"]:
                 case.clear()

@@ -11,7 +11,7 @@ from bench.memory import extra_bytes
 from bench.passes import bind
 from bench.refcheck import WrongResult
 from bench.results import Row, provenance
-from bench.timing import Ceilings, Clock, Times, clock_for, measure, summarize
+from bench.timing import Ceilings, Clock, Times, clock_for, measure, noting_process_time, summarize
 from bimkern.ops import backends
 from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.memory.tracker import AllocationTracker
@@ -36,9 +36,20 @@ class Bench:
         self.clock = clock_for(self.device, process_time=self.process_time)
         self.ceilings = Ceilings(self.device, self.clock, quick=self.quick)
 
-    def seconds(self, runs: Mapping[str, Run], before: Mapping[str, Run]) -> dict[str, list[float]]:
-        budget = _QUICK_BUDGET if self.quick else _BUDGET
-        return measure(runs, self.clock, budget=budget, rounds=self.rounds, before=before)
+    def seconds(self, runs: Mapping[str, Run], measure_: Measure) -> dict[str, list[float]]:
+        budget, least = _QUICK_BUDGET if self.quick else _BUDGET, measure_.min_rounds
+        return measure(runs, self.clock, budget=budget, rounds=self.rounds, min_rounds=least, before=measure_.before)
+
+    def both_seconds(
+        self, runs: Mapping[str, Run], measure_: Measure
+    ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Time runs, and by the CPU time of the process too where a measure asks for it; else that is empty."""
+        if not measure_.process_too or self.device.type != "cpu":
+            return self.seconds(runs, measure_), {}
+        process: dict[str, list[float]] = {name: [] for name in runs}
+        noting = {name: noting_process_time(run, process[name]) for name, run in runs.items()}
+        seconds = self.seconds(noting, measure_)
+        return seconds, {name: process[name][-len(seconds[name]) :] for name in runs}  # without the warm-up
 
 
 def prepare(entry: Entry, case: Case) -> tuple[Measure, dict[str, Run]]:
@@ -62,14 +73,14 @@ def prepare(entry: Entry, case: Case) -> tuple[Measure, dict[str, Run]]:
 def medians(bench: Bench, entry: Entry, case: Case) -> Medians:
     """Time a case and give nothing but medians."""
     measure_, runs = prepare(entry, case)
-    return {name: summarize(times).median for name, times in bench.seconds(runs, measure_.before).items()}
+    return {name: summarize(times).median for name, times in bench.seconds(runs, measure_).items()}
 
 
 def rows(bench: Bench, entry: Entry, case: Case, cold: Medians) -> list[Row]:
     """Check and measure all providers of a case."""
     measure_, runs = prepare(entry, case)
     extra = {name: extra_bytes(run, bench.device) for name, run in runs.items()}
-    seconds = bench.seconds(runs, measure_.before)
+    seconds, process = bench.both_seconds(runs, measure_)
     times = {name: summarize(values) for name, values in seconds.items()}
     first = times[measure_.label].median
     served = backends().get(entry.name, {}).get(bench.device.type)
@@ -84,6 +95,7 @@ def rows(bench: Bench, entry: Entry, case: Case, cold: Medians) -> list[Row]:
             backend=served.backend if served and name == measure_.label else "",
             rounds=len(seconds[name]),
             cold_median_us=cold[name] * 1e6 if name in cold else None,
+            process_median_us=summarize(process[name]).median * 1e6 if name in process else None,
             ratio=time.median / first,
             extra_bytes=extra[name],
             live_bytes=_live_bytes(measure_, name),

@@ -1,17 +1,27 @@
-"""The step of a recipe, ready to run, and the usual eager one where it is written."""
+"""The step of a recipe, ready to run, and the usual ones where they are written: an eager loop, Hugging Face's ViTMAE.
+
+The eager loop is that of MAE's kin or of LocalMIM.
+"""
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from bench.eager import hf_loop
 from bench.eager.form import find_form
+from bench.eager.hf_loop import HfLoop
+from bench.eager.local_mim_loop import LocalMimLoop, has_program
 from bench.eager.loop import Loop, usual_loop
 from bench.entry import Case, Run
 from bench.training import SAME_MASK, Ours, hold, random_images
 from bimkern.train.config.run import Config
 
-_OTHER_MASK = 5e-2  # ours and the truth see the same mask; the timed eager loop draws its own, as it always does
+EAGER, HF = "eager", "hf"
+_ROUNDED_TARGETS = 1e-3  # relative, likewise: LocalMIM's program computes HOG from normalized images
+_OTHER_MASK = 5e-2  # ours and the truth see the same mask; a timed loop of others draws its own, as it always does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,33 +30,64 @@ class StepRuns:
 
     images: Tensor
     ours: Ours
-    eager: Loop | None
+    eager: Loop | LocalMimLoop | None
+    hf: HfLoop | None
 
     @property
     def truth(self) -> Run:
-        """Computes the losses that every step must have: by the eager loop, or as they are defined."""
-        if self.eager is None:
+        """Computes the losses that every step must have: by an eager loop of the same targets, or as they are defined.
+
+        LocalMIM's program takes its targets from normalized images, whose rounding moves pixels between bins.
+        """
+        if not isinstance(self.eager, Loop):
             return self.ours.losses
         return partial(self.eager.step, self.images, self.ours.noise())
 
-    def run_eager(self) -> Tensor:
-        assert self.eager is not None
-        return self.eager.step(self.images)
+    @property
+    def others(self) -> dict[str, tuple[Run, nn.Module]]:
+        """The timed steps of others, by name, and the networks that they train."""
+        return {name: (partial(loop.step, self.images), loop.network) for name, loop in self._loops.items()}
+
+    def hold(self, case: Case, provider: str, got: Tensor, expected: Tensor, *, other: str = "") -> None:
+        """Hold the losses of a step to the true ones; those of another, by its name in others, on our mask too.
+
+        Raises:
+            WrongResult: they are off by more than rounding, or than another mask explains.
+        """
+        if not other:
+            hold(provider, got, expected, SAME_MASK[case.dtype])
+            return
+        wanted = expected if got.shape == expected.shape else expected.sum()[None]
+        hold(provider, got, wanted, _OTHER_MASK)
+        if other == EAGER and isinstance(self.eager, Loop):
+            return  # it is the truth
+        allowed = _ROUNDED_TARGETS if other == EAGER else 0.0
+        hold(f"{provider} on our mask", self.on_our_mask(other), wanted, max(allowed, SAME_MASK[case.dtype]))
+
+    def on_our_mask(self, other: str) -> Tensor:
+        """Compute the losses of another step on our masks."""
+        noise = self.ours.noise()  # some sort it unstably: no two patches may have the same
+        distinct = noise * noise.shape[1] + torch.arange(noise.shape[1], device=noise.device)
+        losses: Tensor = self._loops[other].step(self.images, distinct)
+        return losses
+
+    @property
+    def _loops(self) -> dict[str, Any]:
+        loops = {EAGER: self.eager, HF: self.hf}
+        return {name: loop for name, loop in loops.items() if loop is not None}
 
 
-def step_runs(config: Config, case: Case) -> StepRuns:
+def step_runs(config: Config, case: Case, *, with_eager: bool = True, with_hf: bool = False) -> StepRuns:
+    """Make the steps of a recipe, and those of others that are wanted where there are any."""
     images = random_images(config, case)
-    ours, eager = Ours(config, case, images), None
-    if form := find_form(config.method):
+    ours, form = Ours(config, case, images), find_form(config.method)
+    eager: Loop | LocalMimLoop | None = None
+    hf = None
+    if form and with_eager:
         eager = usual_loop(form, config.optim, case.torch_dtype, case.device)
         eager.network.load_state_dict(ours.model.state_dict())
-    return StepRuns(images=images, ours=ours, eager=eager)
-
-
-def hold_losses(case: Case, provider: str, got: Tensor, expected: Tensor, *, eager: bool) -> None:
-    """Hold the losses of a step to the true ones.
-
-    Raises:
-        WrongResult: they are off by more than another mask explains, or for ours by more than rounding.
-    """
-    hold(provider, got, expected, _OTHER_MASK if eager else SAME_MASK[case.dtype])
+    elif with_eager and has_program(config.method):
+        eager = LocalMimLoop(config, ours.model, case.torch_dtype)
+    if form and with_hf and hf_loop.has_network(form) and hf_loop.unusable() is None:
+        hf = HfLoop(config, ours.model, case.torch_dtype)
+    return StepRuns(images=images, ours=ours, eager=eager, hf=hf)

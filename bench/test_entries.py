@@ -29,7 +29,7 @@ def test_entry(benchmark: Any, entry: Entry, case: Case) -> None:
     if benchmark.disabled:
         benchmark(runs[measure.label])
         return
-    seconds = Bench(device=case.device, quick=False).seconds(runs, measure.before)
+    seconds = Bench(device=case.device, quick=False).seconds(runs, measure)
     benchmark.extra_info |= {f"{name}, s": summarize(values).median for name, values in seconds.items()}
 
     def run() -> None:

@@ -4,15 +4,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from bench.entry import Run
+from bench.entry import MIN_ROUNDS, Run
 
 Clock = Callable[[Run], float]
 
 _WARM_UP = 1  # rounds; the check has run, and compiled, everything before
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 200
+_MAX_ROUNDS = 200
 _LEAD_CYCLES = 2_000_000  # about a millisecond
 
 
@@ -62,12 +63,25 @@ def measure(
     *,
     budget: float,
     rounds: int | None = None,
+    min_rounds: int = MIN_ROUNDS,
     before: Mapping[str, Run] | None = None,
 ) -> dict[str, list[float]]:
     """Warm up, then time in turns: `rounds` rounds, or as many as fit into budget seconds, within limits."""
     warm = in_turns(runs, clock, _WARM_UP, before)
     once = sum(min(seconds) for seconds in warm.values())
-    return in_turns(runs, clock, rounds or min(max(int(budget / once), _MIN_ROUNDS), _MAX_ROUNDS), before)
+    return in_turns(runs, clock, rounds or min(max(int(budget / once), min_rounds), _MAX_ROUNDS), before)
+
+
+def noting_process_time(run: Run, seconds: list[float]) -> Run:
+    """Return a run that also notes the CPU time of all threads of the process, one number a call."""
+
+    def noted() -> Any:
+        start = time.process_time()
+        result = run()
+        seconds.append(time.process_time() - start)
+        return result
+
+    return noted
 
 
 def cpu_clock(run: Run) -> float:

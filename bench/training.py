@@ -4,7 +4,7 @@ Images are random uint8, so that no loader is measured. The learning rate is zer
 no weight moves, losses can be compared at any step.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from bench.entry import Case, Entry, Measure, Measured
 from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
 from bench.variants import KNOWN
+from bimkern.mim import recompute
 from bimkern.mim.flow import MicroBatch, ScopeFactory, StepOptions
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
@@ -42,18 +43,20 @@ def recipe_entry(
     defaults: Defaults,
     recipes: tuple[str, ...],
     batch_size: int | None,
+    dtype: str | None = None,
     *,
     summary: str,
     measure: Callable[[Case], Measure],
     closing: Callable[[Measured], str],
+    options: Sequence[str] = (),
 ) -> Entry:
-    """Make an entry with a case for every recipe."""
+    """Make an entry with a case for every recipe; options are more of the command line that measure knows of."""
 
     def cases(device: torch.device, quick: bool) -> Iterable[Case]:
         batch = batch_size or (defaults.quick_batch if quick else defaults.batch[device.type])
         for recipe in recipes or (defaults.quick_recipes if quick else defaults.recipes):
             dims = {"recipe": recipe, "B": batch}
-            yield Case(device=device, dims=dims, dtype=DTYPE[device.type], pass_name="step")
+            yield Case(device=device, dims=dims, dtype=dtype or DTYPE[device.type], pass_name="step")
 
     return Entry(
         name=name,
@@ -62,8 +65,14 @@ def recipe_entry(
         measure=measure,
         notes=FORMULA,
         closing=closing,
-        arguments=(*recipes, *(["--batch-size", str(batch_size)] if batch_size else [])),
+        arguments=(*recipes, *batch_and_dtype(batch_size, dtype), *options),
     )
+
+
+def batch_and_dtype(batch_size: int | None, dtype: str | None) -> list[str]:
+    """Return what of a command line says so."""
+    batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
+    return batch + ([] if dtype is None else ["--dtype", dtype])
 
 
 def distinct_steps() -> tuple[str, ...]:
@@ -115,7 +124,14 @@ class Ours:
             for name, group in self._flow.partition(self.model).items()
         ]
 
-    def step(self, slices: int, frozen_groups: int = 0, scope: ScopeFactory = nullcontext) -> Tensor:
+    def step(
+        self,
+        slices: int,
+        frozen_groups: int = 0,
+        scope: ScopeFactory = nullcontext,
+        recomputed: str = recompute.NONE,
+    ) -> Tensor:
+        self.model.recompute = recomputed
         batch = MicroBatch(self._images, self._views())
         return self._flow.step(
             self.model,

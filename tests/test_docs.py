@@ -21,6 +21,7 @@ from PIL import Image
 import bimkern
 from bench import cli
 from bench.dropin import command as dropin_bench
+from bench.profiling import command as profiling
 from bench.scaling import command as scaling
 from bench.studies import cli as studies
 from bimkern import attention, finetune, ops, pack, pretrain, probe
@@ -142,7 +143,7 @@ def test_commands_of_the_bench_are_understood():
     patterns = {"[NAME...]", "RECIPE...", "--help"}
     found = [arguments for arguments in manual_pages.commands("bench") if not patterns & set(arguments)]
     assert len(found) > 3
-    of_their_own = {"dropin": dropin_bench.parse, "scaling": scaling._parse}
+    of_their_own = {"dropin": dropin_bench.parse, "scaling": scaling._parse, "profile": profiling.parse}
     of_their_own |= {name: partial(studies.parse, name) for name in ("digits", "photographs")}
     for arguments in found:
         parse = of_their_own.get(arguments[0]) if arguments else None

@@ -22,7 +22,7 @@ class Loop(ABC):
     def __init__(self, network: Network, config: AdamWConfig, dtype: torch.dtype) -> None:
         self.network = network
         self.dtype = dtype
-        self.optimizers = [_adamw(list(parameters), config) for parameters in self.groups()]
+        self.optimizers = [adamw(list(parameters), config) for parameters in self.groups()]
 
     def step(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Train on uint8 images [B, C, H, W] and return the loss of every stage; noise [B, N] chooses the mask.
@@ -60,7 +60,7 @@ class EndToEndLoop(Loop):
         with self.autocast():
             losses = self.forward(images, ids_shuffle, ids_restore)
         losses.sum().backward()
-        _update(*self.optimizers)
+        update(*self.optimizers)
         return list(losses.detach())
 
 
@@ -81,12 +81,12 @@ class LocalLoop(Loop):
                 x = self.network.stage(stage, x.detach(), ids_shuffle)
                 loss = self.network.loss(stage, x, images, ids_restore)
             loss.backward()
-            _update(optimizer)
+            update(optimizer)
             losses.append(loss.detach())
         return losses
 
 
-def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
+def adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -94,7 +94,7 @@ def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
 
 
-def _update(optimizer: torch.optim.Optimizer) -> None:
+def update(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad()
 

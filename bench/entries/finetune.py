@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.eager.timm_loop import TimmLoop, timm_network
-from bench.entry import FLOATS, Case, Entry, Measure, register
+from bench.entry import FLOATS, STEP_ROUNDS, Case, Entry, Measure, register
 from bench.finetune_step import NUM_CLASSES, FinetuneStep
 from bench.flops import classifier_step_flops
 from bench.training import hold
@@ -75,6 +75,8 @@ def measure(case: Case) -> Measure:
         parameters={"ours": list(ours.task.model.parameters()), "timm": list(network.parameters())},
         matrix_flops=case.dims["B"] * classifier_step_flops(ours.config),
         items=case.dims["B"],
+        min_rounds=STEP_ROUNDS,
+        process_too=True,
     )
 
 

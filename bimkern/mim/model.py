@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from bimkern.mim import recompute
 from bimkern.mim.flow import Flow
-from bimkern.mim.masking.choice import choose
+from bimkern.mim.masking.choice import choose, masked_ids
 from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
 from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan, grid_after
-from bimkern.models.heads import DecodesPartly, Head, HeadConfig, Prediction
+from bimkern.models.heads import DecodesPartly, Head, HeadConfig, Prediction, SkipsVisible
 from bimkern.models.layers import Linear
 from bimkern.models.teacher import Teacher, TeacherError
 from bimkern.ops import masked_loss, restore_tokens
@@ -136,18 +136,30 @@ class Method:
     def views(self, draw_ids: Tensor, grid: Grid, seed: int, *, whole: bool = False) -> list[StageView]:
         """Draw what every stage sees of the samples draw_ids [B], int64, whose images have a grid of patches.
 
-        With whole, heads decode all that is masked, also where training decodes a share of it.
+        With whole, heads decode all that is masked, also where training decodes a share of it; and what is visible too,
+        where they decode it at all.
         """
         drawn = self.masker.views(draw_ids, grid, len(self.taps), seed)
         views = [view.decoded_on(self.grid(stage, grid)) for stage, view in enumerate(drawn)]
+        masked: dict[tuple[int, Grid], Tensor] = {}  # stages often share a mask
         for stage, view in enumerate(views):
-            head = self.head(stage)
+            head, own = self.head(stage), self.grid(stage, grid)
+            if not _decodes_partly(head, whole=whole) and (whole or not self._skips_visible(head)):
+                continue
+            visible = next(other.keep for other in drawn if other.masked is view.masked).shape[1]
             if _decodes_partly(head, whole=whole):
-                visible = next(other.keep for other in drawn if other.masked is view.masked).shape[1]
                 share = 1.0 if whole else head.share
-                counts = {"visible": visible, "stage": stage, "seed": seed}
-                views[stage] = choose(view, self.grid(stage, grid), share, draw_ids, **counts)
+                views[stage] = choose(view, own, share, draw_ids, visible=visible, stage=stage, seed=seed)
+                continue
+            key = id(view.masked), own
+            if key not in masked:
+                masked[key] = masked_ids(view, own, visible)
+            views[stage] = replace(view, chosen=masked[key])
         return views
+
+    def _skips_visible(self, head: HeadConfig) -> bool:
+        """Return whether what a head makes of visible tokens is never computed in training."""
+        return self.masker.mask_embedding.drops and isinstance(head, SkipsVisible) and head.skips_visible
 
 
 class MIM(nn.Module):

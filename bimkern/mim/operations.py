@@ -45,11 +45,13 @@ def head_flops(method: Method, stage: int, view: StageView) -> int:
         return entry + head.depth * layer + prediction_flops(head, head.width, out_length, weights)
     chosen = view.chosen.shape[1]
     if head.attends == "all":
-        layer = layer_flops(context + chosen, head.width, inner)
+        tokens = num_tokens + encoder.num_prefix if head.skips_visible else context + chosen
+        layers = (head.depth - 1) * layer_flops(tokens, head.width, inner) if head.depth else 0
+        layers += cross_layer_flops(chosen, tokens, head.width, inner) if head.depth else 0
     else:
-        layer = cross_layer_flops(chosen, context, head.width, inner)
+        layers = head.depth * cross_layer_flops(chosen, context, head.width, inner)
     predicted = weights if head.match_scale is not None else weights[:, :chosen]
-    return entry + head.depth * layer + prediction_flops(head, head.width, out_length, predicted)
+    return entry + layers + prediction_flops(head, head.width, out_length, predicted)
 
 
 def stage_flops(method: Method, stage: int) -> int:

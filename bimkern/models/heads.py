@@ -17,7 +17,7 @@ from bimkern.models.encoder import Grid
 from bimkern.models.layers import CrossLayer, LayerNorm, Linear, TransformerLayer, init_linear
 from bimkern.models.pos_embed import SinCosPositions
 from bimkern.nn import MatchHead
-from bimkern.ops import restore_tokens
+from bimkern.ops import gather_tokens, restore_tokens
 from bimkern.ops.match import SCALES
 
 
@@ -56,6 +56,15 @@ class DecodesPartly(Protocol):
     @property
     def attends(self) -> "Attends":
         """What a masked token attends to: all that is decoded, or the visible tokens."""
+
+
+@runtime_checkable
+class SkipsVisible(Protocol):
+    """The numbers of a head that may be a PartialHead whose last layer need not compute visible tokens."""
+
+    @property
+    def skips_visible(self) -> bool:
+        """Whether all masked tokens, and no others, are chosen in training."""
 
 
 class HeadConfig(Protocol):
@@ -132,6 +141,10 @@ class DecoderConfig:
     def scale(self) -> float:
         return 1.0 if self.match_scale is None else self.match_scale
 
+    @property
+    def skips_visible(self) -> bool:
+        return self.share == 1 and self.attends == "all" and self.scale >= 1
+
     def build(self, *, in_width: int, out_length: int, num_prefix: int, restores: bool) -> "TransformerDecoder":
         return TransformerDecoder(
             self, in_width=in_width, out_length=out_length, num_prefix=num_prefix, restores=restores
@@ -170,7 +183,7 @@ class TransformerDecoder(nn.Module):
         self, config: DecoderConfig, *, in_width: int, out_length: int, num_prefix: int, restores: bool = True
     ) -> None:
         super().__init__()
-        self.num_prefix = num_prefix
+        self.num_prefix, self.share = num_prefix, config.share
         self.in_norm = LayerNorm(in_width)
         self.embed = Linear(in_width, config.width)
         if restores:
@@ -193,19 +206,31 @@ class TransformerDecoder(nn.Module):
         return self.blocks
 
     def features(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
-        x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
-        pos = None if self.positions is None else self.positions(grid, x)
-        if decoded is not None:
-            token = self.mask_token.flatten()
-            num_tokens = grid[0] * grid[1]
-            x = restore_tokens(x, decoded, token, pos, num_tokens=num_tokens, num_prefix=self.num_prefix)
-        elif pos is not None:
-            x = torch.cat([x[:, : self.num_prefix], x[:, self.num_prefix :] + pos], dim=1)
+        x = self._filled(tokens, decoded, grid)
         for layer in self.blocks:
             x = layer(x)
         return self.norm(x)[:, self.num_prefix :]
 
+    def _filled(self, tokens: Tensor, decoded: Tensor | None, grid: Grid) -> Tensor:
+        """Return what enters the first layer, [B, R+N, W]: mask tokens fill in what is not decoded."""
+        x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
+        pos = None if self.positions is None else self.positions(grid, x)
+        if decoded is not None:
+            token, num_tokens = self.mask_token.flatten(), grid[0] * grid[1]
+            return restore_tokens(x, decoded, token, pos, num_tokens=num_tokens, num_prefix=self.num_prefix)
+        return x if pos is None else torch.cat([x[:, : self.num_prefix], x[:, self.num_prefix :] + pos], dim=1)
+
+    def _last(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Run the layers on tokens [B, T, W], the last one for the chosen [B, C] of them alone: [B, C, W]."""
+        layers = list(self.blocks)  # a slice would be a new module
+        for layer in layers[:-1]:
+            x = layer(x)
+        some = gather_tokens(x, chosen)
+        return self.norm(layers[-1](some, x) if layers else some)
+
     def chosen_features(self, tokens: Tensor, decoded: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
+        if self.context_norm is None and self.share == 1:  # all that is masked
+            return self._last(self._filled(tokens, decoded, grid), chosen + self.num_prefix)
         x = self.embed(self.in_norm(tokens)).to(self.norm.weight.dtype)
         masked = self.mask_token.to(x.dtype).expand(*chosen.shape, -1)
         if self.positions is not None:
@@ -213,10 +238,8 @@ class TransformerDecoder(nn.Module):
             prefix, shown = x[:, : self.num_prefix], x[:, self.num_prefix :]
             x, masked = torch.cat([prefix, shown + pos[decoded]], dim=1), masked + pos[chosen]
         if self.context_norm is None:
-            x = torch.cat([x, masked], dim=1)
-            for layer in self.blocks:
-                x = layer(x)
-            return self.norm(x[:, -chosen.shape[1] :])
+            behind = torch.arange(x.shape[1], x.shape[1] + chosen.shape[1], device=chosen.device)
+            return self._last(torch.cat([x, masked], dim=1), behind.expand(len(x), -1))
         context = self.context_norm(x)
         for layer in self.blocks:
             masked = layer(masked, context)

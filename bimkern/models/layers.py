@@ -28,10 +28,13 @@ class Linear(nn.Linear):
     compute_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = self.compute_dtype or self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
+        return self.multiply(x, self.weight, self.bias)
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply by a weight of this layer, or by some of its rows."""
+        dtype = self.compute_dtype or weight.dtype
         # Rows that lie apart are copied in any case, and then torch adds the bias in a pass of its own.
-        return F.linear(x.to(dtype).contiguous(), self.weight.to(dtype), bias)
+        return F.linear(x.to(dtype).contiguous(), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 class PatchEmbed(nn.Conv2d):
@@ -98,8 +101,10 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.attention_fn(*self._heads(x)).reshape(x.shape))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return what tokens [B, T, D] find among themselves, or in a context [B, S, D]."""
+        heads = self._heads(x) if context is None else self._heads_between(x, context)
+        return self.proj(self.attention_fn(*heads).reshape(x.shape))
 
     def attention_maps(self, x: Tensor) -> list[AttentionMaps]:
         """Return the weights by which forward averages values, for analysis."""
@@ -109,6 +114,14 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values, each [B, T, H, E]."""
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+
+    def _heads_between(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        """Return queries of x and keys and values of the context, by the same weights."""
+        width = x.shape[-1]
+        (own, others), (bias, other_biases) = (p.split([width, 2 * width]) for p in self.qkv.parameters())
+        queries = self.qkv.multiply(x, own, bias).unflatten(-1, (self.num_heads, -1))
+        keys, values = self.qkv.multiply(context, others, other_biases).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return queries, keys, values
 
 
 class CrossAttention(nn.Module):
@@ -154,8 +167,10 @@ class TransformerLayer(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path2 = DropPath()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Run tokens [B, T, D], which attend to each other, or to all tokens [B, S, D] of which they are some."""
+        others = None if context is None else self.norm1(context)
+        x = x + self.drop_path1(self.attn(self.norm1(x), others))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 

@@ -25,6 +25,11 @@ REFUSED = {
     "finetune demo": "no recipe of fine-tuning a ViT is named 'demo'; choose from bim_vit_base, ",
     "gather_tokens --all": "--all belongs to `python -m bench step`",
     "freeze --all": "--all belongs to `python -m bench step`",
+    "compare --recompute layers": "--recompute belongs to `python -m bench step`",
+    "step --recompute some": "argument --recompute: must be none, layers, stages, or a number of layers of at least 1",
+    "freeze --no-eager": "--no-eager belongs to `python -m bench step` and `compare`",
+    "freeze --dtype bfloat16": "--dtype belongs to `python -m bench step` and `compare`",
+    "step --dtype float64": "argument --dtype: invalid choice: 'float64'",
     "gather_tokens --batch-size 3": "--batch-size belongs to `python -m bench step`, `compare`, `freeze` and `fine",
     "--device tpu": "--device must be cpu, cuda or cuda:N, got 'tpu'",
     "--device cpu:0": "--device must be cpu, cuda or cuda:N, got 'cpu:0'",
@@ -70,7 +75,9 @@ def test_a_quick_look_is_not_kept_unless_asked_for(tmp_path):
     [
         "gather_tokens --quick",
         "step demo --batch-size 3 --rounds 2",
-        "step --all",
+        "step --all --dtype bfloat16",
+        "step demo --recompute layers --no-eager",
+        "compare demo --dtype bfloat16 --no-eager",
         "compare mae_vit_test demo --batch-size 3 --rounds 2",
         "compare",
         "freeze vitfreeze_vit_test --batch-size 2",
@@ -93,7 +100,7 @@ def test_the_cold_pass_prints_medians(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     key, medians = json.loads(line)
     assert key == "step float32 recipe=mae_vit_test B=2"
-    assert set(medians) == {"ours", "eager"}
+    assert {"ours", "eager"} <= set(medians)  # and ViTMAE, where transformers is installed
 
 
 def failing_entry():

@@ -40,6 +40,12 @@ def test_each_is_held_to_its_own_losses():
         made.check("simmim_swin_tiny_test", 1.01 * expected["simmim_swin_tiny_test"], expected)
 
 
+def test_recipes_are_compared_without_eager_loops_where_these_are_not_wanted():
+    entry = compare_entry(("mae_vit_test", "bim_vit_test"), 2, others=False)
+    (case,) = entry.cases(torch.device("cpu"), True)
+    assert list(entry.measure(case).providers) == ["mae_vit_test", "bim_vit_test"]
+
+
 def test_operations_and_memory_are_counted_for_each():
     case = Case(
         device=torch.device("cpu"), dims={"recipes": ",".join(NAMES), "B": 2}, dtype="float32", pass_name="step"

@@ -34,6 +34,14 @@ def test_rows_come_back_as_they_went(tmp_path):
     assert (first["median_us"], first["cold_median_us"], first["extra_bytes"]) == ("12.3457", "", "64")
 
 
+def test_rows_of_before_there_was_a_column_are_read(tmp_path):
+    path = tmp_path / "cpu.csv"
+    results.append(path, [ROW])
+    path.write_text(path.read_text().rstrip().removesuffix(",") + "\n")
+    results.append(path, [replace(ROW, pass_="step", process_median_us=2.5)])
+    assert [case[0]["process_median_us"] for case in results.newest(path)] == ["", "2.5"]
+
+
 def test_a_later_run_replaces_a_case_with_all_its_providers(tmp_path):
     path = tmp_path / "cpu.csv"
     results.append(path, [ROW, RIVAL])
@@ -123,9 +131,11 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 
 def test_a_picture_shows_one_case_of_every_op_and_one_every_recipe(tmp_path):
     path = tmp_path / "cpu.csv"
-    steps = [replace(ROW, op="step", shape=f"recipe={name} B=8", items_per_s=2.0) for name in ("mae", "bim")]
+    step = replace(ROW, op="step", pass_="step", items_per_s=2.0)
+    steps = [replace(step, shape="recipe=mae B=8"), replace(step, shape="recipe=bim B=8", process_median_us=9.0)]
     unlimited = replace(ROW, op="calls", share=None, ceiling="", ceiling_value=None)
-    others = [replace(ROW, shape="B=8 N=16"), replace(ROW, dtype="bfloat16"), unlimited, *steps]
+    compared = replace(ROW, op="compare", pass_="step")
+    others = [replace(ROW, shape="B=8 N=16"), replace(ROW, dtype="bfloat16"), unlimited, compared, *steps]
     results.append(path, [ROW, RIVAL, *others])
     lines = picture.draw(path).splitlines()
     assert lines == [f"{tmp_path / 'cpu_ops.png'}: 1 case", f"{tmp_path / 'cpu_steps.png'}: 2 cases"]
@@ -139,3 +149,10 @@ def test_a_picture_shows_the_pass_with_gradients(tmp_path):
     results.append(path, [ROW, RIVAL, *with_gradients, replace(ROW, dtype="bfloat16", pass_="fwd+bwd")])
     ((first, _),) = picture._one_case_per_op(results.newest(path))
     assert (first["pass"], first["dtype"]) == ("fwd+bwd", "float32")
+
+
+def test_steps_are_titled_by_what_differs():
+    row = {"dtype": "float32", "threads": "1", "shape": "recipe=mae B=8"}
+    assert picture._step_title(row, {"recipe": "mae"}, several=False) == "mae"
+    assert picture._step_title(row, {"recipe": "mae"}, several=True) == "mae (threads: 1)"
+    assert picture._step_title(row | {"dtype": "bfloat16"}, {}, several=False) == "recipe=mae B=8 (bfloat16)"

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interop import import_or_skip
 
+from bench.eager import hf_loop
 from bench.eager.form import find_form
+from bench.eager.local_mim_loop import has_program
 from bench.eager.loop import usual_loop
 from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case
 from bench.refcheck import WrongResult
+from bench.step_runs import StepRuns
 from bench.training import Ours, config_of, random_images
 from bench.variants import KNOWN
 from bimkern.mim.masking.random import RandomDrop
@@ -18,6 +22,8 @@ from bimkern.mim.model import MIM
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.heads import DecoderConfig
 from bimkern.recipes import RECIPES
+from bimkern.train.memory.live_bytes import LiveBytes
+from bimkern.train.memory.tracker import AllocationTracker
 
 CPU = torch.device("cpu")
 RECIPE_NAMES = ["mae_vit_test", "bim_vit_test", "bim_vit_test_growing", "demo", "greenmim_swin_tiny_test"]
@@ -87,9 +93,62 @@ def test_nothing_moves_at_learning_rate_zero():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+MAE = Case(device=CPU, dims={"recipe": "mae_vit_test", "B": 4}, dtype="float32", pass_name="step")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_vit_mae_is_a_rival_that_is_held_to_the_loss_on_our_mask(dtype, monkeypatch):
+    import_or_skip("transformers")
+    made = measure(replace(MAE, dtype=dtype))
+    assert list(made.rivals) == ["eager", "hf"]
+    assert set(made.parameters) == set(made.providers)
+    expected = made.reference()
+    got = made.rivals["hf"]()
+    assert (got.shape, got.requires_grad) == ((1,), False)
+    made.check("hf", got, expected)
+    with pytest.raises(WrongResult, match="hf: losses"):
+        made.check("hf", 1.2 * got, expected)
+    monkeypatch.setattr(StepRuns, "on_our_mask", lambda self, other: 1.02 * expected)
+    with pytest.raises(WrongResult, match="hf on our mask: losses"):
+        made.check("hf", got, expected)
+
+
+@pytest.mark.parametrize("recipe", ["bim_vit_test", "greenmim_swin_tiny_test", "localmim_vit_test"])
+def test_vit_mae_is_no_rival_of_other_networks(recipe):
+    form = find_form(RECIPES[recipe].config.method)
+    assert form is None or not hf_loop.has_network(form)
+
+
+def test_a_rival_that_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr(hf_loop, "unusable", lambda: "not installed")
+    assert list(measure(MAE).rivals) == ["eager"]
+
+
+def test_others_are_left_out_where_they_are_not_wanted():
+    assert not measure(MAE, others=False).rivals
+
+
+def test_a_step_that_recomputes_has_the_same_losses_in_less_memory():
+    case = replace(MAE, dims={"recipe": "bim_vit_test", "B": 2})
+    made = measure(case, again="layers")
+    again = "ours, recomputed: layers"
+    assert next(iter(made.rivals)) == again
+    assert torch.equal(made.rivals[again](), made.ours())
+    live = {}
+    for name in ("ours", again):
+        with AllocationTracker(made.parameters[name], counter := LiveBytes()):
+            made.providers[name]()
+        live[name] = counter.peak
+    assert live[again] < live["ours"]
+
+
+def test_steps_are_timed_by_both_clocks_in_seven_rounds():
+    made = measure(replace(MAE, dims={"recipe": "bim_vit_test", "B": 1}))
+    assert (made.min_rounds, made.process_too) == (7, True)
+
+
 def test_another_loss_is_refused():
-    case = Case(device=CPU, dims={"recipe": "mae_vit_test", "B": 4}, dtype="float32", pass_name="step")
-    made = measure(case)
+    made = measure(MAE)
     losses = made.ours()
     made.check("ours", losses, losses)
     made.check("eager", 1.04 * losses, losses)
@@ -99,7 +158,33 @@ def test_another_loss_is_refused():
         made.check("eager", 1.1 * losses, losses)
 
 
-@pytest.mark.parametrize("name", ["simmim_vit_test", "localmim_vit_test", "fastmim_vit_test", "bim_fastmim_vit_test"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_localmim_is_held_to_the_losses_of_its_program_on_our_mask(dtype, monkeypatch):
+    made = measure(replace(MAE, dims={"recipe": "localmim_vit_test", "B": 4}, dtype=dtype))
+    assert list(made.rivals) == ["eager"]
+    expected, got = made.reference(), made.rivals["eager"]()
+    assert (expected.shape, got.shape) == ((4,), (1,))
+    made.check("eager", got, expected)
+    with pytest.raises(WrongResult, match="eager: losses"):
+        made.check("eager", 1.2 * got, expected)
+    monkeypatch.setattr(StepRuns, "on_our_mask", lambda self, other: 1.02 * expected.sum()[None])
+    with pytest.raises(WrongResult, match="eager on our mask: losses"):
+        made.check("eager", got, expected)
+
+
+@pytest.mark.parametrize("name", ["localmim_vit_base", "localmim_vit_base_1600", "localmim_vit_small"])
+def test_the_program_of_localmim_is_that_of_its_recipes(name):
+    assert has_program(RECIPES[name].config.method)
+
+
+@pytest.mark.parametrize(
+    "name", ["localmim_vit_base_pixels", "localmim_vit_base_isolated", "localmim_vit_large_biased", "mae_vit_base"]
+)
+def test_the_program_of_localmim_is_of_no_other_method(name):
+    assert not has_program(RECIPES[name].config.method)
+
+
+@pytest.mark.parametrize("name", ["simmim_vit_test", "bim_hog_vit_test", "fastmim_vit_test", "bim_fastmim_vit_test"])
 def test_without_a_usual_form_a_step_is_held_to_the_definition_of_its_losses(name):
     made = measure(Case(device=CPU, dims={"recipe": name, "B": 4}, dtype="float32", pass_name="step"))
     assert "eager" not in made.rivals

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.timing import Ceilings, clock_for, in_turns, measure, percentile, summarize
+from bench.timing import Ceilings, clock_for, in_turns, measure, noting_process_time, percentile, summarize
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 101])
@@ -42,6 +42,18 @@ def test_providers_take_turns():
 def test_rounds_fill_a_budget(second, rounds, expected):
     seconds = measure({"a": int, "b": int}, lambda run: second, budget=10.0 if second == 0.5 else 1.0, rounds=rounds)
     assert [len(values) for values in seconds.values()] == [expected, expected]
+
+
+def test_fewer_rounds_than_asked_for_never_fit():
+    seconds = measure({"a": int}, lambda run: 1.0, budget=1.0, min_rounds=7)
+    assert len(seconds["a"]) == 7
+
+
+def test_cpu_time_is_noted_beside():
+    noted = []
+    assert noting_process_time(lambda: sum(range(10**5)), noted)() == sum(range(10**5))
+    assert len(noted) == 1
+    assert 0 < noted[0] < 1
 
 
 def test_what_other_processes_compute_is_no_time_of_this_one():

@@ -30,4 +30,5 @@ ROW = Row(
     items_per_s=None,
     gflop_per_item=None,
     live_bytes=None,
+    process_median_us=None,
 )

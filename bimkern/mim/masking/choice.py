@@ -1,4 +1,4 @@
-"""Which masked tokens a head decodes and learns from: all, or a random share, drawn for every image and stage.
+"""Which tokens a head computes to the end: all, all masked ones, or a random share, drawn for every image and stage.
 
 Shapes: B images, N tokens of the grid that a stage puts out, H masked ones, C chosen ones.
 """
@@ -16,6 +16,20 @@ from bimkern.rng import Stream, philox4x32
 def num_chosen(share: float, num_masked: int) -> int:
     """Return how many of the masked tokens a share is: at least one, and otherwise rounded down."""
     return max(1, int(share * num_masked))
+
+
+def masked_ids(view: StageView, grid: Grid, visible: int) -> Tensor:
+    """Return the masked tokens [B, H] of a grid, ascending, where all images have as many.
+
+    Args:
+        view: what a stage sees.
+        grid: rows and columns of the tokens, whole cells of which are masked or visible.
+        visible: patches of an image that count in no loss.
+    """
+    (rows, columns), (patch_rows, patch_columns) = grid, view.grid
+    num_tokens = rows * columns
+    num_masked = num_tokens - visible * num_tokens // (patch_rows * patch_columns)
+    return view.weights(grid).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
 
 
 def choose(
@@ -36,12 +50,10 @@ def choose(
     """
     (rows, columns), (patch_rows, patch_columns) = grid, view.grid
     num_tokens = rows * columns
-    num_masked = num_tokens - visible * num_tokens // (patch_rows * patch_columns)
-    order = view.weights(grid).argsort(dim=1, descending=True, stable=True)
-    masked = order[:, :num_masked]  # [B, H], ascending
-    count = num_chosen(share, num_masked)
+    masked = masked_ids(view, grid, visible)
+    count = num_chosen(share, masked.shape[1])
     chosen = masked
-    if count < num_masked:
+    if count < masked.shape[1]:
         chosen, _ = random_keep(draw_ids.to(masked.device), num_tokens, count, seed=_key(stage, seed), parent=masked)
     weights = (1 - keep_to_mask(chosen, num_tokens)).unflatten(1, grid)
     weights = weights.repeat_interleave(patch_rows // rows, 1).repeat_interleave(patch_columns // columns, 2)

@@ -30,7 +30,7 @@ class StageView:
     decoded: Tensor | None  # [B, K'] tokens that the head is shown; None: all N, the masked ones filled in
     decoded_within: Tensor | None  # [B, K'] their indices among this stage's tokens; None where they are all of them
     plan: ViewPlan | None = None  # what the encoder planned for the patches that enter it
-    chosen: Tensor | None = None  # [B, C] masked tokens that the head decodes, the only ones with weight; None: all
+    chosen: Tensor | None = None  # [B, C] tokens that the head decodes to the end, all that have weight; None: all N
 
     def enter(self, tokens: Tensor, num_prefix: int) -> Tensor:
         """Drop the tokens of the stage before that this stage does not see."""

@@ -47,7 +47,7 @@ stress:
 	kernels=$(BUILD)/stress/test_device_kernels; test ! -e $$kernels || $$kernels 1000000
 	fuzz=$(BUILD)/stress/tests/csrc/host_cuda/fuzz_host_cuda; test ! -e $$fuzz || $$fuzz $(ROUNDS)
 	if $(PYTHON) -c 'import triton'; then PYTHONPATH=. $(PYTHON) tests/ops/fuzz_triton.py $(ROUNDS); fi
-	BIMKERN_KILLS=20 $(PYTHON) -m pytest tests/distributed/test_failures.py -k killed
+	BIMKERN_KILLS=20 $(PYTHON) -m pytest -s -o timeout=3600 -o faulthandler_timeout=3600 tests/distributed/test_failures.py -k killed
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/distributed/test_pipeline.py -k as_many_ranks
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/train/test_many_images.py
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest -s tests/examples/test_pretraining_helps.py

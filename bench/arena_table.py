@@ -25,7 +25,7 @@ import torch
 from bench.training import distinct_steps
 from bimkern.arena import Arena
 from bimkern.data.step_layout import Segment
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config
@@ -71,7 +71,7 @@ def measured(config: Config, batch: int) -> dict[str, Any]:
     for step in range(4):
         images, ids = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), torch.arange(batch) + step
         views = model.views(images, ids, 0)
-        flow.step(model, [MicroBatch(images, views)], updates, slices=config.run.slices, scope=arena.scope)
+        flow.step(model, [MicroBatch(images, views)], updates, StepOptions(slices=config.run.slices, scope=arena.scope))
     # The third step was replayed, and was over when the fourth began.
     return {"real_plan": arena.plan().peak, "measured": arena.stats().planned_reach, "process": process_peak()}
 

@@ -20,7 +20,8 @@ from bimkern import optional
 from bimkern.data import pil
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
-from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.listing import list_images
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.training_augment import TrainingAugment
 from bimkern.mim.model import IMAGENET_STD

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from bench.entry import Case
 from bimkern.data.batches import Batch
 from bimkern.data.digits import digit_images
+from bimkern.data.images import Images
 from bimkern.data.labels import Labels
+from bimkern.data.listing import Listing
 from bimkern.data.names import Names
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import Images, Listing
 from bimkern.data.step_layout import StepLayout
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.finetuning.task import Finetuning

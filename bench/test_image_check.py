@@ -16,7 +16,8 @@ from PIL import Image
 from bimkern.data.check import check
 from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
-from bimkern.data.source import ImageFolder, Listing, list_images
+from bimkern.data.listing import Listing, list_images
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.files.cache import cache_folder
 
 FILES, WORKERS = 10_000, 2

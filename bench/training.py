@@ -16,7 +16,7 @@ from bench.flops import FORMULA
 from bench.refcheck import WrongResult, relative_error
 from bench.variants import KNOWN
 from bimkern.mim import recompute
-from bimkern.mim.flow import MicroBatch, ScopeFactory
+from bimkern.mim.flow import MicroBatch, ScopeFactory, StepOptions
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -134,7 +134,10 @@ class Ours:
         self.model.recompute = recomputed
         batch = MicroBatch(self._images, self._views())
         return self._flow.step(
-            self.model, [batch], self._updates, slices=slices, frozen_groups=frozen_groups, scope=scope
+            self.model,
+            [batch],
+            self._updates,
+            StepOptions(slices=slices, frozen_groups=frozen_groups, scope=scope),
         )
 
     def losses(self) -> Tensor:

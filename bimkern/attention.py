@@ -14,7 +14,7 @@ from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
 from bimkern.evaluate.backbone import Backbone, common_decoding
 from bimkern.evaluate.labeled import Unlabeled, load_digits, read_images
-from bimkern.evaluate.options import check_picture, check_runs
+from bimkern.evaluate.options import check_picture, check_pixels, check_runs
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
 
@@ -50,6 +50,8 @@ class Options:
     range: Range | None = None
     """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
     integers."""
+    max_pixels: int | None = None
+    """Largest image to read, in pixels. Default: as in the training of RUN."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()
@@ -62,6 +64,7 @@ class Options:
     def __post_init__(self) -> None:
         check_runs(self.runs)
         check_picture(self.picture)
+        check_pixels(self.max_pixels)
         for name, least in (("images", MIN_BATCH), ("batch_size", MIN_BATCH)):
             value = getattr(self, name)
             if value < least:

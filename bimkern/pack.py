@@ -1,6 +1,5 @@
 """`python -m bimkern.pack SOURCE OUT`: shrink images into tar shards, which load faster than the originals."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import tyro
 
 from bimkern.cli import command
 from bimkern.cli.training import run_command
+from bimkern.data.addresses import is_address, text_of
 from bimkern.data.decoding import Alpha, Decoding, Range
 from bimkern.data.formats import MAX_PIXELS, allow_pixels, pil_settings_kept
 from bimkern.data.loader import default_workers
@@ -18,6 +18,7 @@ from bimkern.data.pack_manifest import MANIFEST, Manifest
 from bimkern.data.packing import pack
 from bimkern.data.repack import Repacking, Side
 from bimkern.data.sources.find import find_source
+from bimkern.examples import COUNT
 from bimkern.train.config.run import ConfigError
 from bimkern.train.reporting.progress import checking
 from bimkern.units import human_bytes
@@ -33,8 +34,6 @@ Examples:
   {_PROGRAM} photos packed
   {_PROGRAM} imagenet/train packed/train --size 256 --quality 95
   {_PROGRAM} s3://bucket/photos packed --keep"""
-_EXAMPLES = 3  # files that are printed
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,8 @@ class Options:
             raise ConfigError(f"--workers must be at least 0, got {self.workers}")
         if not 0 <= self.max_bad_ratio < 1:
             raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
-        if _ADDRESS.match(str(self.out)):
-            raise ConfigError(f"OUT must be a folder of this machine, got {self.out}")
+        if is_address(out := text_of(self.out)):
+            raise ConfigError(f"OUT must be a folder of this machine, got {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,9 +123,9 @@ def _closing_words(manifest: Manifest, out: Path, seconds: float) -> str:
     if left_out := manifest.left_out:
         count = "1 file that is no image" if len(left_out) == 1 else f"{len(left_out)} files that are no images"
         lines += [f"left out {count} or cannot be read:"]
-        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:_EXAMPLES]]
-        if len(left_out) > _EXAMPLES:
-            lines += [f"  and {len(left_out) - _EXAMPLES} more; {out / MANIFEST} lists them"]
+        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:COUNT]]
+        if len(left_out) > COUNT:
+            lines += [f"  and {len(left_out) - COUNT} more; {out / MANIFEST} lists them"]
     return "\n".join([*lines, f"Next: python -m bimkern.pretrain --data {out}"])
 
 

@@ -15,7 +15,7 @@ from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
-from bimkern.evaluate.options import check_picture, check_runs
+from bimkern.evaluate.options import check_picture, check_pixels, check_runs
 from bimkern.evaluate.report import draw, to_json_lines, to_table
 from bimkern.train import device
 from bimkern.train.config.run import ConfigError
@@ -65,6 +65,8 @@ class Options:
     range: Range | None = None
     """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
     integers."""
+    max_pixels: int | None = None
+    """Largest image to read, in pixels. Default: as in the training of RUN."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     seed: int = 0
@@ -79,6 +81,7 @@ class Options:
     def __post_init__(self) -> None:
         check_runs(self.runs)
         check_picture(self.picture)
+        check_pixels(self.max_pixels)
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"--k must be numbers of at least 1, got {' '.join(map(str, self.k)) or 'none'}")
         if self.batch_size < 1:

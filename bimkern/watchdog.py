@@ -39,6 +39,19 @@ def stopped_by(requested: Callable[[], bool]) -> Iterator[None]:
         _stop_requested.reset(token)
 
 
+def delayed(requested: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Return what asks whether something was requested some seconds ago, counted from when it first asks."""
+    since: float | None = None
+
+    def overdue() -> bool:
+        nonlocal since
+        if since is None and requested():
+            since = time.monotonic()
+        return since is not None and time.monotonic() - since >= seconds
+
+    return overdue
+
+
 class Watchdog:
     """Wait for something again and again; it is never given up because it is slow.
 

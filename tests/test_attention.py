@@ -35,7 +35,7 @@ def test_help_lists_exactly_these_options(capsys):
         main(["--help"])
     assert stop.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
-    shown = ["--help", "--data", "--images", "--batch-size", "--alpha", "--range", "--device"]
+    shown = ["--help", "--data", "--images", "--batch-size", "--alpha", "--range", "--max-pixels", "--device"]
     shown += ["--import", "--json", "--picture"]
     assert found == shown
 
@@ -85,6 +85,20 @@ def test_a_backbone_has_no_folder_for_a_picture(runs, photos, capsys, tmp_path):
     assert "Wrote" not in capsys.readouterr().out
 
 
+def test_the_largest_image_is_that_of_the_training_or_as_asked(runs, photos, capsys, tmp_path):
+    def refused(*arguments):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--data", photos])
+        return capsys.readouterr().err
+
+    message = "40 x 50 pixels, more than --max-pixels 1999 in all"
+    make_run(tmp_path / "small", "mae_vit_test", max_pixels=1999)
+    assert message in refused("small")
+    assert message in refused("mae", "--max-pixels", "1999")
+    main(["small", "--data", photos, "--max-pixels", "2000"])
+    assert Image.MAX_IMAGE_PIXELS > 2000  # as before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +108,7 @@ def test_a_backbone_has_no_folder_for_a_picture(runs, photos, capsys, tmp_path):
         (["mae", "--images", "7"], "--images must be at least 8, for CKA, got 7"),
         (["mae", "--batch-size", "7"], "--batch-size must be at least 8, for CKA, got 7"),
         (["mae", "--data", "nowhere"], "nowhere is not a folder"),
+        (["mae", "--data", "photos", "--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
         (["mae", "--picture", "a.jpg"], "--picture is written as PNG and must end in .png, got a.jpg"),
     ],
 )

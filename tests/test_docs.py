@@ -26,7 +26,7 @@ from bench.scaling import command as scaling
 from bench.studies import cli as studies
 from bimkern import attention, finetune, ops, pack, pretrain, probe
 from bimkern.data.check import check
-from bimkern.data.source import list_images
+from bimkern.data.listing import list_images
 from bimkern.data.sources.find import find_source
 from bimkern.export import Options
 from bimkern.exporters.own import write_backbones

@@ -16,10 +16,9 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "pack", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("annotations", "errors"),
-    ("transfers",),
+    ("annotations", "errors", "examples"),
     ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "distributed", "files", "figures"),
-    ("optional", "point_to_point"),
+    ("optional",),
     ("torchvision_compat", "ops"),
     ("nn",),
     ("arena", "models"),
@@ -28,6 +27,7 @@ LAYERS = (
     ("train.network", "train.device", "train.signals", "train.callbacks"),
     ("train.memory",),
     ("train.checkpoint",),
+    ("train.sharding",),
     ("train.optim",),
     ("train.run_folder",),
     ("train.reporting",),

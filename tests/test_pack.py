@@ -52,7 +52,7 @@ def test_a_packed_set_is_pretrained_on(photos, capsys):
         (["photos"], "OUT is missing; see --help"),
         (["missing", "out"], "missing is not a folder"),
         (["photos", "photos/out"], "OUT photos/out lies inside SOURCE "),
-        (["photos", "s3://bucket/out"], "OUT must be a folder of this machine, got s3:/bucket/out"),
+        (["photos", "s3://bucket/out"], "OUT must be a folder of this machine, got s3://bucket/out"),
         (["photos", "photo.jpg/out"], "out cannot be written (Not a directory); the same command continues"),
         (["photos", "out", "--size", "0"], "--size must be at least 1, got 0"),
         (["photos", "out", "--quality", "101"], "--quality must be in [1, 100], got 101"),

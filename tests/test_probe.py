@@ -43,7 +43,7 @@ def test_help_lists_exactly_these_options(capsys):
     assert stop.value.code == 0
     found = re.findall(r"^\W*(?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
     shown = ["--help", "--data", "--depth", "--pool", "--k", "--base-lr", "--epochs", "--crops"]
-    shown += ["--max-bad-ratio", "--batch-size", "--alpha", "--range", "--device"]
+    shown += ["--max-bad-ratio", "--batch-size", "--alpha", "--range", "--max-pixels", "--device"]
     assert found == [*shown, "--seed", "--import", "--json", "--picture"]
 
 

@@ -47,7 +47,7 @@ EXCEPTIONS = {
     ("hidden", "CMakeLists.txt"): "CMake's word for symbols",
     ("hidden", "bench/arena_mlp.py"): "the hidden width of an MLP",
     ("hidden", "bench/eager/network.py"): "the hidden width of an MLP",
-    ("hidden", "bimkern/data/source.py"): "files whose name begins with a dot",
+    ("hidden", "bimkern/data/sources/image_folder.py"): "files whose name begins with a dot",
     ("hidden", "bimkern/models/layers.py"): "the hidden width of an MLP",
     ("hidden", "python/find_torch.py"): "folders that an isolated build does not see",
     ("hidden", "tests/bench/test_arena_mlp.py"): "the hidden width of an MLP",

@@ -18,7 +18,8 @@ from bench.entries.sources import write_shards
 from bench.entry import Case, Entry, Measure, register
 from bench.page_cache import NotDropped, drop
 from bench.refcheck import WrongResult
-from bimkern.data.source import Listing, list_images, open_in
+from bimkern.data.listing import Listing, list_images
+from bimkern.data.source import open_in
 from bimkern.data.sources.find import find_source
 
 _RANDOM, _SORTED = "random", "sorted"

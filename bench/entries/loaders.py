@@ -25,8 +25,9 @@ from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
+from bimkern.data.listing import list_images
 from bimkern.data.loader import LoaderName, choose_loader
-from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.train.config.run import RunConfig
 

@@ -17,10 +17,10 @@ from bench.refcheck import WrongResult
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.listing import list_images
 from bimkern.data.packing import pack
 from bimkern.data.pil import decode
 from bimkern.data.repack import Repacking
-from bimkern.data.source import list_images
 from bimkern.data.sources.find import find_source
 from bimkern.data.step_layout import StepLayout
 from bimkern.train.config.run import RunConfig

@@ -21,8 +21,8 @@ from bimkern import optional
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.listing import list_images
 from bimkern.data.pil import decode
-from bimkern.data.source import list_images
 from bimkern.data.sources.find import find_source
 from bimkern.data.step_layout import StepLayout
 

@@ -31,9 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 1 if the model is off by more than it may be.
 
     Raises:
-        UsageError: namespaces cannot be made here.
+        UsageError: namespaces cannot be made here, or there are no rows to draw again.
     """
     given = _parse(arguments)
+    if given.redraw:
+        _draw(given.out, *_read(given.out))
+        return 0
     options = {"batch_size": given.batch_size, "share": given.share, "rounds": given.rounds, "steps": given.steps}
     try:
         run = measure(**options)
@@ -42,11 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     print(_report(run, given))
     if not given.no_save:
         _write(given.out, run, options)
-        title = f"measured: {run.link.bytes_per_s / 1e6:.1f} MB/s, batch {given.batch_size} on each of two CPU cores"
-        phases = measured_phases()
-        projected = {name: (device, lines(phases, device)) for name, device in _devices().items()}
-        picture.draw(given.out.with_suffix(".png"), run.methods, title, projected)
-        print(f"\n{given.out} and {given.out.with_suffix('.png')}")
+        print(f"\n{given.out}")
+        _draw(given.out, run.methods, run.link.bytes_per_s, given.batch_size)
     return 0 if all(_error(one) <= _ALLOWED for one in run.methods) else 1
 
 
@@ -63,6 +63,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--rounds", type=cli.positive, default=5, help="alternations of the methods; default: 5")
     parser.add_argument("--steps", type=cli.positive, default=6, help="of one measurement; default: 6")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"CSV file, with a PNG beside it; default: {RESULTS}")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing; draw the rows of the CSV file again")
     parser.add_argument("--no-save", action="store_true", help="print only")
     return parser.parse_args(arguments)
 
@@ -98,6 +99,35 @@ def _report(run: Run, given: Namespace) -> str:
         for one in run.methods
     ]
     return "\n".join([heading, "", columns, *rows])
+
+
+def _draw(out: Path, methods: Sequence[Measured], bytes_per_s: float, batch_size: int) -> None:
+    """Draw the picture beside a CSV file, with a projection from steps of this CPU."""
+    title = f"measured: {bytes_per_s / 1e6:.1f} MB/s, batch {batch_size} on each of two CPU cores"
+    phases = measured_phases()
+    projected = {name: (device, lines(phases, device)) for name, device in _devices().items()}
+    picture.draw(out.with_suffix(".png"), methods, title, projected)
+    print(out.with_suffix(".png"))
+
+
+def _read(path: Path) -> tuple[list[Measured], float, int]:
+    """Return the methods of a CSV file, the bytes a second of their cable, and their batch size."""
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        methods = [
+            Measured(
+                method=row["method"],
+                compute_s=float(row["compute_s"]),
+                wire_s=float(row["wire_s"]),
+                step_s=float(row["step_s"]),
+                predicted_s=float(row["predicted_s"]),
+                gradient_bytes=int(row["gradient_bytes"]),
+            )
+            for row in rows
+        ]
+        return methods, float(rows[0]["bytes_per_s"]), int(rows[0]["batch_size"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise cli.UsageError(f"scaling: {path} has no rows to draw ({type(error).__name__}: {error})") from error
 
 
 def _write(path: Path, run: Run, options: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from bench.eager.form import find_form
 from bench.eager.loop import EndToEndLoop
 from bench.eager.network import Network
 from bench.scaling.model import Phase, reduced_at_end
-from bimkern.distributed import Ranks
-from bimkern.mim.flow import Local, MicroBatch
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import BUCKET_BYTES, Transfer
+from bimkern.mim.flow import Local, MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.models.heads import DecoderConfig
 from bimkern.models.vit import ViTConfig
@@ -23,12 +24,11 @@ from bimkern.recipes.bim import FIXED_MASK, bim
 from bimkern.recipes.mae import mae
 from bimkern.train.config.run import Config
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.transfers import Sum
 
 ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
 BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
-BUCKET_MIB = 1  # DistributedDataParallel's own 25 would hold the whole small network
+DDP_BUCKET_MIB = 1  # its own 25 would hold the whole small network
 _CPU = torch.device("cpu")
 
 
@@ -80,7 +80,7 @@ class Ours:
 
     def phases(self) -> list[Phase]:
         if not isinstance(self._flow, Local):
-            return backward_phases(self._model, self.step)
+            return backward_phases(self._model, self.step, BUCKET_BYTES)
         noted = [_Noted(update) for update in self._updates]
         began, found = time.perf_counter(), list[Phase]()
         self._step(noted)
@@ -94,8 +94,7 @@ class Ours:
             self._model,
             [self._batch],
             updates,
-            denominators=self._denominators,
-            ready=lambda number: self._updates[number].finish(),
+            StepOptions(denominators=self._denominators, ready=lambda number: self._updates[number].finish()),
         )
 
 
@@ -109,7 +108,7 @@ class Usual:
         self._network, self._images = Network(form), random_images(config, batch_size)
         self._loop = EndToEndLoop(self._network, config.optim, torch.float32)
         if ranks.size > 1:
-            options: dict[str, Any] = {"bucket_cap_mb": BUCKET_MIB, "gradient_as_bucket_view": True}
+            options: dict[str, Any] = {"bucket_cap_mb": DDP_BUCKET_MIB, "gradient_as_bucket_view": True}
             self._loop.forward = DistributedDataParallel(self._network, **options)
 
     @property
@@ -123,10 +122,10 @@ class Usual:
         """Do nothing: the step waits for all."""
 
     def phases(self) -> list[Phase]:
-        return backward_phases(self._network, self.step)
+        return backward_phases(self._network, self.step, DDP_BUCKET_MIB * 2**20)
 
 
-def backward_phases(network: nn.Module, step: Callable[[], None]) -> list[Phase]:
+def backward_phases(network: nn.Module, step: Callable[[], None], bucket_bytes: int) -> list[Phase]:
     """Run a step, and return the update and the forward pass, then the backward pass, cut where a bucket is full."""
     ready: list[tuple[float, int]] = []
     began = time.perf_counter()
@@ -136,7 +135,7 @@ def backward_phases(network: nn.Module, step: Callable[[], None]) -> list[Phase]
     found, since, filled = list[Phase](), began, 0
     for i, (at, size) in enumerate(ready):
         filled += size
-        if filled >= BUCKET_MIB * 2**20 or i == len(ready) - 1:
+        if filled >= bucket_bytes or i == len(ready) - 1:
             found.append(Phase(compute_s=at - since, gradient_bytes=filled))
             since, filled = at, 0
     update = Phase(compute_s=updated - since, waits_for=tuple(range(1, len(found) + 1)))
@@ -186,7 +185,7 @@ class Asleep:
     def __init__(self, phases: Sequence[Phase], ranks: Ranks, *, at_end: bool = False) -> None:
         self._phases, self._ranks, self._at_end = phases, ranks, at_end
         self._gradients = [torch.zeros(round(phase.gradient_bytes / 4)) for phase in phases]
-        self._sums: dict[int, Sum] = {}
+        self._sums: dict[int, Transfer] = {}
 
     @property
     def gradient_bytes(self) -> int:
@@ -208,7 +207,7 @@ class Asleep:
             self._wait(i)
 
     def _begin(self, i: int) -> None:
-        self._sums[i] = self._ranks.begin_sum(self._gradients[i])
+        self._sums[i] = self._ranks.begin_all_reduce(self._gradients[i])
 
     def _wait(self, i: int) -> None:
         if i in self._sums:

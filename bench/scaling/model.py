@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 _STEPS = 8  # after which a step takes as long as the one before
 
@@ -71,6 +72,13 @@ def simulate(phases: Sequence[Phase], link: Link, ranks: int) -> Step:
             if phase.gradient_bytes:
                 free = arrived[i] = max(now, free) + wire
     return Step(seconds=now - began, compute=sum(phase.compute_s for phase in phases), wire=sum(wires))
+
+
+def typical(tried: Sequence[Sequence[Phase]]) -> list[Phase]:
+    """Return the phases of a step, each as long as the median of several tries."""
+    return [
+        replace(found[0], compute_s=median(phase.compute_s for phase in found)) for found in zip(*tried, strict=True)
+    ]
 
 
 def reduced_at_end(phases: Sequence[Phase]) -> list[Phase]:

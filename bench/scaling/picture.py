@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.scaling.measure import Measured
 from bench.scaling.projection import RANKS, Device, Line
+from bimkern.distributed.transfers import BUCKET_BYTES
 
 _COMPUTE, _WAIT = "#4c78a8", "#e45756"
 _TEXT: dict[str, Any] = {"fontsize": 8}
@@ -33,7 +34,8 @@ def draw(
         _draw_lines(axes, lines)
         axes.set_title(
             f"model: {name}, {device.link.bytes_per_s / 1e9:g} GB/s, {1e6 * device.link.latency_s:g} µs a message,\n"
-            f"{device.images} images of a step on each device, at {device.flops_per_s / 1e12:g} TFLOP/s",
+            f"{device.images} images of a step on each device, at {device.flops_per_s / 1e12:g} TFLOP/s,\n"
+            f"end to end: buckets of {BUCKET_BYTES / 2**20:g} MiB; a stage: one bucket",
             **_TEXT,
         )
     path.parent.mkdir(parents=True, exist_ok=True)

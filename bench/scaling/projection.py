@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 
 from bench.flops import step_flops
 from bench.scaling.methods import Ours
-from bench.scaling.model import Link, Phase, Step, pipeline_step, simulate
-from bimkern.distributed import ALONE
+from bench.scaling.model import Link, Phase, Step, pipeline_step, simulate, typical
+from bimkern.distributed.ranks import ALONE
 from bimkern.mim.flow import Local
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import Config
 
 RECIPES_SHOWN = ("bim_vit_base", "mae_vit_base", "localmim_vit_base")
 MEASURED_IMAGES = 4  # of a step on this CPU
+_TRIES = 3
 RANKS = tuple(2**i for i in range(11))
 
 
@@ -35,12 +36,12 @@ class Line:
 
 
 def measured_phases() -> dict[str, list[Phase]]:
-    """Run some steps of every shown recipe, and return the phases of the last, by recipe."""
+    """Run some steps of every shown recipe, and return their phases, by recipe."""
     found = {}
     for name in RECIPES_SHOWN:
         method = Ours(RECIPES[name].config, MEASURED_IMAGES, ALONE)
         method.step()
-        found[name] = method.phases()
+        found[name] = typical([method.phases() for _ in range(_TRIES)])
     return found
 
 

@@ -13,8 +13,9 @@ from typing import Any, TextIO
 import torch
 
 from bench.scaling.methods import Asleep, Method, methods
-from bench.scaling.model import Phase
-from bimkern.distributed import ALONE, Ranks, connected
+from bench.scaling.model import Phase, typical
+from bimkern.distributed.connect import connected
+from bimkern.distributed.ranks import ALONE, Ranks
 
 _TIMEOUT_S = 120.0
 _TRIES = 5
@@ -30,11 +31,7 @@ class Measurements:
         """Return the phases of a step without communication, the medians of several."""
         method = self._alone[name]
         method.step()
-        tried = [method.phases() for _ in range(_TRIES)]
-        return [
-            asdict(found[0]) | {"compute_s": median(phase.compute_s for phase in found)}
-            for found in zip(*tried, strict=True)
-        ]
+        return [asdict(phase) for phase in typical([method.phases() for _ in range(_TRIES)])]
 
     def compute(self, name: str, steps: int) -> float:
         """Return the seconds of a step without communication."""
@@ -52,7 +49,7 @@ class Measurements:
         tensor, taken = torch.zeros(max(1, num_bytes // 4)), []
         for _ in range(_TRIES):
             began = time.perf_counter()
-            self._ranks.begin_sum(tensor).wait()
+            self._ranks.begin_all_reduce(tensor).wait()
             taken.append(time.perf_counter() - began)
         return median(taken)
 

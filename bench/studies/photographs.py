@@ -22,7 +22,9 @@ from torch import Tensor
 from bench.studies.data import StudyData
 from bimkern.data.decoding import Decoding, decode
 from bimkern.data.formats import BadImage
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.listing import list_images
+from bimkern.data.source import SourceError, open_in
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.evaluate.labeled import Labeled, Part, in_memory
 
 SIDE = 64

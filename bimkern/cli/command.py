@@ -16,8 +16,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from bimkern import distributed
 from bimkern.annotations import describe
+from bimkern.distributed import launch
 from bimkern.errors import BimkernError, closest
 from bimkern.output import printing, say
 from bimkern.recipes.find import UserCodeError
@@ -141,7 +141,7 @@ def report(program: str, error: BimkernError, note: str = "") -> NoReturn:
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
         cause = error.__cause__
         say("".join(format_exception(cause.with_traceback(_own_frames(cause)))).rstrip(), sys.stderr)
-    if error.reported or (error.reported is None and distributed.env_rank()):  # before ranks are connected, all have it
+    if error.reported or (error.reported is None and launch.env_rank()):  # before ranks are connected, all have it
         sys.exit(error.exit_code)
     end(program, f"{error}{note}", exit_code=error.exit_code)
 
@@ -182,6 +182,10 @@ def _none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
 def _explain(message: str, kind: type, arguments: Sequence[str]) -> str:
     """Say what tyro's message says in the words of our own errors, and what it leaves out."""
     hints = _hints(kind)
+    sides = re.split("[x, ]", " ".join(_words(arguments, "--image-size")))
+    if len(sides) > 1 and all(map(str.isdigit, sides)):
+        sizes = "x".join(sides)
+        return f"--image-size is one number: crops are square, whatever the shape of their images; got {sizes}"
     if unknown := re.match(r"Unrecognized options: (--[^ ,=]+)", message):
         return f"there is no option {unknown[1]}; {closest(unknown[1], hints, 'see --help')}"
     if missing := re.match(r"Missing from [^:]*: ([A-Z]+) ", message):

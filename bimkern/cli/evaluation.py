@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from bimkern.cli import command
+from bimkern.data.formats import allow_pixels, pil_settings_kept
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.options import write_picture
 from bimkern.output import printing, say
@@ -15,12 +16,14 @@ from bimkern.recipes.find import import_module
 
 
 class OfRuns(Protocol):
-    """Options that name encoders, the modules that these need, and what to write."""
+    """Options that name encoders, the modules that these need, the largest image, and what to write."""
 
     @property
     def runs(self) -> tuple[Path, ...]: ...
     @property
     def modules(self) -> tuple[str, ...]: ...
+    @property
+    def max_pixels(self) -> int | None: ...
     @property
     def picture(self) -> Path | None: ...
     @property
@@ -56,7 +59,10 @@ def run_command(
         options = command.parse(kind, arguments, usage=f"{program} RUN...", description=description)
         for source in options.modules:
             import_module(source)
-        found = run(options, {str(path): read_backbone(path) for path in options.runs})
+        backbones = {str(path): read_backbone(path) for path in options.runs}
+        with pil_settings_kept():
+            allow_pixels(options.max_pixels or max(backbone.max_pixels for backbone in backbones.values()))
+            found = run(options, backbones)
         with printing():
             print(found.text)
         picture = write_picture(found.draw, options.picture, options.runs[0], found.name)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
-from bimkern import distributed
 from bimkern.cli import command
+from bimkern.distributed import launch
 from bimkern.errors import BimkernError
 from bimkern.output import Warnings, printing
 from bimkern.train.config.run import ConfigError
@@ -35,7 +35,7 @@ def run_command(program: str, run: Callable[[list[str]], str], argv: Sequence[st
         command.end(program, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
     except OSError as error:
         command.end(program, f"cannot continue ({error})", exit_code=1)
-    if distributed.env_rank() == 0:
+    if launch.env_rank() == 0:
         with printing():
             print(words)
 

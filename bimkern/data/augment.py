@@ -13,10 +13,10 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from bimkern.data.integers import Int64
 from bimkern.data.orientation import Boxes
 from bimkern.rng import WORD, Stream, draw
 
-Int64 = NDArray[np.int64]
 Interpolation = Literal["bicubic", "bilinear"]
 CropFilter = Literal["around", "inside"]
 

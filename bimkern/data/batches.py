@@ -21,15 +21,15 @@ from torch import Tensor
 
 from bimkern.data.augment import (
     Cropping,
-    Int64,
     PixelTransform,
     draw_ids,
     reductions,
     replacements,
     sample_sequence,
 )
+from bimkern.data.images import Images
+from bimkern.data.integers import Int64
 from bimkern.data.orientation import Boxes, StoredBoxes, stored_boxes
-from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
 
 

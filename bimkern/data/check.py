@@ -17,9 +17,12 @@ from bimkern.data.check_cache import CheckCache
 from bimkern.data.decoding import RGB, Decoding, decode
 from bimkern.data.file_checks import FileCheck, FileChecks, as_int64
 from bimkern.data.formats import BadImage, OutOfResources, reason_of, too_large
-from bimkern.data.names import Int64, Names
+from bimkern.data.images import Images
+from bimkern.data.integers import Int64
+from bimkern.data.listing import Listing
+from bimkern.data.names import Names
 from bimkern.data.orientation import upright_size
-from bimkern.data.source import UNKNOWN_TIME, Images, Listing, Source, SourceError, open_in, title
+from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 
 _CHUNK = 16  # files per job of a worker
@@ -67,9 +70,8 @@ def readable(listing: Listing, found: FileChecks) -> Images:
 def images(source: Source, found: Mapping[str, FileCheck], decoding: Decoding = RGB) -> Images:
     """Return what loaders need to know of the images of a source, given by their names."""
     checks = FileChecks.of(found)
-    pil_only = checks.pil_only | ~_are_on_disk(source, checks.names)
-    arrays = (checks.sizes, checks.orientations, pil_only, checks.digests)
-    return Images(source, checks.names, *arrays, decoding=decoding)
+    arrays = (checks.sizes, checks.orientations, checks.pil_only, checks.digests)
+    return Images(source, checks.names, *arrays, decoding=decoding, on_disk=_are_on_disk(source, checks.names))
 
 
 def check_file(source: Source, file: str, decoding: Decoding = RGB) -> FileCheck:
@@ -133,11 +135,11 @@ def _stats(source: Source, found: FileChecks) -> Int64:
     return stats
 
 
-def _are_on_disk(source: Source, files: Names) -> NDArray[np.bool_]:
-    """Return which files of a source lie on disk, [N]."""
+def _are_on_disk(source: Source, files: Names) -> bool:
+    """Return whether all files of a source lie on disk."""
     if (all_or_none := getattr(source, "on_disk", None)) is not None:
-        return np.full(len(files), all_or_none)
-    return np.array([source.path(file) is not None for file in files], dtype=bool)
+        return bool(all_or_none)
+    return all(source.path(file) is not None for file in files)
 
 
 def _identity(listing: Listing) -> str:

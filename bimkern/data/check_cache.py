@@ -33,8 +33,8 @@ class CheckCache:
         """Return what is known of files; the others are unchecked."""
         found = self._stored().of_files(files)
         for file, result in self._added().items():
-            if (place := files.place(file)) is not None:
-                found.put(place, result)
+            if (i := files.index_of(file)) is not None:
+                found.put(i, result)
         return found
 
     def append(self, found: Mapping[str, FileCheck]) -> None:
@@ -53,7 +53,7 @@ class CheckCache:
         if not self._journal.exists():
             return
         stored = self._stored()
-        others = stored.where(found.names.places(stored.names) < 0)
+        others = stored.where(found.names.indexes_of(stored.names) < 0)
         known = found.where(found.sound & (found.stats[:, 1] != UNKNOWN_TIME))
         try:
             columns.write(self._path, (known.joined(others) if len(others) else known).to_columns())

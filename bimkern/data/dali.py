@@ -1,7 +1,8 @@
 """The DALI loader: decodes, crops, resizes and flips in threads, or on the GPU.
 
-All randomness comes from outside: DALI gets paths and boxes, and draws nothing itself. Nor does it turn an image: it
-sees a box as the image is stored. What it might decode to something else than PIL is cropped by PIL (formats.py).
+All randomness comes from outside: DALI gets images and boxes (dali_inputs.py), and draws nothing itself. Nor does it
+turn an image: it sees a box as the image is stored. What it might decode to something else than PIL is cropped by PIL
+(formats.py), and so is what it turns out not to decode.
 
 DALI cuts a window out while it decodes and replicates the pixels at its edge, where PIL's filter sees the image around
 the box. So the window is wider than the box, by the reach of the filter, and only the box in it is resized: the two
@@ -13,42 +14,35 @@ Shapes: B samples of a micro-batch; H W order, as DALI wants it.
 """
 
 import importlib
-import os
-import tempfile
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from bimkern import optional
 from bimkern.data import pil
-from bimkern.data.augment import Int64, Interpolation, RandomResizedCrop
+from bimkern.data.augment import Interpolation, RandomResizedCrop
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.check import images
-from bimkern.data.file_checks import FileCheck
+from bimkern.data.dali_inputs import SOUND, Inputs, Planned, inputs_now, planned_inputs, sound_image
 from bimkern.data.formats import BadImage
-from bimkern.data.orientation import StoredBoxes
-from bimkern.data.source import ImageFolder
+from bimkern.data.names import Names
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
 from bimkern.watchdog import Watchdog, watched
 
+logger = logging.getLogger("bimkern.data")
+
 _CPU = torch.device("cpu")
 _IN_FLIGHT = 3  # micro-batches at least, with the one in use
-# In source pixels on either side, times the factor by which the filter shrinks.
-_REACH: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 1}
-_SOUND = FileCheck(width=8, height=8)
-_SOUND_BOX = (0, 0, _SOUND.width, _SOUND.height)
-_Inputs = tuple[list[np.ndarray], Int64, Int64, np.ndarray, np.ndarray, np.ndarray]
 
 
 def unusable(device: torch.device = _CPU) -> str | None:
@@ -80,6 +74,7 @@ class DaliLoader:
     threads: int
     device: torch.device
     regions: bool = True  # decode no more of an image than its crop needs
+    refused: set[str] = field(default_factory=set, repr=False, compare=False)  # files that DALI does not decode
 
     def batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
         """Yield micro-batches [first, last).
@@ -100,27 +95,54 @@ class DaliLoader:
             yield batch
 
     def _batches(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
-        planned: deque[_Planned] = deque()
+        while first < last:
+            try:
+                for batch in self._decoded(self._with_refused(data), first, last):
+                    first += 1
+                    yield batch
+            except _Refused as refused:  # this pipeline is done for
+                self._note(refused.reasons)
+
+    def _with_refused(self, data: MicroBatches) -> MicroBatches:
+        """Leave what DALI has refused to PIL."""
+        if not self.refused:
+            return data
+        ids = data.images.files.indexes_of(Names.of(self.refused))
+        pil_only = data.images.pil_only.copy()
+        pil_only[ids[ids >= 0]] = True
+        return replace(data, images=replace(data.images, pil_only=pil_only))
+
+    def _note(self, reasons: dict[str, str]) -> None:
+        """Remember images that DALI does not decode, and say so once, with their number when it has doubled."""
+        before = len(self.refused)
+        self.refused.update(reasons)
+        file, reason = next(iter(reasons.items()))
+        if before == 0:
+            logger.warning("DALI does not decode %s (%s); PIL decodes it, and all like it, for DALI", file, reason)
+        elif len(self.refused).bit_length() > before.bit_length():
+            logger.warning("PIL decodes %d images for DALI that it does not", len(self.refused))
+
+    def _decoded(self, data: MicroBatches, first: int, last: int) -> Iterator[Batch]:
+        planned: deque[Planned] = deque()
         plan = (data[index] for index in range(first, last))
         take = _take_from_gpu(self.device) if self.device.type == "cuda" else _take
-        with _sound_image() as sound, _pool(self.threads) as pool:
-            pipeline = self._pipeline(data, _external_source(data, plan, planned, sound, pool))
+        with sound_image(data.images.on_disk) as sound, _pool(self.threads) as pool:
+            pipeline = self._pipeline(data, planned_inputs(data, plan, planned, sound, pool))
             for _ in range(first, last):
                 pipeline.schedule_run()
                 try:
                     pixels, sizes = pipeline.outputs()
                 except RuntimeError as error:
                     # It names no file, and fails in whatever comes after: this pipeline is done for.
-                    raise self._culprits(data, planned[0].crops, error) from error
+                    raise self._culprits(data, planned[0], error) from error
                 due = planned.popleft()
                 if faults := due.faults(np.asarray(sizes.as_tensor())[:, :2]):
                     raise BadImages(faults)
                 yield due.crops.batch(take(pixels, due))
 
-    def _culprits(self, data: MicroBatches, crops: Crops, error: RuntimeError) -> BadImages | WorkerDied:
+    def _culprits(self, data: MicroBatches, due: Planned, error: RuntimeError) -> Exception:
         """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""
-        faults: dict[int, str] = {}
-        fails_alone: dict[int, str] = {}
+        crops, faults, reasons = due.crops, dict[int, str](), dict[str, str]()
         for i, sample_id in enumerate(crops.sample_ids.tolist()):
             try:
                 pil.crop(data, crops, i)
@@ -129,24 +151,27 @@ class DaliLoader:
         if faults:
             return BadImages(faults)
         for i, sample_id in enumerate(crops.sample_ids.tolist()):
-            refusal = self._refusal(data, crops.only(i))
-            if refusal is not None:
-                fails_alone[sample_id] = f"PIL decodes it and DALI does not ({refusal})"
-        if fails_alone and self._decodes_a_sound_image():
-            return BadImages(fails_alone)
+            if (refusal := self._refusal(data, crops.only(i))) is not None:
+                reasons[data.images.files[sample_id]] = refusal
+        if reasons and self._decodes_a_sound_image():
+            return _Refused(reasons)
         return WorkerDied(f"DALI fails ({_reason(error)}); --loader pil does without it")
 
     def _decodes_a_sound_image(self) -> bool:
-        with _sound_image() as sound:
-            only = images(ImageFolder(paths=(sound.parent,)), {sound.name: _SOUND})
+        with sound_image(on_disk=True) as sound:
+            only = images(ImageFolder(paths=(sound.path.parent,)), {sound.path.name: SOUND})
             layout = StepLayout.uniform(image_size=8, batch_size=1, micro_batch=1)
             data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, layout=layout)
             return self._refusal(data, data[0]) is None
 
     def _refusal(self, data: MicroBatches, crops: Crops) -> str | None:
         """Return what DALI has against some images, None if nothing."""
-        with _sound_image() as sound:
-            pipeline = self._pipeline(data, iter([_inputs(data, _without_pils(crops), sound)[0]]))
+        with sound_image(data.images.on_disk) as sound:
+            try:
+                inputs = inputs_now(data, crops, sound)
+            except BadImage as fault:  # a moment ago it was none: PIL will say
+                return str(fault)
+            pipeline = self._pipeline(data, iter([inputs]))
             pipeline.schedule_run()
             try:
                 pipeline.outputs()
@@ -154,7 +179,7 @@ class DaliLoader:
                 return _reason(error)
         return None
 
-    def _pipeline(self, data: MicroBatches, source: Iterator[_Inputs]) -> Any:
+    def _pipeline(self, data: MicroBatches, source: Iterator[Inputs]) -> Any:
         from nvidia.dali import Pipeline, fn, math, types
 
         filters: dict[Interpolation, Any] = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
@@ -166,8 +191,9 @@ class DaliLoader:
             prefetch_queue_depth=max(_IN_FLIGHT, *(segment.per_step + 1 for segment in segments)),
         )
         with pipeline:
-            path, corner, extent, roi_start, roi_end, side = fn.external_source(source=source, num_outputs=6)
-            encoded = fn.io.file.read(path)
+            encoded, corner, extent, roi_start, roi_end, side = fn.external_source(source=source, num_outputs=6)
+            if data.images.on_disk:
+                encoded = fn.io.file.read(encoded)
             # The decoder kills the process on a file whose header makes no sense or whose image does not hold the
             # window. So the header is read before, which is an error like any other, and the window is kept inside.
             size = fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)
@@ -198,74 +224,15 @@ class DaliLoader:
         return pipeline
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A micro-batch on its way, and what is left to do when DALI has done its part."""
+class _Refused(Exception):
+    """DALI does not decode some images that PIL decodes: `reasons` by file."""
 
-    crops: Crops
-    boxes: StoredBoxes
-    by_pil: dict[int, Future[np.ndarray]]  # crops that DALI has made of the sound image, [C, H, W]
-
-    def faults(self, sizes: Int64) -> dict[int, str]:
-        """Say what is wrong with which samples, given the height and width that DALI found, [B, 2]."""
-        changed = (sizes != self.boxes.sizes).any(axis=1)  # so it cut out something else
-        ids = self.crops.sample_ids
-        faults = dict.fromkeys(ids[changed].tolist(), "its size has changed since it was checked")
-        for i, crop in self.by_pil.items():
-            error = crop.exception()
-            if isinstance(error, BadImage):
-                faults[int(ids[i])] = str(error)
-        return faults
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
 
 
-def _external_source(
-    data: MicroBatches, plan: Iterator[Crops], planned: deque[_Planned], sound: Path, pool: ThreadPoolExecutor
-) -> Iterator[_Inputs]:
-    """Yield what DALI needs for every micro-batch, and note in `planned` what it has been given."""
-    for crops in plan:
-        by_pil = {int(i): pool.submit(pil.crop, data, crops, int(i)) for i in np.flatnonzero(crops.pil_only)}
-        inputs, boxes = _inputs(data, _without_pils(crops), sound)
-        planned.append(_Planned(crops, boxes, by_pil))
-        yield inputs
-
-
-def _without_pils(crops: Crops) -> Crops:
-    """Put the sound image in the position of those that DALI is not to decode: a batch of DALI's cannot be empty."""
-    pil_only = crops.pil_only
-    return replace(
-        crops,
-        sizes=np.where(pil_only[:, None], _SOUND_BOX[2:], crops.sizes),
-        orientations=np.where(pil_only, _SOUND.orientation, crops.orientations),
-        boxes=np.where(pil_only[:, None], _SOUND_BOX, crops.boxes),
-    )
-
-
-def _inputs(data: MicroBatches, crops: Crops, sound: Path) -> tuple[_Inputs, StoredBoxes]:
-    """Return what DALI needs for a micro-batch, and the boxes that it then cuts out."""
-    images, boxes = data.images, crops.stored_boxes
-    files = [
-        sound if of_pil else images.path(int(i)) for i, of_pil in zip(crops.sample_ids, crops.pil_only, strict=True)
-    ]
-    paths = [np.frombuffer(os.fsencode(file), dtype=np.uint8) for file in files]
-    window, window_extent = boxes.corners, boxes.extents
-    if data.augment.crop_filter == "around":
-        reach = _REACH[data.augment.interpolation]
-        window, window_extent = _widened(window, window_extent, crops.size, boxes.sizes, reach=reach)
-    start = boxes.corners - window
-    ends = np.stack([start, start + boxes.extents]).astype(np.float32)
-    first, last = np.where(boxes.mirrored, ends[::-1], ends)  # a region that ends before it starts is mirrored
-    sides = np.full_like(first, crops.size)  # [B, 2]
-    return (paths, window, window_extent, first, last, sides), boxes
-
-
-def _widened(corner: NDArray[Any], extent: NDArray[Any], size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
-    """Widen boxes by what the filter sees around them in their images; return corners and extents, [B, 2]."""
-    margin = np.ceil(reach * np.maximum(extent / size, 1)) + 1
-    first = np.maximum(np.floor(corner - margin), 0).astype(np.int64)
-    return first, np.minimum(np.ceil(corner + extent + margin), image).astype(np.int64) - first
-
-
-def _take(pixels: Any, due: _Planned) -> Tensor:
+def _take(pixels: Any, due: Planned) -> Tensor:
     """Copy a batch out of DALI's memory, which is its own again when the next batch is asked for, and complete it."""
     from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
@@ -278,26 +245,17 @@ def _take(pixels: Any, due: _Planned) -> Tensor:
     return images
 
 
-def _take_from_gpu(device: torch.device) -> Callable[[Any, _Planned], Tensor]:
+def _take_from_gpu(device: torch.device) -> Callable[[Any, Planned], Tensor]:
     """Return a _take that waits for its copies, and not for the kernels that the training has queued."""
     stream = torch.cuda.Stream(device)
 
-    def take(pixels: Any, due: _Planned) -> Tensor:
+    def take(pixels: Any, due: Planned) -> Tensor:
         with torch.cuda.stream(stream):
             images = _take(pixels, due)
         stream.synchronize()
         return images
 
     return take
-
-
-@contextmanager
-def _sound_image() -> Iterator[Path]:
-    """Write an image that any decoder decodes, _SOUND, for as long as it is needed."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "sound.jpg")
-        Image.new("RGB", _SOUND_BOX[2:]).save(path)
-        yield path
 
 
 @contextmanager

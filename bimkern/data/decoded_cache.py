@@ -17,9 +17,10 @@ from PIL import Image
 from bimkern.data.check import Progress
 from bimkern.data.decoding import Decoded
 from bimkern.data.formats import CONVERTED, BadImage, OutOfResources
-from bimkern.data.names import Int64
+from bimkern.data.images import Images
+from bimkern.data.integers import Int64
 from bimkern.data.orientation import FIRST_TRANSPOSED
-from bimkern.data.source import Images, SourceError, title
+from bimkern.data.source import SourceError, title
 from bimkern.data.workers import WorkerDied, ahead
 
 _CHUNK = 16  # images per job of a worker

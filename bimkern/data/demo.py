@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.written_once import written_once
 
 _SHORT_SIDE = 256  # pixels; small enough to decode in well under a millisecond

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.written_once import written_once
 
 _BRIGHTEST = 16  # of a scan

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.names import Int64, Names
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names
 from bimkern.data.orientation import UPRIGHT
 from bimkern.files.columns import Columns
 
@@ -84,10 +85,10 @@ class FileChecks(Mapping[str, FileCheck]):
         return iter(self.names)
 
     def __getitem__(self, file: str) -> FileCheck:
-        place = self.names.place(file)
-        if place is None:
+        i = self.names.index_of(file)
+        if i is None:
             raise KeyError(file)
-        num_bytes, mtime_ns, digest, width, height, orientation, pil_only, fault = self._rows[place].item()
+        num_bytes, mtime_ns, digest, width, height, orientation, pil_only, fault = self._rows[i].item()
         assert fault != _UNCHECKED, file
         if fault != _SOUND:
             return FileCheck(fault=self._faults[fault - 1])
@@ -145,10 +146,10 @@ class FileChecks(Mapping[str, FileCheck]):
 
     def of_files(self, names: Names) -> "FileChecks":
         """Return the results for some files, in their order; those that are none of ours are unchecked."""
-        places = self.names.places(names)
+        indexes = self.names.indexes_of(names)
         found = FileChecks(names, faults=self._faults)
-        known = places >= 0
-        found._rows[known] = self._rows[places[known]]
+        known = indexes >= 0
+        found._rows[known] = self._rows[indexes[known]]
         return found
 
     def updated(self, other: "FileChecks") -> "FileChecks":

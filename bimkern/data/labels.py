@@ -1,7 +1,7 @@
 """Labels: which class every image belongs to, as its source says, or by class folders.
 
 A folder is read as by torchvision's ImageFolder: the folder right below it names the class. A folder that holds `train`
-and `val` (or `valid`, or `test`), each a folder or a list, keeps the second for evaluation.
+and `val` (or `valid`, `validation` or `test`), each a folder or a list, keeps the second for evaluation.
 
 Shapes: N images.
 """
@@ -13,14 +13,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bimkern.data.names import Int64, Names
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names
 from bimkern.data.source import Source, SourceError, title
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.listed import LISTS
 
 __all__ = ["HasLabels", "Labels", "labeled_images", "read_labels"]
 
-_TRAIN, _HELD_OUT = ("train",), ("val", "valid", "test")
+_TRAIN, _HELD_OUT = ("train",), ("val", "valid", "validation", "test")
 
 
 @runtime_checkable
@@ -45,9 +46,9 @@ class Labels:
 
     def of(self, files: Names) -> Int64:
         """Return the labels of some of the files, [N]: of `Images.files`, they are indexed by sample id."""
-        places = self.files.places(files)
-        assert (places >= 0).all()
-        return self.numbers[places]
+        indexes = self.files.indexes_of(files)
+        assert (indexes >= 0).all()
+        return self.numbers[indexes]
 
 
 def labeled_images(path: Path) -> Source:
@@ -81,12 +82,12 @@ def read_labels(source: Source, files: Names, classes: Sequence[str] | None = No
     known = sorted(numbers) if classes is None else list(classes)
     if len(known) < 2:
         raise SourceError(f"{title(source)}: labels must name at least two classes, got {', '.join(known) or 'none'}")
-    place = {name: i for i, name in enumerate(known)}
-    unknown = np.flatnonzero(np.array([name not in place for name in numbers], dtype=bool)[met])
+    number_of = {name: i for i, name in enumerate(known)}
+    unknown = np.flatnonzero(np.array([name not in number_of for name in numbers], dtype=bool)[met])
     if len(unknown):
         label = list(numbers)[met[unknown[0]]]
         raise SourceError(f"{title(source)}: {files[int(unknown[0])]} has label {label!r}, which no training image has")
-    return Labels(tuple(known), files, np.array([place[name] for name in numbers], dtype=np.int64)[met])
+    return Labels(tuple(known), files, np.array([number_of[name] for name in numbers], dtype=np.int64)[met])
 
 
 def _class_folders(source: Source, files: Names) -> Iterator[str]:

@@ -47,11 +47,11 @@ def choose_loader(
     augment: Cropping | None = None,
     *,
     kept: bool = False,
-    on_disk: bool = True,
+    arrays: bool = False,
 ) -> tuple[Loader, str]:
     """Return the loader that --loader names and a line that says which it is and why.
 
-    `auto` takes DALI where a GPU decodes files on disk to gray or RGB, else PIL. Whether DALI decodes regions there is
+    `auto` takes DALI where a GPU decodes images to gray or RGB, else PIL. Whether DALI decodes regions there is
     tested.
 
     Args:
@@ -61,7 +61,7 @@ def choose_loader(
         channels: that images are decoded to.
         augment: of the run; what it does to pixels needs PIL. None: it crops and flips alone.
         kept: whether images are kept decoded in memory.
-        on_disk: whether images are files on disk. Others DALI leaves to PIL, in threads of this process.
+        arrays: whether images are arrays and not encoded. DALI leaves these to PIL, in threads of this process.
 
     Raises:
         LoaderError: DALI is asked for by name and cannot be used here.
@@ -81,8 +81,8 @@ def choose_loader(
         wanted = f"{transform.name} takes images of PIL"
     elif kept:
         wanted = "--cache memory keeps images of PIL"
-    elif name == "auto" and not on_disk:
-        wanted = "DALI reads only files on disk and would leave these images to PIL, in threads of the training process"
+    elif name == "auto" and arrays:
+        wanted = "DALI decodes no arrays and would leave them to PIL, in threads of the training process"
     if wanted is not None:
         if name == "dali":
             raise LoaderError(f"--loader dali: {wanted}; take --loader pil")

@@ -13,10 +13,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-_CODING = ("utf-8", "surrogateescape")  # as Python has names of files
-_AT_ONCE = 1 << 12  # names whose places are Python's integers
+from bimkern.data.integers import Int64
 
-Int64 = NDArray[np.int64]
+_CODING = ("utf-8", "surrogateescape")  # as Python has names of files
+_AT_ONCE = 1 << 12  # names whose limits are Python's integers
 
 
 class Names(Sequence[str]):
@@ -112,18 +112,18 @@ class Names(Sequence[str]):
         texts = list(self)
         return all(map(lt, texts, islice(texts, 1, None)))
 
-    def place(self, name: str) -> int | None:
+    def index_of(self, name: str) -> int | None:
         """Return where a name is, None where it is not there. The names must ascend."""
         assert self.ascend
         i = bisect_left(self, name)
         return i if i < len(self) and self[i] == name else None
 
-    def places(self, names: "Names") -> Int64:
+    def indexes_of(self, names: "Names") -> Int64:
         """Return where names are, those that are there [len(names)]; -1 for others. No two of ours may be equal."""
         if self == names:
             return np.arange(len(self))
-        place = dict(zip(self.all_encoded(), range(len(self)), strict=True))
-        return np.fromiter(map(place.get, names.all_encoded(), repeat(-1)), np.int64, len(names))
+        indexes = dict(zip(self.all_encoded(), range(len(self)), strict=True))
+        return np.fromiter(map(indexes.get, names.all_encoded(), repeat(-1)), np.int64, len(names))
 
     def where(self, mask: NDArray[np.bool_]) -> "Names":
         """Return the names for which a mask [N] holds."""
@@ -134,7 +134,7 @@ class Names(Sequence[str]):
         return Names(joined.tobytes(), np.cumsum(lengths[mask]))
 
     def take(self, ids: Int64) -> "Names":
-        """Return the names at some places, in their order."""
+        """Return the names at some indexes, in their order."""
         steps = np.diff(ids)
         if len(ids) and (steps == 1).all():
             first, last = int(ids[0]), int(ids[-1])
@@ -148,13 +148,13 @@ class Names(Sequence[str]):
 
     def inserted(self, names: Sequence[str]) -> tuple["Names", Int64]:
         """Return these and a few others, both ascending; and before which of ours each of the others is inserted."""
-        places = [bisect_left(self, name) for name in names]
+        indexes = [bisect_left(self, name) for name in names]
         new = list(map(encoded, names))
-        at = [0, *(int(self.starts[i]) if i < len(self) else len(self.joined) for i in places), len(self.joined)]
+        at = [0, *(int(self.starts[i]) if i < len(self) else len(self.joined) for i in indexes), len(self.joined)]
         parts = [self.joined[start:end] for start, end in pairwise(at)]
         joined = b"".join([*chain.from_iterable(zip(parts[:-1], new, strict=True)), parts[-1]])
-        lengths = np.insert(self.ends - self.starts, places, list(map(len, new)))
-        return Names(joined, np.cumsum(lengths)), np.array(places, dtype=np.int64)
+        lengths = np.insert(self.ends - self.starts, indexes, list(map(len, new)))
+        return Names(joined, np.cumsum(lengths)), np.array(indexes, dtype=np.int64)
 
 
 def decoded(name: bytes) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-Int64 = NDArray[np.int64]
+from bimkern.data.integers import Int64
+
 Boxes = Int64 | NDArray[np.float64]  # whole pixels, or parts of them
 
 UPRIGHT = 1

@@ -5,9 +5,9 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from bimkern.data.source import Images, SourceError, title
-
-_EXAMPLES = 3  # files in a message
+from bimkern.data.images import Images
+from bimkern.data.source import SourceError, title
+from bimkern.examples import some
 
 
 def refuse_overlap(train: Images, held_out: Images) -> None:
@@ -20,10 +20,9 @@ def refuse_overlap(train: Images, held_out: Images) -> None:
     trained = {_origin(train, i) for i in _alike(train, held_out)} - {None}
     same = [held_out.files[i] for i in _alike(held_out, train) if _origin(held_out, i) in trained]
     if same:
-        more = f" and {len(same) - _EXAMPLES} more" if len(same) > _EXAMPLES else ""
         raise SourceError(
             f"{len(same)} of {len(held_out)} images to evaluate on, in {title(held_out.source)}, are also trained on "
-            f"({', '.join(map(ascii, same[:_EXAMPLES]))}{more}); evaluate on others"
+            f"({some(map(repr, same))}); evaluate on others"
         )
 
 

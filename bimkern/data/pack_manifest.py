@@ -3,18 +3,22 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bimkern.data.formats import BadImage
+from bimkern.data.listing import Listing
 from bimkern.data.repack import Repacking
-from bimkern.data.source import Listing, title
+from bimkern.data.source import title
 from bimkern.errors import BimkernError
 from bimkern.files import atomic
 
 MANIFEST = "manifest.json"
 _FORMAT = "bimkern.pack 1"
+_READERS = 4  # threads that compare digests
 
 
 def shard_name(number: int) -> str:
@@ -101,12 +105,18 @@ def begin(folder: Path, listing: Listing, labels: Mapping[str, str] | None, how:
     records = {one["name"]: ShardRecord(**one) for one in found["shards"]}
     names = map(shard_name, range(-(-new.files // per_shard)))
     shards = {number: records[name] for number, name in enumerate(names) if name in records}
-    return replace(new, shards={number: one for number, one in shards.items() if _is_whole(folder, one)})
+    with ThreadPoolExecutor(_READERS) as pool:
+        whole = pool.map(partial(_is_whole, folder), shards.values())
+        return replace(new, shards={number: shards[number] for number, kept in zip(shards, whole, strict=True) if kept})
 
 
 def _is_whole(folder: Path, shard: ShardRecord) -> bool:
+    """Return whether a shard is there as it was written."""
     path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.bytes
+    if not path.is_file() or path.stat().st_size != shard.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -9,8 +9,9 @@ from io import BytesIO
 
 from bimkern.data.formats import ARRAY_SUFFIX, SUFFIXES
 from bimkern.data.repack import PackedImage
-from bimkern.data.source import SourceError, why_skipped
-from bimkern.data.sources.shards import key_of
+from bimkern.data.skipped import why_skipped
+from bimkern.data.source import SourceError
+from bimkern.data.sources.sharded import key_of
 from bimkern.data.suffixes import suffix_of
 
 _REPLACED = (*SUFFIXES, ARRAY_SUFFIX)

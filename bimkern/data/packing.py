@@ -17,11 +17,12 @@ from typing import Any
 
 from bimkern.data.formats import OutOfResources, reason_of
 from bimkern.data.labels import HasLabels
+from bimkern.data.listing import Listing, list_images
 from bimkern.data.names import Names
 from bimkern.data.pack_manifest import Manifest, PackError, ShardRecord, begin, shard_name
 from bimkern.data.packed_names import PackedNames
 from bimkern.data.repack import PackedImage, Repacking, repack
-from bimkern.data.source import Listing, Source, SourceError, list_images, open_in, title
+from bimkern.data.source import Source, SourceError, open_in, title
 from bimkern.data.sources.tar_index import read_index
 from bimkern.data.workers import WorkerDied, ahead
 from bimkern.errors import RunError

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bimkern.data.augment import Int64, Interpolation
+from bimkern.data.augment import Interpolation
 from bimkern.data.batches import BadImages, Batch, Crops, MicroBatches
 from bimkern.data.formats import BadImage, OutOfResources
+from bimkern.data.integers import Int64
 from bimkern.data.workers import ahead
 
 logger = logging.getLogger("bimkern.data")

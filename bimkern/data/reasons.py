@@ -4,12 +4,13 @@ Shapes: N files.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.names import Int64, Names
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names
 from bimkern.data.suffixes import suffixes_of
 
 
@@ -37,10 +38,10 @@ class Reasons(Mapping[str, str | None]):
         return iter(self.names)
 
     def __getitem__(self, file: str) -> str | None:
-        place = self.names.place(file)
-        if place is None:
+        i = self.names.index_of(file)
+        if i is None:
             raise KeyError(file)
-        return self._texts[self._codes[place]]
+        return self._texts[self._codes[i]]
 
     @property
     def images(self) -> NDArray[np.bool_]:
@@ -60,6 +61,13 @@ class Reasons(Mapping[str, str | None]):
         codes = np.where(self.images & (numbers == known), len(self._texts), self._codes)
         return Reasons(self.names, codes, [*self._texts, reason])
 
+    def without(self, files: Collection[str]) -> "Reasons":
+        """Return these but for a few files."""
+        found = [i for file in files if (i := self.names.index_of(file)) is not None]
+        mask = np.ones(len(self), dtype=bool)
+        mask[found] = False
+        return self.where(mask) if found else self
+
     def joined(self, reasons: Mapping[str, str | None]) -> "Reasons":
         """Return these, and those of them that are of other files."""
         new = [file for file in sorted(reasons) if file not in self]
@@ -67,8 +75,8 @@ class Reasons(Mapping[str, str | None]):
             return self
         texts = {text: code for code, text in enumerate(self._texts)}
         codes = [texts.setdefault(reasons[file], len(texts)) for file in new]
-        names, places = self.names.inserted(new)
-        return Reasons(names, np.insert(self._codes, places, codes), list(texts))
+        names, indexes = self.names.inserted(new)
+        return Reasons(names, np.insert(self._codes, indexes, codes), list(texts))
 
     def alike(self) -> dict[tuple[str, str], Names]:
         """Return the files that are skipped by suffix and reason."""

@@ -26,7 +26,7 @@ from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.check import check_file, images
 from bimkern.data.dali import DaliLoader
 from bimkern.data.file_checks import FileCheck
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name
 from bimkern.files.cache import cache_folder

@@ -10,7 +10,8 @@ import numpy as np
 
 from bimkern.data.decoding import decode
 from bimkern.data.formats import BadImage, OutOfResources, reason_of
-from bimkern.data.source import Listing, SourceError, open_in, title
+from bimkern.data.listing import Listing
+from bimkern.data.source import SourceError, open_in, title
 from bimkern.data.workers import WorkerDied, ahead
 
 _SAMPLE = 2000  # images

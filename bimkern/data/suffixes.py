@@ -6,7 +6,8 @@ Shapes: N names.
 import numpy as np
 from numpy.typing import NDArray
 
-from bimkern.data.names import Int64, Names
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names
 
 NO_SUFFIX = "without suffix"
 _LONGEST = 8  # bytes of a suffix that is read with all others at once

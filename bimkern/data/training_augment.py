@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from bimkern import optional
-from bimkern.data.augment import Int64, Interpolation, PixelTransform, RandomResizedCrop
+from bimkern.data.augment import Interpolation, PixelTransform, RandomResizedCrop
 from bimkern.data.global_generators import lent_generators
+from bimkern.data.integers import Int64
 from bimkern.rng import Stream
 
 # timm skips a section that it cannot read.

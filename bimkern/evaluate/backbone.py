@@ -4,7 +4,7 @@ Shapes: B images, C channels, S pixels a side, R prefix tokens, N patches, D wid
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bimkern.data.decoding import Alpha, Decoding, Range
+from bimkern.data.formats import MAX_PIXELS
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing, Trained, below, depths, read_trained
 from bimkern.importers.weights_file import is_run
@@ -32,6 +33,7 @@ class Backbone:
     encoder: Any  # an nn.Module that follows Encoder
     norms: Mapping[int, nn.Module]  # the trained norms, by the depth that they follow
     images: Preprocessing
+    max_pixels: int = MAX_PIXELS  # of an image, in its training
 
     @property
     def config(self) -> EncoderConfig:
@@ -158,7 +160,8 @@ def _of_run(trained: Trained) -> Backbone:
         for head, depth in enumerate(depths(method))
         if f"heads.{head}.in_norm.weight" in trained.weights
     }
-    return _frozen(encoder, norms, trained.preprocessing)
+    backbone = _frozen(encoder, norms, trained.preprocessing)
+    return replace(backbone, max_pixels=trained.config.run.max_pixels)
 
 
 def _of_export(path: Path) -> Backbone:

@@ -13,18 +13,20 @@ from bimkern.data.augment import Interpolation, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.decoding import Decoding
+from bimkern.data.images import Images
+from bimkern.data.listing import list_images, refuse_if_empty
 from bimkern.data.loader import default_workers
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import Images, Source, list_images, refuse_if_empty, title
+from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.evaluate.errors import EvaluationError
+from bimkern.examples import some
 from bimkern.exporters.trained import Preprocessing
 
 logger = logging.getLogger("bimkern.evaluate")
 
 MAX_BAD_RATIO = 0.1  # of the images, as in training
-_EXAMPLES = 3  # files in a message
 _SCALE = (0.08, 1.0)  # share of the image's area
 
 
@@ -39,7 +41,7 @@ def readable_images(source: Source, decoding: Decoding, max_bad_ratio: float) ->
     found = check(listing, workers=default_workers())
     listing = listing.skip(found.faults)
     refuse_if_empty(listing)
-    faults = {file: fault for file, fault in found.faults.items() if listing.files.place(file) is not None}
+    faults = {file: fault for file, fault in found.faults.items() if listing.files.index_of(file) is not None}
     if len(faults) == len(listing.files) or len(faults) > max_bad_ratio * len(listing.files):
         raise EvaluationError(
             f"{title(source)}: {_count(faults, len(listing.files))}, more than --max-bad-ratio {max_bad_ratio:g}; "
@@ -51,9 +53,7 @@ def readable_images(source: Source, decoding: Decoding, max_bad_ratio: float) ->
 
 
 def _count(faults: Mapping[str, str], of: int) -> str:
-    examples = ", ".join(f"{file}: {fault}" for file, fault in list(faults.items())[:_EXAMPLES])
-    more = f", and {len(faults) - _EXAMPLES} more" if len(faults) > _EXAMPLES else ""
-    return f"{len(faults)} of {of} images cannot be read ({examples}{more})"
+    return f"{len(faults)} of {of} images cannot be read ({some(f'{file}: {fault}' for file, fault in faults.items())})"
 
 
 def random_crops(

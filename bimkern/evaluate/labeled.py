@@ -22,10 +22,12 @@ from torch import Tensor
 from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.digits import enlarged, read_digits
 from bimkern.data.formats import BadImage
+from bimkern.data.images import Images
 from bimkern.data.labels import Labels, labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.orientation import turned
 from bimkern.data.overlap import refuse_overlap
-from bimkern.data.source import Images, Source, list_images, open_in, title
+from bimkern.data.source import Source, open_in, title
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO, readable_images
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing

@@ -24,6 +24,12 @@ def check_picture(picture: Path | None) -> None:
         raise ConfigError(f"--picture is written as PNG and must end in .png, got {picture}")
 
 
+def check_pixels(limit: int | None) -> None:
+    """Raise ConfigError unless images of some size may be read; None: as in training."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--max-pixels must be at least 1, got {limit}")
+
+
 def write_picture(draw: Callable[[Path], None], given: Path | None, run: Path, name: str) -> Path | None:
     """Draw a picture where it is asked for or else in the run folder, which may be another's: there, it may fail.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bimkern.errors import BimkernError
+from bimkern.examples import some
 from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.models.encoder import EncoderConfig, Grid, Program
@@ -25,7 +26,6 @@ from bimkern.train.config.run import Config, ConfigError
 from bimkern.train.network import build
 
 _ENCODER = "encoder."
-_EXAMPLES = 3  # names in a message
 _FITTED = ("image_size", "img_size", "window", "window_size", "window_image_size")  # settings that may differ
 
 
@@ -97,7 +97,7 @@ def fit(network: Network, saved: SavedWeights, path: Path) -> InitialWeights:
     if not any(theirs in weights for names in taken.values() for theirs in names):
         if kind := _other_kind(saved, network.config):
             raise WeightsError(f"{path}: the encoder differs: {kind}")
-        raise WeightsError(f"{path} holds no weights of such an encoder; it names {_some(weights)}")
+        raise WeightsError(f"{path} holds no weights of such an encoder; it names {some(weights)}")
     layout = network.config.layout("timm")
     untrained = {} if layout is None else layout.random  # what a whole network has besides
     _refuse_other(network, saved, {name: weights[name] for name in weights if name not in untrained}, taken, path)
@@ -147,7 +147,7 @@ def _refuse_other(
     differences = (
         _differing_settings(saved, encoder)
         or depth + shapes[:1]
-        or [f"it {what} {_some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
+        or [f"it {what} {some(names)}" for what, names in (("lacks", missing), ("also has", more)) if names]
     )
     if differences:
         kind = _other_kind(saved, encoder)
@@ -311,9 +311,3 @@ def _counts(names: Iterable[str]) -> str:
     """Count names by their first word."""
     counts = Counter(name.partition(".")[0] for name in names)
     return ", ".join(f"{part} {count}" for part, count in counts.items()) or "nothing"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _EXAMPLES} more" if len(listed) > _EXAMPLES else ""
-    return ", ".join(listed[:_EXAMPLES]) + more

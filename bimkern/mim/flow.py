@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,37 @@ def _unnoticed(number: int) -> None:
     """Do nothing: one process makes its updates when they are applied."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepOptions:
+    """How a flow runs a step.
+
+    Args:
+        slices: parts in which a head decodes a micro-batch.
+        frozen_groups: how many layer groups, from the first on, do not learn.
+        scope: called with a name for each part of the step; what is allocated inside has died at the next step.
+        denominators: loss weights of every stage over the whole step, [S], where other processes have a part of it; by
+            default those of the batches.
+        ready: called with the number of an update before its parameters are read: that of the step before may still be
+            under way.
+        ahead: called with the number of an update before the last backward pass that it takes gradients from, which
+            adds to each of them at most once.
+    """
+
+    slices: int = 1
+    frozen_groups: int = 0
+    scope: ScopeFactory = nullcontext
+    denominators: Tensor | None = None
+    ready: Notify = _unnoticed
+    ahead: Notify = _unnoticed
+
+    def loss_weights(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """Return the loss weights of every stage over the whole step, [S]."""
+        return denominators_of(batches) if self.denominators is None else self.denominators
+
+
+PLAIN_STEP = StepOptions()  # of one process, in one piece
+
+
 class Flow(Protocol):
     """A frozen dataclass that runs optimizer steps."""
 
@@ -81,13 +112,7 @@ class Flow(Protocol):
         model: Staged,
         batches: Sequence[MicroBatch],
         updates: Sequence[Update],
-        *,
-        slices: int = 1,
-        frozen_groups: int = 0,
-        scope: ScopeFactory = nullcontext,
-        denominators: Tensor | None = None,
-        ready: Notify = _unnoticed,
-        ahead: Notify = _unnoticed,
+        options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         """Run one step.
 
@@ -95,15 +120,7 @@ class Flow(Protocol):
             model: the network.
             batches: the micro-batches of the step.
             updates: one for every group of partition(), in its order.
-            slices: parts in which a head decodes a micro-batch.
-            frozen_groups: how many layer groups, from the first on, do not learn.
-            scope: called with a name for each part of the step; what is allocated inside has died at the next step.
-            denominators: loss weights of every stage over the whole step, [S], where other processes have a part of it;
-                by default those of the batches.
-            ready: called with the number of an update before its parameters are read: that of the step before may still
-                be under way.
-            ahead: called with the number of an update before the last backward pass that it takes gradients from, which
-                adds to each of them at most once.
+            options: how it is run.
 
         Returns:
             The losses of the stages, [S], detached; NaN for a stage that is frozen. Those of all processes add up.
@@ -129,31 +146,16 @@ class Local:
         model: Staged,
         batches: Sequence[MicroBatch],
         updates: Sequence[Update],
-        *,
-        slices: int = 1,
-        frozen_groups: int = 0,
-        scope: ScopeFactory = nullcontext,
-        denominators: Tensor | None = None,
-        ready: Notify = _unnoticed,
-        ahead: Notify = _unnoticed,
+        options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         tokens = [batch.images for batch in batches]
-        denominators = denominators_of(batches) if denominators is None else denominators
+        denominators = options.loss_weights(batches)
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
-            with scope(f"stage{stage}"):
-                ready(stage)
-                losses[stage] = learn(
-                    model,
-                    stage,
-                    tokens,
-                    batches,
-                    update,
-                    slices=slices,
-                    frozen_groups=frozen_groups,
-                    denominator=denominators[stage],
-                    ahead=partial(ahead, stage),
-                )
+            with options.scope(f"stage{stage}"):
+                options.ready(stage)
+                given: Any = {"denominator": denominators[stage], "ahead": partial(options.ahead, stage)}
+                losses[stage] = learn(model, stage, tokens, batches, update, options, **given)
         return losses
 
 
@@ -173,21 +175,15 @@ class EndToEnd:
         model: Staged,
         batches: Sequence[MicroBatch],
         updates: Sequence[Update],
-        *,
-        slices: int = 1,
-        frozen_groups: int = 0,
-        scope: ScopeFactory = nullcontext,
-        denominators: Tensor | None = None,
-        ready: Notify = _unnoticed,
-        ahead: Notify = _unnoticed,
+        options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         (update,) = updates
-        denominators = denominators_of(batches) if denominators is None else denominators
+        denominators, frozen_groups = options.loss_weights(batches), options.frozen_groups
         losses = torch.full_like(denominators, math.nan)
         first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
         losses[first:] = 0
-        with scope("step"):
-            ready(0)
+        with options.scope("step"):
+            options.ready(0)
             for i, batch in enumerate(batches):
                 tokens, taps, grads = batch.images, [], []
                 for stage, view in enumerate(batch.views):
@@ -195,12 +191,12 @@ class EndToEnd:
                     taps.append(tokens)
                 targets = model.targets(range(first, model.num_stages), batch.images)
                 for stage in range(first, model.num_stages):
-                    args = (targets.pop(stage), denominators[stage], update, slices)
+                    args = (targets.pop(stage), denominators[stage], update, options.slices)
                     part, grad = _decode(model, stage, taps[stage], batch, *args)
                     losses[stage] += part
                     grads.append(grad)
                 if i == len(batches) - 1:
-                    ahead(0)
+                    options.ahead(0)
                 torch.autograd.backward(taps[first:], grads)
             update.apply()
         return losses
@@ -212,9 +208,8 @@ def learn(
     tokens: Tokens,
     batches: Sequence[MicroBatch],
     update: Update,
+    options: StepOptions,
     *,
-    slices: int,
-    frozen_groups: int,
     denominator: Tensor,
     ahead: Callable[[], object],
 ) -> Tensor:
@@ -226,23 +221,22 @@ def learn(
         tokens: what enters the stage, images for stage 0; each is replaced by what it puts out, detached.
         batches: the micro-batches of the step.
         update: that of the stage.
-        slices: parts in which the head decodes a micro-batch.
-        frozen_groups: how many layer groups, from the first on, do not learn.
+        options: of the step.
         denominator: loss weights of the stage over the whole step.
         ahead: called before the last backward pass.
 
     Returns:
         The loss of the stage, detached; NaN where it is frozen.
     """
-    frozen = model.is_frozen(stage, frozen_groups)
+    frozen = model.is_frozen(stage, options.frozen_groups)
     loss = torch.full_like(denominator, math.nan)
     for i, batch in enumerate(batches):
-        out = model.encode(stage, tokens[i], batch.views[stage], frozen_groups)
+        out = model.encode(stage, tokens[i], batch.views[stage], options.frozen_groups)
         tokens[i] = out.detach()
         if frozen:
             continue
         target = model.targets([stage], batch.images)[stage]
-        part, grad = _decode(model, stage, out, batch, target, denominator, update, slices)
+        part, grad = _decode(model, stage, out, batch, target, denominator, update, options.slices)
         if i == len(batches) - 1:
             ahead()
         out.backward(grad)

@@ -7,14 +7,13 @@ Shapes: B images, T tokens of a stage, D width, S stages.
 """
 
 from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.flow import MicroBatch, NamedParameters, Notify, ScopeFactory, Staged, Update, denominators_of, learn
+from bimkern.mim.flow import PLAIN_STEP, MicroBatch, NamedParameters, Staged, StepOptions, Update, learn
 from bimkern.mim.model import MIM
 
 
@@ -49,31 +48,16 @@ class Pipeline:
         model: Staged,
         batches: Sequence[MicroBatch],
         updates: Sequence[Update],
-        *,
-        slices: int = 1,
-        frozen_groups: int = 0,
-        scope: ScopeFactory = nullcontext,
-        denominators: Tensor | None = None,
-        ready: Notify = lambda number: None,
-        ahead: Notify = lambda number: None,
+        options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         (update,) = updates
-        stage = self.stage
-        denominators = denominators_of(batches) if denominators is None else denominators
+        stage, denominators = self.stage, options.loss_weights(batches)
         losses = torch.zeros_like(denominators)  # those of all processes add up
-        with scope(f"stage{stage}"):
-            ready(0)
-            losses[stage] = learn(
-                model,
-                stage,
-                _Passed(self, batches, num_stages=model.num_stages),
-                batches,
-                update,
-                slices=slices,
-                frozen_groups=frozen_groups,
-                denominator=denominators[stage],
-                ahead=lambda: ahead(0),
-            )
+        with options.scope(f"stage{stage}"):
+            options.ready(0)
+            passed = _Passed(self, batches, num_stages=model.num_stages)
+            given: Any = {"denominator": denominators[stage], "ahead": lambda: options.ahead(0)}
+            losses[stage] = learn(model, stage, passed, batches, update, options, **given)
         return losses
 
 

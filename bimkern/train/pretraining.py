@@ -12,11 +12,11 @@ from bimkern.data.batches import Batch, MicroBatches, step_draw_ids
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.step_layout import Segment, StepLayout
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed.ranks import ALONE, Ranks
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
@@ -69,11 +69,10 @@ class Pretraining:
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
-        self.model.to(device)
         dtype = DTYPES[run.precision]
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
-        part.keep(self.model)
+        part.keep(self.model, device)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
         options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard != "none"}
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
@@ -104,27 +103,19 @@ class Pretraining:
         def rate(group: LayerGroup) -> float:
             return peak * schedule.factor(progress, group.number, depth, head=group.head)
 
-        for update in self.updates:
+        frozen_groups = schedule.frozen_groups(progress, depth)
+        work, before = (segment, frozen_groups), self._work
+        self._work = work
+        for update in self.updates:  # before anything that may run out of memory
             update.set_rates(rate)
+            if work != before:
+                update.renew()
         batches = []
         for part in batch:
             images = self._on_device(part.images)
             batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
-        frozen_groups = schedule.frozen_groups(progress, depth)
-        work = (segment, frozen_groups)
-        if work != self._work:
-            self._work = work
-            for update in self.updates:
-                update.renew()
-        losses = self._flow.step(
-            self.model,
-            batches,
-            self.updates,
-            slices=run.slices,
-            frozen_groups=frozen_groups,
-            scope=memory.scope(work),
-            **self._shared(index),
-        )
+        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
+        losses = self._flow.step(self.model, batches, self.updates, StepOptions(scope=memory.scope(work), **options))
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def _shared(self, index: int) -> dict[str, Any]:

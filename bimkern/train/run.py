@@ -12,7 +12,8 @@ from bimkern.data.loader import Loader, default_workers
 from bimkern.data.source import Source
 from bimkern.data.sources import find
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Group, Ranks, agreed
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import Group, Ranks
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
@@ -83,8 +84,8 @@ def run(config: Config, callbacks: Callbacks = NO_CALLBACKS) -> Outcome:
             if ranks.rank == 0:
                 config = _normalized(config, inputs)
             mine = StageConfig.of(config, ranks.rank) if config.run.pipeline else config
-            device, size = resolve_device(config.run.device), ranks.size
-            check_memory(mine, device, num_shares, spares=lambda: spared_bytes(mine, size))
+            device = resolve_device(config.run.device)
+            check_memory(mine, device, num_shares, spares=lambda: spared_bytes(mine, num_shares))
             init = None if config.run.init is None else read_initial_weights(config, config.run.init)
         config = _shared_normalization(config, ranks)
         with training.opened_folder(config, inputs, ranks) as folder:
@@ -130,7 +131,7 @@ def _normalized(config: Config, inputs: Inputs) -> Config:
 
 def _shared_normalization(config: Config, ranks: Ranks) -> Config:
     """Return the config with the mean and std of rank 0."""
-    mean, std = ranks.share([config.method.mean, config.method.std])
+    mean, std = ranks.broadcast_object([config.method.mean, config.method.std])
     return replace(config, method=replace(config.method, mean=tuple(mean), std=tuple(std)))
 
 

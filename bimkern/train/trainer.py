@@ -1,7 +1,7 @@
 """The mechanics of any run: resume, load, step, log, save, stop, roll back. A task knows what is trained."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import ALONE, agreed
+from bimkern.distributed.ranks import ALONE
 from bimkern.errors import BimkernError, RunError
 from bimkern.output import say
 from bimkern.train import device as devices
@@ -25,7 +25,7 @@ from bimkern.train.config.run import ConfigError, TrainingConfig
 from bimkern.train.config.serialize import refuse_other, to_json
 from bimkern.train.loop.session import Session
 from bimkern.train.loop.sharing import SharedImages, Sharing
-from bimkern.train.loop.streaming import served
+from bimkern.train.loop.streaming import all_saved, served
 from bimkern.train.loop.unwritten import Unlogged
 from bimkern.train.memory import allocator
 from bimkern.train.memory.budget import OutOfMemory, UpdateOutOfMemory, is_out_of_memory
@@ -105,14 +105,14 @@ class Trainer:
         self.folder.record(self.config, None if done == self.layout.num_steps else facts)
         if done == self.layout.num_steps:
             # Without them it was killed between its last checkpoint and its pictures.
-            undrawn = self.ranks.share(not self.folder.has_picture(self.task.pictures.newest))
+            undrawn = self.ranks.broadcast_object(not self.folder.has_picture(self.task.pictures.newest))
             if undrawn or self.config.run.log:
                 with closing(self.metrics(done)) as log:
                     self._after_save(done, log, self._snapshot(done, log.history) if undrawn else lambda: None)
             return
         if self.config.run.compile:
             self.task.compile()
-        (watched,) = self.ranks.highest([self._callbacks.on_step is not None])
+        (watched,) = self.ranks.all_reduce_max([self._callbacks.on_step is not None])
         session = Session(self, done, watched=bool(watched))
         signals = session.signals
         try:
@@ -141,22 +141,24 @@ class Trainer:
             if done > 1 and self.task.conditions(done - 1) != self.task.conditions(done - 2):
                 self._interval_loss.clear()
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
-            last, record = done == self.layout.num_steps, None
-            evaluated = self.task.is_evaluated(done)
-            if done == 1 or done % run.log_every == 0 or last or evaluated:
+            last, evaluated, record = done == self.layout.num_steps, self.task.is_evaluated(done), None
+            logged = done == 1 or done % run.log_every == 0 or last or evaluated
+            if checked := logged or done % PATIENCE == 0:
+                self._finish_updates()  # so that the updates that were skipped are those up to this batch
+            if logged:
                 record = self._record(session, result)
                 if evaluated:
-                    self._finish_updates()
                     record |= self.task.held_out_record()
                     session.throughput.skip(done)
-                session.log.log(record)
+                with self.ranks.behind_rank_0():
+                    session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
-            if (record is not None or done % PATIENCE == 0) and self._sharing.any(self._divergence.found(done)):
+            if checked and self._sharing.any(self._divergence.found(done)):
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
             if session.watched:
-                losses = self.ranks.sum(result.losses)
+                losses = self.ranks.all_reduce(result.losses)
                 self._callbacks.finished(done, self.layout.num_steps, losses, result.num_frozen, result.lr)
             self._report_saves()
             if last or session.signals.agreed is not None:
@@ -170,10 +172,10 @@ class Trainer:
         """Return the next step's micro-batches of this rank, once every rank has its own."""
         batch, failure = list[Batch](), None
         try:
-            with self._sharing.loading():
+            with self._sharing.loading(session.signals.pending):
                 batch = session.prefetcher.next()
         except Interrupted:
-            assert session.signals.received is not None  # which all ranks hear of next
+            assert session.signals.received is not None  # which the agreement acts on
         except (LoadingFailed, SourceError) as error:
             failure = error
         first = self._agreement.on_loading(session.signals, batch, failure, session.done)
@@ -259,7 +261,7 @@ class Trainer:
 
     def _record(self, session: Session, result: StepResult) -> dict[str, Any]:
         done, frozen = session.done, result.num_frozen
-        learning = self.ranks.sum(result.losses)[frozen:].tolist()  # waits for the device
+        learning = self.ranks.all_reduce(result.losses)[frozen:].tolist()  # waits for the device
         interval = session.throughput.interval(done)
         held, peak = held_bytes(self.device)
         seen, seen_before = (self.layout.image(step) for step in (done, done - interval.steps))
@@ -325,30 +327,37 @@ class Trainer:
 
     def _roll_back(self, session: Session, batch: list[Batch]) -> None:
         """Return to the last checkpoint."""
-        self._finish_updates()
-        dumped = self._divergence.dump(session.done, batch)
-        self.saver.wait()  # it may be writing the very checkpoint
+        batch = self._sharing.whole(batch)
+        with self.ranks.behind_rank_0():
+            dumped = self._divergence.dump(session.done, batch)
+            self.saver.wait()  # it may be writing the very checkpoint
         step = self._resume()
         self._divergence.returned(session.done, step, dumped)
         self._interval_loss.clear()
-        session.log.cut_back(step)
+        with self.ranks.behind_rank_0():
+            session.log.cut_back(step)
         session.load_from(step)
 
     def _save_last(self, session: Session) -> None:
         """Save after the last step of this process, unless that is saved or was done by another process."""
         self._finish_updates()
-        self.saver.wait()
-        if self.ranks.share(self.saver.saved_step) != session.done:
+        self._finish_saves()
+        if self.ranks.broadcast_object(self.saver.saved_step) != session.done:
             self._save(session, required=True)
         self._report_saves()
+
+    def _finish_saves(self) -> None:
+        with self.ranks.behind_rank_0():
+            self.saver.wait()
 
     def _report_saves(self) -> None:
         self._callbacks.saved(self.saver.written(), self.folder.pictures)
 
     def _save(self, session: Session, *, required: bool) -> None:
         """Have a checkpoint written and pictures drawn; where none can be, continue without, unless it is required."""
+        self._finish_saves()
         done, log = session.done, session.log
-        loss = float(self.ranks.sum(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
+        loss = float(self.ranks.all_reduce(torch.tensor(self._interval_loss.take(), dtype=torch.float64)))
         draw = self._snapshot(done, log.history)
         state = {
             "scalers": self._sharing.join([update.scaler_state() for update in self.task.updates]),
@@ -359,7 +368,7 @@ class Trainer:
             **self.task.identity(),
         }
         model, optimizer = self._tensors()
-        with self._all_saved() if required else nullcontext(), served(model | optimizer, self.ranks):
+        with all_saved(self.ranks) if required else nullcontext(), served(model | optimizer, self.ranks):
             self.saver.save(
                 Checkpoint(done, model, optimizer, state),
                 loss,
@@ -368,12 +377,6 @@ class Trainer:
                 then=lambda: self._after_save(done, log, draw),
                 required=required,
             )
-
-    @contextmanager
-    def _all_saved(self) -> Iterator[None]:
-        """Wait for rank 0 to save, and fail where it does."""
-        with self.ranks.patient(), agreed(self.ranks, CheckpointError):
-            yield
 
     def _tensors(self) -> tuple[dict[str, Tensor | Streamed], dict[str, Tensor | Streamed]]:
         """Return the task's and the optimizers' tensors, by name."""

@@ -18,10 +18,14 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.decoded_cache import bytes_of, kept_in_memory
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.formats import allow_pixels
+from bimkern.data.listing import Listing, list_images
 from bimkern.data.loader import Loader, choose_loader
-from bimkern.data.source import Listing, Source, list_images
+from bimkern.data.source import Source
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed, connected, local_rank, local_world_size
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.connect import connected
+from bimkern.distributed.launch import local_rank, local_world_size
+from bimkern.distributed.ranks import Ranks
 from bimkern.errors import BimkernError
 from bimkern.models import attention
 from bimkern.train import device as devices
@@ -112,7 +116,7 @@ def check_ranks(config: TrainingConfig, ranks: Ranks, *, num_shares: int | None 
     Raises:
         ConfigError, OtherRank: they cannot, or have not.
     """
-    first = ranks.share(to_json(config))
+    first = ranks.broadcast_object(to_json(config))
     with agreed(ranks):
         fewest = min(phase.segment(config.run.batch_size, 1).batch_size for phase in config.all_phases())
         if (num_shares or ranks.size) > fewest:
@@ -264,7 +268,7 @@ def _choose(config: TrainingConfig, source: Source) -> tuple[Loader, str]:
     adapters.choose(options.optimizer, device)
     loggers.choose(options.log)
     try:
-        images = {"kept": options.cache == "memory", "on_disk": getattr(source, "on_disk", True)}
+        images = {"kept": options.cache == "memory", "arrays": getattr(source, "holds_arrays", False)}
         return choose_loader(options.loader, device, options.workers, config.channels, config.augment, **images)
     except BimkernError:
         raise

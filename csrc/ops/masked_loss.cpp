@@ -25,6 +25,15 @@ int64_t row_offset(int64_t i, int64_t tokens, int64_t image_stride, int64_t toke
                                                : i / tokens * image_stride + i % tokens * token_stride;
 }
 
+// Asks for a row, into the second-level cache as pixels.h does.
+BIMKERN_INLINE inline void prefetch_row(const void* rows, int64_t at, int64_t length, DType dtype) {
+  constexpr int64_t kLine = 64;
+  const char* row = static_cast<const char*>(rows) + at * bytes_of(dtype);
+  for (int64_t byte = 0; byte < length * bytes_of(dtype); byte += kLine) {
+    __builtin_prefetch(row + byte, 0, 2);
+  }
+}
+
 // Weights and where rows are. A: what is computed in.
 template <typename A>
 class WeightedRows {
@@ -60,10 +69,15 @@ class PredRows {
         tokens_(rows.tokens),
         image_stride_(rows.pred_image_stride),
         token_stride_(rows.pred_token_stride),
+        length_(rows.length),
         in_place_(computes_in<A>(dtype_)),
         copy_(in_place_ ? 0 : rows.length) {}
 
   bool in_place() const { return in_place_; }
+
+  BIMKERN_INLINE void prefetch(int64_t i) const {
+    prefetch_row(rows_, row_offset(i, tokens_, image_stride_, token_stride_), length_, dtype_);
+  }
 
   // Calls f with row i, [P].
   template <typename F>
@@ -82,6 +96,7 @@ class PredRows {
   int64_t tokens_;
   int64_t image_stride_;
   int64_t token_stride_;
+  int64_t length_;
   bool in_place_;
   std::vector<A> copy_;
 };
@@ -140,15 +155,24 @@ class TargetReader {
     in_place_ = bytes_of(rows_.dtype) == sizeof(A);
   }
 
-  // [P]: row i itself, or a copy that lasts until the next; next() is the row after it, asked for only where rows are
-  // not the long runs which the machine foresees.
-  template <Simd kSimd, typename Next>
-  BIMKERN_INLINE const A* read(SimdTag<kSimd> set, int64_t i, const Next& next) {
+  // Whether the machine foresees which rows come next: it does along short ones, whose runs it reads whole.
+  bool foreseen() const { return !patches_ && static_cast<int64_t>(copy_.size() * sizeof(A)) < kLongBytes; }
+
+  BIMKERN_INLINE void prefetch(int64_t i) const {
+    if (!patches_) {
+      prefetch_row(rows_.target, row_offset(i, tokens_, rows_.image_stride, rows_.token_stride), copy_.size(),
+                   rows_.dtype);
+    }
+  }
+
+  // [P]: row i itself, or a copy that lasts until the next, whose number is `next`.
+  template <Simd kSimd>
+  BIMKERN_INLINE const A* read(SimdTag<kSimd> set, int64_t i, int64_t next) {
     if (in_place_) {
       return static_cast<const A*>(rows_.target) + row_offset(i, tokens_, rows_.image_stride, rows_.token_stride);
     }
     if (patches_) {
-      read_patches(*patches_, kSimd, i, i + 1, next(), copy_.data());
+      read_patches(*patches_, kSimd, i, i + 1, next, copy_.data());
     } else {
       const int64_t at = row_offset(i, tokens_, rows_.image_stride, rows_.token_stride);
       widen_row(set, rows_.dtype, rows_.target, at, static_cast<int64_t>(copy_.size()), copy_.data());
@@ -157,12 +181,27 @@ class TargetReader {
   }
 
  private:
+  static constexpr int64_t kLongBytes = 2048;
+
   TargetRows rows_{};
   bool in_place_ = false;
   std::optional<PatchReader<A>> patches_;
   int64_t tokens_;
   std::vector<A> copy_;
 };
+
+// Target row i; asks for what comes next, before end, where it must be asked for.
+template <typename Set, typename A>
+BIMKERN_INLINE inline const A* read_target(Set set, const WeightedRows<A>& rows, const PredRows<A>& preds,
+                                           TargetReader<A>& targets, int64_t i, int64_t end) {
+  int64_t next = i;
+  if (!targets.foreseen()) {
+    next = rows.next(std::min(i + 1, end - 1), end - 1);
+    preds.prefetch(next);
+    targets.prefetch(next);
+  }
+  return targets.read(set, i, next);
+}
 
 template <typename A>
 void sum_rows(const LossRows& args, const Targets& targets, const LossSum& sum, const Parallel& parallel, Simd simd) {
@@ -179,7 +218,7 @@ void sum_rows(const LossRows& args, const Targets& targets, const LossSum& sum, 
           row_losses[i] = 0;
           continue;
         }
-        const A* target = reader.read(set, i, [&] { return rows.next(std::min(i + 1, end - 1), end - 1); });
+        const A* target = read_target(set, rows, preds, reader, i, end);
         preds.visit(i, [&](const auto* pred) BIMKERN_INLINE {
           row_losses[i] = weight * (row_error(set, args.kind, pred, target, length) / static_cast<A>(length));
         });
@@ -214,7 +253,7 @@ void differentiate_rows(const LossRows& args, const Targets& targets, const Loss
           std::memset(static_cast<char*>(grad.grad_pred) + i * row_bytes, 0, row_bytes);
           continue;
         }
-        const A* target = reader.read(set, i, [&] { return rows.next(std::min(i + 1, end - 1), end - 1); });
+        const A* target = read_target(set, rows, preds, reader, i, end);
         preds.visit(i, [&](const auto* pred) BIMKERN_INLINE {
           using T = std::remove_const_t<std::remove_pointer_t<decltype(pred)>>;
           T* out = static_cast<T*>(preds.in_place() ? grad.grad_pred : slopes.data());

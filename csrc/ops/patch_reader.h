@@ -10,6 +10,7 @@
 #include "core/rows.h"
 #include "ops/pixel_targets.h"
 #include "ops/pixels.h"
+#include "ops/standard_pixels.h"
 
 namespace bimkern {
 
@@ -65,6 +66,30 @@ BIMKERN_AVX512 inline ByteSums byte_sums(SimdTag<Simd::kAvx512>, const uint8_t* 
 }
 #endif
 
+// Of the pixels of a channel, less the channel's first.
+struct Spread {
+  double mean;
+  double squares;  // of what lies between a pixel and the mean, summed
+};
+
+template <typename Set>
+BIMKERN_INLINE inline Spread spread_of(Set set, const uint8_t* plane, int64_t area) {
+  const double count = static_cast<double>(area), share = 1 / count;
+  const ByteSums sums = byte_sums(set, plane, area);
+  return {(sums.values - count * plane[0]) * share, (count * sums.squares - sums.values * sums.values) * share};
+}
+
+template <typename Set, typename A>
+BIMKERN_INLINE inline Spread spread_of(Set, const A* plane, int64_t area) {
+  const A first = plane[0];
+  const A mean = lane_sum<A>(area, [=](int64_t i) BIMKERN_INLINE { return plane[i] - first; }) / static_cast<A>(area);
+  const A squares = lane_sum<A>(area, [=](int64_t i) BIMKERN_INLINE {
+    const A centered = (plane[i] - first) - mean;
+    return centered * centered;
+  });
+  return {static_cast<double>(mean), static_cast<double>(squares)};
+}
+
 template <typename A>
 class PatchReader {
  public:
@@ -73,22 +98,24 @@ class PatchReader {
         area_(patches.patch * patches.patch),
         pixel_bytes_(bytes_of(patches.dtype)),
         planes_(patches.length() * sizeof(double)),
-        pixels_(patches.length() * sizeof(double)),
-        offsets_(patches.channels * kTile),
-        scales_(patches.channels * kTile),
+        narrow_(pixel_bytes_ < static_cast<int64_t>(sizeof(A)) ? patches.length() * pixel_bytes_ : 0),
+        standards_(patches.channels),
         means_(patches.channels) {
-    for (int64_t i = 0; i < patches.channels * kTile; ++i) {
-      const Affine<A> affine = affine_of(i % patches.channels);
-      offsets_[i] = affine.offset;
-      scales_[i] = affine.scale;
+    for (int64_t c = 0; c < patches.channels; ++c) {
+      const auto* mean = static_cast<const A*>(patches_.mean);
+      const auto* std = static_cast<const A*>(patches_.std);
+      affines_.push_back(patches_.dtype == DType::kUInt8 ? normalization<uint8_t>(mean, std, c)
+                                                         : normalization<A>(mean, std, c));
     }
   }
 
   int64_t length() const { return patches_.length(); }
 
   // Asks for the pixels of a patch.
-  BIMKERN_INLINE void prefetch(int64_t index) const {
-    const char* corner = static_cast<const char*>(patches_.pixels) + corner_of(index) * pixel_bytes_;
+  BIMKERN_INLINE void prefetch(int64_t index) {
+    asked_ = index;
+    asked_corner_ = corner_of(index);
+    const char* corner = static_cast<const char*>(patches_.pixels) + asked_corner_ * pixel_bytes_;
     for (int64_t c = 0; c < patches_.channels; ++c) {
       prefetch_pixels(corner + c * patches_.channel_stride * pixel_bytes_, patches_.patch,
                       patches_.row_stride * pixel_bytes_, patches_.column_stride * pixel_bytes_);
@@ -98,39 +125,22 @@ class PatchReader {
   // The vector of a patch, [P]. The type of the pixels is chosen by the patch, or callers would be compiled for each.
   template <typename Set>
   BIMKERN_INLINE void read(Set set, int64_t index, A* out) {
-    const int64_t corner = corner_of(index);
+    const int64_t corner = index == asked_ ? asked_corner_ : corner_of(index);
     if constexpr (std::is_same_v<A, float>) {
-      switch (patches_.dtype) {
-        case DType::kUInt8:
-          return standardize_patch(set, cut<uint8_t>(corner), out);
-        case DType::kFloat16:
-          return standardize_patch(set, cut<float16>(corner), out);
-        case DType::kBFloat16:
-          return standardize_patch(set, cut<bfloat16>(corner), out);
-        default:
-          break;
+      if (patches_.dtype == DType::kUInt8) {
+        return standardize(set, cut<uint8_t>(corner, planes_.data()), out);
+      }
+      if (pixel_bytes_ == sizeof(uint16_t)) {
+        const auto* pixels = cut<uint16_t>(corner, narrow_.data());
+        auto* wide = reinterpret_cast<float*>(planes_.data());
+        widen_row(set, patches_.dtype, pixels, 0, length(), wide);
+        return standardize(set, static_cast<const float*>(wide), out);
       }
     }
-    standardize_patch(set, pixel_bytes_ == sizeof(A) ? cut<A>(corner) : convert(corner), out);
+    standardize(set, pixel_bytes_ == sizeof(A) ? cut<A>(corner, planes_.data()) : convert(corner), out);
   }
 
  private:
-  static constexpr int64_t kTile = 16;  // pixels, so that the channels of a tile fill whole vectors
-
-  // What a patch is standardized by: ((value - first) - mean) * scale.
-  struct Statistics {
-    A first;  // so that a constant patch is exactly zero, whatever its mean rounds to
-    A mean;   // of value - first
-    A scale;
-  };
-
-  Affine<A> affine_of(int64_t channel) const {
-    const auto* mean = static_cast<const A*>(patches_.mean);
-    const auto* std = static_cast<const A*>(patches_.std);
-    return patches_.dtype == DType::kUInt8 ? normalization<uint8_t>(mean, std, channel)
-                                           : normalization<A>(mean, std, channel);
-  }
-
   int64_t corner_of(int64_t index) const {
     const int64_t per_image = patches_.rows * patches_.columns;
     const int64_t position = index % per_image;
@@ -139,24 +149,11 @@ class PatchReader {
            position % patches_.columns * patches_.patch * patches_.column_stride;
   }
 
-  template <typename Set, typename From>
-  BIMKERN_INLINE void standardize_patch(Set set, const From* planes, A* out) {
-    const From* pixels = interleave(planes);
-    if constexpr (std::is_same_v<From, uint8_t>) {
-      standardize(set, pixels, patches_.normalize ? byte_statistics(set, planes) : Statistics{0, 0, 1}, out);
-    } else {
-      standardize(set, pixels, Statistics{0, 0, 1}, out);
-      if (patches_.normalize) {
-        restandardize(statistics(out), out);
-      }
-    }
-  }
-
   // [C, p*p]: the image rows of a patch are too short to fill vectors.
   template <typename From>
-  BIMKERN_INLINE const From* cut(int64_t corner) {
+  BIMKERN_INLINE const From* cut(int64_t corner, char* to) {
     const From* from = static_cast<const From*>(patches_.pixels) + corner;
-    From* planes = reinterpret_cast<From*>(planes_.data());
+    From* planes = reinterpret_cast<From*>(to);
     for (int64_t c = 0; c < patches_.channels; ++c) {
       cut_pixels(from + c * patches_.channel_stride, patches_.patch, patches_.row_stride, patches_.column_stride,
                  planes + c * area_);
@@ -173,115 +170,56 @@ class PatchReader {
     return planes;
   }
 
-  // From [C, p*p] to [p*p, C], before values are widened: a vector holds four times as many bytes as floats.
-  template <typename From>
-  BIMKERN_INLINE const From* interleave(const From* __restrict planes) {
-    const int64_t channels = patches_.channels, area = area_;
-    From* __restrict pixels = reinterpret_cast<From*>(pixels_.data());
-    if (channels == 3) {
-      for (int64_t i = 0; i < area; ++i) {
-        pixels[3 * i] = planes[i];
-        pixels[3 * i + 1] = planes[area + i];
-        pixels[3 * i + 2] = planes[2 * area + i];
-      }
-      return pixels;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t i = 0; i < area; ++i) {
-        pixels[i * channels + c] = planes[c * area + i];
-      }
-    }
-    return pixels;
-  }
-
-  // Normalized, then standardized.
   template <typename Set, typename From>
-  BIMKERN_INLINE void standardize(Set set, const From* __restrict pixels, Statistics by, A* __restrict out) const {
-    const A* __restrict offsets = offsets_.data();
-    const A* __restrict scales = scales_.data();
-    const auto standard = [=](A pixel, int64_t k) BIMKERN_INLINE {
-      return (((pixel - offsets[k]) * scales[k] - by.first) - by.mean) * by.scale;
-    };
-    const int64_t length = patches_.length(), tile = patches_.channels * kTile;
-    int64_t done = 0;
-    if (patches_.channels == 3) {
-      constexpr int64_t kThree = 3 * kTile;
-      for (; done + kThree <= length; done += kThree) {
-        A raw[kThree];
-        if constexpr (std::is_same_v<A, float> && sizeof(From) < sizeof(A)) {
-          widen<kThree>(set, pixels + done, raw);
-        } else {
-          for (int64_t k = 0; k < kThree; ++k) {
-            raw[k] = load_as<A>(pixels[done + k]);
-          }
-        }
-        for (int64_t k = 0; k < kThree; ++k) {
-          out[done + k] = standard(raw[k], k);
-        }
+  BIMKERN_INLINE void standardize(Set set, const From* planes, A* out) {
+    if (patches_.normalize) {
+      standardize_by(set, planes);
+    } else {
+      for (int64_t c = 0; c < patches_.channels; ++c) {
+        standards_[c] = {affines_[c].offset, affines_[c].scale, A{0}};
       }
     }
-    for (int64_t at = done; at < length; at += tile) {
-      const int64_t count = std::min(tile, length - at);
-      for (int64_t k = 0; k < count; ++k) {
-        out[at + k] = standard(load_as<A>(pixels[at + k]), k);
-      }
-    }
+    standard_pixels(set, planes, area_, patches_.channels, standards_.data(), out);
   }
 
-  BIMKERN_INLINE void restandardize(Statistics by, A* out) const {
-    const int64_t length = patches_.length();
-    for (int64_t i = 0; i < length; ++i) {
-      out[i] = ((out[i] - by.first) - by.mean) * by.scale;
-    }
-  }
-
-  BIMKERN_INLINE Statistics statistics(const A* values) const {
-    const int64_t length = patches_.length();
-    const A first = values[0];
-    const A mean =
-        lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE { return values[i] - first; }) / static_cast<A>(length);
-    const A squares = lane_sum<A>(length, [=](int64_t i) BIMKERN_INLINE {
-      const A centered = (values[i] - first) - mean;
-      return centered * centered;
-    });
-    return {first, mean, scale_of(static_cast<double>(squares))};
-  }
-
-  // The same of bytes, [C, p*p], whose sums are exact: they tell a channel's mean and spread, and no value is needed.
-  template <typename Set>
-  BIMKERN_INLINE Statistics byte_statistics(Set set, const uint8_t* planes) {
+  // From what channels spread over to zero mean and unit variance of the patch. All is told from the first pixels of
+  // the patch and of its channels, so that a constant patch is exactly zero, whatever its mean rounds to.
+  template <typename Set, typename From>
+  BIMKERN_INLINE void standardize_by(Set set, const From* planes) {
     const int64_t channels = patches_.channels;
-    const double count = static_cast<double>(area_), share = 1 / count;
-    const A first = normalized(planes[0], Affine<A>{offsets_[0], scales_[0]});
+    const A first = normalized(planes[0], affines_[0]);
     double total = 0, squares = 0;
     for (int64_t c = 0; c < channels; ++c) {
-      const uint8_t own = planes[c * area_];  // pixels less this one sum to exactly zero where a channel is constant
-      const ByteSums sums = byte_sums(set, planes + c * area_, area_);
-      const double scale = static_cast<double>(scales_[c]);
-      const double apart = static_cast<double>(normalized(own, Affine<A>{offsets_[c], scales_[c]}) - first);
-      means_[c] = apart + scale * ((sums.values - count * own) * share);
+      const From* plane = planes + c * area_;
+      const Spread spread = spread_of(set, plane, area_);
+      const double scale = static_cast<double>(affines_[c].scale);
+      const A apart = normalized(plane[0], affines_[c]) - first;
+      standards_[c] = {static_cast<A>(plane[0]), affines_[c].scale, apart};
+      means_[c] = static_cast<double>(apart) + scale * spread.mean;
       total += means_[c];
-      squares += scale * scale * ((count * sums.squares - sums.values * sums.values) * share);
+      squares += scale * scale * spread.squares;
     }
     const double mean = total / static_cast<double>(channels);
     for (int64_t c = 0; c < channels; ++c) {
-      squares += count * (means_[c] - mean) * (means_[c] - mean);
+      squares += static_cast<double>(area_) * (means_[c] - mean) * (means_[c] - mean);
     }
-    return {first, static_cast<A>(mean), scale_of(squares)};
-  }
-
-  A scale_of(double squares) const {
-    return static_cast<A>(1 / std::sqrt(squares / static_cast<double>(patches_.length() - 1) + kPatchEps));
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(patches_.length() - 1) + kPatchEps);
+    for (Standard<A>& standard : standards_) {
+      standard.scale = static_cast<A>(scale * static_cast<double>(standard.scale));
+      standard.offset = static_cast<A>(scale * (static_cast<double>(standard.offset) - mean));
+    }
   }
 
   const Patches& patches_;
   int64_t area_;
   int64_t pixel_bytes_;
-  std::vector<char> planes_;  // [C, p*p] of any type
-  std::vector<char> pixels_;  // [p*p, C] of any type
-  std::vector<A> offsets_;    // of the elements of a tile
-  std::vector<A> scales_;
-  std::vector<double> means_;  // [C], of value - first
+  int64_t asked_ = -1;  // the patch that was asked for last
+  int64_t asked_corner_ = 0;
+  std::vector<Affine<A>> affines_;      // [C]
+  std::vector<char> planes_;            // [C, p*p], bytes or A
+  std::vector<char> narrow_;            // [C, p*p] of a type of 16 bits
+  std::vector<Standard<A>> standards_;  // [C]
+  std::vector<double> means_;           // [C], of value - first
 };
 
 // The vectors of patches [begin, end), dense; asks for patch `next` in good time. Compiled once for float and double,

@@ -1,23 +1,48 @@
 // CPU kernels of restore_tokens.h, all bound by memory.
 //
-// forward: parallel over rows of the result. Reads the visible rows, writes every row once; mask token and positions
-// stay in the caches. Ordinary stores: streaming ones save reading the result before it is written and lose more than
-// that to the next reader.
-// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens image by image, so it reads
-// long runs, copies the rows of kept tokens out and adds every row to a sum of its token: one of the images that mask
-// it, one of those that keep it. Sums go over images in their order, then over tokens, whatever the number of threads.
+// forward: parallel over rows of the result. Reads the visible rows, writes every row once; a masked row is the same in
+// all images, so it is added once and then copied from the caches. Ordinary stores: streaming ones save reading the
+// result before it is written and lose more than that to the next reader.
+// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens a few images at a time: it
+// reads long runs, and the sums of a token stay in the first-level cache meanwhile. It copies the rows of kept tokens
+// out and adds every row to a sum of its token: one of the images that mask it, one of those that keep it. Sums go over
+// images in their order, then over tokens, whatever the number of threads.
 #include "ops/restore_tokens.h"
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "core/rows.h"
+#include "ops/pixels.h"
 
 namespace bimkern {
 namespace {
 
+constexpr size_t kLine = 64;               // bytes of a line of the caches
+constexpr int64_t kTableImages = 4;        // from so many on, masked rows are added in a table
+constexpr int64_t kGroup = 4;              // images whose rows of a token are added one after another
 constexpr int64_t kSumBytes = 128 * 1024;  // of each of the two sums that a thread keeps in its second-level cache
+
+// Line by line: a call of memcpy takes longer, where what is written lies in memory.
+template <typename T>
+BIMKERN_INLINE inline void copy_row(const T* from, int64_t width, T* to) {
+  const size_t bytes = width * sizeof(T);
+  if (bytes < kLine) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  copy_chunks<kLine>(reinterpret_cast<const char*>(from), bytes, reinterpret_cast<char*>(to));
+}
+
+// Asks for a row, into the second-level cache as pixels.h does.
+template <typename T>
+BIMKERN_INLINE inline void prefetch_row(const T* row, int64_t width) {
+  for (int64_t d = 0; d < width; d += kLine / sizeof(T)) {
+    __builtin_prefetch(row + d, 0, 2);
+  }
+}
 
 template <typename T>
 void restore_rows(const RestoreTokens& args, const int32_t* positions, const Parallel& parallel, Simd simd) {
@@ -28,18 +53,30 @@ void restore_rows(const RestoreTokens& args, const int32_t* positions, const Par
   auto* out = static_cast<T*>(args.out);
   const int64_t rows = size.prefix + size.tokens;  // per image
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
+  const bool table_pays = pos != nullptr && size.images >= kTableImages;
+  const std::unique_ptr<T[]> masked(table_pays ? new T[size.tokens * size.width] : nullptr);
+  if (table_pays) {
+    parallel(size.tokens, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
+      vectorized(simd, [&](auto set) BIMKERN_INLINE {
+        for (int64_t token = begin; token < end; ++token) {
+          add_row(set, mask_token, pos + token * args.pos_token_stride, size.width, &masked[token * size.width]);
+        }
+      });
+    });
+  }
   parallel(size.images * rows, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {
     vectorized(simd, [&](auto set) BIMKERN_INLINE {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / rows;
         const int64_t token = i % rows - size.prefix;  // negative: a prefix row
         const int64_t position = token < 0 ? token : positions[image * size.tokens + token];
-        const T* source = mask_token;
-        if (token < 0 || position != kMasked) {
+        const bool is_masked = token >= 0 && position == kMasked;
+        const T* source = table_pays ? &masked[std::max<int64_t>(token, 0) * size.width] : mask_token;
+        if (!is_masked) {
           source = visible + image * args.visible_image_stride + (size.prefix + position) * args.visible_token_stride;
         }
-        if (token < 0 || pos == nullptr) {
-          std::memcpy(out + i * size.width, source, row_bytes);
+        if (token < 0 || pos == nullptr || (table_pays && is_masked)) {
+          copy_row(source, size.width, out + i * size.width);
         } else {
           add_row(set, source, pos + token * args.pos_token_stride, size.width, out + i * size.width);
         }
@@ -71,17 +108,21 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
   auto* masked_sums = static_cast<typename Arithmetic<T>::type*>(args.masked_sums) + begin * size.width;
   std::fill_n(masked_sums, (end - begin) * size.width, 0);
   std::fill_n(kept_sums, (end - begin) * size.width, 0);
-  for (int64_t image = 0; image < size.images; ++image) {
-    const T* grad = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride;
-    T* grad_visible = static_cast<T*>(args.grad_visible) + image * (size.prefix + size.kept) * size.width;
+  for (int64_t first = 0; first < size.images; first += kGroup) {
+    const int64_t last = std::min(first + kGroup, size.images);
     for (int64_t token = begin; token < end; ++token) {
-      const T* row = grad + (size.prefix + token) * args.grad_token_stride;
-      const int64_t position = positions[image * size.tokens + token];
-      if (position == kMasked) {
-        accumulate_row(set, row, size.width, masked_sums + (token - begin) * size.width);
-      } else {
-        T* copy = grad_visible + (size.prefix + position) * size.width;
-        accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
+      for (int64_t image = first; image < last; ++image) {
+        const T* row = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
+                       (size.prefix + token) * args.grad_token_stride;
+        prefetch_row(row + (token + 1 < end ? args.grad_token_stride : 0), size.width);
+        const int64_t position = positions[image * size.tokens + token];
+        if (position == kMasked) {
+          accumulate_row(set, row, size.width, masked_sums + (token - begin) * size.width);
+        } else {
+          T* copy = static_cast<T*>(args.grad_visible) +
+                    (image * (size.prefix + size.kept) + size.prefix + position) * size.width;
+          accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
+        }
       }
     }
   }

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bimkern.arena import Arena, ArenaError, leaks
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config.optimizer import AdamWConfig
@@ -51,7 +51,7 @@ class Training:
             batches.append(MicroBatch(images, self.model.views(images, ids, self.done)))
         self.done += 1
         keywords = {"scope": self.scope} if self.scope else {}
-        return self.flow.step(self.model, batches, self.updates, slices=slices, **keywords).tolist()
+        return self.flow.step(self.model, batches, self.updates, StepOptions(slices=slices, **keywords)).tolist()
 
 
 @pytest.fixture

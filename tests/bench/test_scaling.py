@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
+from bench.scaling import command
+from bench.scaling import methods as scaling_methods
 from bench.scaling.measure import Measured
-from bench.scaling.methods import BIM, BIM_AT_END, MAE, methods
-from bench.scaling.model import Link, Phase
+from bench.scaling.methods import BIM, BIM_AT_END, MAE, Ours, methods
+from bench.scaling.model import Link, Phase, typical
 from bench.scaling.picture import draw
 from bench.scaling.projection import RANKS, Device, lines
 from bench.scaling.rank import Measurements, serve
-from bimkern.distributed import ALONE
+from bimkern.distributed.ranks import ALONE
+from bimkern.recipes import RECIPES
 
 LINK = Link(bytes_per_s=1e9, latency_s=1e-5)
 
@@ -61,6 +64,36 @@ def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
     assert one.overlapped == pytest.approx(0.8)
     draw(tmp_path / "scaling.png", [one], "measured", {"a cable": (device, found)})
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_buckets_are_those_of_the_trainer_where_the_model_is_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling_methods, "BUCKET_BYTES", 2**18)
+    method = Ours(RECIPES["mae_vit_test"].config, 2, ALONE)
+    method.step()
+    (_, *buckets) = method.phases()
+    assert len(buckets) > 1
+    assert all(phase.gradient_bytes >= 2**18 for phase in buckets[:-1])
+    assert sum(phase.gradient_bytes for phase in buckets) == method.gradient_bytes
+
+
+def test_a_phase_is_as_long_as_the_median_of_its_tries() -> None:
+    tried = [[Phase(compute_s=seconds, gradient_bytes=8)] for seconds in (1.0, 9.0, 2.0)]
+    assert typical(tried) == [Phase(compute_s=2.0, gradient_bytes=8)]
+
+
+def test_rows_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"bim_vit_base": [Phase(compute_s=1.0, gradient_bytes=1e7, waits_for=(i,)) for i in range(4)]}
+    monkeypatch.setattr(command, "measured_phases", lambda: found)
+    rows = tmp_path / "scaling.csv"
+    rows.write_text(command.RESULTS.read_text())
+    assert bench.main(["scaling", "--redraw", "--out", str(rows)]) == 0
+    assert rows.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert rows.read_text() == command.RESULTS.read_text()
+    rows.write_text("method\nBIM\n")
+    assert bench.main(["scaling", "--redraw", "--out", str(rows)]) == 2
+    assert f"scaling: {rows} has no rows to draw" in capsys.readouterr().err
 
 
 def test_without_root_it_is_skipped_with_the_reason(

@@ -80,6 +80,8 @@ def test_every_option_is_short_for_fields(shown, arguments, changes):
         ("fastmim_p_vit_large --image-size 160", "image_size=160, got 192; set phases.2.image_size too"),
         ("mae_vit_base --mean 0.5", "method: mean must hold a value for each of the encoder's 3 channels, got (0.5,)"),
         ("mae_vit_base --image-size=224.0", "--image-size must be an integer, got '224.0'"),
+        ("mae_vit_base --image-size 224 160", "crops are square, whatever the shape of their images; got 224x160"),
+        ("mae_vit_base --image-size=224x160", "crops are square, whatever the shape of their images; got 224x160"),
         ("mae_vit_base --mean a b --clip 1", "--mean must be values, each a number, got 'a b'"),
         ("mae_vit_base --decoder-depth -1", "method.heads.0: depth must be at least 0, got -1"),
         ("mae_vit_base --set method.heads.num_heads=0", "method.heads.0: num_heads must be at least 1, got 0"),

@@ -84,6 +84,9 @@ int main() {
   for (const Grid& grid : {Grid{2, 3, 2, 3, 16, false},
                            {2, 3, 2, 3, 16, true},
                            {1, 1, 2, 2, 7, false},
+                           {1, 3, 2, 2, 14, false},  // pixels that fill no whole number of vectors
+                           {2, 3, 1, 2, 3, true},
+                           {2, 3, 1, 2, 2, false},
                            {2, 5, 1, 2, 4, false},
                            {0, 3, 2, 2, 4, false},
                            {1, 2, 5, 3, 1, true},

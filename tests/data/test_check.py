@@ -15,9 +15,11 @@ from source_forms import write_tars
 from bimkern.data import check as checks
 from bimkern.data.check import check, check_file, readable
 from bimkern.data.check_cache import CheckCache
-from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.listing import list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.find import find_source
-from bimkern.data.sources.shards import ImageShards
+from bimkern.data.sources.image_folder import ImageFolder
+from bimkern.data.sources.sharded import ShardedImages
 from bimkern.files.cache import cache_folder
 
 
@@ -199,7 +201,7 @@ def test_a_cached_check_stats_many_files_at_once(folder, looked_at, monkeypatch)
     (shard,) = write_tars(folder, folder.parent / "shards", count=1)
     source = find_source(shard)
     found = check(list_images(source), workers=0)
-    monkeypatch.delattr(ImageShards, "stat")
+    monkeypatch.delattr(ShardedImages, "stat")
     assert check(list_images(source), workers=0) == found
     assert len(looked_at) == 3
     os.utime(shard, ns=(0, 0))

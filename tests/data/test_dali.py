@@ -163,33 +163,33 @@ def test_a_dali_that_loads_and_cannot_run_on_the_gpu_is_a_reason():
         choose_loader("dali", torch.device("cuda"), 2)
 
 
-def test_auto_is_pil_where_images_are_not_files_on_disk(monkeypatch):
+def test_auto_is_pil_where_images_are_arrays(monkeypatch):
     monkeypatch.setattr("bimkern.data.dali.unusable", lambda device: None)
     monkeypatch.setattr("bimkern.data.regions.unusable", lambda device: None)
     gpu = torch.device("cuda")
-    loader, line = choose_loader("auto", gpu, 2, on_disk=False)
+    loader, line = choose_loader("auto", gpu, 2, arrays=True)
     assert loader == PilLoader(workers=2, pin_memory=True)
     assert line == (
-        "PIL in 2 processes, as DALI reads only files on disk and would leave these images to PIL, in threads of the "
-        "training process"
+        "PIL in 2 processes, as DALI decodes no arrays and would leave them to PIL, in threads of the training process"
     )
-    assert isinstance(choose_loader("dali", gpu, 2, on_disk=False)[0], DaliLoader)  # it is asked for
+    assert isinstance(choose_loader("dali", gpu, 2, arrays=True)[0], DaliLoader)  # it is asked for
     assert isinstance(choose_loader("auto", gpu, 2)[0], DaliLoader)
 
 
 def test_a_run_tells_it_whether_they_are(folder, tmp_path, monkeypatch):
     asked = []
 
-    def choose(*args, on_disk, **kept):
-        asked.append(on_disk)
+    def choose(*args, arrays, **kept):
+        asked.append(arrays)
         return PilLoader(workers=0), ""
 
     monkeypatch.setattr("bimkern.train.training.choose_loader", choose)
     config = RECIPES["mae_vit_test"].config
     write_tars(folder, tmp_path / "shards")
-    for place in (folder, tmp_path / "shards"):
+    np.save(tmp_path / "x.npy", np.zeros((3, 30, 30, 3), np.uint8))
+    for place in (folder, tmp_path / "shards", tmp_path / "x.npy"):
         find_inputs(config, find_source(place))
-    assert asked == [True, False]
+    assert asked == [False, False, True]
 
 
 def test_auto_says_why_it_is_not_dali(no_dali):

@@ -23,11 +23,12 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.decoding import Decoding, decode
 from bimkern.data.formats import BadImage, allow_pixels
 from bimkern.data.levels import to_levels
+from bimkern.data.listing import list_images
 from bimkern.data.pack_manifest import PackError
 from bimkern.data.packing import pack
 from bimkern.data.pil import PilLoader
 from bimkern.data.repack import Repacking, repack
-from bimkern.data.source import SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.find import find_source
 from bimkern.data.statistics import measure
 from bimkern.data.step_layout import StepLayout

@@ -7,8 +7,9 @@ from PIL import Image, features
 from spectral import smooth_levels
 
 from bimkern.data.check import check, readable
+from bimkern.data.listing import list_images
 from bimkern.data.repack import Repacking, repack
-from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.sources.image_folder import ImageFolder
 
 FORMATS = {"jp2": ("JPEG2000", "jpg_2000"), "avif": ("AVIF", "avif")}
 

@@ -18,8 +18,8 @@ from bimkern.data.dali import DaliLoader
 from bimkern.data.decoding import decode, decode_file
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage
+from bimkern.data.listing import list_images
 from bimkern.data.orientation import turned
-from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
 
 WHOLE = {"scale": (1, 1), "ratio": (1, 1), "flip": 0}

@@ -16,9 +16,10 @@ from bimkern.data.augment import CenterCrop, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
 from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.loader import choose_loader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.step_layout import StepLayout
 
@@ -55,7 +56,7 @@ def test_class_folders_and_both_kinds_of_list_give_the_same_labels(classes):
         assert (other.classes, labels_by_file(other)) == (folders.classes, labels_by_file(folders))
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_path_factory, name):
     root = tmp_path_factory.mktemp("split")
     shutil.copytree(classes, root / "train")

@@ -16,8 +16,8 @@ from bimkern.data.check import check, readable
 from bimkern.data.dali import DaliLoader
 from bimkern.data.decoding import Decoding, decode_file
 from bimkern.data.demo import demo_images
+from bimkern.data.listing import list_images
 from bimkern.data.orientation import turned
-from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
 
 EPOCHS = 12

@@ -12,14 +12,15 @@ from checked import checked_images, listed, upright
 from disk import mode, umask_of
 from PIL import Image
 
-from bimkern.data import pil, source
+from bimkern.data import pil, skipped
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import BadImages, MicroBatches
 from bimkern.data.decoding import decode_file
 from bimkern.data.demo import demo_images
 from bimkern.data.formats import BadImage, allow_pixels
+from bimkern.data.listing import list_images
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.step_layout import StepLayout
 
 
@@ -96,7 +97,7 @@ def test_files_of_unknown_suffix_are_opened_side_by_side(folder, monkeypatch):
     for i in range(4):
         (folder / f"rest-{i}").write_text("not an image")
     all_open = threading.Barrier(4, timeout=60)
-    monkeypatch.setattr(source, "is_image", lambda path: all_open.wait() < 0)
+    monkeypatch.setattr(skipped, "is_image", lambda path: all_open.wait() < 0)
     assert sum(file.startswith("rest-") for file in listed(folder).others) == 4
 
 

@@ -32,8 +32,8 @@ def test_they_are_a_sequence_of_text(listed):
     assert pickle.loads(pickle.dumps(names)) == names
     assert Names.of(names) is names
     assert names.ascend
-    assert [names.place(name) for name in listed] == list(range(len(listed)))
-    assert names.place("a name that is not there") is None
+    assert [names.index_of(name) for name in listed] == list(range(len(listed)))
+    assert names.index_of("a name that is not there") is None
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -45,9 +45,9 @@ def test_some_of_them_are_found_and_taken_by_number_by_mask_and_by_name(seed):
     assert names.where(np.ones(len(names), dtype=bool)) is names
     order = rng.permutation(len(names))
     assert names.take(order) == [listed[i] for i in order]
-    assert names.places(names.take(order)).tolist() == order.tolist()
-    assert names.places(names).tolist() == list(range(len(names)))
-    assert Names.of(some).places(names).tolist() == [some.index(name) if name in some else -1 for name in listed]
+    assert names.indexes_of(names.take(order)).tolist() == order.tolist()
+    assert names.indexes_of(names).tolist() == list(range(len(names)))
+    assert Names.of(some).indexes_of(names).tolist() == [some.index(name) if name in some else -1 for name in listed]
     rest = [name for name in listed if name not in some]
     whole, places = Names.of(rest).inserted(some)
     assert whole == listed
@@ -65,7 +65,7 @@ def test_names_in_disorder_do_not_ascend():
     assert not Names.of(["a", "a"]).ascend
     assert not Names.of(["\udc80", "\uffff", "a"]).ascend
     with pytest.raises(AssertionError):
-        Names.of(["b", "a"]).place("a")
+        Names.of(["b", "a"]).index_of("a")
 
 
 @pytest.mark.parametrize("listed", [[], [""], ["."], sorted(ODD), *map(random_names, range(4))], ids=len)

@@ -46,7 +46,7 @@ def test_a_copy_is_another_file_and_so_is_one_that_is_gone(root, tmp_path):
 
 def test_a_folder_and_a_list_of_its_files_have_them_in_common(root, tmp_path):
     (tmp_path / "val.txt").write_text("\n".join(f"photos/{file.relative_to(root)}" for file in files_of(root)[1:6]))
-    with pytest.raises(SourceError, match=r"5 of 5 .*\('photos/.*', 'photos/.*', 'photos/.*' and 2 more\); evaluate"):
+    with pytest.raises(SourceError, match=r"5 of 5 .*\('photos/.*', 'photos/.*', 'photos/.*', and 2 more\); evaluate"):
         refuse_overlap(images_of(root), images_of(tmp_path / "val.txt"))
 
 

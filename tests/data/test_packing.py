@@ -18,13 +18,15 @@ from spectral import smooth_levels
 
 from bimkern.data.decoding import Decoding
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pack_manifest import MANIFEST, PackError
 from bimkern.data.packed_names import PackedNames
 from bimkern.data.packing import PackingFailed, pack
 from bimkern.data.pil import PilLoader
 from bimkern.data.repack import Repacking, repack
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.shards import ImageShards
 from bimkern.files.lock import locked
 
@@ -145,6 +147,18 @@ def killed_pack(out, root, after, how):
         pack_into(out, root, how, workers=1, progress=kill)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_made_again(root, out):
+    """Its size is that of the manifest, its digest is not."""
+    pack_into(out, root, KEEP)
+    shard = out / "shards-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
+    done = []
+    pack_into(out, root, KEEP, progress=lambda *numbers: done.append(numbers))
+    assert done[-1] == (5, 5)
+    assert shard.read_bytes() == whole
 
 
 @pytest.mark.parametrize("how", [KEEP, Repacking(size=16)], ids=["keep", "shrink"])

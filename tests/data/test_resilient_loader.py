@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import re
 import resource
 import signal
 from collections import Counter
@@ -17,7 +16,6 @@ from bad_files import encoded, picture
 from checked import checked_images
 from PIL import Image
 
-from bimkern.data import dali
 from bimkern.data.augment import RandomResizedCrop, replacements, sample_sequence
 from bimkern.data.batches import MicroBatches
 from bimkern.data.dali import DaliLoader
@@ -25,7 +23,7 @@ from bimkern.data.decoding import decode, stored_size
 from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, ahead
 
@@ -171,17 +169,6 @@ def test_files_may_go_bad_one_after_the_other_until_it_is_too_many(folder, loade
     with pytest.raises(ValueError, match="that is enough"):
         list(steps)
     assert sorted(name for faults, _ in told.calls for name in faults) == ["1.jpg", "4.jpg", "8.jpg"]
-
-
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_an_image_that_only_dali_cannot_decode_is_found(folder, monkeypatch, micro_batch):
-    pytest.importorskip("nvidia.dali")
-    data, told = plan(folder, micro_batch=micro_batch), Told()
-    spoil(folder / "5.jpg", "half")
-    monkeypatch.setattr(dali.pil, "crop", lambda *args: None)  # as if PIL could
-    list(ResilientLoader(DaliLoader(threads=1, device=CPU), data, told).steps(0, 3))
-    ((faults, _),) = told.calls
-    assert re.fullmatch(r"PIL decodes it and DALI does not \([^\n]{9,200}\)", faults["5.jpg"])
 
 
 def test_a_dali_that_fails_on_everything_is_not_blamed_on_the_images(folder, monkeypatch):

@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from rank_processes import RankProcesses
-from shared_runs import Deleting, Terminating, config_of, nan_in_stage_3, out_of_memory, records, train_with
+from safetensors.torch import load_file
+from shared_runs import (
+    Deleting,
+    Terminating,
+    config_of,
+    nan_from_step_3_on,
+    nan_in_stage_3,
+    out_of_memory,
+    records,
+    train_with,
+)
 
+from bimkern.data.batches import step_draw_ids
 from bimkern.pretrain import main
 from bimkern.train.run import run
 
@@ -52,10 +63,23 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_that_stage_on_all(photo
     assert first == second
     assert np.isfinite(first).all()
     found = records(tmp_path / "run")
-    assert found[-1]["skipped_updates"] == [0, 0, 1, 0]
+    assert [record["skipped_updates"] for record in found] == [[0] * 4] * 2 + [[0, 0, 1, 0]] * 10
     assert [stages[:2] for stages in losses(tmp_path / "run")] == [
         pytest.approx(stages[:2], rel=1e-5) for stages in plain
     ]  # the stages below never notice
+
+
+def test_the_batch_that_one_rank_diverges_on_is_kept_as_a_whole(photos, tmp_path):
+    """Ten updates are skipped, from the third on: those are checked with every line of the metrics."""
+    ranks = start(nan_from_step_3_on, 2, tmp_path, photos, steps=20)
+    assert ranks.wait() == [1, 1]
+    assert "no finite gradient for 10 updates, up to step 12" in "".join(ranks.stderr())
+    (dump,) = (tmp_path / "run").glob("diverged-step-*.safetensors")
+    assert dump.stem == "diverged-step-00000012"
+    kept = load_file(dump)
+    config = config_of(NAME, tmp_path, photos, steps=20)
+    assert kept["draw_ids"].equal(step_draw_ids(config.step_layout(8), 11, 8, config.run.seed))
+    assert len(kept["images"]) == 7
 
 
 def test_a_rank_without_memory_has_all_take_smaller_micro_batches(photos, plain, tmp_path):

@@ -2,9 +2,11 @@
 
 import shutil
 import signal
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import torch
 from finished_runs import killed, saved
 from full_ranks import command_without_memory, train_and_count
 from rank_processes import RankProcesses, preload
@@ -13,8 +15,12 @@ from sharded_ranks import train_in_turn
 from shared_runs import nan_in_stage_3, records, train_with
 
 from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
+from bimkern.train import network
 from bimkern.train.config.finetuning import FinetuneOptions
 from bimkern.train.config.run import ConfigError, RunConfig
+from bimkern.train.loop import sharded_layers
+from bimkern.train.loop.sharded_layers import SharedLayers
 
 preload("torch._dynamo", "torch.distributed.fsdp")
 
@@ -83,6 +89,26 @@ def test_one_process_and_then_ranks_again_resume_a_run(trained, tmp_path):
     RankProcesses(train_in_turn, 2, tmp_path / "output", runs).results(240)
     for folder in folders:
         assert_same_losses(folder, trained / "one" / folder.name)
+
+
+def test_a_device_gets_one_whole_layer_at_a_time(monkeypatch):
+    config, calls = RECIPES["mae_vit_test"].config, []
+    model, move = network.build(config), torch.nn.Module.to
+
+    def moved(module, device):
+        calls.append(("moved", module))
+        return move(module, device)
+
+    def shard(layer, **options):
+        calls.append(("sharded", layer))
+        return MagicMock()
+
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    monkeypatch.setattr(sharded_layers, "fully_shard", shard)
+    monkeypatch.setattr(sharded_layers, "share_comm_ctx", list)
+    SharedLayers(MagicMock(rank=0, size=2), torch.device("cpu")).keep(model, torch.device("cpu"))
+    layers = [layer for part in (model.encoder, *model.heads) for layer in part.layers]
+    assert calls == [*((what, layer) for layer in layers for what in ("moved", "sharded")), ("moved", model)]
 
 
 def test_layers_of_a_swin_are_those_that_it_calls(tmp_path):

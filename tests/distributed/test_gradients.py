@@ -5,10 +5,10 @@ import torch
 from rank_processes import RankProcesses
 from torch import nn
 
-from bimkern.distributed import connected
+from bimkern.distributed.connect import connected
+from bimkern.distributed.transfers import Traffic
 from bimkern.train.optim import gradients
-from bimkern.train.optim.gradients import BucketedSum
-from bimkern.transfers import Traffic
+from bimkern.train.optim.gradients import BucketedReducer
 
 
 class Recorded:
@@ -19,10 +19,10 @@ class Recorded:
     def __init__(self):
         self.sent, self.clock = [], 0.0
 
-    def highest(self, values):
+    def all_reduce_max(self, values):
         return list(values)
 
-    def begin_sum(self, tensor):
+    def begin_all_reduce(self, tensor):
         self.sent.append(len(tensor))
         tensor.mul_(2)
         return self
@@ -45,7 +45,7 @@ def net(small_buckets):
     """Return three layers of 12 parameters, of which the second has no gradient, and their sum over ranks."""
     layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
     ranks = Recorded()
-    return layers, ranks, BucketedSum(list(layers.parameters()), ranks)
+    return layers, ranks, BucketedReducer(list(layers.parameters()), ranks)
 
 
 def backward(layers):
@@ -120,7 +120,7 @@ def lacking_one_gradient():
     """Sum gradients of which this rank may lack one."""
     with connected("cpu", 60) as ranks:
         layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
-        summed = BucketedSum(list(layers.parameters()), ranks)
+        summed = BucketedReducer(list(layers.parameters()), ranks)
         layers[ranks.rank](torch.full((1, 3), 2.0)).sum().backward()
         summed.begin()
         summed.finish()

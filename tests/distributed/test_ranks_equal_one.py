@@ -7,6 +7,7 @@ from shared_runs import records, train
 
 NAMES = ["bim_vit_test", "mae_vit_test", "localmim_vit_test", "vitfreeze_vit_test", "fastmim_p_vit_test"]
 STEPS = 8
+OFTEN = ["mae_vit_test"]  # which is fast: on four ranks, and for 20 steps
 
 
 def weights(folder):
@@ -28,20 +29,38 @@ def trained(tmp_path_factory):
     return folder / "one", folder / "two"
 
 
+def assert_equal_records(one, other):
+    for alone, shared in zip(records(one), records(other), strict=True):
+        for part, theirs in zip(alone["loss_per_stage"], shared["loss_per_stage"], strict=True):
+            assert (part is None) == (theirs is None)
+            assert part is None or theirs == pytest.approx(part, rel=1e-5)
+        for same in ("step", "image_size", "lr", "epoch", "skipped_updates"):
+            assert alone[same] == shared[same]
+
+
+def assert_equal_weights(one, other):
+    alone, shared = weights(one), weights(other)
+    assert alone.keys() == shared.keys()
+    for key, tensor in alone.items():
+        assert (tensor - shared[key]).norm() <= 1e-4 * tensor.norm(), key
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_weights_are_those_of_one_process(trained, name):
     one, two = (folder / name for folder in trained)
     assert [record["step"] for record in records(two)] == [*range(1, STEPS + 1)]
-    for alone, shared in zip(records(one), records(two), strict=True):
-        for part, other in zip(alone["loss_per_stage"], shared["loss_per_stage"], strict=True):
-            assert (part is None) == (other is None)
-            assert part is None or other == pytest.approx(part, rel=1e-5)
-        for same in ("image_size", "lr", "epoch", "skipped_updates"):
-            assert alone[same] == shared[same]
-    alone, shared = weights(one), weights(two)
-    assert alone.keys() == shared.keys()
-    for key, tensor in alone.items():
-        assert (tensor - shared[key]).norm() <= 1e-4 * tensor.norm(), key
+    assert_equal_records(one, two)
+    assert_equal_weights(one, two)
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_twenty_steps_of_four_ranks_are_those_of_one_process(name, tmp_path):
+    ranks = RankProcesses(train, 4, tmp_path / "output", OFTEN, tmp_path / "four", 20)
+    train(OFTEN, tmp_path / "one", 20)
+    ranks.results()
+    assert len(records(tmp_path / "four" / name)) == 20
+    assert_equal_records(tmp_path / "one" / name, tmp_path / "four" / name)
+    assert_equal_weights(tmp_path / "one" / name, tmp_path / "four" / name)
 
 
 @pytest.mark.parametrize("name", ["bim_vit_test", "mae_vit_test"])

@@ -10,7 +10,8 @@ from interop import import_or_skip
 from PIL import Image
 
 from bimkern.data.decoding import decode
-from bimkern.data.source import ImageFolder, SourceError
+from bimkern.data.source import SourceError
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.evaluate.checked_images import random_crops
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.evaluate.labeled import Labeled, central_crop, in_memory, load_digits, read_images, read_labeled

@@ -5,7 +5,8 @@ from PIL import Image, ImageOps
 
 from bimkern.data.check import check, readable
 from bimkern.data.decoding import Decoding
-from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.listing import list_images
+from bimkern.data.sources.image_folder import ImageFolder
 
 
 def listed(folder, channels=3, **decoding):

@@ -6,12 +6,15 @@ import time
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from bimkern.distributed import RanksError, connected
+from bimkern.distributed.connect import connected
+from bimkern.distributed.launch import RanksError
+from bimkern.distributed.transfers import RankLost
 from bimkern.pretrain import main
 from bimkern.train import training
+from bimkern.train.checkpoint import store
 from bimkern.train.optim.group import GroupOptimizer
-from bimkern.transfers import RankLost
 
 
 def with_a_mistake(arguments):
@@ -46,11 +49,11 @@ def losing_rank_0(timeout):
     """Stop rank 0, which keeps the store, like a machine that is gone; return how long rank 1 takes to end."""
     try:
         with connected("cpu", timeout) as ranks:
-            ranks.highest([0])
+            ranks.all_reduce_max([0])
             if ranks.rank == 0:
                 os.kill(os.getpid(), signal.SIGSTOP)
             began = time.monotonic()
-            ranks.highest([0])
+            ranks.all_reduce_max([0])
     except RankLost as error:
         return error.reported, time.monotonic() - began
 
@@ -71,3 +74,37 @@ def ended_while_connecting(timeout):
             return None
     except RanksError as error:
         return str(error), time.monotonic() - began
+
+
+def hanging_while_others_wait_for_its_disk(timeout):
+    """Stop rank 0 as a whole where others wait for its disk; return how long rank 1 takes to end."""
+    began = time.monotonic()
+    try:
+        with connected("cpu", timeout) as ranks, ranks.behind_rank_0():
+            if ranks.rank == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+    except RankLost:
+        return time.monotonic() - began
+
+
+def without_a_way_to_be_patient(timeout):
+    """Connect with a torch that lacks a private function; return what is said."""
+    del distributed_c10d._set_pg_timeout
+    try:
+        with connected("cpu", timeout):
+            pass
+    except RanksError as error:
+        return str(error)
+
+
+def on_a_slow_disk(arguments, seconds):
+    """Run a command whose first save takes rank 0 so long."""
+    save, first = store.save, [seconds]
+
+    def slow(*given, **options):
+        if first:
+            time.sleep(first.pop())
+        return save(*given, **options)
+
+    store.save = slow
+    main(arguments)

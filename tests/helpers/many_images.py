@@ -15,7 +15,7 @@ from pathlib import Path
 from bimkern.data import check as checks
 from bimkern.data.check import check
 from bimkern.data.file_checks import FileCheck
-from bimkern.data.source import list_images
+from bimkern.data.listing import list_images
 from bimkern.data.sources.find import find_source
 from bimkern.train.run_folder.dataset_manifest import freeze_dataset
 

@@ -1,5 +1,7 @@
 """Run folders as a run leaves them, without training one."""
 
+from dataclasses import replace
+
 import torch
 
 from bimkern.exporters.trained import Trained
@@ -11,9 +13,10 @@ from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
 
-def make_run(path, recipe="bim_vit_test"):
+def make_run(path, recipe="bim_vit_test", **options):
     """Write a run folder whose norms are no longer those of the start, and return its weights."""
     config, folder = RECIPES[recipe].config, RunFolder(path)
+    config = replace(config, run=replace(config.run, **options))
     folder.open(config)
     folder.record(config)
     weights = MIM(config.method).state_dict()

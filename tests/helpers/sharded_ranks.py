@@ -6,7 +6,7 @@ import torch
 from shared_runs import config_of
 from torch import nn
 
-from bimkern.distributed import connected
+from bimkern.distributed.connect import connected
 from bimkern.train.checkpoint.streamed import read_all
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.loop.streaming import served

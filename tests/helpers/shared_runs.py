@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.mim.model import MIM
 from bimkern.models.classifier import Classifier
 from bimkern.recipes import RECIPES
@@ -51,20 +51,26 @@ def nan_in_stage_3():
     _on_loss(4, lambda loss: loss * math.nan)
 
 
+def nan_from_step_3_on():
+    """Make every loss of stage 3 NaN from the third step on."""
+    _on_loss(4, lambda loss: loss * math.nan, for_good=True)
+
+
 def out_of_memory():
     """Ask for more memory than there is, in the third step."""
     _on_loss(4, lambda loss: loss + torch.empty(2**50).sum())
 
 
-def _on_loss(number, change):
-    """Change the result of the number-th loss of stage 3, of which this rank has two in a step."""
+def _on_loss(number, change, *, for_good=False):
+    """Change the result of the number-th loss of stage 3, of which this rank has two in a step, or of all from then."""
     plain, calls = MIM.loss, iter(range(10**6))
 
     def loss(self, stage, *args):
         result = plain(self, stage, *args)
         if stage != 2 or isinstance(result, FakeTensor):  # the latter counts memory, and no loss
             return result
-        return change(result) if next(calls) == number else result
+        call = next(calls)
+        return change(result) if call == number or (for_good and call > number) else result
 
     MIM.loss = loss
 

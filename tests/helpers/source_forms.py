@@ -10,8 +10,8 @@ from bad_files import picture
 from bimkern.data.augment import RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
+from bimkern.data.listing import list_images
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import list_images
 from bimkern.data.step_layout import StepLayout
 
 CLASSES = ("ant", "bee")

@@ -249,7 +249,7 @@ def without(weights, name):
         (lambda weights: without(weights, "blocks.2.attn.qkv.bias"), "differs: it lacks blocks.2.attn.qkv.bias"),
         (
             lambda weights: weights | {f"blocks.{i}.ls1.gamma": torch.ones(32) for i in range(4)},
-            "differs: it also has blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma and 1 more",
+            "differs: it also has blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma, and 1 more",
         ),
         (lambda weights: without(weights, "pos_embed"), "differs: it lacks pos_embed"),
         (

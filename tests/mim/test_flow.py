@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bimkern.mim.flow import EndToEnd, Local, MicroBatch
+from bimkern.mim.flow import EndToEnd, Local, MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import StageTarget
 from bimkern.models.layers import set_compute_dtype
@@ -51,7 +51,7 @@ def micro_batches(model, *sizes):
 def gradients(model, batches, slices=1):
     flow = model.method.flow
     updates = [KeepGradients() for _ in flow.partition(model)]
-    losses = flow.step(model, batches, updates, slices=slices)
+    losses = flow.step(model, batches, updates, StepOptions(slices=slices))
     found = {name: p.grad for name, p in model.named_parameters()}
     assert all(grad is not None for grad in found.values())
     model.zero_grad()
@@ -169,7 +169,12 @@ def test_immediate_updates_equal_one_update_at_the_end_bit_for_bit():
         for update in updates:
             update.set_rates(lambda group: 1e-3)
         for _ in range(3):
-            flow.step(model, micro_batches(model, 4), [AtTheEnd(u) for u in updates] if delayed else updates, slices=2)
+            flow.step(
+                model,
+                micro_batches(model, 4),
+                [AtTheEnd(u) for u in updates] if delayed else updates,
+                StepOptions(slices=2),
+            )
             if delayed:
                 for update in updates:
                     update.apply()
@@ -215,7 +220,7 @@ def test_a_scope_encloses_all_work_and_the_update_of_a_stage(recipe, scopes):
             events.append("update")
 
     updates = [Watch() for _ in model.method.flow.partition(model)]
-    model.method.flow.step(model, micro_batches(model, 2, 1), updates, scope=scope)
+    model.method.flow.step(model, micro_batches(model, 2, 1), updates, StepOptions(scope=scope))
     assert events == [event for name in scopes for event in (name, "update", "end")]
 
 
@@ -226,7 +231,7 @@ def live_peak(recipe, slices, **changes):
     batches = micro_batches(model, 16)
     model.method.flow.step(model, batches, updates)  # optimizer state is born here
     with AllocationTracker(model.parameters(), counter := LiveBytes()):
-        model.method.flow.step(model, batches, updates, slices=slices)
+        model.method.flow.step(model, batches, updates, StepOptions(slices=slices))
     return counter.peak
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from published_freezing import RATES
 
-from bimkern.mim.flow import EndToEnd, Local, MicroBatch
+from bimkern.mim.flow import EndToEnd, Local, MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import Cosine, FreezeOut
 from bimkern.recipes import RECIPES
@@ -131,7 +131,7 @@ def step(flow, frozen_groups):
     updates = [KeepGradients() for _ in flow.partition(model)]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-        losses = flow.step(model, [batch], updates, frozen_groups=frozen_groups)
+        losses = flow.step(model, [batch], updates, StepOptions(frozen_groups=frozen_groups))
     return model, losses, updates, sum(saved)
 
 

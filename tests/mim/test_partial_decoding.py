@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.masking.choice import num_chosen
 from bimkern.mim.model import MIM
 from bimkern.mim.operations import head_flops
@@ -164,7 +164,7 @@ def test_a_step_in_slices_and_micro_batches_is_one_step(recipe, attends):
             batches.append(MicroBatch(images[rows], model.views(images[rows], torch.arange(4)[rows], 0)))
             first += size
         updates = [Ungraded() for _ in method.flow.partition(model)]
-        losses.append(method.flow.step(model, batches, updates, slices=slices))
+        losses.append(method.flow.step(model, batches, updates, StepOptions(slices=slices)))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=0)
 
 

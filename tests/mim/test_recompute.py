@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bimkern.data.step_layout import Segment
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.mim.recompute import check, parts
 from bimkern.recipes import RECIPES
@@ -47,7 +47,7 @@ def step(recipe, choice, frozen_groups=0):
     model.encoder.run_layer = counted
     batches = [MicroBatch(images[:2], model.views(images[:2], torch.arange(2), 0))]
     batches.append(MicroBatch(images[2:], model.views(images[2:], torch.arange(2) + 2, 0)))
-    losses = method.flow.step(model, batches, updates, frozen_groups=frozen_groups)
+    losses = method.flow.step(model, batches, updates, StepOptions(frozen_groups=frozen_groups))
     return losses, {name: grad for update in updates for name, grad in update.found.items()}, len(ran)
 
 

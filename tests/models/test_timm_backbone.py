@@ -8,7 +8,7 @@ from interop import import_or_skip
 from small_backbones import ALL, OF_TIMM, SIZE, KeepGradients, backbone, method, network, sample
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bimkern.mim.flow import Local
+from bimkern.mim.flow import Local, StepOptions
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.masking.units import TokenReplace
 from bimkern.models import timm_backbone
@@ -119,7 +119,7 @@ def test_every_level_can_be_read_and_trained(family, flow):
     model = network(method(config, taps, **({"flow": flow} if flow else {})))
     batch, frozen = sample(model), 2 if len(taps) == 2 else 1
     updates = [KeepGradients() for _ in model.method.flow.partition(model)]
-    losses = model.method.flow.step(model, [batch], updates, frozen_groups=frozen)
+    losses = model.method.flow.step(model, [batch], updates, StepOptions(frozen_groups=frozen))
     assert losses.isfinite().tolist() == [tap + 1 >= frozen for tap in taps]
     groups = model.layer_groups()
     assert {group.number for group in groups.values()} == set(range(config.depth + 1))

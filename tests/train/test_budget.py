@@ -14,6 +14,8 @@ from PIL import Image
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
+from bimkern.train import network
 from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.memory import budget
 from bimkern.train.memory.budget import (
@@ -27,6 +29,8 @@ from bimkern.train.memory.budget import (
     is_out_of_memory,
     largest,
 )
+from bimkern.train.memory.shares import spared_bytes
+from bimkern.units import human_bytes
 
 CPU = torch.device("cpu")
 
@@ -137,6 +141,23 @@ def test_ranks_of_one_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(budget, "local_world_size", lambda: 4)
     with pytest.raises(ConfigError, match=r"; 1000 B are available\."):
         check_memory(RECIPES["mae_vit_test"].config, CPU, 4)
+
+
+def test_sums_over_ranks_need_memory_and_sharding_spares_some(monkeypatch):
+    monkeypatch.setattr(budget, "available_memory", lambda device: 10**6)
+    config = RECIPES["mae_vit_test"].config
+    weights = sum(p.nbytes for p in network.build(config).parameters() if p.requires_grad)
+    assert spared_bytes(config, 1) == 0
+    assert spared_bytes(config, 4) == -weights
+    sharded = replace(config, run=replace(config.run, shard="optimizer"))
+    assert spared_bytes(sharded, 4) == 2 * weights * 3 // 4 - weights
+    tuned = FINETUNE_RECIPES["demo"].config
+    tuned = replace(tuned, encoder=config.method.encoder, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    classifier = network.build_classifier(tuned)
+    classifier.train_positions()
+    assert spared_bytes(tuned, 2) == -sum(p.nbytes for p in classifier.parameters())
+    with pytest.raises(ConfigError, match=f", without the {human_bytes(weights)} that sums over ranks take"):
+        check_memory(config, CPU, 4, spares=lambda: spared_bytes(config, 4))
 
 
 def test_memory_that_is_there():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from spectral import with_channels
 
-from bimkern.data.source import ImageFolder
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import differences, from_json, to_json

@@ -10,7 +10,7 @@ from growing import write_teacher
 
 from bimkern.arena import Arena
 from bimkern.data.step_layout import Segment
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
@@ -41,7 +41,9 @@ def real_steps(given, batch, micro):
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).split(micro)
         ids = (torch.arange(batch) + batch * step).split(micro)
         batches = [MicroBatch(part, model.views(part, draws, 0)) for part, draws in zip(images, ids, strict=True)]
-        flow.step(model, batches, updates, slices=given.run.slices, scope=arena.scope if step else Arena().scope)
+        flow.step(
+            model, batches, updates, StepOptions(slices=given.run.slices, scope=arena.scope if step else Arena().scope)
+        )
     return arena
 
 

@@ -11,7 +11,8 @@ from spectral import smooth_levels, write_spectral
 
 from bimkern.api import pretrain
 from bimkern.data.decoding import Decoding
-from bimkern.data.source import ImageFolder, list_images
+from bimkern.data.listing import list_images
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.statistics import measure
 from bimkern.exporters.trained import read_trained
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD

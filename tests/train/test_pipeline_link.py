@@ -1,11 +1,13 @@
 """The way of tokens between two ranks: a bounded queue, and shapes that travel once."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bimkern.data.batches import Batch
+from bimkern.distributed.transfers import Traffic
 from bimkern.train.pipeline import link as links
 from bimkern.train.pipeline.agreement import ImagesDiffer, StageAgreement, StageFailed
 from bimkern.train.pipeline.link import QUEUE, Link
@@ -23,7 +25,7 @@ class Wire:
 
     def begin_send(self, tensor, rank):
         self.sent.append(tensor)
-        return SimpleNamespace(wait=self._wait)
+        return SimpleNamespace(wait=self._wait, traffic=lambda: Traffic(wait=0.5))
 
     def send(self, tensor, rank):
         self.sent.append(tensor)
@@ -32,11 +34,10 @@ class Wire:
         return tensor.copy_(self.sent.pop(0))
 
     def begin_receive(self, tensor, rank):
-        return SimpleNamespace(wait=lambda: self.receive(tensor, rank) is None)
+        return SimpleNamespace(wait=lambda: self.receive(tensor, rank), traffic=Traffic)
 
     def _wait(self):
         self.waited += 1
-        return 0.5
 
 
 @pytest.fixture
@@ -81,12 +82,12 @@ def test_shapes_travel_once_and_tokens_arrive_in_order(ranks):
 def agreement():
     reduced = []
 
-    def begin_highest(values):
+    def begin_all_reduce_max(values):
         reduced.append(values)
         return lambda: answers.pop(0) if answers else values
 
     answers = []
-    ranks = SimpleNamespace(rank=1, size=3, begin_highest=begin_highest)
+    ranks = SimpleNamespace(rank=1, size=3, begin_all_reduce_max=begin_all_reduce_max)
     return SimpleNamespace(of=StageAgreement(ranks, None, None), reduced=reduced, answers=answers)
 
 
@@ -122,3 +123,11 @@ def test_ranks_that_show_different_images_end_the_run(agreement):
 def test_a_rank_that_cannot_load_a_step_says_so(agreement):
     with pytest.raises(StageFailed, match=r"no image is left. The same command resumes the run from its last checkp"):
         agreement.of.on_loading(StopSignals(), [], StageFailed("no image is left"), 4)
+
+
+def test_a_signal_while_the_loader_hangs_ends_the_run_with_its_exit_code(agreement):
+    signals = StopSignals()
+    signals.received = signal.SIGTERM
+    with pytest.raises(StageFailed, match="rank 1: stopped by SIGTERM while its loader hung, after step 4") as failed:
+        agreement.of.on_loading(signals, [], None, 4)
+    assert failed.value.exit_code == 143

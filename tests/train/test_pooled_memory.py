@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bimkern.arena import ArenaUnavailable
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES
 from bimkern.train.config.optimizer import AdamWConfig
@@ -163,6 +163,6 @@ def train(recipe, memory, steps=8):
         generator = torch.Generator().manual_seed(index)
         images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator).to(device)
         batch = MicroBatch(images, model.views(images, torch.arange(4, device=device), index))
-        losses = flow.step(model, [batch], updates, scope=memory.scope("work"))
+        losses = flow.step(model, [batch], updates, StepOptions(scope=memory.scope("work")))
         done.append((losses.tolist(), memory.record()))
     return done

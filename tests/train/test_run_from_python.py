@@ -11,7 +11,8 @@ from bad_files import encoded
 from growing import write_photos
 
 from bimkern.data import batches
-from bimkern.data.source import ImageFolder, SourceError
+from bimkern.data.source import SourceError
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.recipes import RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run import run

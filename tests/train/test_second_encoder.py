@@ -18,7 +18,7 @@ from bench.flops import head_flops, step_flops
 from bimkern import export, pieces, plan
 from bimkern.exporters.own import write_own
 from bimkern.exporters.trained import Trained
-from bimkern.mim.flow import EndToEnd, Local, MicroBatch
+from bimkern.mim.flow import EndToEnd, Local, MicroBatch, StepOptions
 from bimkern.mim.masking.random import RandomDrop
 from bimkern.mim.masking.units import BlockPixels, TokenReplace
 from bimkern.mim.model import MIM, Method
@@ -84,7 +84,7 @@ class KeepGradients:
 
 def step(model, batch, **options):
     updates = [KeepGradients() for _ in model.method.flow.partition(model)]
-    return model.method.flow.step(model, [batch], updates, **options)
+    return model.method.flow.step(model, [batch], updates, StepOptions(**options))
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -141,7 +141,7 @@ def test_slices_and_micro_batches_change_nothing(method, slices):
     model.zero_grad()
     parts = [MicroBatch(batch.images[r], [v.rows(r) for v in batch.views]) for r in (slice(0, 3), slice(3, 4))]
     updates = [KeepGradients() for _ in method.flow.partition(model)]
-    torch.testing.assert_close(method.flow.step(model, parts, updates, slices=slices), losses)
+    torch.testing.assert_close(method.flow.step(model, parts, updates, StepOptions(slices=slices)), losses)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-9, atol=1e-12)
 
@@ -216,7 +216,7 @@ def test_it_learns_a_batch_by_heart(method):
     updates = [GroupOptimizer(*group, BASE.optim, device=torch.device("cpu"), fp16=False) for group in groups]
     for update in updates:
         update.set_rates(lambda group: 1e-2)
-    losses = [method.flow.step(model, [batch], updates, slices=2) for _ in range(60)]
+    losses = [method.flow.step(model, [batch], updates, StepOptions(slices=2)) for _ in range(60)]
     assert (losses[-1] < 0.7 * losses[0]).all(), (losses[0], losses[-1])
 
 

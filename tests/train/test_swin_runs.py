@@ -9,7 +9,7 @@ from growing import records, train, write_photos
 
 from bench.flops import step_flops
 from bimkern import plan
-from bimkern.mim.flow import MicroBatch
+from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.masking.units import RandomUnits
 from bimkern.mim.model import MIM
 from bimkern.models.layers import set_compute_dtype
@@ -38,7 +38,7 @@ def sample(model, size=64, count=4, seed=1):
 
 def step(model, batches, **options):
     updates = [KeepGradients() for _ in model.method.flow.partition(model)]
-    return model.method.flow.step(model, batches, updates, **options)
+    return model.method.flow.step(model, batches, updates, StepOptions(**options))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_it_learns_a_batch_by_heart(name):
     updates = [GroupOptimizer(*group, config.optim, device=torch.device("cpu"), fp16=False) for group in groups]
     for update in updates:
         update.set_rates(lambda group: 1e-2)
-    losses = [config.method.flow.step(model, [batch], updates, slices=2) for _ in range(60)]
+    losses = [config.method.flow.step(model, [batch], updates, StepOptions(slices=2)) for _ in range(60)]
     assert (losses[-1] < 0.8 * losses[0]).all(), (losses[0], losses[-1])
 
 

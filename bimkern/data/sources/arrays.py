@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 
 from bimkern.data.levels import KINDS
 from bimkern.data.source import SourceError
+from bimkern.data.sources.mapped import MappedFile
 
 IMAGES = ("images", "image", "train_images", "x_train", "data", "x")  # names of arrays, the likeliest first
 _LABELS = {"images": "labels", "image": "label", "train_images": "train_labels", "x_train": "y_train", "x": "y"}
@@ -24,11 +25,11 @@ _ZIP_HEADER = 30  # bytes before name and extra field of a member
 class ArrayRows:
     """Images of an array, and its labels if there are any."""
 
-    def __init__(self, path: Path, images: Any, labels: Any = None) -> None:
-        """Take arrays, [N, H, W, C] or [N, H, W], and [N] or [N, 1]."""
+    def __init__(self, path: Path, images: Any, labels: Any = None, mapped: MappedFile | None = None) -> None:
+        """Take arrays, [N, H, W, C] or [N, H, W], and [N] or [N, 1], and the file that they are mapped from."""
         if images.dtype.kind not in KINDS or images.ndim not in (3, 4):
             raise SourceError(f"{path}: images must be numbers [N, H, W, C], got {images.dtype} {list(images.shape)}")
-        self._images = images
+        self._images, self._mapped = images, mapped
         self.dtype = images.dtype
         if labels is not None and len(labels) == len(images):
             self._labels = labels
@@ -38,6 +39,8 @@ class ArrayRows:
         return len(self._images)
 
     def read(self, i: int) -> np.ndarray:
+        if self._mapped is not None:
+            self._mapped.check()
         return np.asarray(self._images[i])
 
     def _label(self, i: int) -> str:
@@ -53,7 +56,7 @@ class NpyRows(ArrayRows):
     def __init__(self, path: Path, key: str | None) -> None:
         if key is not None:
             raise SourceError(f"{path} holds one array, which has no name; leave out :{key}")
-        super().__init__(path, np.load(path, mmap_mode="r"))
+        super().__init__(path, np.load(path, mmap_mode="r"), mapped=MappedFile(path))
 
 
 class NpzRows(ArrayRows):
@@ -66,7 +69,8 @@ class NpzRows(ArrayRows):
             arrays = _Mapped(path, archive)
             key = choose(path, key, {name: arrays.header(name) for name in archive.files})
             label = label_of(key)
-            super().__init__(path, arrays[key], arrays[label] if label in archive.files else None)
+            labels = arrays[label] if label in archive.files else None
+            super().__init__(path, arrays[key], labels, MappedFile(path))
 
 
 class _Mapped:

@@ -9,12 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bimkern import optional
 from bimkern.data.formats import BadImage, open_file
 from bimkern.data.source import SourceError
+from bimkern.data.sources.mapped import MappedFile
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns, the likeliest first
 _LABELS = ("label", "labels", "cls", "class")
@@ -24,11 +25,11 @@ _FEATURES = b"huggingface"  # where datasets keeps the names of classes
 class Columns:
     """Which columns of a table hold images, their names and their labels."""
 
-    def __init__(self, path: Path, key: str | None, schema: Any) -> None:
+    def __init__(self, place: str, key: str | None, schema: Any) -> None:
         """Choose them.
 
         Args:
-            path: of the file, for messages.
+            place: path or address of the file, for messages.
             key: the column of images; None: the only one, or one of a usual name.
             schema: of the table, by pyarrow.
 
@@ -39,10 +40,10 @@ class Columns:
         usual = [name for name in _IMAGES if name in fitting]
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         if key is not None and key not in fitting:
-            raise SourceError(f"{path} has no column {key!r} of encoded images; it has {columns}")
+            raise SourceError(f"{place} has no column {key!r} of encoded images; it has {columns}")
         if key is None and (not fitting or (len(fitting) > 1 and not usual)):
             what = "several columns that may be images" if fitting else "no column of encoded images"
-            raise SourceError(f"{path} has {what}; it has {columns}; name one as {path.name}:COLUMN")
+            raise SourceError(f"{place} has {what}; it has {columns}; name one as {place.rpartition('/')[2]}:COLUMN")
         self.image: str = key or (fitting[0] if len(fitting) == 1 else usual[0])
         kind = schema.field(self.image).type
         self.name = f"{self.image}.path" if _is_struct(kind) and "path" in _field_names(kind) else None
@@ -58,9 +59,9 @@ class Columns:
 class TableRows(ABC):
     """The rows of a table, which is read in pieces."""
 
-    def __init__(self, path: Path, columns: Columns, lengths: Iterable[int]) -> None:
-        """Take the columns of a file's table, and the rows of each of its pieces."""
-        self._folder = path.parent
+    def __init__(self, folder: Path | None, columns: Columns, lengths: Iterable[int]) -> None:
+        """Take a file's folder, None at an address, the columns of its table, and the rows of each of its pieces."""
+        self._folder = folder
         self._columns = columns
         self._starts = [0, *accumulate(lengths)]
         if columns.label is not None:
@@ -107,11 +108,12 @@ class ArrowRows(TableRows):
             self._table = pyarrow.ipc.open_stream(mapped).read_all()
         except pyarrow.ArrowInvalid:
             self._table = pyarrow.ipc.open_file(mapped).read_all()
-        columns = Columns(path, key, self._table.schema)
-        self._images = self._table.column(columns.image).chunks
-        super().__init__(path, columns, map(len, self._images))
+        columns = Columns(str(path), key, self._table.schema)
+        self._images, self._mapped = self._table.column(columns.image).chunks, MappedFile(path)
+        super().__init__(path.parent, columns, map(len, self._images))
 
     def piece(self, number: int) -> Any:
+        self._mapped.check()
         return self._images[number]
 
     def column(self, name: str) -> Any:
@@ -124,7 +126,7 @@ def field_of(column: Any, name: str) -> Any:
     return column.flatten()[_field_names(column.type).index(name)]
 
 
-def content_of(column: Any, i: int, folder: Path) -> bytes:
+def content_of(column: Any, i: int, folder: Path | None) -> bytes:
     """Return row i of a column of encoded images: its bytes, or else those of the file at its path.
 
     Raises:
@@ -137,8 +139,15 @@ def content_of(column: Any, i: int, folder: Path) -> bytes:
     path = column.field("path")[i].as_py() if is_struct and "path" in _field_names(column.type) else None
     if path is None:
         raise BadImage("its row is empty")
-    with open_file(folder / path) as file:
-        return file.read()
+    if folder is None:
+        raise BadImage(f"its row has a path, {path}, and no bytes, which at an address is not followed")
+    if ".." in PurePath(path).parts:
+        raise BadImage(f"its row has a path with '..', {path}, and no bytes")
+    try:
+        with open_file(folder / path) as file:
+            return file.read()
+    except BadImage as error:
+        raise BadImage(f"its row has no bytes, and {folder / path}: {error}") from error
 
 
 def _is_struct(kind: Any) -> bool:

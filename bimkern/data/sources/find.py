@@ -1,22 +1,24 @@
 """Which source --data names, by what it is: a class that says so of itself, else a folder."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bimkern import pieces
-from bimkern.data.source import ImageFolder, Source, SourceError
+from bimkern.data.addresses import text_of
+from bimkern.data.source import Source, SourceError
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.listed import ListedImages
 from bimkern.data.sources.own import OwnImages
 from bimkern.data.sources.remote import RemoteImages
+from bimkern.data.sources.remote_shards import RemoteShards
+from bimkern.data.sources.remote_tables import RemoteTables
 from bimkern.data.sources.row_files import RowFiles
 from bimkern.data.sources.shards import ImageShards
 
 __all__ = ["find_source"]
 
-_OURS = (RemoteImages, RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
-_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
+_OURS = (RemoteShards, RemoteTables, RemoteImages, RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
 
 
 def find_source(data: Path | Sequence[Path]) -> Source:
@@ -30,7 +32,7 @@ def find_source(data: Path | Sequence[Path]) -> Source:
     Raises:
         SourceError: they are of several kinds, or the source cannot be used.
     """
-    places = [_text(path) for path in ((data,) if isinstance(data, Path) else data)]
+    places = [text_of(path).removeprefix("file:/") for path in ((data,) if isinstance(data, Path) else data)]
     kinds = {place: _kind_of(place) for place in places}
     if len(set(kinds.values())) > 1:
         read = " and ".join(f"{place} (read by {kind.__name__})" for place, kind in kinds.items())
@@ -43,9 +45,3 @@ def _kind_of(place: str) -> Any:
     own = [kind for kind in pieces.registered(Source).values() if hasattr(kind, "accepts") and kind not in _OURS]
     kinds: tuple[Any, ...] = (*own, *_OURS)
     return next((kind for kind in kinds if kind.accepts(place)), ImageFolder)
-
-
-def _text(path: Path) -> str:
-    """Return a path as it was given: of an address, a Path has dropped a slash."""
-    text = str(path)
-    return text.removeprefix("file:") if text.startswith("file:/") else _ADDRESS.sub(r"\1://", text)

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from bimkern import pieces
-from bimkern.data.source import FilesOnDisk, Source, SourceError
+from bimkern.data.source import Source, SourceError
+from bimkern.data.sources.on_disk import FilesOnDisk
 from bimkern.files import jsonl
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")

@@ -7,6 +7,7 @@ from typing import Any
 from bimkern import optional
 from bimkern.data.names import decoded
 from bimkern.data.source import SourceError
+from bimkern.data.sources.mapped import MappedFile
 
 _NOTES = b"__"  # keys that begin so, such as __len__, are no images
 
@@ -20,6 +21,7 @@ class LmdbRows:
         if key is not None:
             raise SourceError(f"{path} has no arrays with names; leave out :{key}")
         self._base = _opened(path.resolve(), path.stat().st_ino)
+        self._mapped = MappedFile(path / "data.mdb" if path.is_dir() else path)
         with self._base.begin() as reading:
             found = reading.cursor().iternext(values=False)
             self._keys = [bytes(key) for key in found if not bytes(key).startswith(_NOTES)]
@@ -31,6 +33,7 @@ class LmdbRows:
         return [decoded(key) for key in self._keys]
 
     def read(self, i: int) -> bytes:
+        self._mapped.check()
         with self._base.begin() as reading:
             return bytes(reading.get(self._keys[i]))
 

@@ -5,6 +5,7 @@ a row group each: a hundred rows, as Hugging Face's datasets writes them, are be
 """
 
 from collections import OrderedDict
+from io import RawIOBase
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -12,6 +13,7 @@ from typing import Any
 
 from bimkern import optional
 from bimkern.data.sources.arrow import Columns, TableRows, field_of
+from bimkern.data.sources.mapped import MappedFile
 from bimkern.data.sources.per_process import PerProcess
 
 _CACHED_BYTES = 128 << 20  # of a process
@@ -21,19 +23,25 @@ _numbers = count()  # of the files that were opened
 class ParquetRows(TableRows):
     """The rows of a Parquet file; its pieces are the row groups."""
 
-    def __init__(self, path: Path, key: str | None) -> None:
+    def __init__(self, place: Path | str, key: str | None, opened: RawIOBase | None = None) -> None:
+        """Open a path, or take what was opened at an address."""
         pyarrow_parquet: Any = optional.load("pyarrow.parquet")
-        self._file = pyarrow_parquet.ParquetFile(path, memory_map=True)
+        on_disk = opened is None
+        self._file = pyarrow_parquet.ParquetFile(place if on_disk else opened, memory_map=on_disk)
         metadata = self._file.metadata
         lengths = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        super().__init__(path, Columns(path, key, self._file.schema_arrow), lengths)
+        folder = Path(place).parent if on_disk else None
+        super().__init__(folder, Columns(str(place), key, self._file.schema_arrow), lengths)
         self._number, self._groups = next(_numbers), _groups()
+        self._mapped = MappedFile(Path(place)) if on_disk else None
         self._lock = Lock()
 
     def piece(self, number: int) -> Any:
         with self._lock:  # a file of pyarrow is not for several threads
             group = self._groups.get(self._number, number)
             if group is None:
+                if self._mapped is not None:
+                    self._mapped.check()
                 column = self._file.read_row_group(number, [self._columns.image], use_threads=False).column(0)
                 group = column.combine_chunks()
                 self._groups.put(self._number, number, group)

@@ -1,20 +1,24 @@
 """Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from bimkern import optional, pieces
 from bimkern.data.formats import BadImage
 from bimkern.data.source import Source, SourceError
 from bimkern.data.sources import arrays, arrow, hdf5, lmdb, parquet
+from bimkern.data.sources.file_rows import FileRows, errors_of
 from bimkern.data.sources.folders import files_alone
 from bimkern.data.sources.rows import Joined, RowImages, Rows
 
 __all__ = ["RowFiles"]
+
+logger = logging.getLogger("bimkern.data")
 
 # How a file is opened, given its path and the name of the array or column in it, or None for the only one.
 _OPEN: dict[str, Callable[[Path, str | None], Rows]] = {
@@ -32,6 +36,9 @@ _NEEDS = {  # package, and extra that installs it
     **dict.fromkeys((".lmdb", ".mdb"), ("lmdb", "lmdb")),
     **dict.fromkeys((".parquet", ".arrow"), ("pyarrow", "parquet")),
 }
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+_SPLITS = "dataset_dict.json"  # which names folders of splits, where datasets saved several
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.(?:parquet|arrow)")
 _IN_FOLDERS = (".parquet", ".arrow", ".mdb")
 _PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^/:]+))?", re.IGNORECASE)
 
@@ -50,10 +57,15 @@ class RowFiles(RowImages):
     paths: tuple[Path, ...]
     key: str | None = None
 
+    @property
+    def holds_arrays(self) -> bool:
+        return all(path.suffix.lower() in _ARRAYS for path in self.paths)
+
     @classmethod
     def accepts(cls, place: str) -> bool:
         """Return whether a place is such a file, perhaps with `:KEY` behind it, or a folder of some."""
-        return _PLACE.fullmatch(place) is not None or bool(_in_folder(Path(place)))
+        folder = Path(place)
+        return _PLACE.fullmatch(place) is not None or bool(_in_folder(folder)) or (folder / _SPLITS).is_file()
 
     @classmethod
     def of(cls, places: Sequence[str]) -> Self:
@@ -66,21 +78,23 @@ class RowFiles(RowImages):
         files = sorted({file for path in self.paths for file in (_in_folder(path) or [path])})
         found = {}
         for file in files:
-            with _errors_of(file):
+            with errors_of(str(file)):
                 found[file] = _stamp_of(file)
         listed = vars(self).setdefault("_listed", found)  # in the process that a loader's processes are forked from
         if changed := sorted(path for path in found | listed if found.get(path) != listed.get(path)):
             raise BadImage(f"{changed[0]} has changed since it was listed")  # its rows may be others
-        return Joined([_Stamped(file, self._open(file)) for file in files])
+        return Joined([FileRows(str(file), self._open(file), partial(_stamp_of, file)) for file in files])
 
     def files(self) -> dict[str, str | None]:
         vars(self).pop("_listed", None)
+        for folder in self.paths:
+            _look_for_splits(folder)
         return super().files()
 
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()
         try:
-            with _errors_of(file):
+            with errors_of(str(file)):
                 return _OPEN[suffix](file, self.key)
         except optional.Unusable as error:
             package, extra = _NEEDS[suffix]
@@ -88,52 +102,30 @@ class RowFiles(RowImages):
             raise SourceError(f"{file}: {suffix} files need {package} ({error}); {remedy}") from error
 
 
-@contextmanager
-def _errors_of(file: Path) -> Iterator[None]:
-    """Turn what the library of a format raises into a SourceError that names the file."""
-    try:
-        yield
-    except (SourceError, optional.Unusable):
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or optional.first_line(error)
-        raise SourceError(f"{file} cannot be read ({reason})") from error
-
-
-class _Stamped:
-    """Rows of a file, which are unchanged as long as the file is."""
-
-    def __init__(self, path: Path, rows: Any) -> None:
-        self._path, self._rows = path, rows
-        self.survives_fork = getattr(rows, "survives_fork", False)
-        self.dtype = getattr(rows, "dtype", None)
-        if hasattr(rows, "label"):
-            self.label = self._label
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def names(self) -> list[str]:
-        with _errors_of(self._path):
-            names: list[str] = getattr(self._rows, "names", list)()
-            return names
-
-    def read(self, i: int) -> Any:
-        return self._rows.read(i)
-
-    def stat(self, i: int) -> tuple[int, int]:
-        return _stamp_of(self._path)
-
-    def _label(self, i: int) -> str:
-        with _errors_of(self._path):
-            label: str = self._rows.label(i)
-            return label
-
-
 def _stamp_of(file: Path) -> tuple[int, int]:
     """Return the bytes and the time of change (ns) of a file."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _look_for_splits(folder: Path) -> None:
+    """Say that a folder of Hugging Face's holds several splits of a data set, which are read as one.
+
+    Raises:
+        SourceError: each has a folder of its own.
+    """
+    if (folder / _SPLITS).is_file():
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise SourceError(
+            f"{folder} is a DatasetDict of {', '.join(found) or 'no split'}; name one split, as in --data "
+            f"{folder / (found or ['train'])[0]}"
+        )
+    named = sorted({match[1] for path in _in_folder(folder) if (match := _SPLIT.fullmatch(path.name))})
+    if len(named) > 1:
+        logger.warning(
+            "%s holds the splits %s, and all are read; for one, name its files, as in --data %s/%s-*",
+            *(folder, " and ".join(named), folder, named[0]),
+        )
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bimkern.data.names import decoded
 
 BLOCK = 512
 _WINDOW = 16 * BLOCK  # bytes that are read at once: the headers of several small members, little of a large one
+_FAR_WINDOW = 1 << 20  # the same, where a read takes as long as so many bytes do
+_FAR = 1 << 17  # a member of so many bytes is worth a read of its own there
 _LONGEST = 1 << 20  # bytes of a long name or of extended attributes
 
 _FILES = b"0\x007"  # types of members
@@ -73,16 +76,29 @@ def scan(path: Path) -> Members:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _Scan(descriptor).run()
+        return _Scan(lambda at, size: os.pread(descriptor, size, at), os.fstat(descriptor).st_size).run()
     finally:
         os.close(descriptor)
 
 
+def scan_far(read: Callable[[int, int], bytes], length: int) -> Members:
+    """Find the members of a tar file that takes long to answer.
+
+    Members from 128 KiB on are passed over, smaller ones are read with their headers, 1 MiB at once.
+
+    Args:
+        read: returns the bytes at an offset: of that size, or fewer where the file ends.
+        length: of the file in bytes.
+    """
+    return _Scan(read, length, _FAR_WINDOW).run()
+
+
 class _Scan:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._length = os.fstat(descriptor).st_size
+    def __init__(self, read: Callable[[int, int], bytes], length: int, window: int = _WINDOW) -> None:
+        self._read_at, self._length = read, length
+        self._most = window
         self._window, self._start = b"", 0
+        self._last = 0  # bytes of the member before
         self._found = Members()
         self._attributes: dict[bytes, bytes] = {}  # of the next member
         self._shared: dict[bytes, bytes] = {}  # of all members that follow
@@ -107,7 +123,8 @@ class _Scan:
             return b""
         begin = at - self._start
         if begin < 0 or begin + size > len(self._window):
-            self._window, self._start, begin = os.pread(self._descriptor, max(size, _WINDOW), at), at, 0
+            ahead = self._most if self._last < _FAR else _WINDOW
+            self._window, self._start, begin = self._read_at(at, max(size, ahead)), at, 0
         return self._window[begin : begin + size]
 
     def _member(self, header: bytes, at: int) -> int:
@@ -141,6 +158,7 @@ class _Scan:
             self._refuse(at, name, reason)
         else:
             self._found.add(_normal(name), data, size)
+            self._last = size
         return data + _padded(size)
 
     def _extension(self, kind: int, data: int, size: int) -> None:
@@ -159,6 +177,7 @@ class _Scan:
 
     def _next_header(self, at: int) -> int:
         """Return where the next block is that may be a header, the end of the file where there is none."""
+        self._last = 0  # no member is passed over
         while block := self._read(at, BLOCK):
             if block[257:262] == b"ustar":
                 try:

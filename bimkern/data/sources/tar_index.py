@@ -1,12 +1,14 @@
 """The index of a tar file: its members sorted by name, in arrays, kept in a file so that it is made once.
 
-The file lies beside the tar file, or in the cache where that folder is read-only. It holds a digest of its content, and
-the size and time of the tar file that it was made of; if any of them differs, the index is made again.
+The file lies beside the tar file, or in the cache where that folder is read-only or the tar file is at an address. It
+holds a digest of its content, and the size and time of the tar file that it was made of; if any of them differs, the
+index is made again.
 
 Shapes: N members.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import lt
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bimkern.data.names import Int64, Names, decoded, encoded
+from bimkern.data.integers import Int64
+from bimkern.data.names import Names, decoded, encoded
+from bimkern.data.source import UNKNOWN_TIME
 from bimkern.data.sources.tar import Fault, Members, scan
 from bimkern.files import columns
 from bimkern.files.cache import cache_folder
@@ -44,25 +48,42 @@ def read_index(path: Path) -> TarIndex:
     """
     path = path.resolve()
     status = path.stat()
-    stamp = {"version": _VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    places = _places(path)
-    for place in places:
-        if (stored := _read(place, stamp)) is not None:
+    files = (path.with_name(f".{path.name}.index"), _cached(str(path)))
+    return _read_or_made(files, status.st_size, status.st_mtime_ns, lambda: scan(path))
+
+
+def read_far_index(name: str, num_bytes: int, time: int, make: Callable[[], Members]) -> TarIndex:
+    """Return the index of a tar file at an address, which is made, and stored in the cache, if there is none yet.
+
+    Args:
+        name: what tells it from all others.
+        num_bytes: of the file.
+        time: of its last change, or what else changes with it; UNKNOWN_TIME: the index is always made.
+        make: finds the members.
+    """
+    return _read_or_made(() if time == UNKNOWN_TIME else (_cached(name),), num_bytes, time, make)
+
+
+def _read_or_made(files: Sequence[Path], num_bytes: int, mtime_ns: int, make: Callable[[], Members]) -> TarIndex:
+    """Return the index that one of some files holds, else one that is made, and stored in the first that can be."""
+    stamp = {"version": _VERSION, "bytes": num_bytes, "mtime_ns": mtime_ns}
+    for file in files:
+        if (stored := _read(file, stamp)) is not None:
             return stored
-    index = _sorted(scan(path), status.st_size, status.st_mtime_ns)
-    for place in places:
+    index = _sorted(make(), num_bytes, mtime_ns)
+    for file in files:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            columns.write(place, _columns(index, stamp))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            columns.write(file, _columns(index, stamp))
             break
         except OSError:
             continue
     return index
 
 
-def _places(path: Path) -> tuple[Path, Path]:
-    digest = hashlib.blake2b(encoded(str(path)), digest_size=_DIGEST_BYTES).hexdigest()
-    return path.with_name(f".{path.name}.index"), cache_folder() / f"shards-v{_VERSION}" / f"{digest}.index"
+def _cached(name: str) -> Path:
+    digest = hashlib.blake2b(encoded(name), digest_size=_DIGEST_BYTES).hexdigest()
+    return cache_folder() / f"shards-v{_VERSION}" / f"{digest}.index"
 
 
 def _sorted(members: Members, num_bytes: int, mtime_ns: int) -> TarIndex:
@@ -92,9 +113,9 @@ def _columns(index: TarIndex, stamp: dict[str, int]) -> Columns:
     return Columns(stamp | {"faults": faults}, index.names.to_arrays() | arrays)
 
 
-def _read(place: Path, stamp: dict[str, int]) -> TarIndex | None:
+def _read(file: Path, stamp: dict[str, int]) -> TarIndex | None:
     """Return a stored index, None where there is none, or another one."""
-    found = columns.read(place)
+    found = columns.read(file)
     if found is None or any(found.header.get(key) != value for key, value in stamp.items()):
         return None
     arrays, faults = found.arrays, tuple(Fault(**fault) for fault in found.header["faults"])

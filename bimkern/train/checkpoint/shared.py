@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bimkern.distributed import Ranks, agreed
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import Ranks
 from bimkern.train.checkpoint import store
 from bimkern.train.checkpoint.store import Checkpoint
 
@@ -35,14 +36,14 @@ def load_shared(
     with ranks.patient(), agreed(ranks):
         saved = store.load_latest(folder) if ranks.rank == 0 else None
     parts = ("model",) if sharded else ("model", "optimizer")
-    about = ranks.share(None if saved is None else _description(saved, parts, layers))
+    about = ranks.broadcast_object(None if saved is None else _description(saved, parts, layers))
     if about is None or ranks.size == 1:
         return saved
     kept: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     for part in parts:
         for name, like in about[part].items():
             tensor: Tensor = _empty(*like) if saved is None else getattr(saved, part)[name]
-            ranks.copy(tensor)
+            ranks.broadcast(tensor)
             if saved is None and holds(name.partition("/")[0]):
                 kept[part][name] = tensor
     return saved or Checkpoint(about["step"], **kept, state=about["state"])

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from bimkern.data.source import Listing
+from bimkern.data.listing import Listing
 from bimkern.data.statistics import measure
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.train.config.run import Config, ConfigError

@@ -20,7 +20,7 @@ from bimkern.data.formats import MAX_PIXELS
 from bimkern.data.loader import LoaderName
 from bimkern.data.source import Source
 from bimkern.data.step_layout import Phase, StepLayout, lay_out
-from bimkern.distributed import local_rank, world_size
+from bimkern.distributed.launch import local_rank, world_size
 from bimkern.errors import BimkernError
 from bimkern.mim.model import Method
 from bimkern.mim.recompute import NONE, check

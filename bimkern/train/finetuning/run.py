@@ -1,6 +1,7 @@
 """A whole fine-tuning run: from a config and a backbone to a classifier, pictures and metrics in its folder."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bimkern.data.labels import Labels, labeled_images, read_labels
 from bimkern.data.loader import Loader
 from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks, agreed
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import Ranks
 from bimkern.exporters.classifier import names_in_timm
 from bimkern.files import jsonl
 from bimkern.files.atomic import write_json
@@ -28,6 +30,7 @@ from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning.task import Finetuning
 from bimkern.train.loop.sharing import SharedImages
 from bimkern.train.memory.budget import check_memory
+from bimkern.train.memory.shares import spared_bytes
 from bimkern.train.reporting import metrics
 from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.summary import describe_finetuning, describe_rates
@@ -79,7 +82,8 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
             config, init, inputs, labels = _begin(config)
         training.check_ranks(config, ranks)
         with ranks.patient(), agreed(ranks):
-            check_memory(config, resolve_device(config.run.device), ranks.size)
+            spares = partial(spared_bytes, config, ranks.size)
+            check_memory(config, resolve_device(config.run.device), ranks.size, spares=spares)
         with training.opened_folder(config, inputs, ranks) as folder:
             return _finetune(config, callbacks, init, inputs, labels, folder, ranks)
 

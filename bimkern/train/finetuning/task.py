@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.images import Images
 from bimkern.data.labels import Labels
 from bimkern.data.loader import Loader
 from bimkern.data.resilient_loader import ResilientLoader
-from bimkern.data.source import Images
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed.ranks import ALONE, Ranks
 from bimkern.exporters.classifier import write_classifier
 from bimkern.files.best_effort import BestEffort
 from bimkern.importers.initialize import InitialWeights

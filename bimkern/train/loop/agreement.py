@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 from bimkern.data.batches import Batch
 from bimkern.data.source import SourceError
-from bimkern.distributed import Ranks, first_error
+from bimkern.distributed.agree import first_error
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import Traffic
 from bimkern.errors import BimkernError
-from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.optim.group import GroupOptimizer, give_up
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.signals import StopSignals
-from bimkern.transfers import Traffic
 
 
 class StepAgreement(Protocol):
@@ -68,7 +69,7 @@ class Agreement:
         failed, found = self._any(signals, failure is not None, bool(self._faults))
         if found:
             try:
-                for faults in self._ranks.gather(self._faults):
+                for faults in self._ranks.all_gather_object(self._faults):
                     self._quarantine.add(faults, steps_done)
             except SourceError as error:  # too many files are in quarantine, on every rank
                 failure, failed = error, True
@@ -78,8 +79,7 @@ class Agreement:
     def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:
         """Agree on what came of a step; return whether memory ran out on any rank."""
         if out_of_memory:
-            for update in self._updates:
-                update.give_up()
+            give_up(self._updates)
         (failed,) = self._any(signals, out_of_memory)
         return failed
 
@@ -96,7 +96,7 @@ class Agreement:
             return {}
         traffic = [update.traffic() for update in self._updates]
         total = sum(traffic, self._layers())
-        waits = self._ranks.gather([data_wait, self._waited / steps])
+        waits = self._ranks.all_gather_object([data_wait, self._waited / steps])
         self._waited = 0.0
         return {
             "comm_total": total.total / steps,
@@ -110,7 +110,7 @@ class Agreement:
     def _any(self, signals: StopSignals, *flags: bool) -> list[bool]:
         """Return which flags any rank has set, and note a signal that any has received."""
         begin = time.perf_counter()
-        number, *found = self._ranks.highest([signals.received or 0, *flags])
+        number, *found = self._ranks.all_reduce_max([signals.received or 0, *flags])
         self._waited += time.perf_counter() - begin
         signals.agreed = signal.Signals(number) if number else None
         return [bool(flag) for flag in found]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bimkern.mim.flow import Flow
@@ -16,8 +17,8 @@ class NetworkPart(Protocol):
     def flow(self, method: Method) -> Flow:
         """Return what runs the steps of the part."""
 
-    def keep(self, model: MIM) -> None:
-        """Free what other processes have of a network."""
+    def keep(self, model: MIM, device: torch.device) -> None:
+        """Free what other processes have of a network, and move the rest from the host to the device."""
 
     def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
         """Return what state_dict() has of the part."""
@@ -40,8 +41,8 @@ class WholeNetwork:
     def flow(self, method: Method) -> Flow:
         return method.flow
 
-    def keep(self, model: MIM) -> None:
-        pass
+    def keep(self, model: MIM, device: torch.device) -> None:
+        model.to(device)
 
     def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
         return {**model.state_dict()}

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
-from bimkern.distributed import Group
+from bimkern.distributed.ranks import Group
 from bimkern.errors import RunError
 from bimkern.mim.flow import Flow
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.pipeline import assign
-from bimkern.train.checkpoint import sharded
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
 from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.config.run import ConfigError
 from bimkern.train.loop.agreement import Agreement
-from bimkern.train.loop.layer_transfers import LayerTransfers
 from bimkern.train.loop.sharing import SharedImages
 from bimkern.train.memory.budget import is_out_of_memory
 from bimkern.train.network import called_layers
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
+from bimkern.train.sharding import sharded_tensors
+from bimkern.train.sharding.layer_transfers import LayerTransfers
 
 
 class LayerOutOfMemory(RunError, RuntimeError):
@@ -72,8 +72,8 @@ class SharedLayers(SharedImages):
     def flow(self, method: Method) -> Flow:
         return method.flow
 
-    def keep(self, model: MIM) -> None:
-        """Keep this rank's share of every layer.
+    def keep(self, model: MIM, device: torch.device) -> None:
+        """Keep this rank's share of every layer; the device has one whole layer at a time.
 
         Raises:
             ConfigError: torch cannot shard a layer.
@@ -88,8 +88,10 @@ class SharedLayers(SharedImages):
                 seen |= own
                 if own:
                     self._plain[names[layer]] = _without_memory(layer)
+                    layer.to(device)
                     layers.append(self._sharded(layer))
         share_comm_ctx(layers)  # so that what a layer sends is freed when the next one sends, not after the last
+        model.to(device)  # what lies outside of layers
         self._names = frozenset(name for name, tensor in model.state_dict().items() if isinstance(tensor, DTensor))
 
     def _sharded(self, layer: nn.Module) -> FSDPModule:
@@ -111,7 +113,7 @@ class SharedLayers(SharedImages):
     def _streamed(self, name: str, tensor: Tensor) -> Tensor | Streamed:
         if not isinstance(tensor, DTensor):
             return tensor
-        return sharded.streamed(name, tensor, _local(tensor), self.ranks)
+        return sharded_tensors.streamed(name, tensor, _local(tensor), self.ranks)
 
     def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over weights, of which rank 0 has all, and each of the others what is not sharded.
@@ -122,7 +124,7 @@ class SharedLayers(SharedImages):
         own: Mapping[str, Any] = model.state_dict()
         for name in sorted(self._names):
             given = read(tensors[name]) if self.ranks.rank == 0 else None
-            sharded.share_out(own[name], given, _local(own[name]))
+            sharded_tensors.share_out(own[name], given, _local(own[name]))
         rest = {name: read(tensor) for name, tensor in tensors.items() if name not in self._names}
         found = model.load_state_dict(rest, strict=False)
         odd = [*found.unexpected_keys, *(name for name in found.missing_keys if name not in self._names)]
@@ -139,7 +141,7 @@ class SharedLayers(SharedImages):
             layer = model.get_submodule(name)
             for key, parameter in layer.named_parameters():
                 assert isinstance(parameter, DTensor)
-                assign(plain, key, sharded.whole(parameter, _local(parameter)))
+                assign(plain, key, sharded_tensors.whole(parameter, _local(parameter)))
             for key, buffer in layer.named_buffers():
                 assign(plain, key, buffer)
             owner, _, leaf = name.rpartition(".")

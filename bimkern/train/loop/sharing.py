@@ -1,12 +1,16 @@
 """How the ranks of a run share its work: here, every rank has the whole network, and a share of every step's images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from bimkern.data.batches import Batch
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
@@ -14,6 +18,9 @@ from bimkern.train.loop.agreement import Agreement, StepAgreement
 from bimkern.train.loop.unwritten import Unsaved
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
+from bimkern.watchdog import stopped_by
+
+_TENSORS = [field.name for field in fields(Batch)]
 
 
 class Sharing(Protocol):
@@ -25,8 +32,11 @@ class Sharing(Protocol):
     def layout(self, whole: StepLayout) -> StepLayout:
         """Return what this rank loads of the steps of a run."""
 
-    def loading(self) -> AbstractContextManager[object]:
-        """Return a context to load a step in."""
+    def loading(self, requested: Callable[[], bool]) -> AbstractContextManager[object]:
+        """Return a context to load a step in, where a stop may be requested."""
+
+    def whole(self, batch: list[Batch]) -> list[Batch]:
+        """Return, on rank 0, all images of a step, of which this rank has loaded its share."""
 
     def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StepAgreement:
         """Return what ranks agree through."""
@@ -59,8 +69,19 @@ class SharedImages:
     def layout(self, whole: StepLayout) -> StepLayout:
         return whole.of_rank(self.ranks.rank, self.ranks.size)
 
-    def loading(self) -> AbstractContextManager[object]:
-        return nullcontext()
+    def loading(self, requested: Callable[[], bool]) -> AbstractContextManager[object]:
+        return stopped_by(requested)
+
+    def whole(self, batch: list[Batch]) -> list[Batch]:
+        own = Batch(**{name: torch.cat([getattr(part, name) for part in batch]) for name in _TENSORS})
+        found = [own]
+        for rank, count in enumerate(self.ranks.all_gather_object(len(own.images))):
+            if rank and self.ranks.rank in (0, rank):
+                part = own if rank == self.ranks.rank else _empty_like(own, count)
+                for name in _TENSORS:
+                    self.ranks.move(getattr(part, name), rank, 0)
+                found.append(part)
+        return found if self.ranks.rank == 0 else [own]
 
     def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StepAgreement:
         return Agreement(self.ranks, quarantine, updates)
@@ -82,3 +103,9 @@ class SharedImages:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+
+def _empty_like(batch: Batch, count: int) -> Batch:
+    """Return a batch of so many images, without values."""
+    tensors = {name: getattr(batch, name) for name in _TENSORS}
+    return Batch(**{name: tensor.new_empty(count, *tensor.shape[1:]) for name, tensor in tensors.items()})

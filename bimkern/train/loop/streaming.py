@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.agree import agreed
+from bimkern.distributed.ranks import Ranks
+from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.checkpoint.streamed import Streamed, is_live, read
 
 
@@ -20,8 +22,15 @@ def served(tensors: Mapping[str, Tensor | Streamed], ranks: Ranks) -> Iterator[N
             try:
                 yield
             finally:
-                ranks.share(None)
+                ranks.broadcast_object(None)
             return
         yield
-        while (name := ranks.share(None)) is not None:
+        while (name := ranks.broadcast_object(None)) is not None:
             read(tensors[name])
+
+
+@contextmanager
+def all_saved(ranks: Ranks) -> Iterator[None]:
+    """Wait for rank 0 to save, and fail where it does."""
+    with ranks.patient(), agreed(ranks, CheckpointError):
+        yield

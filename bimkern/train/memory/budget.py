@@ -12,7 +12,7 @@ import torch
 
 from bimkern.arena import unusable
 from bimkern.data.step_layout import Segment
-from bimkern.distributed import local_world_size
+from bimkern.distributed.launch import local_world_size
 from bimkern.errors import BimkernError, RunError
 from bimkern.mim import recompute
 from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig
@@ -96,7 +96,8 @@ def check_memory(
         config: of the run.
         device: of this rank.
         num_ranks: that share every step.
-        spares: returns the bytes of weights, gradients and optimizer state that other ranks have in its place, at most.
+        spares: returns the bytes of weights, gradients and optimizer state that other ranks have in its place, at most,
+            less those of buffers for what they exchange.
 
     Raises:
         ConfigError: they do not; the message suggests options that fit.
@@ -116,7 +117,8 @@ def check_memory(
     if needed > available:
         sliced = f", decoded in slices: {run.slices}" if isinstance(run, RunConfig) else ""
         fitting, shared = find_fitting(config, estimator, available), ""
-        more = f", with the {human_bytes(spared)} that other ranks spare it" if spared else ""
+        more = f", with the {human_bytes(spared)} that other ranks spare it" if spared > 0 else ""
+        more = f", without the {human_bytes(-spared)} that sums over ranks take" if spared < 0 else more
         if num_ranks > 1:
             shared = f" of each of {num_ranks} ranks"
             fitting = replace(fitting, batch_size=fitting.batch_size and fitting.batch_size * num_ranks)

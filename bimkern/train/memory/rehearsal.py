@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.flow import Flow, MicroBatch
+from bimkern.mim.flow import Flow, MicroBatch, StepOptions
 from bimkern.mim.pipeline import Pipeline, keep_stage
 from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_compute_dtype
@@ -71,7 +71,9 @@ class _Pretraining:
             counted.turn(i)
             batches.append(MicroBatch(images, self.model.views(images, ids, run.seed)))
         counted.turn(None)
-        flow.step(self.model, _InTurns(batches, counted.turn), updates, slices=run.slices, scope=counted.scope)
+        flow.step(
+            self.model, _InTurns(batches, counted.turn), updates, StepOptions(slices=run.slices, scope=counted.scope)
+        )
 
     def _flow(self) -> Flow:
         return self._config.method.flow

@@ -6,13 +6,13 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.step_layout import Segment
+from bimkern.distributed.transfers import BUCKET_BYTES
 from bimkern.train.config.passes import check_passes
-from bimkern.train.config.run import Config, ConfigError
+from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.memory.budget import MemoryEstimator
 from bimkern.train.memory.estimate import STATES, MemoryEstimate, without_values
 from bimkern.train.memory.ranks import RankEstimate
 from bimkern.train.network import called_layers
-from bimkern.transfers import BUCKET_BYTES
 
 # Copies of a layer at a time: its weights, its gradients, and these in the order in which they are sent.
 _LAYER_COPIES = 3
@@ -34,6 +34,11 @@ class _Trained:
     @property
     def layers(self) -> int:
         return self.encoder + self.heads
+
+    @property
+    def buffers(self) -> int:
+        """What a rank sums gradients in, and gathers layers in."""
+        return self.rest + _LAYER_COPIES * self.largest
 
 
 def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> list[RankEstimate]:
@@ -63,34 +68,32 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
         exposed += others * trained.groups[0]  # the others travel while the stage before computes
     gathered = 3 * others * _passing(trained, config, largest)  # for forward and for backward, and as gradients
     name = "every rank" if segment.batch_size % num_ranks == 0 else "a rank with most images"
-    buffers = trained.rest + _LAYER_COPIES * trained.largest
     total = {"sent": int(sent + gathered), "exposed": int(exposed + gathered)}
-    return [RankEstimate(name=name, memory=memory, buffers=buffers, **total)]
+    return [RankEstimate(name=name, memory=memory, buffers=trained.buffers, **total)]
 
 
-def spared_bytes(config: Config, num_ranks: int) -> int:
-    """Return the bytes of weights, gradients and optimizer state that sharding spares each rank, at most."""
-    if config.run.shard == "none":
+def spared_bytes(config: TrainingConfig, num_ranks: int) -> int:
+    """Return the bytes that sharding spares each rank, at most, less those of buffers for sums over the ranks."""
+    if num_ranks == 1:
         return 0
     trained = _trained(config)
-    spared = STATES * (trained.rest + trained.layers) + 2 * trained.layers
-    return spared - spared // num_ranks
+    states = 0 if config.run.shard == "none" else STATES * (trained.rest + trained.layers) + 2 * trained.layers
+    return states - states // num_ranks - trained.buffers
 
 
-def _trained(config: Config) -> _Trained:
+def _trained(config: TrainingConfig) -> _Trained:
     with FakeTensorMode():
         model: Any = without_values(config).model
+        whole = {"all": list(model.named_parameters())}
+        groups = config.method.flow.partition(model) if isinstance(config, Config) else whole
         parts = (model.encoder, *model.heads) if config.run.shard == "full" else ()
         layers = [[list(layer.parameters()) for layer in called_layers(part)] for part in parts]
         sizes = [[sum(p.nbytes for p in layer) for layer in part] for part in layers]
         sharded = {p for part in layers for layer in part for p in layer}
-        groups = [
-            sum(p.nbytes for _, p in group if p.requires_grad and p not in sharded)
-            for group in config.method.flow.partition(model).values()
-        ]
+        rest = [sum(p.nbytes for _, p in group if p.requires_grad and p not in sharded) for group in groups.values()]
     encoder, *heads = [sum(part) for part in sizes] or [0]
     largest = max((size for part in sizes for size in part), default=0)
-    return _Trained(tuple(groups), encoder, sum(heads), largest)
+    return _Trained(tuple(rest), encoder, sum(heads), largest)
 
 
 def _passing(trained: _Trained, config: Config, segment: Segment) -> int:

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import Ranks
-from bimkern.transfers import BUCKET_BYTES, Sum, Traffic
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import BUCKET_BYTES, Traffic, Transfer
 
 
-class GradientSum(Protocol):
+class GradientReducer(Protocol):
     """Sums the gradients of some parameters over the ranks, once a step."""
 
     def renew(self) -> None:
@@ -73,7 +73,7 @@ class _Bucket:
             parameter.grad = None
 
 
-class BucketedSum:
+class BucketedReducer:
     """Sums over several ranks, in memory that is kept for the run.
 
     The first step, and the first after renew(), shows which parameters have gradients, and which of those come in the
@@ -89,8 +89,8 @@ class BucketedSum:
         self._of: dict[nn.Parameter, _Bucket] = {}
         self._late: set[nn.Parameter] = set()  # whose gradients come in the last backward pass
         self._is_last = False
-        self._sums: list[Sum] = []  # of the first buckets
-        self._ended: list[Sum] = []  # since traffic() was last called
+        self._sums: list[Transfer] = []  # of the first buckets
+        self._ended: list[Transfer] = []  # since traffic() was last called
         for parameter in self._parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrived)
@@ -148,11 +148,11 @@ class BucketedSum:
             if bucket.awaited:
                 return
             bucket.fill()
-            self._sums.append(self._ranks.begin_sum(bucket.flat))
+            self._sums.append(self._ranks.begin_all_reduce(bucket.flat))
 
     def _lay_out(self) -> None:
         """Cut the memory into buckets of the parameters that have a gradient on any rank."""
-        found = self._ranks.highest([parameter.grad is not None for parameter in self._parameters])
+        found = self._ranks.all_reduce_max([parameter.grad is not None for parameter in self._parameters])
         live = [parameter for parameter, has in zip(self._parameters, found, strict=True) if has]
         self._buckets, self._of = [], {}
         first, parameters, sizes = 0, list[nn.Parameter](), list[int]()

@@ -5,21 +5,21 @@ With several ranks, an update is begun when the gradients are there, and finishe
 A flow cuts the parameters into groups: one for every stage, or one for all. Each group updates on its own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import ALONE, Ranks
+from bimkern.distributed.ranks import ALONE, Ranks
+from bimkern.distributed.transfers import Traffic
 from bimkern.mim.schedule import LayerGroup
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.optim.adapters import QUANTITIES, MakeOptimizer, adamw
-from bimkern.train.optim.gradients import BucketedSum, GradientSum, OwnGradients
-from bimkern.train.optim.sharding import EqualShare, Share, WholeShare, is_sharded
-from bimkern.transfers import Traffic
+from bimkern.train.optim.gradients import BucketedReducer, GradientReducer, OwnGradients
+from bimkern.train.sharding.share import EqualShare, Share, WholeShare, is_sharded
 
 
 class GroupOptimizer:
@@ -67,8 +67,9 @@ class GroupOptimizer:
         self._unscaled: Any = SimpleNamespace(param_groups=[{"params": self._share.learned()}])
         others = [parameter for parameter in given if not is_sharded(parameter)]
         alone = ranks.size == 1 or not others
-        self._summed: GradientSum = OwnGradients() if alone else BucketedSum(others, ranks)
+        self._summed: GradientReducer = OwnGradients() if alone else BucketedReducer(others, ranks)
         self._due = self._begun = False  # in a step whose update is to come; an update that is to be finished
+        self._renewed = False  # gradients of other parameters are expected from the next sums on
         self._rates = [0.0] * len(self._optimizer.inner.param_groups)
         self.skipped = torch.zeros((), device=device)  # updates, so far
         self.skipped_in_a_row = torch.zeros((), device=device)
@@ -86,21 +87,28 @@ class GroupOptimizer:
         return self._scaler.scale(loss)
 
     def renew(self) -> None:
-        """Expect, from the next step on, gradients of other parameters than before."""
-        self.finish()
-        self._summed.renew()
+        """Expect, from this step on, gradients of other parameters than before; what is begun is finished as it was.
+
+        It cannot fail: a rank that runs out of memory later in the step gives up in the order in which others continue.
+        """
+        self._renewed = True
 
     def ahead(self) -> None:
         """Let gradients be summed over ranks as they come, in the backward pass that follows: it is the last."""
         self._summed.ahead()
 
+    def give_up_update(self) -> None:
+        """Take part in what other ranks exchange in an update that this rank cannot make."""
+        if self._due and self._begun:
+            self._finish_sums()
+            self._share.send()
+
     def give_up(self) -> None:
         """Take part in what other ranks exchange in a step that this one cannot finish: nothing is of use after it."""
         if self._due:
-            if self._begun:
-                self._summed.finish()  # that of the step before
-                self._share.send()
+            self.give_up_update()
             self._share.receive()
+            self._expect_others()
             self._summed.give_up()
 
     def traffic(self) -> Traffic:
@@ -125,9 +133,9 @@ class GroupOptimizer:
 
     def _update(self) -> None:
         if not self._begun:
+            self._expect_others()
             return
-        self._begun = False
-        self._summed.finish()
+        self._finish_sums()
         try:
             self._update_part()
         finally:  # other ranks wait for it even where memory runs out
@@ -135,6 +143,17 @@ class GroupOptimizer:
         for parameter in self._names:
             parameter.grad = None
         self._take_rates()
+
+    def _finish_sums(self) -> None:
+        self._begun = False
+        self._summed.finish()
+        self._expect_others()
+
+    def _expect_others(self) -> None:
+        """Forget which parameters have gradients, once the sums that are begun are finished."""
+        if self._renewed:
+            self._renewed = False
+            self._summed.renew()
 
     def _update_part(self) -> None:
         self._share.take_gradients()
@@ -184,6 +203,15 @@ class GroupOptimizer:
         self._scaler.load_state_dict(state)
 
 
+def give_up(updates: Sequence[GroupOptimizer]) -> None:
+    """Take part, in their order, in what other ranks exchange in a step that this one cannot finish."""
+    for update, behind in zip(updates, [*updates[1:], None], strict=True):
+        update.give_up_update()
+        if behind is not None and behind.is_sharded:
+            behind.give_up_update()  # which they make ahead
+        update.give_up()
+
+
 def _share_of(parameters: list[nn.Parameter], ranks: Ranks) -> Share:
     """Return a share of a group's parameters; those that torch shards stay as they are."""
     layers = [parameter for parameter in parameters if is_sharded(parameter)]
@@ -191,6 +219,6 @@ def _share_of(parameters: list[nn.Parameter], ranks: Ranks) -> Share:
     rest: Share = EqualShare(others, ranks) if others else WholeShare([])
     if not layers:
         return rest
-    from bimkern.train.optim.layer_share import LayerShare  # which takes seconds
+    from bimkern.train.sharding.layer_share import LayerShare  # which takes seconds
 
     return LayerShare(layers, rest, ranks)

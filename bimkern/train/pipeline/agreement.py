@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bimkern.data.batches import Batch
-from bimkern.distributed import Group
+from bimkern.distributed.ranks import Group
 from bimkern.errors import BimkernError, RunError
 from bimkern.train.pipeline.link import Link
 from bimkern.train.run_folder.dataset_manifest import Quarantine
@@ -50,8 +50,15 @@ class StageAgreement:
         """Note the images of a step.
 
         Raises:
-            StageFailed: they could not be loaded.
+            StageFailed: they could not be loaded, or a signal came while the loader hung.
         """
+        if signals.received is not None and not batch and failure is None:
+            hung = StageFailed(
+                f"rank {self._ranks.rank}: stopped by {signals.received.name} while its loader hung, after step "
+                f"{steps_done}. {self._resumes}"
+            )
+            hung.exit_code = 128 + signals.received
+            raise hung
         if failure is not None:
             raise StageFailed(f"{failure}. {self._resumes}") from failure
         self._images = zlib.crc32(b"".join(part.sample_ids.numpy().tobytes() for part in batch))
@@ -69,7 +76,7 @@ class StageAgreement:
                 f"{self._resumes}"
             )
         values = [signals.received or 0, self._images, -self._images]
-        self._pending.append(self._ranks.begin_highest(values))
+        self._pending.append(self._ranks.begin_all_reduce_max(values))
         self._read(signals, self._ranks.size - 1)
         return False
 
@@ -81,7 +88,7 @@ class StageAgreement:
     def record(self, steps: int, data_wait: float) -> dict[str, Any]:
         """Return numbers for the metrics, by rank: seconds of a step, and the share of time spent waiting for data."""
         waits = [seconds / steps for seconds in self._link.waits()]
-        found = self._ranks.gather([data_wait, *waits])
+        found = self._ranks.all_gather_object([data_wait, *waits])
         names = ("data_wait_per_rank", "input_wait_per_rank", "output_wait_per_rank")
         return dict(zip(names, map(list, zip(*found, strict=True)), strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
 from bimkern.mim.masking.view import StageView
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import StageTarget
@@ -43,8 +43,8 @@ class StagesEverywhere(MIM):
         """Compute something on one rank, and return it on all."""
         own = compute().contiguous() if stage == self._ranks.rank else None
         about = [] if own is None else [[*own.shape], str(own.dtype).removeprefix("torch.")]
-        shape, dtype = self._ranks.gather(about)[stage]
+        shape, dtype = self._ranks.all_gather_object(about)[stage]
         if own is None:
             own = torch.empty(shape, dtype=getattr(torch, dtype), device=self.network.mean.device)
-        self._ranks.copy(own, source=stage)
+        self._ranks.broadcast(own, source=stage)
         return own

@@ -9,8 +9,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from bimkern.distributed import Group
-from bimkern.point_to_point import Lines, Message
+from bimkern.distributed.point_to_point import Lines
+from bimkern.distributed.ranks import Group
+from bimkern.distributed.transfers import Traffic, Transfer
 from bimkern.train.memory.ranks import QUEUE
 
 _MOST_DIMS = 8
@@ -29,11 +30,12 @@ class Link:
         self._received: dict[Hashable, tuple[torch.Size, torch.dtype]] = {}
         self._sent: set[Hashable] = set()
         self._expected: deque[Hashable] = deque()
-        self._coming: deque[tuple[Tensor, Message]] = deque()
+        self._coming: deque[tuple[Tensor, Transfer]] = deque()
         self._copies = [torch.empty(0, dtype=torch.uint8, device=device)] * QUEUE  # of what is sent, in turn
-        self._leaving: deque[Message] = deque()  # the newest copies
+        self._leaving: deque[Transfer] = deque()  # the newest copies
         self._next = 0  # copy to overwrite
-        self._waits = [0.0, 0.0]
+        self._arrived: list[Transfer] = []  # since waits() was last called
+        self._left: list[Transfer] = []  # likewise
 
     def expect(self, keys: Sequence[Hashable]) -> None:
         self._expected.extend(keys)
@@ -43,8 +45,9 @@ class Link:
         if not self._coming:
             self._learn_shape(self._expected[0])
             self._begin_receiving()
-        tokens, message = self._coming.popleft()
-        self._waits[0] += message.wait()
+        tokens, transfer = self._coming.popleft()
+        transfer.wait()
+        self._arrived.append(transfer)
         self._begin_receiving()
         return tokens
 
@@ -62,9 +65,13 @@ class Link:
         self._next = (self._next + 1) % QUEUE
 
     def waits(self) -> list[float]:
-        """Return the seconds spent waiting for the rank before and for the rank behind since this was last called."""
-        waits, self._waits = self._waits, [0.0, 0.0]
-        return waits
+        """Return the seconds spent waiting for the rank before and for the rank behind since this was last called.
+
+        On a GPU, where its stream waits, what it was given by then has to be done.
+        """
+        transfers = self._arrived, self._left
+        self._arrived, self._left = [], []
+        return [sum((transfer.traffic() for transfer in some), Traffic()).wait for some in transfers]
 
     def _begin_receiving(self) -> None:
         """Begin to receive what is expected and of known shape, as far as the queue goes."""
@@ -81,4 +88,6 @@ class Link:
     def _wait(self, most: int) -> None:
         """Wait until at most so many copies are on their way."""
         while len(self._leaving) > most:
-            self._waits[1] += self._leaving.popleft().wait()
+            transfer = self._leaving.popleft()
+            transfer.wait()
+            self._left.append(transfer)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bimkern.distributed import Group
-from bimkern.point_to_point import Lines
+from bimkern.distributed.point_to_point import Lines
+from bimkern.distributed.ranks import Group
 from bimkern.train import device as devices
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.pinned_buffer import PinnedBuffer
@@ -41,7 +41,7 @@ class GatheringSaver(AsyncSaver):
     def save(self, checkpoint: Checkpoint, loss: float, **options: Any) -> None:
         self.wait()
         parts: dict[str, dict[str, Any]] = {"model": dict(checkpoint.model), "optimizer": dict(checkpoint.optimizer)}
-        for rank, theirs in enumerate(self._ranks.gather([])):
+        for rank, theirs in enumerate(self._ranks.all_gather_object([])):
             for index, (part, name, shape, dtype) in enumerate(theirs):
                 like = torch.Size(shape), getattr(torch, dtype)
                 parts[part][name] = Streamed(*like, partial(self._fetch, rank, index, *like), live=False)
@@ -98,7 +98,9 @@ class ServingSaver(Unsaved):
         assert copies is not None  # reserve() has had the memory
         gpu = next((tensor.device for *_, tensor in named if tensor.is_cuda), None)
         copied = None if gpu is None else devices.recorded(gpu)
-        self._ranks.gather([[part, name, [*t.shape], str(t.dtype).removeprefix("torch.")] for part, name, t in named])
+        self._ranks.all_gather_object(
+            [[part, name, [*t.shape], str(t.dtype).removeprefix("torch.")] for part, name, t in named]
+        )
 
         def serve() -> None:
             if copied is not None:

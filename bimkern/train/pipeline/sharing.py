@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bimkern.data.batches import Batch
 from bimkern.data.step_layout import StepLayout
-from bimkern.distributed import Group
+from bimkern.distributed.point_to_point import Lines
+from bimkern.distributed.ranks import Group
 from bimkern.mim.model import MIM, Method
 from bimkern.mim.pipeline import Pipeline, assign, keep_stage, stage_state
-from bimkern.point_to_point import Lines
 from bimkern.train.checkpoint.async_saver import AsyncSaver
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
@@ -25,7 +26,7 @@ from bimkern.train.pipeline.evaluation import StagesEverywhere
 from bimkern.train.pipeline.link import Link
 from bimkern.train.pipeline.saving import GatheringSaver, ServingSaver
 from bimkern.train.run_folder.dataset_manifest import Quarantine
-from bimkern.watchdog import stopped_by
+from bimkern.watchdog import STALLED, delayed, stopped_by
 
 
 class SharedStages:
@@ -36,7 +37,7 @@ class SharedStages:
         self.ranks: Group = ranks
         self._method = method
         self._link = Link(ranks, device)
-        self._lines = Lines(ranks, own=True)
+        self._lines = Lines(ranks, own=True, patient=True)  # for saves: rank 0 waits for its disk
         self._flags: deque[Callable[[], list[int]]] = deque()
 
     # of the trainer
@@ -44,8 +45,12 @@ class SharedStages:
     def layout(self, whole: StepLayout) -> StepLayout:
         return whole
 
-    def loading(self) -> AbstractContextManager[object]:
-        return stopped_by(lambda: False)  # other ranks hear of a signal some steps later, and need those from this one
+    def loading(self, requested: Callable[[], bool]) -> AbstractContextManager[object]:
+        # Other ranks hear of a signal some steps later, and need those from this one, unless its loader hangs.
+        return stopped_by(delayed(requested, STALLED))
+
+    def whole(self, batch: list[Batch]) -> list[Batch]:
+        return batch
 
     def agreement(self, quarantine: Quarantine, updates: Sequence[GroupOptimizer]) -> StageAgreement:
         return StageAgreement(self.ranks, quarantine, self._link)
@@ -59,7 +64,7 @@ class SharedStages:
         return load_shared(folder, self.ranks, holds=lambda name: self._method.stage_of(name) == self.ranks.rank)
 
     def join(self, values: list[Any]) -> list[Any]:
-        return [value for part in self.ranks.gather(values) for value in part]
+        return [value for part in self.ranks.all_gather_object(values) for value in part]
 
     def own(self, values: list[Any]) -> list[Any]:
         return values[self.ranks.rank : self.ranks.rank + 1]
@@ -68,7 +73,7 @@ class SharedStages:
         return nullcontext()
 
     def any(self, flag: bool) -> bool:
-        self._flags.append(self.ranks.begin_highest([flag]))
+        self._flags.append(self.ranks.begin_all_reduce_max([flag]))
         found = len(self._flags) > 1 and bool(self._flags.popleft()()[0])
         if found:
             self._flags.clear()  # those of steps that are run again
@@ -79,9 +84,10 @@ class SharedStages:
     def flow(self, method: Method) -> Pipeline:
         return Pipeline(self.ranks.rank, self._link)
 
-    def keep(self, model: MIM) -> None:
-        """Free what other ranks have of a network."""
+    def keep(self, model: MIM, device: torch.device) -> None:
+        """Free what other ranks have of a network, and move the rest to the device."""
         keep_stage(model, self.ranks.rank)
+        model.to(device)
 
     def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
         return {**stage_state(model, self.ranks.rank)}
@@ -102,8 +108,8 @@ class SharedStages:
         """Give the network to every rank as a whole."""
         for name, value in model.state_dict().items():
             owner = model.method.stage_of(name)
-            shape = self.ranks.gather(list(value.shape))[owner]
+            shape = self.ranks.all_gather_object(list(value.shape))[owner]
             whole = value if owner == self.ranks.rank else value.new_empty(shape)
-            self.ranks.copy(whole, source=owner)
+            self.ranks.broadcast(whole, source=owner)
             if owner != self.ranks.rank:
                 assign(model, name, whole)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from bimkern.data.held_out import are_held_out
-from bimkern.data.source import Listing, title
+from bimkern.data.listing import Listing
+from bimkern.data.source import title
 from bimkern.data.step_layout import StepLayout
 from bimkern.mim.recompute import described
 from bimkern.mim.schedule import LayerGroup, WarmUp, resolve

@@ -6,9 +6,10 @@ cannot be read and why, and the non-image files that were skipped, one record pe
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,12 @@ from bimkern.data import check
 from bimkern.data.check import readable
 from bimkern.data.file_checks import FileChecks
 from bimkern.data.held_out import are_held_out
+from bimkern.data.images import Images
+from bimkern.data.listing import Listing, refuse_if_empty
 from bimkern.data.names import Names
 from bimkern.data.overlap import refuse_overlap
-from bimkern.data.source import Images, Listing, Source, SourceError, refuse_if_empty, title
+from bimkern.data.source import Source, SourceError, title
+from bimkern.examples import COUNT, some
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run_folder.image_records import IMAGES, read_records, write_records
@@ -26,7 +30,6 @@ from bimkern.train.run_folder.image_records import IMAGES, read_records, write_r
 logger = logging.getLogger("bimkern.train")
 
 QUARANTINE = "quarantine.jsonl"
-_EXAMPLES = 3  # files in a message
 
 
 class Quarantine:
@@ -43,28 +46,34 @@ class Quarantine:
         """
         self.path = path
         self.files = {record["file"] for record in jsonl.read(path) if "file" in record}
-        self.num_images = len(images) + sum(images.place(file) is None for file in self.files.union(faulty))
+        self.num_images = len(images) + sum(images.index_of(file) is None for file in self.files.union(faulty))
         self._max_ratio = max_ratio
 
     def release(self, files: set[str]) -> None:
         """Remove files from the quarantine."""
         if released := self.files & files:
             logger.warning(
-                "%d images released from quarantine: they are as recorded again (%s)", len(released), _some(released)
+                "%d images released from quarantine: they are as recorded again (%s)", len(released), some(released)
             )
             self.files -= released
             jsonl.write(self.path, [record for record in jsonl.read(self.path) if record.get("file") not in released])
 
     def record_others(self, listing: Listing) -> None:
-        """Record the non-image files, a few examples of every suffix and reason; they do not count as faults."""
-        alike = sorted(listing.others.alike().items(), key=lambda item: (-len(item[1]), item[0]))
-        others = [
-            {"suffix": suffix, "files": len(files), "examples": list(files[:_EXAMPLES]), "reason": reason}
+        """Record the non-image files, a few examples of every suffix and reason, and each damaged part of a shard.
+
+        They do not count as faults.
+        """
+        damaged = _damaged(listing)
+        alike = sorted(listing.others.without(damaged).alike().items(), key=lambda item: (-len(item[1]), item[0]))
+        others: list[dict[str, Any]] = [
+            {"suffix": suffix, "files": len(files), "examples": list(files[:COUNT]), "reason": reason}
             for (suffix, reason), files in alike
         ]
+        others += [{"part": part, "reason": reason} for part, reason in damaged.items()]
         records = jsonl.read(self.path)
-        if others != [record for record in records if "suffix" in record]:
-            jsonl.write(self.path, [*others, *(record for record in records if "suffix" not in record)])
+        rest = [record for record in records if not record.keys() & {"suffix", "part"}]
+        if others != [record for record in records if record.keys() & {"suffix", "part"}]:
+            jsonl.write(self.path, [*others, *rest])
 
     def stop_if_full(self) -> None:
         """Raise SourceError if more files are in quarantine than the run may do without."""
@@ -93,9 +102,15 @@ class Quarantine:
             jsonl.append(self.path, records)
         except OSError as error:
             logger.warning("%s cannot be written (%s)", self.path, error.strerror)
-        examples = _some(f"{file}: {reason}" for file, reason in new.items())
+        examples = some(f"{file}: {reason}" for file, reason in new.items())
         logger.warning("%d of %d images quarantined (%s); see %s", len(new), self.num_images, examples, self.path)
         self.stop_if_full()
+
+
+def _damaged(listing: Listing) -> dict[str, str]:
+    """Return why parts of a source's files are not used, by their names; no image is among them."""
+    damaged: Callable[[], dict[str, str]] = getattr(listing.source, "damaged", dict)
+    return damaged()
 
 
 @dataclass(frozen=True)
@@ -207,13 +222,13 @@ def freeze_dataset(
 
 def _within(names: Names, files: Iterable[str]) -> dict[str, int]:
     """Return where those of some files are that are among names."""
-    return {file: place for file in files if (place := names.place(file)) is not None}
+    return {file: i for file in files if (i := names.index_of(file)) is not None}
 
 
 def _refuse_held_out(source: Source, faults: Mapping[str, str]) -> None:
     """Raise SourceError if any held-out image is bad."""
     if faults:
-        bad = _some(f"{file}: {reason}" for file, reason in faults.items())
+        bad = some(f"{file}: {reason}" for file, reason in faults.items())
         raise SourceError(
             f"{len(faults)} held-out images in {title(source)} cannot be read ({bad}); repair or remove them"
         )
@@ -241,17 +256,17 @@ def _refuse_changes(
 
     They are recorded in the folder of the run; None: those of rank 0.
     """
-    places = found.names.places(recorded.names)
+    indexes = found.names.indexes_of(recorded.names)
     now = found.of_files(recorded.names)
     is_new = found.sound
-    is_new[places[places >= 0]] = False
+    is_new[indexes[indexes >= 0]] = False
     different = {
-        "gone": recorded.names.where(places < 0),
+        "gone": recorded.names.where(indexes < 0),
         "with other content": recorded.names.where(now.sound & (now.digests != recorded.digests)),
         "new": found.names.where(is_new),
     }
     changes = {what: [file for file in files if file not in quarantined] for what, files in different.items()}
-    changed = [f"{len(files)} {what} ({_some(files)})" for what, files in changes.items() if files]
+    changed = [f"{len(files)} {what} ({some(files)})" for what, files in changes.items() if files]
     if changed and folder is None:
         raise ConfigError(
             f"--data {title(source)} has other images than rank 0: {', '.join(changed)}; give all ranks the same"
@@ -261,10 +276,3 @@ def _refuse_changes(
             f"--data {title(source)} has changed since the run in {folder} began: {', '.join(changed)}; "
             f"put the images back as they were, or choose another --out"
         )
-
-
-def _some(texts: Iterable[str]) -> str:
-    """Join the first few texts into one line, with unprintable characters escaped."""
-    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts]
-    more = [f"and {len(shown) - _EXAMPLES} more"] if len(shown) > _EXAMPLES else []
-    return ", ".join([*shown[:_EXAMPLES], *more])

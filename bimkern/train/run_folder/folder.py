@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
 from bimkern.files import atomic
 from bimkern.files.lock import LOCK, InUse, locked
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
@@ -86,7 +86,7 @@ class RunFolder:
     def share_images(self, ranks: Ranks) -> None:
         """Give the images of rank 0, and its quarantine, to the folders of other ranks, which then resume with them."""
         files = [self.path / name for name in (IMAGES, QUARANTINE)]
-        texts = ranks.share([file.read_text() if file.exists() else "" for file in files])
+        texts = ranks.broadcast_object([file.read_text() if file.exists() else "" for file in files])
         if ranks.rank:
             for file, text in zip(files, texts, strict=True):
                 file.write_text(text)

@@ -7,9 +7,11 @@ from checked import labels_by_file
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
 from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.source import SourceError
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.listed import ListedImages
 
 

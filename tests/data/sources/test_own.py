@@ -11,9 +11,11 @@ from source_forms import batches_of, data_of, same
 from bimkern import pieces
 from bimkern.data.check import check, check_file
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, Source, SourceError, list_images
+from bimkern.data.source import Source, SourceError
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 
 MODULE = """
 from dataclasses import dataclass

@@ -2,12 +2,10 @@
 
 import os
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from http_folder import served
 from interop import import_or_skip
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
@@ -15,16 +13,18 @@ from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.formats import BadImage
 from bimkern.data.labels import read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
-from bimkern.data.sources import remote
+from bimkern.data.source import SourceError, open_in
+from bimkern.data.sources import remote_files
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES", (0.0, 0.0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -46,34 +46,10 @@ def memory(root):
 
 @pytest.fixture
 def server(root):
-    """A server of the folder; `failing` are paths that it answers with an error, once for every time they are in."""
     import_or_skip("aiohttp")
-    failing, asked = [], []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            if self.path in failing:
-                failing.remove(self.path)
-                self.send_error(503)
-            else:
-                super().do_GET()
-
-        def log_message(self, *arguments):
-            pass
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    served.failing, served.asked = failing, asked
-    yield served
-    served.shutdown()
-    thread.join(10)
-    served.server_close()
-
-
-def url_of(server):
-    return Path(f"http://127.0.0.1:{server.server_port}")
+    with served(root) as server:
+        server.answers_ranges = False
+        yield server
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -88,7 +64,7 @@ def test_batches_are_those_of_the_folder_bit_for_bit_also_when_resumed(root, mem
 
 def test_a_server_gives_what_its_folder_gives_and_an_error_is_tried_again(root, server):
     server.failing += ["/ant/00.jpg", "/ant/00.jpg", "/bee/01.png"]
-    source = find_source(url_of(server))
+    source = find_source(Path(server.url))
     ours, theirs = list_images(source), list_images(ImageFolder(paths=(root,)))
     assert (ours.files, ours.others) == (theirs.files, theirs.others)
     assert same(
@@ -99,11 +75,11 @@ def test_a_server_gives_what_its_folder_gives_and_an_error_is_tried_again(root, 
 
 def test_what_keeps_failing_is_a_bad_image(root, server):
     server.failing += 3 * ["/ant/00.jpg"]
-    found = check(list_images(find_source(url_of(server))), workers=0)
+    found = check(list_images(find_source(Path(server.url))), workers=0)
     faults = {file: one.fault for file, one in found.items() if one.fault is not None}
     assert faults.keys() == {"ant/00.jpg"}
     assert "ant/00.jpg cannot be read (503" in faults["ant/00.jpg"]
-    assert sum(path == "/ant/00.jpg" for path in server.asked) == 3
+    assert sum(path == "/ant/00.jpg" for path in server.paths) == 3
 
 
 def test_a_short_read_is_tried_again_and_never_used(root, memory, monkeypatch):
@@ -129,7 +105,7 @@ def test_a_short_read_is_tried_again_and_never_used(root, memory, monkeypatch):
 def test_a_file_that_is_gone_is_not_asked_for_again(memory, monkeypatch):
     data = data_of(find_source(Path("memory://bucket/photos")), batch_size=12)
     monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")  # nothing is cached
-    vars(data.images.source).pop("_cache")
+    vars(data.images.source._remote).pop("_cache")
     memory.store.pop("/bucket/photos/bee/01.png")
     with pytest.raises(BadImages) as raised:
         list(PilLoader(workers=0).batches(data, 0, 1))
@@ -185,7 +161,7 @@ def test_of_a_file_without_a_known_suffix_the_first_bytes_are_asked_for(root, me
 def test_an_empty_file_of_unknown_size_on_a_server_is_no_image(root, server):
     (root / "ant" / "empty").write_bytes(b"")
     (root / "ant" / "photo").write_bytes((root / "ant" / "00.jpg").read_bytes())
-    listing = list_images(find_source(url_of(server)))
+    listing = list_images(find_source(Path(server.url)))
     assert "ant/photo" in listing.files
     assert "not a JPEG" in listing.others["ant/empty"]
 
@@ -216,7 +192,7 @@ def test_addresses_that_cannot_be_read_are_refused(memory, address, message):
 def test_a_folder_that_cannot_be_listed_is_not_left_out(server):
     server.failing += 3 * ["/bee/"]
     with pytest.raises(SourceError, match=r"http://.* cannot be listed \(503"):
-        list_images(find_source(url_of(server)))
+        list_images(find_source(Path(server.url)))
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -1,91 +1,33 @@
 """Arrays and tables of images give what a folder of their files gives."""
 
-import json
+import os
 import sys
 
 import numpy as np
 import pytest
 from bad_files import encoded, picture
 from interop import import_or_skip
+from row_forms import LEVELS, NEEDS, named, pixels, write, write_pngs, write_table
 from source_forms import batches_of, data_of, files_of, same, write_folder
 
 from bimkern.data.batches import BadImages
 from bimkern.data.check import check
-from bimkern.data.labels import read_labels
+from bimkern.data.formats import BadImage
+from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources import arrow, parquet
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.per_process import PerProcess
 
 KINDS = (".npy", ".npz", "compressed.npz", ".h5", ".lmdb", "folder.lmdb", ".parquet", "paths.parquet", ".arrow")
-NEEDS = {".h5": "h5py", ".lmdb": "lmdb", ".parquet": "pyarrow.parquet", ".arrow": "pyarrow"}
-LEVELS = 12
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of PNGs of one size, which an array can hold."""
-    (tmp_path / "photos").mkdir()
-    for i in range(LEVELS):
-        picture(30, 24, seed=i).save(tmp_path / "photos" / f"{i:02d}.png")
-    return tmp_path / "photos"
-
-
-def pixels(i):
-    return np.asarray(picture(30, 24, seed=i))
-
-
-def write(root, path, order=range(LEVELS)):
-    """Write the images of a folder in another form; return what --data names."""
-    suffix = path.suffix
-    if suffix in NEEDS:
-        library = import_or_skip(NEEDS[suffix])
-    names = [f"{i:02d}.png" for i in order]
-    contents = [(root / name).read_bytes() for name in names]
-    images, labels = np.stack([pixels(i) for i in order]), np.array([i % 2 for i in order])
-    if suffix == ".npy":
-        np.save(path, images)
-    elif suffix == ".npz":
-        save = np.savez_compressed if path.stem == "compressed" else np.savez
-        save(path, images=images, labels=labels[:, None], masks=np.zeros((LEVELS, 24, 30), np.uint8))
-    elif suffix == ".h5":
-        with library.File(path, "w") as file:
-            file.create_dataset("train/images", data=images, chunks=(1, *images.shape[1:]))
-            file.create_dataset("train/labels", data=labels)
-    elif suffix == ".lmdb":
-        with (
-            library.open(str(path), subdir=path.stem == "folder", map_size=1 << 22) as base,
-            base.begin(write=True) as to,
-        ):
-            for name, content in zip(names, contents, strict=True):
-                to.put(name.encode(), content)
-            to.put(b"__len__", b"12")
-    else:
-        write_table(path, names, contents, labels)
-    return path
-
-
-def write_table(path, names, contents, labels):
-    """Write what datasets writes: a struct of bytes and path, and labels whose names are in the schema."""
-    pa = import_or_skip("pyarrow")
-    features = {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
-    paths = names if path.stem == "paths" else [None] * len(names)
-    image = pa.array(
-        [{"bytes": content, "path": name} for content, name in zip(contents, paths, strict=True)],
-        type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    )
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pa.table({"image": image, "label": pa.array(labels)}).replace_schema_metadata(metadata)
-    if path.suffix == ".parquet":
-        import_or_skip("pyarrow.parquet").write_table(table, path, row_group_size=5)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=5)
-
-
-def named(tmp_path, kind):
-    return tmp_path / (f"x{kind}" if kind.startswith(".") else kind)
+    return write_pngs(tmp_path / "photos")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -239,6 +181,60 @@ def test_paths_that_are_no_text_are_an_error_that_names_the_file(tmp_path):
         writer.write_table(table)
     with pytest.raises(SourceError, match=r"x.arrow cannot be read \(.*0xff"):
         list_images(find_source(tmp_path / "x.arrow"))
+
+
+@pytest.mark.parametrize("kind", [".npy", ".npz", ".arrow", ".parquet", ".lmdb"])
+def test_a_file_that_is_truncated_while_it_is_read_is_a_fault_of_its_images(root, tmp_path, kind):
+    """It is mapped into memory: to read behind its end would end the process."""
+    path = write(root, named(tmp_path, kind))
+    source = find_source(path)
+    first, *_, last = source.files()
+    with open_in(source, first) as opened:
+        assert opened.read()
+    size = path.stat().st_size
+    os.truncate(path, 100)
+    with pytest.raises(BadImage, match=rf"{path.name} was truncated from {size} to 100 bytes since it was opened"):
+        open_in(source, last)
+
+
+def test_a_row_without_bytes_is_the_file_at_its_path_unless_that_leaves_the_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    picture(30, 24).save(tmp_path / "set" / "a.png")
+    picture(30, 24).save(tmp_path / "b.png")
+    paths = ["a.png", str(tmp_path / "b.png"), "../b.png", "c.png"]
+    write_table(tmp_path / "set" / "paths.arrow", paths, [None] * 4, [0] * 4)
+    found = check(list_images(find_source(tmp_path / "set" / "paths.arrow")), workers=0)
+    assert {name: one.fault for name, one in found.items()} == {
+        "a.png": None,
+        str(tmp_path / "b.png"): None,
+        "../b.png": "its row has a path with '..', ../b.png, and no bytes",
+        "c.png": f"its row has no bytes, and {tmp_path / 'set' / 'c.png'}: No such file or directory",
+    }
+
+
+def test_splits_in_one_folder_are_read_together_which_is_said(root, tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        write(root, tmp_path / "x.parquet").rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    assert len(list_images(find_source(tmp_path / "data"))) == 2 * LEVELS
+    folder = tmp_path / "data"
+    line = f"{folder} holds the splits test and train, and all are read; for one, name its files, as in --data"
+    assert f"{line} {folder}/test-*" in caplog.text
+    caplog.clear()
+    list_images(find_source(folder / "train-00000-of-00001.parquet"))
+    assert not caplog.text
+
+
+def test_a_dataset_dict_is_named_with_its_splits(root, tmp_path):
+    datasets = import_or_skip("datasets")
+    rows = {"image": [str(path) for path in files_of(root)]}
+    one = datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image()}))
+    datasets.DatasetDict(train=one, validation=one).save_to_disk(tmp_path / "disk")
+    line = rf"disk is a DatasetDict of train, validation; name one split, as in --data {tmp_path}/disk/train"
+    with pytest.raises(SourceError, match=line):
+        list_images(find_source(tmp_path / "disk"))
+    assert len(list_images(find_source(tmp_path / "disk" / "train"))) == LEVELS
+    assert len(list_images(labeled_images(tmp_path / "disk").held_out)) == LEVELS
 
 
 def test_of_parquet_a_bounded_share_is_kept(root, tmp_path, monkeypatch):

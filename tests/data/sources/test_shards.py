@@ -15,10 +15,12 @@ from source_forms import CLASSES, add, batches_of, data_of, files_of, same, writ
 from bimkern.data.batches import BadImages
 from bimkern.data.formats import BadImage
 from bimkern.data.labels import labeled_images, read_labels
+from bimkern.data.listing import list_images
 from bimkern.data.loader import choose_loader
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import ImageFolder, SourceError, list_images, open_in
+from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources.find import find_source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.shards import _OPEN_SHARDS, ImageShards, _opened
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bimkern import pieces
-from bimkern.data.source import ImageFolder, Source
+from bimkern.data.source import Source
+from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.recipes import RECIPES
 from bimkern.train.config.file import read_config, to_toml
 from bimkern.train.config.run import ConfigError

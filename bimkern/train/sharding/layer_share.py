@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bimkern.distributed import Ranks
-from bimkern.train.checkpoint import sharded
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import Traffic
 from bimkern.train.checkpoint.streamed import Streamed, read
-from bimkern.train.optim.sharding import Share, Stored, is_sharded
-from bimkern.transfers import Traffic
+from bimkern.train.sharding import sharded_tensors
+from bimkern.train.sharding.share import Share, Stored, is_sharded
 
 
 class LayerShare:
@@ -42,7 +42,7 @@ class LayerShare:
 
     def norm(self) -> Tensor:
         own = nn.utils.get_total_norm([s.grad for s in self._shards.values() if s.grad is not None])
-        squares = self._ranks.sum(own.to(self._device, torch.float64).square())
+        squares = self._ranks.all_reduce(own.to(self._device, torch.float64).square())
         return torch.hypot(self._rest.norm().to(squares), squares.sqrt()).float()
 
     def send(self) -> None:
@@ -63,7 +63,7 @@ class LayerShare:
             if self._ranks.rank == 0:
                 return None  # it was never updated
             own = _local(parameter)  # which is empty
-        return own if quantity == "step" else sharded.streamed(key, parameter, own, self._ranks)
+        return own if quantity == "step" else sharded_tensors.streamed(key, parameter, own, self._ranks)
 
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
         if not isinstance(parameter, DTensor):
@@ -71,10 +71,10 @@ class LayerShare:
         given = read(tensors[key]) if self._ranks.rank == 0 else None
         if quantity == "step":
             step = torch.empty((), device=self._device) if given is None else given.to(self._device)
-            self._ranks.copy(step)
+            self._ranks.broadcast(step)
             return step
         shard = torch.empty_like(_local(parameter))
-        sharded.share_out(parameter, given, shard)
+        sharded_tensors.share_out(parameter, given, shard)
         return shard
 
 

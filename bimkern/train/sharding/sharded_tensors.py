@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import lost
 from bimkern.train.checkpoint.streamed import Streamed
-from bimkern.transfers import lost
 
 
 def streamed(key: str, like: DTensor, shard: Tensor, ranks: Ranks) -> Streamed:
@@ -26,7 +26,7 @@ def streamed(key: str, like: DTensor, shard: Tensor, ranks: Ranks) -> Streamed:
 
     def collect() -> Tensor:
         if ranks.rank == 0:
-            ranks.share(key)
+            ranks.broadcast_object(key)
         return whole(like, shard)
 
     return Streamed(like.shape, shard.dtype, collect, live=True)

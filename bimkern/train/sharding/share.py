@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.distributed import Ranks
+from bimkern.distributed.ranks import Ranks
+from bimkern.distributed.transfers import Traffic, Transfer
 from bimkern.train.checkpoint.streamed import Streamed, read
-from bimkern.transfers import Sum, Traffic
 
 # Elements. Shares and parameters begin where a vector of any kernel may, so that sharing changes no bit.
 _ALIGNMENT = 64
@@ -125,8 +125,8 @@ class EqualShare:
                     part = memory.view(-1)[piece.start : piece.stop]
                     self._parts[parameter] = nn.Parameter(part, requires_grad=parameter.requires_grad)
             offset += size
-        self._sent: list[Sum] = []
-        self._received: list[Sum] = []
+        self._sent: list[Transfer] = []
+        self._received: list[Transfer] = []
 
     def part(self, parameter: nn.Parameter) -> nn.Parameter | None:
         return self._parts.get(parameter)
@@ -146,7 +146,7 @@ class EqualShare:
     def send(self) -> None:
         for part in self._parts.values():
             part.grad = None
-        self._sent = [self._ranks.begin_copy(share, rank) for rank, share in enumerate(self._shares)]
+        self._sent = [self._ranks.begin_broadcast(share, rank) for rank, share in enumerate(self._shares)]
 
     def receive(self) -> None:
         for copy in self._sent:
@@ -166,7 +166,7 @@ class EqualShare:
         def collect() -> Tensor:
             whole = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
             if self._ranks.rank == 0:
-                self._ranks.share(key)
+                self._ranks.broadcast_object(key)
             for place, rank in self._places(parameter, whole):
                 if rank == self._ranks.rank:
                     assert own is not None

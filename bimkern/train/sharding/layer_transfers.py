@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from bimkern.transfers import Sum, Traffic, finished
+from bimkern.distributed.transfers import Traffic, Transfer, finished
 
 # The names before and since torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -19,7 +19,7 @@ class LayerTransfers:
     """The transfers of some layers since they were last asked for."""
 
     def __init__(self) -> None:
-        self.ended: list[Sum] = []
+        self.ended: list[Transfer] = []
 
     def observe(self, layer: FSDPModule) -> None:
         """Note the transfers of a layer from now on."""

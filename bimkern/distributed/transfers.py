@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, Protocol
 
@@ -51,8 +52,8 @@ class Traffic:
         return Traffic(self.spans + other.spans, self.wait + other.wait)
 
 
-class Sum(Protocol):
-    """A sum, or a copy, that is on its way."""
+class Transfer(Protocol):
+    """A collective operation, or a message, that is on its way; a handle, as torch's Work is."""
 
     def wait(self) -> object:
         """Wait for it, or have the current stream of the GPU wait."""
@@ -71,13 +72,19 @@ class NotSent:
         return Traffic()
 
 
-def begun(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
-    """Begin a sum or a copy of a tensor, which torch does in the background."""
+def begun(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
+    """Begin a collective operation on a tensor, which torch does in the background."""
     with lost():
         return _OnDevice(tensor.device, begin) if tensor.is_cuda else _OnHost(begin)
 
 
-def finished(tensor: Tensor, begin: Callable[[], Any]) -> Sum:
+def message(tensor: Tensor, begin: Callable[[], Any], timeout: timedelta | None) -> Transfer:
+    """Begin a message, likewise; on the host, wait() gives up after the timeout, by default that of the connection."""
+    with lost():
+        return _OnDevice(tensor.device, begin) if tensor.is_cuda else _Message(begin, timeout)
+
+
+def finished(tensor: Tensor, begin: Callable[[], Any]) -> Transfer:
     """Begin a transfer of a tensor, and wait for it, or have the current stream of the GPU wait."""
     if tensor.is_cuda:
         sent = begun(tensor, begin)
@@ -104,7 +111,7 @@ class _Finished:
 
 
 class _OnHost:
-    """A sum or a copy on the host."""
+    """An operation on the host."""
 
     def __init__(self, begin: Callable[[], Any]) -> None:
         self._begun = time.perf_counter()
@@ -124,8 +131,27 @@ class _OnHost:
         return Traffic(((self._begun, ended),), max(0.0, min(ended, self._there) - self._awaited))
 
 
+class _Message:
+    """A message on the host, which ends when it was waited for: gloo does not say when it arrives."""
+
+    def __init__(self, begin: Callable[[], Any], timeout: timedelta | None) -> None:
+        self._begun, self._timeout = time.perf_counter(), () if timeout is None else (timeout,)
+        self._work = begin()
+
+    def wait(self) -> None:
+        awaited = time.perf_counter()
+        with lost():
+            self._work.wait(*self._timeout)
+        there = time.perf_counter()
+        self._spent = Traffic(((self._begun, there),), there - awaited)
+        del self._work
+
+    def traffic(self) -> Traffic:
+        return self._spent
+
+
 class _OnDevice:
-    """A sum or a copy on a GPU. It has not yet run on one."""
+    """An operation on a GPU. It has not yet run on one."""
 
     def __init__(self, device: torch.device, begin: Callable[[], Any]) -> None:
         self._clock, stream = _clock(device)

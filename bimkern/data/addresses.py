@@ -1,0 +1,16 @@
+"""Addresses, of places that fsspec reads: s3://bucket/photos."""
+
+import re
+from pathlib import Path
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://.+")
+_SHORTENED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
+
+
+def is_address(place: str) -> bool:
+    return _ADDRESS.fullmatch(place) is not None
+
+
+def text_of(path: Path) -> str:
+    """Return a path as it was given: of an address, a Path has dropped a slash."""
+    return _SHORTENED.sub(r"\1://", str(path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.eager import hf_loop
 from bench.eager.form import find_form
 from bench.eager.hf_loop import HfLoop
-from bench.eager.local_mim_loop import LocalMimLoop, has_program
+from bench.eager.localmim_loop import LocalMimLoop, has_program
 from bench.eager.loop import Loop, usual_loop
 from bench.entry import Case, Run
 from bench.training import SAME_MASK, Ours, hold, random_images

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from bimkern.abridged import SHOWN
 from bimkern.cli import command
 from bimkern.cli.training import run_command
 from bimkern.data.addresses import is_address, text_of
@@ -18,7 +19,6 @@ from bimkern.data.pack_manifest import MANIFEST, Manifest
 from bimkern.data.packing import pack
 from bimkern.data.repack import Repacking, Side
 from bimkern.data.sources.find import find_source
-from bimkern.examples import COUNT
 from bimkern.train.config.run import ConfigError
 from bimkern.train.reporting.progress import checking
 from bimkern.units import human_bytes
@@ -123,9 +123,9 @@ def _closing_words(manifest: Manifest, out: Path, seconds: float) -> str:
     if left_out := manifest.left_out:
         count = "1 file that is no image" if len(left_out) == 1 else f"{len(left_out)} files that are no images"
         lines += [f"left out {count} or cannot be read:"]
-        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:COUNT]]
-        if len(left_out) > COUNT:
-            lines += [f"  and {len(left_out) - COUNT} more; {out / MANIFEST} lists them"]
+        lines += [f"  {file}: {reason}" for file, reason in list(left_out.items())[:SHOWN]]
+        if len(left_out) > SHOWN:
+            lines += [f"  and {len(left_out) - SHOWN} more; {out / MANIFEST} lists them"]
     return "\n".join([*lines, f"Next: python -m bimkern.pretrain --data {out}"])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bimkern.torchvision_compat  # noqa: F401  before the first import of timm or transformers
 from bench import cli, malloc
 from bench.dropin import parts
-from bench.dropin.hosts import HOSTS, BenchHost
+from bench.dropin.cases import HOSTS, BenchHost
 from bench.entry import Run
 from bench.failures import Failures
 from bench.refcheck import WrongResult

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.dropin.hosts import HOSTS
+from bench.dropin.cases import HOSTS
 from bench.entry import Run
 from bench.refcheck import equal_up_to_rounding
 from bench.timing import clock_for, measure, summarize

@@ -73,6 +73,7 @@ def _line(recipe: str, dtype: str, *figures: str) -> str:
 
 def _write(path: Path, profiles: Sequence[Profile], provenance: dict[str, Any]) -> None:
     """Write a row for every profile, in place of those of an earlier run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["recipe", "dtype", "batch_size", "step_s", "matrix_share", *PARTS, *provenance])

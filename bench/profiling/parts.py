@@ -1,4 +1,4 @@
-"""The parts of a training step, told from what torch's profiler has recorded of it.
+"""The parts of a training step, from the events that torch's profiler recorded.
 
 An operator counts for what it does itself. One that only prepares for another (a copy, a view, a sum) counts for the
 part that it was called by: attention, our ops or the update, where it was one of these.

@@ -5,9 +5,9 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from bimkern.abridged import some
 from bimkern.data.images import Images
 from bimkern.data.source import SourceError, title
-from bimkern.examples import some
 
 
 def refuse_overlap(train: Images, held_out: Images) -> None:

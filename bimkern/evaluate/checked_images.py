@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor
 
+from bimkern.abridged import some
 from bimkern.data.augment import Interpolation, RandomResizedCrop
 from bimkern.data.batches import MicroBatches
 from bimkern.data.check import check, readable
@@ -21,7 +22,6 @@ from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import Source, title
 from bimkern.data.step_layout import StepLayout
 from bimkern.evaluate.errors import EvaluationError
-from bimkern.examples import some
 from bimkern.exporters.trained import Preprocessing
 
 logger = logging.getLogger("bimkern.evaluate")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from bimkern.abridged import some
 from bimkern.errors import BimkernError
-from bimkern.examples import some
 from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.models.encoder import EncoderConfig, Grid, Program

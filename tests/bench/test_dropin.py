@@ -6,7 +6,7 @@ from interop import import_or_skip
 
 from bench import cli
 from bench.dropin import command as dropin
-from bench.dropin.hosts import HOSTS, BenchHost
+from bench.dropin.cases import HOSTS, BenchHost
 from bench.refcheck import WrongResult
 
 PACKAGES = {"hf": "transformers", "vit_pytorch": "vit_pytorch", "timm": "timm", "lightly": "lightly.models.modules"}

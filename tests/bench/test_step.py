@@ -8,7 +8,7 @@ from interop import import_or_skip
 
 from bench.eager import hf_loop
 from bench.eager.form import find_form
-from bench.eager.local_mim_loop import has_program
+from bench.eager.localmim_loop import has_program
 from bench.eager.loop import usual_loop
 from bench.entries.step import BASE_RECIPES, measure
 from bench.entry import Case

@@ -8,7 +8,7 @@ from interop import import_or_skip
 from torch import nn
 from torch.nn import functional as F
 
-from bench.dropin.hosts import masked
+from bench.dropin.cases import masked
 from bench.hosts.hog import HOGGenerator
 from bench.hosts.lightly import MAE as LightlyMAE
 from bench.hosts.localmim import LocalMaskedAutoencoderViT

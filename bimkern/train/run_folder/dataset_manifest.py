@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bimkern.abridged import SHOWN, some
 from bimkern.data import check
 from bimkern.data.check import readable
 from bimkern.data.file_checks import FileChecks
@@ -22,7 +23,6 @@ from bimkern.data.listing import Listing, refuse_if_empty
 from bimkern.data.names import Names
 from bimkern.data.overlap import refuse_overlap
 from bimkern.data.source import Source, SourceError, title
-from bimkern.examples import COUNT, some
 from bimkern.files import jsonl
 from bimkern.train.config.run import ConfigError
 from bimkern.train.run_folder.image_records import IMAGES, read_records, write_records
@@ -66,7 +66,7 @@ class Quarantine:
         damaged = _damaged(listing)
         alike = sorted(listing.others.without(damaged).alike().items(), key=lambda item: (-len(item[1]), item[0]))
         others: list[dict[str, Any]] = [
-            {"suffix": suffix, "files": len(files), "examples": list(files[:COUNT]), "reason": reason}
+            {"suffix": suffix, "files": len(files), "examples": list(files[:SHOWN]), "reason": reason}
             for (suffix, reason), files in alike
         ]
         others += [{"part": part, "reason": reason} for part, reason in damaged.items()]

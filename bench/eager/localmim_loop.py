@@ -32,7 +32,7 @@ _PARTS = (  # of names, ours and theirs
     (r"\.attn\.proj\.", ".self_attn.out_proj."),
     (r"\.mlp\.fc(\d)\.", r".linear\1."),
 )
-_PLACES = {  # of layers behind a decoder
+_INDEXES = {  # of layers behind a decoder
     4.0: {"up1": 0, "norm": 1, "up2": 3, "pred": 4},
     2.0: {"up1": 0, "pred": 1},
     1.0: {"pred": 0},
@@ -126,10 +126,10 @@ def _named(model: MIM, encoder: ViTConfig, head: DecoderConfig) -> dict[str, Ten
         for ours, theirs in _PARTS:
             name = re.sub(ours, theirs, name)
         for stage, scale in enumerate(SCALES):
-            for layer, place in _PLACES[scale].items():
+            for layer, index in _INDEXES[scale].items():
                 before = f"decoder.{stage}.decoder_pred."
                 if name.startswith(f"{before}{layer}."):
-                    name = f"{before}{place}.{name.removeprefix(f'{before}{layer}.')}"
+                    name = f"{before}{index}.{name.removeprefix(f'{before}{layer}.')}"
         named[name] = tensor
     named["pos_embed"] = with_prefix(sincos_table(encoder.width, encoder.grid))
     decoded = with_prefix(sincos_table(head.width, encoder.grid))

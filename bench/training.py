@@ -70,7 +70,7 @@ def recipe_entry(
 
 
 def batch_and_dtype(batch_size: int | None, dtype: str | None) -> list[str]:
-    """Return what of a command line says so."""
+    """Return the options of a command line for a batch size and dtype; none for the default."""
     batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
     return batch + ([] if dtype is None else ["--dtype", dtype])
 

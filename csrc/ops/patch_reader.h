@@ -182,8 +182,8 @@ class PatchReader {
     standard_pixels(set, planes, area_, patches_.channels, standards_.data(), out);
   }
 
-  // From what channels spread over to zero mean and unit variance of the patch. All is told from the first pixels of
-  // the patch and of its channels, so that a constant patch is exactly zero, whatever its mean rounds to.
+  // From what channels spread over to zero mean and unit variance of the patch. Values are taken relative to the first
+  // pixels of the patch and of its channels, so that a constant patch is exactly zero, whatever its mean rounds to.
   template <typename Set, typename From>
   BIMKERN_INLINE void standardize_by(Set set, const From* planes) {
     const int64_t channels = patches_.channels;

@@ -22,7 +22,8 @@ STALLED = 10.0  # seconds without progress, before a line says so
 _POLL = 0.5  # seconds
 _CLOSING = 3.0  # seconds that the end of an iterator is waited for
 
-_stop_requested: ContextVar[Callable[[], bool]] = ContextVar("stop_requested", default=lambda: False)
+# Whether a stop was requested, and the seconds that a wait may then still be without progress.
+_stop: ContextVar[tuple[Callable[[], bool], float]] = ContextVar("stop", default=(lambda: False, 0.0))
 
 
 class Interrupted(Exception):
@@ -30,26 +31,18 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def stopped_by(requested: Callable[[], bool]) -> Iterator[None]:
-    """Let every wait inside the context, on this thread, end with Interrupted once `requested()` is true."""
-    token = _stop_requested.set(requested)
+def stopped_by(requested: Callable[[], bool], *, grace: float = 0.0) -> Iterator[None]:
+    """Let every wait inside the context, on this thread, end with Interrupted once `requested()` is true.
+
+    Args:
+        requested: returns whether it is.
+        grace: seconds without progress that each wait is left after that, or after its own begin.
+    """
+    token = _stop.set((requested, grace))
     try:
         yield
     finally:
-        _stop_requested.reset(token)
-
-
-def delayed(requested: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """Return what asks whether something was requested some seconds ago, counted from when it first asks."""
-    since: float | None = None
-
-    def overdue() -> bool:
-        nonlocal since
-        if since is None and requested():
-            since = time.monotonic()
-        return since is not None and time.monotonic() - since >= seconds
-
-    return overdue
+        _stop.reset(token)
 
 
 class Watchdog:
@@ -83,13 +76,14 @@ class Watchdog:
         Raises:
             Interrupted: a stop was requested, and the watchdog is not patient any more.
         """
-        stop_requested = _stop_requested.get()
+        stop_requested, grace = _stop.get()
+        grace = max(grace, self._grace)
         begin = time.monotonic()
         stop: float | None = None
         while True:
             if stop is None and stop_requested():
                 stop = time.monotonic()
-            if stop is not None and self._idle(since=stop) >= self._grace:
+            if stop is not None and self._idle(since=stop) >= grace:
                 raise Interrupted(f"{self._what} has made no progress for {self._idle(since=begin):.0f} s")
             if ready(_POLL):
                 break

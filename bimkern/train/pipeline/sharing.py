@@ -26,7 +26,7 @@ from bimkern.train.pipeline.evaluation import StagesEverywhere
 from bimkern.train.pipeline.link import Link
 from bimkern.train.pipeline.saving import GatheringSaver, ServingSaver
 from bimkern.train.run_folder.dataset_manifest import Quarantine
-from bimkern.watchdog import STALLED, delayed, stopped_by
+from bimkern.watchdog import STALLED, stopped_by
 
 
 class SharedStages:
@@ -47,7 +47,7 @@ class SharedStages:
 
     def loading(self, requested: Callable[[], bool]) -> AbstractContextManager[object]:
         # Other ranks hear of a signal some steps later, and need those from this one, unless its loader hangs.
-        return stopped_by(delayed(requested, STALLED))
+        return stopped_by(requested, grace=STALLED)
 
     def whole(self, batch: list[Batch]) -> list[Batch]:
         return batch

@@ -69,11 +69,9 @@ class Trainer:
     ) -> None:
         run = config.run
         self._sharing = sharing = sharing or SharedImages(ALONE)
-        self.ranks = sharing.ranks
-        self._callbacks = callbacks
+        self.ranks, self._callbacks = sharing.ranks, callbacks
         self.config, self.task, self.layout, self.folder, self.device = config, task, layout, folder, device
-        self.images = images
-        self._loading = f"{loader}"
+        self.images, self._loading = images, f"{loader}"
         self._edge = devices.StepEdge(device)
         self.loader = TimedLoader(loader, self._edge.pending)
         data = MicroBatches(
@@ -143,7 +141,8 @@ class Trainer:
             self._interval_loss.add(result.losses[result.num_frozen :].sum())
             last, evaluated, record = done == self.layout.num_steps, self.task.is_evaluated(done), None
             logged = done == 1 or done % run.log_every == 0 or last or evaluated
-            if checked := logged or done % PATIENCE == 0:
+            exact = last or evaluated or done % PATIENCE == 0
+            if exact or (logged and not self._divergence.is_learning()):  # lines cost no overlap while all learn
                 self._finish_updates()  # so that the updates that were skipped are those up to this batch
             if logged:
                 record = self._record(session, result)
@@ -153,7 +152,7 @@ class Trainer:
                 with self.ranks.behind_rank_0():
                     session.log.log(record)
                 self._bottleneck.note(done, record["data_wait"], record["images_per_s"], session.prefetcher)
-            if checked and self._sharing.any(self._divergence.found(done)):
+            if (logged or exact) and self._sharing.any(self._divergence.found(done)):
                 self._roll_back(session, batch)
                 continue
             session.reporter.step(done, record)
@@ -260,6 +259,7 @@ class Trainer:
             raise Stopped(what, exit_code=exit_code)
 
     def _record(self, session: Session, result: StepResult) -> dict[str, Any]:
+        """Return a line of the metrics; updates that several ranks have begun are not in its `skipped_updates` yet."""
         done, frozen = session.done, result.num_frozen
         learning = self.ranks.all_reduce(result.losses)[frozen:].tolist()  # waits for the device
         interval = session.throughput.interval(done)

@@ -63,7 +63,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_that_stage_on_all(photo
     assert first == second
     assert np.isfinite(first).all()
     found = records(tmp_path / "run")
-    assert [record["skipped_updates"] for record in found] == [[0] * 4] * 2 + [[0, 0, 1, 0]] * 10
+    assert [record["skipped_updates"] for record in found] == [[0] * 4] * 3 + [[0, 0, 1, 0]] * 9  # a line late
     assert [stages[:2] for stages in losses(tmp_path / "run")] == [
         pytest.approx(stages[:2], rel=1e-5) for stages in plain
     ]  # the stages below never notice

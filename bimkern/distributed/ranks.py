@@ -158,10 +158,15 @@ class Group:
         beating = threading.Thread(target=beat, daemon=True)
         beating.start()
         try:
-            yield
-        finally:
-            left.set()
-            beating.join()
+            try:
+                yield
+            finally:
+                left.set()
+                beating.join()
+        except Exception:  # which the caller may catch
+            with suppress(RankLost):  # what failed says more
+                self._beat(left=True)
+            raise
         self._beat(left=True)
 
     def _beat(self, *, left: bool = False) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from failing_ranks import (
     ended_while_connecting,
+    failing_while_others_wait_for_its_disk,
     hanging_while_others_wait_for_its_disk,
     losing_rank_0,
     on_a_slow_disk,
@@ -180,6 +181,10 @@ def test_a_rank_0_that_hangs_as_a_whole_is_not_waited_for(tmp_path):
     ranks = RankProcesses(hanging_while_others_wait_for_its_disk, 2, tmp_path, 4)
     ranks.processes[1].join(60)
     assert json.loads((tmp_path / "1.result").read_text()) < 30
+
+
+def test_others_hear_that_rank_0_has_failed_where_they_wait_for_its_disk(start, tmp_path):
+    assert start(failing_while_others_wait_for_its_disk, tmp_path, 20).results() == [[1], [1]]
 
 
 def test_a_torch_that_lacks_what_ranks_need_is_said(start, tmp_path):

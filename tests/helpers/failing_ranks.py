@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from bimkern.distributed.transfers import RankLost
 from bimkern.pretrain import main
 from bimkern.train import training
 from bimkern.train.checkpoint import store
+from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.optim.group import GroupOptimizer
 
 
@@ -85,6 +87,15 @@ def hanging_while_others_wait_for_its_disk(timeout):
                 os.kill(os.getpid(), signal.SIGSTOP)
     except RankLost:
         return time.monotonic() - began
+
+
+def failing_while_others_wait_for_its_disk(timeout):
+    """Raise an error that rank 0 catches, where others wait for its disk; return what they then agree on."""
+    with connected("cpu", timeout) as ranks:
+        with suppress(CheckpointError), ranks.behind_rank_0():
+            if ranks.rank == 0:
+                raise CheckpointError("no room")
+        return ranks.all_reduce_max([ranks.rank])
 
 
 def without_a_way_to_be_patient(timeout):

@@ -29,7 +29,7 @@ from bimkern.train.memory.budget import (
     is_out_of_memory,
     largest,
 )
-from bimkern.train.memory.shares import spared_bytes
+from bimkern.train.memory.shares import of_images, spared_bytes
 from bimkern.units import human_bytes
 
 CPU = torch.device("cpu")
@@ -158,6 +158,19 @@ def test_sums_over_ranks_need_memory_and_sharding_spares_some(monkeypatch):
     assert spared_bytes(tuned, 2) == -sum(p.nbytes for p in classifier.parameters())
     with pytest.raises(ConfigError, match=f", without the {human_bytes(weights)} that sums over ranks take"):
         check_memory(config, CPU, 4, spares=lambda: spared_bytes(config, 4))
+
+
+def test_a_run_is_refused_for_one_copy_of_a_layer_that_is_sharded_and_planned_with_three():
+    config = RECIPES["mae_vit_test"].config
+    config = replace(config, run=replace(config.run, shard="full"))
+    model = network.build(config)
+    weights = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    called = [layer for part in (model.encoder, *model.heads) for layer in network.called_layers(part)]
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in called]
+    states, rest = 2 * weights + 2 * sum(layers), weights - sum(layers)
+    assert spared_bytes(config, 4) == states - states // 4 - rest - max(layers)
+    (planned,) = of_images(config, config.step_layout(64).at(0), "cpu", 4)
+    assert planned.buffers == rest + 3 * max(layers)
 
 
 def test_memory_that_is_there():

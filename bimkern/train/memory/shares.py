@@ -14,8 +14,9 @@ from bimkern.train.memory.estimate import STATES, MemoryEstimate, without_values
 from bimkern.train.memory.ranks import RankEstimate
 from bimkern.train.network import called_layers
 
-# Copies of a layer at a time: its weights, its gradients, and these in the order in which they are sent.
+# Copies of a layer at a time, at most: its weights, its gradients, and these in the order in which they are sent.
 _LAYER_COPIES = 3
+_FEWEST_LAYER_COPIES = 1  # its weights
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class _Trained:
     def layers(self) -> int:
         return self.encoder + self.heads
 
-    @property
-    def buffers(self) -> int:
-        """What a rank sums gradients in, and gathers layers in."""
-        return self.rest + _LAYER_COPIES * self.largest
+    def buffers(self, layer_copies: int) -> int:
+        """Return what a rank sums gradients in, and gathers layers in."""
+        return self.rest + layer_copies * self.largest
 
 
 def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> list[RankEstimate]:
@@ -69,16 +69,16 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
     gathered = 3 * others * _passing(trained, config, largest)  # for forward and for backward, and as gradients
     name = "every rank" if segment.batch_size % num_ranks == 0 else "a rank with most images"
     total = {"sent": int(sent + gathered), "exposed": int(exposed + gathered)}
-    return [RankEstimate(name=name, memory=memory, buffers=trained.buffers, **total)]
+    return [RankEstimate(name=name, memory=memory, buffers=trained.buffers(_LAYER_COPIES), **total)]
 
 
 def spared_bytes(config: TrainingConfig, num_ranks: int) -> int:
-    """Return the bytes that sharding spares each rank, at most, less those of buffers for sums over the ranks."""
+    """Return the bytes that sharding spares each rank, at most, less the fewest of buffers for exchange."""
     if num_ranks == 1:
         return 0
     trained = _trained(config)
     states = 0 if config.run.shard == "none" else STATES * (trained.rest + trained.layers) + 2 * trained.layers
-    return states - states // num_ranks - trained.buffers
+    return states - states // num_ranks - trained.buffers(_FEWEST_LAYER_COPIES)
 
 
 def _trained(config: TrainingConfig) -> _Trained:

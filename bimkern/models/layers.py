@@ -28,13 +28,7 @@ class Linear(nn.Linear):
     compute_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x, self.weight, self.bias)
-
-    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply by a weight of this layer, or by some of its rows."""
-        dtype = self.compute_dtype or weight.dtype
-        # Rows that lie apart are copied in any case, and then torch adds the bias in a pass of its own.
-        return F.linear(x.to(dtype).contiguous(), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return _multiply(x, self.weight, self.bias, self.compute_dtype)
 
 
 class PatchEmbed(nn.Conv2d):
@@ -116,11 +110,12 @@ class Attention(nn.Module):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
     def _heads_between(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
-        """Return queries of x and keys and values of the context, by the same weights."""
-        width = x.shape[-1]
-        (own, others), (bias, other_biases) = (p.split([width, 2 * width]) for p in self.qkv.parameters())
-        queries = self.qkv.multiply(x, own, bias).unflatten(-1, (self.num_heads, -1))
-        keys, values = self.qkv.multiply(context, others, other_biases).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        """Return queries of x and keys and values of the context, by the same weights; hooks on qkv do not run."""
+        sizes, weight, bias = [x.shape[-1], 2 * x.shape[-1]], self.qkv.weight, self.qkv.bias
+        own, others = zip(weight.split(sizes), (None, None) if bias is None else bias.split(sizes), strict=True)
+        dtype = getattr(self.qkv, "compute_dtype", None)  # a program's own layer may be in the place of ours
+        queries = _multiply(x, *own, dtype).unflatten(-1, (self.num_heads, -1))
+        keys, values = _multiply(context, *others, dtype).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return queries, keys, values
 
 
@@ -219,6 +214,13 @@ def other_dtype_layers(model: nn.Module) -> list[str]:
         multiplies = isinstance(child, _PRODUCTS) and not hasattr(child, "compute_dtype")
         names += [name] if multiplies else inner
     return names
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """Multiply by a weight, or some of its rows, in a dtype, by default that of the weight."""
+    dtype = dtype or weight.dtype
+    # Rows that lie apart are copied in any case, and then torch adds the bias in a pass of its own.
+    return F.linear(x.to(dtype).contiguous(), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _set(model: nn.Module, name: str, value: Any) -> None:

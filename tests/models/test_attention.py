@@ -117,3 +117,10 @@ def test_every_head_attends_on_its_own():
     layer(x)
     assert not torch.equal(before[0][:, :, 0], before[1][:, :, 0])
     assert torch.equal(before[0][:, :, 1:], before[1][:, :, 1:])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_to_a_context_takes_any_linear_layer_for_qkv(bias):
+    attention, x = Attention(8, 2).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    attention.qkv = torch.nn.Linear(8, 24, bias=bias, dtype=torch.float64)
+    torch.testing.assert_close(attention(x[:, :3], x), attention(x)[:, :3])

@@ -13,12 +13,15 @@ from torch import Tensor
 
 _HEADS = 64  # at least, of the images that are copied together: a thread takes one at a time
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Private functions of torch, which another version may lack.
+_forward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 def takes(q: Tensor, k: Tensor) -> bool:
-    """Return whether attention of queries to keys is learned in bfloat16 on a CPU, and there is any."""
+    """Return whether attention is learned in bfloat16 on a CPU, there is any, and torch has kernels for it."""
+    if _forward is None or _backward is None:
+        return False
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     return learns and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.numel() > 0 and k.numel() > 0
 

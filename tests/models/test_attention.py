@@ -1,6 +1,7 @@
 """Attention by name: every implementation computes the same."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,23 @@ def test_all_other_attention_is_torchs(change):
     assert sdpa(q, q, q).shape == q.shape
     with torch.no_grad():
         assert not bf16_attention.takes(q, q)
+
+
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_a_torch_without_these_kernels_takes_its_own_attention(monkeypatch, name):
+    monkeypatch.setattr(bf16_attention, name, None)
+    q = torch.randn(2, 5, 2, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert not bf16_attention.takes(q, q)
+    assert sdpa(q, q, q).grad_fn is not None
+
+
+def test_kernels_that_torch_lacks_are_no_error_on_import(monkeypatch):
+    monkeypatch.setattr(torch.ops, "aten", SimpleNamespace())
+    try:
+        assert importlib.reload(bf16_attention)._forward is None
+    finally:
+        monkeypatch.undo()
+        importlib.reload(bf16_attention)
 
 
 def test_bf16_attention_has_no_second_gradient():

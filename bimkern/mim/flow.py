@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -154,8 +154,9 @@ class Local:
         for stage, update in enumerate(updates):
             with options.scope(f"stage{stage}"):
                 options.ready(stage)
-                given: Any = {"denominator": denominators[stage], "ahead": partial(options.ahead, stage)}
-                losses[stage] = learn(model, stage, tokens, batches, update, options, **given)
+                denominator, ahead = denominators[stage], partial(options.ahead, stage)
+                args = (model, stage, tokens, batches, update, options)
+                losses[stage] = learn(*args, denominator=denominator, ahead=ahead)
         return losses
 
 

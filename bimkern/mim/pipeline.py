@@ -8,7 +8,8 @@ Shapes: B images, T tokens of a stage, D width, S stages.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ class Pipeline:
         with options.scope(f"stage{stage}"):
             options.ready(0)
             passed = _Passed(self, batches, num_stages=model.num_stages)
-            given: Any = {"denominator": denominators[stage], "ahead": lambda: options.ahead(0)}
-            losses[stage] = learn(model, stage, passed, batches, update, options, **given)
+            args = (model, stage, passed, batches, update, options)
+            losses[stage] = learn(*args, denominator=denominators[stage], ahead=partial(options.ahead, 0))
         return losses
 
 

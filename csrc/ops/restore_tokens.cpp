@@ -53,7 +53,7 @@ void restore_rows(const RestoreTokens& args, const int32_t* positions, const Par
   auto* out = static_cast<T*>(args.out);
   const int64_t rows = size.prefix + size.tokens;  // per image
   const int64_t row_bytes = size.width * static_cast<int64_t>(sizeof(T));
-  const bool table_pays = pos != nullptr && size.images >= kTableImages;
+  const bool table_pays = pos != nullptr && size.images >= kTableImages && size.kept < size.tokens;
   const std::unique_ptr<T[]> masked(table_pays ? new T[size.tokens * size.width] : nullptr);
   if (table_pays) {
     parallel(size.tokens, grain_rows(row_bytes), [&](int64_t begin, int64_t end) {

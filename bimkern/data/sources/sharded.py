@@ -196,9 +196,13 @@ class ShardedImages(ABC):
 
     def _label(self, member: str) -> str | None:
         try:
-            content = self._read(*self._table.find(member))
-        except BadImage:
+            place = self._table.find(member)
+        except BadImage:  # there is none
             return None
+        try:
+            content = self._read(*place)
+        except BadImage as error:
+            raise SourceError(f"{self._title}: the label in {member} cannot be read: {error}") from error
         if member.endswith(".cls"):
             return content.decode(errors="replace").strip()
         try:

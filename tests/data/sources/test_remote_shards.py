@@ -97,6 +97,20 @@ def test_labels_are_members_of_the_same_key(tmp_path, monkeypatch):
     assert labels.numbers.tolist() == [i % 3 for i in range(10)]
 
 
+def test_a_label_that_cannot_be_read_is_said_and_not_taken_from_the_folder(tmp_path):
+    import_or_skip("aiohttp")
+    (tmp_path / "stored").mkdir()
+    with tarfile.open(tmp_path / "stored" / "x.tar", "w") as tar:
+        add(tar, "folder/0.cls", b"7")
+        add(tar, "folder/0.jpg", b"")
+    with served(tmp_path / "stored") as server:
+        source = find_source(Path(f"{server.url}/x.tar"))
+        files = list_images(source).files
+        server.failing += 300 * ["/x.tar"]
+        with pytest.raises(SourceError, match=r"the label in folder/0.cls cannot be read: .*x.tar cannot be read .503"):
+            source.labels(files)
+
+
 def test_of_large_members_the_headers_alone_are_read(tmp_path):
     import_or_skip("aiohttp")
     (tmp_path / "stored").mkdir()

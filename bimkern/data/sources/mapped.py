@@ -24,5 +24,6 @@ class MappedFile:
             status = os.stat(self._path)
         except FileNotFoundError:
             return
-        if (status.st_dev, status.st_ino) == self._file and status.st_size < self._size:
-            raise BadImage(f"{self._path} was truncated from {self._size} to {status.st_size} bytes since it was opened")
+        now = status.st_size
+        if (status.st_dev, status.st_ino) == self._file and now < self._size:
+            raise BadImage(f"{self._path} was truncated from {self._size} to {now} bytes since it was opened")

@@ -72,7 +72,8 @@ class RowImages(ABC):
     @property
     def dtype(self) -> "np.dtype[Any] | None":
         """The dtype of all images, where they are arrays of one; None: it is not known."""
-        return getattr(self._rows(), "dtype", None)
+        found = getattr(self._rows(), "dtype", None)
+        return None if found is None else np.dtype(found)
 
     def labels(self, files: Sequence[str]) -> dict[str, str]:
         """Return the labels of images.

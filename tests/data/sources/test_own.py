@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from bimkern.data.sources.image_folder import ImageFolder
 
 MODULE = """
 from dataclasses import dataclass
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -60,6 +62,23 @@ class NoTime(Mine):
 class Wrong(Mine):
     def read(self, i):
         return [np.zeros((9, 8), np.float32), b"no image"][i] if i < 2 else super().read(i)
+
+class Counted(Mine):
+    at_once, most = 0, 0
+
+    def read(self, i):
+        cls = type(self)
+        cls.at_once += 1
+        cls.most = max(cls.most, cls.at_once)
+        time.sleep(0.02)
+        cls.at_once -= 1
+        return super().read(i)
+
+class Safe(Counted):
+    thread_safe = True
+
+class Arrays(Mine):
+    dtype = np.uint8
 
 class Raises:
     def __init__(self):
@@ -122,6 +141,22 @@ def test_encoded_images_and_arrays_give_what_a_folder_of_them_gives(tmp_path, na
     theirs = batches_of(loader, data_of(ImageFolder(paths=(tmp_path / "photos",))))
     assert same(batches_of(loader, data_of(find_source(place))), theirs)
     assert same(batches_of(loader, data_of(find_source(place)), first=5), theirs[5:])
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("Counted", [1]), ("Safe", [2, 3, 4])])
+def test_threads_read_one_after_the_other_unless_the_class_says_that_they_need_not(name, at_once):
+    source = find_source(Path(f"my_sources:{name}"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(source.open, [f"{i:09d}" for i in range(8)]))
+    counted = getattr(sys.modules["my_sources"], name)
+    assert counted.most in at_once
+    assert sys.modules["my_sources"].Mine.made == 1
+
+
+def test_a_class_with_a_dtype_holds_arrays():
+    """For these, --loader auto takes PIL."""
+    found = {name: find_source(Path(f"my_sources:{name}")).holds_arrays for name in ("Mine", "Arrays")}
+    assert found == {"Mine": False, "Arrays": True}
 
 
 def test_labels():

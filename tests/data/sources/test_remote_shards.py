@@ -163,10 +163,13 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
     assert all(
         "cannot be read (the server sends whole files where parts are asked for; copy them" in one for one in faults
     )
-    with (folder / "part-0000.tar").open("ab") as file:
-        file.write(bytes(2_000_000))
+    for i in range(3):
+        with (folder / f"part-000{i}.tar").open("ab") as file:
+            file.write(bytes(2_000_000))
+    server.asked.clear()
     with pytest.raises(SourceError, match=r"part-0000.tar cannot be read \(the server sends whole files where"):
         list_images(shards_at(server))
+    assert server.paths == ["/part-0000.tar"]  # the others are not sent
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ class RemoteShards(ShardedImages):
 
     def shards(self) -> "list[RemoteShard]":
         urls = [one for url in self.urls for one in expanded(url)]
+        if not urls:
+            raise SourceError(f"{self.title} names no file")
         return [RemoteShard(self._remote, file) for file in self._remote.named(urls)]
 
     def indexes(self, shards: Sequence[Shard]) -> list[TarIndex]:

@@ -177,8 +177,9 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
     [
         (
             "memory://bucket",
-            r"memory://bucket holds .tar files alone; name them, as in --data 'memory://bucket/\*.tar'",
+            r"memory://bucket holds .tar files and no image; name them, as in --data 'memory://bucket/\*.tar'",
         ),
+        ("memory://bucket/part-{3..1}.tar", r"memory://bucket/part-\{3..1\}.tar names no file"),
         ("memory://bucket/x.tar.gz", r"x.tar.gz is compressed, and cannot be read at any position; store it as a .tar"),
         ("memory://bucket/no.tar", r"memory://bucket/no.tar cannot be read \(there is none\)"),
         ("memory://bucket/no-*.tar", r"memory://bucket/no-\*.tar names no file"),
@@ -192,6 +193,19 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
 def test_what_is_not_read_there_is_refused_in_a_line(memory, place, message):
     with pytest.raises(SourceError, match=message):
         list_images(find_source(Path(place)))
+
+
+def test_shards_and_tables_beside_other_files_are_named_with_their_folder(memory):
+    memory.pipe("/bucket/manifest.json", b"{}")
+    with pytest.raises(SourceError, match=r"name them, as in --data 'memory://bucket/\*.tar'"):
+        list_images(find_source(Path("memory://bucket")))
+    for file in ("README.md", "data/train-0.parquet", "data/train-1.parquet", "x.tar"):
+        memory.pipe(f"/set/{file}", b"#")
+    line = r"memory://set holds .parquet files and no image; name them, as in --data 'memory://set/data/\*.parquet'"
+    with pytest.raises(SourceError, match=line):
+        list_images(find_source(Path("memory://set")))
+    memory.pipe("/set/a.png", b"")
+    assert list_images(find_source(Path("memory://set"))).files == ("a.png",)
 
 
 def test_places_of_several_file_systems_are_refused(memory):

@@ -100,7 +100,8 @@ def test_a_run_that_was_killed_in_mid_epoch_resumes_on_every_source_as_if_it_had
         raise killed[form]
     data, out = killed[form][0], Path(killed[form][1])
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{KILLED_AT - 1:08d}"]
-    train(data, out)
+    train(data, out, on_step=(steps := []).append)
+    assert steps == list(range(KILLED_AT, LAST + 1))
     assert losses(out) == whole
 
 
@@ -111,9 +112,10 @@ def test_a_run_that_was_stopped_resumes_on_files_in_memory_as_if_it_had_not_been
         files.pipe(f"/resumed/{path.name}", path.read_bytes())
     try:
         train("memory://resumed", tmp_path / "run", KILLED_AT)
-        train("memory://resumed", tmp_path / "run")
+        train("memory://resumed", tmp_path / "run", on_step=(steps := []).append)
     finally:
         files.rm("/resumed", recursive=True)
+    assert steps == list(range(KILLED_AT, LAST + 1))
     assert losses(tmp_path / "run") == whole
 
 

@@ -69,6 +69,12 @@ class RemoteShards(ShardedImages):
                 found |= labels
         return found
 
+    def _read_label(self, shard: int, offset: int, size: int) -> bytes:
+        """Read a label, which is not kept: in the cache, each would be a file, of which the disk needs a block."""
+        found = self._table.shards[shard]
+        assert isinstance(found, RemoteShard)
+        return found.remote.part(found.file, offset, size, keep=False)
+
     @cached_property
     def _remote(self) -> RemoteFiles:
         return RemoteFiles(self.urls[0])

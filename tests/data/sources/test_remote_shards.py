@@ -95,6 +95,9 @@ def test_labels_are_members_of_the_same_key(tmp_path, monkeypatch):
         source = find_source(Path(f"{server.url}/x.tar"))
         labels = read_labels(source, list_images(source).files)
     assert labels.numbers.tolist() == [i % 3 for i in range(10)]
+    assert not [
+        path for path in (tmp_path / "cache").rglob("remote-v1/*/*") if path.is_file()
+    ]  # a block of the disk each
 
 
 def test_a_label_that_cannot_be_read_is_said_and_not_taken_from_the_folder(tmp_path):

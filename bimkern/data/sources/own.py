@@ -55,6 +55,11 @@ class OwnImages(RowImages):
         rows = _make(self.name, _load(self.name))
         if missing := [member for member in ("__len__", "read") if not hasattr(rows, member)]:
             raise SourceError(f"{self.name} has no {' and no '.join(missing)}; it needs __len__ and read(i)")
+        if (dtype := getattr(rows, "dtype", None)) is not None:
+            try:
+                np.dtype(dtype)
+            except TypeError as error:
+                raise SourceError(f"{self.name} has the dtype {dtype!r}, which NumPy does not know") from error
         return rows
 
     @property

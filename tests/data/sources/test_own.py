@@ -80,6 +80,9 @@ class Safe(Counted):
 class Arrays(Mine):
     dtype = np.uint8
 
+class Odd(Mine):
+    dtype = "pixels"
+
 class Raises:
     def __init__(self):
         raise RuntimeError("no key")
@@ -209,6 +212,7 @@ def test_what_is_no_image_is_a_bad_image():
         ("my_sources:Absent", "my_sources has no 'Absent'; name a class with __len__ and read"),
         ("my_sources:number", "my_sources has 'number', which cannot be called; name a class with __len__ and read"),
         ("my_sources:Nothing", "my_sources:Nothing has no __len__ and no read; it needs __len__ and read"),
+        ("my_sources:Odd", "my_sources:Odd has the dtype 'pixels', which NumPy does not know"),
         ("my_sources:Raises", r"my_sources:Raises\(\) ended with RuntimeError: no key"),
         ("no_such_module:Mine", r"no_such_module cannot be imported \(ModuleNotFoundError: No module named 'no_such_m"),
     ],

@@ -51,7 +51,8 @@ class Options:
     """Values that become 0 and 255 in images of more than 8 bits: two numbers, or dtype for all of their unsigned
     integers."""
     max_pixels: int | None = None
-    """Largest image to read, in pixels. Default: as in the training of RUN."""
+    """Largest image to read, in pixels. Default: as in the training of RUN, of several the largest; exported weights
+    carry none, and count as 89478485."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is a GPU if there is one."""
     modules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import", metavar="SOURCE")] = ()

@@ -96,6 +96,7 @@ def test_the_largest_image_is_that_of_the_training_or_as_asked(runs, photos, cap
     assert message in refused("small")
     assert message in refused("mae", "--max-pixels", "1999")
     main(["small", "--data", photos, "--max-pixels", "2000"])
+    main(["small", "mae", "--data", photos])  # of several, the largest
     assert Image.MAX_IMAGE_PIXELS > 2000  # as before
 
 

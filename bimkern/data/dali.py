@@ -141,7 +141,10 @@ class DaliLoader:
                 yield due.crops.batch(take(pixels, due))
 
     def _culprits(self, data: MicroBatches, due: Planned, error: RuntimeError) -> Exception:
-        """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone."""
+        """Find the images that made DALI fail: those that PIL refuses, else those that DALI fails on alone.
+
+        Not those that PIL decodes for DALI: to name them again would restart it for ever.
+        """
         crops, faults, reasons = due.crops, dict[int, str](), dict[str, str]()
         for i, sample_id in enumerate(crops.sample_ids.tolist()):
             try:
@@ -150,9 +153,9 @@ class DaliLoader:
                 faults[sample_id] = str(fault)
         if faults:
             return BadImages(faults)
-        for i, sample_id in enumerate(crops.sample_ids.tolist()):
+        for i in np.flatnonzero(~crops.pil_only).tolist():
             if (refusal := self._refusal(data, crops.only(i))) is not None:
-                reasons[data.images.files[sample_id]] = refusal
+                reasons[data.images.files[crops.sample_ids[i]]] = refusal
         if reasons and self._decodes_a_sound_image():
             return _Refused(reasons)
         return WorkerDied(f"DALI fails ({_reason(error)}); --loader pil does without it")

@@ -162,9 +162,14 @@ def refuse_too_large(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels, more than --max-pixels {Image.MAX_IMAGE_PIXELS} in all")
 
 
+def is_shortage(error: BaseException | None) -> bool:
+    """Return whether an error says that this process lacks memory or file handles."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES)
+
+
 def reason_of(error: Exception) -> str:
     """Say in one line why an image is bad, unless that is not its fault."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+    if is_shortage(error):
         raise OutOfResources(f"no file can be read: {str(error) or 'out of memory'}") from error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -1,6 +1,6 @@
 """The files of a source, sorted: its images, and those that are none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -42,9 +42,18 @@ class Listing:
         kept[[i for file in skipped if (i := self.files.index_of(file)) is not None]] = False
         return replace(self, files=self.files.where(kept), others=self.others.joined(skipped))
 
+    def damaged(self) -> dict[str, str]:
+        """Return why parts of the source's files are not used, by their names; they are among the others."""
+        damaged: Callable[[], dict[str, str]] = getattr(self.source, "damaged", dict)
+        return damaged()
+
+    def other_files(self) -> Reasons:
+        """Return the others but for damaged parts, which are no files and have no suffix."""
+        return self.others.without(self.damaged())
+
     def count_others(self) -> str:
         """Count the other files by suffix in words, the most frequent first."""
-        ordered = sorted(self.others.count().items(), key=lambda item: (-item[1], item[0]))
+        ordered = sorted(self.other_files().count().items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {suffix}" for suffix, count in ordered)
 
 
@@ -80,5 +89,8 @@ def refuse_if_empty(listing: Listing) -> None:
     """Raise SourceError if a listing has no image."""
     if not listing.files:
         names = f"{NAMES} or {ARRAY_SUFFIX}" if takes_arrays(listing.decoding) else NAMES
-        found = f", only other files ({listing.count_others()}); {REMEDY}" if listing.others else ", and no other file"
+        others = listing.count_others()
+        found = f", only other files ({others}); {REMEDY}" if others else ", and no other file"
+        if damaged := listing.damaged():
+            found += f"; damaged parts left out: {len(damaged)}"
         raise SourceError(f"there is no {names} image in {title(listing.source)}{found}")

@@ -111,12 +111,15 @@ def begin(folder: Path, listing: Listing, labels: Mapping[str, str] | None, how:
 
 
 def _is_whole(folder: Path, shard: ShardRecord) -> bool:
-    """Return whether a shard is there as it was written."""
+    """Return whether a shard is there as it was written, and can be read."""
     path = folder / shard.name
-    if not path.is_file() or path.stat().st_size != shard.bytes:
+    try:
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except OSError:  # a bad sector, for example
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -97,16 +97,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return what tokens [B, T, D] find among themselves, or in a context [B, S, D]."""
-        heads = self._heads(x) if context is None else self._heads_between(x, context)
-        return self.proj(self.attention_fn(*heads).reshape(x.shape))
+        return self.proj(self.attention_fn(*self._heads(x, context)).reshape(x.shape))
 
-    def attention_maps(self, x: Tensor) -> list[AttentionMaps]:
+    def attention_maps(self, x: Tensor, context: Tensor | None = None) -> list[AttentionMaps]:
         """Return the weights by which forward averages values, for analysis."""
-        q, k, _ = self._heads(x)
+        q, k, _ = self._heads(x, context)
         return global_maps(q, k)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values, each [B, T, H, E]."""
+    def _heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return queries [B, T, H, E], keys and values, each [B, T, H, E] or, in a context, [B, S, H, E]."""
+        if context is not None:
+            return self._heads_between(x, context)
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
     def _heads_between(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from bimkern.data.pil import PilLoader
 from bimkern.data.resilient_loader import LoadingFailed, ResilientLoader
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
+from bimkern.data.workers import WorkerDied
 
 CPU = torch.device("cpu")
 ROWS = (".npy", ".h5", ".lmdb", ".parquet", ".arrow")
@@ -124,6 +125,33 @@ def test_of_files_on_disk_too(tmp_path, monkeypatch):
     for batch in found:
         assert (batch.images[batch.sample_ids == 1] == 0).all()
         assert (batch.images[batch.sample_ids != 1] != 0).any()
+
+
+class FailingPipeline:
+    """DALI that fails on every image."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def schedule_run(self):
+        next(self.inputs)
+
+    def outputs(self):
+        raise RuntimeError("encountered:\nno room on the device")
+
+
+def test_where_it_fails_on_all_images_of_a_run_it_ends_with_the_reason(shards, monkeypatch):
+    """Though it decodes the sound image, which is smaller."""
+    data, plain = data_of(find_source(shards[0].parent), batch_size=2), DaliLoader._pipeline
+
+    def failing(self, given, inputs):
+        return FailingPipeline(inputs) if len(given.images) == len(data.images) else plain(self, given, inputs)
+
+    monkeypatch.setattr(DaliLoader, "_pipeline", failing)
+    ours = loader()
+    with pytest.raises(WorkerDied, match=r"DALI fails \(no room on the device\); --loader pil does without it"):
+        list(ours.batches(data, 0, 4))
+    assert ours.refused == {data.images.files[i] for i in data[0].sample_ids}
 
 
 def test_bytes_that_cannot_be_read_make_a_bad_image(shards, monkeypatch):

@@ -21,6 +21,7 @@ from bimkern.data.formats import BadImage, allow_pixels
 from bimkern.data.listing import list_images
 from bimkern.data.resilient_loader import ResilientLoader
 from bimkern.data.source import SourceError
+from bimkern.data.sources.find import find_source
 from bimkern.data.step_layout import StepLayout
 
 
@@ -54,6 +55,8 @@ def test_a_folder_is_listed_in_sorted_order_with_or_without_classes(folder):
 
 
 def test_a_wrong_folder_is_named(tmp_path):
+    with pytest.raises(SourceError, match=r"x{300} cannot be read \(File name too long\)"):
+        list_images(find_source(tmp_path / ("x" * 300)))
     with pytest.raises(SourceError, match="missing is not a folder"):
         listed(tmp_path / "missing")
     none = f"there is no JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000 or AVIF image in {tmp_path}"

@@ -1,5 +1,6 @@
 """A packed set gives what its source gives, or its images made smaller, and is made once, whatever interrupts it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -159,6 +160,20 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(root, out):
     pack_into(out, root, KEEP, progress=lambda *numbers: done.append(numbers))
     assert done[-1] == (5, 5)
     assert shard.read_bytes() == whole
+
+
+def test_a_shard_that_cannot_be_read_is_made_again(root, out, monkeypatch):
+    pack_into(out, root, KEEP)
+    plain, done = hashlib.file_digest, []
+
+    def bad_sector(file, digest):
+        if file.name.endswith("shards-000001.tar"):
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", bad_sector)
+    pack_into(out, root, KEEP, progress=lambda *numbers: done.append(numbers))
+    assert done[-1] == (5, 5)
 
 
 @pytest.mark.parametrize("how", [KEEP, Repacking(size=16)], ids=["keep", "shrink"])

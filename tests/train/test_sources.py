@@ -100,7 +100,8 @@ def test_a_run_that_was_killed_in_mid_epoch_resumes_on_every_source_as_if_it_had
         raise killed[form]
     data, out = killed[form][0], Path(killed[form][1])
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{KILLED_AT - 1:08d}"]
-    train(data, out)
+    train(data, out, on_step=(steps := []).append)
+    assert steps == list(range(KILLED_AT, LAST + 1))
     assert losses(out) == whole
 
 
@@ -111,9 +112,10 @@ def test_a_run_that_was_stopped_resumes_on_files_in_memory_as_if_it_had_not_been
         files.pipe(f"/resumed/{path.name}", path.read_bytes())
     try:
         train("memory://resumed", tmp_path / "run", KILLED_AT)
-        train("memory://resumed", tmp_path / "run")
+        train("memory://resumed", tmp_path / "run", on_step=(steps := []).append)
     finally:
         files.rm("/resumed", recursive=True)
+    assert steps == list(range(KILLED_AT, LAST + 1))
     assert losses(tmp_path / "run") == whole
 
 
@@ -129,13 +131,14 @@ def test_a_run_on_shards_is_the_run_on_their_folder_also_when_it_resumes_in_mid_
         assert (out / "images.jsonl").read_bytes() == (tmp_path / "folder" / "images.jsonl").read_bytes()
 
 
-def test_every_damaged_part_of_a_shard_is_recorded(tmp_path):
+def test_every_damaged_part_of_a_shard_is_recorded(tmp_path, capsys):
     root = write_folder(tmp_path / "photos")
     (shard,) = write_tars(root, tmp_path / "shards", count=1)
     with tarfile.open(shard, "a") as tar:
         offsets = [add(tar, f"../{i}.jpg", b"content") for i in range(6)]
     for _ in range(2):  # once, however often it is started
         train(shard, tmp_path / "run", last=1)
+        assert "; 1 non-image files skipped (1 .txt); damaged parts left out: 6; steps: " in capsys.readouterr().out
         records = jsonl.read(tmp_path / "run" / "quarantine.jsonl")
         parts = {f"part-0000.tar, offset {offset}: ../{i}.jpg": "a path with '..'" for i, offset in enumerate(offsets)}
         assert {record["part"]: record["reason"] for record in records if "part" in record} == parts

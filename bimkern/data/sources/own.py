@@ -5,11 +5,17 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
 from typing import Any, ClassVar
+
+import numpy as np
 
 from bimkern import pieces
 from bimkern.data.source import Source, SourceError
+from bimkern.data.sources.per_process import PerProcess
 from bimkern.data.sources.rows import RowImages, Rows
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -20,7 +26,8 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class OwnImages(RowImages):
     """The images that a user's own class reads: Rows, made without arguments; their names are their numbers.
 
-    Without `stat(i)`, all images are checked whenever a run starts.
+    Without `stat(i)`, all images are checked whenever a run starts. Several threads of a process read one after the
+    other, unless the class says `thread_safe = True`.
     """
 
     name: str  # module:class
@@ -48,7 +55,24 @@ class OwnImages(RowImages):
         rows = _make(self.name, _load(self.name))
         if missing := [member for member in ("__len__", "read") if not hasattr(rows, member)]:
             raise SourceError(f"{self.name} has no {' and no '.join(missing)}; it needs __len__ and read(i)")
+        if (dtype := getattr(rows, "dtype", None)) is not None:
+            try:
+                np.dtype(dtype)
+            except TypeError as error:
+                raise SourceError(f"{self.name} has the dtype {dtype!r}, which NumPy does not know") from error
         return rows
+
+    @property
+    def holds_arrays(self) -> bool:
+        return self.dtype is not None
+
+    def _read(self, i: int) -> "bytes | np.ndarray":
+        with nullcontext() if getattr(self._rows(), "thread_safe", False) else self._reading():
+            return super()._read(i)
+
+    @cached_property
+    def _reading(self) -> PerProcess[Lock]:
+        return PerProcess(Lock)
 
 
 def _load(name: str) -> Any:

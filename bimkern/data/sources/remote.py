@@ -1,6 +1,7 @@
 """Images at an address: a folder of files that fsspec reads, such as s3://bucket/photos."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BytesIO
@@ -48,12 +49,15 @@ class RemoteImages:
     def files(self) -> Mapping[str, str | None]:
         vars(self).pop("_files", None)
         files = [file for file in self._files if not is_dot_file(file)]
-        for suffix in _NAMED_ONE_BY_ONE:
-            if files and all(file.endswith(suffix) and "/" not in file for file in files):
-                raise SourceError(
-                    f"{self.url} holds {suffix} files alone; name them, as in --data '{self.url}/*{suffix}'"
-                )
-        return {file: why_skipped(file, partial(self._open_start, file)) for file in files}
+        named = [file for file in files if file.endswith(_NAMED_ONE_BY_ONE)]
+        found = self._reasons(file for file in files if not file.endswith(_NAMED_ONE_BY_ONE))
+        if named and None not in found.values():
+            places = Counter((file[: file.rfind("/") + 1], suffix_of(file)) for file in named)
+            folder, suffix = max(places, key=places.__getitem__)
+            raise SourceError(
+                f"{self.url} holds {suffix} files and no image; name them, as in --data '{self.url}/{folder}*{suffix}'"
+            )
+        return found | self._reasons(named)
 
     def stat(self, file: str) -> tuple[int, int]:
         found = self._find(file)
@@ -64,6 +68,9 @@ class RemoteImages:
 
     def path(self, file: str) -> None:
         return None
+
+    def _reasons(self, files: Iterable[str]) -> dict[str, str | None]:
+        return {file: why_skipped(file, partial(self._open_start, file)) for file in files}
 
     def _find(self, file: str) -> RemoteFile:
         if file not in self._files:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from bimkern import optional
 from bimkern.data.formats import START_BYTES, BadImage, reason_of
 from bimkern.data.source import UNKNOWN_TIME, SourceError
+from bimkern.data.sources.authority import Authority
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.per_process import PerProcess
 from bimkern.files.cache import cache_folder
@@ -87,7 +88,7 @@ class RemoteFiles:
 
     def address(self, path: str) -> str:
         """Return the address of a path, as the file system calls it."""
-        return path if "://" in path else f"{self._url.partition('://')[0]}://{path.lstrip('/')}"
+        return self._authority.address(path)
 
     def whole(self, file: RemoteFile) -> bytes:
         """Return the content of a file.
@@ -118,7 +119,8 @@ class RemoteFiles:
     def _kept(self, file: RemoteFile, part: str, read: Callable[[], bytes], *, keep: bool = True) -> bytes:
         """Return a file, or a part of it, as the cache has it; read it where that does not."""
         keep &= file.time != UNKNOWN_TIME
-        key = f"{self.address(file.path)}\n{file}{part}"
+        server = self._authority.public
+        key = f"{self.address(file.path)}\n{file}{part}{server or ''}"
         content = self._cache.get(key) if keep else None
         if content is None:
             try:
@@ -170,14 +172,24 @@ class RemoteFiles:
             raise SourceError(f"{url} cannot be {what} ({_reason_of(error, optional.first_line)})") from error
 
     def _connected(self, url: str) -> tuple[Any, str]:
-        """Return the file system, and the path of an address in it."""
+        """Return the file system, and the path of an address in it.
+
+        Raises:
+            SourceError: the address is of another server or account.
+        """
         file_system = self._file_system()
+        if (other := Authority.of(file_system, url)) != self._authority:
+            raise SourceError(f"{self._authority.before} and {other.before} differ: name files of one server")
         path: str = file_system._strip_protocol(url)
         return file_system, path
 
     @cached_property
     def _file_system(self) -> PerProcess[Any]:
         return PerProcess(self._connect)
+
+    @cached_property
+    def _authority(self) -> Authority:
+        return Authority.of(self._file_system(), self._url)
 
     @cached_property
     def _cache(self) -> BoundedCache:

@@ -51,11 +51,14 @@ class RemoteShards(ShardedImages):
 
     def shards(self) -> "list[RemoteShard]":
         urls = [one for url in self.urls for one in expanded(url)]
+        if not urls:
+            raise SourceError(f"{self.title} names no file")
         return [RemoteShard(self._remote, file) for file in self._remote.named(urls)]
 
     def indexes(self, shards: Sequence[Shard]) -> list[TarIndex]:
+        first = shards[0].index()  # alone: a server that ignores ranges sends all of it
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-            return list(pool.map(lambda shard: shard.index(), shards))
+            return [first, *pool.map(lambda shard: shard.index(), shards[1:])]
 
     def labels(self, files: Sequence[str]) -> dict[str, str]:
         """Return the label of every image, as on disk; they are read side by side."""
@@ -65,6 +68,12 @@ class RemoteShards(ShardedImages):
             for labels in pool.map(super().labels, parts):
                 found |= labels
         return found
+
+    def _read_label(self, shard: int, offset: int, size: int) -> bytes:
+        """Read a label, which is not kept: in the cache, each would be a file, of which the disk needs a block."""
+        found = self._table.shards[shard]
+        assert isinstance(found, RemoteShard)
+        return found.remote.part(found.file, offset, size, keep=False)
 
     @cached_property
     def _remote(self) -> RemoteFiles:

@@ -1,6 +1,7 @@
 """Files that hold many images as rows: arrays, HDF5, LMDB, Parquet, and the Arrow files of Hugging Face's datasets."""
 
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class RowFiles(RowImages):
     def accepts(cls, place: str) -> bool:
         """Return whether a place is such a file, perhaps with `:KEY` behind it, or a folder of some."""
         folder = Path(place)
-        return _PLACE.fullmatch(place) is not None or bool(_in_folder(folder)) or (folder / _SPLITS).is_file()
+        return _PLACE.fullmatch(place) is not None or bool(_in_folder(folder)) or _has_splits(folder)
 
     @classmethod
     def of(cls, places: Sequence[str]) -> Self:
@@ -114,7 +115,7 @@ def _look_for_splits(folder: Path) -> None:
     Raises:
         SourceError: each has a folder of its own.
     """
-    if (folder / _SPLITS).is_file():
+    if _has_splits(folder):
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise SourceError(
             f"{folder} is a DatasetDict of {', '.join(found) or 'no split'}; name one split, as in --data "
@@ -126,6 +127,10 @@ def _look_for_splits(folder: Path) -> None:
             "%s holds the splits %s, and all are read; for one, name its files, as in --data %s/%s-*",
             *(folder, " and ".join(named), folder, named[0]),
         )
+
+
+def _has_splits(folder: Path) -> bool:
+    return os.path.isfile(folder / _SPLITS)  # False also where that cannot be known, of which ImageFolder says why
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
-from bimkern.data.formats import BadImage
+from bimkern.data.formats import BadImage, OutOfResources, is_shortage
 from bimkern.data.levels import KINDS
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title
 from bimkern.data.sources.per_process import PerProcess
@@ -58,7 +58,12 @@ class RowImages(ABC):
         return (1, UNKNOWN_TIME) if stat is None else stat(self._number(file))
 
     def open(self, file: str) -> BinaryIO:
-        content = self._rows().read(self._number(file))
+        try:
+            content = self._read(self._number(file))
+        except SourceError as error:  # every process opens the rows for itself
+            if is_shortage(error.__cause__):
+                raise OutOfResources(f"no file can be read: {error}") from error
+            raise
         return BytesIO(content) if isinstance(content, (bytes, bytearray, memoryview)) else array_file(content)
 
     def path(self, file: str) -> None:
@@ -67,7 +72,8 @@ class RowImages(ABC):
     @property
     def dtype(self) -> "np.dtype[Any] | None":
         """The dtype of all images, where they are arrays of one; None: it is not known."""
-        return getattr(self._rows(), "dtype", None)
+        found = getattr(self._rows(), "dtype", None)
+        return None if found is None else np.dtype(found)
 
     def labels(self, files: Sequence[str]) -> dict[str, str]:
         """Return the labels of images.
@@ -90,6 +96,9 @@ class RowImages(ABC):
         rows: Any = self._rows()
         numbers = {name: i for i, name in enumerate(getattr(rows, "names", list)())}
         return numbers if len(numbers) == len(rows) else {}
+
+    def _read(self, i: int) -> "bytes | np.ndarray":
+        return self._rows().read(i)
 
     def _number(self, file: str) -> int:
         return self._numbers[file] if self._numbers else int(file)

@@ -196,9 +196,13 @@ class ShardedImages(ABC):
 
     def _label(self, member: str) -> str | None:
         try:
-            content = self._read(*self._table.find(member))
-        except BadImage:
+            place = self._table.find(member)
+        except BadImage:  # there is none
             return None
+        try:
+            content = self._read_label(*place)
+        except BadImage as error:
+            raise SourceError(f"{self._title}: the label in {member} cannot be read: {error}") from error
         if member.endswith(".cls"):
             return content.decode(errors="replace").strip()
         try:
@@ -206,6 +210,9 @@ class ShardedImages(ABC):
         except (ValueError, AttributeError) as error:
             raise SourceError(f"{self._title}: {member} is no JSON object") from error
         return None if label is None else str(label)
+
+    def _read_label(self, shard: int, offset: int, size: int) -> bytes:
+        return self._read(shard, offset, size)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         return self._table.shards[shard].read(self._table.states[shard], offset, size)

@@ -128,6 +128,6 @@ def _held_out(num_images: int) -> str:
 
 
 def _skipped(listing: Listing) -> str:
-    if not listing.others:
-        return ""
-    return f"; {len(listing.others)} non-image files skipped ({listing.count_others()})"
+    others, damaged = len(listing.other_files()), len(listing.damaged())
+    skipped = f"; {others} non-image files skipped ({listing.count_others()})" if others else ""
+    return skipped + (f"; damaged parts left out: {damaged}" if damaged else "")

@@ -6,7 +6,7 @@ cannot be read and why, and the non-image files that were skipped, one record pe
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,12 @@ class Quarantine:
 
         They do not count as faults.
         """
-        damaged = _damaged(listing)
-        alike = sorted(listing.others.without(damaged).alike().items(), key=lambda item: (-len(item[1]), item[0]))
+        alike = sorted(listing.other_files().alike().items(), key=lambda item: (-len(item[1]), item[0]))
         others: list[dict[str, Any]] = [
             {"suffix": suffix, "files": len(files), "examples": list(files[:SHOWN]), "reason": reason}
             for (suffix, reason), files in alike
         ]
-        others += [{"part": part, "reason": reason} for part, reason in damaged.items()]
+        others += [{"part": part, "reason": reason} for part, reason in listing.damaged().items()]
         records = jsonl.read(self.path)
         rest = [record for record in records if not record.keys() & {"suffix", "part"}]
         if others != [record for record in records if record.keys() & {"suffix", "part"}]:
@@ -105,12 +104,6 @@ class Quarantine:
         examples = some(f"{file}: {reason}" for file, reason in new.items())
         logger.warning("%d of %d images quarantined (%s); see %s", len(new), self.num_images, examples, self.path)
         self.stop_if_full()
-
-
-def _damaged(listing: Listing) -> dict[str, str]:
-    """Return why parts of a source's files are not used, by their names; no image is among them."""
-    damaged: Callable[[], dict[str, str]] = getattr(listing.source, "damaged", dict)
-    return damaged()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from bimkern.data.sources.image_folder import ImageFolder
 
 MODULE = """
 from dataclasses import dataclass
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -60,6 +62,26 @@ class NoTime(Mine):
 class Wrong(Mine):
     def read(self, i):
         return [np.zeros((9, 8), np.float32), b"no image"][i] if i < 2 else super().read(i)
+
+class Counted(Mine):
+    at_once, most = 0, 0
+
+    def read(self, i):
+        cls = type(self)
+        cls.at_once += 1
+        cls.most = max(cls.most, cls.at_once)
+        time.sleep(0.02)
+        cls.at_once -= 1
+        return super().read(i)
+
+class Safe(Counted):
+    thread_safe = True
+
+class Arrays(Mine):
+    dtype = np.uint8
+
+class Odd(Mine):
+    dtype = "pixels"
 
 class Raises:
     def __init__(self):
@@ -124,6 +146,22 @@ def test_encoded_images_and_arrays_give_what_a_folder_of_them_gives(tmp_path, na
     assert same(batches_of(loader, data_of(find_source(place)), first=5), theirs[5:])
 
 
+@pytest.mark.parametrize(("name", "at_once"), [("Counted", [1]), ("Safe", [2, 3, 4])])
+def test_threads_read_one_after_the_other_unless_the_class_says_that_they_need_not(name, at_once):
+    source = find_source(Path(f"my_sources:{name}"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(source.open, [f"{i:09d}" for i in range(8)]))
+    counted = getattr(sys.modules["my_sources"], name)
+    assert counted.most in at_once
+    assert sys.modules["my_sources"].Mine.made == 1
+
+
+def test_a_class_with_a_dtype_holds_arrays():
+    """For these, --loader auto takes PIL."""
+    found = {name: find_source(Path(f"my_sources:{name}")).holds_arrays for name in ("Mine", "Arrays")}
+    assert found == {"Mine": False, "Arrays": True}
+
+
 def test_labels():
     source = find_source(Path("my_sources:Mine"))
     labels = read_labels(source, list_images(source).files)
@@ -174,6 +212,7 @@ def test_what_is_no_image_is_a_bad_image():
         ("my_sources:Absent", "my_sources has no 'Absent'; name a class with __len__ and read"),
         ("my_sources:number", "my_sources has 'number', which cannot be called; name a class with __len__ and read"),
         ("my_sources:Nothing", "my_sources:Nothing has no __len__ and no read; it needs __len__ and read"),
+        ("my_sources:Odd", "my_sources:Odd has the dtype 'pixels', which NumPy does not know"),
         ("my_sources:Raises", r"my_sources:Raises\(\) ended with RuntimeError: no key"),
         ("no_such_module:Mine", r"no_such_module cannot be imported \(ModuleNotFoundError: No module named 'no_such_m"),
     ],

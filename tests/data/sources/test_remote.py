@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from http_folder import served
@@ -17,9 +18,11 @@ from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources import remote_files
+from bimkern.data.sources.authority import Authority
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
+from bimkern.data.sources.remote_files import RemoteFiles
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +172,72 @@ def test_an_empty_file_of_unknown_size_on_a_server_is_no_image(root, server):
 def test_an_address_of_a_local_file_is_its_path(root):
     source = find_source(Path(f"file://{root}"))
     assert (type(source), source.paths) == (ImageFolder, (root,))
+
+
+@pytest.fixture
+def hosts(memory):
+    """Addresses of two servers, whose files have equal paths, sizes and times."""
+    fsspec = import_or_skip("fsspec")
+    memory_file = import_or_skip("fsspec.implementations.memory").MemoryFile
+
+    class Hosted(memory):
+        protocol = "hosted"
+        store: ClassVar = {}
+        pseudo_dirs: ClassVar = [""]
+
+        def __init__(self, host, username=None, password=None):
+            super().__init__()
+            own = f"/{host}"
+            self.store = {path.removeprefix(own): file for path, file in self.store.items() if path.startswith(own)}
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path
+
+        @staticmethod
+        def _get_kwargs_from_urls(url):
+            user, _, host = url.partition("://")[2].partition("/")[0].rpartition("@")
+            name, _, password = user.partition(":")
+            return {"host": host, "username": name, "password": password}
+
+        def info(self, path):
+            return super().info(path) | {"created": 17}
+
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    for host in ("one", "two"):
+        for suffix in ("jpg", "tar"):
+            content = f"{host} {suffix}".encode()
+            Hosted.store[f"/{host}/photos/a.{suffix}"] = memory_file(None, f"/photos/a.{suffix}", content)
+    return "hosted://me:secret@one/photos", "hosted://two/photos"
+
+
+def test_two_servers_share_nothing(hosts):
+    for url, content in zip(hosts, (b"one jpg", b"two jpg"), strict=True):
+        remote = RemoteFiles(url)
+        (file,) = remote.named([f"{url}/a.jpg"])
+        assert remote.whole(file) == content
+    one, two = (f"{url}/a.tar" for url in hosts)
+    with pytest.raises(SourceError, match=r"^hosted://me@one and hosted://two differ: name files of one server$"):
+        list_images(find_source([Path(one), Path(two)]))
+    with pytest.raises(SourceError, match=r"^hosted://me@one/photos/b.tar cannot be read \(there is none\)$"):
+        list_images(find_source(Path("hosted://me:secret@one/photos/b.tar")))
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "path", "address"),
+    [
+        ("ftp://me:pw@h:21/a/b", {"host": "h"}, "/a/c", "ftp://me@h:21/a/c"),
+        ("ftp://a/a/b", {"host": "a"}, "/a/c", "ftp://a/a/c"),
+        ("s3://bucket/a", {}, "bucket/b", "s3://bucket/b"),
+        ("https://h/a", {}, "https://h/b", "https://h/b"),
+        ("abfs://box@account/a", {"account_name": "account"}, "box/b/c", "abfs://box@account/b/c"),
+    ],
+)
+def test_an_address_names_the_server_also_where_paths_do_not(url, options, path, address):
+    class System:
+        _get_kwargs_from_urls = staticmethod(lambda url: options)
+
+    assert Authority.of(System, url).address(path) == address
 
 
 def test_labels_are_class_folders(root, memory):

@@ -95,6 +95,23 @@ def test_labels_are_members_of_the_same_key(tmp_path, monkeypatch):
         source = find_source(Path(f"{server.url}/x.tar"))
         labels = read_labels(source, list_images(source).files)
     assert labels.numbers.tolist() == [i % 3 for i in range(10)]
+    assert not [
+        path for path in (tmp_path / "cache").rglob("remote-v1/*/*") if path.is_file()
+    ]  # a block of the disk each
+
+
+def test_a_label_that_cannot_be_read_is_said_and_not_taken_from_the_folder(tmp_path):
+    import_or_skip("aiohttp")
+    (tmp_path / "stored").mkdir()
+    with tarfile.open(tmp_path / "stored" / "x.tar", "w") as tar:
+        add(tar, "folder/0.cls", b"7")
+        add(tar, "folder/0.jpg", b"")
+    with served(tmp_path / "stored") as server:
+        source = find_source(Path(f"{server.url}/x.tar"))
+        files = list_images(source).files
+        server.failing += 300 * ["/x.tar"]
+        with pytest.raises(SourceError, match=r"the label in folder/0.cls cannot be read: .*x.tar cannot be read .503"):
+            source.labels(files)
 
 
 def test_of_large_members_the_headers_alone_are_read(tmp_path):
@@ -149,10 +166,13 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
     assert all(
         "cannot be read (the server sends whole files where parts are asked for; copy them" in one for one in faults
     )
-    with (folder / "part-0000.tar").open("ab") as file:
-        file.write(bytes(2_000_000))
+    for i in range(3):
+        with (folder / f"part-000{i}.tar").open("ab") as file:
+            file.write(bytes(2_000_000))
+    server.asked.clear()
     with pytest.raises(SourceError, match=r"part-0000.tar cannot be read \(the server sends whole files where"):
         list_images(shards_at(server))
+    assert server.paths == ["/part-0000.tar"]  # the others are not sent
 
 
 @pytest.mark.parametrize(
@@ -160,8 +180,9 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
     [
         (
             "memory://bucket",
-            r"memory://bucket holds .tar files alone; name them, as in --data 'memory://bucket/\*.tar'",
+            r"memory://bucket holds .tar files and no image; name them, as in --data 'memory://bucket/\*.tar'",
         ),
+        ("memory://bucket/part-{3..1}.tar", r"memory://bucket/part-\{3..1\}.tar names no file"),
         ("memory://bucket/x.tar.gz", r"x.tar.gz is compressed, and cannot be read at any position; store it as a .tar"),
         ("memory://bucket/no.tar", r"memory://bucket/no.tar cannot be read \(there is none\)"),
         ("memory://bucket/no-*.tar", r"memory://bucket/no-\*.tar names no file"),
@@ -175,6 +196,19 @@ def test_a_server_that_ignores_ranges_is_named(server, folder):
 def test_what_is_not_read_there_is_refused_in_a_line(memory, place, message):
     with pytest.raises(SourceError, match=message):
         list_images(find_source(Path(place)))
+
+
+def test_shards_and_tables_beside_other_files_are_named_with_their_folder(memory):
+    memory.pipe("/bucket/manifest.json", b"{}")
+    with pytest.raises(SourceError, match=r"name them, as in --data 'memory://bucket/\*.tar'"):
+        list_images(find_source(Path("memory://bucket")))
+    for file in ("README.md", "data/train-0.parquet", "data/train-1.parquet", "x.tar"):
+        memory.pipe(f"/set/{file}", b"#")
+    line = r"memory://set holds .parquet files and no image; name them, as in --data 'memory://set/data/\*.parquet'"
+    with pytest.raises(SourceError, match=line):
+        list_images(find_source(Path("memory://set")))
+    memory.pipe("/set/a.png", b"")
+    assert list_images(find_source(Path("memory://set"))).files == ("a.png",)
 
 
 def test_places_of_several_file_systems_are_refused(memory):

@@ -1,6 +1,7 @@
 """Arrays and tables of images give what a folder of their files gives."""
 
 import os
+import resource
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from source_forms import batches_of, data_of, files_of, same, write_folder
 
 from bimkern.data.batches import BadImages
 from bimkern.data.check import check
-from bimkern.data.formats import BadImage
+from bimkern.data.formats import BadImage, OutOfResources
 from bimkern.data.labels import labeled_images, read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
@@ -195,6 +196,41 @@ def test_a_file_that_is_truncated_while_it_is_read_is_a_fault_of_its_images(root
     os.truncate(path, 100)
     with pytest.raises(BadImage, match=rf"{path.name} was truncated from {size} to 100 bytes since it was opened"):
         open_in(source, last)
+
+
+def test_a_mapped_file_that_another_takes_the_place_of_is_read_on(root, tmp_path):
+    path = write(root, named(tmp_path, ".npy"))
+    source = find_source(path)
+    first, *_, last = source.files()
+    with open_in(source, first) as opened:
+        assert opened.read()
+    (tmp_path / "other").write_bytes(b"short")
+    (tmp_path / "other").rename(path)
+    with open_in(source, last) as opened:
+        assert opened.read()
+    path.unlink()
+    with open_in(source, first) as opened:
+        assert opened.read()
+
+
+def handles_of(path):
+    open_files = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return sum(os.path.realpath(file) == str(path) for file in open_files)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".arrow", ".parquet"])
+def test_an_opened_file_takes_at_most_one_handle_and_without_any_no_image_is_blamed(root, tmp_path, kind):
+    path = write(root, named(tmp_path, kind))
+    source, limits = find_source(path), resource.getrlimit(resource.RLIMIT_NOFILE)
+    first, *_ = source.files()
+    assert handles_of(path) <= 1
+    vars(source).pop("_rows")  # as in a process that opens them for itself
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OutOfResources, match=rf"no file can be read: .*{path.name} cannot be read \("):
+            open_in(source, first)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_row_without_bytes_is_the_file_at_its_path_unless_that_leaves_the_folder(tmp_path):

@@ -168,6 +168,13 @@ def test_damaged_parts_are_named_with_shard_and_offset_and_the_rest_is_used(root
     batches_of(PilLoader(workers=0), data_of(listing.source))
 
 
+def test_a_shard_of_damaged_parts_alone_has_no_other_files(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "../evil.jpg", b"content")
+    with pytest.raises(SourceError, match=r"image in .*x.tar, and no other file; damaged parts left out: 1$"):
+        list_images(find_source(tmp_path / "x.tar"))
+
+
 def test_a_shard_that_changes_during_a_run_is_a_fault_of_its_images(shards):
     """Also where it stays as long, and where it is open."""
     data = data_of(find_source(shards[0].parent), batch_size=12)

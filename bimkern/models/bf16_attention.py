@@ -36,17 +36,30 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, log_sums = ctx.saved_tensors
-        B, H = q.shape[:2]
-        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        images = -(-_HEADS // H)
-        for start in range(0, B, images):
-            rows = slice(start, start + images)
-            wide = (tensor[rows].float() for tensor in (grad, q, k, v, out))
-            parts = _backward(*wide, log_sums[rows], 0.0, False)
-            for whole, part in zip(grads, parts, strict=True):
-                whole[rows] = part
+        grads: tuple[Tensor, Tensor, Tensor] = _gradients(grad, *ctx.saved_tensors)
         return grads
+
+
+# One operator, so that a trace, of any number of images, has no loop over them.
+@torch.library.custom_op("bimkern::bf16_attention_backward", mutates_args=(), device_types="cpu")
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, H = q.shape[:2]
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    images = -(-_HEADS // H)
+    for start in range(0, B, images):
+        rows = slice(start, start + images)
+        wide = (tensor[rows].float() for tensor in (grad, q, k, v, out))
+        parts = _backward(*wide, log_sums[rows], 0.0, False)
+        for whole, part in zip(grads, parts, strict=True):
+            whole[rows] = part
+    return grads
+
+
+@_gradients.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

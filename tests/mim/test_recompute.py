@@ -98,7 +98,7 @@ def test_what_is_no_choice_is_refused(text):
 def config_of(choice):
     base = RECIPES["bim_vit_base"].config
     (head,) = base.method.heads
-    method = replace(base.method, heads=(replace(head, depth=1),))  # which is faster to trace
+    method = replace(base.method, heads=(replace(head, depth=3),))  # which is faster to trace
     return replace(
         base, method=method, run=replace(base.run, batch_size=16, micro_batch=16, precision="fp32", recompute=choice)
     )

@@ -40,7 +40,7 @@ def train(photos, tmp_path):
     [
         ("mae_vit_test", ("--precision", "fp16")),
         ("mae_vit_test", ("--micro-batch", "3", "--slices", "2")),
-        ("bim_vit_test_growing", ("--micro-batch", "3", "--slices", "2")),
+        ("bim_vit_test_growing", ("--micro-batch", "4", "--slices", "2")),
         ("fastmim_vit_test", ("--precision", "bf16")),
         ("localmim_vit_test", ()),  # as many cells at half the grid as masks happen to leave
     ],

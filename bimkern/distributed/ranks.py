@@ -28,6 +28,8 @@ PATIENCE = timedelta(days=7)  # with a rank that takes its time
 _ANSWER = 10.0  # seconds, within which a store answers that is not lost
 _BEAT = 5.0  # seconds, after which rank 0 says that it still waits for its disk
 _runs = count()  # of this process, as of any other rank
+# The store of the last run. Rank 0 serves it until its next run, which another rank may begin earlier than rank 0.
+_kept: list[Any] = []
 
 
 class Ranks(Protocol):
@@ -117,6 +119,7 @@ class Group:
     def __init__(self, backend: str, timeout: timedelta) -> None:
         """Initialize the process group, from the variables that torchrun sets."""
         store, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
+        _kept[:] = [store]
         # A store of torchrun's outlives the processes that it restarts, whose addresses are still there.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = PrefixStore(f"bimkern attempt {attempt}, run {next(_runs)}", store)

@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+from early_ranks import agree_in_turn
 from PIL import Image
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
@@ -181,3 +182,7 @@ def test_a_port_in_use_is_said(tmp_path):
     assert codes == [2]
     assert f"the 2 ranks cannot connect at 127.0.0.1:{port} (the port is in use); choose another --master-port" in error
     assert error.count("\n") == 1
+
+
+def test_a_rank_may_begin_its_next_run_before_rank_0_has_ended_the_last(tmp_path):
+    assert RankProcesses(agree_in_turn, 2, tmp_path, 3).results() == [[[0, 0], [1, 1], [2, 2]]] * 2

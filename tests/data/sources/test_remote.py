@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from http_folder import served
 from interop import import_or_skip
-from source_forms import batches_of, data_of, files_of, same, write_folder
+from source_forms import batches_of, data_of, files_of, same
 
 from bimkern.data.batches import BadImages
 from bimkern.data.check import check
@@ -17,23 +17,13 @@ from bimkern.data.labels import read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import SourceError, open_in
-from bimkern.data.sources import remote_files
 from bimkern.data.sources.authority import Authority
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.remote_files import RemoteFiles
 
-
-@pytest.fixture(autouse=True)
-def without_pauses(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_folder(tmp_path / "photos")
+pytestmark = pytest.mark.usefixtures("without_pauses")
 
 
 @pytest.fixture

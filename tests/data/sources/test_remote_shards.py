@@ -8,27 +8,18 @@ import pytest
 from http_folder import served
 from interop import import_or_skip
 from row_forms import write_pngs, write_table
-from source_forms import add, batches_of, data_of, files_of, same, write_folder, write_tars
+from source_forms import add, batches_of, data_of, files_of, same, write_tars
 
 from bimkern.data.check import check
 from bimkern.data.labels import read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import SourceError
-from bimkern.data.sources import remote_files, remote_shards
+from bimkern.data.sources import remote_shards
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
 
-
-@pytest.fixture(autouse=True)
-def without_pauses(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_folder(tmp_path / "photos")
+pytestmark = pytest.mark.usefixtures("without_pauses")
 
 
 @pytest.fixture

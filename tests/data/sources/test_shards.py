@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checked import labels_by_file
-from source_forms import CLASSES, add, batches_of, data_of, files_of, same, write_folder, write_tars
+from source_forms import CLASSES, add, batches_of, data_of, files_of, same, write_tars
 
 from bimkern.data.batches import BadImages
 from bimkern.data.formats import BadImage
@@ -22,11 +22,6 @@ from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.sources.shards import _OPEN_SHARDS, ImageShards, _opened
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_folder(tmp_path / "photos")
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Common to all commands: options from a dataclass, and usage errors in one line."""
 
 import contextlib
+import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -131,7 +133,7 @@ def ended_in_a_line(program: str) -> Iterator[None]:
     except BimkernError as error:
         report(program, error)
     except OSError as error:
-        end(program, f"cannot continue ({error})", exit_code=1)
+        end_by_system(program, error)
     except KeyboardInterrupt:
         end(program, "interrupted", exit_code=128 + signal.SIGINT)
 
@@ -144,6 +146,13 @@ def report(program: str, error: BimkernError, note: str = "") -> NoReturn:
     if error.reported or (error.reported is None and launch.env_rank()):  # before ranks are connected, all have it
         sys.exit(error.exit_code)
     end(program, f"{error}{note}", exit_code=error.exit_code)
+
+
+def end_by_system(program: str, error: OSError) -> NoReturn:
+    """End a command with an error of the system; a name that no file can have is a wrong argument."""
+    if error.errno == errno.ENAMETOOLONG:
+        end(program, f"{error.filename}: {os.strerror(error.errno)}", exit_code=ConfigError.exit_code)
+    end(program, f"cannot continue ({error})", exit_code=1)
 
 
 def _own_frames(error: BaseException) -> TracebackType | None:

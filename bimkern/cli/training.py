@@ -34,7 +34,7 @@ def run_command(program: str, run: Callable[[list[str]], str], argv: Sequence[st
     except KeyboardInterrupt:
         command.end(program, f"interrupted{_RESUMES}", exit_code=128 + signal.SIGINT)
     except OSError as error:
-        command.end(program, f"cannot continue ({error})", exit_code=1)
+        command.end_by_system(program, error)
     if launch.env_rank() == 0:
         with printing():
             print(words)

@@ -1,5 +1,6 @@
 """What all commands share: a reader that closes its pipe ends them without a word, a mistake or Ctrl-C in a line."""
 
+import errno
 import importlib
 import signal
 import subprocess
@@ -37,6 +38,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(arguments):
     [
         (KeyboardInterrupt(), "interrupted", 130),
         (OSError(28, "No space left on device"), "cannot continue ([Errno 28] No space left on device)", 1),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "longer"), "longer: File name too long", 2),
         (ConfigError("--k is wrong"), "--k is wrong", 2),
     ],
 )

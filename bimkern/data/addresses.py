@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://.+")
+_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*@")
 _SHORTENED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 
@@ -14,3 +15,8 @@ def is_address(place: str) -> bool:
 def text_of(path: Path) -> str:
     """Return a path as it was given: of an address, a Path has dropped a slash."""
     return _SHORTENED.sub(r"\1://", str(path))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text with the passwords left out of its addresses, for messages and files."""
+    return _PASSWORD.sub(r"\1@", text)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from bimkern.data.addresses import without_passwords
 from bimkern.data.formats import blamed_on_image
 from bimkern.errors import BimkernError
 
@@ -14,7 +15,10 @@ UNKNOWN_TIME = -1  # in place of a time of change
 
 
 class SourceError(BimkernError, ValueError):
-    """A source cannot be used; the message says what to change."""
+    """A source cannot be used; the message says what to change, and no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_passwords(message))
 
 
 class Source(Protocol):
@@ -77,6 +81,6 @@ def open_in(source: Source, file: str) -> BinaryIO:
 
 
 def title(source: Source) -> str:
-    """Name a source in messages."""
+    """Name a source in messages, without passwords."""
     name: str | None = getattr(source, "title", None)
-    return ", ".join(map(str, source.paths)) if name is None else name
+    return ", ".join(map(str, source.paths)) if name is None else without_passwords(name)

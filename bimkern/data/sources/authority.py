@@ -1,11 +1,11 @@
 """The server and the account that an address names, which many file systems leave out of their paths."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Self
 
+from bimkern.data.addresses import without_passwords
+
 _SECRETS = ("pass", "token", "key", "secret", "credential")  # in the names of options
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Authority:
     def of(cls, file_system: Any, url: str) -> Self:
         """Return that of an address, given its file system or the class of it."""
         options: dict[str, Any] = file_system._get_kwargs_from_urls(url)
-        scheme, _, rest = (_PASSWORD.sub(r"\1@", url) if "host" in options else url).partition("://")
+        scheme, _, rest = (without_passwords(url) if "host" in options else url).partition("://")
         return cls(options, f"{scheme}://{rest.partition('/')[0]}")
 
     @property
@@ -28,9 +28,9 @@ class Authority:
         return {name: value for name, value in self.options.items() if not any(word in name for word in _SECRETS)}
 
     def address(self, path: str) -> str:
-        """Return the address of a path, as the file system calls it."""
+        """Return the address of a path, as the file system calls it, without a password."""
         if "://" in path:
-            return path
+            return without_passwords(path)
         path = path.lstrip("/")
         if "host" in self.options:
             return f"{self.before}/{path}"

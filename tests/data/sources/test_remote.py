@@ -16,7 +16,7 @@ from bimkern.data.formats import BadImage
 from bimkern.data.labels import read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
-from bimkern.data.source import SourceError, open_in
+from bimkern.data.source import SourceError, open_in, title
 from bimkern.data.sources.authority import Authority
 from bimkern.data.sources.bounded_cache import BoundedCache
 from bimkern.data.sources.find import find_source
@@ -228,6 +228,15 @@ def test_an_address_names_the_server_also_where_paths_do_not(url, options, path,
         _get_kwargs_from_urls = staticmethod(lambda url: options)
 
     assert Authority.of(System, url).address(path) == address
+
+
+def test_no_message_or_title_shows_a_password(server):
+    address = server.url.replace("://", "://eve:hidden@")
+    assert title(find_source(Path(address))) == address.replace(":hidden", "")
+    for place in (f"{address}/missing-{{0..1}}.tar", f"{address}/list.txt", f"{address}/no/photos"):
+        with pytest.raises(SourceError, match=r"eve@127") as found:
+            list_images(find_source(Path(place)))
+        assert "hidden" not in str(found.value)
 
 
 def test_labels_are_class_folders(root, memory):

@@ -113,6 +113,14 @@ def fresh_random_numbers(request):
     request.node.add_report_section("setup", "seed", f"BIMKERN_TEST_SEED={seed}")
 
 
+@pytest.fixture(scope="module")
+def without_pictures():
+    from undrawn import undrawn  # most tests train nothing
+
+    with undrawn():
+        yield
+
+
 @pytest.fixture
 def standins(monkeypatch):
     """Make the packages of tests/helpers/standins importable, and forget them afterwards; return their folder."""

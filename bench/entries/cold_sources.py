@@ -19,7 +19,7 @@ from bench.entry import Case, Entry, Measure, register
 from bench.page_cache import NotDropped, drop
 from bench.refcheck import WrongResult
 from bimkern.data.listing import Listing, list_images
-from bimkern.data.source import open_in
+from bimkern.data.source import open_in, read_ahead
 from bimkern.data.sources.find import find_source
 
 _RANDOM, _SORTED = "random", "sorted"
@@ -69,8 +69,10 @@ def _reader(case: Case, listing: Listing, root: object) -> Callable[[], list[byt
         else:
             ids = (np.arange(B) + turn * B) % len(listing)
         contents = []
-        for i in ids.tolist():
-            with open_in(listing.source, listing.files[i]) as file:
+        files = [listing.files[i] for i in ids.tolist()]
+        read_ahead(listing.source, files)  # as loaders do
+        for name in files:
+            with open_in(listing.source, name) as file:
                 contents.append(file.read())
         return contents
 

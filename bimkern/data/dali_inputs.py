@@ -113,6 +113,7 @@ def _read_ahead(
         return
     waiting: deque[tuple[Crops, dict[int, Future[np.ndarray]]]] = deque()
     for crops in plan:
+        data.images.read_ahead(crops.sample_ids.tolist())
         chosen = np.flatnonzero(~crops.pil_only).tolist()
         waiting.append((crops, {i: pool.submit(_content, data, int(crops.sample_ids[i])) for i in chosen}))
         if len(waiting) > 1:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.integers import Int64
 from bimkern.data.names import Names
-from bimkern.data.source import Source, open_in
+from bimkern.data.source import Source, open_in, read_ahead
 
 
 class KeptImages(Protocol):
@@ -63,6 +63,11 @@ class Images:
             BadImage, OutOfResources: it, or any file, cannot be read now.
         """
         return open_in(self.source, self.files[sample_id])
+
+    def read_ahead(self, sample_ids: Sequence[int]) -> None:
+        """Have the images fetched that are opened next, but for those that are kept decoded."""
+        if self.kept is None:
+            read_ahead(self.source, [self.files[sample_id] for sample_id in sample_ids])
 
     def decode(self, sample_id: int, reduction: int = 1) -> Decoded:
         """Decode an image, unless it is kept decoded.

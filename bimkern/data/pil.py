@@ -125,7 +125,9 @@ def decode_into(images: Bytes, data: MicroBatches, crops: Crops) -> None:
         BadImages, OutOfResources: as decode().
     """
     faults = {}
-    for i, sample_id in enumerate(crops.sample_ids.tolist()):
+    sample_ids = crops.sample_ids.tolist()
+    data.images.read_ahead(sample_ids)
+    for i, sample_id in enumerate(sample_ids):
         try:
             images[i] = crop(data, crops, i)
         except BadImage as error:

@@ -3,7 +3,7 @@
 A sample id is the index of an image in the sorted list of a source, so it means the same on every machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -32,7 +32,8 @@ class Source(Protocol):
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
     `holds_arrays` says that no image is encoded: DALI then decodes none. `damaged()` returns why some of the files that
-    are skipped are, each of which the quarantine file then names.
+    are skipped are, each of which the quarantine file then names. `read_ahead(files)` has the system fetch what is opened
+    next; it may do nothing, and raises nothing.
     """
 
     @property
@@ -78,6 +79,13 @@ def open_in(source: Source, file: str) -> BinaryIO:
     """
     with blamed_on_image():
         return source.open(file)
+
+
+def read_ahead(source: Source, files: Sequence[str]) -> None:
+    """Have the system fetch the files of a source that are opened next, if the source can."""
+    fetch = getattr(source, "read_ahead", None)
+    if fetch is not None:
+        fetch(files)
 
 
 def title(source: Source) -> str:

@@ -21,7 +21,7 @@ from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import to_json
 from bimkern.train.run_folder.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("standins")
+pytestmark = pytest.mark.usefixtures("without_pictures", "standins")
 
 ADAPTERS = [
     ("--attention", "xformers"),

@@ -15,6 +15,8 @@ from bimkern.train.config.run import ConfigError
 from bimkern.train.memory import allocator
 from bimkern.train.memory.allocator import PlannedMemory, TorchMemory
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 PLANNED_FROM = 5  # two steps pass, the arena's first and its recorded one
 

@@ -23,6 +23,8 @@ from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.pretraining import Pretraining
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 
 

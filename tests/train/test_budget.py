@@ -32,6 +32,8 @@ from bimkern.train.memory.budget import (
 from bimkern.train.memory.shares import of_images, spared_bytes
 from bimkern.units import human_bytes
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 
 # One thread and one heap, and a freed tensor gives its addresses back.

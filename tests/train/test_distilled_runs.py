@@ -19,6 +19,8 @@ from bimkern.train import network
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.memory.estimate import live_activation_peak
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 STUDENT = "fastmim_vit_test_distilled"  # of 64 pixels
 
 

@@ -16,6 +16,8 @@ from bimkern.train.config.extension import extends
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import to_json
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 RECIPE = "bim_vit_test"
 
 

@@ -30,6 +30,8 @@ from bimkern.pretrain import main
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.optim.divergence import Diverged, Divergence
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 RECIPE = "bim_vit_test"
 
 

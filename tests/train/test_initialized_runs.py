@@ -14,6 +14,8 @@ from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 RECIPE = "mae_vit_test"
 LR_0 = ("--base-lr", "1e-30")  # a step of which changes no weight
 

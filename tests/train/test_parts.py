@@ -22,6 +22,8 @@ from bimkern.train.reporting import metrics
 from bimkern.train.reporting.history import History
 from bimkern.train.run_folder.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 
 

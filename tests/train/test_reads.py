@@ -9,6 +9,8 @@ from torch.overrides import TorchFunctionMode
 from bimkern.pretrain import main
 from bimkern.train.pretraining import Pretraining
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 # What gives Python a number, or the host an array, of a tensor.
 READS = {
     *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),

@@ -17,6 +17,7 @@ from disk import mode, umask_of
 from growing import MEMORY, NOT_REPEATABLE, write_photos
 from options import filled
 from PIL import Image
+from undrawn import undrawn
 
 from bimkern.data.dali import unusable
 from bimkern.pretrain import main
@@ -89,8 +90,9 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
     ids=["whole", "accumulated", "deterministic"],
 )
 def test_a_run_repeats_bit_for_bit(photos, tmp_path, recipe, options):
-    for name in ("one", "two"):
-        train(recipe, photos, tmp_path / name, "--steps", "6", *options)
+    with undrawn():
+        for name in ("one", "two"):
+            train(recipe, photos, tmp_path / name, "--steps", "6", *options)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
@@ -109,8 +111,9 @@ def test_a_dry_run_tells_the_live_activations_of_the_run(photos, tmp_path, recip
 
 
 def test_another_seed_is_another_run(photos, tmp_path):
-    for seed in ("0", "1"):
-        train("mae_vit_test", photos, tmp_path / seed, "--steps", "2", "--seed", seed)
+    with undrawn():
+        for seed in ("0", "1"):
+            train("mae_vit_test", photos, tmp_path / seed, "--steps", "2", "--seed", seed)
     assert records(tmp_path / "0") != records(tmp_path / "1")
 
 

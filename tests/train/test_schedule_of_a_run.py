@@ -9,6 +9,8 @@ from growing import records, train, write_photos
 from bimkern.mim.schedule import Cosine
 from bimkern.recipes import RECIPES, Recipe
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NUM_PHOTOS, BASE_LR = 12, 1.6e-2
 WARMUP, FLOOR = 4, 1e-4  # epochs, learning rate
 

@@ -10,6 +10,8 @@ from growing import records, register, train, write_photos
 from bimkern.data.dali import unusable
 from bimkern.train.pretraining import Pretraining
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 CHANGES = (10, 14)  # steps of 16 before which the size changes
 

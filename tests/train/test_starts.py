@@ -12,6 +12,8 @@ from bimkern import versions
 from bimkern.pretrain import main
 from bimkern.train.config.serialize import from_json
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
 

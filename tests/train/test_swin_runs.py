@@ -16,6 +16,8 @@ from bimkern.models.layers import set_compute_dtype
 from bimkern.recipes import RECIPES, Recipe
 from bimkern.train.optim.group import GroupOptimizer
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NAMES = ["greenmim_swin_tiny_test", "bim_swin_tiny_test", "simmim_swin_tiny_test"]
 every_recipe = pytest.mark.parametrize("name", NAMES)
 

@@ -112,3 +112,6 @@ class RemoteShard:
 
     def read(self, state: ShardState, offset: int, size: int) -> bytes:
         return self.remote.part(self.file, offset, size)
+
+    def read_ahead(self, state: ShardState, offset: int, size: int) -> None:
+        """Do nothing: a request would have to be waited for."""

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -59,6 +60,9 @@ class Shard(Protocol):
         Raises:
             BadImage: it cannot be read, or is no longer as it was indexed.
         """
+
+    def read_ahead(self, state: "ShardState", offset: int, size: int) -> None:
+        """Have a part of it fetched, if that can be done without waiting."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,14 @@ class ShardedImages(ABC):
 
     def open(self, file: str) -> BinaryIO:
         return BytesIO(self._read(*self._table.find(file)))
+
+    def read_ahead(self, files: Sequence[str]) -> None:
+        """Have the members fetched that are read next: the disk then serves them in an order of its own."""
+        table = self._table
+        for file in files:
+            with suppress(BadImage):  # which open() raises again
+                shard, offset, size = table.find(file)
+                table.shards[shard].read_ahead(table.states[shard], offset, size)
 
     def path(self, file: str) -> None:
         return None

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,6 +78,12 @@ class TarFile:
         if (status.st_size, status.st_mtime_ns) != (state.bytes, state.mtime_ns) or len(content) < size:
             raise BadImage(f"{self} has changed since it was indexed")
         return content
+
+    def read_ahead(self, state: ShardState, offset: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            with suppress(OSError):  # which read() meets again
+                opened = _opened(self.path, state.bytes, state.mtime_ns)
+                os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def _shards_of(path: Path) -> list[Path]:

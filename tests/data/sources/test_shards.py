@@ -17,7 +17,7 @@ from bimkern.data.formats import BadImage
 from bimkern.data.labels import labeled_images, read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.loader import choose_loader
-from bimkern.data.pil import PilLoader
+from bimkern.data.pil import PilLoader, decode
 from bimkern.data.source import SourceError, open_in
 from bimkern.data.sources.find import find_source
 from bimkern.data.sources.image_folder import ImageFolder
@@ -55,6 +55,27 @@ def test_names_that_are_no_text_are_in_the_order_of_the_folder(root, tmp_path):
         batches_of(PilLoader(workers=0), data_of(source)),
         batches_of(PilLoader(workers=0), data_of(ImageFolder(paths=(root,)))),
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no posix_fadvise")
+def test_the_members_of_a_micro_batch_are_asked_for_before_the_first_is_read(root, shards, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda number, offset, size, advice: asked.append((offset, size)))
+    source, read = find_source(shards[0].parent), []
+    data, opened = data_of(source), ImageShards.open
+
+    def watch(self, file):
+        read.append((*self._table.find(file)[1:], len(asked)))
+        return opened(self, file)
+
+    monkeypatch.setattr(ImageShards, "open", watch)
+    decode(data, 0)
+    assert asked == [(offset, size) for offset, size, _ in read]
+    assert {count for *_, count in read} == {len(asked)}
+    files = list(source.files())
+    shards[0].unlink()
+    _opened.cache_clear()
+    source.read_ahead([*files, "no/such.jpg"])  # says nothing
 
 
 @pytest.mark.parametrize("workers", [0, 2])

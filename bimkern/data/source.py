@@ -32,8 +32,8 @@ class Source(Protocol):
     Of a million files, no method should be called for each: files() may return Reasons, `stats(files)` is what stat()
     returns of all, [N, 2] int64 with UNKNOWN_TIME for those that are gone, and `on_disk` whether path() returns one.
     `holds_arrays` says that no image is encoded: DALI then decodes none. `damaged()` returns why some of the files that
-    are skipped are, each of which the quarantine file then names. `read_ahead(files)` has the system fetch what is opened
-    next; it may do nothing, and raises nothing.
+    are skipped are, each of which the quarantine file then names. `read_ahead(files)` has the system fetch what is
+    opened next; it may do nothing, and raises nothing.
     """
 
     @property

@@ -69,7 +69,7 @@ def measured(config: Config, batch: int) -> dict[str, Any]:
     updates = [GroupOptimizer(*group, config.optim, device=CPU, fp16=False) for group in flow.partition(model).items()]
     size = config.method.encoder.image_size
     for step in range(4):
-        images, ids = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), torch.arange(batch) + step
+        images, ids = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8), torch.arange(batch) + step
         views = model.views(images, ids, 0)
         flow.step(model, [MicroBatch(images, views)], updates, StepOptions(slices=config.run.slices, scope=arena.scope))
     # The third step was replayed, and was over when the fourth began.

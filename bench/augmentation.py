@@ -24,10 +24,11 @@ from bimkern.data.listing import list_images
 from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.training_augment import TrainingAugment
+from bimkern.image_size import IMAGENET_SIZE
 from bimkern.mim.model import IMAGENET_STD
 from bimkern.mim.targets import Colors
 
-_SIZE, _BATCH, _ROUNDS = 224, 32, 15
+_SIZE, _BATCH, _ROUNDS = IMAGENET_SIZE, 32, 15
 _AUGMENT = TrainingAugment()
 
 

@@ -41,8 +41,8 @@ class FinetuneStep:
         options = {"batch_size": B, "micro_batch": B, "precision": _PRECISION[case.dtype], "base_lr": base_lr}
         run = replace(config.run, **options)
         self.config = replace(config, run=run, mean=_MEAN, std=_STD, num_classes=NUM_CLASSES)
-        side, device = self.config.image_size, case.device
-        images = torch.randint(0, 256, (B, self.config.channels, side, side), dtype=torch.uint8, device=device)
+        shape, device = (B, self.config.channels, *self.config.image_size), case.device
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         ids = torch.arange(B)
         self.batch, self.labels = Batch(images, draw_ids=ids, sample_ids=ids), torch.randint(0, NUM_CLASSES, (B,))
         self.task = self._task(device)

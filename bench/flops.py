@@ -34,7 +34,7 @@ def step_flops(method: Method, frozen_groups: int = 0) -> int:
     encoder, num_stages = method.encoder, len(method.taps)
     if not isinstance(encoder, CountsOperations):
         raise ValueError(f"step_flops: {type(encoder).__name__} must have embedding_flops() and layer_flops()")
-    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    grid = encoder.level(0).grid(*encoder.image_size)
     views = method.views(torch.zeros(1, dtype=torch.int64), grid, seed=0)
     total = encoder.embedding_flops(views[0].keep.shape[1]) * (1 if frozen_groups else 2)
     layer = 0
@@ -53,7 +53,7 @@ def classifier_step_flops(config: FinetuneConfig) -> int:
     encoder = config.known_encoder
     assert isinstance(encoder, CountsOperations)
     assert config.num_classes is not None
-    rows, columns = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    rows, columns = encoder.level(0).grid(*encoder.image_size)
     patches = rows * columns
     layers = sum(encoder.layer_flops(layer, patches) for layer in range(encoder.depth))
     head = 2 * encoder.level(encoder.depth).width * config.num_classes

@@ -94,7 +94,7 @@ def config_of(case: Case) -> Config:
 def random_images(config: Config, case: Case) -> Tensor:
     """Return uint8 images [B, C, H, W] of the size that a recipe trains on."""
     encoder = config.method.encoder
-    shape = (case.dims["B"], encoder.channels, encoder.image_size, encoder.image_size)
+    shape = (case.dims["B"], encoder.channels, *encoder.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from bimkern.annotations import choices, describe, origin, single
 from bimkern.errors import closest
+from bimkern.image_size import ImageSize
 
 __all__ = ["PieceError", "find_for", "fits", "from_json", "register", "registered", "to_json", "types_of"]
 
@@ -122,6 +123,8 @@ def to_json(value: Any, where: str = "") -> Any:
         if taken := [name for name in _RESERVED if name in given]:
             raise PieceError(f"{where}: a field of {cls.__name__} must not be named {taken[0]}; rename it")
         return {"type": cls.__name__} | source | given
+    if isinstance(value, ImageSize):
+        return value.saved
     if isinstance(value, (tuple, list)):
         return [to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

@@ -180,14 +180,14 @@ def _json(
     largest = _largest(phases)
     each = [
         {
-            "image_size": phase.segment.image_size,
+            "image_size": phase.segment.image_size.saved,
             "batch_size": phase.segment.batch_size,
             "micro_batch": phase.segment.micro_batch,
             "peak": phase.estimate.peak,
         }
         for phase in phases
     ]
-    found: dict[str, Any] = asdict(largest.estimate) | {"image_size": largest.segment.image_size, "phases": each}
+    found: dict[str, Any] = asdict(largest.estimate) | {"image_size": largest.segment.image_size.saved, "phases": each}
     found |= {"recompute": config.run.recompute}
     found |= {} if fits is None else {"fits": asdict(fits)}
     return json.dumps(found | ({} if shared is None else {"shared": shared.numbers(bandwidth)}))

@@ -66,5 +66,5 @@ def _plain_masker(method: Method) -> RandomDrop | SharedUnits | None:
 
 def _kept(masker: RandomDrop | SharedUnits, encoder: ViTConfig | SwinConfig, num_stages: int) -> list[int]:
     first, last = (encoder.level(layers).patch for layers in (0, encoder.depth))
-    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    grid = encoder.level(0).grid(*encoder.image_size)
     return [count * first**2 // last**2 for count in masker.entering(grid, num_stages)]

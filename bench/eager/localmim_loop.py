@@ -89,7 +89,7 @@ class LocalMimLoop:
         assert isinstance(target, HogTarget)
         self._dtype, self._colors = dtype, model.colors
         self.network = _Network(
-            encoder.image_size,
+            encoder.image_size.height,
             encoder.patch,
             width=encoder.width,
             depth=encoder.depth,

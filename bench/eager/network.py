@@ -95,7 +95,7 @@ class Decoder(nn.Module):
     def __init__(self, encoder: ViTConfig | SwinConfig, config: DecoderConfig) -> None:
         super().__init__()
         level, self.num_prefix = encoder.level(encoder.depth), encoder.num_prefix
-        grid = level.grid(encoder.image_size, encoder.image_size)
+        grid = level.grid(*encoder.image_size)
         eps = encoder.norm_eps if isinstance(encoder, NormalizesOtherwise) else _EPS
         self.in_norm = nn.LayerNorm(level.width, eps=eps)
         self.embed = nn.Linear(level.width, config.width)
@@ -142,8 +142,7 @@ class Network(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        size = self.form.encoder.image_size
-        return math.prod(self.level.grid(size, size))
+        return math.prod(self.level.grid(*self.form.encoder.image_size))
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images.float() / 255 - self.mean) / self.std

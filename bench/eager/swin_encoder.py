@@ -66,7 +66,7 @@ class Stage(nn.Module):
 class SwinEncoder(nn.Module):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.grid = config.level(0).grid(config.image_size, config.image_size)
+        self.grid = config.level(0).grid(*config.image_size)
         self.patch_embed = PatchEmbed(config)
         self.layers = nn.ModuleList(Stage(config, stage) for stage in range(len(config.depths)))
 

@@ -29,4 +29,4 @@ class SwinNetwork(Network):
         size = self.form.encoder.image_size
         visible = torch.zeros(self.num_patches, dtype=torch.bool, device=x.device)
         visible[ids_shuffle[0, : self.form.kept[0]]] = True
-        return self.encoder(x, visible.view(self.level.grid(size, size)))
+        return self.encoder(x, visible.view(self.level.grid(*size)))

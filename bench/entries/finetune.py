@@ -17,13 +17,14 @@ from bench.entry import FLOATS, STEP_ROUNDS, Case, Entry, Measure, register
 from bench.finetune_step import NUM_CLASSES, FinetuneStep
 from bench.flops import classifier_step_flops
 from bench.training import hold
+from bimkern.image_size import ImageSize
 from bimkern.models.drop_path import draw_paths
 from bimkern.models.vit import ViT, ViTConfig
 from bimkern.recipes.finetuning import FINETUNE_RECIPES, finetuning
 
 NAME = "finetune"
 _TEST = "vit_test"
-_TEST_ENCODER = ViTConfig(width=32, depth=2, num_heads=2, patch=8, image_size=32)
+_TEST_ENCODER = ViTConfig(width=32, depth=2, num_heads=2, patch=8, image_size=ImageSize.square(32))
 RECIPES = {name: recipe.config for name, recipe in FINETUNE_RECIPES.items() if "_vit_" in name} | {
     _TEST: finetuning(_TEST, _TEST_ENCODER, base_lr=1e-3, layer_decay=0.75, drop_path=0.1)
 }

@@ -16,6 +16,7 @@ from bench.eager.network import Network
 from bench.scaling.model import Phase, reduced_at_end
 from bimkern.distributed.ranks import Ranks
 from bimkern.distributed.transfers import BUCKET_BYTES, Transfer
+from bimkern.image_size import ImageSize
 from bimkern.mim.flow import Local, MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.models.heads import DecoderConfig
@@ -25,7 +26,7 @@ from bimkern.recipes.mae import mae
 from bimkern.train.config.run import Config
 from bimkern.train.optim.group import GroupOptimizer
 
-ENCODER = ViTConfig(image_size=96, patch=16, width=128, depth=12, num_heads=4)
+ENCODER = ViTConfig(image_size=ImageSize.square(96), patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
 BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
 DDP_BUCKET_MIB = 1  # its own 25 would hold the whole small network
@@ -219,7 +220,7 @@ class Asleep:
 
 def random_images(config: Config, batch_size: int) -> Tensor:
     encoder = config.method.encoder
-    shape = (batch_size, encoder.channels, encoder.image_size, encoder.image_size)
+    shape = (batch_size, encoder.channels, *encoder.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 

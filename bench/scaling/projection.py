@@ -74,6 +74,6 @@ def _scaled(phases: Sequence[Phase], seconds: float) -> list[Phase]:
 def _sent_bytes(config: Config, stage: int, device: Device) -> float:
     encoder = config.method.encoder
     level = encoder.level(config.method.taps[stage] + 1)
-    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    grid = encoder.level(0).grid(*encoder.image_size)
     counts = config.method.masker.entering(grid, len(config.method.taps))
     return device.images * counts[stage] * level.width * device.value_bytes

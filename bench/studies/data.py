@@ -16,6 +16,7 @@ from torch import Tensor
 from bimkern.evaluate.labeled import Labeled, Part
 from bimkern.exporters.trained import Preprocessing
 from bimkern.files import atomic
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD
 from bimkern.models.encoder import EncoderConfig
 
@@ -60,7 +61,7 @@ def subset(part: Part, indices: Tensor) -> Part:
 
 def all_pixels(part: Part, side: int) -> Tensor:
     """Return one channel of all images of a part, [B, side * side] float32 around zero."""
-    scaled = Preprocessing(image_size=side, interpolation="bilinear", mean=(0.0,), std=(1.0,))
+    scaled = Preprocessing(image_size=ImageSize.square(side), interpolation="bilinear", mean=(0.0,), std=(1.0,))
     images = torch.cat(list(part.batches(256, scaled, 1)))
     return images.flatten(1).float() / 255 - 0.5
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.image_size import ImageSize
 from bimkern.mim.masking.units import TokenReplace
 from bimkern.mim.schedule import WarmUp, resolve
 from bimkern.mim.stages import equal_stages
@@ -49,8 +50,8 @@ class StudyMethod:
 
 def methods(side: int) -> dict[str, StudyMethod]:
     """Return all methods, by name, for images of side pixels."""
-    vit = ViTConfig(image_size=side, patch=8, width=64, depth=DEPTH, num_heads=2)
-    swin = SwinConfig(image_size=64, width=24, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)
+    vit = ViTConfig(image_size=ImageSize.square(side), patch=8, width=64, depth=DEPTH, num_heads=2)
+    swin = SwinConfig(image_size=ImageSize.square(64), width=24, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)
     # Its taps are the 2nd, 4th, last but two and last layer, for which six are needed; of fewer it takes all stages.
     deep = localmim("localmim", replace(vit, depth=12), epochs=100, batch_size=2048)
     of_localmim = replace(deep, method=replace(deep.method, encoder=vit, taps=equal_stages(DEPTH)))
@@ -64,7 +65,7 @@ def methods(side: int) -> dict[str, StudyMethod]:
         "LocalMIM, isolated": isolated(of_localmim),
         "FastMIM": fastmim("fastmim", vit, SMALL_DECODER),
         "ViTFreeze": vitfreeze("vitfreeze", of_localmim),
-        "SimMIM": simmim("simmim", vit.resized(128)),  # of which its units of 32 pixels are some
+        "SimMIM": simmim("simmim", vit.resized(ImageSize.square(128))),  # of which its units of 32 pixels are some
         "MaskFeat": maskfeat("maskfeat", vit),
         "SimMIM, Swin": simmim("simmim", swin),
         "GreenMIM, Swin": greenmim("greenmim", swin, base_lr=1.5e-4),

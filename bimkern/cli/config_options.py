@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from bimkern.cli import command
+from bimkern.image_size import ImageSize
 from bimkern.mim.flow import Flow, Local
 from bimkern.mim.stages import equal_stages
 from bimkern.pieces import registered
@@ -45,8 +46,8 @@ class ConfigOptions:
     """Python file or module to import first, for your own pieces in a config file or a run."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
     """Set any field by its path: method.masker.ratios=0.6, optim.betas=0.9,0.98, schedule.type=MultiStep."""
-    image_size: int
-    """Side of the images in pixels: method.encoder.image_size."""
+    image_size: Annotated[str, tyro.conf.arg(metavar="SIDE|HxW")]
+    """Side of the images in pixels, or their height and width, as in 160x320: method.encoder.image_size."""
     patch_size: int | None
     """Side of a patch in pixels: method.encoder.patch."""
     mask_ratio: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT...")]
@@ -76,8 +77,13 @@ class ConfigOptions:
         return cls(
             mask_ratio=getattr(masker, "ratios", () if ratio is None else (ratio,)),
             blocks=len(config.method.taps),
-            **{name: field(config, path) for name, path in _PATHS.items()},
+            **{name: as_option(field(config, path)) for name, path in _PATHS.items()},
         )
+
+
+def as_option(value: Any) -> Any:
+    """Return the value of a field as an option has it: sizes of images as text."""
+    return str(value) if isinstance(value, ImageSize) else value
 
 
 def choose_config(arguments: list[str]) -> Config:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from bimkern.cli import command
-from bimkern.cli.config_options import read_chosen, with_options
+from bimkern.cli.config_options import as_option, read_chosen, with_options
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.recipes.find import find_finetune_config
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
@@ -40,8 +40,9 @@ class FinetuneConfigOptions:
     """Python file or module to import first, for an encoder of your own."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
     """Set any field by its path: optim.betas=0.9,0.98, crop.ratio=1."""
-    image_size: int | None
-    """Side of the images in pixels: resized. none: as the recipe's encoder or the backbone has it."""
+    image_size: Annotated[str | None, tyro.conf.arg(metavar="SIDE|HxW|none")]
+    """Side of the images in pixels, or height and width, as in 160x320: resized. none: as the recipe's encoder or the
+    backbone has it."""
     layer_decay: float
     """Learning rate of a layer over that of the one above it: layer_decay."""
     drop_path: float
@@ -68,7 +69,7 @@ class FinetuneConfigOptions:
     @classmethod
     def of(cls, config: FinetuneConfig) -> "FinetuneConfigOptions":
         """Return the values that a config has."""
-        return cls(**{name: field(config, path) for name, path in _PATHS.items()})
+        return cls(**{name: as_option(field(config, path)) for name, path in _PATHS.items()})
 
 
 def choose_config(arguments: list[str]) -> FinetuneConfig:

@@ -5,7 +5,6 @@ They do not depend on batch size, workers, device or resume; masks (ops/random_k
 Shapes: B samples.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from bimkern.data.integers import Int64
 from bimkern.data.orientation import Boxes
+from bimkern.image_size import ImageSize
 from bimkern.rng import WORD, Stream, draw
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -63,17 +63,17 @@ def replacements(draw_ids: Int64, sample_ids: Int64, unreadable: frozenset[int],
     return ids
 
 
-def reductions(boxes: Boxes, size: int, oversampling: float) -> Int64:
+def reductions(boxes: Boxes, size: ImageSize, oversampling: float) -> Int64:
     """Return by how much images may be reduced before they are cropped, [B], each 1, 2, 4 or 8.
 
     Args:
         boxes: [B, 4], left, top, width, height in the full image.
-        size: side of the crops in pixels.
+        size: of the crops.
         oversampling: the least that a reduced box measures, in sides of the crop; 0 for no reduction.
     """
     if not oversampling:
         return np.ones(len(boxes), dtype=np.int64)
-    largest = boxes[:, 2:].min(axis=1) / (size * oversampling)
+    largest = (boxes[:, 2:] / (np.array([size.width, size.height]) * oversampling)).min(axis=1)
     return np.left_shift(1, np.searchsorted(_REDUCTIONS, largest, side="right"))
 
 
@@ -96,14 +96,14 @@ class Cropping(Protocol):
     @property
     def crop_filter(self) -> CropFilter: ...
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: ImageSize) -> Boxes:
         """Return a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2].
 
         Args:
             draw_ids: [B].
             sizes: [B, 2], width and height of the images.
             seed: of the run.
-            size: side of the crops in pixels.
+            size: of the crops.
         """
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
@@ -119,14 +119,15 @@ class Cropping(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterCrop:
-    """Crop the central square for evaluation: resize the short side to size / ratio, then crop the center to size.
+    """Crop the center for evaluation: resize an image, as a whole, to just cover size / ratio, then crop it to size.
 
     The box is that of the resized image, in whole pixels there; in those of the image, in parts of pixels.
 
-    Source: 224 of 256, as in torchvision's and MAE's evaluation; rounded as in timm's transform.
+    Source: 224 of 256, as in torchvision's and MAE's evaluation; rounded as in timm's transform, which has a way of its
+    own for squares.
     """
 
-    ratio: float = 224 / 256  # side of the crop over the short side of the resized image
+    ratio: float = 224 / 256  # side of the crop over that side of the resized image that only just covers it
     interpolation: Interpolation = "bicubic"
 
     @property
@@ -138,11 +139,16 @@ class CenterCrop:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"CenterCrop: ratio must be in (0, 1], got {self.ratio}")
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
-        """Return the central square of every sample, [B, 4], whatever the draw."""
-        resized = math.floor(size / self.ratio) * sizes // sizes.min(axis=1, keepdims=True)  # [B, 2]
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: ImageSize) -> Boxes:
+        """Return the central box of every sample, [B, 4], whatever the draw."""
+        crop = np.array([size.width, size.height])
+        covered = np.floor(crop / self.ratio).astype(np.int64)
+        if size.is_square:
+            resized = covered * sizes // sizes.min(axis=1, keepdims=True)  # [B, 2]
+        else:
+            resized = np.rint(sizes / (sizes / covered).min(axis=1, keepdims=True)).astype(np.int64)
         scale = sizes / resized
-        return np.concatenate([np.rint((resized - size) / 2) * scale, size * scale], axis=1)
+        return np.concatenate([np.rint((resized - crop) / 2) * scale, crop * scale], axis=1)
 
     def flips(self, draw_ids: Int64, seed: int) -> NDArray[np.bool_]:
         """Return that no sample is mirrored, [B]."""
@@ -155,7 +161,9 @@ class CenterCrop:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
-    """Crop a box of random area and aspect, resize it to a square, and flip every other one.
+    """Crop a box of random area and aspect, resize it to the size of the crops, and flip every other one.
+
+    Where those are no squares the box is still drawn by `ratio`, and then stretched, as in torchvision.
 
     Source: Szegedy et al. 2015 (Inception), section 6; scale (0.2, 1) is He et al. 2022 (MAE), table 8.
     """
@@ -178,7 +186,7 @@ class RandomResizedCrop:
             if (given := getattr(self, name)) not in choices:
                 raise ValueError(f"{own}: {name} must be {' or '.join(choices)}, got {given!r}")
 
-    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: int) -> Boxes:
+    def boxes(self, draw_ids: Int64, sizes: Int64, seed: int, *, size: ImageSize) -> Boxes:
         """Draw a crop box for every sample: [B, 4] as (left, top, width, height) in pixels, inside sizes [B, 2] (W, H).
 
         The first of ten draws that fits is taken; where none does, the largest central box of an allowed aspect.

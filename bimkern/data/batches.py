@@ -29,8 +29,9 @@ from bimkern.data.augment import (
 )
 from bimkern.data.images import Images
 from bimkern.data.integers import Int64
-from bimkern.data.orientation import Boxes, StoredBoxes, stored_boxes
+from bimkern.data.orientation import FIRST_TRANSPOSED, Boxes, StoredBoxes, stored_boxes
 from bimkern.data.step_layout import StepLayout
+from bimkern.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Crops:
     boxes: Boxes  # [B, 4], left, top, width, height
     reductions: Int64  # [B], a JPEG may be decoded at 1 / reduction of its width and height
     flips: NDArray[np.bool_]  # [B]
-    size: int  # side of the crops in pixels
+    size: ImageSize  # of the crops
     channels: int = 3
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Return the shape of the pixels, [B, C, H, W]."""
-        return len(self.draw_ids), self.channels, self.size, self.size
+        return len(self.draw_ids), self.channels, *self.size
 
     @cached_property
     def stored_boxes(self) -> StoredBoxes:
@@ -121,17 +122,20 @@ class MicroBatches:
         images, augment = self.images, self.augment
         # Pixels of a draft may lie across the edges of a box: no filter could see the inside alone.
         draft = self.jpeg_draft if augment.crop_filter == "around" else 0.0
-        sizes = images.sizes[sample_ids]
-        boxes = augment.boxes(draws, sizes, self.seed, size=segment.image_size)
+        sizes, size = images.sizes[sample_ids], segment.image_size
+        boxes = augment.boxes(draws, sizes, self.seed, size=size)
+        pil_only = images.pil_only[sample_ids]
+        if not size.is_square:  # a crop that is turned on its side does not fit into a batch of DALI's
+            pil_only = pil_only | (images.orientations[sample_ids] >= FIRST_TRANSPOSED)
         return Crops(
             sample_ids,
             draws,
             sizes,
             images.orientations[sample_ids],
-            images.pil_only[sample_ids],
+            pil_only,
             boxes,
-            reductions(boxes, segment.image_size, draft),
+            reductions(boxes, size, draft),
             augment.flips(draws, self.seed),
-            segment.image_size,
+            size,
             images.channels,
         )

@@ -37,6 +37,7 @@ from bimkern.data.names import Names
 from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied
+from bimkern.image_size import ImageSize
 from bimkern.watchdog import Watchdog, watched
 
 logger = logging.getLogger("bimkern.data")
@@ -163,7 +164,7 @@ class DaliLoader:
     def _decodes_a_sound_image(self) -> bool:
         with sound_image(on_disk=True) as sound:
             only = images(ImageFolder(paths=(sound.path.parent,)), {sound.path.name: SOUND})
-            layout = StepLayout.uniform(image_size=8, batch_size=1, micro_batch=1)
+            layout = StepLayout.uniform(image_size=ImageSize.square(8), batch_size=1, micro_batch=1)
             data = MicroBatches(images=only, augment=RandomResizedCrop(), seed=0, layout=layout)
             return self._refusal(data, data[0]) is None
 

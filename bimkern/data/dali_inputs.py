@@ -150,11 +150,11 @@ def _inputs(data: MicroBatches, crops: Crops, arrays: list[np.ndarray]) -> tuple
     window, window_extent = boxes.corners, boxes.extents
     if data.augment.crop_filter == "around":
         reach = _REACH[data.augment.interpolation]
-        window, window_extent = _widened(window, window_extent, crops.size, boxes.sizes, reach=reach)
+        window, window_extent = _widened(window, window_extent, np.array(crops.size), boxes.sizes, reach=reach)
     start = boxes.corners - window
     ends = np.stack([start, start + boxes.extents]).astype(np.float32)
     first, last = np.where(boxes.mirrored, ends[::-1], ends)  # a region that ends before it starts is mirrored
-    sides = np.full_like(first, crops.size)  # [B, 2]
+    sides = np.full_like(first, crops.size)  # [B, 2]; those that are transposed are squares
     return (arrays, window, window_extent, first, last, sides), boxes
 
 
@@ -169,7 +169,9 @@ def _without_pils(crops: Crops) -> Crops:
     )
 
 
-def _widened(corner: NDArray[Any], extent: NDArray[Any], size: int, image: Int64, *, reach: int) -> tuple[Int64, Int64]:
+def _widened(
+    corner: NDArray[Any], extent: NDArray[Any], size: Int64, image: Int64, *, reach: int
+) -> tuple[Int64, Int64]:
     """Widen boxes by what the filter sees around them in their images; return corners and extents, [B, 2]."""
     margin = np.ceil(reach * np.maximum(extent / size, 1)) + 1
     first = np.maximum(np.floor(corner - margin), 0).astype(np.int64)

@@ -14,9 +14,10 @@ from torch.nn.functional import interpolate
 
 from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.written_once import written_once
+from bimkern.image_size import ImageSize
 
 _BRIGHTEST = 16  # of a scan
-_SIDE = 64  # pixels of a file: crops of 8 x 8 pixels would be too coarse
+_SIZE = ImageSize.square(64)  # of a file: crops of 8 x 8 pixels would be too coarse
 _PARTS = ("train", "val")
 
 
@@ -39,9 +40,9 @@ def read_digits() -> tuple[Digits, Digits]:
     return train, test
 
 
-def enlarged(scans: Tensor, side: int) -> Tensor:
-    """Return scans [B, 1, H, W] as images of another size, [B, 1, side, side] uint8."""
-    return interpolate(scans, (side, side), mode="bilinear", align_corners=False).round().to(torch.uint8)
+def enlarged(scans: Tensor, size: ImageSize) -> Tensor:
+    """Return scans [B, 1, H, W] as images of another size, [B, 1, height, width] uint8."""
+    return interpolate(scans, tuple(size), mode="bilinear", align_corners=False).round().to(torch.uint8)
 
 
 def digit_images() -> ImageFolder:
@@ -57,7 +58,7 @@ def digit_images() -> ImageFolder:
 
 def _write(folder: Path) -> None:
     for part, digits in zip(_PARTS, read_digits(), strict=True):
-        for number, (pixels, label) in enumerate(zip(enlarged(digits.scans, _SIDE), digits.labels, strict=True)):
+        for number, (pixels, label) in enumerate(zip(enlarged(digits.scans, _SIZE), digits.labels, strict=True)):
             target = folder / part / str(int(label))
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[0].numpy()).save(target / f"{number:04d}.png")

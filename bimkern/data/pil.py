@@ -78,7 +78,7 @@ class PilLoader:
             OutOfResources: there is too little for one micro-batch a worker.
         """
         segments = data.layout.segments
-        batch_bytes = max(s.micro_batch * data.images.channels * s.image_size**2 for s in segments)
+        batch_bytes = max(s.micro_batch * data.images.channels * s.image_size.pixels for s in segments)
         per_step = max(s.per_step for s in segments)
         enough = max(4, -(-per_step // self.workers) + 1)
         wanted = prefetch = max(1, min(enough, _PREFETCHED_BYTES // (self.workers * batch_bytes)))
@@ -146,13 +146,14 @@ def crop(data: MicroBatches, crops: Crops, i: int) -> np.ndarray:
     Raises:
         BadImage: it cannot be read, or is not of the size that it was planned with.
     """
-    boxes, size = crops.stored_boxes, (crops.size, crops.size)
+    boxes = crops.stored_boxes
     stored = data.images.decode(int(crops.sample_ids[i]), int(crops.reductions[i]))
     height, width = boxes.sizes[i].tolist()
     if stored.size != (width, height):
         raise BadImage("its size has changed since it was checked")
     top, left = (boxes.corners[i] / stored.reduction).tolist()
     bottom, right = ((boxes.corners[i] + boxes.extents[i]) / stored.reduction).tolist()
+    size = crops.size if boxes.transposed[i] else crops.size[::-1]  # width and height, as it is stored
     chosen, box = _FILTERS[data.augment.interpolation], (left, top, right, bottom)
     if data.augment.crop_filter == "inside":
         resized = [plane.crop(box).resize(size, chosen) for plane in stored.planes]

@@ -30,13 +30,14 @@ from bimkern.data.sources.image_folder import ImageFolder
 from bimkern.data.step_layout import StepLayout
 from bimkern.data.workers import WorkerDied, signal_name
 from bimkern.files.cache import cache_folder
+from bimkern.image_size import ImageSize
 
 logger = logging.getLogger("bimkern.data")
 
 _SECONDS = 120.0
 _DRIVER = Path("/proc/driver/nvidia/version")
 _PACKAGES = ("nvidia-dali", "nvidia-nvimgcodec", "nvidia-nvjpeg")  # and the CUDA that they are for
-_WIDTH, _HEIGHT, _CROP = 320, 240, 64  # pixels
+_WIDTH, _HEIGHT, _CROP = 320, 240, ImageSize.square(64)  # pixels
 _TOLERANCE = 2.0  # levels, mean over a crop: decoders round and upsample chroma in their own ways
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from bimkern.image_size import ImageSize
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """Consecutive steps of one image size and batch, from first_step up to where the next segment begins."""
 
-    image_size: int  # side of the crops in pixels
+    image_size: ImageSize  # of the crops
     batch_size: int  # images of a step
     micro_batch: int  # of them that go through the network at a time
     first_step: int = 0
@@ -21,6 +23,9 @@ class Segment:
     first_index: int = 0  # of its micro-batches, among all
     rank: int = 0  # of the process whose micro-batches these are
     num_ranks: int = 1  # processes that share a step
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.read(self.image_size))
 
     @property
     def share(self) -> range:
@@ -53,13 +58,13 @@ class StepLayout:
     num_steps: int
 
     @classmethod
-    def uniform(cls, *, image_size: int, batch_size: int, micro_batch: int, num_steps: int = 1) -> "StepLayout":
+    def uniform(cls, *, image_size: ImageSize, batch_size: int, micro_batch: int, num_steps: int = 1) -> "StepLayout":
         """Return a layout whose steps are all alike; the position of a step does not depend on how many there are."""
         segment = Segment(image_size=image_size, batch_size=batch_size, micro_batch=micro_batch)
         return cls((segment,), num_steps)
 
     @classmethod
-    def one_epoch(cls, *, image_size: int, batch_size: int, num_images: int) -> "StepLayout":
+    def one_epoch(cls, *, image_size: ImageSize, batch_size: int, num_images: int) -> "StepLayout":
         """Return a layout that shows every image once; the last step has what is left."""
         full, left = divmod(num_images, batch_size)
         kinds = [(batch_size, full), (left, 1)]
@@ -129,11 +134,12 @@ class Phase:
     """
 
     share: float  # of the images that the run sees
-    image_size: int
+    image_size: ImageSize
     batch_factor: float = 1.0  # times --batch-size; the learning rate follows
     micro_factor: float = 1.0  # times --micro-batch: less for larger images keeps the memory level
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.read(self.image_size, "Phase: image_size"))
         if not 0 < self.share <= 1:
             raise ValueError(f"Phase: share must be in (0, 1], got {self.share}")
         for name in ("batch_factor", "micro_factor"):

@@ -124,7 +124,7 @@ class _OnPilImages:
     def __call__(self, images: NDArray[np.uint8], draw_ids: Int64, seed: int) -> None:
         augment = self.augment
         transform = _timm_transform(
-            augment.rand_augment, augment.color_jitter, augment.mean, augment.interpolation, images.shape[-1]
+            augment.rand_augment, augment.color_jitter, augment.mean, augment.interpolation, min(images.shape[2:])
         )
         with lent_generators(Stream.AUGMENT, seed) as reseed:
             for image, draw_id in zip(images, draw_ids.tolist(), strict=True):

@@ -2,7 +2,7 @@
 
 Images are read in batches, as an encoder takes them, so that memory does not grow with their number.
 
-Shapes: B images, C channels, S pixels a side.
+Shapes: B images, C channels, H W pixels.
 """
 
 import hashlib
@@ -31,8 +31,9 @@ from bimkern.data.source import Source, open_in, title
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO, readable_images
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.trained import Preprocessing
+from bimkern.image_size import ImageSize
 
-CROP = 224 / 256  # side of the central crop over the short side of the resized image
+CROP = 224 / 256  # side of the central crop over that side of the resized image that only just covers it
 _TEST_SHARE = 0.25  # of the images that come without a part to test on
 
 Read = Callable[[Sequence[int], Preprocessing, int], Tensor]
@@ -51,14 +52,14 @@ class Part:
     """Some images with their classes."""
 
     labels: Tensor  # [B] int64
-    read: Read  # indices, how images are prepared, C -> [B, C, S, S] uint8
+    read: Read  # indices, how images are prepared, C -> [B, C, H, W] uint8
     images: Images | None = None  # what random crops are taken of; None: no files
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(self, size: int, images: Preprocessing, channels: int) -> Iterator[Tensor]:
-        """Yield all images in order, [B, C, S, S] uint8, B at most size."""
+        """Yield all images in order, [B, C, H, W] uint8, B at most size."""
         for first in range(0, len(self), size):
             yield self.read(range(first, min(first + size, len(self))), images, channels)
 
@@ -179,17 +180,25 @@ def _reader(source: Source, files: Sequence[str], decoding: Decoding) -> Read:
 
 
 def central_crop(image: Decoded, images: Preprocessing) -> NDArray[np.uint8]:
-    """Resize the short side and cut out the center, as timm's transform of an exported backbone does: [C, S, S] uint8.
+    """Resize to just cover the crop and cut out the center, as timm's transform of a backbone does: [C, H, W] uint8.
 
     Source: He et al. 2022 (MAE), evaluation: 256 pixels for a crop of 224.
     """
-    side = images.image_size
-    short = math.floor(side / CROP)
+    crop = images.image_size
     planes = []
     for plane in (turned(plane, image.orientation) for plane in image.planes):
-        width, height = plane.size
-        size = (int(short * width / height), short) if width > height else (short, int(short * height / width))
-        left, top = (round((extent - side) / 2) for extent in size)
-        resized = plane.resize(size, Image.Resampling[images.interpolation.upper()])
-        planes.append(np.asarray(resized.crop((left, top, left + side, top + side))))
+        width, height = _covering(plane.size, crop)
+        left, top = round((width - crop.width) / 2), round((height - crop.height) / 2)
+        resized = plane.resize((width, height), Image.Resampling[images.interpolation.upper()])
+        planes.append(np.asarray(resized.crop((left, top, left + crop.width, top + crop.height))))
     return np.dstack(planes).transpose(2, 0, 1)
+
+
+def _covering(image: tuple[int, int], crop: ImageSize) -> tuple[int, int]:
+    """Return width and height of a resized image, from those that it has; timm rounds in another way for squares."""
+    width, height = image
+    down, across = (math.floor(side / CROP) for side in crop)
+    if crop.is_square:
+        return (int(down * width / height), down) if width > height else (down, int(down * height / width))
+    factor = min(height / down, width / across)
+    return round(width / factor), round(height / factor)

@@ -15,8 +15,7 @@ def latencies(backbone: Backbone, depths: Sequence[int], pool: Pool, *, rounds: 
     Depths are timed in turns, so that a slow moment of the machine meets all; a first round is not counted.
     """
     device = next(backbone.encoder.parameters()).device
-    side = backbone.images.image_size
-    image = torch.zeros(1, backbone.config.channels, side, side, dtype=torch.uint8, device=device)
+    image = torch.zeros(1, backbone.config.channels, *backbone.images.image_size, dtype=torch.uint8, device=device)
     times: dict[int, list[float]] = {depth: [] for depth in depths}
     for _ in range(rounds + 1):
         for depth in depths:

@@ -50,7 +50,7 @@ def read_autoencoder(trained: Trained, depth: int, program: Program) -> Autoenco
     elif head.attends != "all":
         found = "a decoder whose masked tokens attend to visible ones alone"
     else:
-        grid = method.encoder.level(0).grid(method.encoder.image_size, method.encoder.image_size)
+        grid = method.encoder.level(0).grid(*method.encoder.image_size)
         decoder = dict(below("head", trained.cut(depth)))
         return Autoencoder(
             layout=layout,

@@ -95,7 +95,7 @@ def _preprocessor(images: Preprocessing) -> dict[str, Any]:
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": images.image_size, "width": images.image_size},
+        "size": images.image_size._asdict(),
         "resample": Image.Resampling[images.interpolation.upper()].value,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

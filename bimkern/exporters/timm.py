@@ -51,7 +51,7 @@ def describe_network(
         "global_pool": POOLING,
         "model_args": {**settings["model_args"], "num_classes": num_classes, "global_pool": POOLING},
         "pretrained_cfg": {
-            "input_size": [channels, images.image_size, images.image_size],
+            "input_size": [channels, *images.image_size],
             "fixed_input_size": "img_size" in settings["model_args"],  # which timm then sets
             "interpolation": images.interpolation,
             "crop_pct": crop_ratio,

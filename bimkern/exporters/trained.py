@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bimkern import pieces
 from bimkern.data.decoding import Alpha, Range
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import Method
 from bimkern.models.encoder import EncoderConfig, Layout, Program, Weights
 from bimkern.train.checkpoint import store as checkpoints
@@ -29,9 +30,9 @@ POOLING = "avg"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes an encoder's input: resized, cropped to a square, scaled to [0, 1], normalized."""
+    """How an image becomes an encoder's input: resized, cropped, scaled to [0, 1], normalized."""
 
-    image_size: int  # pixels a side
+    image_size: ImageSize
     interpolation: str  # bicubic or bilinear
     mean: tuple[float, ...]  # of every channel, likewise std
     std: tuple[float, ...]
@@ -39,7 +40,7 @@ class Preprocessing:
     range: Range | None = None
 
     @classmethod
-    def said(cls, metadata: Mapping[str, str], image_size: int) -> "Preprocessing":
+    def said(cls, metadata: Mapping[str, str], image_size: ImageSize) -> "Preprocessing":
         """Read what Trained.metadata says of it.
 
         Raises:

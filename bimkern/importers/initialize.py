@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from bimkern.abridged import some
 from bimkern.errors import BimkernError
+from bimkern.image_size import ImageSize
 from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.models.encoder import EncoderConfig, Grid, Program
 from bimkern.models.pos_embed import Positions
+from bimkern.models.swin import SwinConfig
 from bimkern.models.swin_layers import BIASES, WindowAttention
 from bimkern.pieces import to_json
 from bimkern.train.config.run import Config, ConfigError
@@ -242,6 +245,7 @@ def _tables(
     network: Network, saved: SavedWeights, weights: Mapping[str, Tensor], naming: Naming, path: Path
 ) -> Iterator[tuple[str, "_Table"]]:
     """Yield by its name every table that depends on the size of images or windows, fitted to those here."""
+    size, level = _said_size(saved), network.config.level(0)
     for module_name, module in network.encoder.named_modules():
         if not isinstance(module, Positions):
             continue
@@ -252,10 +256,9 @@ def _tables(
         elif naming.stores_positions:
             raise WeightsError(f"{path}: the encoder differs: it lacks {theirs}")
         else:
-            size = network.config.image_size if saved.encoder is None else saved.encoder.image_size
-            table = module.computed(network.config.level(0).grid(size, size))
+            table = module.computed(level.grid(*(size or network.config.image_size)))
         try:
-            fitted, grid = module.fit(table.float())
+            fitted, grid = module.fit(table.float(), None if size is None else level.grid(*size))
         except ValueError as error:
             raise WeightsError(f"{path}: {theirs}: {error}") from error
         yield name, _Table((theirs,) if theirs in weights else (), fitted, grid, module.grid)
@@ -264,10 +267,29 @@ def _tables(
             name = f"{_ENCODER}{module_name}.{BIASES}"
             (theirs,) = naming.theirs(name) or (name,)
             try:
-                fitted, window = module.fit(weights[theirs].float())
+                fitted, window = module.fit(weights[theirs].float(), _said_window(saved, module_name))
             except ValueError as error:
                 raise WeightsError(f"{path}: {theirs}: {error}") from error
             yield name, _Table((theirs,), fitted, window, module.window)
+
+
+def _said_size(saved: SavedWeights) -> ImageSize | None:
+    """Return the size of the images that weights are said to be for; None where nothing says it."""
+    if saved.encoder is not None:
+        return saved.encoder.image_size
+    inner = saved.settings.get("model_args")
+    for settings in (saved.settings, inner if isinstance(inner, Mapping) else {}):
+        for name in ("image_size", "img_size"):
+            with suppress(ValueError):
+                return ImageSize.read(settings.get(name, ""))
+    return None
+
+
+def _said_window(saved: SavedWeights, module: str) -> Grid | None:
+    """Return the window that the biases of a module are said to be for; None where nothing says it."""
+    if not isinstance(saved.encoder, SwinConfig):
+        return None
+    return saved.encoder.table_window(int(module.split(".")[1]))
 
 
 def _other_parts(

@@ -66,11 +66,11 @@ class Method:
             got = len(self.distillation.layers)
             raise ValueError(f"Method: distillation must name {num_stages} layers of the teacher, got {got}")
         size = self.encoder.image_size
-        self.masker.entering(self.encoder.level(0).grid(size, size), num_stages)
+        self.masker.entering(self.encoder.level(0).grid(*size), num_stages)
         for stage in range(num_stages):
             scale, level = self.head(stage).scale, self.level(stage)
             self.target(stage).length(self.encoder.channels, level.patch, scale)
-            rows, columns = level.grid(size, size)
+            rows, columns = level.grid(*size)
             if rows * scale % 1 or columns * scale % 1:
                 raise ValueError(
                     f"Method: image_size={size} with patch={level.patch} makes {rows} x {columns} patches, "

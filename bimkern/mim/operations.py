@@ -63,7 +63,7 @@ def stage_flops(method: Method, stage: int) -> int:
     encoder, (first, tap) = method.encoder, (method.taps[stage - 1] + 1 if stage else 0, method.taps[stage])
     if not isinstance(encoder, CountsOperations):
         raise ValueError(f"{type(encoder).__name__} has no embedding_flops() and layer_flops()")
-    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    grid = encoder.level(0).grid(*encoder.image_size)
     views = method.views(torch.zeros(1, dtype=torch.int64), grid, seed=0)
     entering = method.masker.entering(grid, len(method.taps))[stage]
     embedding = 0 if stage else 2 * encoder.embedding_flops(views[0].keep.shape[1])

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from bimkern.image_size import ImageSize
+
 
 def check_counts(config: Any, *names: str) -> None:
     """Refuse a config in which one of the named fields is below 1.
@@ -13,6 +15,17 @@ def check_counts(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{type(config).__name__}: {name} must be at least 1, got {getattr(config, name)}")
+
+
+def read_sizes(config: Any, *names: str) -> None:
+    """Read the named fields of a config that is being built as sizes of images; none stays none.
+
+    Raises:
+        ValueError: one says no size; the message names the field.
+    """
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            object.__setattr__(config, name, ImageSize.read(value, f"{type(config).__name__}: {name}"))
 
 
 def check_mlp_ratio(config: Any) -> None:

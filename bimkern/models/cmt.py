@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.image_size import IMAGENET_SIZE, ImageSize
 from bimkern.models.attention_maps import AttentionMaps, global_maps
-from bimkern.models.checks import check_counts, check_mlp_ratio
+from bimkern.models.checks import check_counts, check_mlp_ratio, read_sizes
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LayerNorm, Linear
 from bimkern.models.painting import PaintedEncoder
@@ -206,7 +207,7 @@ class CMTConfig:
     reductions: tuple[int, ...] = (8, 4, 2, 1)  # k
     stem_width: int = 32
     mlp_ratio: float = 4.0
-    image_size: int = 224
+    image_size: ImageSize = IMAGENET_SIZE
     channels: int = 3
     module: ClassVar[type[CMT]] = CMT
     num_prefix: ClassVar[int] = 0
@@ -219,12 +220,13 @@ class CMTConfig:
                 raise ValueError(
                     f"CMTConfig: {name} must hold a number from 1 up for each of {stages} stages, got {values}"
                 )
-        check_counts(self, "stem_width", "image_size", "channels")
+        check_counts(self, "stem_width", "channels")
+        read_sizes(self, "image_size")
         check_mlp_ratio(self)
         if any(width % heads for width, heads in zip(self.widths, self.num_heads, strict=True)):
             raise ValueError(f"CMTConfig: widths must be multiples of num_heads={self.num_heads}, got {self.widths}")
         unit = math.lcm(*(4 * 2**stage * k for stage, k in enumerate(self.reductions)))
-        if self.image_size % unit:
+        if not self.image_size.is_multiple(unit):
             raise ValueError(f"CMTConfig: image_size must be a multiple of {unit}, got {self.image_size}")
 
     @property
@@ -248,7 +250,7 @@ class CMTConfig:
                 self.num_heads[stage],
                 self.reductions[stage],
                 int(level.width * self.mlp_ratio),
-                level.grid(self.image_size, self.image_size),
+                level.grid(*self.image_size),
                 in_width=before.width if before.patch != level.patch else None,
             )
 
@@ -264,7 +266,7 @@ class CMTConfig:
         names = ("widths", "num_heads", "reductions")
         return replace(self, depths=tuple(depths[:stages]), **{name: getattr(self, name)[:stages] for name in names})
 
-    def resized(self, image_size: int) -> "CMTConfig":
+    def resized(self, image_size: ImageSize) -> "CMTConfig":
         return replace(self, image_size=image_size)
 
     def layout(self, program: Program) -> Layout | None:

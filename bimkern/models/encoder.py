@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
+from bimkern.image_size import ImageSize
+
 __all__ = [
     "EmbedsFilled",
     "EmbedsPainted",
@@ -125,8 +127,8 @@ class EncoderConfig(Protocol):
         """The class of the encoder, an nn.Module and Encoder; called with a config it builds one."""
 
     @property
-    def image_size(self) -> int:
-        """Pixels a side of the images that it is made for; it takes others too."""
+    def image_size(self) -> ImageSize:
+        """Height and width of the images that it is made for; it takes others too."""
 
     @property
     def channels(self) -> int:
@@ -149,7 +151,7 @@ class EncoderConfig(Protocol):
     def cut(self, depth: int) -> Self:
         """Return the config of the first layers alone."""
 
-    def resized(self, image_size: int) -> Self:
+    def resized(self, image_size: ImageSize) -> Self:
         """Return the config for another image size.
 
         Raises:

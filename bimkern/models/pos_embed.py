@@ -88,27 +88,31 @@ class Positions(_Positions):
             return sincos_table(self._width, grid)
         return resized(self.table[:, self._num_prefix :], self.grid, grid)[0]
 
-    def fit(self, table: Tensor) -> tuple[Tensor | None, Grid]:
+    def fit(self, table: Tensor, grid: Grid | None = None) -> tuple[Tensor | None, Grid]:
         """Resize a table to the grid here; prefix tokens keep their positions, or get zeros if the table has none.
 
         Args:
-            table: [1, R+N, D] or [1, N, D], of a square grid.
+            table: [1, R+N, D] or [1, N, D].
+            grid: that it is said to have; without it, or where it has another number of patches, a square is assumed,
+                and else the grid here.
 
         Returns:
             The table, [1, R+N', D], or None where it is the one that is computed without; and the grid that it had.
 
         Raises:
-            ValueError: it has another width, or is of no square grid.
+            ValueError: it has another width, or is of no such grid.
         """
         rows = table.shape[1] if table.dim() == 3 else 0
-        sides = {prefix: math.isqrt(max(0, rows - prefix)) for prefix in (self._num_prefix, 0)}
-        found = [prefix for prefix, side in sides.items() if side and side**2 + prefix == rows]
+        prefixes = (self._num_prefix, 0)
+        squares = [(math.isqrt(max(0, rows - prefix)),) * 2 for prefix in prefixes]
+        likely = [*([] if grid is None else [grid]), *squares, self.grid]
+        found = [(prefix, own) for own in likely for prefix in prefixes if 0 < own[0] * own[1] == rows - prefix]
         if not found or table.shape[2] != self._width:
+            expected = "a square" if self.grid[0] == self.grid[1] else f"a square or {self.grid[0]} x {self.grid[1]}"
             raise ValueError(
-                f"positions must be [1, {self._num_prefix} + a square, {self._width}], got {list(table.shape)}"
+                f"positions must be [1, {self._num_prefix} + {expected}, {self._width}], got {list(table.shape)}"
             )
-        num_prefix = found[0]
-        own = (sides[num_prefix],) * 2
+        num_prefix, own = found[0]
         prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
         if not num_prefix:
             prefix = table.new_zeros(1, self._num_prefix, self._width)

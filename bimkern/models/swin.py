@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.checks import check_counts, check_mlp_ratio
+from bimkern.image_size import IMAGENET_SIZE, ImageSize
+from bimkern.models.checks import check_counts, check_mlp_ratio, read_sizes
 from bimkern.models.encoder import EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import fill_masked
 from bimkern.models.random_weights import RandomWeights
@@ -121,9 +122,11 @@ class SwinConfig:
     depths: tuple[int, ...]  # layers of every stage; the last may have none, behind a merging
     num_heads: tuple[int, ...]  # of every stage
     window: int = 7  # tokens a side; on a side that is not longer, the side itself
-    window_image_size: int | None = None  # images of this size have such windows, others in proportion; None: all have
+    window_image_size: ImageSize | None = (
+        None  # images of this size have such windows, others in proportion; None: all have
+    )
     patch: int = 4
-    image_size: int = 224
+    image_size: ImageSize = IMAGENET_SIZE
     channels: int = 3
     mlp_ratio: float = 4.0
     whole_depths: tuple[int, ...] | None = None  # of the network that is exported; None: depths
@@ -132,7 +135,8 @@ class SwinConfig:
     norm_eps: ClassVar[float] = NORM_EPS
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "window", "patch", "image_size", "channels")
+        check_counts(self, "width", "window", "patch", "channels")
+        read_sizes(self, "image_size", "window_image_size")
         check_mlp_ratio(self)
         *before, last = self.depths or (0,)
         if not all(depth > 0 for depth in before) or last < (1 if not before else 0):
@@ -146,7 +150,7 @@ class SwinConfig:
             if heads < 1 or width % heads:
                 raise ValueError(f"SwinConfig: num_heads of stage {stage} must divide its width {width}, got {heads}")
         for name, size in (("image_size", self.image_size), ("window_image_size", self.window_image_size)):
-            if size is not None and (size < 1 or size % self._last_patch):
+            if size is not None and not size.is_multiple(self._last_patch):
                 raise ValueError(
                     f"SwinConfig: {name} must be a multiple of {self._last_patch}, the patches after "
                     f"{len(self.depths) - 1} mergings, got {size}"
@@ -191,14 +195,14 @@ class SwinConfig:
         """Return the window of every stage for images of a grid of patches; it may be longer than their sides."""
         window = self.window
         if self.window_image_size is not None:
-            window = max(1, window * min(grid) * self.patch // self.window_image_size)
+            window = max(1, window * min(grid) * self.patch // min(self.window_image_size))
         return (window,) * len(self.depths)
 
     def table_window(self, stage: int) -> Grid:
         """Return the rows and columns of the windows for which a stage has its table of relative position biases."""
         size = self.window_image_size or self.image_size
-        side = min(self.window, size // self.patch // 2**stage)
-        return side, side
+        rows, columns = (min(self.window, side // self.patch // 2**stage) for side in size)
+        return rows, columns
 
     def level(self, num_layers: int) -> Level:
         mergings = sum(end <= num_layers for end in self._ends[:-1])
@@ -222,7 +226,7 @@ class SwinConfig:
             depths = (*depths, 0)
         return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)], whole_depths=None)
 
-    def resized(self, image_size: int) -> "SwinConfig":
+    def resized(self, image_size: ImageSize) -> "SwinConfig":
         return replace(self, image_size=image_size)
 
     def embedding_flops(self, num_visible: int) -> int:
@@ -231,10 +235,10 @@ class SwinConfig:
     def layer_flops(self, layer: int, num_patches: int) -> int:
         """Count a layer as if the visible tokens were spread evenly over its windows."""
         before, after = self.level(layer), self.level(layer + 1)
-        side, width = self.image_size // before.patch, before.width
+        (rows, columns), width = before.grid(*self.image_size), before.width
         tokens = num_patches * self.patch**2 // before.patch**2
-        window = min(self.windows(self.level(0).grid(self.image_size, self.image_size))[0], side)
-        together = tokens * window**2 // side**2  # tokens that share a window
+        window = self.windows(self.level(0).grid(*self.image_size))[0]
+        together = tokens * min(window, rows) * min(window, columns) // (rows * columns)  # tokens that share a window
         merging = 2 * tokens * width * after.width if before.patch != after.patch else 0
         linear = 4 * width**2 + 2 * width * int(width * self.mlp_ratio)
         return 2 * tokens * linear + 4 * tokens * together * width + merging
@@ -248,7 +252,7 @@ class SwinConfig:
             "architecture": "swin_base_patch4_window7_224",  # any SwinTransformer: model_args give every size
             "num_features": self.level(self.depth).width,
             "model_args": {
-                "img_size": self.window_image_size or self.image_size,
+                "img_size": (self.window_image_size or self.image_size).as_argument,
                 "patch_size": self.patch,
                 "in_chans": self.channels,
                 "embed_dim": self.width,
@@ -268,7 +272,7 @@ class SwinConfig:
         settings = {
             "type": "mmpretrain.SwinTransformer",
             "arch": {"embed_dims": self.width, "depths": list(self.whole.depths), "num_heads": list(self.num_heads)},
-            "img_size": self.window_image_size or self.image_size,
+            "img_size": (self.window_image_size or self.image_size).as_argument,
             "patch_size": self.patch,
             "in_channels": self.channels,
             "window_size": self.window,

@@ -49,17 +49,24 @@ class WindowAttention(nn.Module):
         self.proj = Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)
 
-    def fit(self, table: Tensor) -> tuple[Tensor, Grid]:
+    def fit(self, table: Tensor, window: Grid | None = None) -> tuple[Tensor, Grid]:
         """Resize a table of biases [(2 * side - 1) ** 2, H] to the window here; return it, and the window that it had.
 
+        Args:
+            table: the biases.
+            window: that it is said to have; without it, or where it has another number of biases, a square is assumed,
+                and else the window here.
+
         Raises:
-            ValueError: it is of another number of heads, or of no square window.
+            ValueError: it is of another number of heads, or of no such window.
         """
         rows, heads = table.shape if table.dim() == 2 else (0, 0)
         side = (math.isqrt(rows) + 1) // 2
-        if heads != self.num_heads or (2 * side - 1) ** 2 != rows:
+        likely = [*([] if window is None else [window]), (side, side), self.window]
+        found = [own for own in likely if (2 * own[0] - 1) * (2 * own[1] - 1) == rows]
+        if heads != self.num_heads or not found:
             raise ValueError(f"biases must be [(2 * side - 1) ** 2, {self.num_heads}], got {list(table.shape)}")
-        return resized_table(table, (side, side), self.window), (side, side)
+        return resized_table(table, found[0], self.window), found[0]
 
     def forward(self, x: Tensor, groups: WindowGroups, window: Grid) -> Tensor:
         return self.proj(group_attention(self.qkv(x), self._table(window), groups, self.num_heads))

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from bimkern import pieces
+from bimkern.image_size import IMAGENET_SIZE, ImageSize
 from bimkern.models import timm_networks
-from bimkern.models.checks import check_counts
+from bimkern.models.checks import check_counts, read_sizes
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights, grid_after
 from bimkern.models.layers import LAYER_NORM_EPS
 from bimkern.models.painting import PaintedEncoder
@@ -136,7 +137,7 @@ class TimmBackboneConfig:
     """
 
     name: str
-    image_size: int = 224
+    image_size: ImageSize = IMAGENET_SIZE
     channels: int = 3
     depths: tuple[int, ...] | None = None  # blocks of every stage, to train fewer than timm has; None: all
     num_levels: int | None = None  # the first ones alone; None: all
@@ -144,7 +145,8 @@ class TimmBackboneConfig:
     num_prefix: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "image_size", "channels")
+        check_counts(self, "channels")
+        read_sizes(self, "image_size")
         described, most = _described(self, self.image_size), len(self._levels) - 1
         if self.num_levels is not None and not 1 <= self.num_levels <= most:
             raise ValueError(f"TimmBackboneConfig: num_levels must be in [1, {most}], got {self.num_levels}")
@@ -195,10 +197,11 @@ class TimmBackboneConfig:
     def cut(self, depth: int) -> "TimmBackboneConfig":
         return replace(self, num_levels=depth if depth < len(self._levels) - 1 else None)
 
-    def resized(self, image_size: int) -> "TimmBackboneConfig":
+    def resized(self, image_size: ImageSize) -> "TimmBackboneConfig":
         """Return the config for another image size, to which images may also change while the network is trained."""
-        _described(self, image_size)
-        return replace(self, image_size=image_size)
+        changed = replace(self, image_size=image_size)
+        _described(self, changed.image_size)
+        return changed
 
     def layout(self, program: Program) -> Layout | None:
         """Return the whole backbone in timm's terms: what is not among our weights is drawn at random."""
@@ -213,7 +216,7 @@ class TimmBackboneConfig:
 
 
 @cache
-def _described(config: TimmBackboneConfig, image_size: int) -> Description:
+def _described(config: TimmBackboneConfig, image_size: ImageSize) -> Description:
     """Describe what a backbone as it is built for its own image size makes of images of another."""
     return timm_networks.describe(config.name, config.image_size, image_size, config.arguments)
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bimkern import optional
 from bimkern.errors import closest
+from bimkern.image_size import ImageSize
 from bimkern.models.encoder import Level
 
 Arguments = Mapping[str, Any]
@@ -60,13 +61,13 @@ def without_values() -> Iterator[None]:
         yield
 
 
-def create(name: str, image_size: int, arguments: Arguments) -> Network:
+def create(name: str, image_size: ImageSize, arguments: Arguments) -> Network:
     """Build a feature network for images of image_size on the current device; under fake tensors it has shapes alone.
 
     Raises:
         NetworkError: timm is missing or has no such network, or that has no maps of features.
     """
-    wanted = {"img_size": image_size, **_WANTED}
+    wanted = {"img_size": image_size.as_argument, **_WANTED}
     if type(torch.empty(0)) is torch.Tensor:
         return _in_parts(_create(name, {**arguments, "features_only": True}, wanted)[0], name)
     with without_values():  # timm reads values of tensors while it builds
@@ -74,13 +75,13 @@ def create(name: str, image_size: int, arguments: Arguments) -> Network:
     return _in_parts(net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)), name)
 
 
-def create_whole(name: str, image_size: int, arguments: Arguments) -> tuple[Any, dict[str, Any]]:
+def create_whole(name: str, image_size: ImageSize, arguments: Arguments) -> tuple[Any, dict[str, Any]]:
     """Build what a feature network is taken from; return it with the arguments that it was built with."""
-    net, sized = _create(name, arguments, {"img_size": image_size})
+    net, sized = _create(name, arguments, {"img_size": image_size.as_argument})
     return net, {**arguments, **sized}
 
 
-def describe(name: str, built_for: int, image_size: int, arguments: Arguments) -> Description:
+def describe(name: str, built_for: ImageSize, image_size: ImageSize, arguments: Arguments) -> Description:
     """Run a network that is built for one image size on images of another, without values.
 
     Raises:
@@ -88,9 +89,9 @@ def describe(name: str, built_for: int, image_size: int, arguments: Arguments) -
     """
     with without_values():
         network = create(name, built_for, arguments)
-        if image_size % network.patch:
+        if not image_size.is_multiple(network.patch):
             raise NetworkError(f"image_size must be a multiple of {network.patch} for {name}, got {image_size}")
-        maps: Any = torch.zeros(1, arguments["in_chans"], image_size, image_size)
+        maps: Any = torch.zeros(1, arguments["in_chans"], *image_size)
         levels, channels_last = [], []
         if not network.stem:
             levels, channels_last = [Level(maps.shape[1] * network.patch**2, network.patch)], [False]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
-from bimkern.models.checks import check_counts, check_mlp_ratio
+from bimkern.image_size import IMAGENET_SIZE, ImageSize
+from bimkern.models.checks import check_counts, check_mlp_ratio, read_sizes
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import PatchEmbed, TransformerLayer, fill_masked, init_linear, layer_flops
 from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
@@ -94,16 +95,17 @@ class ViTConfig:
     depth: int
     num_heads: int
     patch: int = 16
-    image_size: int = 224
+    image_size: ImageSize = IMAGENET_SIZE
     channels: int = 3
     mlp_ratio: float = 4.0
     module: ClassVar[type[ViT]] = ViT
     num_prefix: ClassVar[int] = ViT.num_prefix
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "depth", "num_heads", "patch", "image_size", "channels")
+        check_counts(self, "width", "depth", "num_heads", "patch", "channels")
+        read_sizes(self, "image_size")
         check_mlp_ratio(self)
-        if self.image_size % self.patch:
+        if not self.image_size.is_multiple(self.patch):
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % self.num_heads:
             raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
@@ -111,7 +113,7 @@ class ViTConfig:
     @property
     def grid(self) -> Grid:
         """Rows and columns of patches of an image of image_size."""
-        return self.level(0).grid(self.image_size, self.image_size)
+        return self.level(0).grid(*self.image_size)
 
     def level(self, num_layers: int) -> Level:
         return Level(self.width, self.patch)
@@ -123,7 +125,7 @@ class ViTConfig:
     def cut(self, depth: int) -> "ViTConfig":
         return replace(self, depth=depth)
 
-    def resized(self, image_size: int) -> "ViTConfig":
+    def resized(self, image_size: ImageSize) -> "ViTConfig":
         return replace(self, image_size=image_size)
 
     def embedding_flops(self, num_visible: int) -> int:
@@ -149,7 +151,7 @@ class ViTConfig:
                     "num_hidden_layers": self.depth,
                     "num_attention_heads": self.num_heads,
                     "intermediate_size": int(self.width * self.mlp_ratio),
-                    "image_size": self.image_size,
+                    "image_size": self.image_size.as_argument,
                     "patch_size": self.patch,
                     "num_channels": self.channels,
                 },
@@ -171,7 +173,7 @@ class ViTConfig:
                 ),
                 norm=None,
                 tables={"backbone.net.pos_embed": positions},
-                settings={**sizes, "pretrain_img_size": self.image_size},
+                settings={**sizes, "pretrain_img_size": self.image_size.as_argument},
             )
         if program == "mmpretrain":
             return Layout(
@@ -186,7 +188,7 @@ class ViTConfig:
                         "num_heads": self.num_heads,
                         "feedforward_channels": int(self.width * self.mlp_ratio),
                     },
-                    "img_size": self.image_size,
+                    "img_size": self.image_size.as_argument,
                     "patch_size": self.patch,
                     "in_channels": self.channels,
                 },
@@ -196,7 +198,7 @@ class ViTConfig:
             "num_features": self.width,
             "model_args": {
                 **sizes,
-                "img_size": self.image_size,
+                "img_size": self.image_size.as_argument,
                 "fc_norm": False,  # else timm would drop the trained norm for a new one behind the pooling
             },
             "first_conv": "patch_embed.proj",

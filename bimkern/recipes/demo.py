@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.image_size import ImageSize
 from bimkern.mim.schedule import Cosine
 from bimkern.mim.targets import PixelTarget
 from bimkern.models.heads import DecoderConfig
@@ -14,7 +15,7 @@ from bimkern.train.config.run import Config, RunConfig
 
 def demo() -> Config:
     """Four stages of one layer each with a growing mask; the numbers are ours, chosen for two CPU cores."""
-    encoder = ViTConfig(image_size=64, patch=8, width=128, depth=4, num_heads=4)
+    encoder = ViTConfig(image_size=ImageSize.square(64), patch=8, width=128, depth=4, num_heads=4)
     base = bim("demo", encoder, GROWING_MASK)
     return replace(
         base,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bimkern.data.step_layout import Phase
+from bimkern.image_size import ImageSize
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.masking.units import BlockPixels
 from bimkern.mim.model import Method
@@ -17,7 +18,7 @@ from bimkern.recipes.mae import trained_as_mae
 from bimkern.recipes.recipe import Recipe
 from bimkern.train.config.run import Config
 
-IMAGE_SIZE = 128  # section 3 and table 2
+IMAGE_SIZE = ImageSize.square(128)  # section 3 and table 2
 IMAGE_SIZES = (128, 160, 192)  # FastMIM-P
 _VIT_EPOCHS = (500, 200, 100)  # FastMIM-P, ViT-L
 _SWIN_EPOCHS = (200, 100, 100)  # FastMIM-P, Swin-L
@@ -57,7 +58,7 @@ def fastmim(
 
 
 def progressive(
-    config: Config, name: str, sizes: Sequence[int] = IMAGE_SIZES, epochs: Sequence[int] = _VIT_EPOCHS
+    config: Config, name: str, sides: Sequence[int] = IMAGE_SIZES, epochs: Sequence[int] = _VIT_EPOCHS
 ) -> Config:
     """FastMIM-P: let the images of a run grow in three phases; micro-batches shrink as they do.
 
@@ -65,10 +66,10 @@ def progressive(
     numbers.
     """
     phases = tuple(
-        Phase(share=part / sum(epochs), image_size=size, micro_factor=(sizes[0] / size) ** 2)
-        for part, size in zip(epochs, sizes, strict=True)
+        Phase(share=part / sum(epochs), image_size=ImageSize.square(side), micro_factor=(sides[0] / side) ** 2)
+        for part, side in zip(epochs, sides, strict=True)
     )
-    method = replace(config.method, encoder=config.method.encoder.resized(sizes[-1]))
+    method = replace(config.method, encoder=config.method.encoder.resized(ImageSize.square(sides[-1])))
     return replace(config, recipe=name, method=method, phases=phases)
 
 
@@ -83,7 +84,7 @@ def _swin_base(name: str, depth: int | None = None) -> Config:
     return fastmim(name, encoder, _SWIN_BASE_DECODER, epochs=400)
 
 
-def _swin_large(name: str, window: int, window_image_size: int | None = None) -> Config:
+def _swin_large(name: str, window: int, window_image_size: ImageSize | None = None) -> Config:
     """Take a cosine for Swin-L too: the paper's step schedule has no numbers."""
     encoder = replace(SWIN_LARGE, window=window, window_image_size=window_image_size)
     return fastmim(name, encoder, _SWIN_LARGE_DECODER, epochs=400)
@@ -91,7 +92,7 @@ def _swin_large(name: str, window: int, window_image_size: int | None = None) ->
 
 _SWIN_BASE = _swin_base("fastmim_swin_base")
 # Appendix A.3: tables for windows of 14, resized with the images; so windows of 8, as without growth, at 128 pixels.
-_SWIN_LARGE_GROWING = _swin_large("fastmim_swin_large", window=14, window_image_size=224)
+_SWIN_LARGE_GROWING = _swin_large("fastmim_swin_large", window=14, window_image_size=ImageSize.square(224))
 
 
 def distilled(name: str, config: Config, teacher_layer: int) -> Config:

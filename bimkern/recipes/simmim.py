@@ -8,6 +8,7 @@ encoders.
 from dataclasses import replace
 
 from bimkern.data.augment import RandomResizedCrop
+from bimkern.image_size import ImageSize
 from bimkern.mim.flow import EndToEnd
 from bimkern.mim.masking.units import TokenReplace
 from bimkern.mim.model import Method
@@ -24,7 +25,7 @@ from bimkern.train.config.run import Config
 
 _EPOCHS = 800  # section 4.2, ViT-B
 _UNIT = 32  # pixels, section 4.1.1
-_SWIN_SIZE = 192  # pixels of an image, section 4.1
+_SWIN_SIZE = ImageSize.square(192)  # pixels of an image, section 4.1
 
 # Of the published program: its ViT decays the mask token, its Swin does not.
 _UNDECAYED: dict[type, tuple[str, ...]] = {

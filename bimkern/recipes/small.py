@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from bimkern.image_size import ImageSize
 from bimkern.mim.schedule import resolve
 from bimkern.models.cmt import CMTConfig
 from bimkern.models.encoder import EncoderConfig
@@ -23,12 +24,19 @@ from bimkern.recipes.simmim import simmim
 from bimkern.recipes.vitfreeze import vitfreeze
 from bimkern.train.config.run import Config, RunConfig
 
-_ENCODER = ViTConfig(image_size=32, patch=8, width=32, depth=4, num_heads=2)
-_LARGE_PATCHES = replace(_ENCODER, image_size=64, patch=16)  # for histograms of cells within a patch
+_ENCODER = ViTConfig(image_size=ImageSize.square(32), patch=8, width=32, depth=4, num_heads=2)
+_LARGE_PATCHES = replace(_ENCODER, image_size=ImageSize.square(64), patch=16)  # for histograms of cells within a patch
 _LAYERED = replace(_LARGE_PATCHES, depth=8)  # for stages of two layers each
-_SWIN = SwinConfig(image_size=64, width=16, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4)  # masks of 16 pixels
+_SWIN = SwinConfig(
+    image_size=ImageSize.square(64), width=16, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4
+)  # masks of 16 pixels
 _CMT = CMTConfig(
-    widths=(8, 16, 32), depths=(1, 1, 2), num_heads=(1, 2, 4), reductions=(4, 2, 1), stem_width=8, image_size=64
+    widths=(8, 16, 32),
+    depths=(1, 1, 2),
+    num_heads=(1, 2, 4),
+    reductions=(4, 2, 1),
+    stem_width=8,
+    image_size=ImageSize.square(64),
 )
 _SIZES = (32, 48, 64)  # of images that grow, in pixels
 _RUN = RunConfig(steps=20, batch_size=8, base_lr=1.6e-2, precision="fp32")
@@ -66,7 +74,7 @@ def _fastmim(name: str, encoder: EncoderConfig = _LARGE_PATCHES) -> Config:
 
 def _convnext() -> TimmBackboneConfig:
     shape: dict[str, Argument] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
-    return TimmBackboneConfig(name="convnext_atto", image_size=64, model_args=shape)
+    return TimmBackboneConfig(name="convnext_atto", image_size=ImageSize.square(64), model_args=shape)
 
 
 def _deferred(name: str, build: Callable[[], Config]) -> DeferredRecipe:

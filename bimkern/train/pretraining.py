@@ -124,7 +124,7 @@ class Pretraining:
             return {}
         seed, size = self._config.run.seed, self._layout.at(index).image_size
         ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
-        weights = self.model.loss_weights(ids, (size, size), seed)
+        weights = self.model.loss_weights(ids, size, seed)
         return {"denominators": weights, "ready": self._ready, "ahead": lambda number: self.updates[number].ahead()}
 
     def _ready(self, number: int) -> None:
@@ -133,8 +133,8 @@ class Pretraining:
         for update in self.updates[number + 1 : number + 2]:
             update.prepare()
 
-    def conditions(self, index: int) -> dict[str, int]:
-        return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size}
+    def conditions(self, index: int) -> dict[str, int | str]:
+        return {"frozen_stages": self._num_frozen(index), "image_size": self._layout.at(index).image_size.saved}
 
     def identity(self) -> dict[str, Any]:
         return {"teacher": self._teacher, "init": self._init}

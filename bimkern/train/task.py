@@ -40,7 +40,7 @@ class Task(Protocol):
     def step(self, index: int, batch: Sequence[Batch], memory: StepMemory) -> StepResult:
         """Run optimizer step `index`, from 0, on its micro-batches."""
 
-    def conditions(self, index: int) -> dict[str, int]:
+    def conditions(self, index: int) -> dict[str, int | str]:
         """Return what the loss of a step depends on beside the weights: losses under others do not compare."""
 
     def identity(self) -> dict[str, Any]:

@@ -268,7 +268,7 @@ class Trainer:
         return {
             "step": done,
             "epoch": seen / len(self.images.images),
-            "image_size": self.layout.at(done - 1).image_size,
+            "image_size": self.layout.at(done - 1).image_size.saved,
             "loss": sum(learning),
             "loss_per_stage": [None] * frozen + learning,
             "lr": result.lr,

@@ -2,8 +2,7 @@
 
 A map has a position for every pixel with its colors, or for every cell with its histograms.
 
-Shapes: B images, C channels, H W pixels, M predicted cells, P values of a cell, h w positions, Q values of a position,
-S pixels.
+Shapes: B images, C channels, H W pixels, M predicted cells, P values of a cell, h w positions, Q values of a position.
 """
 
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from bimkern import pieces
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.hog_strokes import draw_hog
 from bimkern.mim.targets import Colors, HogTarget, PixelTarget, Target, cell_side, unpatchify
@@ -23,7 +23,7 @@ Statistics = Literal["visible", "truth"]
 
 _EXPONENT = 0.75  # of drawn values: brightens histograms that are spread over many bins, as predictions are
 _STROKE = 6  # pixels of a drawn cell, at least
-_PANEL = 160  # pixels of a picture, at least
+_PANEL = 160  # pixels of the width of a picture, at least
 
 
 class Renderer(Protocol):
@@ -64,11 +64,11 @@ class Renderer(Protocol):
     def target_name(self, truth: Tensor) -> str | None:
         """Return the title of a picture of the truth; None where it would show the original."""
 
-    def size(self, truth: Tensor) -> int:
-        """Return S of the smallest picture that shows every position of a map [B, Q, h, w]."""
+    def size(self, truth: Tensor) -> ImageSize:
+        """Return the size of the smallest picture that shows every position of a map [B, Q, h, w]."""
 
-    def draw(self, values: Tensor, size: int) -> Tensor:
-        """Draw a map of one image [Q, h, w], on the host: [C, S, S] in [0, 1]."""
+    def draw(self, values: Tensor, size: ImageSize) -> Tensor:
+        """Draw a map of one image [Q, h, w], on the host, as a picture of such a size: [C, H, W] in [0, 1]."""
 
 
 @pieces.register(Renderer, of=PixelTarget)
@@ -135,11 +135,11 @@ class PixelRenderer:
     def target_name(self, truth: Tensor) -> str | None:
         return None
 
-    def size(self, truth: Tensor) -> int:
-        return _at_least(_PANEL, truth.shape[-1])
+    def size(self, truth: Tensor) -> ImageSize:
+        return _enlarged(truth, _PANEL)
 
-    def draw(self, values: Tensor, size: int) -> Tensor:
-        return adaptive_avg_pool2d(self.colors.restore(values), size)
+    def draw(self, values: Tensor, size: ImageSize) -> Tensor:
+        return adaptive_avg_pool2d(self.colors.restore(values), (size.height, size.width))
 
 
 @pieces.register(Renderer, of=HogTarget)
@@ -178,14 +178,14 @@ class HogRenderer:
     def target_name(self, truth: Tensor) -> str | None:
         return f"target, {truth.shape[2]} x {truth.shape[3]}"
 
-    def size(self, truth: Tensor) -> int:
-        return _at_least(max(_PANEL, _STROKE * truth.shape[-1]), truth.shape[-1])
+    def size(self, truth: Tensor) -> ImageSize:
+        return _enlarged(truth, max(_PANEL, _STROKE * truth.shape[-1]))
 
-    def draw(self, values: Tensor, size: int) -> Tensor:
+    def draw(self, values: Tensor, size: ImageSize) -> Tensor:
         grid, bins = (values.shape[1], values.shape[2]), self.target.bins
         histograms = normalize(values.clamp(min=0).unflatten(0, (-1, bins)), dim=1)  # [C, bins, h, w]
         vectors = histograms.pow(_EXPONENT).flatten(2).flatten(0, 1).T
-        return adaptive_avg_pool2d(draw_hog(vectors, grid, bins, side=size // grid[1]), size)
+        return adaptive_avg_pool2d(draw_hog(vectors, grid, bins, side=size.width // grid[1]), (size.height, size.width))
 
 
 def renderer_class(target: Target) -> type[Renderer]:
@@ -208,6 +208,7 @@ def renderer_for(model: MIM, stage: int) -> Renderer:
     return renderer_class(target).of(model, stage, target)
 
 
-def _at_least(size: int, side: int) -> int:
-    """Return the smallest multiple of side that is at least size."""
-    return -(-size // side) * side
+def _enlarged(truth: Tensor, width: int) -> ImageSize:
+    """Return the size of a map [B, Q, h, w] times the smallest whole number that makes it at least so wide."""
+    times = -(-width // truth.shape[3])
+    return ImageSize(times * truth.shape[2], times * truth.shape[3])

@@ -78,7 +78,7 @@ class AsyncSaver:
         checkpoint: Checkpoint,
         loss: float,
         *,
-        conditions: Mapping[str, int] = MappingProxyType({}),
+        conditions: Mapping[str, int | str] = MappingProxyType({}),
         first: Callable[[], object],
         then: Callable[[], object] = lambda: None,
         required: bool,

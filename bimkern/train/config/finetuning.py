@@ -9,6 +9,8 @@ from bimkern.data.augment import CenterCrop
 from bimkern.data.decoding import Alpha
 from bimkern.data.label_mixing import LabelMixing
 from bimkern.data.training_augment import TrainingAugment
+from bimkern.image_size import ImageSize
+from bimkern.models.checks import read_sizes
 from bimkern.models.encoder import EncoderConfig
 from bimkern.train.config.run import ConfigError, RunOptions, TrainingConfig
 
@@ -54,7 +56,7 @@ class FinetuneConfig(TrainingConfig):
     mean: tuple[float, ...] | None = None  # of every channel, to normalize images; None: the backbone's; likewise std
     std: tuple[float, ...] | None = None
     num_classes: int | None = None  # None: as many as the labels name
-    resized: int | None = None  # pixels a side of the images; None: those of the encoder
+    resized: ImageSize | None = None  # of the images; None: that of the encoder
     norm_first: bool = False  # normalize tokens by the encoder's last norm, then average; else a new norm comes behind
     layer_decay: float = 1.0  # a layer learns at this times the rate of the one above it
     drop_path: float = 0.0  # share of the images that skip the branches of the last layer; in others, fewer
@@ -63,6 +65,7 @@ class FinetuneConfig(TrainingConfig):
     ema: float | None = None  # decay, a step, of the averaged weights that are evaluated and exported; None: no average
 
     def __post_init__(self) -> None:
+        read_sizes(self, "resized")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"FinetuneConfig: layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -77,7 +80,7 @@ class FinetuneConfig(TrainingConfig):
         return self.encoder
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> ImageSize:
         return self.known_encoder.image_size
 
     @property

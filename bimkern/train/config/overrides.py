@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from bimkern import pieces
 from bimkern.annotations import choices, describe, origin, single, single_from_text
 from bimkern.errors import closest
+from bimkern.image_size import ImageSize
 from bimkern.mim.stages import equal_stages
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 
@@ -148,7 +149,7 @@ def _changed(value: Any, hint: Hint, change: Any, where: str) -> Any:
     """Return what a change makes of a value: another, or one in which fields differ."""
     if not isinstance(change, dict):
         return _value(change, hint, where)
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)) and not isinstance(value, ImageSize):
         return _changed_items(value, hint, change, where)
     types = pieces.types_of(hint)
     if isinstance(value, dict) or (value is None and not types and dict in map(origin, choices(hint))):

@@ -22,6 +22,7 @@ from bimkern.data.source import Source
 from bimkern.data.step_layout import Phase, StepLayout, lay_out
 from bimkern.distributed.launch import local_rank, world_size
 from bimkern.errors import BimkernError
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import Method
 from bimkern.mim.recompute import NONE, check
 from bimkern.mim.schedule import Schedule
@@ -259,8 +260,8 @@ class TrainingConfig(ABC):
 
     @property
     @abstractmethod
-    def image_size(self) -> int:
-        """Pixels a side of the images at the end of the run."""
+    def image_size(self) -> ImageSize:
+        """Height and width of the images at the end of the run."""
 
     @property
     @abstractmethod
@@ -331,7 +332,7 @@ class Config(TrainingConfig):
             )
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> ImageSize:
         return self.method.encoder.image_size
 
     @property
@@ -342,7 +343,7 @@ class Config(TrainingConfig):
     def alpha(self) -> Alpha:
         return self.run.alpha
 
-    def at_size(self, image_size: int) -> Method:
+    def at_size(self, image_size: ImageSize) -> Method:
         """Return the method for another image size.
 
         Raises:

@@ -143,8 +143,8 @@ class Finetuning:
             self._follow()
         return StepResult(loss, 0, top)
 
-    def conditions(self, index: int) -> dict[str, int]:
-        return {"image_size": self._layout.at(index).image_size}
+    def conditions(self, index: int) -> dict[str, int | str]:
+        return {"image_size": self._layout.at(index).image_size.saved}
 
     def identity(self) -> dict[str, Any]:
         return self._identity

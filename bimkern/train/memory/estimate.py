@@ -61,12 +61,12 @@ def live_activation_peak(config: TrainingConfig, segment: Segment) -> int:
 
 def trace(config: TrainingConfig, segment: Segment) -> tuple[StepTrace, Rehearsal]:
     """Run a step on fake tensors."""
-    side, channels = segment.image_size, config.channels
+    image, channels = segment.image_size, config.channels
     sizes = [min(segment.micro_batch, segment.batch_size - i * segment.micro_batch) for i in range(segment.per_step)]
     with FakeTensorMode():
         rehearsal = without_values(config)
         given = [
-            (torch.empty(size, channels, side, side, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
+            (torch.empty(size, channels, *image, dtype=torch.uint8), torch.empty(size, dtype=torch.int64))
             for size in sizes
         ]
         rehearsal.build_tables(*given[0])
@@ -89,7 +89,7 @@ def static_bytes(rehearsal: Rehearsal) -> tuple[int, int]:
 
 
 def image_bytes(config: TrainingConfig, segment: Segment) -> int:
-    return segment.batch_size * (config.channels * segment.image_size**2 + torch.int64.itemsize)
+    return segment.batch_size * (config.channels * segment.image_size.pixels + torch.int64.itemsize)
 
 
 def _shortened(segment: Segment, count: int) -> Segment:

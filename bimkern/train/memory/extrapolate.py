@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bimkern.arena import Scope
 from bimkern.data.step_layout import Segment
+from bimkern.image_size import ImageSize
 from bimkern.train.config.run import TrainingConfig
 from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, image_bytes, static_bytes, trace
 from bimkern.train.memory.trace import Lifetime, StepTrace, plan_of
@@ -69,7 +70,7 @@ class Extrapolation:
 
     def __init__(self, device: str = "cpu") -> None:
         self._alignment = ALIGNMENT[device]
-        self._known: dict[tuple[str, int, bool, int], _Step] = {}
+        self._known: dict[tuple[str, ImageSize, bool, int], _Step] = {}
 
     def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
         """Estimate the steps of a segment; all configs passed to one object must differ only in sizes.
@@ -98,7 +99,7 @@ class Extrapolation:
 class _Step:
     """A traced step, as columns of numbers with one entry per storage."""
 
-    def __init__(self, config: TrainingConfig, image_size: int, sliced: bool, micro_batches: int) -> None:
+    def __init__(self, config: TrainingConfig, image_size: ImageSize, sliced: bool, micro_batches: int) -> None:
         slices = 2 if sliced else 1
         segment = Segment(image_size=image_size, batch_size=micro_batches * _TRACED_IMAGES, micro_batch=_TRACED_IMAGES)
         if config.run.num_slices != slices:

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.step_layout import Segment
+from bimkern.image_size import ImageSize
 from bimkern.train.config.run import Config
 from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.budget import MemoryEstimator
@@ -49,11 +50,11 @@ def of_stages(config: Config, segment: Segment, device: str) -> list[RankEstimat
     ]
 
 
-def _tokens(config: Config, side: int) -> Iterator[int]:
+def _tokens(config: Config, image_size: ImageSize) -> Iterator[int]:
     """Yield the bytes of the tokens that every stage but the last puts out for an image."""
     with FakeTensorMode(), torch.no_grad():
         model: Any = without_values(config).model
-        tokens = torch.empty(1, config.channels, side, side, dtype=torch.uint8)
+        tokens = torch.empty(1, config.channels, *image_size, dtype=torch.uint8)
         views = model.views(tokens, torch.empty(1, dtype=torch.int64), config.run.seed)
         for stage, view in enumerate(views[:-1]):
             tokens = model.encode(stage, tokens, view)

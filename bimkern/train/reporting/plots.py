@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from bimkern.arena import Plan, draw_sawtooth
 from bimkern.figures import new_figure
 from bimkern.files import atomic
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.reconstruct import StageReconstruction, gray_out, reconstruct, stage_name
 from bimkern.mim.reconstruction.renderers import Renderer
@@ -32,7 +33,7 @@ class Column:
     """Pictures that are still to be drawn, one an image."""
 
     title: str
-    draw: Callable[[int, int], Tensor]  # from the row and S: [C, S, S] in [0, 1], on the host
+    draw: Callable[[int, ImageSize], Tensor]  # from the row and the size: [C, H, W] in [0, 1], on the host
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Reconstructions:
 
     columns: list[Column]
     num_rows: int
-    size: int  # S of a picture, in pixels
+    size: ImageSize  # of a picture
     legend: str
 
 
@@ -72,7 +73,7 @@ def _shown_channels(channels: int) -> list[str]:
 
 def _photographs(title: str, pixels: Tensor) -> Column:
     host = pixels.cpu()
-    return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], size))
+    return Column(title, lambda row, size: adaptive_avg_pool2d(host[row], (size.height, size.width)))
 
 
 def _count(masked: Tensor) -> str:
@@ -103,17 +104,18 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
 
     Tiles are converted one by one: whole rows of floats took 90 MB, which malloc then kept.
     """
-    gap = max(1, round(_GAP * shown.size))
-    side = shown.size + 2 * gap
-    width, line = side * len(shown.columns), round(_LINE * shown.size)
+    side = min(math.sqrt(shown.size.pixels), shown.size.width)  # titles must fit in the width of a picture
+    gap, line = max(1, round(_GAP * side)), round(_LINE * side)
+    height, step = shown.size.height + 2 * gap, shown.size.width + 2 * gap
+    width = step * len(shown.columns)
     font = ImageFont.load_default(size=line / 1.5)
     letters = int(width / font.getlength("n"))
     texts = [title, *(part for text in shown.legend.splitlines() for part in wrap(text, letters))]
     head = (len(texts) + 2) * line
-    picture = Image.new("RGB", (width, side * shown.num_rows + head), "white")
+    picture = Image.new("RGB", (width, height * shown.num_rows + head), "white")
     for row in range(shown.num_rows):
         for i, column in enumerate(shown.columns):
-            picture.paste(_tile(column.draw(row, shown.size)), (i * side + gap, head + row * side + gap))
+            picture.paste(_tile(column.draw(row, shown.size)), (i * step + gap, head + row * height + gap))
     pen = ImageDraw.Draw(picture)
     for i, text in enumerate(texts):
         pen.text((picture.width / 2, (i + 0.5) * line), text, fill="black", font=font, anchor="mt")
@@ -125,8 +127,8 @@ def draw_reconstructions(path: Path, shown: Reconstructions, title: str) -> None
 
 
 def _tile(picture: Tensor) -> Image.Image:
-    """Convert a picture [C, S, S] in [0, 1]: the first three channels, else the first in gray."""
-    pixels = picture[: 3 if len(picture) > 2 else 1].expand(3, -1, -1).permute(1, 2, 0)  # [S, S, 3]
+    """Convert a picture [C, H, W] in [0, 1]: the first three channels, else the first in gray."""
+    pixels = picture[: 3 if len(picture) > 2 else 1].expand(3, -1, -1).permute(1, 2, 0)  # [H, W, 3]
     return Image.fromarray(pixels.mul(255).round().byte().contiguous().numpy())
 
 

@@ -13,7 +13,7 @@ def finite_numbers(record: dict[str, Any]) -> dict[str, float]:
         f"{name}/{i + 1}" if isinstance(value, list) else name: number
         for name, value in record.items()
         for i, number in enumerate(value if isinstance(value, list) else [value])
-        if number is not None and math.isfinite(number)
+        if isinstance(number, (int, float)) and math.isfinite(number)
     }
 
 

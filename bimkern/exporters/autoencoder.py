@@ -37,7 +37,9 @@ def read_autoencoder(trained: Trained, depth: int, program: Program) -> Autoenco
     masker, head, target = method.masker, method.head(stage), method.target(stage)
     layout = trained.encoder(depth).layout(program)
     other = "bimkern" if method.encoder.layout("timm") is None else "timm"
-    if layout is None:
+    if not (size := method.encoder.image_size).is_square:
+        found = f"images of {size} pixels, where MAE's program and transformers have squares alone,"
+    elif layout is None:
         found = f"encoder {type(method.encoder).__name__}"
     elif not isinstance(masker, RandomDrop):
         found = f"masker {type(masker).__name__}"

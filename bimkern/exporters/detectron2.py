@@ -5,6 +5,7 @@ from pathlib import Path
 from bimkern.exporters.trained import Trained
 from bimkern.exporters.whole_file import write_pickled
 from bimkern.models.encoder import Layout
+from bimkern.train.config.run import ConfigError
 
 _CLASS_TOKEN = "backbone.net.cls_token"
 
@@ -15,7 +16,7 @@ def write_detectron2(path: Path, trained: Trained, depth: int) -> None:
     The relative positions of ViTDet start from zero, and its pyramid and heads from random weights.
 
     Raises:
-        ConfigError: detectron2 has no such encoder, or the file cannot be written.
+        ConfigError: detectron2 has no such encoder, or not for such images, or the file cannot be written.
     """
     weights = trained.backbone(depth, _layout(trained, depth))
     del weights[_CLASS_TOKEN]
@@ -23,6 +24,11 @@ def write_detectron2(path: Path, trained: Trained, depth: int) -> None:
 
 
 def _layout(trained: Trained, depth: int) -> Layout:
+    if not (size := trained.preprocessing.image_size).is_square:
+        raise ConfigError(
+            f"detectron2's ViTDet starts from positions of square images alone, got images of {size} pixels; --format "
+            f"bimkern or timm takes them"
+        )
     return trained.layout(depth, "detectron2", "detectron2's ViTDet")
 
 

@@ -100,28 +100,32 @@ def describe(name: str, built_for: ImageSize, image_size: ImageSize, arguments: 
                 for module in part.values():
                     maps = module.eval()(maps)
                 maps = maps[-1] if isinstance(maps, list) else maps
-                channels_last.append(_is_channels_last(maps.shape))
+                channels_last.append(_is_channels_last(maps.shape, image_size))
             except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
                 reason = f" ({' '.join(str(error).split())})" if str(error) else ""
                 message = f"{name} built for {built_for} pixels does not take images of {image_size} pixels{reason}"
                 raise NetworkError(message) from error
-            width, rows = maps.shape[-1 if channels_last[-1] else 1], maps.shape[2]
-            if image_size % rows:
-                raise NetworkError(f"{name} makes {rows} x {rows} cells of {image_size} x {image_size} pixels")
-            levels.append(Level(width, image_size // rows))
+            width, *grid = maps[0].movedim(-1, 0).shape if channels_last[-1] else maps.shape[1:]
+            if image_size.height % grid[0]:
+                pixels = f"{image_size.height} x {image_size.width} pixels"
+                raise NetworkError(f"{name} makes {grid[0]} x {grid[1]} cells of {pixels}")
+            levels.append(Level(width, image_size.height // grid[0]))
         names = frozenset(weight for part in network.parts for weight in nn.ModuleDict(part).state_dict())
     return Description(tuple(levels), tuple(channels_last), _is_patchwise(network.stem), names)
 
 
-def _is_channels_last(shape: torch.Size) -> bool:
-    """Return which dimension of the maps of a square image is their width.
+def _is_channels_last(shape: torch.Size, image: ImageSize) -> bool:
+    """Return which dimension of the maps of an image is their width: rows and columns are as many to each other there.
 
     Raises:
-        ValueError: it is no square map.
+        ValueError: it is no such map.
     """
-    if len(shape) != 4 or shape[2] not in (shape[1], shape[3]):
-        raise ValueError(f"a level puts out {list(shape)}, which is no square map")
-    return shape[2] != shape[3]
+    grids = {False: shape[2:], True: shape[1:3]} if len(shape) == 4 else {}
+    found = [last for last, (rows, columns) in grids.items() if rows * image.width == columns * image.height]
+    if not found or (len(found) > 1 and not image.is_square):
+        kind = "square map" if image.is_square else f"map of images of {image} pixels for sure"
+        raise ValueError(f"a level puts out {list(shape)}, which is no {kind}")
+    return found[0]
 
 
 def _is_patchwise(stem: Mapping[str, nn.Module]) -> bool:

@@ -1,7 +1,7 @@
 """Annotations of fields: the single values that they allow, checked, read from text, and in words.
 
-Known are int, float, bool, str, Path, None and Literal. Tuples, lists, dicts and dataclasses allow no single value;
-anything else allows every value.
+Known are int, float, bool, str, Path, ImageSize, None and Literal. Tuples, lists, dicts and dataclasses allow no single
+value; anything else allows every value.
 """
 
 from collections.abc import Iterable
@@ -10,11 +10,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from bimkern.image_size import ImageSize
+
 __all__ = ["choices", "describe", "origin", "single", "single_from_text"]
 
 Hint = Any
 
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "none"}
+_NAMES |= {ImageSize: "the side of a square in pixels, or height x width, such as 160x320"}
 _WORDS = {"true": True, "false": False}
 
 
@@ -34,13 +37,16 @@ def describe(hint: Hint) -> str:
 
 
 def single(value: Any, allowed: Iterable[Hint]) -> Any:
-    """Return a value as one of some annotations has it: an int as float, text as Path.
+    """Return a value as one of some annotations has it: an int as float, text as Path, both as ImageSize.
 
     Raises:
         ValueError: none of them allows it.
     """
     for choice in allowed:
-        if value in get_args(choice) if origin(choice) is Literal else _fits(value, choice):
+        if choice is ImageSize:
+            with suppress(ValueError):
+                return ImageSize.read(value)
+        elif value in get_args(choice) if origin(choice) is Literal else _fits(value, choice):
             return choice(value) if choice in (float, Path) else value
     raise ValueError(f"no choice allows {value!r}")
 

@@ -154,7 +154,7 @@ def from_json(saved: Any, hint: Any, where: str) -> Any:
         return None
     types = types_of(hint)
     generic = {kind: choice for choice in reversed(allowed) if (kind := origin(choice)) is not None}
-    if isinstance(saved, list) and (generic or not types):
+    if isinstance(saved, list) and ImageSize not in allowed and (generic or not types):
         return _list_from_json(saved, generic.get(tuple), generic.get(list), where)
     if isinstance(saved, dict) and dict in generic and not ("type" in saved and types):
         _, item = get_args(generic[dict])

@@ -16,7 +16,8 @@ SOURCES = [*PYTHON, *NATIVE, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").
 COMMANDS = ("pretrain", "finetune", "probe", "attention", "export", "plan", "pack", "info")
 # Every module may import those of the rows above its own, of its own part, and nothing else of the package.
 LAYERS = (
-    ("annotations", "errors", "abridged", "image_size"),
+    ("image_size",),
+    ("annotations", "errors", "abridged"),
     ("rng", "units", "versions", "pieces", "openmp", "output", "watchdog", "distributed", "files", "figures"),
     ("optional",),
     ("torchvision_compat", "ops"),

@@ -76,7 +76,7 @@ def test_a_pipeline(capsys):
     assert sum(rank["memory"]["optimizer"] for rank in ranks) == alone["optimizer"]
     assert sum(rank["memory"]["weights"] for rank in ranks) <= alone["weights"] + 3 * buffers
     assert max(rank["memory"]["weights"] for rank in ranks) < 0.5 * alone["weights"]
-    visible = (encoder.image_size // encoder.patch) ** 2 // 4
+    visible = (encoder.image_size.height // encoder.patch) ** 2 // 4
     assert [rank["sent"] for rank in ranks] == [12 * (visible + encoder.num_prefix) * encoder.width * 4] * 3 + [0]
     assert all(rank["peak"] < alone["peak"] for rank in ranks)
     assert shared["balance"]["taps"] == [*RECIPES["bim_vit_test"].config.method.taps]

@@ -39,6 +39,9 @@ class Preprocessing:
     alpha: Alpha = "drop"  # how files are decoded (decoding.py), likewise range
     range: Range | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.read(self.image_size))
+
     @classmethod
     def said(cls, metadata: Mapping[str, str], image_size: ImageSize) -> "Preprocessing":
         """Read what Trained.metadata says of it.

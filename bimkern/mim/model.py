@@ -19,6 +19,7 @@ from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import StageView, on_device
 from bimkern.mim.schedule import LayerGroup
 from bimkern.mim.targets import Colors, Distillation, FusedTarget, JointTarget, StageTarget, Target
+from bimkern.models.checks import size_of
 from bimkern.models.encoder import EncoderConfig, Grid, Level, NormalizesOtherwise, PlansViews, ViewPlan, grid_after
 from bimkern.models.heads import DecodesPartly, Head, HeadConfig, Prediction, SkipsVisible
 from bimkern.models.layers import Linear
@@ -65,7 +66,7 @@ class Method:
         if self.distillation is not None and len(self.distillation.layers) != num_stages:
             got = len(self.distillation.layers)
             raise ValueError(f"Method: distillation must name {num_stages} layers of the teacher, got {got}")
-        size = self.encoder.image_size
+        size = size_of(self.encoder)
         self.masker.entering(self.encoder.level(0).grid(*size), num_stages)
         for stage in range(num_stages):
             scale, level = self.head(stage).scale, self.level(stage)
@@ -219,10 +220,8 @@ class MIM(nn.Module):
         ids = draw_ids.to("cpu" if plans else images.device, non_blocking=not plans)
         views = [view.weighted(self.mean.dtype) for view in self.method.views(ids, grid, seed, whole=whole)]
         if plans:
-            made: dict[int, ViewPlan] = {}
-            for keep in (view.keep for view in views):
-                if id(keep) not in made:
-                    made[id(keep)] = self.encoder.plan(grid, keep)
+            keeps = {id(view.keep): view.keep for view in views}
+            made: dict[int, ViewPlan] = {key: self.encoder.plan(grid, keep) for key, keep in keeps.items()}
             views = [replace(view, plan=made[id(view.keep)]) for view in views]
         return on_device(views, images.device)
 

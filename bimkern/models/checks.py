@@ -28,6 +28,19 @@ def read_sizes(config: Any, *names: str) -> None:
             object.__setattr__(config, name, ImageSize.read(value, f"{type(config).__name__}: {name}"))
 
 
+def size_of(encoder: Any) -> ImageSize:
+    """Return the image size of an encoder's config, which may be a user's own.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    size = encoder.image_size
+    if not isinstance(size, ImageSize):
+        name = type(encoder).__name__
+        raise ValueError(f"{name}: image_size must be an ImageSize of bimkern.image_size, got {size!r}")
+    return size
+
+
 def check_mlp_ratio(config: Any) -> None:
     """Refuse a config whose MLPs would have no width.
 

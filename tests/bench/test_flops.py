@@ -83,7 +83,7 @@ def test_every_recipe(recipe, decoded_alone):
 def windows_flops(method):
     """Count attention in windows, an op into which the counter does not look, on tokens that are spread evenly."""
     encoder = method.encoder
-    grid = encoder.level(0).grid(encoder.image_size, encoder.image_size)
+    grid = encoder.level(0).grid(encoder.image_size.height, encoder.image_size.height)
     (num_patches,) = {*method.masker.entering(grid, len(method.taps))}
     total = 0
     for stage, depth in enumerate(encoder.depths):

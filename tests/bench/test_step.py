@@ -34,7 +34,7 @@ def pair(recipe, dtype="float32", **changes):
     config = RECIPES[recipe].config
     config = replace(config, method=replace(config.method, **changes))
     case = Case(device=CPU, dims={"recipe": recipe, "B": 4}, dtype=dtype, pass_name="step")
-    side = config.method.encoder.image_size
+    side = config.method.encoder.image_size.height
     images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
     ours = Ours(config, case, images)
     usual = usual_loop(find_form(config.method), config.optim, case.torch_dtype, CPU)

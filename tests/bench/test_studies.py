@@ -271,7 +271,7 @@ def test_every_method_takes_a_step_in_every_study(study, name):
     study = STUDIES[study]
     method = study.methods()[name]
     config = run_config(study, Trial(method=name, rate=1e-3), method.config, "images", "out")
-    side = config.method.encoder.image_size
+    side = config.method.encoder.image_size.height
     assert config.method.encoder.depth == max(method.depths)
     assert resolve(config.schedule, 1.0, 1e-3).warmup == 0.1
     assert config.run.peak_lr == pytest.approx(1e-3)

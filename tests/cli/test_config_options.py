@@ -40,6 +40,7 @@ def refused(capsys, arguments, main=pretrain.main):
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
+        ("mae_vit_base --image-size 112x96", {"method.encoder.image_size": "112x96"}),
         ("mae_vit_base --image-size 112 --patch-size 8", {"method.encoder.image_size": 112, "method.encoder.patch": 8}),
         ("bim_vit_base_growing --mask-ratio 0.6", {"method.masker.ratios": 0.6}),
         ("bim_vit_base_growing --mask-ratio .5 .6 .7 .8", {"method.masker.ratios": [0.5, 0.6, 0.7, 0.8]}),
@@ -77,6 +78,8 @@ def test_every_option_is_short_for_fields(shown, arguments, changes):
         ("mae_vit_base --mask-ratio 1.5", "method.masker: ratios must be in (0, 1), got (1.5,)"),
         ("mae_vit_base --mask-ratio x", "--mask-ratio must be values, each a number, got 'x'"),
         ("mae_vit_base --image-size 225", "method.encoder: image_size must be a multiple of patch=16, got 225"),
+        ("mae_vit_base --image-size 160x200", "method.encoder: image_size must be a multiple of patch=16, got 160x200"),
+        ("mae_vit_base --image-size 160x", "method.encoder.image_size: must be the side of a square in pixels"),
         ("fastmim_p_vit_large --image-size 160", "image_size=160, got 192; set phases.2.image_size too"),
         ("mae_vit_base --mean 0.5", "method: mean must hold a value for each of the encoder's 3 channels, got (0.5,)"),
         ("mae_vit_base --image-size=224.0", "--image-size must be an integer, got '224.0'"),

@@ -21,6 +21,7 @@ from bimkern.data.formats import BadImage
 from bimkern.data.listing import list_images
 from bimkern.data.orientation import turned
 from bimkern.data.step_layout import StepLayout
+from bimkern.image_size import ImageSize
 
 WHOLE = {"scale": (1, 1), "ratio": (1, 1), "flip": 0}
 
@@ -107,7 +108,7 @@ def test_coarser_drafts_are_an_option(photographs):
 )
 def test_the_shorter_side_of_a_box_decides(side, oversampling, reduction):
     boxes = np.array([[7, 9, side, side + 100], [7, 9, side + 100, side], [0, 0, 1, 1]])
-    assert reductions(boxes, 128, oversampling).tolist() == [reduction, reduction, 1]
+    assert reductions(boxes, ImageSize.square(128), oversampling).tolist() == [reduction, reduction, 1]
 
 
 def ramp(width, height):

@@ -31,14 +31,14 @@ def with_phases(*phases, **options):
 def test_the_published_phases_begin_at_their_epochs(name):
     config = RECIPES[name].config
     found = config.step_layout(IMAGENET)
-    assert [segment.image_size for segment in found.segments] == [128, 160, 192]
-    assert config.method.encoder.image_size == 192
+    assert [segment.image_size.height for segment in found.segments] == [128, 160, 192]
+    assert config.method.encoder.image_size.height == 192
     for segment, epoch in zip(found.segments, (0, 500, 700), strict=True):
         assert abs(segment.first_image - epoch * IMAGENET) <= 2048 / 2
         assert segment.batch_size == 2048
     assert abs(found.num_images() - 800 * IMAGENET) <= 2048 / 2
     # 64, 100 and 144 patches an image: as many at a time, or a few less.
-    patches = [segment.micro_batch * segment.image_size**2 for segment in found.segments]
+    patches = [segment.micro_batch * segment.image_size.height**2 for segment in found.segments]
     assert all(0.99 * patches[0] < count <= patches[0] for count in patches)
 
 

@@ -55,7 +55,7 @@ def task_of(name, shard, monkeypatch):
     monkeypatch.setattr(Pretraining, "_load_held_out", lambda task, images: (torch.zeros(1, 3, 64, 64), torch.zeros(1)))
     images = SimpleNamespace(images=range(64), holds_out=False)
     ranks, layout = Recorded(), config.step_layout(64).of_rank(0, 2)
-    assert [layout.at(step).image_size for step in range(STEPS)] == [32, 32, 64, 64]
+    assert [layout.at(step).image_size.height for step in range(STEPS)] == [32, 32, 64, 64]
     return Pretraining(config, layout, images=images, pictures=Path(), device=CPU, ranks=ranks), layout, ranks
 
 
@@ -71,7 +71,7 @@ def train(task, layout, fails_at, saves, monkeypatch):
         for index in range(STEPS):
             for update in task.updates if saves else ():
                 update.finish()
-            size, first = layout.at(index).image_size, calls[0]
+            size, first = layout.at(index).image_size.height, calls[0]
             images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8)
             task.step(index, [Batch(images, torch.arange(IMAGES), torch.arange(IMAGES))], TorchMemory())
             yield range(first, calls[0])

@@ -21,7 +21,7 @@ def noise(count=20):
     pixels = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
 
     def read(indices, images, channels):
-        return pixels[list(indices), :channels, : images.image_size, : images.image_size]
+        return pixels[list(indices), :channels, : images.image_size.height, : images.image_size.height]
 
     return Unlabeled(count=count, read=read)
 

@@ -20,7 +20,7 @@ QUICK = LinearProbe(min_steps=30)
 
 
 def images_of(backbone, count=3):
-    side = backbone.images.image_size
+    side = backbone.images.image_size.height
     return torch.randint(0, 256, (count, backbone.config.channels, side, side), dtype=torch.uint8)
 
 

@@ -195,6 +195,6 @@ def test_unlabeled_images_are_others_of_the_same_kind(tmp_path):
 
 def test_the_recipe_for_shapes_is_localmim_on_their_size():
     config = find_config("examples/transfer/recipe.py:shapes")
-    assert config.method.encoder.image_size == shapes.SIDE
+    assert config.method.encoder.image_size.height == shapes.SIDE
     assert [head.match_scale for head in config.method.heads] == [4, 2, 1, 0.5]
     assert config.run.peak_lr == pytest.approx(1e-3)

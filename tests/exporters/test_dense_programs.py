@@ -37,7 +37,7 @@ def features(encoder, tokens, depth, size):
 
 
 def pictures(encoder):
-    return torch.randn(2, encoder.config.channels, *(encoder.config.image_size,) * 2)
+    return torch.randn(2, encoder.config.channels, *(encoder.config.image_size.height,) * 2)
 
 
 @pytest.mark.parametrize("depth", [2, 4])

@@ -44,7 +44,7 @@ def in_double(model):
 
 
 def sample(model, num_keep, batch=3):
-    size, N = model.method.encoder.image_size, math.prod(model.method.encoder.grid)
+    size, N = model.method.encoder.image_size.height, math.prod(model.method.encoder.grid)
     images = torch.randint(0, 256, (batch, model.method.encoder.channels, size, size), dtype=torch.uint8)
     seed = int(torch.randint(2**31, ()))
     return images, random_keep(torch.arange(batch), N, num_keep, seed=seed)

@@ -23,7 +23,7 @@ def import_or_skip(name):
 
 def own_features(model, photo):
     """Compute of a photograph [1, D] what timm does with the exported encoder: the mean of the patches, normalized."""
-    size = model.method.encoder.image_size
+    size = model.method.encoder.image_size.height
     scale = int(size / (224 / 256)) / min(photo.size)
     resized = photo.resize([int(scale * side) for side in photo.size], Image.Resampling.BICUBIC)
     left, top = (round((side - size) / 2) for side in resized.size)

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from bimkern import pieces
 from bimkern.data.source import Source
+from bimkern.image_size import ImageSize
 from bimkern.mim.mask_embedding import MaskToken
 from bimkern.mim.masking.masker import Masker
 from bimkern.mim.masking.view import filled_view
@@ -86,7 +87,7 @@ class MeanColorRenderer:
         return "mean colors"
 
     def size(self, truth):
-        return 20 * truth.shape[-1]
+        return ImageSize(20 * truth.shape[2], 20 * truth.shape[3])
 
     def draw(self, values, size):
         return adaptive_avg_pool2d(self.colors.restore(values), size)

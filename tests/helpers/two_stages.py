@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from bimkern import pieces
+from bimkern.image_size import ImageSize
 from bimkern.models.encoder import EncoderConfig, Level
 from bimkern.models.layers import LayerNorm, Linear
+
+_SIZE = ImageSize.square(32)
 
 
 class Mixer(nn.Module):
@@ -68,7 +71,7 @@ class TwoStagesConfig:
     width: int = 16
     stage_depths: tuple[int, int] = (2, 2)
     patch: int = 4
-    image_size: int = 32
+    image_size: ImageSize = _SIZE
     channels: int = 3
     module: ClassVar = TwoStages
     num_prefix: ClassVar[int] = 0
@@ -90,12 +93,13 @@ class TwoStagesConfig:
         return replace(self, stage_depths=(first, depth - first))
 
     def resized(self, image_size):
-        if image_size % (2 * self.patch):
+        image_size = ImageSize.read(image_size)
+        if not image_size.is_multiple(2 * self.patch):
             raise ValueError(f"TwoStagesConfig: image_size must be a multiple of {2 * self.patch}, got {image_size}")
         return replace(self, image_size=image_size)
 
     def embedding_flops(self, num_visible):
-        return 2 * (self.image_size // self.patch) ** 2 * self.width * self.channels * self.patch**2
+        return 2 * (self.image_size.height // self.patch) ** 2 * self.width * self.channels * self.patch**2
 
     def layer_flops(self, layer, num_patches):
         before, after = self.level(layer), self.level(layer + 1)

@@ -41,7 +41,7 @@ def build(recipe, dtype=torch.float64, **changes):
 
 def micro_batches(model, *sizes):
     generator = torch.Generator().manual_seed(5)
-    side = model.method.encoder.image_size
+    side = model.method.encoder.image_size.height
     images = torch.randint(0, 256, (sum(sizes), 3, side, side), dtype=torch.uint8, generator=generator)
     ids = torch.arange(sum(sizes))
     parts = zip(images.split(sizes), ids.split(sizes), strict=True)

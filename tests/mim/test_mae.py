@@ -122,7 +122,9 @@ def test_images_of_any_channels_are_normalized_by_their_own_statistics(channels)
     mean, std = map(tuple, statistics.tolist())
     model = MIM(replace(method, encoder=encoder, mean=mean, std=std))
     assert torch.equal(torch.stack([model.mean, model.std]), statistics)
-    images = torch.randint(0, 256, (2, channels, encoder.image_size, encoder.image_size), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (2, channels, encoder.image_size.height, encoder.image_size.height), dtype=torch.uint8
+    )
     (view,) = model.views(images, torch.arange(2), 1)
     loss = model.loss(0, model.encode(0, images, view), images, view, StageTarget(), view.weights(view.grid).sum())
     assert loss.isfinite()

@@ -46,7 +46,7 @@ def loss_of(model, stage=0, **options):
 def test_every_stage_chooses_as_many_masked_tokens_of_every_image_for_itself(recipe):
     model = MIM(method_of(recipe, share=0.4))
     ids = torch.arange(16)
-    images = torch.zeros(16, 3, *2 * [model.method.encoder.image_size], dtype=torch.uint8)
+    images = torch.zeros(16, 3, *2 * [model.method.encoder.image_size.height], dtype=torch.uint8)
     whole, some = (model.views(images, ids, 8, whole=choice) for choice in (True, False))
     for stage, (before, view) in enumerate(zip(whole, some, strict=True)):
         grid = model.method.grid(stage, view.grid)

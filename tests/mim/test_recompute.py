@@ -36,7 +36,7 @@ def step(recipe, choice, frozen_groups=0):
     torch.manual_seed(1)
     model = MIM(method)
     model.recompute = choice
-    images = IMAGES[:, :, : method.encoder.image_size, : method.encoder.image_size]
+    images = IMAGES[:, :, : method.encoder.image_size.height, : method.encoder.image_size.height]
     updates = [Gradients(group) for group in method.flow.partition(model).values()]
     ran, run_layer = [], model.encoder.run_layer
 

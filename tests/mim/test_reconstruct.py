@@ -23,7 +23,7 @@ def build(recipe="bim_vit_test_growing", **changes):
 
 
 def photos(model):
-    size = model.method.encoder.image_size
+    size = model.method.encoder.image_size.height
     return torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
 
 

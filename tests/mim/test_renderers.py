@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bimkern.image_size import ImageSize
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_for
 from bimkern.mim.targets import HogTarget
@@ -44,7 +45,7 @@ def test_histograms_of_a_resized_image_stand_at_their_cells_too():
 def test_a_picture_of_pixels_is_the_photograph():
     images, renderer = photos(), renderer_of("simmim_vit_test")
     size = renderer.size(renderer.truth(images))
-    assert (size, renderer.size(torch.zeros(1, 3, 224, 224))) == (192, 224)
+    assert (size, renderer.size(torch.zeros(1, 3, 224, 224))) == (ImageSize.square(192), ImageSize.square(224))
     picture = renderer.draw(renderer.truth(images)[1], size)
     enlarged = (images[1] / 255).repeat_interleave(3, 1).repeat_interleave(3, 2)
     torch.testing.assert_close(picture, enlarged, rtol=0, atol=1e-6)
@@ -54,15 +55,15 @@ def test_a_picture_of_pixels_is_the_photograph():
 def test_a_picture_of_histograms_shows_their_strokes_whatever_their_length():
     images, renderer = photos(), renderer_of("localmim_vit_test")
     truth = renderer.truth(images)
-    assert renderer.size(truth) == 160
-    assert renderer.size(torch.zeros(1, 27, 56, 56)) == 336
+    assert renderer.size(truth) == ImageSize.square(160)
+    assert renderer.size(torch.zeros(1, 27, 56, 56)) == ImageSize.square(336)
     assert renderer.target_name(truth) == "target, 16 x 16"
-    picture = renderer.draw(truth[0], 240)
+    picture = renderer.draw(truth[0], ImageSize.square(240))
     assert picture.shape == (3, 240, 240)
     assert picture.max() > 0.5
     shortened = torch.where(truth[0] > 0, 0.1 * truth[0], -0.5)  # as a prediction may be
-    torch.testing.assert_close(renderer.draw(shortened, 240), picture)
-    half = renderer.draw(torch.cat([torch.zeros(27, 8, 16), truth[0, :, 8:]], dim=1), 240)
+    torch.testing.assert_close(renderer.draw(shortened, ImageSize.square(240)), picture)
+    half = renderer.draw(torch.cat([torch.zeros(27, 8, 16), truth[0, :, 8:]], dim=1), ImageSize.square(240))
     assert not half[:, :120].any()
     torch.testing.assert_close(half[:, 120:], picture[:, 120:])
 

@@ -24,7 +24,7 @@ def model_of(recipe, **head):
 
 
 def images_of(model):
-    side = model.method.encoder.image_size
+    side = model.method.encoder.image_size.height
     return torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
 
 

@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_paper(name, expected):
     run, encoder = config.run, config.method.encoder
     assert (run.epochs, run.batch_size, run.base_lr, config.schedule.warmup_epochs) == (800, 2048, 1.5e-4, 10)
     assert (config.optim.betas, config.optim.weight_decay, config.augment.scale) == ((0.9, 0.95), 0.05, (0.2, 1.0))
-    assert (encoder.image_size, config.method.masker.ratio) == (128, 0.75)
+    assert (encoder.image_size.height, config.method.masker.ratio) == (128, 0.75)
     assert (config.method.level(0).width, config.method.level(0).patch) == (width, 32)
     assert config.method.masker.mask_unit * encoder.level(0).patch == 32
     head = config.method.head(0)
@@ -84,7 +84,7 @@ def test_a_recipe_is_the_family_with_its_backbone():
     assert find_config("fastmim", "convnext_tiny") == RECIPES["fastmim_convnext_tiny"].config
     growing = find_config("fastmim_p", "pvt_v2_b0")
     assert growing.recipe == "fastmim_p_pvt_v2_b0"
-    assert [phase.image_size for phase in growing.phases] == [128, 160, 192]
+    assert [phase.image_size.height for phase in growing.phases] == [128, 160, 192]
     assert growing.method.encoder == TimmBackboneConfig(name="pvt_v2_b0", image_size=192)
 
 

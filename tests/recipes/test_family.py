@@ -147,7 +147,7 @@ def test_the_bias_of_gradients_is_a_number_of_the_config():
 
 def test_fastmim_at_128_pixels():
     method = RECIPES["fastmim_vit_base"].config.method
-    assert method.encoder.image_size == 128
+    assert method.encoder.image_size.height == 128
     assert method.encoder.num_heads == 12  # its published program pre-trains with 6
     assert method.target(0).length(3, 16) == 108
     assert not method.head(0).positions
@@ -230,7 +230,7 @@ def test_how_far_the_last_loss_travels(name):
     """To the images, or no further than its own stage."""
     torch.manual_seed(0)
     model = MIM(RECIPES[name].config.method)
-    side, last = model.method.encoder.image_size, model.num_stages - 1
+    side, last = model.method.encoder.image_size.height, model.num_stages - 1
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     batch = MicroBatch(images, model.views(images, torch.arange(2), 0))
     isolated = isinstance(model.method.flow, Local)
@@ -258,7 +258,7 @@ def test_what_is_visible_does_not_count(name):
     """A truth that differs in visible cells alone gives the same loss, one that differs in others another."""
     torch.manual_seed(0)
     model = MIM(RECIPES[name].config.method)
-    side = model.method.encoder.image_size
+    side = model.method.encoder.image_size.height
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     tokens = images
     for stage, view in enumerate(model.views(images, torch.arange(2), 0)):

@@ -63,7 +63,7 @@ def test_a_recipe_has_the_numbers_of_its_paper(name):
     assert config.optim.weight_decay == 0.05
     assert config.optim.clip == (5.0 if name.startswith(("simmim", "greenmim")) else None)  # TRAIN.CLIP_GRAD there
     assert config.norm_first is (name not in POOLED_FIRST)
-    assert config.encoder.image_size == 224
+    assert config.encoder.image_size.height == 224
     assert (config.mixing.mixup, config.mixing.cutmix, config.mixing.smoothing) == (0.8, 1.0, 0.1)
     assert (config.augment.rand_augment, config.augment.erase_prob) == ("rand-m9-mstd0.5-inc1", 0.25)
     assert config.crop.ratio == 224 / 256

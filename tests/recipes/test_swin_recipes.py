@@ -51,7 +51,7 @@ def test_masks_of_each_image_are_an_option(capsys):
 def test_predictions_have_the_published_shapes(monkeypatch, name, shapes):
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it asks for values
     method = method_of(name)
-    side = method.encoder.image_size
+    side = method.encoder.image_size.height
     with FakeTensorMode():
         model = MIM(method)
         tokens = images = torch.empty(2, 3, side, side, dtype=torch.uint8)
@@ -125,8 +125,8 @@ def test_decoders_are_the_published_ones(name, decoder):
 
 def test_fastmim_p_grows_windows_with_images():
     config = RECIPES["fastmim_p_swin_large"].config
-    assert [(phase.image_size, phase.share) for phase in config.phases] == [(128, 0.5), (160, 0.25), (192, 0.25)]
-    windows = [config.method.encoder.windows((phase.image_size // 4,) * 2)[0] for phase in config.phases]
+    assert [(phase.image_size.height, phase.share) for phase in config.phases] == [(128, 0.5), (160, 0.25), (192, 0.25)]
+    windows = [config.method.encoder.windows((phase.image_size.height // 4,) * 2)[0] for phase in config.phases]
     assert windows == [8, 10, 12]
 
 

@@ -92,7 +92,7 @@ def test_its_export_computes_the_same_features(finished, channels, tmp_path):
     method = outcome.config.method
     model = MIM(method)
     model.load_state_dict(checkpoints.load_latest(outcome.folder.checkpoints).model)
-    levels = [smooth_levels(*2 * [method.encoder.image_size], channels, seed) for seed in range(2)]
+    levels = [smooth_levels(*2 * [method.encoder.image_size.height], channels, seed) for seed in range(2)]
     images = torch.from_numpy(np.stack(levels)).permute(0, 3, 1, 2)
 
     def features(encoder):
@@ -119,7 +119,7 @@ def test_its_memory_is_planned(channels, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "spectral", Recipe(summary="for a test", config=config))
     plan.main(["spectral", "--batch-size", "8", "--json"])
     need = json.loads(capsys.readouterr().out)
-    assert need["inputs"] == 8 * (channels * config.method.encoder.image_size**2 + 8)
+    assert need["inputs"] == 8 * (channels * config.method.encoder.image_size.height**2 + 8)
 
 
 @every_number

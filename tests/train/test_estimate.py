@@ -21,7 +21,7 @@ from bimkern.train.optim.group import GroupOptimizer
 
 
 def segment(recipe, batch, micro):
-    size = RECIPES[recipe].config.method.encoder.image_size
+    size = RECIPES[recipe].config.method.encoder.image_size.height
     return Segment(image_size=size, batch_size=batch, micro_batch=micro)
 
 
@@ -36,7 +36,7 @@ def real_steps(given, batch, micro):
     model, arena, flow = network.build(given), Arena(), given.method.flow
     cpu = torch.device("cpu")
     updates = [GroupOptimizer(*group, given.optim, device=cpu, fp16=False) for group in flow.partition(model).items()]
-    size = given.method.encoder.image_size
+    size = given.method.encoder.image_size.height
     for step in range(5):
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).split(micro)
         ids = (torch.arange(batch) + batch * step).split(micro)

@@ -276,7 +276,7 @@ def test_what_timm_has_not_is_exported_under_our_names(configure, tmp_path):
 def test_an_exported_classifier_is_read_back(configure, recipe, norm_first):
     outcome = finetune(configure(recipe, epochs=1, changes={"norm_first": norm_first}))
     loaded = load_classifier(outcome.folder.exported)
-    size = loaded.encoder.config.image_size
+    size = loaded.encoder.config.image_size.height
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), outcome.model(images))

@@ -144,7 +144,7 @@ class Idle:
 def test_the_loss_is_that_of_training_however_it_is_cut(name):
     config = RECIPES[name].config
     model = MIM(config.method)
-    size = config.method.encoder.image_size
+    size = config.method.encoder.image_size.height
     images = torch.randint(256, (5, 3, size, size), dtype=torch.uint8)
     ids = torch.arange(5)
     flow = config.method.flow
@@ -159,7 +159,7 @@ def test_the_loss_is_that_of_training_however_it_is_cut(name):
 
 def test_the_mean_visible_target_of_a_plain_image_is_right():
     method = RECIPES["simmim_vit_test"].config.method
-    size = method.encoder.image_size
+    size = method.encoder.image_size.height
     images = torch.full((2, 3, size, size), 100, dtype=torch.uint8)
     _, mean = evaluation.losses(MIM(method), images, torch.arange(2), seed=0, micro_batch=2)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-6)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from spectral import with_channels
 
+from bimkern.image_size import ImageSize
 from bimkern.mim.masking.blockwise import Blockwise
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import PixelTarget
@@ -19,7 +20,7 @@ from bimkern.train.reporting import plots
 def predicted(recipe, rows=2, **changes):
     torch.manual_seed(0)
     method = replace(RECIPES[recipe].config.method, **changes)
-    size = method.encoder.image_size
+    size = method.encoder.image_size.height
     images = torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8)
     return plots.predict(MIM(method), images, torch.arange(rows), seed=0)
 
@@ -51,7 +52,7 @@ def test_masks_and_targets_are_shown_where_they_change(recipe, titles):
     assert [column.title for column in shown.columns] == ["original", *titles]
     for column in shown.columns:
         picture = column.draw(1, shown.size)
-        assert picture.shape == (3, shown.size, shown.size)
+        assert picture.shape == (3, *shown.size)
         assert 0 <= picture.min() < picture.max() <= 1
 
 
@@ -60,7 +61,7 @@ def test_masks_and_targets_are_shown_where_they_change(recipe, titles):
 def test_images_of_any_channels_are_shown_in_gray_or_the_first_three_in_color(recipe, channels, tmp_path):
     torch.manual_seed(0)
     method = with_channels(RECIPES[recipe].config, channels).method
-    size = method.encoder.image_size
+    size = method.encoder.image_size.height
     images = torch.full((1, channels, size, size), 99, dtype=torch.uint8)
     images[:, -1] = 200
     shown = plots.predict(MIM(method), images, torch.arange(1), seed=0)
@@ -92,10 +93,8 @@ def test_the_legend_names_the_statistics_of_every_kind_of_target():
 
 def test_a_column_stands_below_its_title_and_an_image_in_its_row(tmp_path):
     colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).view(3, 2, 3, 1, 1)
-    columns = [
-        plots.Column(f"column {i}", lambda row, size, i=i: colors[row, i].expand(3, size, size)) for i in range(2)
-    ]
-    shown = plots.Reconstructions(columns, 3, 100, "a note of many words, " * 5)
+    columns = [plots.Column(f"column {i}", lambda row, size, i=i: colors[row, i].expand(3, *size)) for i in range(2)]
+    shown = plots.Reconstructions(columns, 3, ImageSize.square(100), "a note of many words, " * 5)
     plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
     with Image.open(tmp_path / "picture.png") as picture:
         head = picture.height - 3 * 110

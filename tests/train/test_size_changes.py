@@ -54,8 +54,8 @@ def test_masks_targets_and_losses_follow_the_images(name):
     config = RECIPES[name].config
     model = MIM(config.method)
     for phase in config.phases:
-        side = phase.image_size // 16
-        batch = micro_batch(model, phase.image_size)
+        side = phase.image_size.height // 16
+        batch = micro_batch(model, phase.image_size.height)
         masked = side**2 - int(side**2 * 0.25)
         for view in batch.views:
             assert view.grid == (side, side)

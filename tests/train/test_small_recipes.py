@@ -135,7 +135,7 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     encoder = method.encoder
     model = network.build(config)
     model.load_state_dict(checkpoints.load_latest(out / "checkpoints").model)
-    images = torch.randint(0, 256, (2, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, encoder.image_size.height, encoder.image_size.height), dtype=torch.uint8)
     pixels = model.colors.normalize(images)
     tokens = model.encoder.embed(pixels)
     view = WholeImages(encoder.level(0).grid(*images.shape[2:]))

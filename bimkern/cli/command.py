@@ -191,10 +191,9 @@ def _none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
 def _explain(message: str, kind: type, arguments: Sequence[str]) -> str:
     """Say what tyro's message says in the words of our own errors, and what it leaves out."""
     hints = _hints(kind)
-    sides = re.split("[x, ]", " ".join(_words(arguments, "--image-size")))
-    if len(sides) > 1 and all(map(str.isdigit, sides)):
-        sizes = "x".join(sides)
-        return f"--image-size is one number: crops are square, whatever the shape of their images; got {sizes}"
+    sides = _words(arguments, "--image-size")
+    if len(sides) == 2 and all(map(str.isdigit, sides)):
+        return f"--image-size takes height and width in one word: write --image-size {'x'.join(sides)}"
     if unknown := re.match(r"Unrecognized options: (--[^ ,=]+)", message):
         return f"there is no option {unknown[1]}; {closest(unknown[1], hints, 'see --help')}"
     if missing := re.match(r"Missing from [^:]*: ([A-Z]+) ", message):

@@ -47,6 +47,8 @@ def has_program(method: Method) -> bool:
         return False
     if encoder.depth <= 6 or encoder.channels != 3 or encoder.mlp_ratio != 4 or method.taps != taps(encoder.depth):
         return False
+    if not encoder.image_size.is_square:
+        return False
     plain = localmim("", encoder, epochs=100, batch_size=256, bins=target.bins).method
     heads = tuple(
         DecoderConfig(width=head.width, depth=head.depth, num_heads=head.num_heads, match_scale=scale)

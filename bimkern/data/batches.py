@@ -29,7 +29,7 @@ from bimkern.data.augment import (
 )
 from bimkern.data.images import Images
 from bimkern.data.integers import Int64
-from bimkern.data.orientation import FIRST_TRANSPOSED, Boxes, StoredBoxes, stored_boxes
+from bimkern.data.orientation import Boxes, StoredBoxes, stored_boxes
 from bimkern.data.step_layout import StepLayout
 from bimkern.image_size import ImageSize
 
@@ -124,15 +124,12 @@ class MicroBatches:
         draft = self.jpeg_draft if augment.crop_filter == "around" else 0.0
         sizes, size = images.sizes[sample_ids], segment.image_size
         boxes = augment.boxes(draws, sizes, self.seed, size=size)
-        pil_only = images.pil_only[sample_ids]
-        if not size.is_square:  # a crop that is turned on its side does not fit into a batch of DALI's
-            pil_only = pil_only | (images.orientations[sample_ids] >= FIRST_TRANSPOSED)
         return Crops(
             sample_ids,
             draws,
             sizes,
             images.orientations[sample_ids],
-            pil_only,
+            images.for_pil(size, sample_ids),
             boxes,
             reductions(boxes, size, draft),
             augment.flips(draws, self.seed),

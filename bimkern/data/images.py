@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from bimkern.data.decoding import RGB, Decoded, Decoding, decode
 from bimkern.data.integers import Int64
 from bimkern.data.names import Names
+from bimkern.data.orientation import FIRST_TRANSPOSED
 from bimkern.data.source import Source, open_in, read_ahead
+from bimkern.image_size import ImageSize
 
 
 class KeptImages(Protocol):
@@ -42,6 +44,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def for_pil(self, size: ImageSize, sample_ids: Int64 | slice = slice(None)) -> NDArray[np.bool_]:
+        """Return which images PIL decodes also where DALI is the loader, for crops of a size; of all, or of some.
+
+        A batch of DALI's has one shape: crops that are no squares must not come out of it on their side.
+        """
+        pil_only = self.pil_only[sample_ids]
+        return pil_only if size.is_square else pil_only | (self.orientations[sample_ids] >= FIRST_TRANSPOSED)
 
     def only(self, sample_ids: Sequence[int] | Int64) -> "Images":
         """Return some of them, all taken to be readable."""

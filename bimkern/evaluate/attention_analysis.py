@@ -116,7 +116,7 @@ class _Measured:
 
     @torch.no_grad()
     def add(self, images: Tensor) -> list[Tensor]:
-        """Measure a batch [B, C, S, S] uint8; return the centered Gram matrix [B, B] of the features of each layer."""
+        """Measure a batch [B, C, H, W] uint8; return the centered Gram matrix [B, B] of the features of each layer."""
         config, grams = self.backbone.config, []
         averaged: list[list[PatchAttention]] = []
         with capture(self.backbone.encoder) as captured:

@@ -1,6 +1,6 @@
 """A trained encoder to evaluate, out of a run folder, a checkpoint or an exported file, and its features at any depth.
 
-Shapes: B images, C channels, S pixels a side, R prefix tokens, N patches, D width after a layer.
+Shapes: B images, C channels, H W pixels, R prefix tokens, N patches, D width after a layer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class Backbone:
         by a layer norm without weights; then their patches are averaged, or the class token is taken.
 
         Args:
-            images: [B, C, S, S] uint8.
+            images: [B, C, H, W] uint8.
             depths: numbers of layers, each in [1, depth].
             pool: mean of the patch tokens, or the class token.
 
@@ -85,7 +85,7 @@ class Backbone:
 
     @torch.no_grad()
     def run(self, images: Tensor, num_layers: int) -> Iterator[Tensor]:
-        """Yield the tokens [B, R+N, D] after each of the first layers, of images [B, C, S, S] uint8."""
+        """Yield the tokens [B, R+N, D] after each of the first layers, of images [B, C, H, W] uint8."""
         mean, std = (torch.tensor(values, device=images.device) for values in (self.images.mean, self.images.std))
         view = WholeImages(self.config.level(0).grid(*images.shape[2:]))
         tokens = self.encoder.embed(images, mean, std)

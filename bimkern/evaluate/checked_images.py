@@ -1,6 +1,6 @@
 """The images of a source that can be read: all are checked first, as for training, and bad ones are left out.
 
-Shapes: B images, C channels, S pixels a side.
+Shapes: B images, C channels, H W pixels.
 """
 
 import logging
@@ -64,7 +64,7 @@ def random_crops(
     They depend on (seed, epoch, image) alone. An image that goes bad meanwhile is replaced by another.
 
     Returns:
-        [B, C, S, S] uint8, and [B] int64, the index of every image; B is at most batch_size.
+        [B, C, H, W] uint8, and [B] int64, the index of every image; B is at most batch_size.
 
     Raises:
         LoadingFailed: no image can be read any more, or the loader keeps dying.

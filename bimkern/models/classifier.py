@@ -1,6 +1,6 @@
 """A classifier on an encoder: its patch tokens are averaged, normalized, and mapped to a logit for each class.
 
-Shapes: B images, C channels, S pixels a side, R prefix tokens, N tokens of patches, D width, K classes.
+Shapes: B images, C channels, H W pixels, R prefix tokens, N tokens of patches, D width, K classes.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [B, K] float32 of images [B, C, S, S], uint8 or normalized floats."""
+        """Return the logits [B, K] float32 of images [B, C, H, W], uint8 or normalized floats."""
         config: EncoderConfig = self.encoder.config
         view = WholeImages(config.level(0).grid(*images.shape[2:]))
         statistics = () if images.is_floating_point() else (self.mean, self.std)
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         return -(targets * log_softmax(logits, dim=1)).sum() / denominator
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Return uint8 images [B, C, S, S] as normalized floats."""
+        """Return uint8 images [B, C, H, W] as normalized floats."""
         mean, std = (values[:, None, None] for values in (self.mean, self.std))
         return (images.to(mean.dtype) / 255 - mean) / std
 

@@ -63,7 +63,7 @@ def load_encoder(path: Path | str) -> Any:
 def load_classifier(path: Path | str) -> Classifier:
     """Build the classifier that a fine-tuning run exported, on the CPU, in evaluation mode.
 
-    It takes images [B, C, S, S], uint8 or normalized, and returns logits [B, K] float32; the classes are in config.json
+    It takes images [B, C, H, W], uint8 or normalized, and returns logits [B, K] float32; the classes are in config.json
     under label_names. The module of an encoder of your own must have been imported.
 
     Raises:

@@ -112,7 +112,7 @@ def _run(
         write_json(folder.normalization, {"mean": config.method.mean, "std": config.method.std})
         say(f"normalized by mean {config.method.mean} and std {config.method.std}; see {folder.normalization}")
     images = training.check_images(config, inputs, folder, ranks)
-    say(describe_briefly(config, images, training.describe_loader(inputs, images)))
+    say(describe_briefly(config, images, training.describe_loader(config, inputs, images)))
     with agreed(ranks):
         _begin_from(init, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)

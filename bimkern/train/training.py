@@ -201,8 +201,11 @@ def _workers(config: TrainingConfig) -> int:
     return len(os.sched_getaffinity(0)) if config.run.workers is None else config.run.workers
 
 
-def describe_loader(inputs: Inputs, images: FrozenDataset) -> str:
-    by_pil = int(images.images.pil_only.sum()) if isinstance(inputs.loader, DaliLoader) else 0
+def describe_loader(config: TrainingConfig, inputs: Inputs, images: FrozenDataset) -> str:
+    sizes = {phase.image_size for phase in config.all_phases()}
+    by_pil = (
+        max(int(images.images.for_pil(size).sum()) for size in sizes) if isinstance(inputs.loader, DaliLoader) else 0
+    )
     of_pil = f"; PIL decodes {by_pil} of the images for it" if by_pil else ""
     bytes_kept = sum(bytes_of(part) for part in images.parts if part.kept is not None)
     return inputs.loader_choice + of_pil + (f"; {human_bytes(bytes_kept)} decoded in memory" if bytes_kept else "")

@@ -95,6 +95,20 @@ def test_images_on_their_side_are_not_for_dali(tmp_path):
     assert plan(images, 32)[0].pil_only.sum() == 0
     crops = plan(images, "32x64")[0]
     assert np.array_equal(crops.pil_only, crops.orientations == 6)
+    assert (images.for_pil(ImageSize.square(32)).sum(), images.for_pil(ImageSize(32, 64)).sum()) == (0, 1)
+
+
+@pytest.mark.parametrize("size", ["48x96", "96x48"])
+def test_dali_makes_the_crops_that_pil_makes(tmp_path, size):
+    pytest.importorskip("nvidia.dali")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        smooth((150, 90)).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
+    data = plan(checked_images(tmp_path), size)
+    (theirs,) = choose_loader("dali", torch.device("cpu"), 0)[0].batches(data, 0, 1)
+    difference = (theirs.images.int() - pil.decode(data, 0).images.int()).abs().float()
+    assert difference.mean(dim=(1, 2, 3)).max() < 2
 
 
 @pytest.mark.parametrize("size", [ImageSize(48, 96), ImageSize(96, 48)], ids=str)

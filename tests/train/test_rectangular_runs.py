@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import small_swin
 import torch
@@ -120,6 +121,22 @@ def test_sizes_of_any_shape_follow_each_other(configure, tmp_path):
     assert [record["image_size"] for record in records(tmp_path / "run")] == list(sizes)
     with pytest.raises(ValueError, match="the last phase must have the encoder's image_size=64x96, got 64x32"):
         replace(config, phases=(Phase(share=1.0, image_size="64x32"),))
+
+
+def test_a_run_learns_from_a_teacher_of_the_same_shape(configure, tmp_path):
+    teacher = of_size(RECIPES["fastmim_vit_test"].config, "64x96")
+    write_timm(tmp_path / "teacher", random_network(teacher)[1], 4)
+    run(configure("fastmim_vit_test_distilled", "32x64", steps=1, teacher=tmp_path / "teacher" / "model.safetensors"))
+    assert [record["image_size"] for record in records(tmp_path / "run")] == ["32x64"]
+
+
+def test_arrays_of_several_channels_are_cropped_too(configure, tmp_path):
+    np.save(tmp_path / "levels.npy", np.random.default_rng(0).integers(0, 256, (6, 40, 90, 5), dtype=np.uint8))
+    config = configure(data=tmp_path / "levels.npy", steps=1)
+    encoder, five = replace(config.method.encoder, channels=5), (0.5,) * 5
+    outcome = run(replace(config, method=replace(config.method, encoder=encoder, mean=five, std=five)))
+    assert outcome.config.channels == 5
+    assert [record["image_size"] for record in records(tmp_path / "run")] == ["24x48"]
 
 
 def test_a_step_is_planned_by_its_pixels(configure):

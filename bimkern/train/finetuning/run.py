@@ -107,7 +107,7 @@ def _finetune(
         return Finetuning(config, layout, **read, **made, ranks=ranks)
 
     images = training.check_images(config, inputs, folder, ranks)
-    say(describe_finetuning(config, images, training.describe_loader(inputs, images)))
+    say(describe_finetuning(config, images, training.describe_loader(config, inputs, images)))
     if not folder.has_checkpoint and init is not None:
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")

@@ -1,6 +1,6 @@
 """The task of fine-tuning: a classifier on a pre-trained encoder learns from labels, layer by layer at other rates.
 
-Shapes: B images, C channels, S pixels a side, K classes, N images of the run.
+Shapes: B images, C channels, H W pixels, K classes, N images of the run.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """A step of every task as a trace runs it: on fake tensors, and with updates that only free gradients.
 
-Shapes: B images, C channels, S pixels a side.
+Shapes: B images, C channels, H W pixels.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from bimkern.train.config.run import DTYPES, Config, TrainingConfig
 from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.trace import StepTrace
 
-Given = Sequence[tuple[Tensor, Tensor]]  # images [B, C, S, S] uint8 and draw ids [B] of every micro-batch
+Given = Sequence[tuple[Tensor, Tensor]]  # images [B, C, H, W] uint8 and draw ids [B] of every micro-batch
 
 
 class Rehearsal(Protocol):

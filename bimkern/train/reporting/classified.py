@@ -1,6 +1,6 @@
 """What a classifier says of held-out images: accuracies, the confusion of classes, and its most confident errors.
 
-Shapes: B images of a batch, N of all, C channels, S pixels a side, K classes.
+Shapes: B images of a batch, N of all, C channels, H W pixels, K classes.
 """
 
 import math
@@ -26,7 +26,7 @@ _NAMED = 30  # classes at most whose names fit beside a matrix
 class Errors:
     """The images that were most confidently taken for another class, the worst first."""
 
-    images: Tensor  # [E, C, S, S] uint8, likewise on the host
+    images: Tensor  # [E, C, H, W] uint8, likewise on the host
     labels: Tensor  # [E]
     predicted: Tensor  # [E]
     confidence: Tensor  # [E], the probability of the predicted class
@@ -54,7 +54,7 @@ def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_cla
 
     Args:
         model: from images to logits [B, K]; it is left in the mode that it was in.
-        batches: images [B, C, S, S] uint8 on the model's device, and labels [B] int64.
+        batches: images [B, C, H, W] uint8 on the model's device, and labels [B] int64.
         num_classes: K.
     """
     trains, guesses = model.training, min(_TOP, num_classes)

@@ -67,7 +67,7 @@ def test_images_of_any_channels_are_shown_in_gray_or_the_first_three_in_color(re
     shown = plots.predict(MIM(method), images, torch.arange(1), seed=0)
     plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
     with Image.open(tmp_path / "picture.png") as picture:
-        original = picture.getpixel((shown.size // 2, picture.height - shown.size // 2))
+        original = picture.getpixel((shown.size.height // 2, picture.height - shown.size.height // 2))
     assert original == {1: (200, 200, 200), 2: (99, 99, 99), 4: (99, 99, 99)}[channels]
     said = {1: [], 2: ["of 2 channels, the first"], 4: ["of 4 channels, the first three in red, green and blue"]}
     assert [line for line in shown.legend.splitlines() if line.startswith("of ")] == said[channels]
@@ -123,5 +123,5 @@ def test_drawing_holds_a_few_tiles_at_a_time(tmp_path):
     shown = predicted("bim_vit_test", rows=6)
     with AllocationTracker([], live := LiveBytes()):
         plots.draw_reconstructions(tmp_path / "picture.png", shown, "title")
-    tile = 3 * shown.size**2 * torch.float32.itemsize
+    tile = 3 * shown.size.pixels * torch.float32.itemsize
     assert 0 < live.peak <= 8 * tile < shown.num_rows * len(shown.columns) * tile

@@ -88,7 +88,7 @@ def test_a_run_trains_resumes_and_says_its_size(configure, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     run(configure(out="whole"))
     shutil.copytree(whole, half)
-    shutil.rmtree(max((half / "checkpoints").glob("*0*")))  # so that the run goes on after two of four steps
+    shutil.rmtree(max((half / "checkpoints").glob("*0*")))  # so that the run continues after two of four steps
     run(configure(out="half"))
     assert [record["image_size"] for record in records(half)] == ["24x48"] * 4
     assert json.loads((whole / "config.json").read_text())["method"]["encoder"]["image_size"] == "24x48"

@@ -43,7 +43,7 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/recipes/test_{name}.py" for name in ("backbones", "own_pieces", "swin_bad_input", "swin_recipes")),
     *(
         f"tests/train/test_{name}.py"
-        for name in ("decoded_runs", "finetune_api", "normalization", "sources", "swin_runs")
+        for name in ("decoded_runs", "finetune_api", "normalization", "rectangular_runs", "sources", "swin_runs")
     ),
     *("tests/train/test_image_records.py", "tests/train/test_many_images.py"),
     *("tests/csrc", "tests/bench", "tests/distributed"),

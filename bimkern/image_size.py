@@ -35,12 +35,14 @@ class ImageSize(NamedTuple):
             sides = tuple(int(side) for side in match.groups() if side) if match else ()
         elif isinstance(value, (tuple, list)):
             sides = tuple(value)
-        whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool) and side > 0]
+        whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]
         if len(whole) != len(sides) or len(whole) not in (1, 2):
             raise ValueError(
-                f"{name} must be pixels a side, each at least 1, such as 224, or height x width, such as 160x320; "
-                f"got {value}"
+                f"{name} must be the side of a square in pixels, such as 224, or height x width, such as 160x320; "
+                f"got {value!r}"
             )
+        if min(whole) < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
         return cls(whole[0], whole[-1])
 
     @property

@@ -17,6 +17,7 @@ from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.flow import MicroBatch, StepOptions
+from bimkern.mim.loss_weights import loss_weights
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
@@ -124,7 +125,7 @@ class Pretraining:
             return {}
         seed, size = self._config.run.seed, self._layout.at(index).image_size
         ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
-        weights = self.model.loss_weights(ids, (size, size), seed)
+        weights = loss_weights(self.model, ids, (size, size), seed)
         return {"denominators": weights, "ready": self._ready, "ahead": lambda number: self.updates[number].ahead()}
 
     def _ready(self, number: int) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bench.scaling import methods as scaling_methods
 from bench.scaling.measure import Measured
 from bench.scaling.methods import BIM, BIM_AT_END, MAE, Ours, methods
 from bench.scaling.model import Link, Phase, typical
-from bench.scaling.picture import draw
+from bench.scaling.picture import draw, overlap
 from bench.scaling.projection import RANKS, Device, lines
 from bench.scaling.rank import Measurements, serve
 from bimkern.distributed.ranks import ALONE
@@ -64,6 +65,12 @@ def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
     assert one.overlapped == pytest.approx(0.8)
     draw(tmp_path / "scaling.png", [one], "measured", {"a cable": (device, found)})
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_that_waits_for_everything_overlaps_with_none() -> None:
+    one = Measured(method=BIM_AT_END, compute_s=1.0, wire_s=0.5, step_s=1.1, predicted_s=1.5, gradient_bytes=8)
+    assert overlap(one) == "80%"
+    assert [overlap(replace(one, step_s=seconds)) for seconds in (1.4976, 1.5, 1.56)] == ["none"] * 3
 
 
 def test_buckets_are_those_of_the_trainer_where_the_model_is_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

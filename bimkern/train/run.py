@@ -113,7 +113,7 @@ def _run(
         say(f"normalized by mean {config.method.mean} and std {config.method.std}; see {folder.normalization}")
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_briefly(config, images, training.describe_loader(inputs, images)))
-    with agreed(ranks):
+    with ranks.patient(), agreed(ranks):
         _begin_from(init, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.complete()
@@ -139,8 +139,8 @@ def _shared(config: Config, ranks: Ranks) -> tuple[Sharing, dict[str, Any]]:
     """Return how ranks share the work, and what the task must know of it."""
     device = resolve_device(config.run.device)
     if isinstance(ranks, Group) and config.run.shard == "full":
-        from bimkern.train.loop.sharded_layers import SharedLayers  # torch's DTensor takes seconds to import
-
+        with ranks.patient(), agreed(ranks):  # torch's DTensor takes seconds to import
+            from bimkern.train.loop.sharded_layers import SharedLayers
         layers = SharedLayers(ranks, device)
         return layers, {"ranks": ranks, "part": layers}
     if not config.run.pipeline or not isinstance(ranks, Group):

@@ -1,6 +1,7 @@
 """The task of masked image modeling: its network and updates, one step, held-out images, and what it exports."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.loss_weights import loss_weights
+from bimkern.mim.model import MIM
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
@@ -46,7 +48,7 @@ class Pretraining:
         device: torch.device,
         init: InitialWeights | None = None,
         ranks: Ranks = ALONE,
-        part: NetworkPart = WHOLE,
+        part: NetworkPart[MIM] = WHOLE,
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -66,7 +68,8 @@ class Pretraining:
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
-            self.model = network.build(config)
+            build = partial(network.build, config)
+            self.model = part.built(build) if init is None else build()  # all of --init is in memory anyway
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256

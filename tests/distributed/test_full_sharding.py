@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from finished_runs import killed, saved
-from full_ranks import command_without_memory, train_and_count
+from full_ranks import build_and_count, command_without_memory, train_and_count
 from rank_processes import RankProcesses, preload
 from safetensors.torch import load_file
 from sharded_ranks import train_in_turn
@@ -109,6 +109,32 @@ def test_a_device_gets_one_whole_layer_at_a_time(monkeypatch):
     SharedLayers(MagicMock(rank=0, size=2), torch.device("cpu")).keep(model, torch.device("cpu"))
     layers = [layer for part in (model.encoder, *model.heads) for layer in part.layers]
     assert calls == [*((what, layer) for layer in layers for what in ("moved", "sharded")), ("moved", model)]
+
+
+def test_no_rank_has_more_than_its_share_and_a_layer_while_the_network_is_built(tmp_path):
+    model = network.build(RECIPES["mae_vit_test"].config)
+    layers = [layer for part in (model.encoder, *model.heads) for layer in part.layers]
+    largest = max(sum(p.nbytes for p in layer.parameters()) for layer in layers)
+    whole = sum(p.nbytes for p in model.parameters())
+    for now, peak, equal in RankProcesses(build_and_count, 2, tmp_path, "mae_vit_test").results():
+        assert equal
+        assert now < 0.65 * whole
+        assert peak <= now + largest
+
+
+def test_a_network_whose_constructor_reads_its_weights_is_built_at_once(caplog):
+    def build():
+        layer = torch.nn.Linear(3, 3)
+        layer.weight.data.copy_(layer.weight.data * 2)
+        return layer
+
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(3)
+        expected = build()
+        torch.default_generator.manual_seed(3)
+        layer = SharedLayers(MagicMock(rank=0, size=2), torch.device("cpu")).built(build)
+    assert torch.equal(layer.weight, expected.weight)
+    assert "the network is built as a whole in every rank, on the host (aten.mul" in caplog.text
 
 
 def test_layers_of_a_swin_are_those_that_it_calls(tmp_path):

@@ -4,7 +4,8 @@ Layers are those of the encoder and of the heads. What lies outside of them ever
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ from bimkern.train.network import called_layers
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.sharding import sharded_tensors
+from bimkern.train.sharding.late_weights import LateWeights, NotLate
 from bimkern.train.sharding.layer_transfers import LayerTransfers
+
+logger = logging.getLogger("bimkern.train")
 
 
 class LayerOutOfMemory(RunError, RuntimeError):
@@ -46,6 +50,7 @@ class SharedLayers(SharedImages):
         self._mesh, self._transfers = ranks.mesh(device.type), LayerTransfers()
         self._plain: dict[str, nn.Module] = {}  # the layers as they were, without memory
         self._names: frozenset[str] = frozenset()  # of weights that are sharded
+        self._late = LateWeights()
 
     # of the trainer
 
@@ -72,8 +77,19 @@ class SharedLayers(SharedImages):
     def flow(self, method: Method) -> Flow:
         return method.flow
 
+    def built(self, build: Callable[[], MIM]) -> MIM:
+        """Build a network whose layers are without memory until keep() draws one after the other."""
+        state = torch.get_rng_state()
+        try:
+            with self._late:
+                return build()
+        except NotLate as reason:
+            logger.warning("--shard full: the network is built as a whole in every rank, on the host (%s)", reason)
+        torch.set_rng_state(state)
+        return build()
+
     def keep(self, model: MIM, device: torch.device) -> None:
-        """Keep this rank's share of every layer; the device has one whole layer at a time.
+        """Keep this rank's share of every layer; host and device have one whole layer at a time.
 
         Raises:
             ConfigError: torch cannot shard a layer.
@@ -88,10 +104,13 @@ class SharedLayers(SharedImages):
                 seen |= own
                 if own:
                     self._plain[names[layer]] = _without_memory(layer)
+                    self._late.draw(layer)
                     layer.to(device)
                     layers.append(self._sharded(layer))
         share_comm_ctx(layers)  # so that what a layer sends is freed when the next one sends, not after the last
-        model.to(device)  # what lies outside of layers
+        self._late.draw(model)  # what lies outside of layers
+        self._late = LateWeights()  # which keeps nothing of this network
+        model.to(device)
         self._names = frozenset(name for name, tensor in model.state_dict().items() if isinstance(tensor, DTensor))
 
     def _sharded(self, layer: nn.Module) -> FSDPModule:

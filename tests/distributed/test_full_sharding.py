@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -16,8 +17,8 @@ from shared_runs import nan_in_stage_3, records, train_with
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train import network
-from bimkern.train.config.finetuning import FinetuneOptions
 from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.loop import sharded_layers
 from bimkern.train.loop.sharded_layers import SharedLayers
@@ -214,9 +215,10 @@ def test_what_does_not_go_with_it_is_refused(options, message):
         RunConfig(shard="full", **options)
 
 
-def test_fine_tuning_is_refused():
-    with pytest.raises(ConfigError, match="--shard full is for pre-training; choose optimizer"):
-        FinetuneOptions(shard="full")
+def test_averaged_weights_of_fine_tuning_are_refused():
+    config = FINETUNE_RECIPES["demo"].config
+    with pytest.raises(ConfigError, match=r"--shard full: averaged weights are a second network.*choose --shard optim"):
+        replace(config, run=replace(config.run, shard="full"), ema=0.9)
 
 
 def test_ranks_that_would_gather_layers_unequally_often_are_refused(tmp_path):

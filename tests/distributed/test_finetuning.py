@@ -42,6 +42,9 @@ def test_ranks_that_share_out_layers_fine_tune_what_one_process_does(alone, tmp_
         assert full[name].shape == tensor.shape
         if "qkv.bias" not in name:  # of keys, whose gradients are rounding
             assert (full[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+    assert finetune_with(*given, tmp_path / "full") == accuracy  # which is finished: one process reads the checkpoint
+    again = RankProcesses(finetune_with, 2, tmp_path / "again", *given, given[1].parent / "one", "full")
+    assert again.results() == [accuracy] * 2
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -7,6 +7,7 @@ from bimkern.cli import command
 from bimkern.cli.config_options import DEFAULT_RECIPE
 from bimkern.cli.finetune_options import FinetuneConfigOptions, change_config, choose_config
 from bimkern.cli.training import parse_options, run_command
+from bimkern.distributed.launch import is_launched
 from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
@@ -89,7 +90,7 @@ def _closing_words(outcome: Finetuned) -> str:
 
 def script() -> None:
     """Run as the script `bimkern-finetune`, or by `python -m`."""
-    with ending_at_once():
+    with ending_at_once(native=is_launched()):
         main()
 
 

@@ -7,6 +7,7 @@ from textwrap import fill
 from bimkern.cli import command
 from bimkern.cli.config_options import DEFAULT_RECIPE, ConfigOptions, change_config, choose_config
 from bimkern.cli.training import parse_options, run_command
+from bimkern.distributed.launch import is_launched
 from bimkern.importers.initialize import read_initial_weights
 from bimkern.recipes import FAMILIES, RECIPES, SMALL_RECIPES, WITH_BACKBONE
 from bimkern.train.config.file import to_toml
@@ -109,7 +110,7 @@ def _closing_words(outcome: Outcome) -> str:
 
 def script() -> None:
     """Run as the script `bimkern-pretrain`, or by `python -m`."""
-    with ending_at_once():
+    with ending_at_once(native=is_launched()):
         main()
 
 

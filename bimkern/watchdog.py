@@ -3,6 +3,7 @@
 Whatever may never come is awaited here: worker processes, a loader's threads, files on a disk that hangs, a save.
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -145,17 +146,32 @@ def watched(items: Iterator[Item], watchdog: Watchdog) -> Iterator[Item]:
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Let the program end with the context, whatever still hangs.
+def ending_at_once(*, native: bool = False) -> Iterator[None]:
+    """Let the program end with the context, and with its own exit code, whatever still hangs.
 
     An interpreter that shuts down waits for some threads, and aborts when another one comes back out of C++ code.
+
+    Args:
+        native: threads of C++, which Python does not count, may run too, as those of ranks that exchange tensors.
     """
+    code = 0
     try:
         yield
     except SystemExit as end:
-        if threading.active_count() > 1:
-            with suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        raise
+        if not (native or threading.active_count() > 1):
+            raise
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        if not native:
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    else:
+        if not native:
+            return
+    if threading.active_count() == 1:
+        atexit._run_exitfuncs()  # some wait for threads
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -141,3 +141,26 @@ def test_a_program_ends_though_a_thread_hangs(hang):
     )
     done = commands.run([sys.executable, "-c", program], timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (143, "this is the end\n", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_code", "said"),
+    [
+        ("pass", 0, []),
+        ("sys.exit()", 0, []),
+        ("sys.exit(143)", 143, []),
+        ("raise KeyError('a mistake')", 1, ["KeyError: 'a mistake'"]),
+    ],
+    ids=["plainly", "exit", "code", "error"],
+)
+def test_a_program_with_threads_of_other_languages_ends_at_once_however_it_ends(end, exit_code, said):
+    program = (
+        "import atexit, sys\n"
+        "from bimkern.watchdog import ending_at_once\n"
+        "atexit.register(print, 'the last words')\n"
+        "with ending_at_once(native=True):\n"
+        f"    {end}\n"
+        "print('not reached')"
+    )
+    done = commands.run([sys.executable, "-c", program], timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1:]) == (exit_code, "the last words\n", said)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from bench.scaling.methods import BIM, BIM_AT_END, MAE
+from bench.scaling.methods import BIM, BIM_AT_END, NAMES
 from bench.scaling.model import Link, Phase, reduced_at_end, simulate, wire_bytes
 from bench.scaling.namespaces import Namespace, limit, two_namespaces
 
@@ -112,7 +112,7 @@ def measure(*, batch_size: int, share: float, rounds: int, steps: int) -> Run:
     with two_namespaces() as spaces, started(spaces, batch_size) as pair:
         rate = pair.ask("gradient_bytes", name=BIM) / (share * pair.ask("compute", name=BIM, steps=steps))
         limit(spaces, rate)
-        phases = {name: _phases(pair, name) for name in (BIM, BIM_AT_END, MAE)}
+        phases = {name: _phases(pair, name) for name in NAMES}
         times: dict[str, list[dict[str, float]]] = {}
         for _ in range(rounds):
             for name, found in _round(pair, phases[BIM], steps).items():
@@ -130,7 +130,7 @@ def _phases(pair: Pair, name: str) -> list[Phase]:
 
 def _round(pair: Pair, of_bim: Sequence[Phase], steps: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for name in (BIM, BIM_AT_END, MAE):
+    for name in NAMES:
         size = pair.ask("gradient_bytes", name=name)
         found[name] = {
             "compute": pair.ask("compute", name=name, steps=steps),

@@ -28,7 +28,11 @@ from bimkern.train.optim.group import GroupOptimizer
 
 ENCODER = ViTConfig(image_size=ImageSize.square(96), patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
+# A network whose gradients fill several buckets of 25 MiB: those of the trainer, and DistributedDataParallel's own.
+LARGER = ViTConfig(image_size=96, patch=16, width=384, depth=12, num_heads=6)
 BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
+LARGER_MAE, LARGER_IN_DDP = "MAE of ViT-S, ours", "MAE of ViT-S, DistributedDataParallel"
+NAMES = (BIM, BIM_AT_END, MAE, LARGER_MAE, LARGER_IN_DDP)
 DDP_BUCKET_MIB = 1  # its own 25 would hold the whole small network
 _CPU = torch.device("cpu")
 
@@ -91,12 +95,10 @@ class Ours:
         return reduced_at_end(found) if self._at_end else found
 
     def _step(self, updates: Sequence[Any]) -> None:
-        self._flow.step(
-            self._model,
-            [self._batch],
-            updates,
-            StepOptions(denominators=self._denominators, ready=lambda number: self._updates[number].finish()),
-        )
+        notify: dict[str, Any] = {"ready": lambda number: self._updates[number].finish()}
+        if not isinstance(self._flow, Local):  # buckets leave during the one backward pass
+            notify["ahead"] = lambda number: self._updates[number].ahead()
+        self._flow.step(self._model, [self._batch], updates, StepOptions(denominators=self._denominators, **notify))
 
 
 class Usual:
@@ -124,6 +126,51 @@ class Usual:
 
     def phases(self) -> list[Phase]:
         return backward_phases(self._network, self.step, DDP_BUCKET_MIB * 2**20)
+
+
+class Wrapped:
+    """Our network and update, whose gradients DistributedDataParallel sums in its own buckets."""
+
+    def __init__(self, config: Config, batch_size: int, ranks: Ranks) -> None:
+        torch.manual_seed(0)
+        self._loss: nn.Module = _Loss(config, batch_size, ranks)
+        self._network = self._loss.model
+        options: dict[str, Any] = {"device": _CPU, "fp16": False}
+        self._update = GroupOptimizer("the network", list(self._network.named_parameters()), config.optim, **options)
+        if ranks.size > 1:
+            self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
+
+    @property
+    def gradient_bytes(self) -> int:
+        return bytes_of(self._network.parameters())
+
+    def step(self) -> None:
+        self._loss().backward()
+        self._update.apply()
+
+    def finish(self) -> None:
+        """Do nothing: the step waits for all."""
+
+    def phases(self) -> list[Phase]:
+        return backward_phases(self._network, self.step, BUCKET_BYTES)
+
+
+class _Loss(nn.Module):
+    """The loss of a network on one batch."""
+
+    def __init__(self, config: Config, batch_size: int, ranks: Ranks) -> None:
+        super().__init__()
+        self.model, self._images = MIM(config.method), random_images(config, batch_size)
+        ids = torch.arange(batch_size) + ranks.rank * batch_size
+        self._views = self.model.views(self._images, ids, seed=0)
+
+    def forward(self) -> Tensor:
+        model, tokens, losses = self.model, self._images, []
+        targets = model.targets(range(model.num_stages), self._images)
+        for stage, view in enumerate(self._views):
+            tokens = model.encode(stage, tokens, view)
+            losses.append(model.loss(stage, tokens, self._images, view, targets[stage], view.masked.sum()))
+        return torch.stack(losses).sum()
 
 
 def backward_phases(network: nn.Module, step: Callable[[], None], bucket_bytes: int) -> list[Phase]:
@@ -233,11 +280,16 @@ def _small(config: Config) -> Config:
     return replace(config, method=replace(method, heads=(DECODER,) * len(method.heads)))
 
 
-def methods(batch_size: int, ranks: Ranks) -> dict[str, Method]:
-    """Build all of them, by name, each for its own batch of a rank."""
-    of_bim, of_mae = _small(bim("bim", ENCODER, FIXED_MASK)), _small(mae("mae", ENCODER))
-    return {
-        BIM: Ours(of_bim, batch_size, ranks),
-        BIM_AT_END: Ours(of_bim, batch_size, ranks, at_end=True),
-        MAE: Usual(of_mae, batch_size, ranks),
+def method(name: str, batch_size: int, ranks: Ranks) -> Method:
+    """Build one of NAMES, for a batch of its own in every rank."""
+    of_bim, of_mae, larger = (
+        _small(config) for config in (bim("bim", ENCODER, FIXED_MASK), mae("mae", ENCODER), mae("mae", LARGER))
+    )
+    build: dict[str, Callable[[], Method]] = {
+        BIM: lambda: Ours(of_bim, batch_size, ranks),
+        BIM_AT_END: lambda: Ours(of_bim, batch_size, ranks, at_end=True),
+        MAE: lambda: Usual(of_mae, batch_size, ranks),
+        LARGER_MAE: lambda: Ours(larger, batch_size, ranks),
+        LARGER_IN_DDP: lambda: Wrapped(larger, batch_size, ranks),
     }
+    return build[name]()

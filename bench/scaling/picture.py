@@ -47,11 +47,16 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured]) -> None:
         axes.barh(-row, one.compute_s, height=0.5, color=_COMPUTE, label=None if row else "compute")
         axes.barh(-row, one.wait_s, left=one.compute_s, height=0.5, color=_WAIT, label=None if row else "wait")
         axes.plot([one.predicted_s] * 2, [-row - 0.35, -row + 0.35], color="black", label=None if row else "model")
-        axes.text(one.step_s, -row, f"  {one.overlapped:.0%} overlapped", va="center", fontsize=7)
+        axes.text(one.step_s, -row, f"  {overlap(one)} overlapped", va="center", fontsize=7)
     axes.set_yticks([-row for row in range(len(measured))], [one.method for one in measured], **_TEXT)
     axes.set_xlabel("seconds of a step, two ranks", **_TEXT)
     axes.set_xlim(right=1.25 * max(one.step_s for one in measured))
     axes.legend(loc="upper right", fontsize=7)
+
+
+def overlap(one: Measured) -> str:
+    """Return the share that overlaps with compute: none where a step waits for all of its communication, or longer."""
+    return f"{one.overlapped:.0%}" if round(100 * one.overlapped) > 0 else "none"
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:

@@ -7,12 +7,13 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import cache, partial
 from statistics import median
 from typing import Any, TextIO
 
 import torch
 
-from bench.scaling.methods import Asleep, Method, methods
+from bench.scaling.methods import Asleep, Method, method
 from bench.scaling.model import Phase, typical
 from bimkern.distributed.connect import connected
 from bimkern.distributed.ranks import ALONE, Ranks
@@ -25,20 +26,22 @@ class Measurements:
     """What one rank can be asked for; both ranks are asked for the same at once."""
 
     def __init__(self, batch_size: int, ranks: Ranks) -> None:
-        self._ranks, self._alone, self._joined = ranks, methods(batch_size, ALONE), methods(batch_size, ranks)
+        self._ranks = ranks
+        self._alone = cache(partial(method, batch_size=batch_size, ranks=ALONE))
+        self._joined = cache(partial(method, batch_size=batch_size, ranks=ranks))
 
     def phases(self, name: str) -> list[dict[str, Any]]:
         """Return the phases of a step without communication, the medians of several."""
-        method = self._alone[name]
-        method.step()
-        return [asdict(phase) for phase in typical([method.phases() for _ in range(_TRIES)])]
+        alone = self._alone(name)
+        alone.step()
+        return [asdict(phase) for phase in typical([alone.phases() for _ in range(_TRIES)])]
 
     def compute(self, name: str, steps: int) -> float:
         """Return the seconds of a step without communication."""
-        return self._seconds(self._alone[name], steps)
+        return self._seconds(self._alone(name), steps)
 
     def step(self, name: str, steps: int) -> float:
-        return self._seconds(self._joined[name], steps)
+        return self._seconds(self._joined(name), steps)
 
     def asleep(self, phases: list[dict[str, Any]], at_end: bool, steps: int) -> float:
         """Return the seconds of a step that sleeps through phases."""
@@ -54,16 +57,16 @@ class Measurements:
         return median(taken)
 
     def gradient_bytes(self, name: str) -> int:
-        return self._joined[name].gradient_bytes
+        return self._joined(name).gradient_bytes
 
-    def _seconds(self, method: Method, steps: int) -> float:
+    def _seconds(self, timed: Method, steps: int) -> float:
         """Time steps in steady state: after the first, and without the wait for the last one's reductions."""
-        method.step()
+        timed.step()
         began = time.perf_counter()
         for _ in range(steps):
-            method.step()
+            timed.step()
         taken = time.perf_counter() - began
-        method.finish()
+        timed.finish()
         return taken / steps
 
 

@@ -28,6 +28,12 @@ def agreed(ranks: Ranks, kind: type[BimkernError] = OtherRank) -> Iterator[None]
         raise first
 
 
+def meet(ranks: Ranks) -> None:
+    """Wait for all ranks, as long as they take: only the end of one is noticed."""
+    with ranks.patient():
+        ranks.all_reduce_max([0])
+
+
 def first_error(ranks: Ranks, own: BimkernError | None, kind: type[BimkernError] = OtherRank) -> BimkernError | None:
     """Return the error of the first rank that has one, of this kind where that is another; None where none has.
 

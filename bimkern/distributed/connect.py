@@ -63,7 +63,7 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
         group.first_failure(_exit_code(error))  # so that ranks which miss this one say nothing
         raise
     finally:
-        dist.destroy_process_group()
+        group.close()
 
 
 def _exit_code(error: BaseException) -> int:

@@ -21,10 +21,15 @@ def world_size() -> int:
     return int(size)
 
 
+def is_launched() -> bool:
+    """Return whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def env_rank() -> int:
     """Return the rank that torchrun gave to this process, 0 without torchrun."""
     rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
+    return int(rank) if rank.isdecimal() and is_launched() else 0
 
 
 def local_world_size() -> int:

@@ -4,6 +4,7 @@ Tensors of a GPU travel by NCCL, those of the host by gloo. What ranks agree on 
 does not wait behind gradients. One process alone has the same interface.
 """
 
+import gc
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a process group, which its defaults would keep
 from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
@@ -126,14 +128,27 @@ class Group:
         options: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **options)
         self._copying = dist.new_group(timeout=timeout)
-        self.timeout = timeout
+        self.timeout, self._meshes = timeout, list[DeviceMesh]()
         self._agreeing = dist.new_group(backend="gloo", timeout=timeout)
         self._patient = dist.new_group(backend="gloo", timeout=timeout)  # as long as ranks connect
         _set_patient(self._patient)
 
+    def close(self) -> None:
+        """Leave the process group, and end its threads.
+
+        They end with the last reference to it. A thread of gloo that still frees a tensor while the interpreter shuts
+        down would abort the process.
+        """
+        dist.destroy_process_group()
+        for mesh in self._meshes:  # which caches of torch keep
+            getattr(mesh, "_pg_registry", {}).clear()
+        del self._copying, self._agreeing, self._patient
+        gc.collect()  # cycles that have it, as those of torch's sharded layers
+
     def mesh(self, device: str) -> DeviceMesh:
         """Return the ranks as a mesh of a type of device, with a connection of its own; all ranks call this at once."""
-        return DeviceMesh.from_group(dist.new_group(timeout=self.timeout), device)
+        self._meshes.append(DeviceMesh.from_group(dist.new_group(timeout=self.timeout), device))
+        return self._meshes[-1]
 
     @contextmanager
     def patient(self) -> Iterator[None]:

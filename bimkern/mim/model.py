@@ -86,7 +86,7 @@ class Method:
                 f"Method: {masker} needs an encoder with {embedding.needs}(), which {encoder.__name__} has not"
             )
         if not embedding.drops:
-            if any(map(_decodes_partly, self.heads)):
+            if any(map(decodes_partly, self.heads)):
                 raise ValueError(
                     f"Method: {masker} lets all patches enter the encoder, and a head that decodes some of the masked "
                     f"ones needs a mask that leaves them out; set share to 1 and attends to all"
@@ -145,10 +145,10 @@ class Method:
         masked: dict[tuple[int, Grid], Tensor] = {}  # stages often share a mask
         for stage, view in enumerate(views):
             head, own = self.head(stage), self.grid(stage, grid)
-            if not _decodes_partly(head, whole=whole) and (whole or not self._skips_visible(head)):
+            if not decodes_partly(head, whole=whole) and (whole or not self._skips_visible(head)):
                 continue
-            visible = next(other.keep for other in drawn if other.masked is view.masked).shape[1]
-            if _decodes_partly(head, whole=whole):
+            visible = num_visible(view, drawn)
+            if decodes_partly(head, whole=whole):
                 share = 1.0 if whole else head.share
                 views[stage] = choose(view, own, share, draw_ids, visible=visible, stage=stage, seed=seed)
                 continue
@@ -224,17 +224,6 @@ class MIM(nn.Module):
             made: dict[int, ViewPlan] = {key: self.encoder.plan(grid, keep) for key, keep in keeps.items()}
             views = [replace(view, plan=made[id(view.keep)]) for view in views]
         return on_device(views, images.device)
-
-    def loss_weights(self, draw_ids: Tensor, image_size: tuple[int, int], seed: int) -> Tensor:
-        """Return the loss weights of all samples draw_ids [B], int64, summed for every stage: [S].
-
-        Args:
-            draw_ids: name sample and epoch.
-            image_size: height and width of their images.
-            seed: of the masks.
-        """
-        views = self.method.views(draw_ids, self.method.encoder.level(0).grid(*image_size), seed)
-        return torch.stack([view.weighted(self.mean.dtype).masked.sum() for view in views])
 
     def stage_layers(self, stage: int) -> range:
         """Return the numbers of a stage's layers, 0-based."""
@@ -362,7 +351,12 @@ class MIM(nn.Module):
         return loss
 
 
-def _decodes_partly(head: HeadConfig, *, whole: bool = False) -> TypeGuard[DecodesPartly]:
+def num_visible(view: StageView, drawn: Sequence[StageView]) -> int:
+    """Return how many patches of an image are visible by a view's mask, which several of those drawn may share."""
+    return next(other.keep for other in drawn if other.masked is view.masked).shape[1]
+
+
+def decodes_partly(head: HeadConfig, *, whole: bool = False) -> TypeGuard[DecodesPartly]:
     """Return whether a head decodes chosen tokens alone, when all that is masked is to be decoded too."""
     return isinstance(head, DecodesPartly) and (head.attends == "visible" or (head.share < 1 and not whole))
 

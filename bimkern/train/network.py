@@ -98,6 +98,11 @@ def compile_each(parts: Iterable[nn.Module]) -> None:
             layer.compile()
 
 
+def parts(model: Any) -> list[nn.Module]:
+    """Return the parts of a network that have layers: its encoder and the heads of pre-training."""
+    return [model.encoder, *getattr(model, "heads", ())]
+
+
 def called_layers(part: Any) -> Iterator[nn.Module]:
     """Yield the modules that a part of a network calls for its layers: a level of layers is called one by one."""
     for layer in part.layers:

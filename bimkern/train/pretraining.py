@@ -1,6 +1,7 @@
 """The task of masked image modeling: its network and updates, one step, held-out images, and what it exports."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import Trained
 from bimkern.importers.initialize import InitialWeights
 from bimkern.mim.flow import MicroBatch, StepOptions
+from bimkern.mim.loss_weights import loss_weights
+from bimkern.mim.model import MIM
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
 from bimkern.train import network
@@ -45,7 +48,7 @@ class Pretraining:
         device: torch.device,
         init: InitialWeights | None = None,
         ranks: Ranks = ALONE,
-        part: NetworkPart = WHOLE,
+        part: NetworkPart[MIM] = WHOLE,
     ) -> None:
         """Build the network and its updates, and load the images that it is evaluated on.
 
@@ -65,7 +68,8 @@ class Pretraining:
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
-            self.model = network.build(config)
+            build = partial(network.build, config)
+            self.model = part.built(build) if init is None else build()  # all of --init is in memory anyway
         if init is not None:
             self.model.load_state_dict(init.tensors, strict=False)  # the rest stays random, as the report says
         self._init = None if init is None else init.sha256
@@ -124,7 +128,7 @@ class Pretraining:
             return {}
         seed, size = self._config.run.seed, self._layout.at(index).image_size
         ids = step_draw_ids(self._layout, index, self._num_images, seed).to(self._device, non_blocking=True)
-        weights = self.model.loss_weights(ids, size, seed)
+        weights = loss_weights(self.model, ids, size, seed)
         return {"denominators": weights, "ready": self._ready, "ahead": lambda number: self.updates[number].ahead()}
 
     def _ready(self, number: int) -> None:

@@ -25,7 +25,8 @@ from bimkern.train.config.normalization import normalized
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.config.stage import StageConfig, check_stages
-from bimkern.train.loop.sharing import SharedImages, Sharing
+from bimkern.train.loop.shared import shared
+from bimkern.train.loop.sharing import Sharing
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.memory.shares import spared_bytes
 from bimkern.train.pipeline.sharing import SharedStages
@@ -113,7 +114,7 @@ def _run(
         say(f"normalized by mean {config.method.mean} and std {config.method.std}; see {folder.normalization}")
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_briefly(config, images, training.describe_loader(config, inputs, images)))
-    with agreed(ranks):
+    with ranks.patient(), agreed(ranks):
         _begin_from(init, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.complete()
@@ -137,15 +138,9 @@ def _shared_normalization(config: Config, ranks: Ranks) -> Config:
 
 def _shared(config: Config, ranks: Ranks) -> tuple[Sharing, dict[str, Any]]:
     """Return how ranks share the work, and what the task must know of it."""
-    device = resolve_device(config.run.device)
-    if isinstance(ranks, Group) and config.run.shard == "full":
-        from bimkern.train.loop.sharded_layers import SharedLayers  # torch's DTensor takes seconds to import
-
-        layers = SharedLayers(ranks, device)
-        return layers, {"ranks": ranks, "part": layers}
     if not config.run.pipeline or not isinstance(ranks, Group):
-        return SharedImages(ranks), {"ranks": ranks}
-    stages = SharedStages(ranks, config.method, device)
+        return shared(config, ranks)
+    stages = SharedStages(ranks, config.method, resolve_device(config.run.device))
     return stages, {"part": stages}
 
 

@@ -98,9 +98,11 @@ class Trainer:
             OutOfMemory: there was not enough for a step.
             ConfigError, CheckpointError: the checkpoint is of another run, or does not fit.
         """
-        done = self._resume()
-        facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
-        self.folder.record(self.config, None if done == self.layout.num_steps else facts)
+        with self.ranks.patient():  # disks may be slow
+            done = self._resume()
+            facts = resolved.start(self.config, self.layout, self.device, self._loading, done)
+            self.folder.record(self.config, None if done == self.layout.num_steps else facts)
+            (watched,) = self.ranks.all_reduce_max([self._callbacks.on_step is not None])
         if done == self.layout.num_steps:
             # Without them it was killed between its last checkpoint and its pictures.
             undrawn = self.ranks.broadcast_object(not self.folder.has_picture(self.task.pictures.newest))
@@ -110,7 +112,6 @@ class Trainer:
             return
         if self.config.run.compile:
             self.task.compile()
-        (watched,) = self.ranks.all_reduce_max([self._callbacks.on_step is not None])
         session = Session(self, done, watched=bool(watched))
         signals = session.signals
         try:
@@ -219,8 +220,7 @@ class Trainer:
         Raises:
             OutOfMemory: there was not enough memory.
         """
-        index = session.done
-        segment = self.layout.at(index)
+        index, segment = session.done, self.layout.at(session.done)
         number = index - max(session.first, segment.first_step)
         if number == 0:
             self._live_activation_bytes = None

@@ -138,7 +138,7 @@ def opened_folder(config: TrainingConfig, inputs: Inputs, ranks: Ranks) -> Itera
         folder = folder_of(config)
         if ranks.rank:
             folder = RunFolder(Path(stack.enter_context(TemporaryDirectory(prefix=f"bimkern-rank-{ranks.rank}-"))))
-        with agreed(ranks):
+        with ranks.patient(), agreed(ranks):
             for listing in inputs.listings:
                 for data in listing.source.paths:
                     if folder.path.resolve().is_relative_to(data.resolve()):

@@ -3,20 +3,23 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import __main__ as bench
 from bench.scaling import command
 from bench.scaling import methods as scaling_methods
 from bench.scaling.measure import Measured
-from bench.scaling.methods import BIM, BIM_AT_END, MAE, Ours, methods
+from bench.scaling.methods import BIM, BIM_AT_END, LARGER_IN_DDP, LARGER_MAE, MAE, NAMES, Ours, method
 from bench.scaling.model import Link, Phase, typical
-from bench.scaling.picture import draw
+from bench.scaling.picture import draw, overlap
 from bench.scaling.projection import RANKS, Device, lines
 from bench.scaling.rank import Measurements, serve
 from bimkern.distributed.ranks import ALONE
+from bimkern.distributed.transfers import BUCKET_BYTES
 from bimkern.recipes import RECIPES
 
 LINK = Link(bytes_per_s=1e9, latency_s=1e-5)
@@ -45,11 +48,21 @@ def test_a_rank_answers_every_order(measurements: Measurements) -> None:
     assert [phase["gradient_bytes"] > 0 for phase in found[5]] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("name", [BIM, BIM_AT_END, MAE])
+@pytest.mark.parametrize("name", NAMES)
 def test_phases_reduce_every_gradient(name: str) -> None:
-    method = methods(2, ALONE)[name]
-    method.step()
-    assert sum(phase.gradient_bytes for phase in method.phases()) == method.gradient_bytes
+    built = method(name, 2, ALONE)
+    built.step()
+    assert sum(phase.gradient_bytes for phase in built.phases()) == built.gradient_bytes
+
+
+def test_the_network_that_ddp_wraps_takes_our_steps() -> None:
+    ours, wrapped = (method(name, 2, ALONE) for name in (LARGER_MAE, LARGER_IN_DDP))
+    assert ours.gradient_bytes == wrapped.gradient_bytes > 3 * BUCKET_BYTES
+    for built in (ours, wrapped):
+        built.step()
+        built.finish()
+    for one, other in zip(ours._model.parameters(), wrapped._network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
@@ -66,14 +79,20 @@ def test_the_picture_shows_every_number_of_devices(tmp_path: Path) -> None:
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_step_that_waits_for_everything_overlaps_with_none() -> None:
+    one = Measured(method=BIM_AT_END, compute_s=1.0, wire_s=0.5, step_s=1.1, predicted_s=1.5, gradient_bytes=8)
+    assert overlap(one) == "80%"
+    assert [overlap(replace(one, step_s=seconds)) for seconds in (1.4976, 1.5, 1.56)] == ["none"] * 3
+
+
 def test_buckets_are_those_of_the_trainer_where_the_model_is_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling_methods, "BUCKET_BYTES", 2**18)
-    method = Ours(RECIPES["mae_vit_test"].config, 2, ALONE)
-    method.step()
-    (_, *buckets) = method.phases()
+    built = Ours(RECIPES["mae_vit_test"].config, 2, ALONE)
+    built.step()
+    (_, *buckets) = built.phases()
     assert len(buckets) > 1
     assert all(phase.gradient_bytes >= 2**18 for phase in buckets[:-1])
-    assert sum(phase.gradient_bytes for phase in buckets) == method.gradient_bytes
+    assert sum(phase.gradient_bytes for phase in buckets) == built.gradient_bytes
 
 
 def test_a_phase_is_as_long_as_the_median_of_its_tries() -> None:

@@ -21,6 +21,7 @@ from failing_ranks import (
     hanging_while_others_wait_for_its_disk,
     losing_rank_0,
     on_a_slow_disk,
+    opening_its_files_slowly,
     with_a_mistake,
     with_sigterm_before_the_first_step,
     without_a_way_to_be_patient,
@@ -173,6 +174,17 @@ def test_a_save_that_is_slower_than_the_timeout_is_waited_for(photos, tmp_path):
         folder = tmp_path / f"{size}"
         given = [*arguments(photos, folder, steps=6, timeout=5), *kind]
         runs.append(RankProcesses(on_a_slow_disk, size, folder / "output", given, 8))
+    for ranks in runs:
+        assert set(ranks.wait()) == {0}, "".join(ranks.stderr())
+
+
+def test_a_rank_that_opens_its_files_more_slowly_than_the_timeout_is_waited_for(photos, tmp_path):
+    """Either rank, and one of a pipeline, in three runs at a time, since all wait."""
+    runs = []
+    for slow, size, kind in ((0, 2, []), (1, 2, []), (2, 4, ["--pipeline"])):
+        folder = tmp_path / f"{slow}"
+        given = [*arguments(photos, folder, steps=2, timeout=5), *kind]
+        runs.append(RankProcesses(opening_its_files_slowly, size, folder / "output", given, slow, 7))
     for ranks in runs:
         assert set(ranks.wait()) == {0}, "".join(ranks.stderr())
 

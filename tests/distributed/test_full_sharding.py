@@ -2,13 +2,14 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from finished_runs import killed, saved
-from full_ranks import command_without_memory, train_and_count
+from full_ranks import build_and_count, command_without_memory, train_and_count
 from rank_processes import RankProcesses, preload
 from safetensors.torch import load_file
 from sharded_ranks import train_in_turn
@@ -16,8 +17,8 @@ from shared_runs import nan_in_stage_3, records, train_with
 
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train import network
-from bimkern.train.config.finetuning import FinetuneOptions
 from bimkern.train.config.run import ConfigError, RunConfig
 from bimkern.train.loop import sharded_layers
 from bimkern.train.loop.sharded_layers import SharedLayers
@@ -111,6 +112,32 @@ def test_a_device_gets_one_whole_layer_at_a_time(monkeypatch):
     assert calls == [*((what, layer) for layer in layers for what in ("moved", "sharded")), ("moved", model)]
 
 
+def test_no_rank_has_more_than_its_share_and_a_layer_while_the_network_is_built(tmp_path):
+    model = network.build(RECIPES["mae_vit_test"].config)
+    layers = [layer for part in (model.encoder, *model.heads) for layer in part.layers]
+    largest = max(sum(p.nbytes for p in layer.parameters()) for layer in layers)
+    whole = sum(p.nbytes for p in model.parameters())
+    for now, peak, equal in RankProcesses(build_and_count, 2, tmp_path, "mae_vit_test").results():
+        assert equal
+        assert now < 0.65 * whole
+        assert peak <= now + largest
+
+
+def test_a_network_whose_constructor_reads_its_weights_is_built_at_once(caplog):
+    def build():
+        layer = torch.nn.Linear(3, 3)
+        layer.weight.data.copy_(layer.weight.data * 2)
+        return layer
+
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(3)
+        expected = build()
+        torch.default_generator.manual_seed(3)
+        layer = SharedLayers(MagicMock(rank=0, size=2), torch.device("cpu")).built(build)
+    assert torch.equal(layer.weight, expected.weight)
+    assert "the network is built as a whole in every rank, on the host (aten.mul" in caplog.text
+
+
 def test_layers_of_a_swin_are_those_that_it_calls(tmp_path):
     options, name = {"steps": 3, "batch_size": 8}, "bim_swin_tiny_test"
     runs = [(name, tmp_path / shard, options | {"shard": shard}) for shard in ("none", "full")]
@@ -188,9 +215,10 @@ def test_what_does_not_go_with_it_is_refused(options, message):
         RunConfig(shard="full", **options)
 
 
-def test_fine_tuning_is_refused():
-    with pytest.raises(ConfigError, match="--shard full is for pre-training; choose optimizer"):
-        FinetuneOptions(shard="full")
+def test_averaged_weights_of_fine_tuning_are_refused():
+    config = FINETUNE_RECIPES["demo"].config
+    with pytest.raises(ConfigError, match=r"--shard full: averaged weights are a second network.*choose --shard optim"):
+        replace(config, run=replace(config.run, shard="full"), ema=0.9)
 
 
 def test_ranks_that_would_gather_layers_unequally_often_are_refused(tmp_path):

@@ -17,6 +17,8 @@ from bimkern.train import training
 from bimkern.train.checkpoint import store
 from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting.bottleneck import Prefetcher
+from bimkern.train.run_folder.folder import RunFolder
 
 
 def with_a_mistake(arguments):
@@ -108,14 +110,26 @@ def without_a_way_to_be_patient(timeout):
         return str(error)
 
 
-def on_a_slow_disk(arguments, seconds):
-    """Run a command whose first save takes rank 0 so long."""
-    save, first = store.save, [seconds]
+def opening_its_files_slowly(arguments, slow, seconds):
+    """Run a command; one rank takes so long to open its folder, to write its config, and to read the first images."""
+    if os.environ["RANK"] == f"{slow}":
+        for owner, name in ((RunFolder, "open"), (RunFolder, "record"), (Prefetcher, "next")):
+            _slow_once(owner, name, seconds)
+    main(arguments)
+
+
+def _slow_once(owner, name, seconds):
+    function, left = getattr(owner, name), [seconds]
 
     def slow(*given, **options):
-        if first:
-            time.sleep(first.pop())
-        return save(*given, **options)
+        if left:
+            time.sleep(left.pop())
+        return function(*given, **options)
 
-    store.save = slow
+    setattr(owner, name, slow)
+
+
+def on_a_slow_disk(arguments, seconds):
+    """Run a command whose first save takes rank 0 so long."""
+    _slow_once(store, "save", seconds)
     main(arguments)

@@ -1,11 +1,19 @@
 """Runs of ranks that share out layers as well, as functions that ranks import."""
 
 import os
+from functools import partial
 
+import torch
+from live_on_host import OnHost
 from shared_runs import config_of, out_of_memory
 from torch.distributed.tensor import DTensor
 
+from bimkern.distributed.connect import connected
 from bimkern.pretrain import main
+from bimkern.recipes import RECIPES
+from bimkern.train import network
+from bimkern.train.loop.sharded_layers import SharedLayers
+from bimkern.train.memory.live_bytes import LiveBytes
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.run import run
 
@@ -27,6 +35,22 @@ def train_and_count(name, out, options):
     finally:
         Pretraining.complete = complete
     return found[0]
+
+
+def build_and_count(name):
+    """Build and shard a recipe's network; return live bytes, their peak, and whether it is the one built at once."""
+    build, live = partial(network.build, RECIPES[name].config), LiveBytes()
+    with connected("cpu", 60) as ranks, torch.random.fork_rng(devices=()):
+        layers = SharedLayers(ranks, torch.device("cpu"))
+        with OnHost([], live):
+            torch.default_generator.manual_seed(3)
+            model = layers.built(build)
+            layers.keep(model, torch.device("cpu"))
+        layers.complete(model)
+        torch.default_generator.manual_seed(3)
+        whole, state = build().state_dict(), model.state_dict()
+        equal = all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+        return live.now, live.peak, whole.keys() == state.keys() and equal
 
 
 def command_without_memory(arguments):

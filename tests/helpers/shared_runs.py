@@ -117,9 +117,10 @@ def finetune_without_memory(number, *given):
     return finetune_with(*given)
 
 
-def finetune_with(data, backbone, out):
+def finetune_with(data, backbone, out, shard="none"):
     """Fine-tune the encoder of a run on labeled images; return the accuracy."""
     config = FINETUNE_RECIPES["demo"].config
     options = {"steps": 6, "batch_size": 8, "data": data, "backbone": backbone, "out": out, "workers": 0}
+    options["shard"] = shard
     run = replace(config.run, epochs=1.0, log_every=1, eval_every=2, dist_timeout=60, **options)
     return finetune(replace(config, run=run)).held_out.top1

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bimkern.mim.flow import MicroBatch, StepOptions
+from bimkern.mim.loss_weights import loss_weights
 from bimkern.mim.masking.choice import num_chosen
 from bimkern.mim.model import MIM
 from bimkern.mim.operations import head_flops
@@ -58,11 +59,22 @@ def test_every_stage_chooses_as_many_masked_tokens_of_every_image_for_itself(rec
         assert len({tuple(row) for row in view.chosen.tolist()}) > 8
     again = model.views(images[:5], ids[:5], 8)
     assert all(torch.equal(a.chosen, b.chosen[:5]) for a, b in zip(again, some, strict=True))
-    weights = model.loss_weights(ids, tuple(images.shape[2:]), 8)
+    weights = loss_weights(model, ids, tuple(images.shape[2:]), 8)
     assert torch.equal(weights, torch.stack([view.masked.sum() for view in some]))
     if recipe == "bim_vit_test_growing":
         shared = [set(map(tuple, view.chosen.tolist())) for view in some]
         assert not set.intersection(*shared)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test_growing", "greenmim_swin_tiny_test"])
+def test_loss_weights_of_a_step_are_those_of_its_views_without_a_choice(recipe, share, monkeypatch):
+    model = MIM(method_of(recipe, share=share))
+    ids, size = torch.arange(9), 2 * (model.method.encoder.image_size,)
+    views = model.views(torch.zeros(9, 3, *size, dtype=torch.uint8), ids, 8)
+    for choosing in ("choose", "masked_ids"):
+        monkeypatch.setattr(f"bimkern.mim.model.{choosing}", None)
+    assert torch.equal(loss_weights(model, ids, size, 8), torch.stack([view.masked.sum() for view in views]))
 
 
 def test_uniform_choice():
@@ -78,7 +90,7 @@ def test_uniform_choice():
 def test_all_chosen_is_what_is_decoded_whole(target, monkeypatch):
     model = model_of(method_of(target=target))
     expected = loss_of(model)
-    monkeypatch.setattr("bimkern.mim.model._decodes_partly", lambda head, whole=False: True)
+    monkeypatch.setattr("bimkern.mim.model.decodes_partly", lambda head, whole=False: True)
     torch.testing.assert_close(loss_of(model), expected, rtol=1e-6, atol=0)
 
 

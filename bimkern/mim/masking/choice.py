@@ -26,10 +26,19 @@ def masked_ids(view: StageView, grid: Grid, visible: int) -> Tensor:
         grid: rows and columns of the tokens, whole cells of which are masked or visible.
         visible: patches of an image that count in no loss.
     """
+    return view.weights(grid).argsort(dim=1, descending=True, stable=True)[:, : _num_masked(view, grid, visible)]
+
+
+def _num_masked(view: StageView, grid: Grid, visible: int) -> int:
     (rows, columns), (patch_rows, patch_columns) = grid, view.grid
-    num_tokens = rows * columns
-    num_masked = num_tokens - visible * num_tokens // (patch_rows * patch_columns)
-    return view.weights(grid).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+    return rows * columns - visible * rows * columns // (patch_rows * patch_columns)
+
+
+def chosen_weight(view: StageView, grid: Grid, share: float, *, visible: int) -> Tensor:
+    """Return the sum of the loss weights that choose() leaves, without drawing: of every image it is the same."""
+    count = num_chosen(share, _num_masked(view, grid, visible))
+    patches = (view.grid[0] // grid[0]) * (view.grid[1] // grid[1])  # of a token
+    return view.masked.new_tensor(len(view.masked) * count * patches)
 
 
 def choose(

@@ -42,8 +42,6 @@ class FinetuneOptions(RunOptions):
         super().__post_init__()
         if not 0 < self.eval_every < math.inf:
             raise ConfigError(f"--eval-every must be above 0 and finite, got {self.eval_every:g}")
-        if self.shard == "full":
-            raise ConfigError("--shard full is for pre-training; choose optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +70,11 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError(f"FinetuneConfig: ema must be in (0, 1), got {self.ema}")  # 1 would never learn
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"FinetuneConfig: drop_path must be in [0, 1), got {self.drop_path}")
+        if self.ema is not None and self.run.shard == "full":
+            raise ConfigError(
+                "--shard full: averaged weights are a second network, of which each rank has all; choose --shard "
+                "optimizer, or leave ema out"
+            )
 
     @property
     def known_encoder(self) -> EncoderConfig:

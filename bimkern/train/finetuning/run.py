@@ -26,9 +26,10 @@ from bimkern.output import say
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.finetuning import FinetuneConfig
+from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import ConfigError, resolve_device
 from bimkern.train.finetuning.task import Finetuning
-from bimkern.train.loop.sharing import SharedImages
+from bimkern.train.loop.shared import shared
 from bimkern.train.memory.budget import check_memory
 from bimkern.train.memory.shares import spared_bytes
 from bimkern.train.reporting import metrics
@@ -80,6 +81,9 @@ def finetune(config: FinetuneConfig, callbacks: Callbacks = NO_CALLBACKS) -> Fin
     with training.connected_ranks(config) as ranks:
         with ranks.patient(), agreed(ranks):
             config, init, inputs, labels = _begin(config)
+        with agreed(ranks):
+            if config.run.shard == "full":
+                check_passes(config, ranks.size)
         training.check_ranks(config, ranks)
         with ranks.patient(), agreed(ranks):
             spares = partial(spared_bytes, config, ranks.size)
@@ -98,20 +102,22 @@ def _finetune(
     ranks: Ranks,
 ) -> Finetuned:
     labels, held_out_labels = all_labels
+    sharing, known = shared(config, ranks)
 
     def make_task(
         config: FinetuneConfig, layout: StepLayout, images: FrozenDataset, loader: Loader, device: torch.device
     ) -> Finetuning:
         read: dict[str, Any] = {"images": images, "labels": labels, "held_out_labels": held_out_labels}
         made: dict[str, Any] = {"loader": loader, "pictures": folder.pictures, "device": device, "init": init}
-        return Finetuning(config, layout, **read, **made, ranks=ranks)
+        return Finetuning(config, layout, **read, **made, **known)
 
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_finetuning(config, images, training.describe_loader(config, inputs, images)))
     if not folder.has_checkpoint and init is not None:
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
-    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, SharedImages(ranks))
+    config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
+    task.complete()
     if ranks.rank == 0:
         task.export(folder.exported)
     return Finetuned(config, folder, labels.classes, task.evaluate(), task.trained.eval())

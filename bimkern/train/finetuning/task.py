@@ -33,6 +33,7 @@ from bimkern.train import network
 from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import DTYPES, ConfigError
+from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
 from bimkern.train.optim.group import GroupOptimizer
@@ -62,6 +63,7 @@ class Finetuning:
         device: torch.device,
         init: InitialWeights | None = None,
         ranks: Ranks = ALONE,
+        part: NetworkPart[Classifier] = WHOLE,
     ) -> None:
         """Build the network and its updates.
 
@@ -76,6 +78,7 @@ class Finetuning:
             device: where the network is.
             init: the weights of the encoder; None: random ones. A checkpoint replaces them.
             ranks: that share every step, as the layout says.
+            part: of the network, that this process trains.
         """
         run = config.run
         self._config, self._layout, self._device, self._images = config, layout, device, images
@@ -92,10 +95,11 @@ class Finetuning:
             "backbone": None if init is None else init.sha256,
             "labels": _digest(labels, images.images),
         }
-        self.model.to(device)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
+        self._part = part
+        part.keep(self.model, device)
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self._is_behind = False  # whether the average has yet to follow the last update
         self._ranks = ranks
@@ -160,14 +164,14 @@ class Finetuning:
 
     def state(self) -> dict[str, Tensor | Streamed]:
         self._follow()
-        state: dict[str, Tensor | Streamed] = {**self.model.state_dict()}
+        state = self._part.state(self.model)
         if self._average is not None:
             state |= {f"{_AVERAGE}{name}": tensor for name, tensor in self._average.state_dict().items()}
         return state
 
     def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
-        own = {name: read(tensor) for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
-        self.model.load_state_dict(own)
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
+        self._part.load_state(self.model, own)
         self._is_behind = False
         if self._average is not None:
             self._average.load_state_dict({name: read(tensors[f"{_AVERAGE}{name}"]) for name in own})
@@ -217,6 +221,12 @@ class Finetuning:
             return kept
 
         return draw
+
+    def complete(self) -> None:
+        """Have the whole network in this process, after the last step; nothing is trained any more."""
+        self._follow()
+        self.updates.clear()
+        self._part.complete(self.model)
 
     def export(self, folder: Path) -> None:
         """Write the classifier as it is after the last step."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from bimkern.data.batches import Batch
 from bimkern.data.source import SourceError
-from bimkern.distributed.agree import first_error
+from bimkern.distributed.agree import first_error, meet
 from bimkern.distributed.ranks import Ranks
 from bimkern.distributed.transfers import Traffic
 from bimkern.errors import BimkernError
@@ -51,7 +51,7 @@ class Agreement:
         """Take what ranks agree on, and what returns the time that their layers took on the way."""
         self._ranks, self._quarantine, self._updates, self._layers = ranks, quarantine, updates, layers
         self._faults: dict[str, str] = {}  # found by this rank since the last agreement
-        self._waited = 0.0  # seconds
+        self._waited, self._met = 0.0, False  # seconds; in the first step of this process
 
     def quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
         """Quarantine files that this rank has found bad; the others do so at the next step.
@@ -66,6 +66,9 @@ class Agreement:
         self, signals: StopSignals, batch: Sequence[Batch], failure: BimkernError | None, steps_done: int
     ) -> BimkernError | None:
         """Agree on what came of loading a step; return why it failed on any rank, None where all have theirs."""
+        if not self._met:
+            meet(self._ranks)  # which may take long to open and read the first files
+            self._met = True
         failed, found = self._any(signals, failure is not None, bool(self._faults))
         if found:
             try:

@@ -4,10 +4,11 @@ Layers are those of the encoder and of the heads. What lies outside of them ever
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from bimkern.distributed.ranks import Group
 from bimkern.errors import RunError
 from bimkern.mim.flow import Flow
-from bimkern.mim.model import MIM, Method
+from bimkern.mim.model import Method
 from bimkern.mim.pipeline import assign
 from bimkern.train.checkpoint.shared import load_shared
 from bimkern.train.checkpoint.store import Checkpoint
@@ -26,11 +27,16 @@ from bimkern.train.config.run import ConfigError
 from bimkern.train.loop.agreement import Agreement
 from bimkern.train.loop.sharing import SharedImages
 from bimkern.train.memory.budget import is_out_of_memory
-from bimkern.train.network import called_layers
+from bimkern.train.network import called_layers, parts
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.run_folder.dataset_manifest import Quarantine
 from bimkern.train.sharding import sharded_tensors
+from bimkern.train.sharding.late_weights import LateWeights, NotLate
 from bimkern.train.sharding.layer_transfers import LayerTransfers
+
+logger = logging.getLogger("bimkern.train")
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class LayerOutOfMemory(RunError, RuntimeError):
@@ -46,6 +52,7 @@ class SharedLayers(SharedImages):
         self._mesh, self._transfers = ranks.mesh(device.type), LayerTransfers()
         self._plain: dict[str, nn.Module] = {}  # the layers as they were, without memory
         self._names: frozenset[str] = frozenset()  # of weights that are sharded
+        self._late = LateWeights()
 
     # of the trainer
 
@@ -72,15 +79,26 @@ class SharedLayers(SharedImages):
     def flow(self, method: Method) -> Flow:
         return method.flow
 
-    def keep(self, model: MIM, device: torch.device) -> None:
-        """Keep this rank's share of every layer; the device has one whole layer at a time.
+    def built(self, build: Callable[[], N]) -> N:
+        """Build a network whose layers are without memory until keep() draws one after the other."""
+        state = torch.get_rng_state()
+        try:
+            with self._late:
+                return build()
+        except NotLate as reason:
+            logger.warning("--shard full: the network is built as a whole in every rank, on the host (%s)", reason)
+        torch.set_rng_state(state)
+        return build()
+
+    def keep(self, model: nn.Module, device: torch.device) -> None:
+        """Keep this rank's share of every layer; host and device have one whole layer at a time.
 
         Raises:
             ConfigError: torch cannot shard a layer.
         """
         names = {module: name for name, module in model.named_modules()}
         self._plain, seen, layers = {}, set[nn.Parameter](), list[FSDPModule]()
-        for part in (model.encoder, *model.heads):
+        for part in parts(model):
             for layer in called_layers(part):
                 own = set(layer.parameters())
                 if own & seen:
@@ -88,10 +106,13 @@ class SharedLayers(SharedImages):
                 seen |= own
                 if own:
                     self._plain[names[layer]] = _without_memory(layer)
+                    self._late.draw(layer)
                     layer.to(device)
                     layers.append(self._sharded(layer))
         share_comm_ctx(layers)  # so that what a layer sends is freed when the next one sends, not after the last
-        model.to(device)  # what lies outside of layers
+        self._late.draw(model)  # what lies outside of layers
+        self._late = LateWeights()  # which keeps nothing of this network
+        model.to(device)
         self._names = frozenset(name for name, tensor in model.state_dict().items() if isinstance(tensor, DTensor))
 
     def _sharded(self, layer: nn.Module) -> FSDPModule:
@@ -107,7 +128,7 @@ class SharedLayers(SharedImages):
         made.set_modules_to_backward_prefetch([made])
         return made
 
-    def state(self, model: MIM) -> dict[str, Tensor | Streamed]:
+    def state(self, model: nn.Module) -> dict[str, Tensor | Streamed]:
         return {name: self._streamed(name, tensor) for name, tensor in model.state_dict().items()}
 
     def _streamed(self, name: str, tensor: Tensor) -> Tensor | Streamed:
@@ -115,7 +136,7 @@ class SharedLayers(SharedImages):
             return tensor
         return sharded_tensors.streamed(name, tensor, _local(tensor), self.ranks)
 
-    def load_state(self, model: MIM, tensors: Mapping[str, Tensor | Streamed]) -> None:
+    def load_state(self, model: nn.Module, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over weights, of which rank 0 has all, and each of the others what is not sharded.
 
         Raises:
@@ -131,11 +152,11 @@ class SharedLayers(SharedImages):
         if odd:
             raise KeyError(", ".join(odd))
 
-    def everywhere(self, model: MIM) -> MIM:
+    def everywhere(self, model: N) -> N:
         return model
 
     @torch.no_grad()
-    def complete(self, model: MIM) -> None:
+    def complete(self, model: nn.Module) -> None:
         """Give the network to every rank as a whole, in layers that are not sharded any more."""
         for name, plain in self._plain.items():
             layer = model.get_submodule(name)

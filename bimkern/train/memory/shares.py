@@ -7,12 +7,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bimkern.data.step_layout import Segment
 from bimkern.distributed.transfers import BUCKET_BYTES
+from bimkern.train import network
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.memory.budget import MemoryEstimator
 from bimkern.train.memory.estimate import STATES, MemoryEstimate, without_values
 from bimkern.train.memory.ranks import RankEstimate
-from bimkern.train.network import called_layers
 
 # Copies of a layer at a time, at most: its weights, its gradients, and these in the order in which they are sent.
 _LAYER_COPIES = 3
@@ -86,8 +86,8 @@ def _trained(config: TrainingConfig) -> _Trained:
         model: Any = without_values(config).model
         whole = {"all": list(model.named_parameters())}
         groups = config.method.flow.partition(model) if isinstance(config, Config) else whole
-        parts = (model.encoder, *model.heads) if config.run.shard == "full" else ()
-        layers = [[list(layer.parameters()) for layer in called_layers(part)] for part in parts]
+        parts = network.parts(model) if config.run.shard == "full" else ()
+        layers = [[list(layer.parameters()) for layer in network.called_layers(part)] for part in parts]
         sizes = [[sum(p.nbytes for p in layer) for layer in part] for part in layers]
         sharded = {p for part in layers for layer in part for p in layer}
         rest = [sum(p.nbytes for _, p in group if p.requires_grad and p not in sharded) for group in groups.values()]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bimkern.data.batches import Batch
+from bimkern.distributed.agree import meet
 from bimkern.distributed.ranks import Group
 from bimkern.errors import BimkernError, RunError
 from bimkern.train.pipeline.link import Link
@@ -34,6 +35,7 @@ class StageAgreement:
     def __init__(self, ranks: Group, quarantine: Quarantine, link: Link) -> None:
         self._ranks, self._quarantine, self._link = ranks, quarantine, link
         self._pending: deque[Callable[[], list[int]]] = deque()
+        self._met = False  # in the first step of this process
         self._images = 0  # a checksum of those of this step
 
     def quarantine(self, faults: Mapping[str, str], steps_done: int) -> None:
@@ -61,6 +63,9 @@ class StageAgreement:
             raise hung
         if failure is not None:
             raise StageFailed(f"{failure}. {self._resumes}") from failure
+        if not self._met:
+            meet(self._ranks)  # which may take long to open and read the first files
+            self._met = True
         self._images = zlib.crc32(b"".join(part.sample_ids.numpy().tobytes() for part in batch))
 
     def on_step(self, signals: StopSignals, *, out_of_memory: bool = False) -> bool:

@@ -84,6 +84,9 @@ class SharedStages:
     def flow(self, method: Method) -> Pipeline:
         return Pipeline(self.ranks.rank, self._link)
 
+    def built(self, build: Callable[[], MIM]) -> MIM:
+        return build()
+
     def keep(self, model: MIM, device: torch.device) -> None:
         """Free what other ranks have of a network, and move the rest to the device."""
         keep_stage(model, self.ranks.rank)

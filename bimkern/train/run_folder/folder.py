@@ -86,7 +86,8 @@ class RunFolder:
     def share_images(self, ranks: Ranks) -> None:
         """Give the images of rank 0, and its quarantine, to the folders of other ranks, which then resume with them."""
         files = [self.path / name for name in (IMAGES, QUARANTINE)]
-        texts = ranks.broadcast_object([file.read_text() if file.exists() else "" for file in files])
+        with ranks.patient():  # a disk may be slow
+            texts = ranks.broadcast_object([file.read_text() if file.exists() else "" for file in files])
         if ranks.rank:
             for file, text in zip(files, texts, strict=True):
                 file.write_text(text)

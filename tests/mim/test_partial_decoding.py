@@ -47,7 +47,8 @@ def loss_of(model, stage=0, **options):
 def test_every_stage_chooses_as_many_masked_tokens_of_every_image_for_itself(recipe):
     model = MIM(method_of(recipe, share=0.4))
     ids = torch.arange(16)
-    images = torch.zeros(16, 3, *2 * [model.method.encoder.image_size.height], dtype=torch.uint8)
+    size = model.method.encoder.image_size
+    images = torch.zeros(16, 3, *size, dtype=torch.uint8)
     whole, some = (model.views(images, ids, 8, whole=choice) for choice in (True, False))
     for stage, (before, view) in enumerate(zip(whole, some, strict=True)):
         grid = model.method.grid(stage, view.grid)
@@ -59,7 +60,7 @@ def test_every_stage_chooses_as_many_masked_tokens_of_every_image_for_itself(rec
         assert len({tuple(row) for row in view.chosen.tolist()}) > 8
     again = model.views(images[:5], ids[:5], 8)
     assert all(torch.equal(a.chosen, b.chosen[:5]) for a, b in zip(again, some, strict=True))
-    weights = loss_weights(model, ids, tuple(images.shape[2:]), 8)
+    weights = loss_weights(model, ids, size, 8)
     assert torch.equal(weights, torch.stack([view.masked.sum() for view in some]))
     if recipe == "bim_vit_test_growing":
         shared = [set(map(tuple, view.chosen.tolist())) for view in some]
@@ -70,7 +71,7 @@ def test_every_stage_chooses_as_many_masked_tokens_of_every_image_for_itself(rec
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "bim_vit_test_growing", "greenmim_swin_tiny_test"])
 def test_loss_weights_of_a_step_are_those_of_its_views_without_a_choice(recipe, share, monkeypatch):
     model = MIM(method_of(recipe, share=share))
-    ids, size = torch.arange(9), 2 * (model.method.encoder.image_size,)
+    ids, size = torch.arange(9), model.method.encoder.image_size
     views = model.views(torch.zeros(9, 3, *size, dtype=torch.uint8), ids, 8)
     for choosing in ("choose", "masked_ids"):
         monkeypatch.setattr(f"bimkern.mim.model.{choosing}", None)

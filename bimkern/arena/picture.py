@@ -26,8 +26,6 @@ def draw(plan: Plan, path: Path) -> None:
     times, sums = live_bytes(plan)
     axes.plot(times, [live / _MIB for live in sums], color="black", linewidth=0.8, drawstyle="steps-post", label="live")
     axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=0.8, label="peak of the plan")
-    if plan.survivor_bytes:
-        axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
     for scope, color in zip(plan.scopes, colors, strict=True):
         middle = (scope.begin + scope.end) / 2
         above = (middle, plan.peak / _MIB)
@@ -70,7 +68,7 @@ def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
 
 
 def _corners(plan: Plan, allocation: Allocation, offset: int) -> list[tuple[float, float]]:
-    bottom = (offset + plan.scope_bytes * plan.survives(allocation)) / _MIB
+    bottom = offset / _MIB
     top = bottom + (1 + (allocation.end is None)) * plan.room(allocation) / _MIB
     begin, end = (0, plan.ticks) if allocation.end is None else (allocation.begin, allocation.end)
     return [(begin, bottom), (end, bottom), (end, top), (begin, top)]

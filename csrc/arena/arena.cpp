@@ -221,7 +221,7 @@ Statistics Arena::statistics() const {
   result.planned_bytes = result.reserved_bytes = 0;
   const auto add = [&](const Replay& replay) {
     result.planned_bytes += replay.live_bytes();
-    result.reserved_bytes += replay.plan().peak();
+    result.reserved_bytes += replay.plan().peak;
   };
   if (replay_ != nullptr) {
     add(*replay_);

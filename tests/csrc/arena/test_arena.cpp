@@ -54,7 +54,7 @@ class Step {
 };
 
 // room() of the sizes above
-constexpr int64_t kScopePeak = 2048, kSurvivors = 320 + 2 * 64, kBound = 2048 + 320;
+constexpr int64_t kBound = 2048 + 320, kPeak = kBound + 2 * 64;  // the state has two slots
 
 void test_a_plan_is_active_from_the_third_step_on() {
   FakeMemory memory;
@@ -65,19 +65,19 @@ void test_a_plan_is_active_from_the_third_step_on() {
   step.run();
   EXPECT(memory.calls() == 10);
   const Plan plan = arena.plan();
-  EXPECT(plan.scope_bytes == kScopePeak && plan.survivor_bytes == kSurvivors && plan.bound == kBound);
+  EXPECT(plan.peak == kPeak && plan.bound == kBound);
   step.run();
-  EXPECT(arena.has_plan() && memory.calls() == 12);  // the two regions
+  EXPECT(arena.has_plan() && memory.calls() == 11);  // the region
   EXPECT(arena.plan().offsets == plan.offsets);
   const std::vector<void*> fourth = step.run(), fifth = step.run();
-  EXPECT(memory.calls() == 12 && arena.statistics().upstream_calls == 12);
+  EXPECT(memory.calls() == 11 && arena.statistics().upstream_calls == 11);
   EXPECT(std::equal(fourth.begin(), fourth.end() - 1, fifth.begin()));
   EXPECT(fourth.back() != fifth.back());  // the state: the old one was alive when the new one was born
   EXPECT(step.run().back() == fourth.back());
   const Statistics now = arena.statistics();
   EXPECT(now.steps == 5 && now.plans == 1 && now.planned == 4 * 5 && now.unplanned == 2 * 5);
-  EXPECT(now.planned_reach == plan.peak() && now.planned_live_peak == kBound + 64);
-  EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak());
+  EXPECT(now.planned_reach == plan.peak && now.planned_live_peak == kBound + 64);
+  EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak);
 }
 
 void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
@@ -93,7 +93,7 @@ void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
   EXPECT(step.run(2).front() == before.front());
   step.run(2);
   const Statistics now = arena.statistics();
-  EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 12);
+  EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 11);
 }
 
 void test_larger_work_is_served_by_the_upstream_and_replanned() {
@@ -103,16 +103,16 @@ void test_larger_work_is_served_by_the_upstream_and_replanned() {
   for (int i = 0; i < 4; ++i) {
     step.run();
   }
-  EXPECT(memory.calls() == 12);
+  EXPECT(memory.calls() == 11);
   step.run(3);  // does not fit
-  EXPECT(memory.calls() == 17);
+  EXPECT(memory.calls() == 16);
   step.run(3);  // does not fit again: recorded
-  EXPECT(memory.calls() == 22);
+  EXPECT(memory.calls() == 21);
   step.run(3);  // planned
   step.run(3);
   const Statistics now = arena.statistics();
-  EXPECT(now.plans == 2 && now.diverged_steps == 2 && memory.calls() == 24);
-  EXPECT(arena.plan().scope_bytes == 6016 && now.reserved_bytes == arena.plan().peak());
+  EXPECT(now.plans == 2 && now.diverged_steps == 2 && memory.calls() == 22);
+  EXPECT(arena.plan().peak == 6016 + 960 + 2 * 64 && now.reserved_bytes == arena.plan().peak);
 }
 
 void test_a_dropped_scope_needs_no_new_plan() {
@@ -125,7 +125,7 @@ void test_a_dropped_scope_needs_no_new_plan() {
   const std::vector<void*> whole = step.run();
   const std::vector<void*> part = step.run(1, false);
   EXPECT(std::equal(part.begin(), part.end(), whole.begin()));
-  EXPECT(memory.calls() == 12 && arena.statistics().unplanned == 10);
+  EXPECT(memory.calls() == 11 && arena.statistics().unplanned == 10);
 }
 
 void test_a_new_scope_is_served_by_the_upstream_and_planned() {

@@ -58,7 +58,9 @@ def draw_sawtooth(axes: Any, plan: Plan) -> None:
 def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
     """Return the ticks at which the sum of live bytes changes, and the sums, rounded as planned."""
     changes = [(each.begin, plan.room(each)) for each in plan.allocations]
-    changes += [(each.end, -plan.room(each)) for each in plan.allocations if each.end is not None]
+    ends = [(each.end, plan.room(each)) for each in plan.allocations if each.end is not None]
+    changes += [(end % plan.ticks, -room) for end, room in ends]
+    changes += [(0, room) for end, room in ends if end >= plan.ticks]  # of the step before
     times, sums, live = [0], [0], 0
     for time, change in sorted(changes):
         live += change
@@ -69,6 +71,7 @@ def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
 
 def _corners(plan: Plan, allocation: Allocation, offset: int) -> list[tuple[float, float]]:
     bottom = offset / _MIB
-    top = bottom + (1 + (allocation.end is None)) * plan.room(allocation) / _MIB
-    begin, end = (0, plan.ticks) if allocation.end is None else (allocation.begin, allocation.end)
+    top = bottom + plan.slots(allocation) * plan.room(allocation) / _MIB
+    begin = 0 if plan.slots(allocation) == 2 else allocation.begin
+    end = plan.ticks if allocation.end is None else min(allocation.end, plan.ticks)
     return [(begin, bottom), (end, bottom), (end, top), (begin, top)]

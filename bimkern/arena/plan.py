@@ -25,7 +25,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Allocation:
-    """end is None for one that lives into the next step; it then has a second slot right after the first."""
+    """end is at or above the plan's ticks for one that dies in the next step, so much later; None: that is not known."""
 
     scope: int
     bytes: int
@@ -54,6 +54,11 @@ class Plan:
     def survives(self, allocation: Allocation) -> bool:
         """Return whether an allocation is live after its scope."""
         return allocation.end is None or allocation.end > self.scopes[allocation.scope].end
+
+    def slots(self, allocation: Allocation) -> int:
+        """Return 2, one right after the other, for what may be live when its successor of the next step is born."""
+        end = allocation.end
+        return 1 + (end is None or end - self.ticks > allocation.begin)
 
     def room(self, allocation: Allocation) -> int:
         """Return the space of an allocation: its bytes and the padding, rounded up."""

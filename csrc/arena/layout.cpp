@@ -17,7 +17,7 @@ class Layout {
     for (size_t scope = 0; scope < plan.trace.scopes.size(); ++scope) {
       scopes_.push_back(region_of(plan, false, scope));
     }
-    work_ = kSearchWork / static_cast<int64_t>(kLayouts * (scopes_.size() + 1));
+    searches_left_ = static_cast<int64_t>(kLayouts * (scopes_.size() + 2));
   }
 
   void run() {
@@ -27,7 +27,7 @@ class Layout {
       return;
     }
     if (plan_.peak > plan_.bound) {
-      around(place(survivors_.items, 0, work_).offsets);
+      around(search(survivors_.items, 0).offsets);
     }
     if (plan_.peak > plan_.bound) {
       around(at_both_ends());
@@ -46,11 +46,11 @@ class Layout {
     }
     std::vector<int64_t> offsets(plan_.trace.allocations.size(), 0);
     for (const Region& scope : scopes_) {
-      const Placement placement = place(scope.items, enough, work_);
+      const Placement placement = search(scope.items, enough);
       set(offsets, scope, placement.offsets, 0);
       height = std::max(height, placement.height);
     }
-    const Placement survivors = place(survivors_.items, 0, work_);
+    const Placement survivors = search(survivors_.items, 0);
     set(offsets, survivors_, survivors.offsets, height);
     keep_if_lower(std::move(offsets), height + survivors.height);
   }
@@ -66,7 +66,7 @@ class Layout {
     }
     for (size_t scope = 0; scope < scopes_.size() && height < plan_.peak; ++scope) {
       const Placement placement =
-          place(scopes_[scope].items, plan_.bound, work_, live_in(plan_.trace.scopes[scope], survivors));
+          search(scopes_[scope].items, plan_.bound, live_in(plan_.trace.scopes[scope], survivors));
       set(offsets, scopes_[scope], placement.offsets, 0);
       height = std::max(height, placement.height);
     }
@@ -75,12 +75,12 @@ class Layout {
 
   // Survivors by turns from the bottom up and from the bound down. A scope reads what the one before it left, and
   // leaves the next: what dies in it lies between the two.
-  std::vector<int64_t> at_both_ends() const {
+  std::vector<int64_t> at_both_ends() {
     std::vector<Item> ends[2];
     for (size_t i = 0; i < survivors_.items.size(); ++i) {
       ends[i % 2].push_back(survivors_.items[i]);
     }
-    const Placement low = place(ends[0], 0, work_), high = place(ends[1], 0, work_);
+    const Placement low = search(ends[0], 0), high = search(ends[1], 0);
     const int64_t top = std::max(plan_.bound, low.height + high.height);
     std::vector<int64_t> offsets;
     for (size_t i = 0; i < survivors_.items.size(); ++i) {
@@ -93,13 +93,21 @@ class Layout {
   std::vector<Placed> live_in(const ScopeSpan& scope, const std::vector<int64_t>& survivors) const {
     std::vector<Placed> found;
     for (size_t i = 0; i < survivors.size(); ++i) {
-      const Item& item = survivors_.items[i];
-      if (item.begin < scope.end && scope.begin < item.end) {
-        found.push_back({survivors[i], survivors[i] + item.bytes, item.begin, item.end});
+      for (const Item& piece : pieces_of(plan_, plan_.trace.allocations[survivors_.allocations[i]])) {
+        if (piece.begin < scope.end && scope.begin < piece.end) {
+          found.push_back({survivors[i], survivors[i] + piece.bytes, piece.begin, piece.end});
+        }
       }
     }
     std::sort(found.begin(), found.end(), [](const Placed& a, const Placed& b) { return a.offset < b.offset; });
     return found;
+  }
+
+  // What one search leaves of its share of the work is for the others.
+  Placement search(const std::vector<Item>& items, int64_t enough, const std::vector<Placed>& fixed = {}) {
+    Placement placement = place(items, enough, work_left_ / std::max<int64_t>(searches_left_--, 1), fixed);
+    work_left_ -= placement.comparisons;
+    return placement;
   }
 
   static void set(std::vector<int64_t>& offsets, const Region& region, const std::vector<int64_t>& given,
@@ -119,7 +127,8 @@ class Layout {
   Plan& plan_;
   Region survivors_;
   std::vector<Region> scopes_;
-  int64_t work_;
+  int64_t work_left_ = kSearchWork;
+  int64_t searches_left_;
 };
 
 }  // namespace

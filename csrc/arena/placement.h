@@ -18,7 +18,7 @@ struct Item {
 struct Placement {
   std::vector<int64_t> offsets;
   int64_t height = 0;
-  int64_t comparisons = 0;  // of two items, that it took in an order
+  int64_t comparisons = 0;  // of two items, that it took to place them in orders
 };
 
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();

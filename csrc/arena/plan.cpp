@@ -20,9 +20,9 @@ Plan make_plan(const Trace& trace, int64_t alignment, int64_t padding) {
 
 Predecessors predecessors(const Plan& plan) {
   const std::vector<Allocation>& allocations = plan.trace.allocations;
-  std::vector<int32_t> survivors;  // that share memory with others
+  std::vector<int32_t> survivors;  // that may share memory with others
   for (size_t i = 0; i < allocations.size(); ++i) {
-    if (survives(plan.trace, allocations[i]) && allocations[i].end != kForever) {
+    if (survives(plan.trace, allocations[i]) && !meets_successor(plan.trace, allocations[i])) {
       survivors.push_back(static_cast<int32_t>(i));
     }
   }

@@ -37,7 +37,7 @@ void Replay::make_slots() {
     add(i, false);
   }
   for (size_t i = 0; i < allocations.size(); ++i) {
-    if (allocations[i].end == kForever) {
+    if (meets_successor(plan_.trace, allocations[i])) {
       slots_[i].twin = static_cast<int32_t>(slots_.size());
       add(i, true);
     }

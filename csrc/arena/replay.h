@@ -37,7 +37,7 @@ class Replay {
     int32_t slot = -1;
   };
   // kServed: a slot, with as many bytes as planned; kSmaller: a slot that is larger than needed. The others get none.
-  // kStillInUse: of what lives into the next step, both slots are still in use. kLate: memory that should be free is
+  // kStillInUse: of what meets its successor, both slots are still in use. kLate: memory that should be free is
   // not. kLeft: the work has left the plan for the rest of the scope, since the plan has no allocation here or a
   // smaller one.
   Served next(int64_t bytes);
@@ -60,7 +60,7 @@ class Replay {
     int64_t bytes;  // as planned
     int64_t room;
     int64_t reach;  // its end, from the start of the region
-    int32_t twin;   // the second slot of what lives into the next step; -1: none
+    int32_t twin;   // the second slot of what meets its successor; -1: none
     bool survivor;
     bool live;
   };

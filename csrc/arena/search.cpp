@@ -97,6 +97,7 @@ class Search {
         fixed_(fixed),
         largest_live_(largest_live_sum(items)),
         enough_(std::max(enough, largest_live_)),
+        work_(work),
         work_left_(work),
         orders_(orders_of(items, fixed)) {}
 
@@ -112,6 +113,7 @@ class Search {
       const int64_t kept = work_left_ - work_left_ / static_cast<int64_t>(kShares.size() - i);
       refine(kShares[i], kept);
     }
+    best_.comparisons = work_ - work_left_;
     return std::move(best_);
   }
 
@@ -229,6 +231,7 @@ class Search {
   const std::vector<Placed>& fixed_;
   int64_t largest_live_;
   int64_t enough_;
+  int64_t work_;
   int64_t work_left_;
   std::vector<Order> orders_;
   Placement best_;

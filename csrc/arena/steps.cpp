@@ -42,6 +42,8 @@ void Arena::start_step() {
     adopted_.reset();
   }
   stepping_ = true;
+  visit_before_last_ = last_visit_;
+  last_visit_ = visit_;
   diverged_ = aborted_ = false;
   seen_.clear();
   if (replay_ != nullptr) {

@@ -54,7 +54,7 @@ class Step {
 };
 
 // room() of the sizes above
-constexpr int64_t kBound = 2048 + 320, kPeak = kBound + 2 * 64;  // the state has two slots
+constexpr int64_t kBound = 2048 + 320 + 64, kPeak = kBound + 64;  // the state has two slots
 
 void test_a_plan_is_active_from_the_third_step_on() {
   FakeMemory memory;
@@ -76,8 +76,43 @@ void test_a_plan_is_active_from_the_third_step_on() {
   EXPECT(step.run().back() == fourth.back());
   const Statistics now = arena.statistics();
   EXPECT(now.steps == 5 && now.plans == 1 && now.planned == 4 * 5 && now.unplanned == 2 * 5);
-  EXPECT(now.planned_reach == plan.peak && now.planned_live_peak == kBound + 64);
+  EXPECT(now.planned_reach == plan.peak && now.planned_live_peak == kBound);
   EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak);
+}
+
+// As gradients that a step frees at its beginning: one slot is enough, and the bound knows of both ends.
+void test_what_dies_before_its_successor_is_born_has_one_slot() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  void* gradient = nullptr;
+  std::vector<void*> given;
+  const auto run = [&](bool early) {
+    arena.open("step", kOwner);
+    if (early && gradient != nullptr) {
+      arena.free(gradient);
+    }
+    void* activation = arena.allocate(1000, kOwner);
+    void* old = gradient;
+    gradient = arena.allocate(4000, kOwner);
+    given.push_back(gradient);
+    if (!early && old != nullptr) {
+      arena.free(old);
+    }
+    arena.free(activation);
+    arena.close("step", kOwner);
+  };
+  for (int i = 0; i < 5; ++i) {
+    run(true);
+  }
+  const Plan plan = arena.plan();
+  EXPECT(plan.peak == 4032 + 1024 && plan.bound == plan.peak);
+  EXPECT(given[3] == given[4] && arena.statistics().planned_live_peak == plan.bound);
+  run(false);  // the old one is still alive: the upstream serves
+  EXPECT(arena.statistics().late == 1 && !arena.owns(given.back()));
+  run(true);
+  run(true);
+  EXPECT(given.back() == given[4] && arena.statistics().plans == 1);
+  arena.free(gradient);
 }
 
 void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
@@ -222,6 +257,7 @@ void test_a_plan_can_be_taken_over() {
 
 int main() {
   test_a_plan_is_active_from_the_third_step_on();
+  test_what_dies_before_its_successor_is_born_has_one_slot();
   test_a_smaller_batch_is_served_in_place_and_changes_nothing();
   test_larger_work_is_served_by_the_upstream_and_replanned();
   test_a_dropped_scope_needs_no_new_plan();

@@ -66,6 +66,16 @@ void test_a_scope_reuses_a_survivor_that_died() {
   EXPECT(plan.bound == 2048 && plan.peak == 2048);
 }
 
+// Gradients that the next step frees at its beginning leave their memory to what comes before they are born again.
+void test_a_step_reuses_what_the_step_before_left() {
+  const Trace trace = {{{"step", 0, 6, 0, 2}}, {{1000, 2, 3, 0}, {1000, 4, 9, 0}}, 8};
+  const Plan plan = make_plan(trace, 64, 0);
+  check(plan);
+  EXPECT(plan.bound == 1024 && plan.peak == 1024);
+  const Predecessors found = predecessors(plan);
+  EXPECT((found.allocations == std::vector<int32_t>{1, 0}));
+}
+
 // More is kept than the bound has room for from both of its ends.
 void test_plans_of_random_work_are_safe() {
   for (int repeat = 0; repeat < 100; ++repeat) {
@@ -76,7 +86,9 @@ void test_plans_of_random_work_are_safe() {
       const auto first = static_cast<int32_t>(trace.allocations.size());
       const int64_t begin = tick++, end = begin + 1 + random_below(40);
       for (; tick < end; ++tick) {
-        const int64_t dies = one_in(4) ? kForever : tick + 1 + random_below(one_in(2) ? 10 : ticks - tick - 1);
+        const int64_t dies = one_in(8)   ? kForever
+                             : one_in(8) ? ticks + random_below(ticks)
+                                         : tick + 1 + random_below(one_in(2) ? 10 : ticks - tick - 1);
         trace.allocations.push_back({random_bytes(), tick, dies, scope});
       }
       trace.scopes.push_back(
@@ -172,6 +184,7 @@ int main() {
   test_bad_plans_are_refused();
   test_a_bad_trace_is_not_planned();
   test_a_scope_reuses_a_survivor_that_died();
+  test_a_step_reuses_what_the_step_before_left();
   test_plans_of_random_work_are_safe();
   test_predecessors();
   test_address_table();

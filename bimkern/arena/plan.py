@@ -25,7 +25,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Allocation:
-    """end is at or above the plan's ticks for one that dies in the next step, so much later; None: that is not known."""
+    """end is at or above the plan's ticks for one that dies in the next step; None: it outlives the step."""
 
     scope: int
     bytes: int

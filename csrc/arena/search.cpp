@@ -15,8 +15,8 @@ namespace {
 using Order = std::vector<int32_t>;
 
 constexpr size_t kMostInOrder = 16384;  // items that are placed in an order: one order takes all of the work
-constexpr std::array<int64_t, 3> kShares{200, 2000, 0};  // of the largest live sum: what is larger is placed first
-constexpr size_t kTries = 500, kTriesEach = 50;          // of changes to an order, and for each of its items
+constexpr std::array<int64_t, 3> kShares{200, 600, 0};  // of the largest live sum: what is larger is placed first
+constexpr size_t kTries = 500, kTriesEach = 50;         // of changes to an order, and for each of its items
 
 // So many indices by falling key(index), ties as they come.
 template <typename Key>

@@ -14,7 +14,7 @@ WEIGHTS = 4 * HIDDEN * (WIDTH + OUTPUTS)  # bytes, without biases
 @pytest.mark.parametrize("kept", get_args(Kept))
 def test_the_plan_is_near_the_bound(shape, kept):
     found = plan(shape, kept, fused=True)
-    assert found.gap <= (0.2 if kept == "batch" else 0.05)
+    assert found.gap <= (0.2 if kept == "batch" else 0)
 
 
 @pytest.mark.parametrize(("kept", "size", "slots"), [("batch", 4 * BATCH * WIDTH, 2), ("gradients", WEIGHTS // 2, 1)])

@@ -2,8 +2,8 @@
 
     python -m bench.arena_mlp
 
-A step of a two-layer MLP with AdamW in one scope: few allocations, of sizes far apart. What lives into the next step
-has two slots, one for the old and one for the new.
+A step of a two-layer MLP with AdamW in one scope: few allocations, of sizes far apart. A batch that
+lives until the next one is made has two slots, one for the old and one for the new.
 """
 
 from collections.abc import Sequence

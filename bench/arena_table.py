@@ -34,7 +34,7 @@ from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
 
 RESULTS = Path(__file__).parent / "results" / "arena.csv"
-NAMES = distinct_steps()
+NAMES = tuple(name for name in distinct_steps() if name in RECIPES)
 MEASURED = (*(name for name in NAMES if "_test" in name), "mae_vit_base", "bim_vit_base", "localmim_vit_base")
 PAPER = {"bim_vit_large": 0.59}  # of MAE's memory: Luo et al. 2023
 CPU = torch.device("cpu")

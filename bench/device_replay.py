@@ -38,20 +38,22 @@ class Replay:
         self._names = [scope.name for scope in plan.scopes]
         events = [(allocation.begin, "allocate", i) for i, allocation in enumerate(plan.allocations)]
         events += [
-            (allocation.end, "free", i) for i, allocation in enumerate(plan.allocations) if allocation.end is not None
+            (allocation.end % plan.ticks, "free", i)
+            for i, allocation in enumerate(plan.allocations)
+            if allocation.end is not None and plan.slots(allocation) == 1
         ]
         events += [(scope.begin, "open", i) for i, scope in enumerate(plan.scopes)]
         events += [(scope.end, "close", i) for i, scope in enumerate(plan.scopes)]
         self._events = [(kind, i) for _, kind, i in sorted(events)]
 
     def step(self, scope: ScopeFactory) -> None:
-        """Run the step once; what lives into the next one dies there, when its successor is born."""
+        """Run the step once; what lives into the next one dies there, when its successor is born or before."""
         inside: AbstractContextManager[object] | None = None
         for kind, i in self._events:
             if kind == "allocate":
                 self._live[i] = self._allocate(self._sizes[i])
             elif kind == "free":
-                del self._live[i]
+                self._live.pop(i, None)  # absent in the first step: of the step before
             elif kind == "open":
                 inside = scope(self._names[i])
                 inside.__enter__()

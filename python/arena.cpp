@@ -20,8 +20,8 @@ namespace py = pybind11;
 using ScopeTuple = std::tuple<std::string, int64_t, int64_t, int32_t, int32_t>;  // name, begin, end, first, last
 using AllocationTuple = std::tuple<int32_t, int64_t, int64_t, int64_t>;          // scope, bytes, begin, end
 using TraceTuple = std::tuple<std::vector<ScopeTuple>, std::vector<AllocationTuple>, int64_t>;  // ..., ticks
-// Trace, alignment, padding, offsets, bytes of the first region, of the second, bound.
-using PlanTuple = std::tuple<TraceTuple, int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, int64_t>;
+// Trace, alignment, padding, offsets, peak, bound.
+using PlanTuple = std::tuple<TraceTuple, int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t>;
 
 Trace from_tuple(const TraceTuple& tuple) {
   const auto& [scopes, allocations, ticks] = tuple;
@@ -50,13 +50,12 @@ TraceTuple to_tuple(const Trace& trace) {
 }
 
 Plan from_tuple(const PlanTuple& tuple) {
-  const auto& [trace, alignment, padding, offsets, scope_bytes, survivor_bytes, bound] = tuple;
-  return {from_tuple(trace), alignment, padding, offsets, scope_bytes, survivor_bytes, bound};
+  const auto& [trace, alignment, padding, offsets, peak, bound] = tuple;
+  return {from_tuple(trace), alignment, padding, offsets, peak, bound};
 }
 
 PlanTuple to_tuple(const Plan& plan) {
-  return {to_tuple(plan.trace), plan.alignment,      plan.padding, plan.offsets,
-          plan.scope_bytes,     plan.survivor_bytes, plan.bound};
+  return {to_tuple(plan.trace), plan.alignment, plan.padding, plan.offsets, plan.peak, plan.bound};
 }
 
 template <typename AnyArena>

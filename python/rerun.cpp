@@ -14,9 +14,10 @@ Rerun::Rerun(const Trace& trace) : trace_(trace), live_(trace.allocations.size()
     events_.push_back({trace_.scopes[i].end, Kind::kClose, static_cast<int32_t>(i)});
   }
   for (size_t i = 0; i < trace_.allocations.size(); ++i) {
-    events_.push_back({trace_.allocations[i].begin, Kind::kAllocate, static_cast<int32_t>(i)});
-    if (trace_.allocations[i].end != kForever) {
-      events_.push_back({trace_.allocations[i].end, Kind::kFree, static_cast<int32_t>(i)});
+    const Allocation& allocation = trace_.allocations[i];
+    events_.push_back({allocation.begin, Kind::kAllocate, static_cast<int32_t>(i)});
+    if (!meets_successor(trace_, allocation)) {
+      events_.push_back({allocation.end % trace_.ticks, Kind::kFree, static_cast<int32_t>(i)});
     }
   }
   std::sort(events_.begin(), events_.end(), [](const Event& a, const Event& b) { return a.tick < b.tick; });

@@ -55,9 +55,9 @@ class Stats:
     fallback_bytes: int
 
     planned_live_peak: int  # in the last step: the largest sum of live planned bytes,
-    planned_reach: int  # the highest end in both regions together,
+    planned_reach: int  # the highest end in the region,
     fallback_peak: int  # and the largest sum of live bytes of the fallback
-    reserved_bytes: int  # the regions, and those of earlier plans with live allocations
+    reserved_bytes: int  # the region, and those of earlier plans with live allocations
 
 
 class Arena:

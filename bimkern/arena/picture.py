@@ -26,8 +26,6 @@ def draw(plan: Plan, path: Path) -> None:
     times, sums = live_bytes(plan)
     axes.plot(times, [live / _MIB for live in sums], color="black", linewidth=0.8, drawstyle="steps-post", label="live")
     axes.axhline(plan.peak / _MIB, color="black", linestyle="--", linewidth=0.8, label="peak of the plan")
-    if plan.survivor_bytes:
-        axes.axhline(plan.scope_bytes / _MIB, color="grey", linestyle=":", label="survivors above")
     for scope, color in zip(plan.scopes, colors, strict=True):
         middle = (scope.begin + scope.end) / 2
         above = (middle, plan.peak / _MIB)
@@ -60,7 +58,9 @@ def draw_sawtooth(axes: Any, plan: Plan) -> None:
 def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
     """Return the ticks at which the sum of live bytes changes, and the sums, rounded as planned."""
     changes = [(each.begin, plan.room(each)) for each in plan.allocations]
-    changes += [(each.end, -plan.room(each)) for each in plan.allocations if each.end is not None]
+    ends = [(each.end, plan.room(each)) for each in plan.allocations if each.end is not None]
+    changes += [(end % plan.ticks, -room) for end, room in ends]
+    changes += [(0, room) for end, room in ends if end >= plan.ticks]  # of the step before
     times, sums, live = [0], [0], 0
     for time, change in sorted(changes):
         live += change
@@ -70,7 +70,8 @@ def live_bytes(plan: Plan) -> tuple[list[int], list[int]]:
 
 
 def _corners(plan: Plan, allocation: Allocation, offset: int) -> list[tuple[float, float]]:
-    bottom = (offset + plan.scope_bytes * plan.survives(allocation)) / _MIB
-    top = bottom + (1 + (allocation.end is None)) * plan.room(allocation) / _MIB
-    begin, end = (0, plan.ticks) if allocation.end is None else (allocation.begin, allocation.end)
+    bottom = offset / _MIB
+    top = bottom + plan.slots(allocation) * plan.room(allocation) / _MIB
+    begin = 0 if plan.slots(allocation) == 2 else allocation.begin
+    end = plan.ticks if allocation.end is None else min(allocation.end, plan.ticks)
     return [(begin, bottom), (end, bottom), (end, top), (begin, top)]

@@ -9,7 +9,7 @@ from typing import Any
 from bimkern.arena._native import native
 from bimkern.arena.errors import ArenaError
 
-_FORMAT = "bimkern arena plan 2"
+_FORMAT = "bimkern arena plan 3"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Allocation:
-    """end is None for one that lives into the next step; it then has a second slot right after the first."""
+    """end is at or above the plan's ticks for one that dies in the next step; None: it outlives the step."""
 
     scope: int
     bytes: int
@@ -35,22 +35,16 @@ class Allocation:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Allocations freed inside their scope share a region, reused from offset 0; the others are in a second one."""
+    """Two allocations share memory only if they are never live at the same time."""
 
     alignment: int
     padding: int  # after every allocation: the canaries of debug mode
     ticks: int
     scopes: tuple[Scope, ...]
     allocations: tuple[Allocation, ...]
-    offsets: tuple[int, ...]  # of the allocations, in their region
-    scope_bytes: int  # the first region
-    survivor_bytes: int  # the second
+    offsets: tuple[int, ...]  # of the allocations
+    peak: int  # bytes of the region
     bound: int  # the largest sum of live bytes: no plan can need less
-
-    @property
-    def peak(self) -> int:
-        """Bytes of both regions."""
-        return self.scope_bytes + self.survivor_bytes
 
     @property
     def gap(self) -> float:
@@ -61,16 +55,18 @@ class Plan:
         """Return whether an allocation is live after its scope."""
         return allocation.end is None or allocation.end > self.scopes[allocation.scope].end
 
+    def slots(self, allocation: Allocation) -> int:
+        """Return 2, one right after the other, for what may be live when its successor of the next step is born."""
+        end = allocation.end
+        return 1 + (end is None or end - self.ticks > allocation.begin)
+
     def room(self, allocation: Allocation) -> int:
         """Return the space of an allocation: its bytes and the padding, rounded up."""
         return -(-(allocation.bytes + self.padding) // self.alignment) * self.alignment
 
     def to_json(self) -> str:
         """Write the plan as text that is the same for equal plans, one scope or allocation per line."""
-        head = {
-            name: getattr(self, name)
-            for name in ("alignment", "padding", "ticks", "scope_bytes", "survivor_bytes", "bound")
-        }
+        head = {name: getattr(self, name) for name in ("alignment", "padding", "ticks", "peak", "bound")}
         scopes = ([s.name, s.begin, s.end, s.first, s.last] for s in self.scopes)
         rows = zip(self.allocations, self.offsets, strict=True)
         allocations = ([a.scope, a.bytes, a.begin, a.end, offset] for a, offset in rows)
@@ -140,12 +136,11 @@ def make_plan(
 def to_native(plan: Plan) -> tuple[Any, ...]:
     """Return a plan as python/arena.cpp takes it."""
     trace = _trace(plan.scopes, plan.allocations, plan.ticks)
-    regions = (plan.scope_bytes, plan.survivor_bytes, plan.bound)
-    return (trace, plan.alignment, plan.padding, plan.offsets, *regions)
+    return (trace, plan.alignment, plan.padding, plan.offsets, plan.peak, plan.bound)
 
 
 def from_native(native_plan: tuple[Any, ...]) -> Plan:
-    (scopes, rows, ticks), alignment, padding, offsets, scope_bytes, survivor_bytes, bound = native_plan
+    (scopes, rows, ticks), alignment, padding, offsets, peak, bound = native_plan
     return Plan(
         alignment=alignment,
         padding=padding,
@@ -155,8 +150,7 @@ def from_native(native_plan: tuple[Any, ...]) -> Plan:
             Allocation(scope, size, begin, None if end == -1 else end) for scope, size, begin, end in rows
         ),
         offsets=tuple(offsets),
-        scope_bytes=scope_bytes,
-        survivor_bytes=survivor_bytes,
+        peak=peak,
         bound=bound,
     )
 

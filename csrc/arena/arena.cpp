@@ -178,6 +178,8 @@ void Arena::release(const LiveAllocation& allocation) {
   }
   if (recorder_.active() && allocation.recorded >= 0 && allocation.session == recorder_.session()) {
     recorder_.freed(allocation.recorded);
+  } else if (recorder_.active() && visit_before_last_ < allocation.visit && allocation.visit <= last_visit_) {
+    recorder_.freed_late(names_[static_cast<size_t>(allocation.scope)], allocation.order, allocation.bytes);
   }
   if (allocation.planned < 0) {
     statistics_.fallback_bytes -= allocation.bytes;
@@ -221,7 +223,7 @@ Statistics Arena::statistics() const {
   result.planned_bytes = result.reserved_bytes = 0;
   const auto add = [&](const Replay& replay) {
     result.planned_bytes += replay.live_bytes();
-    result.reserved_bytes += replay.plan().peak();
+    result.reserved_bytes += replay.plan().peak;
   };
   if (replay_ != nullptr) {
     add(*replay_);

@@ -94,6 +94,8 @@ class Arena {
   int32_t open_ = -1;               // of names_
   int32_t order_ = 0;               // allocations of the open scope
   uint32_t visit_ = 0;              // scopes opened so far
+  uint32_t last_visit_ = 0;         // of the step before
+  uint32_t visit_before_last_ = 0;  // of the one before that
   bool stepping_ = false;           // a step has begun
   bool diverged_ = false;           // in this step
   bool aborted_ = false;            // in this step

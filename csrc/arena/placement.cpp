@@ -106,13 +106,6 @@ class Gaps {
   int64_t top_ = 0;
 };
 
-struct Placed {
-  int64_t offset;
-  int64_t top;
-  int64_t begin;
-  int64_t end;
-};
-
 // The offset for `item` among `placed`, which is sorted by offset.
 int64_t offset_among(const std::vector<Placed>& placed, const Item& item, Fit fit) {
   int64_t best = -1, best_size = 0, reached = 0;
@@ -146,7 +139,7 @@ int64_t largest_live_sum(const std::vector<Item>& items) {
 }
 
 Placement place_by_time(const std::vector<Item>& items, Fit fit) {
-  Placement result{std::vector<int64_t>(items.size(), 0), 0};
+  Placement result{std::vector<int64_t>(items.size(), 0)};
   Gaps gaps;
   for (const Event& event : events_of(items)) {
     const size_t i = static_cast<size_t>(event.item);
@@ -160,19 +153,24 @@ Placement place_by_time(const std::vector<Item>& items, Fit fit) {
   return result;
 }
 
-Placement place_in_order(const std::vector<Item>& items, const std::vector<int32_t>& order, Fit fit) {
-  Placement result{std::vector<int64_t>(items.size(), 0), 0};
-  std::vector<Placed> placed;
-  placed.reserve(order.size());
+Placement place_in_order(const std::vector<Item>& items, const std::vector<int32_t>& order, Fit fit,
+                         const std::vector<Placed>& fixed, int64_t most) {
+  Placement result{std::vector<int64_t>(items.size(), 0)};
+  std::vector<Placed> placed = fixed;
+  placed.reserve(fixed.size() + order.size());
   for (const int32_t index : order) {
     const Item& item = items[static_cast<size_t>(index)];
     const int64_t offset = offset_among(placed, item, fit);
+    result.comparisons += static_cast<int64_t>(placed.size());
     const Placed added{offset, offset + item.bytes, item.begin, item.end};
+    result.offsets[static_cast<size_t>(index)] = offset;
+    result.height = std::max(result.height, added.top);
+    if (result.height > most) {
+      break;
+    }
     const auto above = std::upper_bound(placed.begin(), placed.end(), added,
                                         [](const Placed& a, const Placed& b) { return a.offset < b.offset; });
     placed.insert(above, added);
-    result.offsets[static_cast<size_t>(index)] = offset;
-    result.height = std::max(result.height, added.top);
   }
   return result;
 }

@@ -5,18 +5,15 @@
 
 namespace bimkern {
 
-// Allocations freed inside their scope are in the first region, which every scope reuses from offset 0. Survivors are
-// in the second; two of them share memory only if they are never live at the same time.
+// Two allocations share memory only if they are never live at the same time. Every scope reuses what dies inside of the
+// others; survivors lie above, below or between.
 struct Plan {
   Trace trace;
   int64_t alignment = 0;
   int64_t padding = 0;           // after every allocation: debug mode's canary
-  std::vector<int64_t> offsets;  // of every allocation, in its region
-  int64_t scope_bytes = 0;       // the first region
-  int64_t survivor_bytes = 0;    // the second
+  std::vector<int64_t> offsets;  // of every allocation
+  int64_t peak = 0;              // bytes of the region
   int64_t bound = 0;             // the largest sum of live bytes: no plan can need less
-
-  int64_t peak() const { return scope_bytes + survivor_bytes; }
 };
 
 // The space of an allocation: its bytes and the padding, rounded up.
@@ -31,13 +28,13 @@ inline int64_t room(const Plan& plan, const Allocation& allocation) {
 Plan make_plan(const Trace& trace, int64_t alignment, int64_t padding);
 
 // Throw kBadPlan unless the scopes follow each other and the allocations begin inside of theirs; and unless every
-// allocation is aligned and inside its region, no two that live at the same time overlap, and the bound is true. For
+// allocation is aligned and inside the region, no two that live at the same time overlap, and the bound is true. For
 // what comes from a file: a plan that passes can do no harm.
 void check(const Trace& trace);
 void check(const Plan& plan);
 
-// For every allocation freed inside its scope: the last allocations of the same scope in its memory. If these are freed
-// and all kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
+// For every allocation: the last ones of the same scope in its memory, and all survivors there. If these are freed and
+// all kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
 struct Predecessors {
   std::vector<int32_t> first;
   std::vector<int32_t> allocations;

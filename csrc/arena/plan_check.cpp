@@ -11,15 +11,25 @@ namespace {
 
 constexpr int64_t kMostBytes = int64_t{1} << 48;  // of an allocation: sums of them stay far from overflow
 
-void check_region(const Plan& plan, const Region& region, int64_t height) {
+void check_offsets(const Plan& plan) {
+  struct Piece {
+    Item item;
+    size_t allocation;
+  };
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < plan.offsets.size(); ++i) {
+    for (const Item& item : pieces_of(plan, plan.trace.allocations[i])) {
+      const int64_t offset = plan.offsets[i];
+      BIMKERN_ARENA_CHECK(offset >= 0 && offset % plan.alignment == 0 && offset <= plan.peak - item.bytes,
+                          Fault::kBadPlan, "plan: allocation ", i, " must be aligned inside a region of ", plan.peak,
+                          " bytes, got offset ", offset, " for ", item.bytes);
+      pieces.push_back({item, i});
+    }
+  }
   std::vector<std::pair<int64_t, size_t>> begins, ends;
-  for (size_t i = 0; i < region.items.size(); ++i) {
-    const int64_t offset = plan.offsets[region.allocations[i]], bytes = region.items[i].bytes;
-    BIMKERN_ARENA_CHECK(offset >= 0 && offset % plan.alignment == 0 && offset <= height - bytes, Fault::kBadPlan,
-                        "plan: allocation ", region.allocations[i], " must be aligned inside a region of ", height,
-                        " bytes, got offset ", offset, " for ", bytes);
-    begins.emplace_back(region.items[i].begin, i);
-    ends.emplace_back(region.items[i].end, i);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    begins.emplace_back(pieces[i].item.begin, i);
+    ends.emplace_back(pieces[i].item.end, i);
   }
   std::sort(begins.begin(), begins.end());
   std::sort(ends.begin(), ends.end());
@@ -27,15 +37,15 @@ void check_region(const Plan& plan, const Region& region, int64_t height) {
   auto dies = ends.begin();
   for (const auto& [tick, i] : begins) {
     for (; dies->first <= tick; ++dies) {
-      live.erase(plan.offsets[region.allocations[dies->second]]);
+      live.erase(plan.offsets[pieces[dies->second].allocation]);
     }
-    const int64_t offset = plan.offsets[region.allocations[i]];
+    const int64_t offset = plan.offsets[pieces[i].allocation];
     const auto above = live.lower_bound(offset);
-    const bool hits_above = above != live.end() && above->first < offset + region.items[i].bytes;
+    const bool hits_above = above != live.end() && above->first < offset + pieces[i].item.bytes;
     const bool hits_below =
-        above != live.begin() && std::prev(above)->first + region.items[std::prev(above)->second].bytes > offset;
-    BIMKERN_ARENA_CHECK(!hits_above && !hits_below, Fault::kBadPlan, "plan: allocations ", region.allocations[i],
-                        " and ", region.allocations[(hits_above ? above : std::prev(above))->second],
+        above != live.begin() && std::prev(above)->first + pieces[std::prev(above)->second].item.bytes > offset;
+    BIMKERN_ARENA_CHECK(!hits_above && !hits_below, Fault::kBadPlan, "plan: allocations ", pieces[i].allocation,
+                        " and ", pieces[(hits_above ? above : std::prev(above))->second].allocation,
                         " live at the same time and overlap");
     live.emplace(offset, i);
   }
@@ -64,7 +74,7 @@ void check(const Trace& trace) {
       BIMKERN_ARENA_CHECK(allocation.scope == static_cast<int32_t>(s) && allocation.bytes > 0 &&
                               allocation.bytes <= kMostBytes && allocation.begin > tick &&
                               allocation.begin < scope.end && allocation.end > allocation.begin &&
-                              (allocation.end < trace.ticks || allocation.end == kForever),
+                              (allocation.end == kForever || allocation.end < 2 * trace.ticks),
                           Fault::kBadPlan, "plan: allocation ", next,
                           " must have a positive size and a lifetime that begins in its scope");
       tick = allocation.begin;
@@ -84,10 +94,7 @@ void check(const Plan& plan) {
                       "plan: ", plan.trace.allocations.size(), " allocations need as many offsets, got ",
                       plan.offsets.size());
   check(plan.trace);
-  check_region(plan, region_of(plan, true), plan.survivor_bytes);
-  for (size_t scope = 0; scope < plan.trace.scopes.size(); ++scope) {
-    check_region(plan, region_of(plan, false, scope), plan.scope_bytes);
-  }
+  check_offsets(plan);
   const int64_t bound = bound_of(plan);
   BIMKERN_ARENA_CHECK(plan.bound == bound, Fault::kBadPlan, "plan: the largest live sum is ", bound, ", got ",
                       plan.bound);

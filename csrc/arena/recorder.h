@@ -17,11 +17,24 @@ class Recorder {
   void close();
   int32_t allocated(int64_t bytes);  // -> index of the allocation
   void freed(int32_t index) { trace_.allocations[static_cast<size_t>(index)].end = trace_.ticks++; }
+  // An allocation of the step before, which lived into this one.
+  void freed_late(const std::string& scope, int32_t order, int64_t bytes) {
+    late_.push_back({scope, order, bytes, trace_.ticks++});
+  }
 
-  const Trace& trace() const { return trace_; }
+  // What lives into the next step is taken to die there as the allocation in its place died in this one.
+  Trace trace() const;
 
  private:
+  struct Late {
+    std::string scope;
+    int32_t order;  // of its allocation in the scope
+    int64_t bytes;
+    int64_t tick;
+  };
+
   Trace trace_;
+  std::vector<Late> late_;
   bool active_ = false;
   uint32_t session_ = 0;
 };

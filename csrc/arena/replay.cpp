@@ -21,15 +21,7 @@ char* reserve(Upstream& upstream, int64_t bytes) {
 
 Replay::Replay(Plan plan, Upstream& upstream, uint32_t id)
     : plan_(std::move(plan)), upstream_(upstream), id_(id), predecessors_(predecessors(plan_)) {
-  scopes_ = reserve(upstream_, plan_.scope_bytes);
-  try {
-    survivors_ = reserve(upstream_, plan_.survivor_bytes);
-  } catch (...) {
-    if (scopes_ != nullptr) {
-      upstream_.deallocate(scopes_, plan_.scope_bytes);
-    }
-    throw;
-  }
+  region_ = reserve(upstream_, plan_.peak);
   make_slots();
 }
 
@@ -39,17 +31,13 @@ void Replay::make_slots() {
     const bool survivor = bimkern::survives(plan_.trace, allocations[allocation]);
     const int64_t taken = room(plan_, allocations[allocation]);
     const int64_t offset = plan_.offsets[allocation] + (second ? taken : 0);
-    if (survivor) {
-      survivor_slots_.push_back(static_cast<int32_t>(slots_.size()));
-    }
-    slots_.push_back({(survivor ? survivors_ : scopes_) + offset, allocations[allocation].bytes, taken, offset + taken,
-                      -1, survivor, false});
+    slots_.push_back({region_ + offset, allocations[allocation].bytes, taken, offset + taken, -1, survivor, false});
   };
   for (size_t i = 0; i < allocations.size(); ++i) {
     add(i, false);
   }
   for (size_t i = 0; i < allocations.size(); ++i) {
-    if (allocations[i].end == kForever) {
+    if (meets_successor(plan_.trace, allocations[i])) {
       slots_[i].twin = static_cast<int32_t>(slots_.size());
       add(i, true);
     }
@@ -58,18 +46,14 @@ void Replay::make_slots() {
 }
 
 Replay::~Replay() {
-  if (scopes_ != nullptr) {
-    upstream_.deallocate(scopes_, plan_.scope_bytes);
-  }
-  if (survivors_ != nullptr) {
-    upstream_.deallocate(survivors_, plan_.survivor_bytes);
+  if (region_ != nullptr) {
+    upstream_.deallocate(region_, plan_.peak);
   }
 }
 
 bool Replay::owns(const void* address) const {
   const char* byte = static_cast<const char*>(address);
-  return (scopes_ <= byte && byte < scopes_ + plan_.scope_bytes) ||
-         (survivors_ <= byte && byte < survivors_ + plan_.survivor_bytes);
+  return region_ <= byte && byte < region_ + plan_.peak;
 }
 
 bool Replay::enter(const std::string& name) {
@@ -86,14 +70,13 @@ bool Replay::is_free(int32_t index) {
   const Slot& slot = slots_[static_cast<size_t>(index)];
   const auto overlaps = [&](int32_t other) {
     const Slot& taken = slots_[static_cast<size_t>(other)];
-    return taken.live && taken.survivor == slot.survivor && taken.address < slot.address + slot.room &&
-           slot.address < taken.address + taken.room;
+    return taken.address < slot.address + slot.room && slot.address < taken.address + taken.room;
   };
   if (slot.live) {
     return false;
   }
-  if (slot.survivor) {
-    return std::none_of(survivor_slots_.begin(), survivor_slots_.end(), overlaps);
+  if (static_cast<size_t>(index) >= plan_.offsets.size()) {  // a twin, whose memory is its own
+    return true;
   }
   bool free = std::none_of(stragglers_.begin(), stragglers_.end(), overlaps);
   const int32_t* edge = predecessors_.allocations.data() + predecessors_.first[static_cast<size_t>(index)];
@@ -131,7 +114,7 @@ Replay::Served Replay::next(int64_t bytes) {
   scope_live_ += !slot.survivor;
   live_bytes_ += slot.room;
   live_peak_ = std::max(live_peak_, live_bytes_);
-  reach_[slot.survivor] = std::max(reach_[slot.survivor], slot.reach);
+  reach_ = std::max(reach_, slot.reach);
   return {bytes == slot.bytes ? Answer::kServed : Answer::kSmaller, index};
 }
 
@@ -170,10 +153,10 @@ void Replay::add_stragglers(int32_t first, int32_t last) {
 
 void Replay::reset_peaks() {
   live_peak_ = live_bytes_;
-  reach_[0] = reach_[1] = 0;
+  reach_ = 0;
   for (const Slot& slot : slots_) {
     if (slot.live) {
-      reach_[slot.survivor] = std::max(reach_[slot.survivor], slot.reach);
+      reach_ = std::max(reach_, slot.reach);
     }
   }
 }

@@ -1,9 +1,10 @@
-// The active plan: owns the two regions, and serves allocations from them as long as the work follows the plan.
+// The active plan: owns the region, and serves allocations from it as long as the work follows the plan.
 //
-// Memory is reused only if it is free, even if allocations are freed late, in another order or not at all. In the first
-// region, the next allocation in the same memory checks its predecessors, and makes one that is still live a straggler;
-// so do the end of a scope and the point where the work leaves the plan. So every live allocation is either a
-// predecessor of the next one in its memory or a straggler; is_free() checks both.
+// Memory is reused only if it is free, even if allocations are freed late, in another order or not at all. The next
+// allocation in the same memory checks its predecessors, and makes one that is still live but should have been freed in
+// its scope a straggler; so do the end of a scope and the point where the work leaves the plan. So every live
+// allocation is a predecessor of the next one in its memory or a straggler; is_free() checks both. Survivors are
+// predecessors of all others in their memory.
 #pragma once
 
 #include "arena/plan.h"
@@ -36,7 +37,7 @@ class Replay {
     int32_t slot = -1;
   };
   // kServed: a slot, with as many bytes as planned; kSmaller: a slot that is larger than needed. The others get none.
-  // kStillInUse: of what lives into the next step, both slots are still in use. kLate: memory that should be free is
+  // kStillInUse: of what meets its successor, both slots are still in use. kLate: memory that should be free is
   // not. kLeft: the work has left the plan for the rest of the scope, since the plan has no allocation here or a
   // smaller one.
   Served next(int64_t bytes);
@@ -46,20 +47,20 @@ class Replay {
   // stragglers, and are counted in `leaked` once.
   bool leave(int64_t& leaked);
 
-  // Bytes of the plan that are live, rounded as planned: now, at most, and the highest end in both regions since the
-  // last reset.
+  // Bytes of the plan that are live, rounded as planned: now, at most, and the highest end in the region since the last
+  // reset.
   void reset_peaks();
   int64_t live_bytes() const { return live_bytes_; }
   int64_t live_peak() const { return live_peak_; }
-  int64_t reach() const { return reach_[0] + reach_[1]; }
+  int64_t reach() const { return reach_; }
 
  private:
   struct Slot {
     char* address;
     int64_t bytes;  // as planned
     int64_t room;
-    int64_t reach;  // its end, from the start of its region
-    int32_t twin;   // the second slot of what lives into the next step; -1: none
+    int64_t reach;  // its end, from the start of the region
+    int32_t twin;   // the second slot of what meets its successor; -1: none
     bool survivor;
     bool live;
   };
@@ -71,16 +72,13 @@ class Replay {
   Plan plan_;
   Upstream& upstream_;
   uint32_t id_;
-  char* scopes_ = nullptr;     // the first region
-  char* survivors_ = nullptr;  // the second
-  std::vector<Slot> slots_;    // one for every allocation, then the twins
+  char* region_ = nullptr;
+  std::vector<Slot> slots_;  // one for every allocation, then the twins
   Predecessors predecessors_;
-  std::vector<int32_t> survivor_slots_;
   std::vector<int32_t> stragglers_;
   int32_t scope_ = -1, cursor_ = 0, last_ = 0;
   bool left_ = false;
-  int64_t num_live_ = 0, scope_live_ = 0, live_bytes_ = 0, live_peak_ = 0;
-  int64_t reach_[2] = {0, 0};
+  int64_t num_live_ = 0, scope_live_ = 0, live_bytes_ = 0, live_peak_ = 0, reach_ = 0;
 };
 
 }  // namespace bimkern

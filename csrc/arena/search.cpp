@@ -2,7 +2,9 @@
 #include "arena/search.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <numeric>
 #include <random>
@@ -13,7 +15,8 @@ namespace {
 using Order = std::vector<int32_t>;
 
 constexpr size_t kMostInOrder = 16384;  // items that are placed in an order: one order takes all of the work
-constexpr int kMostRounds = 400;
+constexpr std::array<int64_t, 3> kShares{200, 600, 0};  // of the largest live sum: what is larger is placed first
+constexpr size_t kTries = 500, kTriesEach = 50;         // of changes to an order, and for each of its items
 
 // So many indices by falling key(index), ties as they come.
 template <typename Key>
@@ -26,11 +29,15 @@ Order falling(size_t count, const Key& key) {
 }
 
 // The largest sum of what lives at one time of each item's life.
-std::vector<int64_t> breadths_of(const std::vector<Item>& items) {
+std::vector<int64_t> breadths_of(const std::vector<Item>& items, const std::vector<Placed>& fixed) {
   std::map<int64_t, int64_t> changes;
   for (const Item& item : items) {
     changes[item.begin] += item.bytes;
     changes[item.end] -= item.bytes;
+  }
+  for (const Placed& other : fixed) {
+    changes[other.begin] += other.top - other.offset;
+    changes[other.end] -= other.top - other.offset;
   }
   std::vector<int64_t> ticks, live;
   for (const auto& [tick, change] : changes) {
@@ -61,42 +68,63 @@ std::vector<int64_t> breadths_of(const std::vector<Item>& items) {
   return breadths;
 }
 
-// The first order begins with what is live at the fullest times, which are compared in fiftieths of the fullest.
-std::vector<Order> orders_of(const std::vector<Item>& items) {
-  const std::vector<int64_t> breadths = breadths_of(items);
-  const int64_t step = items.empty() ? 1 : *std::max_element(breadths.begin(), breadths.end()) / 50 + 1;
-  const size_t count = items.size();
+// Orders that begin with what is live at the fullest times, which are compared in so many parts of the fullest, and
+// orders by size and lifetime alone.
+std::vector<Order> orders_of(const std::vector<Item>& items, const std::vector<Placed>& fixed) {
+  const std::vector<int64_t> breadths = breadths_of(items, fixed);
+  const int64_t fullest = items.empty() ? 0 : *std::max_element(breadths.begin(), breadths.end());
   const auto bytes = [&](size_t i) { return static_cast<double>(items[i].bytes); };
   const auto life = [&](size_t i) { return static_cast<double>(items[i].end - items[i].begin); };
-  return {falling(count, [&](size_t i) { return std::pair(breadths[i] / step, items[i].bytes); }),
+  const auto both = [&](size_t i) { return bytes(i) * std::sqrt(life(i)); };
+  const auto by_breadth = [&](int64_t parts, const auto& key) {
+    return falling(items.size(), [&](size_t i) { return std::pair(breadths[i] / (fullest / parts + 1), key(i)); });
+  };
+  const size_t count = items.size();
+  return {by_breadth(50, bytes),
+          by_breadth(50, both),
+          by_breadth(20, bytes),
+          by_breadth(1000, life),
+          falling(count, both),
+          falling(count, bytes),
           falling(count, [&](size_t i) { return bytes(i) * life(i); }),
-          falling(count, [&](size_t i) { return bytes(i) * std::sqrt(life(i)); }), falling(count, bytes),
           falling(count, life)};
 }
 
 class Search {
  public:
-  Search(const std::vector<Item>& items, int64_t enough, int64_t work)
-      : items_(items), enough_(std::max(enough, largest_live_sum(items))), work_left_(work) {}
+  Search(const std::vector<Item>& items, const std::vector<Placed>& fixed, int64_t enough, int64_t work)
+      : items_(items),
+        fixed_(fixed),
+        largest_live_(largest_live_sum(items)),
+        enough_(std::max(enough, largest_live_)),
+        work_(work),
+        work_left_(work),
+        orders_(orders_of(items, fixed)) {}
 
   Placement run() {
-    best_ = place_by_time(items_, Fit::kBest);
-    consider(place_by_time(items_, Fit::kFirst));
-    const std::vector<Order> orders = orders_of(items_);
-    size_t lowest = 0;
-    int64_t lowest_height = -1;
-    for (size_t i = 0; i < 2 * orders.size() && may_continue(); ++i) {
-      const int64_t height = attempt(orders[i / 2], i % 2 == 0 ? Fit::kFirst : Fit::kBest);
-      if (lowest_height < 0 || height < lowest_height) {
-        lowest = i / 2;
-        lowest_height = height;
-      }
+    best_.height = kNoLimit;
+    if (fixed_.empty()) {
+      consider(place_by_time(items_, Fit::kBest));
+      consider(place_by_time(items_, Fit::kFirst));
+    } else {
+      consider(place_in_order(items_, orders_.front(), Fit::kBest, fixed_));
     }
-    improve(orders[lowest]);
+    for (size_t i = 0; i < kShares.size() && may_continue(); ++i) {
+      const int64_t kept = work_left_ - work_left_ / static_cast<int64_t>(kShares.size() - i);
+      refine(kShares[i], kept);
+    }
+    best_.comparisons = work_ - work_left_;
     return std::move(best_);
   }
 
  private:
+  // Large items in an order, and what came of it.
+  struct State {
+    Order order;
+    Fit fit;
+    Placement placement;
+  };
+
   bool may_continue() const { return best_.height > enough_ && work_left_ > 0; }
 
   void consider(Placement&& placement) {
@@ -105,57 +133,136 @@ class Search {
     }
   }
 
-  int64_t attempt(const Order& order, Fit fit) {
-    work_left_ -= static_cast<int64_t>(order.size() * order.size() / 2);
-    last_ = place_in_order(items_, order, fit);
-    const int64_t height = last_.height;
-    consider(Placement(last_));
-    return height;
+  Placement attempt(const Order& order, Fit fit, int64_t most = kNoLimit) {
+    Placement placement = place_in_order(items_, order, fit, fixed_, most);
+    work_left_ -= placement.comparisons;
+    return placement;
   }
 
-  // An item that ends up on top was placed too late: it goes first in the next round. A random swap now and then breaks
-  // cycles.
-  void improve(Order order) {
-    std::minstd_rand bits;
-    for (int round = 0; round < kMostRounds && may_continue(); ++round) {
-      attempt(order, round % 2 == 0 ? Fit::kFirst : Fit::kBest);
-      if (round % 4 == 3) {
-        std::swap(order[bits() % order.size()], order[bits() % order.size()]);
+  // Those of an order that are larger than a share of the largest live sum, or the others.
+  Order part(const Order& order, int64_t share, bool large) const {
+    Order found;
+    std::copy_if(order.begin(), order.end(), std::back_inserter(found), [&](int32_t index) {
+      return (share == 0 || items_[static_cast<size_t>(index)].bytes > largest_live_ / share) == large;
+    });
+    return found;
+  }
+
+  // The best order of the large items is improved while more than `kept` work is left; the others follow it.
+  void refine(int64_t share, int64_t kept) {
+    State state{{}, Fit::kFirst, {{}, kNoLimit}};
+    for (size_t i = 0; i < 2 * orders_.size() && state.placement.height > enough_ && work_left_ > kept; ++i) {
+      Order order = part(orders_[i / 2], share, true);
+      const Fit fit = i % 2 == 0 ? Fit::kFirst : Fit::kBest;
+      Placement placement = attempt(order, fit, state.placement.height);
+      if (placement.height < state.placement.height) {
+        state = {std::move(order), fit, std::move(placement)};
       }
-      std::stable_partition(order.begin(), order.end(), [&](int32_t index) {
-        const size_t i = static_cast<size_t>(index);
-        return last_.offsets[i] + items_[i].bytes == last_.height;
-      });
+    }
+    climb(state, kept);
+    for (const Order& order : orders_) {
+      if (may_continue()) {
+        Order all = state.order;
+        const Order others = part(order, share, false);
+        all.insert(all.end(), others.begin(), others.end());
+        consider(attempt(all, state.fit));
+      }
     }
   }
 
+  // An item that ends up on top was placed too late. It moves forward, or one of those in its way moves behind it;
+  // whatever is not higher replaces the order.
+  void climb(State& state, int64_t kept) {
+    const size_t count = state.order.size();
+    const size_t tries = kTries + kTriesEach * count;
+    std::minstd_rand bits;
+    for (size_t round = 0; round < tries && state.placement.height > enough_ && work_left_ > kept; ++round) {
+      Order order = state.order;
+      const size_t high =
+          one_of(positions(state, [&](int32_t index) { return top(state, index) == state.placement.height; }), bits);
+      const auto at = [&](size_t position) { return order.begin() + static_cast<std::ptrdiff_t>(position); };
+      const auto kind = bits() % 4;
+      if (kind == 0) {
+        std::swap(order[bits() % count], order[high]);
+      } else if (kind == 1) {
+        const Item& item = items_[static_cast<size_t>(order[high])];
+        std::vector<size_t> in_its_way = positions(state, [&](int32_t index) {
+          const Item& other = items_[static_cast<size_t>(index)];
+          return other.begin < item.end && item.begin < other.end;
+        });
+        in_its_way.erase(std::find(in_its_way.begin(), in_its_way.end(), high), in_its_way.end());
+        if (in_its_way.empty()) {
+          continue;
+        }
+        const size_t other = one_of(in_its_way, bits);
+        std::rotate(at(other), at(other + 1), at(high + 1));
+      } else {
+        const size_t earlier = bits() % (high + 1);
+        std::rotate(at(earlier), at(high), at(high + 1));
+      }
+      const Fit fit = bits() % 8 != 0 ? state.fit : state.fit == Fit::kFirst ? Fit::kBest : Fit::kFirst;
+      Placement placement = attempt(order, fit, state.placement.height);
+      if (placement.height <= state.placement.height) {
+        state = {std::move(order), fit, std::move(placement)};
+      }
+    }
+  }
+
+  int64_t top(const State& state, int32_t index) const {
+    return state.placement.offsets[static_cast<size_t>(index)] + items_[static_cast<size_t>(index)].bytes;
+  }
+
+  template <typename F>
+  static std::vector<size_t> positions(const State& state, const F& chosen) {
+    std::vector<size_t> found;
+    for (size_t i = 0; i < state.order.size(); ++i) {
+      if (chosen(state.order[i])) {
+        found.push_back(i);
+      }
+    }
+    return found;
+  }
+
+  static size_t one_of(const std::vector<size_t>& positions, std::minstd_rand& bits) {
+    return positions[bits() % positions.size()];
+  }
+
   const std::vector<Item>& items_;
+  const std::vector<Placed>& fixed_;
+  int64_t largest_live_;
   int64_t enough_;
+  int64_t work_;
   int64_t work_left_;
-  Placement best_, last_;
+  std::vector<Order> orders_;
+  Placement best_;
 };
 
 }  // namespace
 
-Placement place(const std::vector<Item>& items, int64_t enough, int64_t work) {
+Placement place(const std::vector<Item>& items, int64_t enough, int64_t work, const std::vector<Placed>& fixed) {
   if (items.size() <= kMostInOrder) {
-    return Search(items, enough, work).run();
+    return Search(items, fixed, enough, work).run();
   }
   // The small ones of a long trace hold few of its bytes: they get a floor of their own above the others.
+  int64_t floor = 0;
+  for (const Placed& other : fixed) {
+    floor = std::max(floor, other.top);
+  }
   const Order order = falling(items.size(), [&](size_t i) { return items[i].bytes; });
   std::vector<Item> large, small;
   for (size_t i = 0; i < order.size(); ++i) {
     (i < kMostInOrder ? large : small).push_back(items[static_cast<size_t>(order[i])]);
   }
-  const Placement lower = Search(large, enough, work).run(), upper = place_by_time(small, Fit::kBest);
-  Placement stacked{std::vector<int64_t>(items.size(), 0), lower.height + upper.height};
+  const Placement lower = Search(large, fixed, enough, work).run(), upper = place_by_time(small, Fit::kBest);
+  floor = std::max(floor, lower.height);
+  Placement stacked{std::vector<int64_t>(items.size(), 0), floor + upper.height};
   for (size_t i = 0; i < order.size(); ++i) {
     stacked.offsets[static_cast<size_t>(order[i])] =
-        i < kMostInOrder ? lower.offsets[i] : lower.height + upper.offsets[i - kMostInOrder];
+        i < kMostInOrder ? lower.offsets[i] : floor + upper.offsets[i - kMostInOrder];
   }
   for (const Fit fit : {Fit::kBest, Fit::kFirst}) {
     Placement by_time = place_by_time(items, fit);
-    if (by_time.height < stacked.height) {
+    if (fixed.empty() && by_time.height < stacked.height) {
       stacked = std::move(by_time);
     }
   }

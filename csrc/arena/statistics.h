@@ -9,7 +9,7 @@ struct Statistics {
   int64_t steps = 0;           // that have ended
   int64_t diverged_steps = 0;  // of these, under a plan that did not fit
   int64_t plans = 0;           // activated so far
-  int64_t refused_plans = 0;   // rejected, since their regions got no memory: the run continues without a plan
+  int64_t refused_plans = 0;   // rejected, since their region got no memory: the run continues without a plan
 
   int64_t planned = 0;       // allocations served by a plan
   int64_t smaller = 0;       // of these, at an offset planned for a larger one
@@ -28,9 +28,9 @@ struct Statistics {
   int64_t fallback_bytes = 0;
 
   int64_t planned_live_peak = 0;  // in the last step that has ended: the largest sum of live planned bytes,
-  int64_t planned_reach = 0;      // the highest end in both regions together,
+  int64_t planned_reach = 0;      // the highest end in the region,
   int64_t fallback_peak = 0;      // and the largest sum of live bytes of the fallback
-  int64_t reserved_bytes = 0;     // both regions, and those of earlier plans that still hold live allocations
+  int64_t reserved_bytes = 0;     // the region, and those of earlier plans that still hold live allocations
 };
 
 // Allocations by others than the owner while a scope was open: by other threads (host), or on other streams (device),

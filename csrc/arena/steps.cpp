@@ -6,7 +6,7 @@
 namespace bimkern {
 namespace {
 
-// A plan that lasted for fewer steps, or got no memory for its regions, doubles the wait before the next recording, so
+// A plan that lasted for fewer steps, or got no memory for its region, doubles the wait before the next recording, so
 // that work which never repeats is not planned at every step.
 constexpr int64_t kLasting = 16;
 constexpr int64_t kMostPatience = 64;
@@ -42,6 +42,8 @@ void Arena::start_step() {
     adopted_.reset();
   }
   stepping_ = true;
+  visit_before_last_ = last_visit_;
+  last_visit_ = visit_;
   diverged_ = aborted_ = false;
   seen_.clear();
   if (replay_ != nullptr) {
@@ -59,15 +61,15 @@ void Arena::replan() {
   activate(make_plan(recorder_.trace(), upstream_.alignment(), guard_.padding()));
 }
 
-// Without memory for its regions the arena continues without a plan.
+// Without memory for its region the arena continues without a plan.
 void Arena::activate(Plan plan) {
   if (replay_ != nullptr && replay_->num_live() > 0) {
     retired_.push_back(std::move(replay_));
   }
-  replay_.reset();  // before the new regions are reserved: the two never exist at once
+  replay_.reset();  // before the new region is reserved: the two never exist at once
   off_plan_ = steps_on_plan_ = 0;
   try {
-    const int64_t regions = (plan.scope_bytes > 0) + (plan.survivor_bytes > 0);
+    const int64_t regions = plan.peak > 0 ? 1 : 0;
     replay_ = std::make_unique<Replay>(std::move(plan), upstream_, ++plan_id_);
     statistics_.upstream_calls += regions;
     ++statistics_.plans;

@@ -15,7 +15,8 @@ constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 struct Allocation {
   int64_t bytes;  // as requested
   int64_t begin;  // tick of its allocation
-  int64_t end;    // tick of its free; kForever: it was alive when the step ended
+  int64_t
+      end;  // tick of its free; from `ticks` on: in the next step; kForever: alive when the step ended, no more known
   int32_t scope;
 };
 
@@ -36,6 +37,13 @@ struct Trace {
 // Allocation outputs, losses: what a later scope, or the step itself, still reads.
 inline bool survives(const Trace& trace, const Allocation& allocation) {
   return allocation.end > trace.scopes[static_cast<size_t>(allocation.scope)].end;
+}
+
+inline bool lives_on(const Trace& trace, const Allocation& allocation) { return allocation.end >= trace.ticks; }
+
+// Whether it may be alive when its successor of the next step is born, such as a counter that is replaced.
+inline bool meets_successor(const Trace& trace, const Allocation& allocation) {
+  return lives_on(trace, allocation) && (allocation.end == kForever || allocation.end - trace.ticks > allocation.begin);
 }
 
 }  // namespace bimkern

@@ -38,19 +38,17 @@ def work(arena):
 
 def test_a_plan_is_made_from_any_trace(plan):
     assert (plan.scopes, plan.allocations) == (SCOPES, ALLOCATIONS)
-    assert plan.offsets[0] == plan.offsets[2] == plan.offsets[4] == 0
-    assert plan.scope_bytes == 256  # scope b
-    assert plan.survivor_bytes == 128 + 2 * 64  # the second survivor has two slots
+    assert plan.offsets[0] == plan.offsets[2]
     assert plan.bound == 64 + 256
-    assert plan.peak == 512
-    assert plan.gap == pytest.approx(0.6)
+    assert plan.peak == 2 * 64 + 256  # scope b, and two slots of what lives into the next step
+    assert plan.gap == pytest.approx(0.2)
     assert [plan.survives(allocation) for allocation in plan.allocations] == [False, True, False, True, False]
 
 
 def test_the_alignment_and_the_padding_round_up():
     plan = make_plan(SCOPES, ALLOCATIONS, ticks=14, alignment=512, padding=512)
     assert [plan.room(allocation) for allocation in plan.allocations] == [1024] * 5
-    assert (plan.scope_bytes, plan.survivor_bytes) == (1024, 3 * 1024)
+    assert (plan.peak, plan.bound) == (4 * 1024, 2 * 1024)
 
 
 def test_a_saved_plan_is_the_same_plan_and_the_same_text(plan, tmp_path):
@@ -70,7 +68,7 @@ def test_the_same_work_gives_the_same_plan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(format="another"), "Plan: expected a JSON object of format 'bimkern arena plan 2'"),
+        (lambda data: data.update(format="another"), "Plan: expected a JSON object of format 'bimkern arena plan 3'"),
         (lambda data: data.pop("ticks"), _BAD_FIELD),
         (lambda data: data.update(more=1), _BAD_FIELD),
         (lambda data: data["allocations"][0].pop(), _BAD_FIELD),
@@ -131,6 +129,20 @@ def test_live_bytes_are_those_of_the_trace(plan):
         *((0, 0), (1, 128), (2, 256), (3, 128), (4, 256), (5, 128), (6, 192), (9, 64), (11, 320), (12, 64)),
     ]
     assert max(sums) == plan.bound
+
+
+def test_what_dies_in_the_next_step_counts_there_too():
+    # Two that die after their successors are born, and one of which that is not known.
+    rows = ((0, 100, 1, 20), (0, 90, 3, 15), (0, 4, 5, None))
+    plan = make_plan((Scope("a", 0, 8, 0, 3),), [Allocation(*row) for row in rows], ticks=11, alignment=64)
+    assert [plan.slots(allocation) for allocation in plan.allocations] == [2, 2, 2]
+    early = make_plan((Scope("a", 0, 8, 0, 1),), [Allocation(0, 100, 5, 13)], ticks=11, alignment=64)
+    assert (early.slots(early.allocations[0]), early.peak, early.bound) == (1, 128, 128)
+    assert Plan.from_json(early.to_json()) == early
+    times, sums = live_bytes(plan)
+    assert max(sums) == plan.bound == 2 * 128 + 2 * 128
+    assert plan.peak == plan.bound + 2 * 64
+    assert times == sorted(times)
 
 
 def test_a_plan_can_be_drawn(plan, tmp_path):

@@ -54,7 +54,7 @@ class Step {
 };
 
 // room() of the sizes above
-constexpr int64_t kScopePeak = 2048, kSurvivors = 320 + 2 * 64, kBound = 2048 + 320;
+constexpr int64_t kBound = 2048 + 320 + 64, kPeak = kBound + 64;  // the state has two slots
 
 void test_a_plan_is_active_from_the_third_step_on() {
   FakeMemory memory;
@@ -65,19 +65,54 @@ void test_a_plan_is_active_from_the_third_step_on() {
   step.run();
   EXPECT(memory.calls() == 10);
   const Plan plan = arena.plan();
-  EXPECT(plan.scope_bytes == kScopePeak && plan.survivor_bytes == kSurvivors && plan.bound == kBound);
+  EXPECT(plan.peak == kPeak && plan.bound == kBound);
   step.run();
-  EXPECT(arena.has_plan() && memory.calls() == 12);  // the two regions
+  EXPECT(arena.has_plan() && memory.calls() == 11);  // the region
   EXPECT(arena.plan().offsets == plan.offsets);
   const std::vector<void*> fourth = step.run(), fifth = step.run();
-  EXPECT(memory.calls() == 12 && arena.statistics().upstream_calls == 12);
+  EXPECT(memory.calls() == 11 && arena.statistics().upstream_calls == 11);
   EXPECT(std::equal(fourth.begin(), fourth.end() - 1, fifth.begin()));
   EXPECT(fourth.back() != fifth.back());  // the state: the old one was alive when the new one was born
   EXPECT(step.run().back() == fourth.back());
   const Statistics now = arena.statistics();
   EXPECT(now.steps == 5 && now.plans == 1 && now.planned == 4 * 5 && now.unplanned == 2 * 5);
-  EXPECT(now.planned_reach == plan.peak() && now.planned_live_peak == kBound + 64);
-  EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak());
+  EXPECT(now.planned_reach == plan.peak && now.planned_live_peak == kBound);
+  EXPECT(now.upstream_calls_last_step == 0 && now.fallback_peak == 0 && now.reserved_bytes == plan.peak);
+}
+
+// As gradients that a step frees at its beginning: one slot is enough, and the bound knows of both ends.
+void test_what_dies_before_its_successor_is_born_has_one_slot() {
+  FakeMemory memory;
+  Arena arena(memory, false);
+  void* gradient = nullptr;
+  std::vector<void*> given;
+  const auto run = [&](bool early) {
+    arena.open("step", kOwner);
+    if (early && gradient != nullptr) {
+      arena.free(gradient);
+    }
+    void* activation = arena.allocate(1000, kOwner);
+    void* old = gradient;
+    gradient = arena.allocate(4000, kOwner);
+    given.push_back(gradient);
+    if (!early && old != nullptr) {
+      arena.free(old);
+    }
+    arena.free(activation);
+    arena.close("step", kOwner);
+  };
+  for (int i = 0; i < 5; ++i) {
+    run(true);
+  }
+  const Plan plan = arena.plan();
+  EXPECT(plan.peak == 4032 + 1024 && plan.bound == plan.peak);
+  EXPECT(given[3] == given[4] && arena.statistics().planned_live_peak == plan.bound);
+  run(false);  // the old one is still alive: the upstream serves
+  EXPECT(arena.statistics().late == 1 && !arena.owns(given.back()));
+  run(true);
+  run(true);
+  EXPECT(given.back() == given[4] && arena.statistics().plans == 1);
+  arena.free(gradient);
 }
 
 void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
@@ -93,7 +128,7 @@ void test_a_smaller_batch_is_served_in_place_and_changes_nothing() {
   EXPECT(step.run(2).front() == before.front());
   step.run(2);
   const Statistics now = arena.statistics();
-  EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 12);
+  EXPECT(now.plans == 1 && now.smaller == 5 && now.diverged_steps == 1 && memory.calls() == 11);
 }
 
 void test_larger_work_is_served_by_the_upstream_and_replanned() {
@@ -103,16 +138,16 @@ void test_larger_work_is_served_by_the_upstream_and_replanned() {
   for (int i = 0; i < 4; ++i) {
     step.run();
   }
-  EXPECT(memory.calls() == 12);
+  EXPECT(memory.calls() == 11);
   step.run(3);  // does not fit
-  EXPECT(memory.calls() == 17);
+  EXPECT(memory.calls() == 16);
   step.run(3);  // does not fit again: recorded
-  EXPECT(memory.calls() == 22);
+  EXPECT(memory.calls() == 21);
   step.run(3);  // planned
   step.run(3);
   const Statistics now = arena.statistics();
-  EXPECT(now.plans == 2 && now.diverged_steps == 2 && memory.calls() == 24);
-  EXPECT(arena.plan().scope_bytes == 6016 && now.reserved_bytes == arena.plan().peak());
+  EXPECT(now.plans == 2 && now.diverged_steps == 2 && memory.calls() == 22);
+  EXPECT(arena.plan().peak == 6016 + 960 + 2 * 64 && now.reserved_bytes == arena.plan().peak);
 }
 
 void test_a_dropped_scope_needs_no_new_plan() {
@@ -125,7 +160,7 @@ void test_a_dropped_scope_needs_no_new_plan() {
   const std::vector<void*> whole = step.run();
   const std::vector<void*> part = step.run(1, false);
   EXPECT(std::equal(part.begin(), part.end(), whole.begin()));
-  EXPECT(memory.calls() == 12 && arena.statistics().unplanned == 10);
+  EXPECT(memory.calls() == 11 && arena.statistics().unplanned == 10);
 }
 
 void test_a_new_scope_is_served_by_the_upstream_and_planned() {
@@ -222,6 +257,7 @@ void test_a_plan_can_be_taken_over() {
 
 int main() {
   test_a_plan_is_active_from_the_third_step_on();
+  test_what_dies_before_its_successor_is_born_has_one_slot();
   test_a_smaller_batch_is_served_in_place_and_changes_nothing();
   test_larger_work_is_served_by_the_upstream_and_replanned();
   test_a_dropped_scope_needs_no_new_plan();

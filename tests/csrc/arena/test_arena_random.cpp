@@ -151,7 +151,7 @@ void test_steady_state() {
     EXPECT(memory.calls() == calls && now.upstream_calls_last_step == 0);
     EXPECT(now.plans == 1 && now.diverged_steps == 0 && now.late == 0 && now.still_in_use == 0 && now.leaked == 0);
     EXPECT(now.fallback_peak == 0);
-    EXPECT(now.planned_reach <= work.arena().plan().peak());
+    EXPECT(now.planned_reach <= work.arena().plan().peak);
     EXPECT(now.planned_live_peak <= now.planned_reach);
     work.free_all();
   }

@@ -76,10 +76,39 @@ void test_every_form_is_valid() {
   }
 }
 
+// Items around fixed ones: together they are valid, and the height is that of the items alone.
+void test_around_fixed_items() {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    std::vector<Item> items = random_items(60, 100);
+    const Item first = random_items(1, 100)[0], second = random_items(1, 100)[0];
+    const std::vector<Placed> fixed = {{0, first.bytes, first.begin, first.end},
+                                       {1024, 1024 + second.bytes, second.begin, second.end}};
+    Placement found = place(items, 0, kSearchWork / 1000, fixed);
+    int64_t height = 0;
+    for (size_t i = 0; i < items.size(); ++i) {
+      height = std::max(height, found.offsets[i] + items[i].bytes);
+    }
+    EXPECT(found.height == height);
+    items.insert(items.end(), {first, second});
+    found.offsets.insert(found.offsets.end(), {0, 1024});
+    found.height = std::max(found.height, fixed[1].top);
+    EXPECT(valid(items, found));
+  }
+}
+
+void test_an_order_is_given_up_above_a_height() {
+  const std::vector<Item> items(4, {64, 0, 1});
+  EXPECT(place_in_order(items, {0, 1, 2, 3}, Fit::kFirst, {}, 256).height == 256);
+  const Placement given_up = place_in_order(items, {0, 1, 2, 3}, Fit::kFirst, {}, 100);
+  EXPECT(given_up.height == 128 && given_up.comparisons == 1);
+}
+
 }  // namespace
 
 int main() {
   test_small_cases_against_brute_force();
   test_every_form_is_valid();
+  test_around_fixed_items();
+  test_an_order_is_given_up_above_a_height();
   return failures() > 0;
 }

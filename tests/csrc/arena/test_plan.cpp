@@ -42,9 +42,9 @@ void test_bad_plans_are_refused() {
                    "allocation 2 must have a positive size and a lifetime that begins in its scope");
   }
   expect_refused([](Plan& p) { p.offsets[0] = 32; },
-                 "allocation 0 must be aligned inside a region of 128 bytes, got offset 32 for 128");
-  expect_refused([](Plan& p) { p.offsets[3] = 128; },
-                 "allocation 3 must be aligned inside a region of 128 bytes, got offset 128 for 64");
+                 "allocation 0 must be aligned inside a region of 256 bytes, got offset 32 for 128");
+  expect_refused([](Plan& p) { p.offsets[3] = 256; },
+                 "allocation 3 must be aligned inside a region of 256 bytes, got offset 256 for 64");
   expect_refused([](Plan& p) { p.trace.allocations[0].end = 5; },
                  "allocations 2 and 0 live at the same time and overlap");
   expect_refused([](Plan& p) { p.bound += 1; }, "the largest live sum is 256, got 257");
@@ -56,7 +56,53 @@ void test_a_bad_trace_is_not_planned() {
   EXPECT(caught([&] { make_plan(trace, 64, 0); }).fault == Fault::kBadPlan);
 }
 
-// Predecessors against their meaning: the last allocation of the scope at each address before.
+// Two allocations of 1000 bytes in a scope, the second of which the next scope reads before it needs 2000 of its own:
+// the next scope reuses both.
+void test_a_scope_reuses_a_survivor_that_died() {
+  const Trace trace = {
+      {{"a", 0, 5, 0, 2}, {"b", 6, 10, 2, 3}}, {{1000, 1, 3, 0}, {1000, 2, 7, 0}, {2000, 8, 9, 1}}, 11};
+  const Plan plan = make_plan(trace, 64, 0);
+  check(plan);
+  EXPECT(plan.bound == 2048 && plan.peak == 2048);
+}
+
+// Gradients that the next step frees at its beginning leave their memory to what comes before they are born again.
+void test_a_step_reuses_what_the_step_before_left() {
+  const Trace trace = {{{"step", 0, 6, 0, 2}}, {{1000, 2, 3, 0}, {1000, 4, 9, 0}}, 8};
+  const Plan plan = make_plan(trace, 64, 0);
+  check(plan);
+  EXPECT(plan.bound == 1024 && plan.peak == 1024);
+  const Predecessors found = predecessors(plan);
+  EXPECT((found.allocations == std::vector<int32_t>{1, 0}));
+}
+
+// More is kept than the bound has room for from both of its ends.
+void test_plans_of_random_work_are_safe() {
+  for (int repeat = 0; repeat < 100; ++repeat) {
+    Trace trace;
+    int64_t tick = 0;
+    const int64_t ticks = 400;
+    for (int32_t scope = 0; scope < 4; ++scope) {
+      const auto first = static_cast<int32_t>(trace.allocations.size());
+      const int64_t begin = tick++, end = begin + 1 + random_below(40);
+      for (; tick < end; ++tick) {
+        const int64_t dies = one_in(8)   ? kForever
+                             : one_in(8) ? ticks + random_below(ticks)
+                                         : tick + 1 + random_below(one_in(2) ? 10 : ticks - tick - 1);
+        trace.allocations.push_back({random_bytes(), tick, dies, scope});
+      }
+      trace.scopes.push_back(
+          {std::to_string(scope), begin, tick++, first, static_cast<int32_t>(trace.allocations.size())});
+    }
+    trace.ticks = ticks;
+    const Plan plan = make_plan(trace, 64, 0);
+    check(plan);
+    EXPECT(plan.bound <= plan.peak);
+    EXPECT(make_plan(trace, 64, 0).offsets == plan.offsets);
+  }
+}
+
+// Predecessors against their meaning: the last allocation of the scope at each address before, and all survivors there.
 void test_predecessors() {
   for (int repeat = 0; repeat < 20; ++repeat) {
     FakeMemory memory;
@@ -81,21 +127,22 @@ void test_predecessors() {
     for (size_t i = 0; i < trace.allocations.size(); ++i) {
       std::set<int32_t> want;
       const auto covers = [&](size_t j, int64_t piece) {
-        return trace.allocations[j].scope == trace.allocations[i].scope && !survives(trace, trace.allocations[j]) &&
-               plan.offsets[j] <= piece && piece < plan.offsets[j] + room(plan, trace.allocations[j]);
+        return plan.offsets[j] <= piece && piece < plan.offsets[j] + room(plan, trace.allocations[j]);
       };
-      if (!survives(trace, trace.allocations[i])) {
-        // The owner changes at ends of allocations only.
-        std::set<int64_t> pieces = {plan.offsets[i]};
-        for (size_t j = 0; j < i; ++j) {
-          pieces.insert({plan.offsets[j], plan.offsets[j] + room(plan, trace.allocations[j])});
-        }
-        for (const int64_t piece : pieces) {
-          for (size_t j = i; covers(i, piece) && j-- > 0;) {
-            if (covers(j, piece)) {
-              want.insert(static_cast<int32_t>(j));
-              break;
-            }
+      // The owner changes at ends of allocations only.
+      std::set<int64_t> pieces = {plan.offsets[i]};
+      for (size_t j = 0; j < trace.allocations.size(); ++j) {
+        pieces.insert({plan.offsets[j], plan.offsets[j] + room(plan, trace.allocations[j])});
+      }
+      for (const int64_t piece : pieces) {
+        bool found_last = false;
+        for (size_t j = trace.allocations.size(); covers(i, piece) && j-- > 0;) {
+          const bool survivor = survives(trace, trace.allocations[j]);
+          const bool last =
+              !found_last && !survivor && j < i && trace.allocations[j].scope == trace.allocations[i].scope;
+          if (j != i && covers(j, piece) && (survivor || last)) {
+            want.insert(static_cast<int32_t>(j));
+            found_last = found_last || last;
           }
         }
       }
@@ -136,6 +183,9 @@ void test_address_table() {
 int main() {
   test_bad_plans_are_refused();
   test_a_bad_trace_is_not_planned();
+  test_a_scope_reuses_a_survivor_that_died();
+  test_a_step_reuses_what_the_step_before_left();
+  test_plans_of_random_work_are_safe();
   test_predecessors();
   test_address_table();
   return failures() > 0;

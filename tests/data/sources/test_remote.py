@@ -231,12 +231,12 @@ def test_an_address_names_the_server_also_where_paths_do_not(url, options, path,
 
 
 def test_no_message_or_title_shows_a_password(server):
-    address = server.url.replace("://", "://eve:hidden@")
-    assert title(find_source(Path(address))) == address.replace(":hidden", "")
+    address = server.url.replace("://", "://eve:sesame@")
+    assert title(find_source(Path(address))) == address.replace(":sesame", "")
     for place in (f"{address}/missing-{{0..1}}.tar", f"{address}/list.txt", f"{address}/no/photos"):
         with pytest.raises(SourceError, match=r"eve@127") as found:
             list_images(find_source(Path(place)))
-        assert "hidden" not in str(found.value)
+        assert "sesame" not in str(found.value)
 
 
 def test_labels_are_class_folders(root, memory):

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from bench.studies.methods import DEPTH, DEPTHS, SWIN_DEPTH, alone, methods
 from bench.studies.study import PIXELS, Result, Study
 from bench.studies.table import METRICS, Key, Table, table_of
 
+_BELOW: dict[str, Any] = {"fontsize": 7, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}  # where no data lie
 _COLORS = {"knn": "#9d9d9d", "linear": "#b279a2", "fine_tuned": "#4c78a8"}
 _ON_VIT: dict[str, list[Key]] = {
     **{name: [(name, depth) for depth in range(1, DEPTH + 1)] for name in ("scratch", "BIM", "MAE", "LocalMIM")},
@@ -52,7 +54,7 @@ def _draw_methods(axes: Axes, study: Study, table: Table, chance: float) -> None
     axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set_xlabel("accuracy on the held-out images, %; a point for every seed", fontsize=8)
     axes.grid(axis="x", linewidth=0.4)
-    axes.legend(fontsize=7, loc="best")
+    axes.legend(**_BELOW, ncols=4)
 
 
 def _draw_depths(axes: Axes, table: Table, metric: str, lines: dict[str, list[Key]]) -> None:
@@ -71,4 +73,4 @@ def _draw_depths(axes: Axes, table: Table, metric: str, lines: dict[str, list[Ke
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", linewidth=0.4)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7)
+        axes.legend(**_BELOW, ncols=2)

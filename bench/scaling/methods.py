@@ -29,7 +29,7 @@ from bimkern.train.optim.group import GroupOptimizer
 ENCODER = ViTConfig(image_size=ImageSize.square(96), patch=16, width=128, depth=12, num_heads=4)
 DECODER = DecoderConfig(width=64, depth=2, num_heads=2)
 # A network whose gradients fill several buckets of 25 MiB: those of the trainer, and DistributedDataParallel's own.
-LARGER = ViTConfig(image_size=96, patch=16, width=384, depth=12, num_heads=6)
+LARGER = ViTConfig(image_size=ImageSize.square(96), patch=16, width=384, depth=12, num_heads=6)
 BIM, BIM_AT_END, MAE = "BIM", "BIM, one all-reduce at the end", "MAE, DistributedDataParallel"
 LARGER_MAE, LARGER_IN_DDP = "MAE of ViT-S, ours", "MAE of ViT-S, DistributedDataParallel"
 NAMES = (BIM, BIM_AT_END, MAE, LARGER_MAE, LARGER_IN_DDP)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from bimkern.cli.evaluation import Findings, run_command
+from bimkern.data.addresses import text_of, without_passwords
 from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.attention_analysis import MIN_BATCH, analyze
 from bimkern.evaluate.attention_report import Results, draw, to_json_lines, to_table
@@ -98,7 +99,7 @@ def _digits() -> Unlabeled:
 
 
 def _text(options: Options, images: Unlabeled, results: Results) -> str:
-    source = "scikit-learn's digits" if options.data is None else str(options.data)
+    source = "scikit-learn's digits" if options.data is None else without_passwords(text_of(options.data))
     head = f"{source}: {min(options.images, images.count)} images; means over heads, queries and images"
     return f"{head}\n\n{to_table(results)}"
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from bimkern.cli.evaluation import Findings, run_command
+from bimkern.data.addresses import text_of, without_passwords
 from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.backbone import Backbone, Pool, common_decoding
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
@@ -138,7 +139,7 @@ def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data:
 
 
 def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]]) -> str:
-    source = "scikit-learn's digits" if options.data is None else str(options.data)
+    source = "scikit-learn's digits" if options.data is None else without_passwords(text_of(options.data))
     pooled = "class token" if options.pool == "cls" else "mean of the patch tokens"
     head = f"{source}: {len(data.classes)} classes, {len(data.train)} training and {len(data.test)} test images"
     return f"{head}; features: {pooled} of frozen layers\n\n{to_table(results)}"

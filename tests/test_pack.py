@@ -73,6 +73,12 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert message in printed
 
 
+def test_a_name_that_is_too_long_is_a_wrong_argument(capsys):
+    code, printed = refused(["photos", "x" * 300], capsys)
+    assert code == 2
+    assert printed.endswith("x is longer than a name may be; choose another\n")
+
+
 def test_too_many_bad_images_are_one_line(photos, capsys):
     (photos / "ant" / "damaged.png").write_bytes(b"")
     code, printed = refused(["photos", "packed", "--workers", "0", "--max-bad-ratio", "0.05"], capsys)

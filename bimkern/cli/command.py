@@ -151,7 +151,8 @@ def report(program: str, error: BimkernError, note: str = "") -> NoReturn:
 def end_by_system(program: str, error: OSError) -> NoReturn:
     """End a command with an error of the system; a name that no file can have is a wrong argument."""
     if error.errno == errno.ENAMETOOLONG:
-        end(program, f"{error.filename}: {os.strerror(error.errno)}", exit_code=ConfigError.exit_code)
+        name = "" if error.filename is None else f"{error.filename}: "
+        end(program, f"{name}{os.strerror(error.errno)}", exit_code=ConfigError.exit_code)
     end(program, f"cannot continue ({error})", exit_code=1)
 
 

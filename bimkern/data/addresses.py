@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://.+")
-_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*@")
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]+://?[^/@:\s]*):[^/\s]*@")  # which may have an @ of its own
 _SHORTENED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 
@@ -18,5 +18,5 @@ def text_of(path: Path) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text with the passwords left out of its addresses, for messages and files."""
+    """Return a text with the passwords left out of its addresses, also of those that are paths."""
     return _PASSWORD.sub(r"\1@", text)

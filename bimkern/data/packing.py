@@ -4,6 +4,7 @@ Every shard holds the images of one range of the sorted names, so that it does n
 it is made again. The same source and options give the same bytes.
 """
 
+import errno
 import hashlib
 import logging
 import tarfile
@@ -81,6 +82,8 @@ def pack(
     except (WorkerDied, OutOfResources, MemoryError) as error:
         raise PackingFailed(f"the images cannot be packed ({str(error) or 'out of memory'}); {_RESUMES}") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise PackError(f"OUT {out} is longer than a name may be; choose another") from error
         raise PackingFailed(f"{error.filename or out} cannot be written ({error.strerror}); {_RESUMES}") from error
 
 

@@ -38,6 +38,7 @@ class Network:
     stem: Mapping[str, nn.Module]  # empty where the only level takes the images themselves
     levels: tuple[Mapping[str, nn.Module], ...]
     patch: int  # pixels a side of a cell of the last level
+    widths: frozenset[int]  # of the maps that timm reads
 
     @property
     def parts(self) -> tuple[Mapping[str, nn.Module], ...]:
@@ -100,7 +101,7 @@ def describe(name: str, built_for: ImageSize, image_size: ImageSize, arguments: 
                 for module in part.values():
                     maps = module.eval()(maps)
                 maps = maps[-1] if isinstance(maps, list) else maps
-                channels_last.append(_is_channels_last(maps.shape, image_size))
+                channels_last.append(_is_channels_last(maps.shape, image_size, network.widths))
             except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
                 reason = f" ({' '.join(str(error).split())})" if str(error) else ""
                 message = f"{name} built for {built_for} pixels does not take images of {image_size} pixels{reason}"
@@ -114,14 +115,18 @@ def describe(name: str, built_for: ImageSize, image_size: ImageSize, arguments: 
     return Description(tuple(levels), tuple(channels_last), _is_patchwise(network.stem), names)
 
 
-def _is_channels_last(shape: torch.Size, image: ImageSize) -> bool:
+def _is_channels_last(shape: torch.Size, image: ImageSize, widths: frozenset[int]) -> bool:
     """Return which dimension of the maps of an image is their width: rows and columns are as many to each other there.
+
+    Where that holds of both, as of 64 maps of 32 x 16, the width is one that timm knows.
 
     Raises:
         ValueError: it is no such map.
     """
     grids = {False: shape[2:], True: shape[1:3]} if len(shape) == 4 else {}
     found = [last for last, (rows, columns) in grids.items() if rows * image.width == columns * image.height]
+    if len(found) > 1 and not image.is_square:
+        found = [last for last in found if shape[3 if last else 1] in widths]
     if not found or (len(found) > 1 and not image.is_square):
         kind = "square map" if image.is_square else f"map of images of {image} pixels for sure"
         raise ValueError(f"a level puts out {list(shape)}, which is no {kind}")
@@ -141,9 +146,9 @@ def _in_parts(net: Any, name: str) -> Network:
     info = getattr(net, "feature_info", None)
     if info is None:
         raise NetworkError(f"{name} has no maps of features (timm's feature_info)")
-    patch = info.reduction()[-1]
+    patch, widths = info.reduction()[-1], frozenset(info.channels())
     if type(net) is not _timm().models.FeatureListNet:
-        return Network({}, ({"net": net},), patch)
+        return Network({}, ({"net": net},), patch, widths)
     sections: list[dict[str, nn.Module]] = [{}]
     for part, module in net.items():
         sections[-1][part] = module
@@ -153,7 +158,7 @@ def _in_parts(net: Any, name: str) -> Network:
     *before, first = stem
     if before and any(stem[first].children()):  # else the stem itself is the first level that timm reads
         levels.insert(0, {first: stem.pop(first)})
-    return Network(stem, tuple(levels), patch)
+    return Network(stem, tuple(levels), patch, widths)
 
 
 def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, dict[str, Any]]:

@@ -39,6 +39,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(arguments):
         (KeyboardInterrupt(), "interrupted", 130),
         (OSError(28, "No space left on device"), "cannot continue ([Errno 28] No space left on device)", 1),
         (OSError(errno.ENAMETOOLONG, "File name too long", "longer"), "longer: File name too long", 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long", 2),
         (ConfigError("--k is wrong"), "--k is wrong", 2),
     ],
 )

@@ -228,6 +228,18 @@ def test_images_that_cannot_change_are_one_line():
         fixed.resized(128)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "widths"),
+    [
+        ("resnet18", "128x64", [64, 64, 128, 256, 512]),  # 64 maps of 32 x 16: as many to rows as rows to columns
+        ("swin_tiny_patch4_window7_224", "96x192", [96, 96, 192, 384, 768]),  # 24 x 48 vectors of 96
+    ],
+)
+def test_maps_of_a_rectangle_are_told_from_vectors(name, size, widths):
+    config = TimmBackboneConfig(name=name, image_size=size)
+    assert [config.level(depth).width for depth in range(config.depth + 1)] == widths
+
+
 def test_a_network_without_maps_is_refused(monkeypatch):
     """Whatever timm may build one day."""
     monkeypatch.setattr(timm, "create_model", lambda name, **given: torch.nn.Linear(2, 2))

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from bimkern.data.addresses import without_passwords
+
 Scalar = str | float | bool
 
 
@@ -18,8 +20,8 @@ def finite_numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Scalar]:
-    """Flatten a config in JSON: method.encoder.depth, method.heads.0.type, ...; what is null is left out."""
-    return dict(_leaves(config))
+    """Flatten a config in JSON: method.encoder.depth, method.heads.0.type, ...; without what is null, and passwords."""
+    return {name: without_passwords(value) if isinstance(value, str) else value for name, value in _leaves(config)}
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Scalar]]:

@@ -161,6 +161,8 @@ def ending_at_once(*, native: bool = False) -> Iterator[None]:
         if not (native or threading.active_count() > 1):
             raise
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)  # as Python does
     except BaseException:
         if not native:
             raise

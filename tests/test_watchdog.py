@@ -149,9 +149,10 @@ def test_a_program_ends_though_a_thread_hangs(hang):
         ("pass", 0, []),
         ("sys.exit()", 0, []),
         ("sys.exit(143)", 143, []),
+        ("sys.exit('a reason')", 1, ["a reason"]),
         ("raise KeyError('a mistake')", 1, ["KeyError: 'a mistake'"]),
     ],
-    ids=["plainly", "exit", "code", "error"],
+    ids=["plainly", "exit", "code", "reason", "error"],
 )
 def test_a_program_with_threads_of_other_languages_ends_at_once_however_it_ends(end, exit_code, said):
     program = (

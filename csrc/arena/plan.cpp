@@ -20,12 +20,6 @@ Plan make_plan(const Trace& trace, int64_t alignment, int64_t padding) {
 
 Predecessors predecessors(const Plan& plan) {
   const std::vector<Allocation>& allocations = plan.trace.allocations;
-  std::vector<int32_t> survivors;  // that may share memory with others
-  for (size_t i = 0; i < allocations.size(); ++i) {
-    if (survives(plan.trace, allocations[i]) && !meets_successor(plan.trace, allocations[i])) {
-      survivors.push_back(static_cast<int32_t>(i));
-    }
-  }
   Predecessors result;
   std::map<int64_t, int32_t> owners;  // start of a piece of the region -> the scope's allocation that had it last
   int32_t scope = -1;
@@ -38,13 +32,6 @@ Predecessors predecessors(const Plan& plan) {
       owners.emplace(0, -1);
     }
     const int64_t begin = plan.offsets[i], end = begin + room(plan, allocation);
-    for (const int32_t survivor : survivors) {
-      const int64_t other = plan.offsets[static_cast<size_t>(survivor)];
-      if (survivor != static_cast<int32_t>(i) && other < end &&
-          begin < other + room(plan, allocations[static_cast<size_t>(survivor)])) {
-        result.allocations.push_back(survivor);
-      }
-    }
     auto piece = std::prev(owners.upper_bound(begin));
     int32_t owner = piece->second;
     piece = piece->first == begin ? owners.erase(piece) : std::next(piece);

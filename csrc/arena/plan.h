@@ -33,8 +33,8 @@ Plan make_plan(const Trace& trace, int64_t alignment, int64_t padding);
 void check(const Trace& trace);
 void check(const Plan& plan);
 
-// For every allocation: the last ones of the same scope in its memory, and all survivors there. If these are freed and
-// all kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
+// For every allocation: the last ones in its memory that die in the same scope. If these are freed, no survivor is live
+// there, and all kept to the plan, the memory is free. Edges of allocation i: [first[i], first[i + 1]).
 struct Predecessors {
   std::vector<int32_t> first;
   std::vector<int32_t> allocations;

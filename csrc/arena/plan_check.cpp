@@ -10,6 +10,7 @@ namespace bimkern {
 namespace {
 
 constexpr int64_t kMostBytes = int64_t{1} << 48;  // of an allocation: sums of them stay far from overflow
+constexpr int64_t kMostTicks = int64_t{1} << 48;  // of a step; likewise
 
 void check_offsets(const Plan& plan) {
   struct Piece {
@@ -54,6 +55,8 @@ void check_offsets(const Plan& plan) {
 }  // namespace
 
 void check(const Trace& trace) {
+  BIMKERN_ARENA_CHECK(trace.ticks <= kMostTicks, Fault::kBadPlan, "plan: a step must have fewer ticks, got ",
+                      trace.ticks);
   std::set<std::string> names;
   int32_t next = 0;
   int64_t tick = -1;

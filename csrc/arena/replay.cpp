@@ -2,6 +2,7 @@
 #include "arena/replay.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "arena/error.h"
 
@@ -43,6 +44,7 @@ void Replay::make_slots() {
     }
   }
   stragglers_.reserve(slots_.size());
+  survivors_.reserve(plan_.offsets.size());  // no step allocates for them
 }
 
 Replay::~Replay() {
@@ -78,7 +80,7 @@ bool Replay::is_free(int32_t index) {
   if (static_cast<size_t>(index) >= plan_.offsets.size()) {  // a twin, whose memory is its own
     return true;
   }
-  bool free = std::none_of(stragglers_.begin(), stragglers_.end(), overlaps);
+  bool free = std::none_of(stragglers_.begin(), stragglers_.end(), overlaps) && !meets_survivor(slot);
   const int32_t* edge = predecessors_.allocations.data() + predecessors_.first[static_cast<size_t>(index)];
   const int32_t* end = predecessors_.allocations.data() + predecessors_.first[static_cast<size_t>(index) + 1];
   for (; edge != end; ++edge) {
@@ -88,6 +90,31 @@ bool Replay::is_free(int32_t index) {
     }
   }
   return free;
+}
+
+// Whether a slot is that of a survivor in whose memory others may be before and after it.
+bool Replay::shares(int32_t index) const {
+  const Slot& slot = slots_[static_cast<size_t>(index)];
+  return slot.survivor && slot.twin < 0 && static_cast<size_t>(index) < plan_.offsets.size();
+}
+
+std::vector<int32_t>::const_iterator Replay::survivor_from(const char* address) const {
+  return std::lower_bound(survivors_.begin(), survivors_.end(), address, [&](int32_t other, const char* start) {
+    return slots_[static_cast<size_t>(other)].address < start;
+  });
+}
+
+// Those that are live do not overlap: the two around an address are enough.
+bool Replay::meets_survivor(const Slot& slot) const {
+  const auto above = survivor_from(slot.address);
+  if (above != survivors_.end() && slots_[static_cast<size_t>(*above)].address < slot.address + slot.room) {
+    return true;
+  }
+  if (above == survivors_.begin()) {
+    return false;
+  }
+  const Slot& below = slots_[static_cast<size_t>(*std::prev(above))];
+  return slot.address < below.address + below.room;
 }
 
 Replay::Served Replay::next(int64_t bytes) {
@@ -110,6 +137,9 @@ Replay::Served Replay::next(int64_t bytes) {
   }
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.live = true;
+  if (shares(index)) {
+    survivors_.insert(survivor_from(slot.address), index);
+  }
   ++num_live_;
   scope_live_ += !slot.survivor;
   live_bytes_ += slot.room;
@@ -121,6 +151,9 @@ Replay::Served Replay::next(int64_t bytes) {
 void Replay::freed(int32_t index) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.live = false;
+  if (shares(index)) {
+    survivors_.erase(survivor_from(slot.address));
+  }
   --num_live_;
   scope_live_ -= !slot.survivor;
   live_bytes_ -= slot.room;

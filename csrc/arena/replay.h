@@ -3,8 +3,7 @@
 // Memory is reused only if it is free, even if allocations are freed late, in another order or not at all. The next
 // allocation in the same memory checks its predecessors, and makes one that is still live but should have been freed in
 // its scope a straggler; so do the end of a scope and the point where the work leaves the plan. So every live
-// allocation is a predecessor of the next one in its memory or a straggler; is_free() checks both. Survivors are
-// predecessors of all others in their memory.
+// allocation is a predecessor of the next one in its memory, a straggler or a survivor; is_free() checks all three.
 #pragma once
 
 #include "arena/plan.h"
@@ -67,6 +66,9 @@ class Replay {
 
   void make_slots();
   bool is_free(int32_t slot);
+  bool shares(int32_t slot) const;
+  bool meets_survivor(const Slot& slot) const;
+  std::vector<int32_t>::const_iterator survivor_from(const char* address) const;
   void add_stragglers(int32_t first, int32_t last);
 
   Plan plan_;
@@ -76,6 +78,7 @@ class Replay {
   std::vector<Slot> slots_;  // one for every allocation, then the twins
   Predecessors predecessors_;
   std::vector<int32_t> stragglers_;
+  std::vector<int32_t> survivors_;  // that are live and share memory with others, by rising address
   int32_t scope_ = -1, cursor_ = 0, last_ = 0;
   bool left_ = false;
   int64_t num_live_ = 0, scope_live_ = 0, live_bytes_ = 0, live_peak_ = 0, reach_ = 0;

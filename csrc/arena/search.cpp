@@ -107,7 +107,7 @@ class Search {
       consider(place_by_time(items_, Fit::kBest));
       consider(place_by_time(items_, Fit::kFirst));
     } else {
-      consider(place_in_order(items_, orders_.front(), Fit::kBest, fixed_));
+      consider(attempt(orders_.front(), Fit::kBest));
     }
     for (size_t i = 0; i < kShares.size() && may_continue(); ++i) {
       const int64_t kept = work_left_ - work_left_ / static_cast<int64_t>(kShares.size() - i);
@@ -158,6 +158,9 @@ class Search {
       if (placement.height < state.placement.height) {
         state = {std::move(order), fit, std::move(placement)};
       }
+    }
+    if (state.placement.height == kNoLimit) {  // no work was left for one order
+      return;
     }
     climb(state, kept);
     for (const Order& order : orders_) {
@@ -255,15 +258,18 @@ Placement place(const std::vector<Item>& items, int64_t enough, int64_t work, co
   }
   const Placement lower = Search(large, fixed, enough, work).run(), upper = place_by_time(small, Fit::kBest);
   floor = std::max(floor, lower.height);
-  Placement stacked{std::vector<int64_t>(items.size(), 0), floor + upper.height};
+  Placement stacked{std::vector<int64_t>(items.size(), 0), floor + upper.height, lower.comparisons};
   for (size_t i = 0; i < order.size(); ++i) {
     stacked.offsets[static_cast<size_t>(order[i])] =
         i < kMostInOrder ? lower.offsets[i] : floor + upper.offsets[i - kMostInOrder];
   }
-  for (const Fit fit : {Fit::kBest, Fit::kFirst}) {
-    Placement by_time = place_by_time(items, fit);
-    if (fixed.empty() && by_time.height < stacked.height) {
-      stacked = std::move(by_time);
+  if (fixed.empty()) {
+    for (const Fit fit : {Fit::kBest, Fit::kFirst}) {
+      Placement by_time = place_by_time(items, fit);
+      if (by_time.height < stacked.height) {
+        stacked = std::move(by_time);
+        stacked.comparisons = lower.comparisons;
+      }
     }
   }
   return stacked;

@@ -123,19 +123,32 @@ def test_no_rank_has_more_than_its_share_and_a_layer_while_the_network_is_built(
         assert peak <= now + largest
 
 
-def test_a_network_whose_constructor_reads_its_weights_is_built_at_once(caplog):
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda layer: layer.weight.data.copy_(layer.weight.data * 2), "aten.mul"),
+        (lambda layer: layer.bias.data.fill_(layer.weight.tolist()[0][0]), "Cannot copy out of meta tensor"),
+        (lambda layer: layer.bias.data.fill_(float(layer.weight.detach().numpy()[0, 0])), "can't convert meta"),
+        (
+            lambda layer: layer.register_buffer("steps", torch.ones(3, device=layer.weight.device)),
+            "steps is on the dev",
+        ),
+    ],
+    ids=["operation", "list", "numpy", "device"],
+)
+def test_a_network_whose_constructor_reads_its_weights_is_built_at_once(caplog, read, reason):
     def build():
         layer = torch.nn.Linear(3, 3)
-        layer.weight.data.copy_(layer.weight.data * 2)
+        read(layer)
         return layer
 
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(3)
-        expected = build()
+        expected = build().state_dict()
         torch.default_generator.manual_seed(3)
         layer = SharedLayers(MagicMock(rank=0, size=2), torch.device("cpu")).built(build)
-    assert torch.equal(layer.weight, expected.weight)
-    assert "the network is built as a whole in every rank, on the host (aten.mul" in caplog.text
+    assert all(torch.equal(expected[name], tensor) for name, tensor in layer.state_dict().items())
+    assert f"the network is built as a whole in every rank, on the host ({reason}" in caplog.text
 
 
 def test_layers_of_a_swin_are_those_that_it_calls(tmp_path):

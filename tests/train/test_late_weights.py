@@ -106,7 +106,20 @@ def test_changes_of_a_part_are_made_in_their_order():
     assert torch.equal(layer.bias, expected.bias)
 
 
-@pytest.mark.parametrize("read", [torch.Tensor.sum, torch.Tensor.clone, lambda weight: weight.copy_(weight + 1)])
+def test_a_value_that_weights_are_computed_from_stays_as_it_is():
+    def build():
+        layer, scale = nn.Linear(3, 3), torch.ones(3)
+        layer.weight.data.mul_(scale)
+        scale.zero_()
+
+    with pytest.raises(NotLate, match=r"aten.zero_.default on what weights are computed from"), LateWeights():
+        build()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [torch.Tensor.sum, torch.Tensor.clone, lambda weight: weight.copy_(weight + 1), lambda weight: weight[0, 0].item()],
+)
 def test_a_constructor_that_reads_its_weights_is_noticed(read):
     with pytest.raises(NotLate, match="aten"), LateWeights():
         read(nn.Linear(3, 3).weight.data)

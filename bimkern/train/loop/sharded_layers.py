@@ -84,8 +84,11 @@ class SharedLayers(SharedImages):
         state = torch.get_rng_state()
         try:
             with self._late:
-                return build()
-        except NotLate as reason:
+                model = build()
+            self._late.check(model)
+            return model
+        except (NotLate, RuntimeError, TypeError) as error:  # which torch raises where weights have no memory
+            (reason, *_) = str(error).splitlines() or [type(error).__name__]
             logger.warning("--shard full: the network is built as a whole in every rank, on the host (%s)", reason)
         torch.set_rng_state(state)
         return build()

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 _TRUNCATED_NORMAL = "_no_grad_trunc_normal_"  # of nn.init, behind its public function
 _EMPTY = torch.ops.aten.empty.memory_format
+_ITEM = torch.ops.aten._local_scalar_dense.default
 _OVERWRITES = {getattr(torch.ops.aten, name) for name in ("uniform_", "normal_", "fill_", "zero_", "copy_")}
 
 
@@ -54,6 +55,7 @@ class LateWeights(TorchDispatchMode):
         self._calls: dict[int, list[_Call]] = {}  # by storage
         self._drawing = False
         self._storages: list[torch.UntypedStorage] = []  # whose keys stay theirs
+        self._read: set[int] = set()  # storages of what operations read when they are done again
 
     def __enter__(self) -> Self:
         """Enter it.
@@ -87,16 +89,20 @@ class LateWeights(TorchDispatchMode):
             self._storages.append(made.untyped_storage())
             self._calls[_key(made)] = []
             return made
-        late = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and self._is_late(leaf)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        late = [tensor for tensor in tensors if self._is_late(tensor)]
         if not late:
+            if func._schema.is_mutable and any(_key(tensor) in self._read for tensor in tensors):
+                raise NotLate(f"{func} on what weights are computed from")
             return func(*args, **kwargs)
         if func._schema.is_mutable and len(late) == 1 and late[0] is args[0] and kwargs.get("generator") is None:
             random = torch.Tag.nondeterministic_seeded in func.tags
             self._note(func, *args, random=random, whole=func.overloadpacket in _OVERWRITES, **kwargs)
             return args[0]
-        result = func(*args, **kwargs) if not func._schema.is_mutable else None
-        if isinstance(result, Tensor) and self._is_late(result):  # a view
-            return result
+        if not func._schema.is_mutable and func is not _ITEM:
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and self._is_late(result):  # a view
+                return result
         raise NotLate(f"{func}")
 
     def _note(self, func: Any, tensor: Tensor, *args: Any, random: bool, whole: bool, **kwargs: Any) -> None:
@@ -109,6 +115,7 @@ class LateWeights(TorchDispatchMode):
                 func(torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype), *args, **kwargs)
             finally:
                 self._drawing = False
+        self._read |= {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         calls = self._calls[_key(tensor)]
         if whole and tensor.nbytes == tensor.untyped_storage().nbytes():
             calls.clear()
@@ -116,6 +123,16 @@ class LateWeights(TorchDispatchMode):
 
     def _is_late(self, tensor: Tensor) -> bool:
         return tensor.is_meta and _key(tensor) in self._calls
+
+    def check(self, module: nn.Module) -> None:
+        """Make sure that draw() can give all tensors of a module their values.
+
+        Raises:
+            NotLate: one has no memory, as where a constructor puts it on the device of its weights.
+        """
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_meta and not self._is_late(tensor):
+                raise NotLate(f"{name} is on the device of weights that have no memory")
 
     @torch.no_grad()
     def draw(self, module: nn.Module) -> None:

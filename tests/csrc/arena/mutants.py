@@ -54,7 +54,7 @@ FAULTS = [
     Fault("replay", "memory reused before it is freed", "      free = false;", ""),
     Fault("replay", "memory of a late free reused", "std::none_of(stragglers_.begin(), stragglers_.end(), overlaps);",
           "true;"),
-    Fault("plan", "memory of a survivor reused", "        result.allocations.push_back(survivor);", ""),
+    Fault("replay", "memory of a survivor reused", " && !meets_survivor(slot);", ";"),
     Fault("stream_memory", "poison on another stream", "fill(address, value, bytes, stream_)",
           "fill(address, value, bytes, stream_ + 1)"),
     Fault("stream_memory", "fallbacks allocated on another stream", "pool_.allocate(bytes + kSlack, stream_)",

@@ -103,6 +103,16 @@ void test_an_order_is_given_up_above_a_height() {
   EXPECT(given_up.height == 128 && given_up.comparisons == 1);
 }
 
+// However little work is allowed, a placement is valid, and it says how much it took.
+void test_little_work() {
+  for (int64_t work = 0; work < 10; ++work) {
+    std::vector<Item> items = random_items(30, 12);
+    items[7].bytes = int64_t{1} << 20;
+    EXPECT(valid(items, place(items, 0, work)));
+    EXPECT(place(items, 0, work, {{0, 64, 0, 12}}).comparisons > 0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -110,5 +120,6 @@ int main() {
   test_every_form_is_valid();
   test_around_fixed_items();
   test_an_order_is_given_up_above_a_height();
+  test_little_work();
   return failures() > 0;
 }

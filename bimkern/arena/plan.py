@@ -84,7 +84,7 @@ class Plan:
         try:
             data = json.loads(text)
             if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-                raise ValueError(f"Plan: expected a JSON object of format {_FORMAT!r}")
+                raise ValueError(f"Plan: expected a JSON object of format {_FORMAT!r}; make an older plan again")
             rows, scopes = data.pop("allocations"), data.pop("scopes")
             plan = cls(
                 scopes=tuple(Scope(*scope) for scope in scopes),

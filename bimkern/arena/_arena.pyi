@@ -6,9 +6,9 @@ _Scope = tuple[str, int, int, int, int]  # name, begin, end, first allocation, l
 _Allocation = tuple[int, int, int, int]  # scope, bytes, begin, end; -1 if it lives into the next step
 _Trace = tuple[list[_Scope], list[_Allocation], int]  # ..., ticks
 _TraceLike = tuple[Sequence[_Scope], Sequence[_Allocation], int]
-# Trace, alignment, padding, offsets, bytes of the first region, of the second, bound.
-_Plan = tuple[_Trace, int, int, list[int], int, int, int]
-_PlanLike = tuple[_TraceLike, int, int, Sequence[int], int, int, int]
+# Trace, alignment, padding, offsets, bytes of the region, bound.
+_Plan = tuple[_Trace, int, int, list[int], int, int]
+_PlanLike = tuple[_TraceLike, int, int, Sequence[int], int, int]
 
 torch_version: str  # that it was built for
 host_alignment: int  # bytes

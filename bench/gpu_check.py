@@ -34,6 +34,7 @@ _WITHOUT_GPU_CASES = (
     *(f"tests/test_{name}.py" for name in ("attention", "demo", "docs", "examples")),
     *(f"tests/test_{name}.py" for name in ("export", "finetune", "info", "layers", "pack", "plan")),
     *(f"tests/test_{name}.py" for name in ("plan_ranks", "pretrain", "probe")),
+    "tests/data/test_addresses.py",
     *("tests/cli", "tests/test_stranger.py", "tests/examples", "tests/train/test_finetune_runs.py"),
     *(f"tests/train/test_{name}.py" for name in ("adapters", "allocator", "api", "bad_images", "budget", "channels")),
     *(f"tests/train/test_{name}.py" for name in ("distilled_runs", "estimate", "extended_runs", "faults", "full_disk")),

@@ -10,9 +10,10 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from bimkern.distributed.launch import RanksError, world_size
-from bimkern.distributed.ranks import ALONE, Group, Ranks
+from bimkern.distributed.ranks import ALONE, ANSWER, Group, Ranks
 from bimkern.distributed.transfers import RankLost
 from bimkern.errors import BimkernError
+from bimkern.watchdog import BackgroundTask, Watchdog
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 
@@ -38,9 +39,9 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
             f"--nproc-per-node N -m bimkern.pretrain ..., or unset WORLD_SIZE"
         )
     try:
-        group = Group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout))
-    except (RuntimeError, ValueError) as error:
-        if dist.is_initialized():  # and one of the further connections was refused
+        group = _connect("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        if dist.is_initialized() and not isinstance(error, TimeoutError):  # one of the further connections was refused
             dist.destroy_process_group()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
@@ -64,6 +65,19 @@ def connected(device: str, timeout: float) -> Iterator[Ranks]:
         raise
     finally:
         group.close()
+
+
+def _connect(backend: str, timeout: float) -> Group:
+    """Connect the ranks, in a thread: torch waits for ever for the store of a rank that hangs.
+
+    Raises:
+        TimeoutError: it takes longer than ranks that answer can: they may come late, and then connect slowly.
+    """
+    task = BackgroundTask(lambda: Group(backend, timedelta(seconds=timeout)), name="bimkern ranks")
+    task.join(2 * timeout + ANSWER)
+    if task.is_alive():
+        raise TimeoutError("a rank hangs")
+    return task.result(Watchdog("connecting ranks"))
 
 
 def _exit_code(error: BaseException) -> int:

@@ -27,7 +27,7 @@ from bimkern.distributed.launch import RanksError
 from bimkern.distributed.transfers import NotSent, RankLost, Transfer, begun, lost
 
 PATIENCE = timedelta(days=7)  # with a rank that takes its time
-_ANSWER = 10.0  # seconds, within which a store answers that is not lost
+ANSWER = 10.0  # seconds, within which a store answers that is not lost
 _BEAT = 5.0  # seconds, after which rank 0 says that it still waits for its disk
 _runs = count()  # of this process, as of any other rank
 # The store of the last run. Rank 0 serves it until its next run, which another rank may begin earlier than rank 0.
@@ -261,7 +261,7 @@ class Group:
 
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
-        asking.join(min(self.timeout.total_seconds(), _ANSWER))  # a rank that hangs keeps a store that never answers
+        asking.join(min(self.timeout.total_seconds(), ANSWER))  # a rank that hangs keeps a store that never answers
         first = found[0] if found else own
         return first == own, int(first.split()[1])
 

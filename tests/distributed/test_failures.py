@@ -22,6 +22,7 @@ from failing_ranks import (
     losing_rank_0,
     on_a_slow_disk,
     opening_its_files_slowly,
+    stopped_while_connecting,
     with_a_mistake,
     with_sigterm_before_the_first_step,
     without_a_way_to_be_patient,
@@ -164,6 +165,15 @@ def test_a_rank_that_ends_before_it_is_connected_is_not_waited_for(tmp_path, sta
     ranks.wait(60)
     reason, took = json.loads((tmp_path / "0.result").read_text())
     assert "the 2 ranks cannot connect" in reason
+    assert took < 30
+
+
+def test_a_rank_that_hangs_with_the_store_before_it_is_connected_is_not_waited_for(tmp_path):
+    ranks = RankProcesses(stopped_while_connecting, 2, tmp_path, 2)
+    ranks.processes[1].join(60)
+    reason, took = json.loads((tmp_path / "1.result").read_text())
+    assert "the 2 ranks cannot connect" in reason
+    assert "(a rank hangs)" in reason
     assert took < 30
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 
@@ -62,6 +63,27 @@ def losing_rank_0(timeout):
         return error.reported, time.monotonic() - began
 
 
+def stopped_while_connecting(timeout):
+    """Stop rank 0, which keeps the store, before rank 1 has its last connection; return what rank 1 says, and when."""
+    connect, begun, began = dist.new_group, [], time.monotonic()
+
+    def new_group(*args, **kwargs):
+        begun.append(kwargs)
+        if len(begun) == 3:
+            if os.environ["RANK"] == "0":
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+            else:
+                time.sleep(0.5)
+        return connect(*args, **kwargs)
+
+    dist.new_group = new_group
+    try:
+        with connected("cpu", timeout):
+            return None
+    except RanksError as error:
+        return str(error), time.monotonic() - began
+
+
 def ended_while_connecting(timeout):
     """End rank 1 before its last connection; return how long rank 0 waits for it, and why it ends."""
     connect, begun, began = dist.new_group, [], time.monotonic()
@@ -84,9 +106,11 @@ def hanging_while_others_wait_for_its_disk(timeout):
     """Stop rank 0 as a whole where others wait for its disk; return how long rank 1 takes to end."""
     began = time.monotonic()
     try:
-        with connected("cpu", timeout) as ranks, ranks.behind_rank_0():
-            if ranks.rank == 0:
-                os.kill(os.getpid(), signal.SIGSTOP)
+        with connected("cpu", timeout) as ranks:
+            ranks.all_reduce_max([0])  # so that rank 1 is connected, too
+            with ranks.behind_rank_0():
+                if ranks.rank == 0:
+                    os.kill(os.getpid(), signal.SIGSTOP)
     except RankLost:
         return time.monotonic() - began
 

@@ -43,9 +43,11 @@ def fuzz_group_attention():
     leaves = [x.double().requires_grad_() for x in (qkv, table)]
     want = group_attention_reference(*leaves, *case[2:])
     wanted = want, *torch.autograd.grad(want, leaves, grad.double())
-    for got, exact in zip((out, *grads), wanted, strict=True):
+    # The table's gradient is a sum of integers: each of its terms, one of a query at most, is cut off by less than one.
+    cut_off = (0, 0, B * T / group_attention._integers_per_unit(grad, qkv, d) if grad.numel() else 0)
+    for got, exact, cut in zip((out, *grads), wanted, cut_off, strict=True):
         largest = exact.abs().max() if exact.numel() else torch.tensor(0.0)
-        assert_within(got, exact.detach(), 64 * torch.finfo(got.dtype).eps * (1 + largest.detach()))
+        assert_within(got, exact.detach(), 64 * torch.finfo(got.dtype).eps * (1 + largest.detach()) + cut)
 
 
 def fuzz_masked_loss():

@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 
@@ -13,7 +15,6 @@ from bimkern.distributed.launch import RanksError, world_size
 from bimkern.distributed.ranks import ALONE, ANSWER, Group, Ranks
 from bimkern.distributed.transfers import RankLost
 from bimkern.errors import BimkernError
-from bimkern.watchdog import BackgroundTask, Watchdog
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun, beside WORLD_SIZE
 
@@ -73,11 +74,19 @@ def _connect(backend: str, timeout: float) -> Group:
     Raises:
         TimeoutError: it takes longer than ranks that answer can: they may come late, and then connect slowly.
     """
-    task = BackgroundTask(lambda: Group(backend, timedelta(seconds=timeout)), name="bimkern ranks")
-    task.join(2 * timeout + ANSWER)
-    if task.is_alive():
-        raise TimeoutError("a rank hangs")
-    return task.result(Watchdog("connecting ranks"))
+    group = Future[Group]()
+
+    def connect() -> None:
+        try:
+            group.set_result(Group(backend, timedelta(seconds=timeout)))
+        except BaseException as error:
+            group.set_exception(error)
+
+    threading.Thread(target=connect, name="bimkern ranks", daemon=True).start()
+    try:
+        return group.result(2 * timeout + ANSWER)
+    except TimeoutError:
+        raise TimeoutError("a rank hangs") from None
 
 
 def _exit_code(error: BaseException) -> int:

@@ -65,33 +65,34 @@ def losing_rank_0(timeout):
 
 def stopped_while_connecting(timeout):
     """Stop rank 0, which keeps the store, before rank 1 has its last connection; return what rank 1 says, and when."""
+
+    def before_the_last():
+        if os.environ["RANK"] == "0":
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        else:
+            time.sleep(0.5)
+
+    return _refusal(timeout, before_the_last)
+
+
+def ended_while_connecting(timeout):
+    """End rank 1 before its last connection; return how long rank 0 waits for it, and why it ends."""
+
+    def before_the_last():
+        if os.environ["RANK"] == "1":
+            os._exit(0)
+
+    return _refusal(timeout, before_the_last)
+
+
+def _refusal(timeout, before_the_last):
+    """Connect, with a call before the last connection; return why that fails, and after how long."""
     connect, begun, began = dist.new_group, [], time.monotonic()
 
     def new_group(*args, **kwargs):
         begun.append(kwargs)
         if len(begun) == 3:
-            if os.environ["RANK"] == "0":
-                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
-            else:
-                time.sleep(0.5)
-        return connect(*args, **kwargs)
-
-    dist.new_group = new_group
-    try:
-        with connected("cpu", timeout):
-            return None
-    except RanksError as error:
-        return str(error), time.monotonic() - began
-
-
-def ended_while_connecting(timeout):
-    """End rank 1 before its last connection; return how long rank 0 waits for it, and why it ends."""
-    connect, begun, began = dist.new_group, [], time.monotonic()
-
-    def new_group(*args, **kwargs):
-        begun.append(kwargs)
-        if os.environ["RANK"] == "1" and len(begun) == 3:
-            os._exit(0)
+            before_the_last()
         return connect(*args, **kwargs)
 
     dist.new_group = new_group

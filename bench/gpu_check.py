@@ -21,6 +21,7 @@ import torch
 
 from bench.entries import step
 from bench.entry import discover
+from bench.peaks import mfu
 from bench.results import ResultsError, newest, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,13 +207,16 @@ def summary(title: str, outcomes: Sequence[Outcome], csv: Path) -> str:
         cases = newest(csv)
     except ResultsError as error:
         return "\n".join([*lines, "", f"Nothing was measured: {error}", ""])
-    lines += ["", "| case | median | share of ceiling | extra memory | rivals' time / ours |", "|---|---|---|---|---|"]
+    columns = ("case", "median", "share of ceiling", "MFU", "extra memory", "rivals' time / ours")
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for first, *rivals in cases:
         name = " ".join(first[column] for column in ("op", "backend", "pass", "dtype", "shape") if first[column])
         share = f"{float(first['share']):.0%} of {first['ceiling']}" if first["share"] else ""
+        utilization = mfu(first)
+        used = "" if utilization is None else f"{utilization:.0%}"
         others = ", ".join(f"{row['provider']} {float(row['ratio']):.2f}" for row in rivals)
         extra = f"{int(first['extra_bytes']) / 2**20:.1f} MiB"
-        lines.append(f"| {name} | {float(first['median_us']):.1f} us | {share} | {extra} | {others} |")
+        lines.append(f"| {name} | {float(first['median_us']):.1f} us | {share} | {used} | {extra} | {others} |")
     return "\n".join([*lines, ""])
 
 

@@ -70,21 +70,6 @@ BIMKERN_INLINE inline void accumulate_row(Set set, const T* row, int64_t width, 
   }
 }
 
-// sum += row and out = row. Out of memory, one pass is faster than memcpy and then a sum.
-template <typename Set, typename T>
-BIMKERN_INLINE inline void accumulate_and_copy_row(Set set, const T* row, int64_t width,
-                                                   typename Arithmetic<T>::type* sum, T* out) {
-  const int64_t packets = converted_part<T>(width);
-  for (int64_t d = 0; d < packets; d += kConverted) {
-    accumulate_row(set, row + d, kConverted, sum + d);
-    std::memcpy(out + d, row + d, kConverted * sizeof(T));
-  }
-  for (int64_t d = packets; d < width; ++d) {
-    sum[d] += Arithmetic<T>::load(row[d]);
-    out[d] = row[d];
-  }
-}
-
 // What short rows are covered by, and tails.
 constexpr int kPacket = 32;
 
@@ -139,14 +124,14 @@ void convert_row_back(const A* row, int64_t width, DType dtype, void* rows, int6
 }
 
 // A packet of any type as A, and back.
-template <typename Set, typename T, typename A>
+template <int kCount = kPacket, typename Set, typename T, typename A>
 BIMKERN_INLINE inline void load_packet(Set set, const T* from, A* to) {
   if constexpr (kIsNarrow<T> && std::is_same_v<A, float>) {
-    widen<kPacket>(set, from, to);
+    widen<kCount>(set, from, to);
   } else if constexpr (std::is_same_v<T, A>) {
-    std::memcpy(to, from, kPacket * sizeof(A));  // a loop would ask of every element whether the two overlap
+    std::memcpy(to, from, kCount * sizeof(A));  // a loop would ask of every element whether the two overlap
   } else {
-    for (int i = 0; i < kPacket; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       to[i] = load_as<A>(from[i]);
     }
   }

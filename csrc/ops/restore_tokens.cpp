@@ -3,10 +3,10 @@
 // forward: parallel over rows of the result. Reads the visible rows, writes every row once; a masked row is the same in
 // all images, so it is added once and then copied from the caches. Ordinary stores: streaming ones save reading the
 // result before it is written and lose more than that to the next reader.
-// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens a few images at a time: it
-// reads long runs, and the sums of a token stay in the first-level cache meanwhile. It copies the rows of kept tokens
-// out and adds every row to a sum of its token: one of the images that mask it, one of those that keep it. Sums go over
-// images in their order, then over tokens, whatever the number of threads.
+// backward: parallel over tokens, one pass over the gradient. A thread walks its tokens a group of images at a time,
+// and adds several rows of a token in one pass over their sum, which costs more than reading them. It copies the rows
+// of kept tokens out and adds every row to a sum of its token: one of the images that mask it, one of those that keep
+// it. Sums go over images in their order, then over tokens, whatever the number of threads.
 #include "ops/restore_tokens.h"
 
 #include <algorithm>
@@ -22,7 +22,8 @@ namespace {
 
 constexpr size_t kLine = 64;               // bytes of a line of the caches
 constexpr int64_t kTableImages = 4;        // from so many on, masked rows are added in a table
-constexpr int64_t kGroup = 4;              // images whose rows of a token are added one after another
+constexpr int64_t kGroup = 16;             // images whose rows of a token are added one after another
+constexpr int kSideBySide = 8;             // rows that are added in one pass over their sum
 constexpr int64_t kSumBytes = 128 * 1024;  // of each of the two sums that a thread keeps in its second-level cache
 
 // Line by line: a call of memcpy takes longer, where what is written lies in memory.
@@ -34,14 +35,6 @@ BIMKERN_INLINE inline void copy_row(const T* from, int64_t width, T* to) {
     return;
   }
   copy_chunks<kLine>(reinterpret_cast<const char*>(from), bytes, reinterpret_cast<char*>(to));
-}
-
-// Asks for a row, into the second-level cache as pixels.h does.
-template <typename T>
-BIMKERN_INLINE inline void prefetch_row(const T* row, int64_t width) {
-  for (int64_t d = 0; d < width; d += kLine / sizeof(T)) {
-    __builtin_prefetch(row + d, 0, 2);
-  }
 }
 
 template <typename T>
@@ -100,6 +93,68 @@ void copy_prefix(const RestoreTokensBwd& args, const Parallel& parallel) {
   });
 }
 
+// Rows of one token in a group of images, and where they are copied to.
+template <typename T>
+struct TokenRows {
+  const T* rows[kGroup];
+  T* copies[kGroup];  // not set where they are added alone
+  int count = 0;
+};
+
+// sum += kCount rows, one after another, in one pass; kCopy: copies them, too. Asks for what lies `ahead` elements
+// behind them, into the second-level cache as pixels.h does.
+template <bool kCopy, int kCount, typename Set, typename T>
+BIMKERN_INLINE inline void accumulate_rows(Set set, const T* const* rows, T* const* copies, int64_t ahead,
+                                           int64_t width, typename Arithmetic<T>::type* sum) {
+  const int64_t packets = width / kConverted * kConverted;
+  for (int64_t d = 0; d < packets; d += kConverted) {
+    typename Arithmetic<T>::type total[kConverted], row[kConverted];
+    std::memcpy(total, sum + d, sizeof(total));
+    for (int i = 0; i < kCount; ++i) {
+      for (int line = 0; line < kConverted; line += kLine / sizeof(T)) {
+        __builtin_prefetch(rows[i] + ahead + d + line, 0, 2);
+      }
+      load_packet<kConverted>(set, rows[i] + d, row);
+      for (int j = 0; j < kConverted; ++j) {
+        total[j] += row[j];
+      }
+      if constexpr (kCopy) {
+        std::memcpy(copies[i] + d, rows[i] + d, kConverted * sizeof(T));
+      }
+    }
+    std::memcpy(sum + d, total, sizeof(total));
+  }
+  for (int64_t d = packets; d < width; ++d) {
+    for (int i = 0; i < kCount; ++i) {
+      sum[d] += Arithmetic<T>::load(rows[i][d]);
+      if constexpr (kCopy) {
+        copies[i][d] = rows[i][d];
+      }
+    }
+  }
+}
+
+// The same of count rows, at most kMost.
+template <bool kCopy, int kMost, typename Set, typename T>
+BIMKERN_INLINE inline void accumulate_up_to(Set set, int count, const T* const* rows, T* const* copies, int64_t ahead,
+                                            int64_t width, typename Arithmetic<T>::type* sum) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) {
+      return accumulate_up_to<kCopy, kMost - 1>(set, count, rows, copies, ahead, width, sum);
+    }
+  }
+  accumulate_rows<kCopy, kMost>(set, rows, copies, ahead, width, sum);
+}
+
+template <bool kCopy, typename Set, typename T>
+BIMKERN_INLINE inline void accumulate(Set set, const TokenRows<T>& token, int64_t ahead, int64_t width,
+                                      typename Arithmetic<T>::type* sum) {
+  for (int first = 0; first < token.count; first += kSideBySide) {
+    const int count = std::min(kSideBySide, token.count - first);
+    accumulate_up_to<kCopy, kSideBySide>(set, count, token.rows + first, token.copies + first, ahead, width, sum);
+  }
+}
+
 // Gradients of the tokens [begin, end): those of visible, the sums of pos, and the masked sums.
 template <typename Set, typename T>
 BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& args, const int32_t* positions,
@@ -111,19 +166,22 @@ BIMKERN_INLINE inline void restore_bwd_tokens(Set set, const RestoreTokensBwd& a
   for (int64_t first = 0; first < size.images; first += kGroup) {
     const int64_t last = std::min(first + kGroup, size.images);
     for (int64_t token = begin; token < end; ++token) {
+      TokenRows<T> masked, kept;
       for (int64_t image = first; image < last; ++image) {
         const T* row = static_cast<const T*>(args.grad_out) + image * args.grad_image_stride +
                        (size.prefix + token) * args.grad_token_stride;
-        prefetch_row(row + (token + 1 < end ? args.grad_token_stride : 0), size.width);
         const int64_t position = positions[image * size.tokens + token];
         if (position == kMasked) {
-          accumulate_row(set, row, size.width, masked_sums + (token - begin) * size.width);
+          masked.rows[masked.count++] = row;
         } else {
-          T* copy = static_cast<T*>(args.grad_visible) +
-                    (image * (size.prefix + size.kept) + size.prefix + position) * size.width;
-          accumulate_and_copy_row(set, row, size.width, kept_sums + (token - begin) * size.width, copy);
+          kept.copies[kept.count] = static_cast<T*>(args.grad_visible) +
+                                    (image * (size.prefix + size.kept) + size.prefix + position) * size.width;
+          kept.rows[kept.count++] = row;
         }
       }
+      const int64_t ahead = token + 1 < end ? args.grad_token_stride : 0;
+      accumulate<false>(set, masked, ahead, size.width, masked_sums + (token - begin) * size.width);
+      accumulate<true>(set, kept, ahead, size.width, kept_sums + (token - begin) * size.width);
     }
   }
   if (args.grad_pos != nullptr) {

@@ -70,6 +70,32 @@ def _unnoticed(number: int) -> None:
     """Do nothing: one process makes its updates when they are applied."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a step: it computes gradients, and updates.
+
+    In steps that are alike the gradients are the same kernels on tensors of the same shapes; the update is not, since
+    its rates differ.
+    """
+
+    name: str
+    gradients: Callable[[list[Tensor], Tensor], None]
+    """Takes the tokens that enter, by micro-batch, and where losses go. It replaces those by what leaves, and writes
+    these; what else it reads are the batches and their loss weights."""
+    parameters: Callable[[], Iterable[tuple[str, nn.Parameter]]]  # that it may add gradients to
+    update: Callable[[], None]
+
+
+RunPart = Callable[[Part, list[Tensor], Tensor, ScopeFactory], None]
+
+
+def run_part(part: Part, tokens: list[Tensor], losses: Tensor, scope: ScopeFactory) -> None:
+    """Run a part in a scope of its own."""
+    with scope(part.name):
+        part.gradients(tokens, losses)
+        part.update()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepOptions:
     """How a flow runs a step.
@@ -84,6 +110,7 @@ class StepOptions:
             under way.
         ahead: called with the number of an update before the last backward pass that it takes gradients from, which
             adds to each of them at most once.
+        run: runs every part of the step.
     """
 
     slices: int = 1
@@ -92,6 +119,7 @@ class StepOptions:
     denominators: Tensor | None = None
     ready: Notify = _unnoticed
     ahead: Notify = _unnoticed
+    run: RunPart = run_part
 
     def loss_weights(self, batches: Sequence[MicroBatch]) -> Tensor:
         """Return the loss weights of every stage over the whole step, [S]."""
@@ -152,11 +180,13 @@ class Local:
         denominators = options.loss_weights(batches)
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
-            with options.scope(f"stage{stage}"):
-                options.ready(stage)
-                denominator, ahead = denominators[stage], partial(options.ahead, stage)
-                args = (model, stage, tokens, batches, update, options)
-                losses[stage] = learn(*args, denominator=denominator, ahead=ahead)
+            part = Part(
+                f"stage{stage}",
+                partial(_stage_gradients, model, stage, batches, update, options, denominators[stage]),
+                partial(model.stage_parameters, stage),
+                _nothing if model.is_frozen(stage, options.frozen_groups) else update.apply,
+            )
+            options.run(part, tokens, losses[stage], options.scope)
         return losses
 
 
@@ -179,31 +209,62 @@ class EndToEnd:
         options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         (update,) = updates
-        denominators, frozen_groups = options.loss_weights(batches), options.frozen_groups
+        denominators = options.loss_weights(batches)
         losses = torch.full_like(denominators, math.nan)
-        first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
-        losses[first:] = 0
-        with options.scope("step"):
-            options.ready(0)
-            for i, batch in enumerate(batches):
-                tokens, taps, grads = batch.images, [], []
-                for stage, view in enumerate(batch.views):
-                    tokens = model.encode(stage, tokens, view, frozen_groups)
-                    taps.append(tokens)
-                targets = model.targets(range(first, model.num_stages), batch.images)
-                for stage in range(first, model.num_stages):
-                    args = (targets.pop(stage), denominators[stage], update, options.slices)
-                    part, grad = _decode(model, stage, taps[stage], batch, *args)
-                    losses[stage] += part
-                    grads.append(grad)
-                if i == len(batches) - 1:
-                    options.ahead(0)
-                torch.autograd.backward(taps[first:], grads)
-            update.apply()
+        gradients = partial(_all_gradients, model, batches, update, options, denominators)
+        options.run(Part("step", gradients, model.named_parameters, update.apply), [], losses, options.scope)
         return losses
 
 
-def learn(
+def _nothing() -> None:
+    """Make no update: the part is frozen."""
+
+
+def _stage_gradients(
+    model: Staged,
+    stage: int,
+    batches: Sequence[MicroBatch],
+    update: Update,
+    options: StepOptions,
+    denominator: Tensor,
+    tokens: list[Tensor],
+    loss: Tensor,
+) -> None:
+    options.ready(stage)
+    args = (model, stage, tokens, batches, update, options)
+    loss.copy_(add_gradients(*args, denominator=denominator, ahead=partial(options.ahead, stage)))
+
+
+def _all_gradients(
+    model: Staged,
+    batches: Sequence[MicroBatch],
+    update: Update,
+    options: StepOptions,
+    denominators: Tensor,
+    _: list[Tensor],
+    losses: Tensor,
+) -> None:
+    options.ready(0)
+    frozen_groups = options.frozen_groups
+    first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
+    losses[first:].zero_()
+    for i, batch in enumerate(batches):
+        tokens, taps, grads = batch.images, [], []
+        for stage, view in enumerate(batch.views):
+            tokens = model.encode(stage, tokens, view, frozen_groups)
+            taps.append(tokens)
+        targets = model.targets(range(first, model.num_stages), batch.images)
+        for stage in range(first, model.num_stages):
+            args = (targets.pop(stage), denominators[stage], update, options.slices)
+            part, grad = _decode(model, stage, taps[stage], batch, *args)
+            losses[stage] += part
+            grads.append(grad)
+        if i == len(batches) - 1:
+            options.ahead(0)
+        torch.autograd.backward(taps[first:], grads)
+
+
+def add_gradients(
     model: Staged,
     stage: int,
     tokens: Tokens,
@@ -214,7 +275,7 @@ def learn(
     denominator: Tensor,
     ahead: Callable[[], object],
 ) -> Tensor:
-    """Have one stage learn from all micro-batches of a step, by its own loss; a frozen one only runs forward.
+    """Compute the gradients of a stage from all micro-batches of a step, by its own loss; a frozen one has none.
 
     Args:
         model: the network.
@@ -243,8 +304,6 @@ def learn(
         out.backward(grad)
         loss = part if i == 0 else loss + part
         del out, grad, target
-    if not frozen:
-        update.apply()
     return loss
 
 

@@ -25,6 +25,7 @@ from bimkern.models import attention
 from bimkern.train import network
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.run import DTYPES, Config, ConfigError
+from bimkern.train.graphs import choose as graphs
 from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
@@ -65,6 +66,7 @@ class Pretraining:
         run = config.run
         self._config, self._layout, self._device, self._ranks = config, layout, device, ranks
         self._part, self._flow = part, part.flow(config.method)
+        self._steps = graphs.choose(run, device)
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
@@ -114,12 +116,14 @@ class Pretraining:
             update.set_rates(rate)
             if work != before:
                 update.renew()
-        batches = []
-        for part in batch:
-            images = self._on_device(part.images)
-            batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
         options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
-        losses = self._flow.step(self.model, batches, self.updates, StepOptions(scope=memory.scope(work), **options))
+        with self._steps.stream():
+            given = []
+            for part in batch:
+                images = self._on_device(part.images)
+                given.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
+            batches, prepared = self._steps.prepare(given, memory, work)
+            losses = self._flow.step(self.model, batches, self.updates, StepOptions(**options, **prepared))
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def _shared(self, index: int) -> dict[str, Any]:
@@ -173,6 +177,7 @@ class Pretraining:
 
     def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         self._part.load_state(self.model, tensors)
+        self._steps.forget()
 
     def is_evaluated(self, done: int) -> bool:
         """Return whether images are held out, and a checkpoint is due."""

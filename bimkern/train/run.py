@@ -25,6 +25,7 @@ from bimkern.train.config.normalization import normalized
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.config.stage import StageConfig, check_stages
+from bimkern.train.graphs import choose as graphs
 from bimkern.train.loop.shared import shared
 from bimkern.train.loop.sharing import Sharing
 from bimkern.train.memory.budget import check_memory
@@ -150,6 +151,7 @@ def find_inputs(config: Config) -> Inputs:
     Raises:
         ConfigError, SourceError, LoaderError: something cannot.
     """
+    graphs.check(config.run, resolve_device(config.run.device))
     return training.find_inputs(config, find_source(config))
 
 

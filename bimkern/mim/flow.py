@@ -96,6 +96,15 @@ def run_part(part: Part, tokens: list[Tensor], losses: Tensor, scope: ScopeFacto
         part.update()
 
 
+Targets = dict[int, StageTarget]
+Beside = Callable[[Callable[[], Targets], Tensor], Callable[[], Targets]]
+
+
+def when_needed(compute: Callable[[], Targets], images: Tensor) -> Callable[[], Targets]:
+    """Compute targets of images when they are asked for."""
+    return compute
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepOptions:
     """How a flow runs a step.
@@ -111,6 +120,8 @@ class StepOptions:
         ahead: called with the number of an update before the last backward pass that it takes gradients from, which
             adds to each of them at most once.
         run: runs every part of the step.
+        beside: called with what computes targets, and the images that it reads, before the encoder runs; what it
+            returns is called for the targets after it.
     """
 
     slices: int = 1
@@ -120,6 +131,7 @@ class StepOptions:
     ready: Notify = _unnoticed
     ahead: Notify = _unnoticed
     run: RunPart = run_part
+    beside: Beside = when_needed
 
     def loss_weights(self, batches: Sequence[MicroBatch]) -> Tensor:
         """Return the loss weights of every stage over the whole step, [S]."""
@@ -250,10 +262,11 @@ def _all_gradients(
     losses[first:].zero_()
     for i, batch in enumerate(batches):
         tokens, taps, grads = batch.images, [], []
+        computed = options.beside(partial(model.targets, range(first, model.num_stages), batch.images), batch.images)
         for stage, view in enumerate(batch.views):
             tokens = model.encode(stage, tokens, view, frozen_groups)
             taps.append(tokens)
-        targets = model.targets(range(first, model.num_stages), batch.images)
+        targets = computed()
         for stage in range(first, model.num_stages):
             args = (targets.pop(stage), denominators[stage], update, options.slices)
             part, grad = _decode(model, stage, taps[stage], batch, *args)
@@ -293,11 +306,12 @@ def add_gradients(
     frozen = model.is_frozen(stage, options.frozen_groups)
     loss = torch.full_like(denominator, math.nan)
     for i, batch in enumerate(batches):
+        computed = None if frozen else options.beside(partial(model.targets, [stage], batch.images), batch.images)
         out = model.encode(stage, tokens[i], batch.views[stage], options.frozen_groups)
         tokens[i] = out.detach()
-        if frozen:
+        if computed is None:
             continue
-        target = model.targets([stage], batch.images)[stage]
+        target = computed()[stage]
         part, grad = _decode(model, stage, out, batch, target, denominator, update, options.slices)
         if i == len(batches) - 1:
             ahead()

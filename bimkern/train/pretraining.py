@@ -22,6 +22,7 @@ from bimkern.mim.loss_weights import loss_weights
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
+from bimkern.train import device as devices
 from bimkern.train import network
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.run import DTYPES, Config, ConfigError
@@ -66,7 +67,7 @@ class Pretraining:
         run = config.run
         self._config, self._layout, self._device, self._ranks = config, layout, device, ranks
         self._part, self._flow = part, part.flow(config.method)
-        self._steps = graphs.choose(run, device)
+        self._steps, self._beside = graphs.choose(run, device), devices.target_stream(run, device)
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
@@ -116,7 +117,8 @@ class Pretraining:
             update.set_rates(rate)
             if work != before:
                 update.renew()
-        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
+        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, "beside": self._beside}
+        options |= self._shared(index)
         with self._steps.stream():
             given = []
             for part in batch:

@@ -19,6 +19,7 @@ from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
 from bimkern.mim.model import MIM
 from bimkern.output import say
+from bimkern.train import device as devices
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.normalization import normalized
@@ -151,7 +152,9 @@ def find_inputs(config: Config) -> Inputs:
     Raises:
         ConfigError, SourceError, LoaderError: something cannot.
     """
-    graphs.check(config.run, resolve_device(config.run.device))
+    device = resolve_device(config.run.device)
+    graphs.check(config.run, device)
+    devices.check_target_stream(config.run, device)
     return training.find_inputs(config, find_source(config))
 
 

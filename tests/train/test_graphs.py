@@ -153,7 +153,7 @@ def test_other_work_is_captured_again(arena_device, graphs):
     ("first", "holds", "reason"),
     [
         (3, False, "the plan did not serve stage1 while it was captured"),
-        (1, True, "something of stage1 outlived its capture"),
+        (1, True, "something of stage1 leaked from its capture"),
     ],
 )
 def test_a_capture_that_cannot_be_replayed_is_given_up(monkeypatch, caplog, first, holds, reason):

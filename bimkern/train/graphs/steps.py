@@ -168,7 +168,7 @@ class GraphedSteps:
                 parameter.grad = None
         after = self._arena.stats()
         if after.live_allocations != before.live_allocations:
-            captured.refuse(f"something of {part.name} outlived its capture")
+            captured.refuse(f"something of {part.name} leaked from its capture")
         elif after.plans and _unserved(after) != _unserved(before):
             captured.refuse(f"the plan did not serve {part.name} while it was captured")
         elif after.plans:

@@ -8,7 +8,8 @@ What it assumes of torch and CUDA:
   frees, which is of no harm in a graph that is never replayed, nor instantiated (keep_graph).
 - What torch itself needs for random numbers in graphs it allocates before a capture begins, or never where none are
   drawn. Some kernels, such as those of attention, allocate otherwise in a capture.
-- Other threads may call the driver meanwhile (thread_local); this one frees nothing that is older than the capture.
+- Other threads may call the driver meanwhile (thread_local), but no thread frees memory of this stream that is older
+  than the capture: the driver would capture it. A graph has the scopes of an arena without debug mode.
 """
 
 import gc

@@ -47,7 +47,7 @@ _WITHOUT_GPU_CASES = (
         f"tests/train/test_{name}.py"
         for name in ("decoded_runs", "finetune_api", "normalization", "rectangular_runs", "sources", "swin_runs")
     ),
-    *("tests/train/test_image_records.py", "tests/train/test_many_images.py"),
+    *(f"tests/train/test_{name}.py" for name in ("graphed_runs", "image_records", "many_images")),
     *("tests/csrc", "tests/bench", "tests/distributed"),
 )
 
@@ -92,7 +92,8 @@ def parts(folder: Path, arch: str) -> list[Part]:
     save = ["--device", "cuda", "--out", csv]
     left_out = [f"--ignore={path}" for path in _WITHOUT_GPU_CASES]
     flags = f"-DBIMKERN_CUDA=ON -DBIMKERN_BRIDGE=ON -DBIMKERN_CUDA_ARCHS={arch}"
-    arena = [python, "-m", "pytest", "tests/arena/test_arena.py", "tests/arena/test_streams.py", "-k", "cuda", "-rs"]
+    files = ["tests/arena/test_arena.py", "tests/arena/test_streams.py", "tests/train/test_graphs.py"]
+    arena = [python, "-m", "pytest", *files, "-k", "cuda", "-rs"]
     make = ["make", "build", f"PYTHON={python}", f"BUILD={build}", f"CMAKE_FLAGS={flags}"]
     return [
         Part(name="build", command=make, limit=150),

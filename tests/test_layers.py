@@ -27,6 +27,7 @@ LAYERS = (
     ("train.config",),
     ("train.network", "train.device", "train.signals", "train.callbacks"),
     ("train.memory",),
+    ("train.graphs",),
     ("train.checkpoint",),
     ("train.sharding",),
     ("train.optim",),

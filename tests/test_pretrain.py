@@ -45,7 +45,8 @@ OPTIONS = (
         "--max-pixels",
     ),
     *("--deterministic", "--compile", "--arena", "--shard", "--dist-timeout", "--log", "--log-every", "--save-every"),
-    *("--slices", "--recompute", "--teacher", "--init", "--alpha", "--normalize", "--pipeline"),
+    *("--slices", "--recompute", "--teacher", "--init", "--alpha", "--normalize"),
+    *("--cuda-graphs", "--target-stream", "--pipeline"),
 )
 
 

@@ -70,6 +70,41 @@ def _unnoticed(number: int) -> None:
     """Do nothing: one process makes its updates when they are applied."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a step: it computes gradients, and updates.
+
+    In steps that are alike the gradients are the same kernels on tensors of the same shapes; the update is not, since
+    its rates differ.
+    """
+
+    name: str
+    gradients: Callable[[list[Tensor], Tensor], None]
+    """Takes the tokens that enter, by micro-batch, and where losses go. It replaces those by what leaves, and writes
+    these; what else it reads are the batches and their loss weights."""
+    parameters: Callable[[], Iterable[tuple[str, nn.Parameter]]]  # that it may add gradients to
+    update: Callable[[], None]
+
+
+RunPart = Callable[[Part, list[Tensor], Tensor, ScopeFactory], None]
+
+
+def run_part(part: Part, tokens: list[Tensor], losses: Tensor, scope: ScopeFactory) -> None:
+    """Run a part in a scope of its own."""
+    with scope(part.name):
+        part.gradients(tokens, losses)
+        part.update()
+
+
+Targets = dict[int, StageTarget]
+Beside = Callable[[Callable[[], Targets], Tensor], Callable[[], Targets]]
+
+
+def when_needed(compute: Callable[[], Targets], images: Tensor) -> Callable[[], Targets]:
+    """Compute targets of images when they are asked for."""
+    return compute
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepOptions:
     """How a flow runs a step.
@@ -84,6 +119,9 @@ class StepOptions:
             under way.
         ahead: called with the number of an update before the last backward pass that it takes gradients from, which
             adds to each of them at most once.
+        run: runs every part of the step.
+        beside: called with what computes targets, and the images that it reads, before the encoder runs; what it
+            returns is called for the targets after it.
     """
 
     slices: int = 1
@@ -92,6 +130,8 @@ class StepOptions:
     denominators: Tensor | None = None
     ready: Notify = _unnoticed
     ahead: Notify = _unnoticed
+    run: RunPart = run_part
+    beside: Beside = when_needed
 
     def loss_weights(self, batches: Sequence[MicroBatch]) -> Tensor:
         """Return the loss weights of every stage over the whole step, [S]."""
@@ -152,11 +192,13 @@ class Local:
         denominators = options.loss_weights(batches)
         losses = torch.full_like(denominators, math.nan)
         for stage, update in enumerate(updates):
-            with options.scope(f"stage{stage}"):
-                options.ready(stage)
-                denominator, ahead = denominators[stage], partial(options.ahead, stage)
-                args = (model, stage, tokens, batches, update, options)
-                losses[stage] = learn(*args, denominator=denominator, ahead=ahead)
+            part = Part(
+                f"stage{stage}",
+                partial(_stage_gradients, model, stage, batches, update, options, denominators[stage]),
+                partial(model.stage_parameters, stage),
+                _nothing if model.is_frozen(stage, options.frozen_groups) else update.apply,
+            )
+            options.run(part, tokens, losses[stage], options.scope)
         return losses
 
 
@@ -179,31 +221,63 @@ class EndToEnd:
         options: StepOptions = PLAIN_STEP,
     ) -> Tensor:
         (update,) = updates
-        denominators, frozen_groups = options.loss_weights(batches), options.frozen_groups
+        denominators = options.loss_weights(batches)
         losses = torch.full_like(denominators, math.nan)
-        first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
-        losses[first:] = 0
-        with options.scope("step"):
-            options.ready(0)
-            for i, batch in enumerate(batches):
-                tokens, taps, grads = batch.images, [], []
-                for stage, view in enumerate(batch.views):
-                    tokens = model.encode(stage, tokens, view, frozen_groups)
-                    taps.append(tokens)
-                targets = model.targets(range(first, model.num_stages), batch.images)
-                for stage in range(first, model.num_stages):
-                    args = (targets.pop(stage), denominators[stage], update, options.slices)
-                    part, grad = _decode(model, stage, taps[stage], batch, *args)
-                    losses[stage] += part
-                    grads.append(grad)
-                if i == len(batches) - 1:
-                    options.ahead(0)
-                torch.autograd.backward(taps[first:], grads)
-            update.apply()
+        gradients = partial(_all_gradients, model, batches, update, options, denominators)
+        options.run(Part("step", gradients, model.named_parameters, update.apply), [], losses, options.scope)
         return losses
 
 
-def learn(
+def _nothing() -> None:
+    """Make no update: the part is frozen."""
+
+
+def _stage_gradients(
+    model: Staged,
+    stage: int,
+    batches: Sequence[MicroBatch],
+    update: Update,
+    options: StepOptions,
+    denominator: Tensor,
+    tokens: list[Tensor],
+    loss: Tensor,
+) -> None:
+    options.ready(stage)
+    args = (model, stage, tokens, batches, update, options)
+    loss.copy_(add_gradients(*args, denominator=denominator, ahead=partial(options.ahead, stage)))
+
+
+def _all_gradients(
+    model: Staged,
+    batches: Sequence[MicroBatch],
+    update: Update,
+    options: StepOptions,
+    denominators: Tensor,
+    _: list[Tensor],
+    losses: Tensor,
+) -> None:
+    options.ready(0)
+    frozen_groups = options.frozen_groups
+    first = sum(model.is_frozen(stage, frozen_groups) for stage in range(model.num_stages))
+    losses[first:].zero_()
+    for i, batch in enumerate(batches):
+        tokens, taps, grads = batch.images, [], []
+        computed = options.beside(partial(model.targets, range(first, model.num_stages), batch.images), batch.images)
+        for stage, view in enumerate(batch.views):
+            tokens = model.encode(stage, tokens, view, frozen_groups)
+            taps.append(tokens)
+        targets = computed()
+        for stage in range(first, model.num_stages):
+            args = (targets.pop(stage), denominators[stage], update, options.slices)
+            part, grad = _decode(model, stage, taps[stage], batch, *args)
+            losses[stage] += part
+            grads.append(grad)
+        if i == len(batches) - 1:
+            options.ahead(0)
+        torch.autograd.backward(taps[first:], grads)
+
+
+def add_gradients(
     model: Staged,
     stage: int,
     tokens: Tokens,
@@ -214,7 +288,7 @@ def learn(
     denominator: Tensor,
     ahead: Callable[[], object],
 ) -> Tensor:
-    """Have one stage learn from all micro-batches of a step, by its own loss; a frozen one only runs forward.
+    """Compute the gradients of a stage from all micro-batches of a step, by its own loss; a frozen one has none.
 
     Args:
         model: the network.
@@ -232,19 +306,18 @@ def learn(
     frozen = model.is_frozen(stage, options.frozen_groups)
     loss = torch.full_like(denominator, math.nan)
     for i, batch in enumerate(batches):
+        computed = None if frozen else options.beside(partial(model.targets, [stage], batch.images), batch.images)
         out = model.encode(stage, tokens[i], batch.views[stage], options.frozen_groups)
         tokens[i] = out.detach()
-        if frozen:
+        if computed is None:
             continue
-        target = model.targets([stage], batch.images)[stage]
+        target = computed()[stage]
         part, grad = _decode(model, stage, out, batch, target, denominator, update, options.slices)
         if i == len(batches) - 1:
             ahead()
         out.backward(grad)
         loss = part if i == 0 else loss + part
         del out, grad, target
-    if not frozen:
-        update.apply()
     return loss
 
 

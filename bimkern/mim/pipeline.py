@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim.flow import PLAIN_STEP, MicroBatch, NamedParameters, Staged, StepOptions, Update, learn
+from bimkern.mim.flow import PLAIN_STEP, MicroBatch, NamedParameters, Staged, StepOptions, Update, add_gradients
 from bimkern.mim.model import MIM
 
 
@@ -58,7 +58,9 @@ class Pipeline:
             options.ready(0)
             passed = _Passed(self, batches, num_stages=model.num_stages)
             args = (model, stage, passed, batches, update, options)
-            losses[stage] = learn(*args, denominator=denominators[stage], ahead=partial(options.ahead, 0))
+            losses[stage] = add_gradients(*args, denominator=denominators[stage], ahead=partial(options.ahead, 0))
+            if not model.is_frozen(stage, options.frozen_groups):
+                update.apply()
         return losses
 
 

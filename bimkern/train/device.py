@@ -1,13 +1,15 @@
 """The device of a run: the CPU, or one GPU that all of its threads keep to."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bimkern.train.config.run import resolve_device
+from bimkern.mim.flow import Beside, Targets, when_needed
+from bimkern.train.config.run import ConfigError, RunConfig, resolve_device
 
 
 def claim(name: str) -> torch.device:
@@ -53,6 +55,58 @@ class StepEdge:
     def pending(self) -> bool:
         """Return whether the device is still at work on the last step."""
         return self._last is not None and not self._last.query()
+
+
+class TargetStream:
+    """A stream of a GPU that computes targets beside what the current one does until they are needed.
+
+    Each waits for the other where it takes over tensors, which return to the allocator when both are done with them.
+    It has not run on a GPU yet.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def __call__(self, compute: Callable[[], Targets], images: Tensor) -> Callable[[], Targets]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            found = [compute()]
+        images.record_stream(self._stream)
+
+        def taken_over() -> Targets:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            targets = found.pop()  # nothing here keeps them
+            for target in targets.values():
+                for tensor in (target.vectors, target.features):
+                    if tensor is not None:
+                        tensor.record_stream(current)
+            return targets
+
+        return taken_over
+
+
+def check_target_stream(run: RunConfig, device: torch.device) -> None:
+    """Make sure that a run can have the stream that --target-stream asks for.
+
+    Raises:
+        ConfigError: it cannot; the message is the reason.
+    """
+    if run.target_stream and device.type != "cuda":
+        raise ConfigError(f"--target-stream: a {device.type.upper()} has no streams; leave it out")
+    if run.target_stream and run.cuda_graphs:
+        raise ConfigError("--target-stream with --cuda-graphs: a graph is captured from one stream; use one of them")
+
+
+def target_stream(run: RunConfig, device: torch.device) -> Beside:
+    """Return where a run computes targets.
+
+    Raises:
+        ConfigError: it cannot be had; the message is the reason.
+    """
+    check_target_stream(run, device)
+    return TargetStream(device) if run.target_stream else when_needed
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from bimkern.mim.loss_weights import loss_weights
 from bimkern.mim.model import MIM
 from bimkern.mim.schedule import LayerGroup, Schedule, resolve
 from bimkern.models import attention
+from bimkern.train import device as devices
 from bimkern.train import network
 from bimkern.train.checkpoint.streamed import Streamed
 from bimkern.train.config.run import DTYPES, Config, ConfigError
+from bimkern.train.graphs import choose as graphs
 from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
@@ -65,6 +67,7 @@ class Pretraining:
         run = config.run
         self._config, self._layout, self._device, self._ranks = config, layout, device, ranks
         self._part, self._flow = part, part.flow(config.method)
+        self._steps, self._beside = graphs.choose(run, device), devices.target_stream(run, device)
         self._num_images = len(images.images)
         with torch.random.fork_rng(devices=()):  # a program that calls this keeps its own stream of random numbers
             torch.default_generator.manual_seed(run.seed)
@@ -114,12 +117,15 @@ class Pretraining:
             update.set_rates(rate)
             if work != before:
                 update.renew()
-        batches = []
-        for part in batch:
-            images = self._on_device(part.images)
-            batches.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
-        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, **self._shared(index)}
-        losses = self._flow.step(self.model, batches, self.updates, StepOptions(scope=memory.scope(work), **options))
+        options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, "beside": self._beside}
+        options |= self._shared(index)
+        with self._steps.stream():
+            given = []
+            for part in batch:
+                images = self._on_device(part.images)
+                given.append(MicroBatch(images, self.model.views(images, part.draw_ids, run.seed)))
+            batches, prepared = self._steps.prepare(given, memory, work)
+            losses = self._flow.step(self.model, batches, self.updates, StepOptions(**options, **prepared))
         return StepResult(losses, self._num_frozen(index), rate(LayerGroup(depth)))
 
     def _shared(self, index: int) -> dict[str, Any]:
@@ -173,6 +179,7 @@ class Pretraining:
 
     def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         self._part.load_state(self.model, tensors)
+        self._steps.forget()
 
     def is_evaluated(self, done: int) -> bool:
         """Return whether images are held out, and a checkpoint is due."""

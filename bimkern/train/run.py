@@ -19,12 +19,14 @@ from bimkern.files.atomic import write_json
 from bimkern.importers.initialize import InitialWeights, read_initial_weights
 from bimkern.mim.model import MIM
 from bimkern.output import say
+from bimkern.train import device as devices
 from bimkern.train import training
 from bimkern.train.callbacks import NO_CALLBACKS, Callbacks
 from bimkern.train.config.normalization import normalized
 from bimkern.train.config.passes import check_passes
 from bimkern.train.config.run import Config, ConfigError, resolve_device
 from bimkern.train.config.stage import StageConfig, check_stages
+from bimkern.train.graphs import choose as graphs
 from bimkern.train.loop.shared import shared
 from bimkern.train.loop.sharing import Sharing
 from bimkern.train.memory.budget import check_memory
@@ -150,6 +152,9 @@ def find_inputs(config: Config) -> Inputs:
     Raises:
         ConfigError, SourceError, LoaderError: something cannot.
     """
+    device = resolve_device(config.run.device)
+    graphs.check(config.run, device)
+    devices.check_target_stream(config.run, device)
     return training.find_inputs(config, find_source(config))
 
 

@@ -73,14 +73,23 @@ class StageView:
         return replace(self.map(lambda tensor: tensor[rows]), plan=plan)
 
 
-def on_device(views: Iterable[StageView], device: torch.device) -> list[StageView]:
-    """Copy views from the host; what several share is copied once, and no copy waits for the device."""
+def copied(views: Iterable[StageView], copy: Callable[[Tensor], Any]) -> list[StageView]:
+    """Return views with a copy of each of their tensors and plans; what several share is copied once."""
     copies: dict[int, Any] = {}
 
     def once(thing: Any, copy: Callable[[Any], Any]) -> Any:
         if id(thing) not in copies:
             copies[id(thing)] = copy(thing)
         return copies[id(thing)]
+
+    views = list(views)
+    plans = [None if view.plan is None else once(view.plan, lambda plan: plan.map(copy)) for view in views]
+    moved = [view.map(lambda tensor: once(tensor, copy)) for view in views]
+    return [replace(view, plan=plan) for view, plan in zip(moved, plans, strict=True)]
+
+
+def on_device(views: Iterable[StageView], device: torch.device) -> list[StageView]:
+    """Copy views from the host; what several share is copied once, and no copy waits for the device."""
 
     def copy(tensor: Tensor) -> Tensor:
         if tensor.device == device:
@@ -89,10 +98,7 @@ def on_device(views: Iterable[StageView], device: torch.device) -> list[StageVie
             return copy(tensor[:1]).expand_as(tensor)
         return tensor.pin_memory().to(device, non_blocking=True)
 
-    views = list(views)
-    plans = [None if view.plan is None else once(view.plan, lambda plan: plan.map(copy)) for view in views]
-    moved = [view.map(lambda tensor: once(tensor, copy)) for view in views]
-    return [replace(view, plan=plan) for view, plan in zip(moved, plans, strict=True)]
+    return copied(views, copy)
 
 
 def filled_view(grid: Grid, keep: Tensor, masked: Tensor | None = None) -> StageView:

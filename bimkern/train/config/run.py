@@ -211,12 +211,18 @@ class RunConfig(RunOptions):
     normalize: str | None = None
     """Mean and std by which images are normalized: imagenet, dataset (measured once, on 2000 of the images), or a JSON
     file with both. Default: those of the recipe."""
+    cuda_graphs: bool = False
+    """On a GPU, with --arena plan and one process: capture the kernels of a step as CUDA graphs, and replay them in
+    later steps. It has not run on a GPU yet."""
+    target_stream: bool = False
+    """On a GPU, without --cuda-graphs: compute targets, such as HOG, on a stream of their own beside the encoder. It
+    has not run on a GPU yet."""
     pipeline: bool = False
     """One stage per rank, for recipes whose stages learn alone; torchrun starts as many ranks as there are stages. The
     result is that of one process, bit for bit."""
     free: ClassVar[tuple[str, ...]] = (
         *RunOptions.free,
-        *("slices", "recompute", "pipeline"),
+        *("slices", "recompute", "cuda_graphs", "target_stream", "pipeline"),
         *("teacher", "init"),  # their paths; a checkpoint knows their content
         "normalize",  # what it names is method.mean and method.std
     )

@@ -66,6 +66,11 @@ class PlannedMemory:
             self._arena = Arena(self._device)
         return self._arena.scope
 
+    @property
+    def arena(self) -> Arena | None:
+        """The arena of the work that is under way; None before it has one."""
+        return self._arena
+
     def plan(self) -> Plan | None:
         if self._plan is None and self._arena is not None and self._arena.stats().plans:
             self._plan = self._arena.plan()

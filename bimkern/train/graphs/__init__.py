@@ -1,0 +1,1 @@
+"""Steps of a GPU as CUDA graphs: --cuda-graphs."""

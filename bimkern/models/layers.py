@@ -16,6 +16,7 @@ from bimkern.models.attention import AttentionFn, sdpa
 from bimkern.models.attention_maps import AttentionMaps, global_maps
 from bimkern.models.drop_path import DropPath
 from bimkern.models.encoder import View
+from bimkern.models.product import multiply
 from bimkern.ops import embed_visible, restore_tokens
 
 LAYER_NORM_EPS = 1e-6
@@ -28,7 +29,7 @@ class Linear(nn.Linear):
     compute_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _multiply(x, self.weight, self.bias, self.compute_dtype)
+        return multiply(x, self.weight, self.bias, self.compute_dtype)
 
 
 class PatchEmbed(nn.Conv2d):
@@ -115,8 +116,8 @@ class Attention(nn.Module):
         sizes, weight, bias = [x.shape[-1], 2 * x.shape[-1]], self.qkv.weight, self.qkv.bias
         own, others = zip(weight.split(sizes), (None, None) if bias is None else bias.split(sizes), strict=True)
         dtype = getattr(self.qkv, "compute_dtype", None)  # a program's own layer may be in the place of ours
-        queries = _multiply(x, *own, dtype).unflatten(-1, (self.num_heads, -1))
-        keys, values = _multiply(context, *others, dtype).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        queries = multiply(x, *own, dtype).unflatten(-1, (self.num_heads, -1))
+        keys, values = multiply(context, *others, dtype).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return queries, keys, values
 
 
@@ -215,13 +216,6 @@ def other_dtype_layers(model: nn.Module) -> list[str]:
         multiplies = isinstance(child, _PRODUCTS) and not hasattr(child, "compute_dtype")
         names += [name] if multiplies else inner
     return names
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
-    """Multiply by a weight, or some of its rows, in a dtype, by default that of the weight."""
-    dtype = dtype or weight.dtype
-    # Rows that lie apart are copied in any case, and then torch adds the bias in a pass of its own.
-    return F.linear(x.to(dtype).contiguous(), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _set(model: nn.Module, name: str, value: Any) -> None:

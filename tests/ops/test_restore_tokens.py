@@ -22,6 +22,7 @@ CASES = [
     DEFAULT | {"D": 33},
     DEFAULT | {"D": 500},
     DEFAULT | {"B": 131, "N": 7, "K": 5},
+    DEFAULT | {"B": 37, "N": 9, "K": 4, "D": 100},
     DEFAULT | {"B": 2, "N": 196, "K": 49, "D": 512},
 ]
 
@@ -50,10 +51,10 @@ def test_equals_reference(device, dims):
     assert_no_worse_than_torch(restore_tokens, restore_tokens_reference, inputs, grads=(0, 2, 3), **sizes(dims))
 
 
-@pytest.mark.parametrize("D", [32, 37, 100])
+@pytest.mark.parametrize(("B", "D"), [(3, 32), (3, 37), (37, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_equals_reference_in_every_dtype(device, dtype, D):
-    dims = DEFAULT | {"D": D}
+def test_equals_reference_in_every_dtype(device, dtype, B, D):
+    dims = DEFAULT | {"B": B, "D": D}
     inputs = sample(device, dtype, **dims)
     assert_no_worse_than_torch(restore_tokens, restore_tokens_reference, inputs, grads=(0, 2, 3), **sizes(dims))
 

@@ -121,6 +121,14 @@ def without_pictures():
         yield
 
 
+@pytest.fixture(scope="module")
+def without_estimates():
+    from undrawn import unestimated  # most tests train nothing
+
+    with unestimated():
+        yield
+
+
 @pytest.fixture
 def standins(monkeypatch):
     """Make the packages of tests/helpers/standins importable, and forget them afterwards; return their folder."""

@@ -30,7 +30,6 @@ STEPS = 4
 TEACHER = "fastmim_vit_test"
 
 
-
 def recipes(names):
     """Run a test on some recipes. All tests of one follow each other, so that one worker has its finished run."""
     return pytest.mark.parametrize("recipe", names, scope="module")

@@ -14,17 +14,17 @@ import leftovers
 from traces import traced_once
 
 LIMIT = 240  # seconds
-_SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = [  # what a run imports, soon or late
     *("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"),
     *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes"),
 ]
-_SERVER.set_forkserver_preload(_PRELOADED)
+SERVER.set_forkserver_preload(_PRELOADED)
 
 
 def preload(*modules):
     """Have the server import more, which takes seconds in every process; a server that runs already does not."""
-    _SERVER.set_forkserver_preload([*_PRELOADED, *modules])
+    SERVER.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 class RankProcesses:
@@ -43,7 +43,7 @@ class RankProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": f"{port}",
             } | (variables or {})
-            process = _SERVER.Process(target=_run, args=(function, arguments, environment, folder / f"{rank}"))
+            process = SERVER.Process(target=_run, args=(function, arguments, environment, folder / f"{rank}"))
             process.start()
             self.processes.append(process)
         leftovers.add(self._kill)

@@ -24,13 +24,12 @@ LIMIT = 240  # seconds
 class ForkedCommand:
     """`python ARGUMENTS` in a process group of its own; it ends with the test that started it, or at the limit."""
 
-    def __init__(self, arguments, *, folder=".", undrawn=False):
-        """Start it in a folder; `undrawn`: without pictures."""
+    def __init__(self, arguments, *, folder=".", variables=None, undrawn=False):
+        """Start it in a folder, with more variables of the environment; `undrawn`: without pictures."""
         arguments = [os.fspath(argument) for argument in arguments]
         (out, its_out), (error, its_error) = Pipe(duplex=False), Pipe(duplex=False)
-        self._process = SERVER.Process(
-            target=_run, args=(arguments, os.path.abspath(folder), undrawn, its_out, its_error)
-        )
+        given = (arguments, os.path.abspath(folder), variables or {}, undrawn)
+        self._process = SERVER.Process(target=_run, args=(*given, its_out, its_error))
         self._process.start()
         its_out.close()
         its_error.close()
@@ -82,8 +81,9 @@ class ForkedCommand:
         self.stderr.close()
 
 
-def _run(arguments, folder, undrawn, stdout, stderr):
+def _run(arguments, folder, variables, undrawn, stdout, stderr):
     os.setsid()
+    os.environ.update(variables)
     os.chdir(folder)
     for number, connection in ((1, stdout), (2, stderr)):
         os.dup2(connection.fileno(), number)
@@ -117,7 +117,8 @@ def _run_python(first, *others):
         module, *others = others
         sys.argv[:] = [module, *others]
         sys.path.insert(0, "")
-        importlib.import_module(module).script()
+        program = importlib.import_module(module)
+        getattr(program, "script", program.main)()
     else:
         sys.argv[:] = [first, *others]
         sys.path.insert(0, str(Path(first).resolve().parent))

@@ -13,10 +13,17 @@ from bimkern.train.trainer import Trainer
 
 
 @contextmanager
-def undrawn():
-    """Let runs of this process draw nothing."""
+def undrawn(*, found=False):
+    """Let runs of this process draw nothing; `found`: but find what they would draw, in which all ranks take part."""
+    snapshot = Trainer._snapshot
+
+    def nothing_drawn(*given):
+        if found:
+            snapshot(*given)
+        return lambda: None
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_snapshot", lambda *_: lambda: None)
+        patch.setattr(Trainer, "_snapshot", nothing_drawn)
         yield
 
 

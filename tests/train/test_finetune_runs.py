@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from interop import import_or_skip
 from labeled_stripes import CLASSES, write_stripes
 from PIL import Image
 from saved_runs import make_run
+from undrawn import undrawn
 
 from bimkern.data.augment import CenterCrop
 from bimkern.data.label_mixing import LabelMixing
@@ -58,6 +60,17 @@ def backbone(folder):
 
 
 @pytest.fixture
+def pictures():
+    """Have runs draw, for a test that looks at pictures."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_drawn_in_vain(request):
+    with nullcontext() if "pictures" in request.fixturenames else undrawn():
+        yield
+
+
+@pytest.fixture
 def configure(data, backbone, tmp_path):
     """Return a function that makes the config of a short run; the rest of its arguments are options of the run."""
 
@@ -90,7 +103,7 @@ def cut_back(out, step):
 
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "localmim_swin_tiny_test"])
-def test_a_run_learns_and_is_evaluated(configure, recipe):
+def test_a_run_learns_and_is_evaluated(configure, pictures, recipe):
     outcome = finetune(configure(recipe, epochs=8))
     assert outcome.classes == CLASSES
     assert outcome.held_out.top1 == 1.0

@@ -21,6 +21,8 @@ from bimkern.train.config.file import read_config
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.overrides import with_overrides
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 OPTIONS = (
     *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--layer-decay", "--drop-path"),
     *("--ema", "--mixup", "--cutmix", "--smoothing", "--rand-augment", "--erase", "--crop-scale", "--warmup-epochs"),
@@ -187,7 +189,7 @@ def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_p
 
 
 @pytest.mark.long
-def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path):
+def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path, pictures):
     options = ["--steps", "16", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
     process = ForkedCommand(["-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)])
     while not any((tmp_path / "killed" / "checkpoints").glob("step-0000000[48]")):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from interop import import_or_skip
 from labeled_stripes import CLASSES, write_stripes
 from PIL import Image
 from saved_runs import make_run
-from undrawn import undrawn
 
 from bimkern.data.augment import CenterCrop
 from bimkern.data.label_mixing import LabelMixing
@@ -32,6 +30,8 @@ from bimkern.train.finetuning.run import finetune
 from bimkern.train.memory import budget
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim.group import GroupOptimizer
+
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
 
 PLAIN = TrainingAugment(scale=(0.6, 1.0), flip=0.0, rand_augment=None, erase_prob=0.0)
 
@@ -57,17 +57,6 @@ def backbone(folder):
         return path
 
     return make
-
-
-@pytest.fixture
-def pictures():
-    """Have runs draw, for a test that looks at pictures."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_drawn_in_vain(request):
-    with nullcontext() if "pictures" in request.fixturenames else undrawn():
-        yield
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from growing import records, repeatable, train, write_photos
 from interop import import_or_skip
 from safetensors.torch import load_file
 from small_backbones import KeepGradients, backbone, method, network, sample
-from undrawn import undrawn
 from torch.nn.functional import layer_norm
+from undrawn import undrawn
 
 from bimkern import plan
 from bimkern.cli import command

@@ -38,7 +38,8 @@ host-cuda:
 
 # A million random operations on an arena, on one of several streams, and with kernels that really run, against oracles;
 # ROUNDS random cases of each kernel, CUDA on the host and Triton interpreted; 20 kills of one of two ranks;
-# pipelines of four ranks; a run on a million images; detection and segmentation with and without pre-training.
+# pipelines of four ranks; more of the demo; a run on a million images; real steps of every recipe with micro-batches,
+# against estimates; detection and segmentation with and without pre-training.
 stress:
 	cmake -S . -B $(BUILD)/stress -G Ninja -DBIMKERN_CUDA=OFF -DBIMKERN_BRIDGE=OFF
 	cmake --build $(BUILD)/stress --target arena_tests fuzz_host_cuda
@@ -49,7 +50,9 @@ stress:
 	if $(PYTHON) -c 'import triton'; then PYTHONPATH=. $(PYTHON) tests/ops/fuzz_triton.py $(ROUNDS); fi
 	BIMKERN_KILLS=20 $(PYTHON) -m pytest -s -o timeout=3600 -o faulthandler_timeout=3600 tests/distributed/test_failures.py -k killed
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/distributed/test_pipeline.py -k as_many_ranks
+	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/test_demo.py
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/train/test_many_images.py
+	BIMKERN_STRESS=1 $(PYTHON) -m pytest tests/train/test_estimate.py -k real_steps
 	BIMKERN_STRESS=1 $(PYTHON) -m pytest -s tests/examples/test_pretraining_helps.py
 
 # Puts faults into the kernels and the arena, one at a time: random cases must notice each. WORDS="barrier hog": these

@@ -122,6 +122,27 @@ def without_pictures():
 
 
 @pytest.fixture
+def pictures():
+    """Have the runs of a test draw, in a file that uses `pictures_on_request`."""
+
+
+@pytest.fixture
+def pictures_on_request(request):
+    from undrawn import undrawn
+
+    with contextlib.nullcontext() if "pictures" in request.fixturenames else undrawn():
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_estimates():
+    from undrawn import unestimated  # most tests train nothing
+
+    with unestimated():
+        yield
+
+
+@pytest.fixture
 def standins(monkeypatch):
     """Make the packages of tests/helpers/standins importable, and forget them afterwards; return their folder."""
     folder = Path(__file__).parent / "helpers" / "standins"

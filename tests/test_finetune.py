@@ -1,16 +1,13 @@
 """The fine-tuning command: its help, what its options set, its words, and mistakes in one line."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import commands
 import pytest
 import torch
+from forked import ForkedCommand
 from growing import repeatable
 from labeled_stripes import write_stripes
 from options import filled
@@ -23,6 +20,8 @@ from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.file import read_config
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.overrides import with_overrides
+
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
 
 OPTIONS = (
     *("--help", "--show", "--dry-run", "--config", "--import", "--set", "--image-size", "--layer-decay", "--drop-path"),
@@ -190,14 +189,13 @@ def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_p
 
 
 @pytest.mark.long
-def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path):
-    options = ["--steps", "24", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
-    command = [sys.executable, "-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)]
-    process = commands.Command(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path, pictures):
+    options = ["--steps", "16", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
+    process = ForkedCommand(["-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)])
     while not any((tmp_path / "killed" / "checkpoints").glob("step-0000000[48]")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill_all()
     assert process.wait() == -signal.SIGKILL
     for out in ("killed", "whole"):
         main(arguments(folder, tmp_path / out, *options))

@@ -1,4 +1,7 @@
-"""A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder."""
+"""A stranger's first hour: docs/first-hour.md as it stands, its files saved and its commands run in an empty folder.
+
+The first command begins in a Python of its own, the others in forks of one that has imported torch.
+"""
 
 import os
 import shlex
@@ -11,6 +14,7 @@ import commands
 import manual_pages
 import pytest
 import torch
+from forked import ForkedCommand
 from interop import import_or_skip, own_features
 from PIL import Image
 from skimage.data import chelsea
@@ -28,7 +32,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         path = os.pathsep.join([str(manual_pages.ROOT), os.environ.get("PYTHONPATH", "")])
-        self.folder, self._environment = folder, os.environ | {"PYTHONPATH": path, "COLUMNS": "120"}
+        self.folder, self._variables = folder, {"PYTHONPATH": path, "COLUMNS": "120"}
         self.printed: list[str] = []  # by every command
 
     def follow(self, step):
@@ -37,21 +41,19 @@ class Reader:
             return
         program, *arguments = shlex.split(step.text)
         assert program == "python"
-        with commands.Command(
-            [sys.executable, *arguments],
-            cwd=self.folder,
-            env=self._environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process:
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if step.interrupted and line.startswith("step 1/"):
-                    process.send_signal(signal.SIGINT)
+        start = ForkedCommand if self.printed else self._new_python
+        process, lines = start(arguments, folder=self.folder, variables=self._variables), []
+        for line in process.stdout:
+            lines.append(line)
+            if step.interrupted and line.startswith("step 1/"):
+                process.send_signal(signal.SIGINT)
+        lines.append(process.communicate()[1])
         self.printed.append("".join(lines))
         assert process.returncode == (128 + signal.SIGINT if step.interrupted else 0), self.printed[-1]
+
+    def _new_python(self, arguments, *, folder, variables):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return commands.Command([sys.executable, *arguments], cwd=folder, env=os.environ | variables, **pipes)
 
 
 @pytest.mark.long

@@ -26,6 +26,8 @@ from bimkern.data.batches import step_draw_ids
 from bimkern.pretrain import main
 from bimkern.train.run import run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NAME = "bim_vit_test"
 
 

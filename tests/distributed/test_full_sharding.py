@@ -25,6 +25,8 @@ from bimkern.train.loop.sharded_layers import SharedLayers
 
 preload("torch._dynamo", "torch.distributed.fsdp")
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NAMES = ["bim_vit_test", "mae_vit_test", "vitfreeze_vit_test"]  # the last across the steps at which layers freeze
 LENGTH = {"steps": 20, "save_every": 10, "batch_size": 8}
 FULL = {"shard": "full"} | LENGTH

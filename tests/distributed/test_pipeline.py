@@ -15,6 +15,8 @@ from bimkern.recipes import RECIPES
 from bimkern.train import network
 from bimkern.train.config.run import ConfigError, RunConfig
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NAMES = ["bim_vit_test", "vitfreeze_vit_test_isolated"]
 STEPS = 12
 ONE = {"steps": STEPS, "normalize": "dataset"}  # which rank 0 measures for all

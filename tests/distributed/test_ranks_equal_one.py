@@ -23,7 +23,7 @@ def weights(folder):
 def trained(tmp_path_factory):
     """Return the folders of runs of one process and of two ranks."""
     folder = tmp_path_factory.mktemp("trained")
-    ranks = RankProcesses(train, 2, folder / "output", NAMES, folder / "two", STEPS)
+    ranks = RankProcesses(train, 2, folder / "output", NAMES, folder / "two", STEPS, pictures=True)
     train(NAMES, folder / "one", STEPS)
     ranks.results()
     return folder / "one", folder / "two"

@@ -9,6 +9,8 @@ from shared_runs import out_of_memory, records, train_with
 
 from bimkern.train.config.run import ConfigError, RunConfig
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SHARDS = ["none", "optimizer"]
 RECIPES = ["bim_vit_test", "vitfreeze_vit_test"]  # an update for every stage; one for all, of which a part freezes
 LENGTH = {"steps": 12, "save_every": 6}

@@ -7,31 +7,34 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import leftovers
 from traces import traced_once
 
 LIMIT = 240  # seconds
-_SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = [  # what a run imports, soon or late
     *("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"),
-    *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes"),
+    *("bimkern.pretrain", "bimkern.finetune", "bimkern.train.reporting.tensorboard", "rank_processes", "undrawn"),
 ]
-_SERVER.set_forkserver_preload(_PRELOADED)
+SERVER.set_forkserver_preload(_PRELOADED)
 
 
 def preload(*modules):
     """Have the server import more, which takes seconds in every process; a server that runs already does not."""
-    _SERVER.set_forkserver_preload([*_PRELOADED, *modules])
+    SERVER.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 class RankProcesses:
     """Ranks that run a function each, with their output in a folder."""
 
-    def __init__(self, function, size, folder, *arguments, ranks=None, variables=None):
-        """Start them, or some; each calls function(*arguments), whose result is JSON, with variables of torchrun."""
+    def __init__(self, function, size, folder, *arguments, ranks=None, variables=None, pictures=False):
+        """Start them, or some; each calls function(*arguments), whose result is JSON, with variables of torchrun.
+
+        Without `pictures`, what they would show is found by all ranks, but not drawn.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, port = folder, free_port()
         self._ranks, self.processes = ranks or range(size), []
@@ -43,7 +46,8 @@ class RankProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": f"{port}",
             } | (variables or {})
-            process = _SERVER.Process(target=_run, args=(function, arguments, environment, folder / f"{rank}"))
+            given = (function, arguments, environment, folder / f"{rank}", pictures)
+            process = SERVER.Process(target=_run, args=given)
             process.start()
             self.processes.append(process)
         leftovers.add(self._kill)
@@ -94,8 +98,9 @@ def free_port():
         return bound.getsockname()[1]
 
 
-def _run(function, arguments, environment, output):
+def _run(function, arguments, environment, output, pictures):
     import torch
+    from undrawn import undrawn
 
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -104,7 +109,7 @@ def _run(function, arguments, environment, output):
         os.dup2(file, number)
     code = 1
     try:
-        with traced_once():
+        with traced_once(), nullcontext() if pictures else undrawn(found=True):
             result = function(*arguments)
         Path(f"{output}.result").write_text(json.dumps(result))
         code = 0

@@ -25,8 +25,8 @@ def traced_once():
     def step(config, *kind):
         if getattr(config.run, "teacher", None) is not None:  # a file, whose content may change
             return trace(config, *kind)
-        run = config.run
-        key = (getattr(config, "method", config), getattr(config, "stage", None), run.precision, run.recomputed, *kind)
+        run, stage = config.run, getattr(config, "stage", None)
+        key = (type(config).__name__, *_network(config), stage, run.precision, run.recomputed, *kind)
         if key not in known:
             known[key] = _shared(trace, key, partial(trace, config, *kind))
         return known[key]
@@ -36,6 +36,14 @@ def traced_once():
         yield
     finally:
         extrapolate._Step = trace
+
+
+def _network(config):
+    """Return what a config says of the network and its step: its method, or all that is not of other things."""
+    if hasattr(config, "method"):
+        return (config.method,)
+    others = {"recipe", "run", "source", "optim", "schedule", "layer_decay", "crop"}
+    return tuple(getattr(config, field.name) for field in fields(config) if field.name not in others)
 
 
 def _shared(kind, key, make):

@@ -19,6 +19,8 @@ from bimkern.train.config.run import ConfigError
 from bimkern.train.pretraining import Pretraining
 from bimkern.train.signals import Stopped
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 RECIPE = "bim_vit_test_growing"  # four stages
 
 
@@ -135,7 +137,7 @@ def test_an_interrupt_saves_and_the_same_call_resumes(options, uninterrupted):
     assert resumed.held_out == uninterrupted.held_out
 
 
-def test_a_run_leaves_its_process_as_it_was(options, uninterrupted, monkeypatch):
+def test_a_run_leaves_its_process_as_it_was(options, uninterrupted, monkeypatch, pictures):
     """And a second one in it, in another thread, trains the same."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12345)
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from disk import full_disk, on_small_shm
+from forked import ForkedCommand
 from options import filled
 from PIL import Image
 from safetensors.torch import load_file
@@ -52,10 +52,9 @@ def train(photos, out, *options):
     main(arguments(photos, out, "--workers", "0", *options))
 
 
-def start(photos, out, *options, within=list, **popen):
-    """Start the command in a process of its own; `within` may wrap it in another command."""
-    command = within([sys.executable, "-m", "bimkern.pretrain", *arguments(photos, out, *options)])
-    return commands.Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+def start(photos, out, *options):
+    """Start the command in a process of its own."""
+    return ForkedCommand(["-m", "bimkern.pretrain", *arguments(photos, out, *options)], undrawn=True)
 
 
 def records(out):
@@ -219,10 +218,10 @@ def test_a_signal_saves_and_the_same_command_resumes(photos, undisturbed, tmp_pa
 
 def test_a_small_dev_shm_limits_nothing(photos, tmp_path):
     options = ("--steps", "5", "--batch-size", "64", "--workers", "2")  # batches of 192 KiB
-    process = start(photos, tmp_path / "run", *options, within=on_small_shm)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "memory" not in error
+    command = [sys.executable, "-m", "bimkern.pretrain", *arguments(photos, tmp_path / "run", *options)]
+    done = commands.run(on_small_shm(command), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "memory" not in done.stderr
     assert len(records(tmp_path / "run")) == 5
 
 

@@ -16,6 +16,8 @@ from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train.config.run import ConfigError
 from bimkern.train.signals import Stopped
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 MINE = """
 from dataclasses import replace
 from bimkern.recipes.finetuning import FINETUNE_RECIPES

@@ -31,6 +31,8 @@ from bimkern.train.memory import budget
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim.group import GroupOptimizer
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 PLAIN = TrainingAugment(scale=(0.6, 1.0), flip=0.0, rand_augment=None, erase_prob=0.0)
 
 
@@ -90,7 +92,7 @@ def cut_back(out, step):
 
 
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "localmim_swin_tiny_test"])
-def test_a_run_learns_and_is_evaluated(configure, recipe):
+def test_a_run_learns_and_is_evaluated(configure, pictures, recipe):
     outcome = finetune(configure(recipe, epochs=8))
     assert outcome.classes == CLASSES
     assert outcome.held_out.top1 == 1.0

@@ -17,6 +17,8 @@ from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
 from bimkern.train.pretraining import Pretraining
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 SHARE = 0.4
 NAMES = [f"{i:02d}.png" for i in range(11)]
 HELD_OUT = set(Names.of(NAMES).where(are_held_out(Names.of(NAMES), SHARE)))

@@ -41,6 +41,8 @@ from bimkern.train.finetuning.run import finetune
 from bimkern.train.memory.estimate import image_bytes, live_activation_peak
 from bimkern.train.run import run
 
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
+
 SIZE = ImageSize(24, 48)
 
 
@@ -84,7 +86,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_trains_resumes_and_says_its_size(configure, tmp_path):
+def test_a_run_trains_resumes_and_says_its_size(configure, tmp_path, pictures):
     whole, half = tmp_path / "whole", tmp_path / "half"
     run(configure(out="whole"))
     shutil.copytree(whole, half)

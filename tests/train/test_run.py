@@ -4,20 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
-import commands
 import pytest
 import torch
 from caches import empty_cache
 from disk import mode, umask_of
+from forked import ForkedCommand
 from growing import MEMORY, NOT_REPEATABLE, write_photos
 from options import filled
 from PIL import Image
-from undrawn import undrawn
 
 from bimkern.data.dali import unusable
 from bimkern.pretrain import main
@@ -25,6 +22,8 @@ from bimkern.recipes import RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.units import human_bytes
+
+pytestmark = pytest.mark.usefixtures("pictures_on_request")
 
 needs_dali = pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}")
 
@@ -53,7 +52,7 @@ def assert_same_run(one, other):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
+def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys, pictures):
     with umask_of(0o027):
         monkeypatch.setenv("XDG_CACHE_HOME", empty_cache(tmp_path / "cache"))
         train("bim_vit_test_growing", photos, tmp_path / "run")
@@ -90,9 +89,8 @@ def test_a_run_leaves_everything_behind(photos, tmp_path, monkeypatch, capsys):
     ids=["whole", "accumulated", "deterministic"],
 )
 def test_a_run_repeats_bit_for_bit(photos, tmp_path, recipe, options):
-    with undrawn():
-        for name in ("one", "two"):
-            train(recipe, photos, tmp_path / name, "--steps", "6", *options)
+    for name in ("one", "two"):
+        train(recipe, photos, tmp_path / name, "--steps", "6", *options)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
@@ -111,9 +109,8 @@ def test_a_dry_run_tells_the_live_activations_of_the_run(photos, tmp_path, recip
 
 
 def test_another_seed_is_another_run(photos, tmp_path):
-    with undrawn():
-        for seed in ("0", "1"):
-            train("mae_vit_test", photos, tmp_path / seed, "--steps", "2", "--seed", seed)
+    for seed in ("0", "1"):
+        train("mae_vit_test", photos, tmp_path / seed, "--steps", "2", "--seed", seed)
     assert records(tmp_path / "0") != records(tmp_path / "1")
 
 
@@ -169,7 +166,7 @@ def test_a_finished_run_is_not_trained_again(photos, tmp_path, capsys):
     assert "is finished, 3 steps" in capsys.readouterr().out
 
 
-def test_lost_pictures_are_drawn_again(photos, tmp_path):
+def test_lost_pictures_are_drawn_again(photos, tmp_path, pictures):
     train("mae_vit_test", photos, tmp_path / "run", "--steps", "3")
     pictures = tmp_path / "run" / "pictures"
     (pictures / "reconstruction.png").unlink()
@@ -195,19 +192,15 @@ def test_names_that_are_no_text_work(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
 
 
-def start(recipe, photos, out, *options):
-    command = [sys.executable, "-m", "bimkern.pretrain", recipe, "--data", str(photos), "--out", str(out)]
-    return commands.Command([*command, "--log-every", "1", *options], stdout=subprocess.DEVNULL)
-
-
 @pytest.mark.long
 def test_killed_runs_resume_bit_for_bit(photos, tmp_path):
     """kill -9 in mid-epoch, at steps that are no checkpoint, the second time in a run that was itself resumed."""
-    recipe, options = "bim_vit_test_growing", ("--steps", "30", "--micro-batch", "3", "--save-every", "7")
+    recipe, options = "bim_vit_test_growing", ("--steps", "20", "--micro-batch", "3", "--save-every", "5")
     train(recipe, photos, tmp_path / "whole", *options)
     killed_at = []
-    for target in (5, 17):
-        process = start(recipe, photos, tmp_path / "killed", *options)
+    given = ["--data", photos, "--out", tmp_path / "killed", "--log-every", "1", *options]
+    for target in (3, 11):
+        process = ForkedCommand(["-m", "bimkern.pretrain", recipe, *given])
         metrics = tmp_path / "killed" / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -218,7 +211,7 @@ def test_killed_runs_resume_bit_for_bit(photos, tmp_path):
         assert process.wait(30) == -signal.SIGKILL
         killed_at.append(records(tmp_path / "killed")[-1]["step"])
     train(recipe, photos, tmp_path / "killed", *options)
-    assert all(step < 30 for step in killed_at)
-    assert any(step % 7 for step in killed_at)
-    assert [record["step"] for record in records(tmp_path / "killed")] == list(range(1, 31))
+    assert all(step < 20 for step in killed_at)
+    assert any(step % 5 for step in killed_at)
+    assert [record["step"] for record in records(tmp_path / "killed")] == list(range(1, 21))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

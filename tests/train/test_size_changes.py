@@ -26,7 +26,7 @@ from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.memory.live_bytes import held_bytes
 from bimkern.units import human_bytes
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+pytestmark = pytest.mark.usefixtures("without_pictures", "without_estimates")
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 RECIPE_NAMES = ["fastmim_p_vit_test", "bim_fastmim_p_vit_test"]

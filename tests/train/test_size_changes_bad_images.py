@@ -10,7 +10,7 @@ from growing import records, register, train, write_photos
 from bimkern.data.dali import unusable
 from bimkern.train.pretraining import Pretraining
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+pytestmark = pytest.mark.usefixtures("without_pictures", "without_estimates")
 
 LOADERS = ["pil", pytest.param("dali", marks=pytest.mark.skipif(unusable() is not None, reason=f"DALI: {unusable()}"))]
 CHANGES = (10, 14)  # steps of 16 before which the size changes

@@ -23,17 +23,25 @@ from bimkern.train import network
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.serialize import from_json
 
+pytestmark = pytest.mark.usefixtures("without_estimates")  # test_estimate.py has those of every recipe
+
 RECIPES = {recipe.name: recipe.config for recipe in SMALL_RECIPES}
 STEPS = 4
 TEACHER = "fastmim_vit_test"
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+
+def recipes(names):
+    """Run a test on some recipes. All tests of one follow each other, so that one worker has its finished run."""
+    return pytest.mark.parametrize("recipe", names, scope="module")
+
+
+every_recipe = recipes(RECIPES)
 # Other tests have the rest: tests/exporters the networks of timm itself, tests/recipes CMT, which timm lacks.
-every_recipe_of_an_own_encoder = pytest.mark.parametrize(
-    "recipe", [name for name, c in RECIPES.items() if isinstance(c.method.encoder, (ViTConfig, SwinConfig))]
+every_recipe_of_an_own_encoder = recipes(
+    [name for name, c in RECIPES.items() if isinstance(c.method.encoder, (ViTConfig, SwinConfig))]
 )
 # Of stages of two layers each; the others freeze at other steps.
-freezing = pytest.mark.parametrize("recipe", ["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"])
+freezing = recipes(["vitfreeze_vit_test", "vitfreeze_vit_test_isolated"])
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +160,7 @@ def test_timm_takes_the_encoder_of_every_tap(finished, recipe):
     assert sorted(path.name for path in (out / "exported").iterdir()) == names
 
 
-@pytest.mark.parametrize(
-    "recipe",
+@recipes(
     [
         *("bim_simmim_vit_test", "maskfeat_vit_test", "localmim_vit_test_pixels"),
         *("vitfreeze_vit_test", "vitfreeze_vit_test_isolated", "vitfreeze_swin_tiny_test"),

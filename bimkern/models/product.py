@@ -70,7 +70,7 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and math.prod(x.shape) * len(weight) >= _LEAST
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()  # for which an autograd function has no rules
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and _is_faster()
     )
 

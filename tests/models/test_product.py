@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bimkern.models import product
 from bimkern.models.product import multiply
 
-T, I, O = 24, 48, 32
+ROWS, WIDTH, OUT = 24, 48, 32
 
 
 @pytest.fixture
@@ -28,11 +28,13 @@ def onednn(monkeypatch):
 
 
 def inputs(*shape, dtype=torch.float32):
-    x = torch.randn(*shape, I, dtype=dtype)
-    return [tensor.requires_grad_() for tensor in (x, torch.randn(O, I, dtype=dtype), torch.randn(O, dtype=dtype))]
+    x = torch.randn(*shape, WIDTH, dtype=dtype)
+    return [
+        tensor.requires_grad_() for tensor in (x, torch.randn(OUT, WIDTH, dtype=dtype), torch.randn(OUT, dtype=dtype))
+    ]
 
 
-@pytest.mark.parametrize("shape", [(T,), (2, T), (1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(ROWS,), (2, ROWS), (1, 1)], ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_it_has_torchs_values_and_gradients(onednn, shape, with_bias):
     leaves = inputs(*shape)[: 2 + with_bias]
@@ -47,28 +49,28 @@ def test_it_has_torchs_values_and_gradients(onednn, shape, with_bias):
 
 
 def test_rows_of_a_weight_are_one_too(onednn):
-    x, weight, _ = inputs(T)
+    x, weight, _ = inputs(ROWS)
     x.requires_grad_(False)
-    upper, lower = weight.split([8, O - 8])
+    upper, lower = weight.split([8, OUT - 8])
     torch.testing.assert_close(multiply(x, lower, None, None), F.linear(x, weight)[:, 8:])
     (found,) = torch.autograd.grad(multiply(x, upper, None, None).sum(), weight)
-    torch.testing.assert_close(found[:8], x.sum(0).expand(8, I))
+    torch.testing.assert_close(found[:8], x.sum(0).expand(8, WIDTH))
     assert not found[8:].any()
     assert len(onednn) == 2
 
 
 def test_frozen_tensors_get_no_gradients(onednn):
-    x, weight, bias = inputs(T)
+    x, weight, bias = inputs(ROWS)
     weight.requires_grad_(False)
     multiply(x, weight, bias, None).sum().backward()
     assert weight.grad is None
-    torch.testing.assert_close(x.grad, weight.sum(0).expand(T, I))
-    torch.testing.assert_close(bias.grad, torch.full_like(bias, T))
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(ROWS, WIDTH))
+    torch.testing.assert_close(bias.grad, torch.full_like(bias, ROWS))
     assert len(onednn) == 2
 
 
 def test_gradients_have_gradients(onednn):
-    leaves = inputs(T)
+    leaves = inputs(ROWS)
     found, wanted = [], []
     for results, function in ((found, lambda *args: multiply(*args, None)), (wanted, F.linear)):
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
@@ -80,28 +82,28 @@ def test_gradients_have_gradients(onednn):
 
 def test_a_trace_without_memory_has_its_shapes(onednn):
     with FakeTensorMode():
-        x, weight, bias = inputs(2, T)
+        x, weight, bias = inputs(2, ROWS)
         out = multiply(x, weight, bias, None)
         out.sum().backward()
-    assert out.shape == (2, T, O)
+    assert out.shape == (2, ROWS, OUT)
     assert x.grad.shape == x.shape
     assert len(onednn) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_dtypes_are_torchs(onednn, dtype):
-    x, weight, bias = inputs(T, dtype=dtype)
+    x, weight, bias = inputs(ROWS, dtype=dtype)
     assert torch.equal(multiply(x, weight, bias, None), F.linear(x, weight, bias))
-    wide = [tensor.to(dtype) for tensor in inputs(T)]
+    wide = [tensor.to(dtype) for tensor in inputs(ROWS)]
     assert multiply(*wide, dtype).dtype == dtype
     assert onednn == []
 
 
 def test_small_products_and_other_machines_are_torchs(onednn, monkeypatch):
-    monkeypatch.setattr(product, "_LEAST", T * I * O + 1)
-    x, weight, bias = inputs(T)
+    monkeypatch.setattr(product, "_LEAST", ROWS * WIDTH * OUT + 1)
+    x, weight, bias = inputs(ROWS)
     multiply(x, weight, bias, None)
-    monkeypatch.setattr(product, "_LEAST", T * I * O)
+    monkeypatch.setattr(product, "_LEAST", ROWS * WIDTH * OUT)
     monkeypatch.setattr(product, "_is_faster", lambda: False)
     multiply(x, weight, bias, None)
     assert onednn == []
@@ -109,16 +111,16 @@ def test_small_products_and_other_machines_are_torchs(onednn, monkeypatch):
 
 def test_torchs_own_switch_turns_it_off(onednn, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    multiply(*inputs(T), None)
+    multiply(*inputs(ROWS), None)
     assert onednn == []
 
 
 def test_compiled_and_transformed_functions_are_torchs(onednn):
-    x, weight, bias = inputs(T)
+    x, weight, bias = inputs(ROWS)
     layer = torch.compile(lambda x: multiply(x, weight, bias, None), backend="eager", fullgraph=True)
     assert torch.equal(layer(x), F.linear(x, weight, bias))
     found = torch.func.grad(lambda x: multiply(x, weight, bias, None).sum())(x.detach())
-    torch.testing.assert_close(found, weight.sum(0).expand(T, I))
+    torch.testing.assert_close(found, weight.sum(0).expand(ROWS, WIDTH))
     assert onednn == []
 
 

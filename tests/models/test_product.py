@@ -1,4 +1,4 @@
-"""The product by a weight is that of torch, whoever computes it."""
+"""The product by a weight has torch's values, computed by torch or by oneDNN."""
 
 import pytest
 import torch

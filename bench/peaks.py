@@ -16,12 +16,12 @@ _DTYPES = ("bfloat16", "float16")  # in float32, settings decide about the peak
 
 
 def mfu(row: Mapping[str, str]) -> float | None:
-    """Return the model FLOPs utilization of a step, given its row of results; None where there is no peak.
+    """Return the model FLOPs utilization of a step, given its row of results; None where there is no peak, or no count.
 
     FLOPs are those that the method needs: what a step computes again does not count.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     peak = _PEAKS.get(row["device_name"])
-    if row["pass"] != "step" or row["dtype"] not in _DTYPES or peak is None:
+    if row["pass"] != "step" or row["dtype"] not in _DTYPES or peak is None or not row["tflop_per_s"]:
         return None
     return float(row["tflop_per_s"]) / peak

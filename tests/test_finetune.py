@@ -190,7 +190,7 @@ def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_p
 
 @pytest.mark.long
 def test_killed_at_any_step_it_resumes_bit_for_bit(folder, tmp_path, pictures):
-    options = ["--steps", "16", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
+    options = ["--steps", "24", "--save-every", "4", "--drop-path", "0.2", "--ema", "0.9", "--eval-every", "5"]
     process = ForkedCommand(["-m", "bimkern.finetune", *arguments(folder, tmp_path / "killed", *options)])
     while not any((tmp_path / "killed" / "checkpoints").glob("step-0000000[48]")):
         assert process.poll() is None, process.stderr.read()

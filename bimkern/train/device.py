@@ -70,9 +70,9 @@ class TargetStream:
 
     def __call__(self, compute: Callable[[], Targets], images: Tensor) -> Callable[[], Targets]:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        images.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             found = [compute()]
-        images.record_stream(self._stream)
 
         def taken_over() -> Targets:
             current = torch.cuda.current_stream(self._device)
@@ -94,9 +94,11 @@ def check_target_stream(run: RunConfig, device: torch.device) -> None:
         ConfigError: it cannot; the message is the reason.
     """
     if run.target_stream and device.type != "cuda":
-        raise ConfigError(f"--target-stream: a {device.type.upper()} has no streams; leave it out")
+        raise ConfigError(f"--target-stream needs a GPU, got {device.type}; leave it out")
     if run.target_stream and run.cuda_graphs:
         raise ConfigError("--target-stream with --cuda-graphs: a graph is captured from one stream; use one of them")
+    if run.target_stream and run.arena == "plan":
+        raise ConfigError("--target-stream with --arena plan: the plan is for one stream; use --arena pool or off")
 
 
 def target_stream(run: RunConfig, device: torch.device) -> Beside:

@@ -12,6 +12,8 @@ def test_it_is_the_share_of_the_data_sheets_peak():
     assert mfu(STEP | {"device_name": "NVIDIA H100 PCIe"}) == pytest.approx(494.5 / 756)
 
 
-@pytest.mark.parametrize("other", [{"pass": "fwd"}, {"device_name": "NVIDIA H200 NVL"}, {"dtype": "float32"}])
-def test_there_is_none_of_ops_of_other_cards_and_of_float32(other):
+@pytest.mark.parametrize(
+    "other", [{"pass": "fwd"}, {"device_name": "NVIDIA H200 NVL"}, {"dtype": "float32"}, {"tflop_per_s": ""}]
+)
+def test_there_is_none_of_ops_other_cards_float32_and_what_is_not_counted(other):
     assert mfu(STEP | other) is None

@@ -94,7 +94,9 @@ def _run(arguments, folder, variables, undrawn, stdout, stderr):
             _run_python(*arguments)
         code = 0
     except SystemExit as end:
-        code = end.code or 0
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     with suppress(OSError):

@@ -45,6 +45,6 @@ def test_a_run_with_graphs_computes_the_same(config, tmp_path, monkeypatch):
 
 
 def test_a_run_on_a_cpu_refuses_them_before_it_begins(config, tmp_path):
-    with pytest.raises(ConfigError, match="--cuda-graphs: a CPU has none; leave it out"):
+    with pytest.raises(ConfigError, match="--cuda-graphs: needs a GPU, got cpu; leave it out"):
         run(replace(config, run=replace(config.run, cuda_graphs=True)))
     assert not (tmp_path / "plain").exists()

@@ -333,7 +333,7 @@ def test_steps_run_on_a_stream_of_their_own_behind_and_before_all_else(monkeypat
 @pytest.mark.parametrize(
     ("changes", "place", "environment", "reason"),
     [
-        ({}, "cpu", {}, "a CPU has none; leave it out"),
+        ({}, "cpu", {}, "needs a GPU, got cpu; leave it out"),
         ({"arena": "auto"}, "cuda", {}, "graphs need the fixed addresses of --arena plan, got auto"),
         ({"compile": True}, "cuda", {}, "what --compile makes was not tried in a graph; use one of them"),
         ({"arena": "plan"}, "cuda", {"WORLD_SIZE": "2"}, "2 ranks exchange gradients within what would be captured"),

@@ -117,8 +117,13 @@ def test_the_losses_are_the_same(gpu, recipe):
 @pytest.mark.parametrize(
     ("options", "place", "message"),
     [
-        ({}, "cpu", "--target-stream: a CPU has no streams; leave it out"),
+        ({}, "cpu", "--target-stream needs a GPU, got cpu; leave it out"),
         ({"cuda_graphs": True}, "cuda", "--target-stream with --cuda-graphs: a graph is captured from one stream"),
+        (
+            {"arena": "plan"},
+            "cuda",
+            "--target-stream with --arena plan: the plan is for one stream; use --arena pool or",
+        ),
     ],
 )
 def test_where_there_is_no_such_stream_it_is_refused(options, place, message):

@@ -31,7 +31,7 @@ def choose(run: RunConfig, device: torch.device) -> Steps:
 
 def _why_not(run: RunConfig, device: torch.device) -> str | None:
     if device.type != "cuda":
-        return f"a {device.type.upper()} has none; leave it out"
+        return f"needs a GPU, got {device.type}; leave it out"
     if world_size() > 1:
         return f"{world_size()} ranks exchange gradients within what would be captured; start one process"
     if run.compile:

@@ -1,11 +1,13 @@
 """Steps as graphs: every part of a step is captured over the addresses of an arena, and then replayed.
 
-The arena serves captures alone. A step is captured twice to no use, but that the arena records what a capture
-allocates, which is not what the same kernels allocate otherwise; the third time its plan serves, and the graphs stay.
+The arena serves captures alone. The first two captures of a step are discarded: the arena records what they
+allocate, which is not what the same kernels allocate otherwise. Its plan serves the third, whose graphs are kept.
 A capture leaves nothing behind in the arena. So all of its memory is a graph's while it is replayed, and what the next
 part or an update reads of it is taken over before the next graph. What a graph reads lies outside, in buffers.
 
-Whatever the host decides is decided at the capture: steps of other work, shapes or dtypes are not replayed.
+Whatever the host decides is decided at the capture: steps of other work, shapes or dtypes are not replayed. Modules
+must hold nothing that changes from step to step, such as a draw of paths: pre-training draws none. Parameters stay
+where they are.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The product by a weight: torch's, or oneDNN's where that is faster.
 
-torch multiplies float32 matrices by MKL and bfloat16 ones by oneDNN. On CPUs of AMD oneDNN is the faster one in float32
+torch multiplies float32 matrices by MKL and bfloat16 ones by oneDNN. On AMD CPUs oneDNN is the faster one in float32
 too: ViT-B's products with a weight, and those with its transpose in the backward pass, take about a seventh less. It is
 chosen by the CPU's vendor, not by timing, so that equal runs on a machine have the same bits. To have MKL alone, set
 torch.backends.mkldnn.enabled to False. FlopCounterMode does not count these products.

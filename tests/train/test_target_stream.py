@@ -77,8 +77,8 @@ def test_each_stream_waits_for_what_it_takes_over(simulated):
     stages = len(RECIPES[BIM_HOG].config.method.taps)
     assert simulated == stages * [
         ("targets", "waits for", "main"),
-        ("targets", "targets"),
         ("targets", "uses"),  # images
+        ("targets", "targets"),
         ("main", "encode"),
         ("main", "waits for", "targets"),
         ("main", "uses"),  # targets

@@ -91,8 +91,8 @@ def test_all_stages_of_a_network_are_encoded_meanwhile(simulated):
     stages = len(RECIPES[LOCAL_MIM].config.method.taps)
     assert simulated == [
         ("targets", "waits for", "main"),
-        ("targets", "targets"),
         ("targets", "uses"),
+        ("targets", "targets"),
         *[("main", "encode")] * stages,
         ("main", "waits for", "targets"),
         *[("main", "uses")] * stages,

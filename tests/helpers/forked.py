@@ -9,7 +9,6 @@ import runpy
 import signal
 import sys
 import threading
-import traceback
 from contextlib import nullcontext, suppress
 from multiprocessing import Pipe
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import leftovers
 from rank_processes import SERVER
 from traces import traced_once
+from whole_process import end_with
 
 LIMIT = 240  # seconds
 
@@ -88,21 +88,12 @@ def _run(arguments, folder, variables, undrawn, stdout, stderr):
     for number, connection in ((1, stdout), (2, stderr)):
         os.dup2(connection.fileno(), number)
         connection.close()
-    code = 1
-    try:
+
+    def run():
         with traced_once(), _drawing(not undrawn):
             _run_python(*arguments)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+
+    end_with(run)
 
 
 def _drawing(pictures):

@@ -4,14 +4,13 @@ import json
 import multiprocessing
 import os
 import socket
-import sys
 import time
-import traceback
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import leftovers
 from traces import traced_once
+from whole_process import end_with
 
 LIMIT = 240  # seconds
 SERVER = multiprocessing.get_context("forkserver")
@@ -107,17 +106,10 @@ def _run(function, arguments, environment, output, pictures):
     for name, number in (("stdout", 1), ("stderr", 2)):
         file = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
-    code = 1
-    try:
+
+    def run():
         with traced_once(), nullcontext() if pictures else undrawn(found=True):
             result = function(*arguments)
         Path(f"{output}.result").write_text(json.dumps(result))
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+
+    end_with(run)

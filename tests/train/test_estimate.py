@@ -81,11 +81,11 @@ def teacher(tmp_path_factory):
 
 
 def first_of_every_kind():
-    """Return the recipes that are the first with their flow and their kind of encoder."""
+    """Return the recipes that are the first with their flow, their kind of encoder, and with or without a teacher."""
     kinds = {}
     for recipe in SMALL_RECIPES:
         method = recipe.config.method
-        kinds.setdefault((method.flow, type(method.encoder)), recipe.name)
+        kinds.setdefault((method.flow, type(method.encoder), method.distillation is None), recipe.name)
     return set(kinds.values())
 
 

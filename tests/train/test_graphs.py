@@ -73,9 +73,11 @@ def train(place, graphs, recipe="bim_vit_test", *, sizes=(2, 1), steps=STEPS, op
     ]
     losses, done = [], []
     for index in range(steps):
+        chosen = (options or {}).get(index, {})
         for update in updates:
             update.set_rates(lambda group, index=index: 1e-3 * (1 + index % 3))
-        chosen = (options or {}).get(index, {})
+            if "loss_scale" in chosen:
+                update.load_scaler_state(update.scaler_state() | {"scale": chosen["loss_scale"]})
         with planned.stream():
             batches = micro_batches(model, place, index, chosen.get("sizes", sizes))
             frozen = chosen.get("frozen_groups", 0)
@@ -86,6 +88,8 @@ def train(place, graphs, recipe="bim_vit_test", *, sizes=(2, 1), steps=STEPS, op
             assert memory.arena.stats().planned_bytes == 0
         done.append(graphs.taken() if graphs else [])
     state = {name: value.clone() for update in updates for name, value in update.tensors()}
+    for update in updates:
+        state |= {f"{update.name}/skipped": update.skipped, f"{update.name}/scale": update.scale(torch.ones(1))}
     return losses, state | model.state_dict(), done, memory
 
 
@@ -120,6 +124,16 @@ def test_replayed_steps_compute_the_same(arena_device, graphs, recipe, given, pa
     stats, record = ours[3].arena.stats(), ours[3].record()
     assert (stats.plans, stats.diverged_steps, record["upstream_calls"]) == (1, 0, 1)  # for the memory of the plan
     assert record["planned_peak_bytes"] == record["planned_bytes"] > 0
+
+
+def test_replayed_steps_take_the_loss_scale_of_their_step(arena_device, graphs):
+    """A scale that is too large is halved, and its update skipped, outside of what was captured."""
+    options = {CAPTURED + 1: {"loss_scale": 2.0**100}}
+    plain, ours = (train(arena_device, one, options=options, scaled=True) for one in (None, graphs))
+    assert ours[2][CAPTURED + 1 :] == [["replayed"] * 4] * 4
+    assert_same(ours, plain)
+    assert ours[1]["stage 1/skipped"] >= STEPS - CAPTURED - 1
+    assert ours[1]["stage 1/scale"] <= 2.0**96
 
 
 def test_other_shapes_run_without_graphs_and_the_graphs_stay(arena_device, graphs):

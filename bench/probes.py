@@ -1,7 +1,7 @@
 """`python -m bench.probes`: the classifiers of a probe on cached features, against scikit-learn's, in turns.
 
 It counts the CPU time of the process, so that other work on the machine does not matter. The matrix product of nearest
-neighbors is timed alone, too: nothing that computes all similarities in float32 is faster. scikit-learn's logistic
+neighbors is timed alone, too. scikit-learn's logistic
 regression is another classifier than MAE's linear probe: it is regularized, and stops where its loss no longer falls.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.neighbors import knn_accuracies
+from bimkern.models.product import multiply
 
 _TRAIN, _TEST, _CLASSES, _NEIGHBORS, _ROUNDS = 8000, 2000, 100, 20, 7
 _WIDTHS = (192, 384, 768)  # of ViT-Ti, S and B
@@ -60,7 +61,7 @@ def _knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor)
 
 
 def _product(train: Tensor, _: Tensor, test: Tensor, __: Tensor) -> None:
-    torch.mm(test, train.T)
+    multiply(test, train, None, None)
 
 
 def _linear(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bimkern.evaluate.errors import EvaluationError
+from bimkern.models.product import multiply
 
 TEMPERATURE = 0.07
 _ROWS, _COLUMNS = 1024, 16384  # of a block of similarities: 64 MiB
@@ -43,7 +44,7 @@ def _nearest_of_block(train: Tensor, test: Tensor, num_neighbors: int) -> tuple[
     best, indices = test.new_empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64, device=test.device)
     for first in range(0, len(train), _COLUMNS):
         block = train[first : first + _COLUMNS]
-        values, where = (test @ block.T).topk(min(num_neighbors, len(block)), dim=1)
+        values, where = multiply(test, block, None, None).topk(min(num_neighbors, len(block)), dim=1)
         best, indices = torch.cat([best, values], dim=1), torch.cat([indices, where + first], dim=1)
         best, order = best.topk(min(num_neighbors, best.shape[1]), dim=1)
         indices = indices.gather(1, order)

@@ -14,7 +14,15 @@ PARTS = (MATRIX, ATTENTION, NORM, GELU, OURS, COPIES, SUMS, UPDATE, REST)
 _ANYWHERE = (MATRIX, ATTENTION, NORM, GELU, OURS, UPDATE)  # what counts for itself in any caller
 _CALLERS = (ATTENTION, OURS, UPDATE)  # what else is called there counts for them
 _NAMES = {
-    MATRIX: ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::mkldnn_convolution"),
+    MATRIX: (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::convolution",
+        "aten::mkldnn_convolution",
+        "mkldnn::_linear_pointwise",
+    ),
     ATTENTION: ("aten::_scaled_dot_product", "_Attention", "aten::_softmax", "bimkern::group_attention"),
     NORM: ("aten::native_layer_norm",),
     GELU: ("aten::gelu",),

@@ -4,7 +4,9 @@ import csv
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from bench import malloc
 from bench.__main__ import main
@@ -22,6 +24,7 @@ from bench.profiling.parts import (
     part_of,
     shares,
 )
+from bimkern.models.product import multiply
 
 
 def event(*names, time=1.0):
@@ -59,6 +62,15 @@ def test_shares_are_of_the_whole():
     found = shares([event("aten::mm", time=3.0), event("aten::gelu", time=1.0)])
     assert list(found) == list(PARTS)
     assert (found[MATRIX], found[GELU], sum(found.values())) == (0.75, 0.25, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_by_a_weight_is_one_in_whatever_library(dtype):
+    x, weight = torch.randn(256, 1024, dtype=dtype), torch.randn(2048, 1024, dtype=dtype, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(5):
+            multiply(x, weight, None, None).backward(torch.ones(256, 2048, dtype=dtype))
+    assert shares(profiler.events())[MATRIX] > 0.7
 
 
 def test_a_whole_run(monkeypatch, tmp_path, capsys):

@@ -76,7 +76,7 @@ def stored_boxes(boxes: Boxes, flips: NDArray[np.bool_], sizes: Int64, orientati
     """
     mirrored = np.stack([np.isin(orientations, _MIRRORED_X), np.isin(orientations, _MIRRORED_Y)], axis=1)  # [B, 2], x y
     first, extents = boxes[:, :2], boxes[:, 2:]
-    corners = np.where(mirrored, sizes - first - extents, first)
+    corners = np.where(mirrored, np.maximum(sizes - first - extents, 0), first)  # which rounding may put outside
     mirrored[:, 0] ^= flips
     transposed = orientations >= FIRST_TRANSPOSED
 

@@ -9,7 +9,7 @@ import torch
 from bad_files import picture
 from checked import checked_images, labels_by_file
 from interop import import_or_skip
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bimkern.data import pil
 from bimkern.data.augment import CenterCrop, RandomResizedCrop
@@ -129,6 +129,20 @@ def test_the_center_crop_is_the_resized_image_cropped(tmp_path):
     assert torch.equal(ours, torch.from_numpy(theirs))
     with pytest.raises(ValueError, match=r"CenterCrop: ratio must be in \(0, 1\], got 1.5"):
         CenterCrop(ratio=1.5)
+
+
+def test_a_center_crop_of_the_whole_image_stays_inside_however_the_file_is_turned(tmp_path):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        picture(58, 58, seed=1).save(tmp_path / f"{orientation}.png", exif=exif)
+    images = checked_images(tmp_path)
+    layout = StepLayout.one_epoch(image_size=28, batch_size=8, num_images=8)  # 28 * (58 / 28) is above 58
+    crops = MicroBatches(images=images, augment=CenterCrop(ratio=1.0), seed=0, layout=layout)
+    batch = pil.decode(crops, 0)
+    upright = batch.images[batch.sample_ids == 0][0].flip(2)
+    (mirrored,) = batch.images[batch.sample_ids == 1]
+    assert (mirrored.int() - upright.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["pil", "dali"])

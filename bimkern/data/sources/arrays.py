@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 
 from bimkern.data.levels import KINDS
 from bimkern.data.source import SourceError
+from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.mapped import MappedFile
 
 IMAGES = ("images", "image", "train_images", "x_train", "data", "x")  # names of arrays, the likeliest first
@@ -43,9 +44,9 @@ class ArrayRows:
             self._mapped.check()
         return np.asarray(self._images[i])
 
-    def _label(self, i: int) -> str:
+    def _label(self, i: int) -> str | None:
         (label,) = np.asarray(self._labels[i]).reshape(-1).tolist()
-        return label.decode() if isinstance(label, bytes) else str(label)
+        return label_text(label.decode() if isinstance(label, bytes) else label)
 
 
 class NpyRows(ArrayRows):

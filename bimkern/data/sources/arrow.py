@@ -15,6 +15,7 @@ from typing import Any
 from bimkern import optional
 from bimkern.data.formats import BadImage, open_file
 from bimkern.data.source import SourceError
+from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.mapped import MappedFile
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns, the likeliest first
@@ -52,8 +53,11 @@ class Columns:
         feature = features.get("info", {}).get("features", {}).get(self.label)
         self.classes: Sequence[str] | None = feature.get("names") if isinstance(feature, dict) else None
 
-    def class_of(self, value: Any) -> str:
-        return self.classes[value] if self.classes and isinstance(value, int) and value >= 0 else str(value)
+    def class_of(self, value: Any) -> str | None:
+        """Return the name of a label; None where it is missing, for which datasets has -1 beside names of classes."""
+        if self.classes and isinstance(value, int):
+            return self.classes[value] if value >= 0 else None
+        return label_text(value)
 
 
 class TableRows(ABC):
@@ -89,7 +93,7 @@ class TableRows(ABC):
         piece = bisect_right(self._starts, i) - 1
         return content_of(self.piece(piece), i - self._starts[piece], self._folder)
 
-    def _label(self, i: int) -> str:
+    def _label(self, i: int) -> str | None:
         return self._columns.class_of(self._labels[i].as_py())
 
     @cached_property

@@ -45,7 +45,7 @@ class FileRows:
     def stat(self, i: int) -> tuple[int, int]:
         return self._stat()
 
-    def _label(self, i: int) -> str:
+    def _label(self, i: int) -> str | None:
         with errors_of(self._place):
-            label: str = self._rows.label(i)
+            label: str | None = self._rows.label(i)
             return label

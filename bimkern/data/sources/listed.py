@@ -8,15 +8,17 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Self, TextIO
 
 from bimkern import pieces
 from bimkern.data.source import Source, SourceError
+from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.on_disk import FilesOnDisk
 from bimkern.files import jsonl
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 _PATH, _LABEL = "path", "label"
+_REST = ""  # the name of values that no column has
 
 
 @pieces.register(Source)
@@ -82,8 +84,7 @@ class ListedImages(FilesOnDisk):
                 if self.list.suffix == ".txt":
                     remedy += ", and a label follows after a tab"
                 raise SourceError(f"{self.list}, line {line}: {file} does not exist; {remedy}")
-            label = record.get(_LABEL)
-            yield line, file, None if label in (None, "") else str(label)
+            yield line, file, label_text(record.get(_LABEL))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -96,14 +97,32 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if suffix in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
-                yield from ((reader.line_num, record) for record in reader)
+                yield from _rows(path, file, "," if suffix == ".csv" else "\t")
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, _record(path, number, line.rstrip("\r\n"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} cannot be read ({error})") from error
+
+
+def _rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the rows of a table, whose quotation marks must be in order: an open one would take in all that follows."""
+    reader = csv.DictReader(file, delimiter=delimiter, restkey=_REST, strict=True)
+    line = 0
+    try:
+        line = reader.line_num if reader.fieldnames else 0
+        for record in reader:
+            line = reader.line_num
+            if any(record.get(_REST, ())):
+                raise SourceError(
+                    f"{path}, line {line}: more values than columns; put what has a {delimiter!r} into quotation marks"
+                )
+            yield line, record
+    except csv.Error as error:
+        raise SourceError(
+            f"{path}, from line {line + 1} on: {error}; close every quotation mark, and double those inside of a value"
+        ) from error
 
 
 def _record(path: Path, number: int, line: str) -> Mapping[str, object]:

@@ -15,15 +15,17 @@ from numpy.lib import format as npy
 from bimkern.data.formats import BadImage, OutOfResources, is_shortage
 from bimkern.data.levels import KINDS
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title
+from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.per_process import PerProcess
 
 
 class Rows(Protocol):
     """Numbered images.
 
-    It may also have `label(i) -> str`, the class of an image; `names() -> Sequence[str]`, other names than the numbers,
-    used if no two are equal; `stat(i) -> tuple[int, int]`, the bytes and time (ns) of an image; `dtype`, that of all
-    images, where they are arrays; and `survives_fork = True`, if loader processes may use it as it was opened before.
+    It may also have `label(i) -> str | None`, the class of an image; `names() -> Sequence[str]`, other names than the
+    numbers, used if no two are equal; `stat(i) -> tuple[int, int]`, the bytes and time (ns) of an image; `dtype`, that
+    of all images, where they are arrays; and `survives_fork = True`, if loader processes may use it as it was opened
+    before.
     """
 
     def __len__(self) -> int: ...
@@ -79,12 +81,18 @@ class RowImages(ABC):
         """Return the labels of images.
 
         Raises:
-            SourceError: the rows have none.
+            SourceError: the rows have none, or one of the images.
         """
         label = getattr(self._rows(), "label", None)
         if label is None:
             raise SourceError(f"{title(self)} has no labels")  # type: ignore[arg-type]  # its subclasses have paths
-        return {file: str(label(self._number(file))) for file in files}
+        found = {}
+        for file in files:
+            if (text := label_text(label(number := self._number(file)))) is None:
+                where = title(self)  # type: ignore[arg-type]
+                raise SourceError(f"{where}: {file}, row {number}, has no label; every image needs one")
+            found[file] = text
+        return found
 
     @cached_property
     def _rows(self) -> PerProcess[Rows]:
@@ -130,7 +138,7 @@ class Joined:
         part, row = self._locate(i)
         return part.stat(row)
 
-    def _label(self, i: int) -> str:
+    def _label(self, i: int) -> str | None:
         part, row = self._locate(i)
         return part.label(row)
 

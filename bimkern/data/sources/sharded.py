@@ -26,6 +26,7 @@ from bimkern.data.names import Names, encoded
 from bimkern.data.reasons import Reasons
 from bimkern.data.skipped import why_each_skipped
 from bimkern.data.source import UNKNOWN_TIME, Source, SourceError, title
+from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.tar import Fault
 from bimkern.data.sources.tar_index import TarIndex
 from bimkern.data.suffixes import are_dot_files
@@ -221,7 +222,7 @@ class ShardedImages(ABC):
             label = json.loads(content).get("label")
         except (ValueError, AttributeError) as error:
             raise SourceError(f"{self._title}: {member} is no JSON object") from error
-        return None if label is None else str(label)
+        return label_text(label)
 
     def _read_label(self, shard: int, offset: int, size: int) -> bytes:
         return self._read(shard, offset, size)

@@ -67,3 +67,31 @@ def test_what_is_wrong_with_a_list_is_named_with_its_line(root):
     (root / "other.csv").write_text("file\na\n")
     with pytest.raises(SourceError, match=r"other.csv, line 2: path is missing; every line needs it"):
         list_images(find_source(root / "other.csv"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_no_row_of_a_table_is_lost_in_another(root, suffix):
+    """An open quotation mark takes in all that follows, and what lies beyond the last column would be cut off."""
+    mark = "," if suffix == ".csv" else "\t"
+    files = [path.relative_to(root).as_posix() for path in files_of(root)][:3]
+    path = root / f"all{suffix}"
+
+    def write(*labels):
+        path.write_text("\n".join([mark.join(("path", "label")), *map(mark.join, zip(files, labels, strict=True)), ""]))
+        return find_source(path)
+
+    with pytest.raises(SourceError, match=rf"all{suffix}, from line 3 on: unexpected end of data; close every quotat"):
+        list_images(write("a", '"b', "c"))
+    with pytest.raises(SourceError, match=rf"all{suffix}, from line 2 on: .* expected after .*; close every quotation"):
+        list_images(write('"a" b', "b", "c"))
+    with pytest.raises(SourceError, match=rf"all{suffix}, line 3: more values than columns; put what has a .* into q"):
+        list_images(write("a", f"b{mark}c", "c"))
+    source = write(f'"a{mark} ""b"""', f"5 inch{mark}{mark}", '5" pipe')
+    assert source.labels(files) == dict(zip(files, [f'a{mark} "b"', "5 inch", '5" pipe'], strict=True))
+
+
+def test_a_label_that_is_no_number_is_missing(root):
+    path = root / "all.jsonl"
+    path.write_text('{"path": "ant/00.jpg", "label": NaN}\n')
+    with pytest.raises(SourceError, match=r"all.jsonl, line 1: ant/00.jpg has no label; every line needs one"):
+        find_source(path).labels(["ant/00.jpg"])

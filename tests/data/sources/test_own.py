@@ -45,6 +45,10 @@ class Mine:
     def label(self, i):
         return "odd" if i % 2 else "even"
 
+class HalfLabeled(Mine):
+    def label(self, i):
+        return "odd" if i % 2 else None
+
 class Timed(Mine):
     def stat(self, i):
         return 1, 17
@@ -166,6 +170,12 @@ def test_labels():
     source = find_source(Path("my_sources:Mine"))
     labels = read_labels(source, list_images(source).files)
     assert (labels.classes, labels.numbers.tolist()[:3]) == (("even", "odd"), [0, 1, 0])
+
+
+def test_an_image_without_a_label_is_named():
+    source = find_source(Path("my_sources:HalfLabeled"))
+    with pytest.raises(SourceError, match=r"my_sources:HalfLabeled: 000000000, row 0, has no label; every image needs"):
+        read_labels(source, list_images(source).files)
 
 
 def test_without_a_time_images_are_checked_at_every_start(monkeypatch):

@@ -1,5 +1,6 @@
 """Arrays and tables of images give what a folder of their files gives."""
 
+import json
 import os
 import resource
 import sys
@@ -63,6 +64,28 @@ def test_labels(root, tmp_path, kind):
 def test_what_has_no_labels_says_so(root, tmp_path):
     source = find_source(write(root, tmp_path / "x.npy"))
     with pytest.raises(SourceError, match=r"x.npy has no labels"):
+        read_labels(source, list_images(source).files)
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_missing_label_of_a_table_is_no_class(root, tmp_path, missing):
+    """`datasets` has -1 for it, beside the names of classes."""
+    pa, pq = import_or_skip("pyarrow"), import_or_skip("pyarrow.parquet")
+    table = {"image": [path.read_bytes() for path in files_of(root)][:3], "label": pa.array([0, missing, 1])}
+    names = {"info": {"features": {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}}}
+    table = pa.table(table).replace_schema_metadata({"huggingface": json.dumps(names)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = find_source(tmp_path / "x.parquet")
+    files = list_images(source).files
+    with pytest.raises(SourceError, match=r"x.parquet: 000000001, row 1, has no label; every image needs one"):
+        read_labels(source, files)
+    assert source.labels([files[0], files[2]]) == {files[0]: "ant", files[2]: "bee"}
+
+
+def test_a_missing_label_of_an_array_is_no_class(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.array([0, np.nan, 1]))
+    source = find_source(tmp_path / "x.npz")
+    with pytest.raises(SourceError, match=r"x.npz: 000000001, row 1, has no label; every image needs one"):
         read_labels(source, list_images(source).files)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from bimkern.data.integers import Int64
 from bimkern.data.names import Names
 from bimkern.data.source import Source, SourceError, title
-from bimkern.data.sources.find import find_source
+from bimkern.data.sources.find import find_source, place_of
 from bimkern.data.sources.listed import LISTS
+from bimkern.data.sources.remote import RemoteImages
 
 __all__ = ["HasLabels", "Labels", "labeled_images", "read_labels"]
 
@@ -57,9 +58,10 @@ def labeled_images(path: Path) -> Source:
     Raises:
         SourceError: it cannot be used.
     """
-    train, val = (_part(path, names) for names in (_TRAIN, _HELD_OUT))
+    whole = find_source(path)
+    train, val = _parts(whole, place_of(path))
     if train is None or val is None:  # train may be a class: of vehicles
-        return find_source(path)
+        return whole
     held_out: Any = {"held_out": find_source(val)}
     return replace(find_source(train), **held_out)  # type: ignore[type-var]  # a source is a frozen dataclass
 
@@ -99,8 +101,12 @@ def _class_folders(source: Source, files: Names) -> Iterator[str]:
         yield folder
 
 
-def _part(path: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder or list of a part of a data set, None where there is none."""
-    return next(
-        (part for name in names for suffix in ("", *LISTS) if (part := path / f"{name}{suffix}").exists()), None
-    )
+def _parts(source: Source, place: str) -> tuple[Path | None, Path | None]:
+    """Return the folder or list of each part of a data set, on disk or at an address; None where there is none."""
+    below = source.names() if isinstance(source, RemoteImages) else None
+    parts: list[Path | None] = []
+    for names in (_TRAIN, _HELD_OUT):
+        known = (f"{name}{suffix}" for name in names for suffix in ("", *LISTS))
+        there = (name for name in known if (Path(place, name).exists() if below is None else name in below))
+        parts.append(next((Path(place, name) for name in there), None))
+    return parts[0], parts[1]

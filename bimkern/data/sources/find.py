@@ -16,7 +16,7 @@ from bimkern.data.sources.remote_tables import RemoteTables
 from bimkern.data.sources.row_files import RowFiles
 from bimkern.data.sources.shards import ImageShards
 
-__all__ = ["find_source"]
+__all__ = ["find_source", "place_of"]
 
 _OURS = (RemoteShards, RemoteTables, RemoteImages, RowFiles, OwnImages, ListedImages, ImageShards)  # in this order
 
@@ -32,13 +32,18 @@ def find_source(data: Path | Sequence[Path]) -> Source:
     Raises:
         SourceError: they are of several kinds, or the source cannot be used.
     """
-    places = [text_of(path).removeprefix("file:/") for path in ((data,) if isinstance(data, Path) else data)]
+    places = list(map(place_of, (data,) if isinstance(data, Path) else data))
     kinds = {place: _kind_of(place) for place in places}
     if len(set(kinds.values())) > 1:
         read = " and ".join(f"{place} (read by {kind.__name__})" for place, kind in kinds.items())
         raise SourceError(f"--data must name images of one kind, got {read}")
     kind = next(iter(kinds.values()))
     return ImageFolder(paths=tuple(map(Path, places))) if kind is ImageFolder else kind.of(places)
+
+
+def place_of(path: Path) -> str:
+    """Return a path as it was given, on disk or at an address; what file:// names is on disk."""
+    return text_of(path).removeprefix("file:/")
 
 
 def _kind_of(place: str) -> Any:

@@ -46,6 +46,14 @@ class RemoteImages:
     def title(self) -> str:
         return self.url
 
+    def names(self) -> set[str]:
+        """Return the names of the folders and files right below the address.
+
+        Raises:
+            SourceError: it cannot be listed.
+        """
+        return self._remote.names()
+
     def files(self) -> Mapping[str, str | None]:
         vars(self).pop("_files", None)
         files = [file for file in self._files if not is_dot_file(file)]

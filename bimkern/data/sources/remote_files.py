@@ -67,6 +67,16 @@ class RemoteFiles:
         prefix = f"{root.rstrip('/')}/"
         return {path.removeprefix(prefix).lstrip("/"): _remote_file(path, info) for path, info in found.items()}
 
+    def names(self) -> set[str]:
+        """Return the names of the folders and files right below the address.
+
+        Raises:
+            SourceError: it cannot be listed.
+        """
+        file_system, root = self._connected(self._url)
+        found: list[str] = self._asked("listed", self._url, lambda: file_system.ls(root, detail=False))
+        return {path.rstrip("/").rpartition("/")[2] for path in found}
+
     def named(self, urls: Iterable[str]) -> list[RemoteFile]:
         """Return the files that addresses of the same file system name, each with its size; `*` stands for any name.
 

@@ -1,6 +1,7 @@
 """Images at addresses, in fsspec's file system in memory and at a local HTTP server."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ from source_forms import batches_of, data_of, files_of, same
 from bimkern.data.batches import BadImages
 from bimkern.data.check import check
 from bimkern.data.formats import BadImage
-from bimkern.data.labels import read_labels
+from bimkern.data.labels import labeled_images, read_labels
 from bimkern.data.listing import list_images
 from bimkern.data.pil import PilLoader
 from bimkern.data.source import SourceError, open_in, title
@@ -242,6 +243,33 @@ def test_no_message_or_title_shows_a_password(server):
 def test_labels_are_class_folders(root, memory):
     source = find_source(Path("memory://bucket/photos"))
     assert read_labels(source, list_images(source).files).classes == ("ant", "bee")
+
+
+def _in_parts(root, at):
+    for part in ("train", "val"):
+        shutil.copytree(root, at / part)
+    return at
+
+
+def test_of_train_and_val_at_an_address_the_second_is_held_out(root, memory, tmp_path):
+    """They would otherwise be the classes."""
+    memory().put(f"{_in_parts(root, tmp_path / 'parts')}/", "/bucket/parts", recursive=True)
+    for place in ("memory://bucket/parts", (tmp_path / "parts").as_uri()):
+        source = labeled_images(Path(place))
+        train, held_out = list_images(source).files, list_images(source.held_out).files
+        assert list(train) == list(held_out) == list(list_images(ImageFolder(paths=(root,))).files)
+        assert read_labels(source, train).classes == ("ant", "bee")
+    assert labeled_images(Path("memory://bucket/photos")).held_out is None
+    with pytest.raises(SourceError, match=r"memory://bucket/none cannot be listed \(there is none\)"):
+        labeled_images(Path("memory://bucket/none"))
+
+
+def test_of_train_and_val_on_a_server_the_second_is_held_out(root, tmp_path):
+    import_or_skip("aiohttp")
+    with served(_in_parts(root, tmp_path / "parts")) as server:
+        source = labeled_images(Path(server.url))
+        assert [title(one).rpartition("/")[2] for one in (source, source.held_out)] == ["train", "val"]
+        assert read_labels(source, list_images(source).files).classes == ("ant", "bee")
 
 
 @pytest.mark.parametrize(

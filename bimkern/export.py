@@ -19,6 +19,7 @@ from bimkern.exporters.mmpretrain import backbone_config, write_mmpretrain
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
+from bimkern.importers.weights_file import is_run
 from bimkern.output import printing
 from bimkern.recipes.find import import_module
 from bimkern.train.config.run import ConfigError
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, trained = read_trained(options.checkpoint)
         depth = _choose_depth(options.depth, depths(trained.config.method))
         name = f"{options.format}-depth{depth:02d}-step{trained.step:08d}{writer.suffix}"
-        path = options.out or folder.exported / name
+        path = _refuse_run(options.out or folder.exported / name)
         writer.write(path, trained, depth)
     lines = f"# images: {trained.preprocessing}\n{writer.how_to_load(path, trained, depth)}"
     with printing():
@@ -142,6 +143,13 @@ def _choose_depth(wanted: int | None, available: tuple[int, ...]) -> int:
     if wanted is not None and wanted not in available:
         raise ConfigError(f"--depth must be one of {', '.join(map(str, available))}, got {wanted}")
     return available[-1] if wanted is None else wanted
+
+
+def _refuse_run(path: Path) -> Path:
+    """Return where to write to, unless a run or a checkpoint lies there, whose config.json or weights would be lost."""
+    if is_run(path):
+        raise ConfigError(f"--out {path} is a run folder, or a checkpoint, and would be overwritten; choose another")
+    return path
 
 
 if __name__ == "__main__":

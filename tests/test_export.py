@@ -118,6 +118,8 @@ def test_depth_and_place_can_be_chosen(run, tmp_path):
         (["walk"], "walk is not a folder; give a run folder or one of its checkpoints"),
         ([], "CHECKPOINT is missing; see --help\n"),
         (["run/checkpoints/step-00000099"], "step-00000099 is not a folder"),
+        (["run", "--out", "run"], "--out run is a run folder, or a checkpoint, and would be overwritten; choose"),
+        (["run", "--format", "bimkern", "--out", "run/checkpoints/step-00000012"], "and would be overwritten; choose"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments, message):

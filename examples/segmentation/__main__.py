@@ -63,7 +63,7 @@ class SegmentationOptions(Options):
     num_classes: int | None = None
     """Number of classes. Default: the lines of classes.txt in FOLDER."""
     ignore_zero: bool = False
-    """Masks have 0 where a pixel counts nowhere, and classes begin with 1."""
+    """Masks have 0 where a pixel counts nowhere, besides 255, and classes begin with 1."""
     taps: tuple[int, ...] = ()
     """Four layers of a ViT to read, counted from 0. Default: 3 5 7 11 of 12, as in MAE; LocalMIM takes 1 3 9 11."""
 
@@ -91,7 +91,7 @@ def segmentation(options: SegmentationOptions) -> None:
 
     def loss_of(samples: list[tuple[Tensor, Tensor]]) -> Tensor:
         images, labels = (torch.stack(tensors).to(options.device) for tensors in zip(*samples, strict=True))
-        main, auxiliary = (F.cross_entropy(logits, labels, ignore_index=IGNORED) for logits in model(images))
+        main, auxiliary = (mean_error(logits, labels) for logits in model(images))
         return main + AUXILIARY * auxiliary
 
     losses = train(
@@ -131,6 +131,12 @@ def crops(side: int, scales: tuple[float, float], normalize: v2.Transform) -> v2
             normalize,
         ]
     )
+
+
+def mean_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy of the pixels that count; 0 where none does, of which the mean would be NaN."""
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp_min(1)
 
 
 @torch.no_grad()

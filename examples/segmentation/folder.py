@@ -48,7 +48,9 @@ class Pairs(Dataset[Any]):
     def classes(self, index: int) -> Tensor:
         """Return the classes of the pixels of an image, [H, W] uint8."""
         labels = TF.pil_to_tensor(Image.open(self.files[index][1]))[0]
-        return torch.where(labels == 0, IGNORED, labels - 1).to(torch.uint8) if self.zero_is_ignored else labels
+        if not self.zero_is_ignored:
+            return labels
+        return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).to(torch.uint8)
 
     def check_classes(self, num_classes: int) -> None:
         """Make sure that no mask has another class, on which training would fail at any time.

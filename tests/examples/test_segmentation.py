@@ -13,7 +13,7 @@ from torch import nn
 import_or_skip("torchvision")
 from examples.segmentation import __main__ as example  # noqa: E402
 from examples.segmentation.__main__ import SegmentationOptions, predict, segmentation  # noqa: E402
-from examples.segmentation.folder import IGNORED  # noqa: E402
+from examples.segmentation.folder import IGNORED, read_folder  # noqa: E402
 from examples.transfer import shapes  # noqa: E402
 from examples.transfer.errors import TransferError  # noqa: E402
 
@@ -97,6 +97,29 @@ def test_a_long_image_is_cut_into_windows_that_overlap():
     assert torch.equal(found, (torch.arange(140) >= 70).long().expand(40, -1))
     # The short side becomes 64, the long one 224: windows begin at 0, 43, 86, 129 and, the last, at 160.
     assert model.seen == [(1, 3, 64, 64)] * 5
+
+
+def test_255_counts_nowhere_also_where_0_does(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    Image.new("RGB", (4, 1)).save(tmp_path / "images/train/0.png")
+    Image.fromarray(np.array([[0, 1, 2, 255]], np.uint8)).save(tmp_path / "masks/train/0.png")
+    for zero_is_ignored, classes in ((True, [255, 0, 1, 255]), (False, [0, 1, 2, 255])):
+        pairs = read_folder(tmp_path, "train", nn.Identity(), zero_is_ignored=zero_is_ignored)
+        assert pairs.classes(0).tolist() == [classes]
+        pairs.check_classes(3)
+
+
+def test_an_image_without_a_pixel_that_counts_has_no_loss():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    labels = torch.randint(3, (2, 4, 4))
+    labels[0, 0] = IGNORED
+    plain = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+    torch.testing.assert_close(example.mean_error(logits, labels), plain)
+    nothing = example.mean_error(logits, torch.full_like(labels, IGNORED))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()
 
 
 def test_pixels_that_count_nowhere_do_not_change_the_score():

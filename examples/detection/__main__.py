@@ -81,6 +81,7 @@ def detection(options: Options) -> None:
         CocoImages(folder, part, transform)
         for part, transform in (("train", crops(recipe.image_size, scales)), ("val", None))
     )
+    training.refuse_other_categories(tested)
     replace_missing()
     pyramid = pyramid_of(backbone, last_map_pyramid)
     model = build_mask_rcnn(

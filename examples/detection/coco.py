@@ -67,6 +67,18 @@ class CocoImages(Dataset[Any]):
             image, target = self.transform(image, target)
         return TF.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor), target
 
+    def refuse_other_categories(self, other: "CocoImages") -> None:
+        """Make sure that labels mean the same in another part: they are places in the list of categories.
+
+        Raises:
+            TransferError: its categories have other ids.
+        """
+        if differing := sorted(set(self.categories) ^ set(other.categories)):
+            raise TransferError(
+                f"{self.folder.name} and {other.folder.name} must have the same categories; only one of them has "
+                f"{', '.join(map(str, differing[:5]))}"
+            )
+
     def names(self, labels: Tensor) -> list[str]:
         """Return the names of classes by their labels [N]."""
         return [self.coco.cats[self.categories[label - 1]]["name"] for label in labels.tolist()]

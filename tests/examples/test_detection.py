@@ -11,6 +11,8 @@ import_or_skip("torchvision")
 import_or_skip("pycocotools")
 from bimkern.optional import Unusable  # noqa: E402
 from examples.detection.__main__ import Options, detection  # noqa: E402
+from examples.transfer import shapes  # noqa: E402
+from examples.transfer.errors import TransferError  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,15 @@ def test_without_pycocotools_it_says_what_to_install(tmp_path, monkeypatch, vit_
     message = r"^detection needs pycocotools: not installed; pip install 'bimkern\[transfer\]'$"
     with pytest.raises(Unusable, match=message):
         detection(Options(backbone=vit_run, data="shapes", out=tmp_path / "out", steps=1))
+
+
+@pytest.mark.usefixtures("few")
+def test_parts_of_other_categories_are_refused(tmp_path, vit_run):
+    """A label is a place in the list of categories, which would stand for another class in the other part."""
+    shapes.draw_coco(tmp_path / "data")
+    file = tmp_path / "data/annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    content["categories"].insert(0, {"id": 0, "name": "objects"})
+    file.write_text(json.dumps(content))
+    with pytest.raises(TransferError, match=r"^train and val must have the same categories; only one of them has 0$"):
+        detection(Options(backbone=vit_run, data=str(tmp_path / "data"), out=tmp_path / "out", steps=1))

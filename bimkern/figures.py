@@ -15,6 +15,16 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plain(name: str) -> str:
+    """Return the text that shows a name as it is: matplotlib takes what lies between two $ for a formula."""
+    return name.replace("$", r"\$")
+
+
+def legend_name(run: str) -> str:
+    """Return the text that shows the path of a run in a legend, which leaves out what begins with an underscore."""
+    return plain(f"./{run}" if run.startswith("_") else run)
+
+
 def polygons(corners: Sequence[Sequence[tuple[float, float]]], **style: Any) -> "PolyCollection":
     """Return polygons to add to axes, as one object: thousands of single ones would take seconds to draw."""
     from matplotlib.collections import PolyCollection

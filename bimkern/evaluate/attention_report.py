@@ -11,7 +11,7 @@ from typing import Any
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.report import aligned
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import new_figure
+from bimkern.figures import legend_name, new_figure, plain
 
 Results = Mapping[str, Sequence[LayerAttention]]  # by run
 
@@ -72,7 +72,7 @@ def draw(results: Results, path: Path) -> None:
     *of_runs, of_all = bottom.subplots(1, len(results) + 1)
     for axes, (run, layers) in zip(of_runs, results.items(), strict=True):
         _draw_matrix(axes, [layer.kl_layers_nats for layer in layers], {run: depths[run]})
-        axes.set_title(f"{run}\nKL divergence of row to column, nats", fontsize=9)
+        axes.set_title(f"{plain(run)}\nKL divergence of row to column, nats", fontsize=9)
     alike = [[*chain.from_iterable(layer.cka.values())] for layers in results.values() for layer in layers]
     _draw_matrix(of_all, alike, depths, highest=1)
     of_all.set_title("CKA of the features behind layers", fontsize=9)
@@ -87,7 +87,7 @@ def _draw_heads(axes: Any, results: Results, name: str) -> None:
             values = getattr(layer, name)
             axes.plot([layer.layer] * len(values), values, ".", color=f"C{number}", alpha=0.4, markersize=4)
         means = [_mean(getattr(layer, name)) for layer in layers]
-        axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=run)
+        axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=legend_name(run))
     axes.set_xlabel("layer; dots are heads")
     top = axes.dataLim.ymax
     axes.set_ylim(0, 1.1 * top if 0 < top < math.inf else None)  # by itself the highest dot would lie on the edge
@@ -104,7 +104,7 @@ def _draw_matrix(
     ticks, labels = [], []
     for end, (run, depth) in zip(accumulate(depths.values()), depths.items(), strict=True):
         ticks += sorted({end - depth, end - 1})
-        labels += [f"{run} 1" if len(depths) > 1 else "1", str(depth)][: min(depth, 2)]
+        labels += [f"{plain(run)} 1" if len(depths) > 1 else "1", str(depth)][: min(depth, 2)]
         if end < len(rows):
             axes.axhline(end - 0.5, color="white", linewidth=1)
             axes.axvline(end - 0.5, color="white", linewidth=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bimkern.evaluate.depths import DepthResult
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import new_figure
+from bimkern.figures import legend_name, new_figure
 
 Results = Mapping[str, Sequence[DepthResult]]  # by run
 
@@ -59,7 +59,7 @@ def draw(results: Results, path: Path) -> None:
             ("linear", "o-", [100 * result.linear for result in depths]),
             (f"kNN, k={k}", "s--", [100 * result.knn[k] for result in depths]),
         ):
-            look = {"color": f"C{number}", "markersize": 4, "label": f"{run}: {name}"}
+            look = {"color": f"C{number}", "markersize": 4, "label": f"{legend_name(run)}: {name}"}
             by_depth.plot([result.depth for result in depths], values, style, **look)
             by_latency.plot([result.latency_ms for result in depths], values, style, **look)
         for result in depths:

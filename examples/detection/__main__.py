@@ -11,7 +11,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.transforms import v2
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from bimkern.figures import new_figure
+from bimkern.figures import new_figure, plain
 from bimkern.models.pyramid import last_map_pyramid
 from bimkern.models.swin import SwinConfig
 from examples.detection.coco import CocoImages
@@ -149,7 +149,7 @@ def draw(model: MaskRCNN, images: CocoImages, path: Path, count: int = 8) -> Non
         picture = draw_bounding_boxes(picture, found["boxes"][sure].cpu())
         axes.imshow(picture.permute(1, 2, 0))
         axes.set_axis_off()
-        axes.set_title(", ".join(names), fontsize=6)
+        axes.set_title(plain(", ".join(names)), fontsize=6)
     figure.savefig(path, dpi=150)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bimkern.figures import new_figure
+from bimkern.figures import new_figure, plain
 from bimkern.files import atomic
 
 _TOP = 5
@@ -102,8 +102,9 @@ def draw_confusion(path: Path, found: Classified, classes: Sequence[str], title:
     figure.colorbar(image, ax=axis, shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true", title=f"{title}: top-1 {found.top1:.1%}")
     if len(classes) <= _NAMED:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        names = list(map(plain, classes))
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
         for row, column in (shares >= 0.005).nonzero().tolist():
             share = float(shares[row, column])
             color = "white" if share > 0.5 else "black"
@@ -124,7 +125,8 @@ def draw_errors(path: Path, errors: Errors, classes: Sequence[str], title: str) 
     ):
         shown = image[: 3 if len(image) > 2 else 1].permute(1, 2, 0)
         axis.imshow(shown.numpy() if shown.shape[2] == 3 else shown[..., 0].numpy(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"{classes[label]}\ntaken for {classes[predicted]}\n({confidence:.0%})", fontsize=7)
+        true, guess = plain(classes[label]), plain(classes[predicted])
+        axis.set_title(f"{true}\ntaken for {guess}\n({confidence:.0%})", fontsize=7)
     _write(figure, path)
 
 

@@ -133,5 +133,6 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
 
 
 def label_of(key: str) -> str:
-    """Return the name of the labels of an array of images."""
-    return _LABELS.get(key) or (key.replace("images", "labels") if "images" in key else "labels")
+    """Return the name of the labels of an array of images, which lie in the same group."""
+    group, slash, name = key.rpartition("/")
+    return group + slash + (_LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels"))

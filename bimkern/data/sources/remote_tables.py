@@ -16,7 +16,7 @@ from bimkern.data.sources.remote_files import RemoteFile, RemoteFiles, refuse_se
 from bimkern.data.sources.remote_reader import RemoteReader
 from bimkern.data.sources.rows import Joined, RowImages, Rows
 
-_PLACE = re.compile(r"(.*\.parquet)(?::([^/:]+))?", re.IGNORECASE)
+_PLACE = re.compile(r"(.*\.parquet)(?::([^:]+))?", re.IGNORECASE)
 
 
 @pieces.register(Source)

@@ -41,7 +41,7 @@ _ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 _SPLITS = "dataset_dict.json"  # which names folders of splits, where datasets saved several
 _SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.(?:parquet|arrow)")
 _IN_FOLDERS = (".parquet", ".arrow", ".mdb")
-_PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^/:]+))?", re.IGNORECASE)
+_PLACE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _OPEN))}))(?::([^:]+))?", re.IGNORECASE)
 
 
 @pieces.register(Source)

@@ -61,6 +61,20 @@ def test_labels(root, tmp_path, kind):
     assert labels.numbers.tolist() == [i % 2 for i in range(LEVELS)]
 
 
+@pytest.mark.parametrize("names", [("x", "y"), ("images", "labels"), ("photos", "labels")])
+def test_an_array_in_a_group_is_named_with_it_and_has_the_labels_there(tmp_path, names):
+    h5py = import_or_skip("h5py")
+    images, labels = names
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for group in ("train", "test"):
+            file[f"{group}/{images}"] = np.zeros((2, 8, 8, 3), np.uint8)
+            file[f"{group}/{labels}"] = [f"{group} 0", f"{group} 1"]
+    with pytest.raises(SourceError, match=r"several arrays that may be images; .*; name one as x.h5:NAME"):
+        list_images(find_source(tmp_path / "x.h5"))
+    source = find_source(tmp_path / f"x.h5:train/{images}")
+    assert read_labels(source, list_images(source).files).classes == ("train 0", "train 1")
+
+
 def test_what_has_no_labels_says_so(root, tmp_path):
     source = find_source(write(root, tmp_path / "x.npy"))
     with pytest.raises(SourceError, match=r"x.npy has no labels"):

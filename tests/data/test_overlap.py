@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def root(tmp_path):
 
 
 def images_of(*places):
-    return data_of(find_source(list(places))).images
+    return data_of(find_source(list(map(Path, places)))).images
 
 
 def linked(root, tmp_path, link):
@@ -69,3 +70,16 @@ def test_rows_are_told_by_their_file_and_name(tmp_path):
     with pytest.raises(SourceError, match=r"4 of 4 images to evaluate on, in .*a.npz, are also trained on"):
         refuse_overlap(images_of(tmp_path / "a.npz"), images_of(tmp_path / "a.npz"))
     refuse_overlap(images_of(tmp_path / "a.npz"), images_of(tmp_path / "b.npz"))
+    with pytest.raises(SourceError, match=r"4 of 4 images to evaluate on, in .*b.npz, are also trained on"):
+        refuse_overlap(images_of(tmp_path / "a.npz", tmp_path / "b.npz"), images_of(tmp_path / "b.npz"))
+
+
+def test_arrays_of_one_file_are_told_by_their_names(tmp_path):
+    """Both parts may begin with the same blank image."""
+    blank = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=blank, x_test=blank)
+    train, test = (images_of(f"{tmp_path}/x.npz:{name}") for name in ("x_train", "x_test"))
+    refuse_overlap(train, test)
+    for same in (images_of(tmp_path / "x.npz"), images_of(f"{tmp_path}/x.npz:x_train")):
+        with pytest.raises(SourceError, match=r"2 of 2 images to evaluate on, in .*x.npz, are also trained on"):
+            refuse_overlap(train, same)

@@ -5,6 +5,7 @@ They are mapped into memory, so that only what is read takes any; arrays of a co
 Shapes: N images, H W pixels, C channels.
 """
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from bimkern.data.sources.label_text import label_text
 from bimkern.data.sources.mapped import MappedFile
 
 IMAGES = ("images", "image", "train_images", "x_train", "data", "x")  # names of arrays, the likeliest first
-_LABELS = {"images": "labels", "image": "label", "train_images": "train_labels", "x_train": "y_train", "x": "y"}
+_LABELS = {"image": "label"}
+_KERAS = re.compile(r"[xX](?=_|$)")  # of which the labels are called y
 _ZIP_HEADER = 30  # bytes before name and extra field of a member
 
 
@@ -72,6 +74,7 @@ class NpzRows(ArrayRows):
             label = label_of(key)
             labels = arrays[label] if label in archive.files else None
             super().__init__(path, arrays[key], labels, MappedFile(path))
+            self.key = key
 
 
 class _Mapped:
@@ -135,4 +138,6 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
 def label_of(key: str) -> str:
     """Return the name of the labels of an array of images, which lie in the same group."""
     group, slash, name = key.rpartition("/")
+    if _KERAS.match(name):
+        return f"{group}{slash}y{name[1:]}"
     return group + slash + (_LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels"))

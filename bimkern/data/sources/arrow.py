@@ -66,7 +66,7 @@ class TableRows(ABC):
     def __init__(self, folder: Path | None, columns: Columns, lengths: Iterable[int]) -> None:
         """Take a file's folder, None at an address, the columns of its table, and the rows of each of its pieces."""
         self._folder = folder
-        self._columns = columns
+        self._columns, self.key = columns, columns.image
         self._starts = [0, *accumulate(lengths)]
         if columns.label is not None:
             self.label = self._label

@@ -28,6 +28,7 @@ class FileRows:
         self._place, self._rows, self._stat = place, rows, stat
         self.survives_fork = getattr(rows, "survives_fork", False)
         self.dtype = getattr(rows, "dtype", None)
+        self._key: str | None = getattr(rows, "key", None)
         if hasattr(rows, "label"):
             self.label = self._label
 
@@ -44,6 +45,10 @@ class FileRows:
 
     def stat(self, i: int) -> tuple[int, int]:
         return self._stat()
+
+    def origin(self, i: int) -> tuple[str, str | None, int]:
+        """Return what tells a row from all others: its file, the array or column in that, and its number there."""
+        return self._place, self._key, i
 
     def _label(self, i: int) -> str | None:
         with errors_of(self._place):

@@ -22,3 +22,4 @@ class Hdf5Rows(ArrayRows):
         key = choose(path, key, arrays)  # type: ignore[arg-type]  # a dtype of NumPy
         label = label_of(key)
         super().__init__(path, file[key], file[label] if label in arrays else None)
+        self.key = key

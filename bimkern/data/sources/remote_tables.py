@@ -1,10 +1,10 @@
 """Parquet files at an address: of each, its end is read when it is opened, and then one row group after the other."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from bimkern import optional, pieces
 from bimkern.data.addresses import is_address
@@ -57,6 +57,12 @@ class RemoteTables(RowImages):
                 for file in self._files
             ]
         )
+
+    def origin(self, file: str) -> Hashable:
+        """Return the address of the file of an image, the column in that, and the row."""
+        rows: Any = self._rows()
+        origin: Hashable = rows.origin(self._number(file))
+        return origin
 
     def files(self) -> dict[str, str | None]:
         vars(self).pop("_files", None)

@@ -3,11 +3,11 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from bimkern import optional, pieces
 from bimkern.data.formats import BadImage
@@ -91,6 +91,12 @@ class RowFiles(RowImages):
         for folder in self.paths:
             _look_for_splits(folder)
         return super().files()
+
+    def origin(self, file: str) -> Hashable:
+        """Return the file of an image, the array or column in that, and the row."""
+        rows: Any = self._rows()
+        place, key, row = rows.origin(self._number(file))
+        return Path(place).resolve(), key, row
 
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()

@@ -138,6 +138,12 @@ class Joined:
         part, row = self._locate(i)
         return part.stat(row)
 
+    def origin(self, i: int) -> tuple[str, str | None, int]:
+        """Return file, key and row of an image."""
+        part, row = self._locate(i)
+        origin: tuple[str, str | None, int] = part.origin(row)
+        return origin
+
     def _label(self, i: int) -> str | None:
         part, row = self._locate(i)
         return part.label(row)

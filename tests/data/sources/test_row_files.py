@@ -61,7 +61,7 @@ def test_labels(root, tmp_path, kind):
     assert labels.numbers.tolist() == [i % 2 for i in range(LEVELS)]
 
 
-@pytest.mark.parametrize("names", [("x", "y"), ("images", "labels"), ("photos", "labels")])
+@pytest.mark.parametrize("names", [("x", "y"), ("X_val", "y_val"), ("images", "labels"), ("photos", "labels")])
 def test_an_array_in_a_group_is_named_with_it_and_has_the_labels_there(tmp_path, names):
     h5py = import_or_skip("h5py")
     images, labels = names

@@ -18,7 +18,7 @@ def test_a_name_is_shown_as_it_is():
     assert text._preprocess_math(text.get_text()) == (FORMULA, False)
 
 
-@pytest.mark.parametrize("run", [FORMULA, "_hidden"])
+@pytest.mark.parametrize("run", [FORMULA, "_own"])
 @pytest.mark.filterwarnings("error")
 def test_a_legend_names_every_run(tmp_path, run):
     axes = new_figure(2, 2).subplots()

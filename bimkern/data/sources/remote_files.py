@@ -206,8 +206,8 @@ class RemoteFiles:
         text = os.environ.get(_CACHE_GB, "10")
         try:
             limit = int(float(text) * 1e9)
-        except ValueError:
-            raise SourceError(f"{_CACHE_GB} must be a number, got {text!r}") from None
+        except (ValueError, OverflowError):
+            raise SourceError(f"{_CACHE_GB} must be a finite number, got {text!r}") from None
         return BoundedCache(cache_folder() / "remote-v1", limit)
 
     def _connect(self) -> Any:

@@ -240,6 +240,14 @@ def test_no_message_or_title_shows_a_password(server):
         assert "sesame" not in str(found.value)
 
 
+@pytest.mark.parametrize("limit", ["all", "nan", "inf"])
+def test_a_limit_of_the_cache_that_is_no_number_is_named(memory, monkeypatch, limit):
+    monkeypatch.setenv("BIMKERN_REMOTE_CACHE_GB", limit)
+    listing = list_images(find_source(Path("memory://bucket/photos")))
+    with pytest.raises(SourceError, match=rf"BIMKERN_REMOTE_CACHE_GB must be a finite number, got '{limit}'"):
+        listing.source.open(listing.files[0])
+
+
 def test_labels_are_class_folders(root, memory):
     source = find_source(Path("memory://bucket/photos"))
     assert read_labels(source, list_images(source).files).classes == ("ant", "bee")

@@ -90,6 +90,8 @@ class Options:
             raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.crops < 0:
             raise ConfigError(f"--crops must be at least 0, got {self.crops}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be in [0, 2**63), got {self.seed}")
         if not 0 <= self.max_bad_ratio < 1:
             raise ConfigError(f"--max-bad-ratio must be in [0, 1), got {self.max_bad_ratio}")
 

@@ -109,6 +109,7 @@ def test_without_data_it_reads_digits(runs, capsys):
         (["bim", "--crops", "-1"], "--crops must be at least 0, got -1"),
         (["bim", "--crops", "2"], "--crops needs --data: the digits are no files, and too small to be cropped"),
         (["bim", "--max-bad-ratio", "1"], "--max-bad-ratio must be in [0, 1), got 1.0"),
+        (["bim", "--seed", "18446744073709551616"], "--seed must be in [0, 2**63), got 18446744073709551616"),
         (["bim", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["bim", "--data", "nowhere"], "nowhere is not a folder"),
         (["bim", "--picture", "a.jpg"], "--picture is written as PNG and must end in .png, got a.jpg"),

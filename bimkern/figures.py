@@ -16,8 +16,11 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain(name: str) -> str:
-    """Return the text that shows a name as it is: matplotlib takes what lies between two $ for a formula."""
-    return name.replace("$", r"\$")
+    """Return the text that shows a name as it is: matplotlib takes what lies between two $ for a formula.
+
+    Bytes that are no text, which the name of a folder may have, are escaped.
+    """
+    return name.replace("$", r"\$").encode(errors="backslashreplace").decode()
 
 
 def legend_name(run: str) -> str:

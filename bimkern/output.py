@@ -7,7 +7,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TextIO
+
+_ESCAPED = "backslashreplace"  # how stderr shows what its encoding lacks
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -21,11 +24,18 @@ def say(line: str, stream: TextIO | None = None) -> None:
     if stream is None or not has_room(stream):
         return
     try:
-        print(line, file=stream, flush=True)
+        print(_printable(line, stream), file=stream, flush=True)
     except BrokenPipeError:
         _give_up(stream)
     except OSError:  # a full disk; the stream keeps the line and tries again with the next
         pass
+
+
+def _printable(text: str, stream: TextIO) -> str:
+    """Return a text that a stream can show: the names of files may have bytes that are none."""
+    if getattr(stream, "errors", None) != "strict":
+        return text
+    return text.encode(stream.encoding, _ESCAPED).decode(stream.encoding)
 
 
 def _give_up(stream: TextIO) -> None:
@@ -39,9 +49,13 @@ def _give_up(stream: TextIO) -> None:
 def printing() -> Iterator[None]:
     """Let a reader that has seen enough, like `head`, end this process without an error, as it ends other programs.
 
-    Only for what a command prints and then ends. A full disk ends it with one line on stderr.
+    Only for what a command prints and then ends. A full disk ends it with one line on stderr. What the encoding lacks
+    is escaped, as in say().
     """
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    strict = sys.stdout if getattr(sys.stdout, "errors", None) == "strict" else None
+    if isinstance(strict, TextIOWrapper):
+        strict.reconfigure(errors=_ESCAPED)
     try:
         try:
             yield
@@ -54,6 +68,8 @@ def printing() -> Iterator[None]:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGPIPE, before)
+        if isinstance(strict, TextIOWrapper):
+            strict.reconfigure(errors="strict")
 
 
 class Warnings(logging.Handler):

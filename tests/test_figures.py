@@ -1,5 +1,7 @@
 """Names of runs and classes in pictures: any that a folder can have."""
 
+import os
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from bimkern.figures import legend_name, new_figure, plain
 from bimkern.train.reporting.classified import Classified, Errors, draw_confusion, draw_errors
 
 FORMULA = r"$_$ 5\$ {%"  # as one, matplotlib would refuse it
+NO_TEXT = os.fsdecode(b"caf\xe9")  # of a folder whose name is not in UTF-8
 
 
 def test_a_name_is_shown_as_it_is():
@@ -18,7 +21,7 @@ def test_a_name_is_shown_as_it_is():
     assert text._preprocess_math(text.get_text()) == (FORMULA, False)
 
 
-@pytest.mark.parametrize("run", [FORMULA, "_own"])
+@pytest.mark.parametrize("run", [FORMULA, NO_TEXT, "_own"])
 @pytest.mark.filterwarnings("error")
 def test_a_legend_names_every_run(tmp_path, run):
     axes = new_figure(2, 2).subplots()
@@ -36,10 +39,11 @@ def test_a_legend_names_every_run(tmp_path, run):
 
 
 @pytest.mark.filterwarnings("error")
-def test_classes_may_be_named_like_formulas(tmp_path):
+@pytest.mark.parametrize("name", [FORMULA, NO_TEXT])
+def test_classes_may_have_any_name(tmp_path, name):
     labels, predicted = torch.tensor([0]), torch.tensor([1])
     errors = Errors(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), labels, predicted, torch.tensor([0.9]))
     found = Classified(1.0, 0.5, None, torch.tensor([[1, 1], [0, 2]]), errors)
-    draw_confusion(tmp_path / "confusion.png", found, [FORMULA, "b"], "a run")
-    draw_errors(tmp_path / "errors.png", errors, [FORMULA, "b"], "a run")
+    draw_confusion(tmp_path / "confusion.png", found, [name, "b"], "a run")
+    draw_errors(tmp_path / "errors.png", errors, [name, "b"], "a run")
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,5 +1,6 @@
 """A run outlives the reader of its output."""
 
+import io
 import os
 import signal
 import sys
@@ -53,6 +54,19 @@ def test_lines_that_are_read(pipe):
     say("one", pipe[1])
     say("two", pipe[1])
     assert pipe[0].read1() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", b"\\udce9 \xe2\x82\xac\n"), ("ascii", b"\\udce9 \\u20ac\n")])
+def test_names_that_are_no_text_are_escaped(monkeypatch, encoding, shown):
+    """Of a file whose name is not in UTF-8, or in an encoding that lacks a letter."""
+    name = os.fsdecode(b"\xe9") + " \u20ac"
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", newline="\n")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    say(name)
+    with printing():
+        print(name)
+    assert stdout.buffer.getvalue() == 2 * shown
+    assert stdout.errors == "strict"
 
 
 def test_output_to_a_full_disk_ends_nothing():

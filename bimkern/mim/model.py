@@ -264,7 +264,10 @@ class MIM(nn.Module):
 
         for layers, again in recompute.parts(self.stage_layers(stage), self.recompute):
             learns = torch.is_grad_enabled() and layers[-1] + 1 >= frozen_groups
-            tokens = recompute.run_again(run, layers, tokens) if again and learns else run(layers, tokens)
+            if again and learns:
+                tokens = recompute.run_again(run, self.encoder, layers, tokens)
+            else:
+                tokens = run(layers, tokens)
         return tokens
 
     def targets(self, stages: Sequence[int], images: Tensor) -> dict[int, StageTarget]:

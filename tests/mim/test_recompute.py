@@ -30,12 +30,16 @@ class Gradients:
             self.found[name], parameter.grad = parameter.grad, None
 
 
-def step(recipe, choice, frozen_groups=0):
-    """Run one step; return losses, gradients, and how often layers of the encoder ran."""
-    method = RECIPES[recipe].config.method
+def build(recipe, choice):
     torch.manual_seed(1)
-    model = MIM(method)
+    model = MIM(RECIPES[recipe].config.method)
     model.recompute = choice
+    return model
+
+
+def step(model, frozen_groups=0):
+    """Run one step; return losses, gradients, and how often layers of the encoder ran."""
+    method = model.method
     images = IMAGES[:, :, : method.encoder.image_size.height, : method.encoder.image_size.height]
     updates = [Gradients(group) for group in method.flow.partition(model).values()]
     ran, run_layer = [], model.encoder.run_layer
@@ -64,12 +68,29 @@ def step(recipe, choice, frozen_groups=0):
     ],
 )
 def test_losses_and_gradients_are_the_same_bits(recipe, frozen_groups, choice):
-    losses, gradients, ran = step(recipe, "none", frozen_groups)
-    again, others, more = step(recipe, choice, frozen_groups)
+    losses, gradients, ran = step(build(recipe, "none"), frozen_groups)
+    again, others, more = step(build(recipe, choice), frozen_groups)
     assert torch.equal(losses.nan_to_num(), again.nan_to_num())
     for name, grad in gradients.items():
         assert grad is others[name] is None or torch.equal(grad, others[name]), name
     assert ran < more <= 2 * ran
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("choice", ["layers", "stages"])
+def test_batch_norms_count_every_image_once(choice, momentum):
+    models = [build("fastmim_cmt_test", each) for each in ("none", choice)]
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = momentum
+        step(model)
+        step(model)
+    plain, again = (dict(model.named_buffers()) for model in models)
+    assert any(name.endswith("running_var") for name in plain)
+    for name, buffer in plain.items():
+        assert torch.equal(buffer, again[name]), name
+    assert {getattr(module, "momentum", momentum) for module in models[1].modules()} == {momentum}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from bimkern.mim.model import MIM
 from bimkern.mim.reconstruction.renderers import renderer_class
@@ -20,13 +21,16 @@ from bimkern.pieces import PieceError
 from bimkern.train.config.finetuning import FinetuneConfig
 from bimkern.train.config.run import Config, ConfigError, RunOptions
 
+_DROPS = ("drop_prob", "dropout")  # rates of modules that are no dropouts: timm's DropPath, torch's attention
+
 
 def build(config: Config) -> MIM:
     """Build the network of a run; under fake tensors its teacher has shapes alone.
 
     Raises:
         ConfigError: the method needs a teacher and none is named, or the other way round, or the two do not fit; or
-            nothing is registered that draws one of its targets; or a piece would ignore one of its options.
+            nothing is registered that draws one of its targets; or a piece would ignore one of its options, or drops at
+            random what a resumed run would not.
     """
     try:
         for target in config.method.targets:
@@ -45,6 +49,7 @@ def build(config: Config) -> MIM:
     except BackboneError as error:
         raise ConfigError(f"--teacher {error}") from error
     refuse_ignored([model.encoder, *model.heads], config.run, [] if model.teacher is None else [model.teacher.encoder])
+    _refuse_drawing([model.encoder, *model.heads], config.recipe)
     return model
 
 
@@ -139,6 +144,26 @@ def refuse_ignored(trained: Sequence[nn.Module], run: RunOptions, teacher: Seque
             raise ConfigError(f"--compile: {type(part).__name__} has no `layers`, an iterable of modules to compile")
         if run.shard == "full" and not hasattr(part, "layers"):
             raise ConfigError(f"--shard full: {type(part).__name__} has no `layers`, an iterable of modules to shard")
+
+
+def _refuse_drawing(trained: Iterable[nn.Module], recipe: str) -> None:
+    """Make sure that what is pre-trained draws nothing from torch's generators, which no checkpoint has.
+
+    A resumed run would draw otherwise, and so would layers that --recompute runs once more.
+
+    Raises:
+        ConfigError: a part has a dropout, or drops paths.
+    """
+    for part in trained:
+        for name, module in part.named_modules():
+            rates = [module.p] if isinstance(module, _DropoutNd) else []
+            rates += [getattr(module, rate, 0.0) for rate in _DROPS]
+            if any(isinstance(rate, float | int) and rate > 0 for rate in rates):
+                raise ConfigError(
+                    f"{recipe}: {name or type(part).__name__} of the {type(part).__name__} drops at random, which "
+                    f"neither a resumed run nor --recompute can repeat; set its rate to 0, for a network of timm in "
+                    f"method.encoder.model_args"
+                )
 
 
 def _other_dtype(part: nn.Module) -> str:

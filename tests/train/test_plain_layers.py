@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from interop import import_or_skip
 from torch import nn
 from two_stages import TwoStages, TwoStagesConfig
 
@@ -70,6 +71,36 @@ def test_without_layers_it_cannot_be_compiled(monkeypatch):
     monkeypatch.setattr(TwoStages, "__init__", renamed)
     with pytest.raises(ConfigError, match="--compile: TwoStages has no `layers`, an iterable of modules to compile"):
         network.build(replace(CONFIG, run=replace(CONFIG.run, compile=True)))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (lambda: nn.Dropout(0.1), "layers.1"),
+        (lambda: nn.Sequential(nn.Dropout2d(0.0), nn.Dropout2d(0.1)), "layers.1.1"),
+        (lambda: nn.MultiheadAttention(16, 2, dropout=0.1), "layers.1"),
+    ],
+)
+def test_what_draws_from_torchs_generators_is_refused(monkeypatch, part, name):
+    plain = TwoStages.__init__
+
+    def with_part(self, config):
+        plain(self, config)
+        self.layers[1] = part()
+
+    monkeypatch.setattr(TwoStages, "__init__", with_part)
+    message = f"^bim_vit_test: {name} of the TwoStages drops at random, which neither a resumed run nor --recompute"
+    with pytest.raises(ConfigError, match=message):
+        network.build(CONFIG)
+
+
+def test_paths_that_a_network_of_timm_would_drop_are_refused():
+    import_or_skip("timm")
+    config = RECIPES["fastmim_convnext_test"].config
+    assert network.build(config).encoder
+    encoder = replace(config.method.encoder, model_args=config.method.encoder.model_args | {"drop_path_rate": 0.1})
+    with pytest.raises(ConfigError, match=r"drop_path of the TimmPatchBackbone drops at random.*encoder\.model_args$"):
+        network.build(replace(config, method=replace(config.method, encoder=encoder)))
 
 
 class Uncounted(TwoStagesConfig):

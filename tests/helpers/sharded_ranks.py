@@ -31,6 +31,10 @@ def count_state(sizes):
         second = updated(sizes, ranks, steps=0)
         second.load_tensors(saved)
         again = collected(second, ranks)
+        assert "fixed/step" not in saved
+        assert not any(tensor.any() for name, tensor in saved.items() if name.startswith("idle/"))
+        second.load_tensors({name: tensor for name, tensor in saved.items() if not name.startswith("idle/")})
+        assert all(torch.equal(tensor, again[name]) for name, tensor in collected(second, ranks).items())
         for i, size in enumerate(sizes[: len(sizes) if ranks.rank == 0 else 0]):
             assert saved[f"p{i}/step"] == 1
             assert torch.equal(saved[f"p{i}/exp_avg"], torch.arange(float(size)) / 2)
@@ -40,11 +44,13 @@ def count_state(sizes):
 
 
 def updated(sizes, ranks, steps):
-    """Return an update that is sharded, after so many steps."""
+    """Return an update that is sharded, after so many steps, with a parameter without gradients and a fixed one."""
     parameters = [(f"p{i}", nn.Parameter(torch.ones(size))) for i, size in enumerate(sizes)]
+    others = [("idle", nn.Parameter(torch.ones(300))), ("fixed", nn.Parameter(torch.ones(200), requires_grad=False))]
     config = AdamWConfig(betas=(0.5, 0.5))
     device = torch.device("cpu")
-    update = GroupOptimizer("all", parameters, config, device=device, fp16=False, ranks=ranks, sharded=True)
+    given = [*others, *parameters]
+    update = GroupOptimizer("all", given, config, device=device, fp16=False, ranks=ranks, sharded=True)
     for _ in range(steps):
         update.set_rates(lambda group: 0.1)
         for _, parameter in parameters:

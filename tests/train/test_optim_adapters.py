@@ -112,3 +112,34 @@ def test_state_survives_a_round_trip_bit_for_bit(name, first, fp16):
     train(other, resumed, [0.5, 4.0])
     assert_equal(resumed, whole)
     assert_equal(state(other), state(update))
+
+
+@every_optimizer
+def test_what_had_no_gradient_yet_begins_anew(name):
+    whole = parameters() | {"idle": nn.Parameter(torch.randn(3)), "fixed": nn.Parameter(torch.randn(2))}
+    whole["fixed"].requires_grad_(False)
+    update = optimizer(name, whole)
+    learning = {key: whole[key] for key in ("weight", "bias")}
+    train(update, learning, [1.0, 2.0])
+    resumed, saved = copies(whole), state(update)
+    resumed["fixed"].requires_grad_(False)
+    other = optimizer(name, resumed)
+    train(other, {key: resumed[key] for key in ("weight", "bias", "idle")}, [3.0])  # as before a roll-back
+    with torch.no_grad():
+        for key, parameter in whole.items():
+            resumed[key].copy_(parameter)
+    other.load_tensors(saved)
+    assert_equal(state(other), saved)
+    for updated, of in ((update, whole), (other, resumed)):
+        train(updated, {key: of[key] for key in ("weight", "bias", "idle")}, [0.5, 4.0])
+    assert_equal(resumed, whole)
+    assert_equal(state(other), state(update))
+
+
+def test_half_of_a_state_is_refused():
+    update = optimizer("adamw", whole := parameters())
+    train(update, whole, [1.0])
+    saved = state(update)
+    del saved["bias/exp_avg"]
+    with pytest.raises(KeyError, match="bias/exp_avg"):
+        optimizer("adamw", copies(whole)).load_tensors(saved)

@@ -192,6 +192,15 @@ def test_names_that_are_no_text_work(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
 
 
+def test_layers_that_are_frozen_from_the_first_step_resume_bit_for_bit(photos, tmp_path):
+    options = ("--steps", "6", "--save-every", "3", "--set", "schedule.t0=0.05", "--set", "schedule.warmup=0")
+    train("vitfreeze_vit_test", photos, tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000006")
+    train("vitfreeze_vit_test", photos, tmp_path / "resumed", *options)
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
 @pytest.mark.long
 def test_killed_runs_resume_bit_for_bit(photos, tmp_path):
     """kill -9 in mid-epoch, at steps that are no checkpoint, the second time in a run that was itself resumed."""

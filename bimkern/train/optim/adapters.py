@@ -35,7 +35,7 @@ class Optimizer(Protocol):
         """Yield every parameter and its state."""
 
     def load_state(self, state: dict[Tensor, Quantities]) -> None:
-        """Take over the state of every parameter."""
+        """Take over the state of every parameter; those that are left out begin anew."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class _SkipsOnDevice:
         yield from self.inner.state.items()
 
     def load_state(self, state: dict[Tensor, Quantities]) -> None:
+        self.inner.state.clear()
         self.inner.state.update(state)
 
 

@@ -185,15 +185,24 @@ class GroupOptimizer:
     def load_tensors(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         """Take over the state that tensors() gave, from a mapping that may hold that of other groups too.
 
-        Where it is sharded, rank 0 alone needs the mapping.
+        A parameter that had no gradient yet, such as one that is frozen from the first step on, has none. Where it is
+        sharded, rank 0 alone needs the mapping.
+
+        Raises:
+            KeyError: a parameter has some of its state only.
         """
         state: dict[Tensor, dict[str, Tensor]] = {}
         for parameter, name in self._names.items():
             part = self._share.part(parameter)
-            for quantity in QUANTITIES:
-                own = self._share.loaded(f"{name}/{quantity}", parameter, quantity, tensors)
-                if own is not None and part is not None:
-                    state.setdefault(part, {})[quantity] = own
+            found = {
+                quantity: self._share.loaded(f"{name}/{quantity}", parameter, quantity, tensors)
+                for quantity in QUANTITIES
+            }
+            known = {quantity: own for quantity, own in found.items() if own is not None}
+            if part is not None and known:
+                if len(known) < len(QUANTITIES):
+                    raise KeyError(", ".join(f"{name}/{quantity}" for quantity in found.keys() - known.keys()))
+                state[part] = known
         self._optimizer.load_state(state)
 
     def scaler_state(self) -> dict[str, Any]:

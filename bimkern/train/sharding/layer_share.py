@@ -68,7 +68,10 @@ class LayerShare:
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
         if not isinstance(parameter, DTensor):
             return self._rest.loaded(key, parameter, quantity, tensors)
-        given = read(tensors[key]) if self._ranks.rank == 0 else None
+        given = None
+        if self._ranks.rank == 0:
+            stored = tensors.get(key)
+            given = torch.zeros(() if quantity == "step" else parameter.shape) if stored is None else read(stored)
         if quantity == "step":
             step = torch.empty((), device=self._device) if given is None else given.to(self._device)
             self._ranks.broadcast(step)

@@ -49,11 +49,15 @@ class Share(Protocol):
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Tensor | Streamed | None:
         """Return what a checkpoint keeps under a key of the optimizer's state, of which this rank's part has its own.
 
-        What is streamed is read on rank 0, while the other ranks read what it shares the keys of.
+        None: nothing, as of a parameter that never learns. What is streamed is read on rank 0, while the other ranks
+        read what it shares the keys of.
         """
 
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
-        """Return what this rank's part has of a quantity that a checkpoint keeps under a key; rank 0 alone reads it."""
+        """Return what this rank's part has of a quantity that a checkpoint keeps under a key; rank 0 alone reads it.
+
+        Where a checkpoint has none, that is None, or what the quantity begins with: zeros.
+        """
 
 
 class WholeShare:
@@ -86,8 +90,9 @@ class WholeShare:
     def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Tensor | None:
         return own
 
-    def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor:
-        return read(tensors[key]).to(parameter.device)
+    def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
+        stored = tensors.get(key)
+        return None if stored is None else read(stored).to(parameter.device)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,9 @@ class EqualShare:
         self._received = []
         return spent
 
-    def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Streamed:
+    def stored(self, key: str, parameter: nn.Parameter, quantity: str, own: Tensor | None) -> Streamed | None:
+        if not parameter.requires_grad:
+            return None
         scalar = quantity == "step"
         shape = torch.Size() if scalar else parameter.shape
 
@@ -169,8 +176,7 @@ class EqualShare:
                 self._ranks.broadcast_object(key)
             for place, rank in self._places(parameter, whole):
                 if rank == self._ranks.rank:
-                    assert own is not None
-                    place.copy_(own.view_as(place))
+                    place.copy_(torch.zeros_like(place) if own is None else own.view_as(place))
                 if rank:
                     self._ranks.move(place, rank, 0)
             return whole
@@ -178,13 +184,18 @@ class EqualShare:
         return Streamed(shape, parameter.dtype, collect, live=True)
 
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
+        if not parameter.requires_grad:
+            return None
         scalar, part = quantity == "step", self.part(parameter)
         own = None if part is None else torch.empty(() if scalar else part.shape, dtype=part.dtype, device=part.device)
         if self._ranks.rank:
             if own is not None:
                 self._ranks.move(own, 0, self._ranks.rank)
             return own
-        whole = read(tensors[key]).to(parameter.device, parameter.dtype)
+        stored = tensors.get(key)
+        empty = () if scalar else parameter.shape
+        whole = torch.zeros(empty) if stored is None else read(stored)
+        whole = whole.to(parameter.device, parameter.dtype)
         for place, rank in self._places(parameter, whole):
             if rank:
                 self._ranks.move(place, 0, rank)

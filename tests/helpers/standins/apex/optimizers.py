@@ -27,6 +27,10 @@ class _Fused(torch.optim.Optimizer):
         return state["exp_avg"] / corrections[0] / scale + group["weight_decay"] * p
 
 
+def _with_gradients(group):
+    return [p for p in group["params"] if p.grad is not None]
+
+
 class FusedAdam(_Fused):
     def __init__(
         self,
@@ -48,7 +52,7 @@ class FusedAdam(_Fused):
     def step(self, closure=None):
         for group in self.param_groups:
             corrections = self._begin(group)
-            for p in group["params"]:
+            for p in _with_gradients(group):
                 p -= group["lr"] * self._direction(group, p, p.grad, corrections)
 
 
@@ -75,11 +79,11 @@ class FusedLAMB(_Fused):
 
     @torch.no_grad()
     def step(self, closure=None):
-        norm = torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"]]).norm()
+        norm = torch.stack([p.grad.norm() for group in self.param_groups for p in _with_gradients(group)]).norm()
         too_long = norm / self.defaults["max_grad_norm"] if norm > self.defaults["max_grad_norm"] else 1.0
         for group in self.param_groups:
             corrections = self._begin(group)
-            for p in group["params"]:
+            for p in _with_gradients(group):
                 step = self._direction(group, p, p.grad / too_long, corrections)
                 trust = p.norm() / step.norm() if group["weight_decay"] and p.norm() and step.norm() else 1.0
                 p -= group["lr"] * trust * step

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from bimkern.train.config.run import Config, ConfigError, Precision, ShardName
 from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, find_recompute, segments
 from bimkern.train.memory.estimate import MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import METHOD
-from bimkern.train.memory.shared_plan import SharedPlan, plan_ranks
+from bimkern.train.memory.shared_plan import RankBudget, SharedPlan, plan_ranks
 from bimkern.units import human_bytes, parse_bytes
 
 _PROGRAM = "python -m bimkern.plan"
@@ -52,7 +52,8 @@ class PlanOptions:
     device: Literal["cpu", "cuda"] = "cpu"
     """Device whose alignment to use. Temporary memory of GPU kernels and libraries is unknown and not included."""
     limit: str | None = None
-    """Memory limit, like 24GiB: report the largest batch that fits, and how to fit the requested one."""
+    """Memory limit, like 24GiB: report the largest batch that fits, and how to fit the requested one. With --ranks, it
+    is the limit of each."""
     ranks: int = 1
     """Ranks that share the work: report the memory of each, and what it sends in a step."""
     shard: ShardName
@@ -101,30 +102,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.run.shard != "none" and options.ranks == 1:
             raise ConfigError(f"--shard {config.run.shard} is for several ranks; say how many by --ranks")
         estimator = MemoryEstimator(options.device)
+        phases, shared, budget = _estimates(config, options, estimator)
         if automatic:
             assert limit is not None
-            config = _recomputing(config, estimator, limit)
-        phases = [
-            PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
-        ]
-        shared = None
-        if options.ranks != 1 or options.pipeline:
-            largest = _largest(phases).segment
-            shared = plan_ranks(config, largest, options.device, options.ranks, pipeline=options.pipeline)
-        fits = None if limit is None else find_fitting(config, estimator, limit)
+            config = _recomputing(config, estimator, budget, limit)
+            phases, shared, budget = _estimates(config, options, estimator)
+        fits = None
+        if limit is not None:
+            fits = find_fitting(config, estimator, limit) if budget is None else budget.fitting(limit)
         if options.picture is not None:
             _draw(config, options.device, options.picture)
     with printing():
         if options.json:
             print(_json(config, phases, fits, shared, bandwidth))
         else:
-            print(_text(config, phases, limit, fits, {} if shared is None else shared.facts(bandwidth)))
+            print(_text(config, phases, limit, fits, shared, bandwidth))
 
 
-def _recomputing(config: Config, estimator: MemoryEstimator, limit: int) -> Config:
+def _estimates(
+    config: Config, options: PlanOptions, estimator: MemoryEstimator
+) -> tuple[list[PhaseEstimate], SharedPlan | None, RankBudget | None]:
+    """Estimate the phases of a run in one process, and what its ranks need in place of that, if it has several."""
+    phases = [
+        PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
+    ]
+    if options.ranks == 1 and not options.pipeline:
+        return phases, None, None
+    device, num_ranks, pipeline = options.device, options.ranks, options.pipeline
+    shared = plan_ranks(config, _largest(phases).segment, device, num_ranks, pipeline=pipeline)
+    if options.limit is None:
+        return phases, shared, None
+    return phases, shared, RankBudget(config, shared, device, num_ranks, pipeline=pipeline)
+
+
+def _recomputing(config: Config, estimator: MemoryEstimator, budget: RankBudget | None, limit: int) -> Config:
     """Return the config with the least recomputation that fits; with all of it where none fits, as a report tells."""
-    choice = find_recompute(config, estimator, limit) or LAYERS
-    return replace(config, run=replace(config.run, recompute=choice))
+    choice = find_recompute(config, estimator, limit) if budget is None else budget.recompute(limit)
+    return replace(config, run=replace(config.run, recompute=choice or LAYERS))
 
 
 def _check_picture(path: Path) -> None:
@@ -198,7 +212,8 @@ def _text(
     phases: Sequence[PhaseEstimate],
     limit: int | None,
     fits: FittingOptions | None,
-    shared: Mapping[str, str],
+    shared: SharedPlan | None,
+    bandwidth: int | None,
 ) -> str:
     run, largest = config.run, _largest(phases)
     estimate = largest.estimate
@@ -220,8 +235,9 @@ def _text(
             ", ".join(f"{human_bytes(phase.estimate.peak)} with {_phase(phase)}" for phase in phases)
         )
     if limit is not None:
-        facts["limit"] = f"{_verdict(estimate, limit)}. {fits}"
-    facts |= shared
+        verdict = _verdict(estimate, limit) if shared is None else shared.verdict(limit)
+        facts["limit"] = f"{verdict}. {fits}"
+    facts |= {} if shared is None else shared.facts(bandwidth)
     facts["method"] = METHOD
     head = (
         f"{config.recipe}: steps of {run.batch_size} images, {run.images_at_a_time} at a time, "

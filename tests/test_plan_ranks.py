@@ -1,6 +1,7 @@
 """`python -m bimkern.plan --ranks N`: what every rank needs, before a run."""
 
 import json
+import re
 
 import pytest
 
@@ -111,3 +112,28 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert output.count("\n") == 1
     assert stop.value.code == 2
     assert message in output
+
+
+@pytest.mark.parametrize("options", [("--shard", "full"), ("--pipeline",)], ids=" ".join)
+def test_a_limit_is_that_of_each_rank(capsys, options):
+    name = "bim_vit_test" if options == ("--pipeline",) else "mae_vit_test"
+    words = (name, "--ranks", "4", *options, "--limit")
+    peak = max(rank["peak"] for rank in planned(capsys, *words, "1GiB")["shared"]["ranks"])
+    for limit, verdict in ((peak, "every rank fits into"), (peak - 1, "rank .*is above|every rank is above")):
+        main([*words, f"{limit} B", *BATCH])
+        assert re.search(f"limit +({verdict})", capsys.readouterr().out)
+    found = planned(capsys, *words, f"{peak - 1} B")["fits"]
+    fits = {option: value for option, value in found.items() if value is not None}
+    assert fits["batch_size"] < 12
+    for option, value in fits.items():
+        given = {"batch_size": 12, "micro_batch": 3} | {option: value}
+        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        main([*words[:-1], *options, "--json"])
+        assert max(rank["peak"] for rank in json.loads(capsys.readouterr().out)["shared"]["ranks"]) < peak, option
+
+
+def test_recomputation_is_chosen_for_the_memory_of_each_rank(capsys):
+    words = ("mae_vit_test", "--ranks", "4", "--recompute", "auto", "--limit")
+    (rank,) = planned(capsys, *words[:3])["shared"]["ranks"]
+    assert planned(capsys, *words, f"{rank['peak']} B")["recompute"] == "none"
+    assert planned(capsys, *words, f"{rank['peak'] - 1} B")["recompute"] != "none"

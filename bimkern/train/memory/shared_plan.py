@@ -8,7 +8,8 @@ from bimkern.data.step_layout import Segment
 from bimkern.mim.model import Method
 from bimkern.mim.operations import balanced_taps, stage_flops
 from bimkern.train.config.run import Config, ConfigError
-from bimkern.train.config.stage import check_stages
+from bimkern.train.config.stage import StageConfig, check_stages
+from bimkern.train.memory.budget import FittingOptions, MemoryEstimator, find_fitting, find_recompute
 from bimkern.train.memory.ranks import RankEstimate, of_stages
 from bimkern.train.memory.shares import of_images
 from bimkern.units import human_bytes
@@ -38,6 +39,17 @@ class SharedPlan:
     ranks: Sequence[RankEstimate]
     buffers: str  # what they are for
     balance: Balance | None
+
+    @property
+    def largest(self) -> RankEstimate:
+        """The rank that needs most memory."""
+        return max(self.ranks, key=lambda rank: rank.peak)
+
+    def verdict(self, limit: int) -> str:
+        """Say whether all ranks fit into a limit."""
+        if self.largest.peak <= limit:
+            return f"every rank fits into {human_bytes(limit)}"
+        return f"{self.largest.name} is above {human_bytes(limit)}"
 
     def numbers(self, bandwidth: int | None) -> dict[str, Any]:
         """Return it as JSON, in bytes and, for a bandwidth in bytes per second, seconds."""
@@ -82,6 +94,33 @@ def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *,
         return SharedPlan(of_images(config, segment, device, num_ranks), f"buckets of gradients{layer}", None)
     check_stages(config, num_ranks)
     return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
+
+
+class RankBudget:
+    """What fits into the memory of the rank that needs most.
+
+    What a rank has beside its own steps, such as buffers, is taken to be the same for other sizes of these.
+    """
+
+    def __init__(self, config: Config, plan: SharedPlan, device: str, num_ranks: int, *, pipeline: bool) -> None:
+        """Take a run, the plan of its ranks, and whether each of them has a stage alone."""
+        self._num_ranks, self._pipeline = num_ranks, pipeline
+        self._estimator, rank = MemoryEstimator(device), plan.largest
+        share = replace(config.run, batch_size=-(-config.run.batch_size // num_ranks))
+        self._config = StageConfig.of(config, plan.ranks.index(rank)) if pipeline else replace(config, run=share)
+        self._beside = rank.peak - self._estimator.peak(self._config)
+
+    def fitting(self, limit: int) -> FittingOptions:
+        """Find the options with which it fits into a limit, as find_fitting does for one process."""
+        found = find_fitting(self._config, self._estimator, limit - self._beside)
+        batch = found.batch_size
+        if self._pipeline:  # what is on its way grows with a micro-batch
+            return replace(found, batch_size=None if batch is None else min(batch, self._config.run.batch_size))
+        return replace(found, batch_size=batch and batch * self._num_ranks)
+
+    def recompute(self, limit: int) -> str | None:
+        """Find the least recomputation with which it fits, as find_recompute does for one process."""
+        return find_recompute(self._config, self._estimator, limit - self._beside)
 
 
 def _balance(method: Method) -> Balance | None:

@@ -30,6 +30,7 @@ from bimkern.train.graphs import choose as graphs
 from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
+from bimkern.train.optim.batch_norms import FiniteStatistics
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.reporting.held_out import NUM_HELD_OUT, NUM_IMAGES, HeldOutError, HeldOutEvaluation
 from bimkern.train.reporting.pictures import KeptPictures
@@ -80,6 +81,7 @@ class Pretraining:
         attention_fn = attention.choose(run.attention, device, dtype, deterministic=run.deterministic)
         network.set_compute(self.model, dtype, attention_fn)
         part.keep(self.model, device)
+        self._statistics = FiniteStatistics(self.model)
         options: dict[str, Any] = {"device": device, "fp16": run.precision == "fp16", "ranks": ranks}
         options |= {"make": adapters.choose(run.optimizer, device), "sharded": run.shard != "none"}
         options["layer_groups"] = self.model.layer_groups() if config.schedule.per_group else None
@@ -119,7 +121,7 @@ class Pretraining:
                 update.renew()
         options: dict[str, Any] = {"slices": run.slices, "frozen_groups": frozen_groups, "beside": self._beside}
         options |= self._shared(index)
-        with self._steps.stream():
+        with self._steps.stream(), self._statistics.kept():
             given = []
             for part in batch:
                 images = self._on_device(part.images)

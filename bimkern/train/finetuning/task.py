@@ -36,6 +36,7 @@ from bimkern.train.config.run import DTYPES, ConfigError
 from bimkern.train.loop.part import WHOLE, NetworkPart
 from bimkern.train.memory.allocator import StepMemory
 from bimkern.train.optim import adapters
+from bimkern.train.optim.batch_norms import FiniteStatistics
 from bimkern.train.optim.group import GroupOptimizer
 from bimkern.train.optim.layer_decay import decayed, layer_groups
 from bimkern.train.reporting import classified, plots
@@ -100,6 +101,7 @@ class Finetuning:
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
         self._part = part
         part.keep(self.model, device)
+        self._statistics = FiniteStatistics(self.model)
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self._is_behind = False  # whether the average has yet to follow the last update
         self._ranks = ranks
@@ -128,18 +130,19 @@ class Finetuning:
         update.set_rates(lambda group: top * decayed(self._config.layer_decay, group, self._depth))
         loss = torch.zeros(1, device=self._device)
         scope = memory.scope(segment)
-        for i, part in enumerate(batch):
-            images, targets = self._mixed(
-                part, number=(self._layout.index(index) + i) * segment.num_ranks + segment.rank
-            )
-            draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
-            with scope(f"micro-batch {i + 1}"):
-                error = self.model.loss(images, targets, segment.batch_size)
-                if i == len(batch) - 1:
-                    update.ahead()
-                update.scale(error).backward()
-                loss += error.detach()
-                del error
+        with self._statistics.kept():
+            for i, part in enumerate(batch):
+                images, targets = self._mixed(
+                    part, number=(self._layout.index(index) + i) * segment.num_ranks + segment.rank
+                )
+                draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
+                with scope(f"micro-batch {i + 1}"):
+                    error = self.model.loss(images, targets, segment.batch_size)
+                    if i == len(batch) - 1:
+                        update.ahead()
+                    update.scale(error).backward()
+                    loss += error.detach()
+                    del error
         with scope("update"):
             update.apply()
         self._is_behind = self._average is not None

@@ -36,6 +36,7 @@ class Stream(Enum):
     MIX = 9  # likewise, of one that mixes the images of a batch
     DROP_PATH = 10  # which residual branches an image skips
     CHOICE = 11  # the key by which a stage draws the masked tokens that it decodes
+    DROPOUT = 12  # seeds of layers that drop at random on their own
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, key: int) -> tuple[Words, Words, Words, Words]:

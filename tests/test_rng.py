@@ -14,7 +14,7 @@ HEADER = Path(__file__).resolve().parent.parent / "csrc/ops/random_keep.h"
 def test_streams_keep_their_numbers():
     """Runs of other versions are resumed with the same draws; a new stream takes a number that no other has."""
     numbers = {"MASK": 0, "CROP": 1, "FLIP": 2, "ORDER": 3, "REPLACEMENT": 4, "RECTANGLE": 5, "STEP": 6}
-    numbers |= {"AUGMENT": 7, "ERASE": 8, "MIX": 9, "DROP_PATH": 10, "CHOICE": 11}
+    numbers |= {"AUGMENT": 7, "ERASE": 8, "MIX": 9, "DROP_PATH": 10, "CHOICE": 11, "DROPOUT": 12}
     assert {stream.name: stream.value for stream in Stream} == numbers
     assert len(Stream.__members__) == len(set(Stream))  # an alias would be a member, and no stream of its own
 

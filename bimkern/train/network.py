@@ -155,15 +155,23 @@ def _refuse_drawing(trained: Iterable[nn.Module], recipe: str) -> None:
         ConfigError: a part has a dropout, or drops paths.
     """
     for part in trained:
-        for name, module in part.named_modules():
-            rates = [module.p] if isinstance(module, _DropoutNd) else []
-            rates += [getattr(module, rate, 0.0) for rate in _DROPS]
-            if any(isinstance(rate, float | int) and rate > 0 for rate in rates):
-                raise ConfigError(
-                    f"{recipe}: {name or type(part).__name__} of the {type(part).__name__} drops at random, which "
-                    f"neither a resumed run nor --recompute can repeat; set its rate to 0, for a network of timm in "
-                    f"method.encoder.model_args"
-                )
+        name = dropping(part)
+        if name is not None:
+            raise ConfigError(
+                f"{recipe}: {name or type(part).__name__} of the {type(part).__name__} drops at random, which neither "
+                f"a resumed run nor --recompute can repeat; set its rate to 0, for a network of timm in "
+                f"method.encoder.model_args"
+            )
+
+
+def dropping(part: nn.Module) -> str | None:
+    """Return the name of a module that drops something at random, by torch's generators; None where none does."""
+    for name, module in part.named_modules():
+        rates = [module.p] if isinstance(module, _DropoutNd) else []
+        rates += [getattr(module, rate, 0.0) for rate in _DROPS]
+        if any(isinstance(rate, float | int) and rate > 0 for rate in rates):
+            return name
+    return None
 
 
 def _other_dtype(part: nn.Module) -> str:

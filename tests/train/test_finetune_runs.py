@@ -145,6 +145,19 @@ def test_a_run_resumes_bit_for_bit_with_all_that_is_random(configure, tmp_path, 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_layers_that_drop_on_their_own_resume_bit_for_bit(configure, tmp_path):
+    import_or_skip("timm")
+    encoder = RECIPES["fastmim_convnext_test"].config.method.encoder
+    encoder = replace(encoder, model_args=encoder.model_args | {"drop_path_rate": 0.5})
+    config = configure("fastmim_convnext_test", changes={"encoder": encoder}, steps=4, save_every=2, from_scratch=True)
+    finetune(config)
+    whole = shutil.copytree(tmp_path / "out", tmp_path / "whole")
+    cut_back(tmp_path / "out", 2)
+    torch.manual_seed(1)
+    finetune(config)
+    assert repeatable(tmp_path / "out") == repeatable(whole)
+
+
 @pytest.mark.parametrize("recipe", ["mae_vit_test", "simmim_swin_tiny_test"])
 @pytest.mark.parametrize("changes", [{}, {"drop_path": 0.3}], ids=["plain", "drop path"])
 def test_live_activations_are_those_that_a_trace_counts(configure, recipe, changes):

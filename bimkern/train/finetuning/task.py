@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bimkern.arena import Plan
 from bimkern.data.batches import Batch, MicroBatches
+from bimkern.data.global_generators import lent_generators
 from bimkern.data.images import Images
 from bimkern.data.labels import Labels
 from bimkern.data.loader import Loader
@@ -29,6 +31,7 @@ from bimkern.models import attention
 from bimkern.models.classifier import Classifier
 from bimkern.models.drop_path import draw_paths
 from bimkern.models.layers import set_attention, set_compute_dtype
+from bimkern.rng import Stream
 from bimkern.train import network
 from bimkern.train.checkpoint.streamed import Streamed, read
 from bimkern.train.config.finetuning import FinetuneConfig
@@ -99,7 +102,7 @@ class Finetuning:
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
-        self._part = part
+        self._part, self._drops = part, network.dropping(self.model) is not None
         part.keep(self.model, device)
         self._statistics = FiniteStatistics(self.model)
         self._average = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
@@ -132,12 +135,12 @@ class Finetuning:
         scope = memory.scope(segment)
         with self._statistics.kept():
             for i, part in enumerate(batch):
-                images, targets = self._mixed(
-                    part, number=(self._layout.index(index) + i) * segment.num_ranks + segment.rank
-                )
+                number = (self._layout.index(index) + i) * segment.num_ranks + segment.rank
+                images, targets = self._mixed(part, number)
                 draw_paths(self.model.encoder, part.draw_ids, self._config.run.seed, self._device)
                 with scope(f"micro-batch {i + 1}"):
-                    error = self.model.loss(images, targets, segment.batch_size)
+                    with self._seeded(number):
+                        error = self.model.loss(images, targets, segment.batch_size)
                     if i == len(batch) - 1:
                         update.ahead()
                     update.scale(error).backward()
@@ -239,6 +242,16 @@ class Finetuning:
     def trained(self) -> Classifier:
         """The network that is evaluated and exported."""
         return self.model if self._average is None else self._average
+
+    @contextmanager
+    def _seeded(self, number: int) -> Iterator[None]:
+        """Let layers that drop at random on their own draw the same for a micro-batch whenever the run comes to it."""
+        if not self._drops:
+            yield
+            return
+        with lent_generators(Stream.DROPOUT, self._config.run.seed, self._device) as reseed:
+            reseed(number)
+            yield
 
     def _mixed(self, part: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Return what a micro-batch of the run is trained on: images, and labels [B] or targets [B, K]."""

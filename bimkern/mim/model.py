@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim import recompute
+from bimkern.mim import frozen_norms, recompute
 from bimkern.mim.flow import Flow
 from bimkern.mim.masking.choice import choose, masked_ids
 from bimkern.mim.masking.masker import Masker
@@ -176,6 +176,7 @@ class MIM(nn.Module):
         self.recompute = recompute.NONE  # which layers of the encoder run again in the backward pass
         config = method.encoder
         self.encoder: Any = config.module(config)
+        self._norms = frozen_norms.numbered_norms(self.encoder)
         self.mask_embedding = method.masker.mask_embedding(config)
         self.heads = nn.ModuleList(self._build_head(stage) for stage in range(len(method.taps)))
         if method.distillation is not None:
@@ -250,6 +251,7 @@ class MIM(nn.Module):
 
         The first frozen_groups layer groups run without gradient, and nothing is kept for them.
         """
+        frozen_norms.freeze(self._norms, frozen_groups, training=self.training)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (stage > 0 or frozen_groups == 0)):
             if stage == 0:
                 tokens: Tensor = self.mask_embedding(self.encoder, inputs, view, self.mean, self.std)

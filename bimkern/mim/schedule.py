@@ -172,7 +172,7 @@ class FreezeOut(_Falling):
     """Layer groups stop learning one after the other, the first ones first, each at the end of its own cosine.
 
     Group i of n learns for a share ((t0 + (1 - t0) * i / n) ** power) of the run after warm-up. Nothing has to be saved
-    or undone: what is frozen follows from the progress alone.
+    or undone: what is frozen follows from the progress alone. Batch norms of frozen layers use what they have learned.
 
     Source: Brock et al. 2017 (FreezeOut), sections 2 and 3; ViTFreeze (Topcuoglu & Akbas 2023), section 3, for groups,
     power and warm-up, and for heads, which keep the rate of the method that is frozen. The published program differs:

@@ -168,3 +168,25 @@ def test_a_frozen_prefix_saves_nothing_for_backward(flow):
     freed = [before - after for before, after in pairwise(saved)]
     assert min(freed) > 0
     assert freed[3] == freed[5] == freed[7] < min(freed[2], freed[4], freed[6])
+
+
+@pytest.mark.parametrize("recompute", ["none", "layers"])
+def test_batch_norms_of_frozen_layers_learn_nothing_and_use_what_they_have_learned(recompute):
+    method = RECIPES["fastmim_cmt_test"].config.method
+    model = MIM(method)
+    model.recompute = recompute
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    batch = MicroBatch(images, model.views(images, torch.arange(2), 0))
+    frozen = [name for name, _ in model.encoder.named_buffers() if method.encoder.layer_group(name) < 2]
+    for groups, changed in ((0, {True}), (2, {False}), (0, {True})):
+        before = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
+        model.eval().train()  # as an evaluation does
+        method.flow.step(model, [batch], [KeepGradients()], StepOptions(frozen_groups=groups))
+        now = dict(model.encoder.named_buffers())
+        assert {not torch.equal(before[name], now[name]) for name in frozen} == changed
+        assert all(not torch.equal(before[name], now[name]) for name in now.keys() - set(frozen))
+    assert len(frozen) > 3
+    model.encode(0, batch.images, batch.views[0], 2)
+    assert not model.encoder.embedding[2].training
+    model.eval().encode(0, batch.images, batch.views[0])
+    assert not any(module.training for module in model.modules())

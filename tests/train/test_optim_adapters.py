@@ -115,7 +115,7 @@ def test_state_survives_a_round_trip_bit_for_bit(name, first, fp16):
 
 
 @every_optimizer
-def test_what_had_no_gradient_yet_begins_anew(name):
+def test_what_had_no_gradient_yet_has_no_state(name):
     whole = parameters() | {"idle": nn.Parameter(torch.randn(3)), "fixed": nn.Parameter(torch.randn(2))}
     whole["fixed"].requires_grad_(False)
     update = optimizer(name, whole)

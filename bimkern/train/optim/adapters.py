@@ -35,7 +35,7 @@ class Optimizer(Protocol):
         """Yield every parameter and its state."""
 
     def load_state(self, state: dict[Tensor, Quantities]) -> None:
-        """Take over the state of every parameter; those that are left out begin anew."""
+        """Take over the state of every parameter; those that are left out have none yet."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from bimkern.models import cmt, swin, timm_backbone, vit  # noqa: F401  # these 
 from bimkern.models.classifier import Classifier
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel
+
 
 class BackboneError(BimkernError, ValueError):
     """A file holds no encoder; the message names it and says why."""
@@ -29,11 +31,7 @@ def read_encoder_config(path: Path) -> EncoderConfig:
     Raises:
         BackboneError: the file cannot be read, or does not say it.
     """
-    try:
-        with safe_open(weights_file(path), framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise BackboneError(f"{path}: it cannot be read ({error})") from error
+    metadata = _metadata(path)
     if "encoder" not in metadata:
         remedy = "python -m bimkern.export writes files that do"
         raise BackboneError(f"{path}: it does not say which encoder it holds; {remedy}")
@@ -42,6 +40,33 @@ def read_encoder_config(path: Path) -> EncoderConfig:
     except ValueError as error:
         raise BackboneError(f"{path}: its description is wrong ({error})") from error
     return config
+
+
+def read_statistics(path: Path) -> Statistics | None:
+    """Read by which mean and std a backbone says that its images were normalized; None where it does not say it.
+
+    Raises:
+        BackboneError: the file cannot be read, or says no such numbers.
+    """
+    metadata = _metadata(path)
+    if not {"mean", "std"} <= metadata.keys():
+        return None
+    channels = read_encoder_config(path).channels
+    try:
+        mean, std = (tuple(float(value) for value in json.loads(metadata[name])) for name in ("mean", "std"))
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"{path}: its mean and std are wrong ({error})") from error
+    if not len(mean) == len(std) == channels:
+        raise BackboneError(f"{path}: its mean and std must hold {channels} values, got {mean} and {std}")
+    return mean, std
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(weights_file(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"{path}: it cannot be read ({error})") from error
 
 
 def load_encoder(path: Path | str) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bimkern.errors import BimkernError
 from bimkern.models.encoder import EncoderConfig, WholeImages
-from bimkern.models.exported import BackboneError, load_encoder, weights_file
+from bimkern.models.exported import BackboneError, Statistics, load_encoder, read_statistics, weights_file
 
 
 class TeacherError(BimkernError, ValueError):
@@ -24,9 +24,16 @@ class TeacherError(BimkernError, ValueError):
 class Teacher:
     """An encoder that is read, never trained: not a module, so that no optimizer or checkpoint sees it."""
 
-    def __init__(self, encoder: Any, sha256: str = "") -> None:
-        """Take an encoder and the SHA-256 of the file that it comes from."""
+    def __init__(self, encoder: Any, sha256: str = "", statistics: Statistics | None = None) -> None:
+        """Take an encoder.
+
+        Args:
+            encoder: trained.
+            sha256: of the file that it comes from.
+            statistics: mean and std by which its images were normalized, if that is known.
+        """
         self.sha256 = sha256
+        self._statistics = None if statistics is None else tuple(map(torch.tensor, statistics))
         self.encoder = encoder.eval().requires_grad_(False)
 
     @property
@@ -41,13 +48,16 @@ class Teacher:
         Args:
             images: [B, C, H, W] uint8, of any size that the patches divide: positions are interpolated.
             layers: of the teacher.
-            mean, std: [C], as for Encoder.embed.
+            mean, std: [C], as for Encoder.embed, for a teacher of which it is not known how it was trained.
 
         Returns:
             [B, N, D] for each.
         """
         if next(self.encoder.parameters()).device != images.device:
             self.encoder.to(images.device)
+        if self._statistics is not None:
+            self._statistics = tuple(values.to(mean) for values in self._statistics)
+            mean, std = self._statistics
         view = WholeImages(self.config.level(0).grid(*images.shape[2:]))
         tokens = self.encoder.embed(images, mean, std)
         found = {}
@@ -65,10 +75,10 @@ def load_teacher(path: Path) -> Teacher:
     Raises:
         BackboneError: the file cannot be read, or is no such backbone.
     """
-    encoder = load_encoder(path)
+    encoder, statistics = load_encoder(path), read_statistics(path)
     try:
         with weights_file(path).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BackboneError(f"{path}: it cannot be read ({error})") from error
-    return Teacher(encoder, sha256)
+    return Teacher(encoder, sha256, statistics)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spectral import with_channels
 
@@ -56,6 +57,27 @@ def test_our_own_layout_teaches_the_same(trained, path, tmp_path):
     write_own(tmp_path / "ours", Trained(TEACHER, 7, trained.state_dict()), 4)
     (ours,), (theirs,) = (features(load_teacher(of), trained, IMAGES, [3]) for of in (tmp_path / "ours", path))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("write", [write_timm, write_own])
+def test_its_images_are_normalized_as_in_its_own_training(trained, tmp_path, write):
+    mean, std = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
+    config = replace(TEACHER, method=replace(TEACHER.method, mean=mean, std=std))
+    write(tmp_path / "own", Trained(config, 7, trained.state_dict()), 4)
+    (found,) = features(load_teacher(tmp_path / "own"), trained, IMAGES, [0])
+    tokens = trained.encoder.blocks[0](trained.encoder.embed(IMAGES, torch.tensor(mean), torch.tensor(std)))
+    torch.testing.assert_close(found, torch.nn.functional.layer_norm(tokens[:, 1:], (32,)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"), [("[0.5]", "must hold 3 values, got"), ("0.5", "are wrong"), ("[null, 1, 1]", "are wrong")]
+)
+def test_numbers_that_are_no_mean_are_refused(path, tmp_path, mean, message):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() | {"mean": mean}
+    save_file(load_file(path), tmp_path / "odd.safetensors", metadata)
+    with pytest.raises(BackboneError, match=f"its mean and std {message}"):
+        load_teacher(tmp_path / "odd.safetensors")
 
 
 def test_the_folder_is_as_good_as_the_file_in_it(path):

@@ -9,6 +9,7 @@ from PIL import Image
 from saved_runs import make_run
 
 from bimkern.cli import evaluation
+from bimkern.evaluate import depths
 from bimkern.probe import main
 
 QUICK = ("--epochs", "9", "--k", "3", "1")
@@ -131,6 +132,14 @@ def test_an_image_that_is_trained_and_tested_on_is_refused(runs, stripes, capsys
     assert stop.value.code == 2
     said = "1 of 9 images to evaluate on, in data/val, are also trained on ('down/linked.png'); evaluate on others"
     assert capsys.readouterr().err.replace(str(tmp_path) + "/", "") == f"python -m bimkern.probe: {said}\n"
+
+
+def test_too_many_neighbors_are_refused_before_the_features(runs, stripes, capsys, monkeypatch):
+    monkeypatch.setattr(depths, "cached_features", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["bim", "--data", stripes, "--k", "5", "17"])
+    assert stop.value.code == 2
+    assert "neighbors must be in [1, 16]" in capsys.readouterr().err
 
 
 def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):

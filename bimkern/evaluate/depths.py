@@ -15,7 +15,7 @@ from bimkern.evaluate.errors import EvaluationError
 from bimkern.evaluate.labeled import Labeled, Part
 from bimkern.evaluate.latency import latencies
 from bimkern.evaluate.linear import LinearProbe
-from bimkern.evaluate.neighbors import knn_accuracies
+from bimkern.evaluate.neighbors import check_neighbors, knn_accuracies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,8 @@ def evaluate(
         LoadingFailed: no image can be read any more.
     """
     device, probe = device or torch.device("cpu"), probe or LinearProbe()
+    for k in neighbors:
+        check_neighbors(k, len(data.train))  # before the features, which take long
     backbone.to(device)
     train = cached_features(backbone, data.train, depths, pool, batch_size, device)
     test = cached_features(backbone, data.test, depths, pool, batch_size, device)

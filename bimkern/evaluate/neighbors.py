@@ -30,14 +30,23 @@ def nearest(train: Tensor, test: Tensor, num_neighbors: int) -> tuple[Tensor, Te
     Raises:
         EvaluationError: K is out of range.
     """
-    if not 1 <= num_neighbors <= len(train):
-        raise EvaluationError(
-            f"neighbors must be in [1, {len(train)}], the number of training images, got {num_neighbors}; lower --k"
-        )
+    check_neighbors(num_neighbors, len(train))
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     found = [_nearest_of_block(train, block, num_neighbors) for block in test.split(_ROWS)]
     similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
     return similarities, indices
+
+
+def check_neighbors(num_neighbors: int, num_train: int) -> None:
+    """Make sure that so many neighbors can be found among the training images.
+
+    Raises:
+        EvaluationError: they cannot.
+    """
+    if not 1 <= num_neighbors <= num_train:
+        raise EvaluationError(
+            f"neighbors must be in [1, {num_train}], the number of training images, got {num_neighbors}; lower --k"
+        )
 
 
 def _nearest_of_block(train: Tensor, test: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:

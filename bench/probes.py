@@ -1,8 +1,8 @@
 """`python -m bench.probes`: the classifiers of a probe on cached features, against scikit-learn's, in turns.
 
 It counts the CPU time of the process, so that other work on the machine does not matter. The matrix product of nearest
-neighbors is timed alone, too. scikit-learn's logistic
-regression is another classifier than MAE's linear probe: it is regularized, and stops where its loss no longer falls.
+neighbors is timed alone, too. scikit-learn's logistic regression is another classifier than MAE's linear probe: it is
+regularized, and stops where its loss no longer falls.
 """
 
 import statistics

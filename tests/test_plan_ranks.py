@@ -127,8 +127,8 @@ def test_a_limit_is_that_of_each_rank(capsys, options):
     assert fits["batch_size"] < 12
     for option, value in fits.items():
         given = {"batch_size": 12, "micro_batch": 3} | {option: value}
-        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        main([*words[:-1], *options, "--json"])
+        changed = [word for key, number in given.items() for word in (f"--{key.replace('_', '-')}", str(number))]
+        main([*words[:-1], *changed, "--json"])
         assert max(rank["peak"] for rank in json.loads(capsys.readouterr().out)["shared"]["ranks"]) < peak, option
 
 

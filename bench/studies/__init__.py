@@ -1,1 +1,1 @@
-"""Quality in small: every method on images that come with the test packages; `python -m bench digits|photographs`."""
+"""Studies: every method on images that come with the test packages; `python -m bench digits|photographs`."""

@@ -102,11 +102,12 @@ def _class_folders(source: Source, files: Names) -> Iterator[str]:
 
 
 def _parts(source: Source, place: str) -> tuple[Path | None, Path | None]:
-    """Return the folder or list of each part of a data set, on disk or at an address; None where there is none."""
+    """Return the folder, or on disk the list, of each part of a data set; None where there is none."""
     below = source.names() if isinstance(source, RemoteImages) else None
+    suffixes = ("", *LISTS) if below is None else ("",)  # lists are read on disk alone
     parts: list[Path | None] = []
     for names in (_TRAIN, _HELD_OUT):
-        known = (f"{name}{suffix}" for name in names for suffix in ("", *LISTS))
+        known = (f"{name}{suffix}" for name in names for suffix in suffixes)
         there = (name for name in known if (Path(place, name).exists() if below is None else name in below))
         parts.append(next((Path(place, name) for name in there), None))
     return parts[0], parts[1]

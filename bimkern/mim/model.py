@@ -12,7 +12,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from bimkern.mim import frozen_norms, recompute
+from bimkern.mim import recompute
+from bimkern.mim.batch_norms import BatchNorms
 from bimkern.mim.flow import Flow
 from bimkern.mim.masking.choice import choose, masked_ids
 from bimkern.mim.masking.masker import Masker
@@ -176,7 +177,7 @@ class MIM(nn.Module):
         self.recompute = recompute.NONE  # which layers of the encoder run again in the backward pass
         config = method.encoder
         self.encoder: Any = config.module(config)
-        self._norms = frozen_norms.numbered_norms(self.encoder)
+        self._norms = BatchNorms(self.encoder)
         self.mask_embedding = method.masker.mask_embedding(config)
         self.heads = nn.ModuleList(self._build_head(stage) for stage in range(len(method.taps)))
         if method.distillation is not None:
@@ -251,7 +252,7 @@ class MIM(nn.Module):
 
         The first frozen_groups layer groups run without gradient, and nothing is kept for them.
         """
-        frozen_norms.freeze(self._norms, frozen_groups, training=self.training)
+        self._norms.freeze(frozen_groups, training=self.training)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (stage > 0 or frozen_groups == 0)):
             if stage == 0:
                 tokens: Tensor = self.mask_embedding(self.encoder, inputs, view, self.mean, self.std)
@@ -267,7 +268,7 @@ class MIM(nn.Module):
         for layers, again in recompute.parts(self.stage_layers(stage), self.recompute):
             learns = torch.is_grad_enabled() and layers[-1] + 1 >= frozen_groups
             if again and learns:
-                tokens = recompute.run_again(run, self.encoder, layers, tokens)
+                tokens = recompute.run_again(run, layers, tokens, self._norms.uncounted)
             else:
                 tokens = run(layers, tokens)
         return tokens

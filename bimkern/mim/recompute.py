@@ -3,11 +3,11 @@
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 4.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 NONE, LAYERS, STAGES = "none", "layers", "stages"
@@ -39,24 +39,12 @@ def parts(layers: range, choice: str) -> list[tuple[range, bool]]:
 
 
 def run_again(
-    run: Callable[[Sequence[int], Tensor], Tensor], encoder: nn.Module, layers: Sequence[int], tokens: Tensor
+    run: Callable[[Sequence[int], Tensor], Tensor],
+    layers: Sequence[int],
+    tokens: Tensor,
+    again: Callable[[], AbstractContextManager[object]],
 ) -> Tensor:
-    """Run layers of an encoder now, and once more when their gradients are asked for."""
+    """Run layers now, and once more, in the context of `again`, when their gradients are asked for."""
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn
-    options["context_fn"] = lambda: (nullcontext(), _unchanged_statistics(encoder))
-    found: Tensor = checkpoint(run, layers, tokens, **options)
+    found: Tensor = checkpoint(run, layers, tokens, context_fn=lambda: (nullcontext(), again()), **options)
     return found
-
-
-@contextmanager
-def _unchanged_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Let batch norms of an encoder normalize as in training, and count nothing twice."""
-    norms: list[Any] = [module for module in encoder.modules() if getattr(module, "track_running_stats", False)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # they stay in use: torch wants the same tensors kept for backward in both runs
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -146,7 +146,10 @@ class EncoderConfig(Protocol):
         """Describe the tokens after the first num_layers layers, 0 for the embedding."""
 
     def layer_group(self, name: str) -> int:
-        """Return the layer group of a parameter by its name in the module: 0 for the embedding, i + 1 for layer i."""
+        """Return the layer group of a parameter or buffer, by its name in the module.
+
+        0 for the embedding, i + 1 for layer i.
+        """
 
     def cut(self, depth: int) -> Self:
         """Return the config of the first layers alone."""

@@ -34,7 +34,7 @@ def light(config: Config, name: str) -> Config:
     """Decode a quarter of the masked patches, in half as many layers.
 
     The numbers are ours: a step of all four stages then takes fewer operations than MAE's. Attention to visible patches
-    alone would take fewer still, but lost more in our study of photographs (docs/studies.md).
+    alone would take fewer still; that it loses no more was not shown (docs/studies.md).
 
     Source: Fu et al. 2025 (CrossMAE), section 3, for partial decoding.
     """

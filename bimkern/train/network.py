@@ -169,7 +169,7 @@ def dropping(part: nn.Module) -> str | None:
     for name, module in part.named_modules():
         rates = [module.p] if isinstance(module, _DropoutNd) else []
         rates += [getattr(module, rate, 0.0) for rate in _DROPS]
-        if any(isinstance(rate, float | int) and rate > 0 for rate in rates):
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
             return name
     return None
 

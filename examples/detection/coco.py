@@ -68,7 +68,7 @@ class CocoImages(Dataset[Any]):
         return TF.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor), target
 
     def refuse_other_categories(self, other: "CocoImages") -> None:
-        """Make sure that labels mean the same in another part: they are places in the list of categories.
+        """Make sure that labels mean the same in another part: they are positions in the list of categories.
 
         Raises:
             TransferError: its categories have other ids.

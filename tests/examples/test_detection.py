@@ -56,7 +56,7 @@ def test_without_pycocotools_it_says_what_to_install(tmp_path, monkeypatch, vit_
 
 @pytest.mark.usefixtures("few")
 def test_parts_of_other_categories_are_refused(tmp_path, vit_run):
-    """A label is a place in the list of categories, which would stand for another class in the other part."""
+    """A label is a position in the list of categories, which would stand for another class in the other part."""
     shapes.draw_coco(tmp_path / "data")
     file = tmp_path / "data/annotations/instances_train.json"
     content = json.loads(file.read_text())

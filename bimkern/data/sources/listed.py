@@ -18,7 +18,6 @@ from bimkern.files import jsonl
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 _PATH, _LABEL = "path", "label"
-_REST = ""  # the name of values that no column has
 
 
 @pieces.register(Source)
@@ -108,13 +107,13 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
 
 def _rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the rows of a table, whose quotation marks must be in order: an open one would take in all that follows."""
-    reader = csv.DictReader(file, delimiter=delimiter, restkey=_REST, strict=True)
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
     line = 0
     try:
         line = reader.line_num if reader.fieldnames else 0
         for record in reader:
             line = reader.line_num
-            if any(record.get(_REST, ())):
+            if any(record.get(None) or ()):  # values beyond the last column
                 raise SourceError(
                     f"{path}, line {line}: more values than columns; put what has a {delimiter!r} into quotation marks"
                 )

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,7 +96,7 @@ class RowFiles(RowImages):
         """Return the file of an image, the array or column in that, and the row."""
         rows: Any = self._rows()
         place, key, row = rows.origin(self._number(file))
-        return Path(place).resolve(), key, row
+        return _resolved(place), key, row
 
     def _open(self, file: Path) -> Rows:
         suffix = file.suffix.lower()
@@ -113,6 +113,11 @@ def _stamp_of(file: Path) -> tuple[int, int]:
     """Return the bytes and the time of change (ns) of a file."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _resolved(place: str) -> Path:
+    return Path(place).resolve()
 
 
 def _look_for_splits(folder: Path) -> None:

@@ -107,20 +107,46 @@ class RankBudget:
         self._num_ranks, self._pipeline = num_ranks, pipeline
         self._estimator, rank = MemoryEstimator(device), plan.largest
         share = replace(config.run, batch_size=-(-config.run.batch_size // num_ranks))
-        self._config = StageConfig.of(config, plan.ranks.index(rank)) if pipeline else replace(config, run=share)
+        stages = [StageConfig.of(config, stage) for stage in range(num_ranks)] if pipeline else []
+        self._config = stages[plan.ranks.index(rank)] if pipeline else replace(config, run=share)
         self._beside = rank.peak - self._estimator.peak(self._config)
+        self._others = (
+            [
+                (stage, other.peak - self._estimator.peak(stage))
+                for stage, other in zip(stages, plan.ranks, strict=True)
+                if other is not rank
+            ]
+            if pipeline
+            else []
+        )
 
     def fitting(self, limit: int) -> FittingOptions:
-        """Find the options with which it fits into a limit, as find_fitting does for one process."""
+        """Find the options with which it fits into a limit, as find_fitting does for one process.
+
+        In a pipeline, what leaves another rank above the limit is left out.
+        """
         found = find_fitting(self._config, self._estimator, limit - self._beside)
         batch = found.batch_size
-        if self._pipeline:  # what is on its way grows with a micro-batch
-            return replace(found, batch_size=None if batch is None else min(batch, self._config.run.batch_size))
-        return replace(found, batch_size=batch and batch * self._num_ranks)
+        if not self._pipeline:
+            return replace(found, batch_size=batch and batch * self._num_ranks)
+        if batch is not None:  # what is on its way grows with a micro-batch
+            found = replace(found, batch_size=min(batch, self._config.run.batch_size))
+        leaves: dict[str, Any] = {
+            option: None for option, value in vars(found).items() if not self._others_fit(option, value, limit)
+        }
+        return replace(found, **leaves)
 
     def recompute(self, limit: int) -> str | None:
         """Find the least recomputation with which it fits, as find_recompute does for one process."""
-        return find_recompute(self._config, self._estimator, limit - self._beside)
+        choice = find_recompute(self._config, self._estimator, limit - self._beside)
+        return choice if self._others_fit("recompute", choice, limit) else None
+
+    def _others_fit(self, option: str, value: object, limit: int) -> bool:
+        changed: dict[str, Any] = {} if value is None else {option: value}
+        return all(
+            self._estimator.peak(replace(stage, run=replace(stage.run, **changed))) + beside <= limit
+            for stage, beside in self._others
+        )
 
 
 def _balance(method: Method) -> Balance | None:

@@ -68,7 +68,7 @@ class _SkipsOnHost:
         for group in self.inner.param_groups:
             group["step"] = 0
             for p in group["params"]:
-                self.inner.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.inner.state[p] = _no_moments(p)
 
     def step(self, skip: Tensor) -> None:
         if not skip:
@@ -81,9 +81,15 @@ class _SkipsOnHost:
 
     def load_state(self, state: dict[Tensor, Quantities]) -> None:
         for group in self.inner.param_groups:
+            group["step"] = 0
             for p in group["params"]:
-                self.inner.state[p] = dict(state[p])
-                group["step"] = int(self.inner.state[p].pop("step"))
+                known = dict(state.get(p, {}))
+                group["step"] = max(group["step"], int(known.pop("step", 0)))
+                self.inner.state[p] = _no_moments(p) | known
+
+
+def _no_moments(parameter: Tensor) -> Quantities:
+    return {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
 ParameterGroups = list[dict[str, Any]]  # params, weight_decay and what the caller adds

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bimkern.models.running_statistics import named_counting
 
 
 class FiniteStatistics:
@@ -15,9 +16,7 @@ class FiniteStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Take a network, on its device."""
-        self._norms: list[Any] = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
-        self._before = [tensor.clone() for tensor in self._statistics()]  # once: a step is to allocate nothing for them
+        self._norms = [norm for _, norm in named_counting(model)]
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -25,10 +24,12 @@ class FiniteStatistics:
         if not self._norms:
             yield
             return
-        torch._foreach_copy_(self._before, self._statistics())
+        before = torch.cat(self._statistics())  # together, since norms are many and small
         yield
-        for now, before in zip(self._statistics(), self._before, strict=True):
-            now.copy_(torch.where(now.isfinite(), now, before))
+        statistics = self._statistics()
+        now = torch.cat(statistics)
+        finite = torch.where(now.isfinite(), now, before).split([len(tensor) for tensor in statistics])
+        torch._foreach_copy_(statistics, finite)
 
     def _statistics(self) -> list[Tensor]:
         return [tensor for norm in self._norms for tensor in (norm.running_mean, norm.running_var)]

@@ -100,7 +100,7 @@ def draw_confusion(path: Path, found: Classified, classes: Sequence[str], title:
     axis = figure.subplots()
     image = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axis, shrink=0.8)
-    axis.set(xlabel="predicted", ylabel="true", title=f"{title}: top-1 {found.top1:.1%}")
+    axis.set(xlabel="predicted", ylabel="true", title=plain(f"{title}: top-1 {found.top1:.1%}"))
     if len(classes) <= _NAMED:
         names = list(map(plain, classes))
         axis.set_xticks(range(len(names)), names, rotation=90)
@@ -117,7 +117,7 @@ def draw_errors(path: Path, errors: Errors, classes: Sequence[str], title: str) 
     rows = max(1, math.ceil(len(errors.labels) / _COLUMNS))
     figure = new_figure(1.6 * _COLUMNS, 2.1 * rows + 0.4)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-    figure.suptitle(title if len(errors.labels) else f"{title}: none", fontsize=9)
+    figure.suptitle(plain(title if len(errors.labels) else f"{title}: none"), fontsize=9)
     for axis in axes:
         axis.axis("off")
     for axis, image, label, predicted, confidence in zip(

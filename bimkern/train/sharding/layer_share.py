@@ -68,6 +68,8 @@ class LayerShare:
     def loaded(self, key: str, parameter: nn.Parameter, quantity: str, tensors: Stored) -> Tensor | None:
         if not isinstance(parameter, DTensor):
             return self._rest.loaded(key, parameter, quantity, tensors)
+        if not parameter.requires_grad:
+            return None
         given = None
         if self._ranks.rank == 0:
             stored = tensors.get(key)

@@ -90,6 +90,14 @@ def test_no_row_of_a_table_is_lost_in_another(root, suffix):
     assert source.labels(files) == dict(zip(files, [f'a{mark} "b"', "5 inch", '5" pipe'], strict=True))
 
 
+@pytest.mark.parametrize("text", [",path,label\n0,ant/00.jpg,ant\n", "path,label,\nant/00.jpg,ant\n"])
+def test_a_column_may_have_no_name(root, text):
+    """As that of the index which pandas writes."""
+    path = root / "all.csv"
+    path.write_text(text)
+    assert find_source(path).labels(["ant/00.jpg"]) == {"ant/00.jpg": "ant"}
+
+
 def test_a_label_that_is_no_number_is_missing(root):
     path = root / "all.jsonl"
     path.write_text('{"path": "ant/00.jpg", "label": NaN}\n')

@@ -267,6 +267,8 @@ def test_of_train_and_val_at_an_address_the_second_is_held_out(root, memory, tmp
         train, held_out = list_images(source).files, list_images(source.held_out).files
         assert list(train) == list(held_out) == list(list_images(ImageFolder(paths=(root,))).files)
         assert read_labels(source, train).classes == ("ant", "bee")
+    for name in ("train.csv", "val.csv"):  # lists at an address are not read
+        memory().pipe(f"/bucket/photos/{name}", b"path,label")
     assert labeled_images(Path("memory://bucket/photos")).held_out is None
     with pytest.raises(SourceError, match=r"memory://bucket/none cannot be listed \(there is none\)"):
         labeled_images(Path("memory://bucket/none"))

@@ -16,7 +16,11 @@ class FiniteStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        """Take a network, on its device."""
         self._norms = [norm for _, norm in named_counting(model)]
+        statistics = self._statistics()
+        # Made once, so that it is none of a step's activations, and in one tensor, since norms are many and small.
+        self._before = torch.cat(statistics) if statistics else torch.empty(0)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -24,11 +28,11 @@ class FiniteStatistics:
         if not self._norms:
             yield
             return
-        before = torch.cat(self._statistics())  # together, since norms are many and small
+        torch.cat(self._statistics(), out=self._before)
         yield
         statistics = self._statistics()
         now = torch.cat(statistics)
-        finite = torch.where(now.isfinite(), now, before).split([len(tensor) for tensor in statistics])
+        finite = torch.where(now.isfinite(), now, self._before).split([len(tensor) for tensor in statistics])
         torch._foreach_copy_(statistics, finite)
 
     def _statistics(self) -> list[Tensor]:

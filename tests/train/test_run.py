@@ -130,15 +130,21 @@ def test_another_loader_changes_little_of_what_is_learned(photos, tmp_path, caps
         assert pil["loss_per_stage"] == pytest.approx(dali["loss_per_stage"], rel=1e-2)
 
 
+def assert_resumes(recipe, photos, folder, steps, *options):
+    """Train a run whole, and another on from its last checkpoint but one: both are the same, bit for bit."""
+    options = ("--steps", str(steps), *options)
+    train(recipe, photos, folder / "whole", *options)
+    shutil.copytree(folder / "whole", folder / "resumed")
+    shutil.rmtree(folder / "resumed" / "checkpoints" / f"step-{steps:08}")
+    train(recipe, photos, folder / "resumed", *options)
+    assert_same_run(folder / "whole", folder / "resumed")
+
+
 @needs_dali
 def test_dali_resumes_from_a_checkpoint_bit_for_bit(photos, tmp_path):
-    options = ("--steps", "7", "--save-every", "4", "--loader", "dali", "--micro-batch", "3")
-    train("mae_vit_test", photos, tmp_path / "whole", *options)
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000007")
-    train("mae_vit_test", photos, tmp_path / "resumed", *options)
+    options = ("--save-every", "4", "--loader", "dali", "--micro-batch", "3")
+    assert_resumes("mae_vit_test", photos, tmp_path, 7, *options)
     assert [record["step"] for record in records(tmp_path / "resumed")] == list(range(1, 8))
-    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -193,12 +199,8 @@ def test_names_that_are_no_text_work(tmp_path):
 
 
 def test_layers_that_are_frozen_from_the_first_step_resume_bit_for_bit(photos, tmp_path):
-    options = ("--steps", "6", "--save-every", "3", "--set", "schedule.t0=0.05", "--set", "schedule.warmup=0")
-    train("vitfreeze_vit_test", photos, tmp_path / "whole", *options)
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000006")
-    train("vitfreeze_vit_test", photos, tmp_path / "resumed", *options)
-    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+    options = ("--save-every", "3", "--set", "schedule.t0=0.05", "--set", "schedule.warmup=0")
+    assert_resumes("vitfreeze_vit_test", photos, tmp_path, 6, *options)
 
 
 @pytest.mark.long

@@ -132,7 +132,7 @@ def _estimates(
     shared = plan_ranks(config, _largest(phases).segment, device, num_ranks, pipeline=pipeline)
     if options.limit is None:
         return phases, shared, None
-    return phases, shared, RankBudget(config, shared, device, num_ranks, pipeline=pipeline)
+    return phases, shared, RankBudget(config, shared, estimator, num_ranks, pipeline=pipeline)
 
 
 def _recomputing(config: Config, estimator: MemoryEstimator, budget: RankBudget | None, limit: int) -> Config:

@@ -102,23 +102,21 @@ class RankBudget:
     What a rank has beside its own steps, such as buffers, is taken to be the same for other sizes of these.
     """
 
-    def __init__(self, config: Config, plan: SharedPlan, device: str, num_ranks: int, *, pipeline: bool) -> None:
+    def __init__(
+        self, config: Config, plan: SharedPlan, estimator: MemoryEstimator, num_ranks: int, *, pipeline: bool
+    ) -> None:
         """Take a run, the plan of its ranks, and whether each of them has a stage alone."""
         self._num_ranks, self._pipeline = num_ranks, pipeline
-        self._estimator, rank = MemoryEstimator(device), plan.largest
+        self._estimator, rank = estimator, plan.largest
         share = replace(config.run, batch_size=-(-config.run.batch_size // num_ranks))
         stages = [StageConfig.of(config, stage) for stage in range(num_ranks)] if pipeline else []
         self._config = stages[plan.ranks.index(rank)] if pipeline else replace(config, run=share)
         self._beside = rank.peak - self._estimator.peak(self._config)
-        self._others = (
-            [
-                (stage, other.peak - self._estimator.peak(stage))
-                for stage, other in zip(stages, plan.ranks, strict=True)
-                if other is not rank
-            ]
-            if pipeline
-            else []
-        )
+        self._others = [  # of a pipeline alone: elsewhere all ranks do the same
+            (stage, other.peak - self._estimator.peak(stage))
+            for stage, other in zip(stages, plan.ranks, strict=False)
+            if other is not rank
+        ]
 
     def fitting(self, limit: int) -> FittingOptions:
         """Find the options with which it fits into a limit, as find_fitting does for one process.

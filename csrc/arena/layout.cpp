@@ -17,25 +17,24 @@ class Layout {
     for (size_t scope = 0; scope < plan.trace.scopes.size(); ++scope) {
       scopes_.push_back(region_of(plan, false, scope));
     }
-    searches_left_ = static_cast<int64_t>(kLayouts * (scopes_.size() + 2));
+    const auto scopes = static_cast<int64_t>(scopes_.size());
+    searches_left_ = scopes + (survivors_.items.empty() ? 0 : 1) + (goes_around() ? 2 * scopes + 3 : 0);
   }
 
   void run() {
     plan_.peak = kNoLimit;
     above();
-    if (survivors_.items.empty() || survivors_.items.size() > kMostAround) {
-      return;
-    }
-    if (plan_.peak > plan_.bound) {
+    if (goes_around() && plan_.peak > plan_.bound) {
       around(search(survivors_.items, 0).offsets);
     }
-    if (plan_.peak > plan_.bound) {
+    if (goes_around() && plan_.peak > plan_.bound) {
       around(at_both_ends());
     }
   }
 
  private:
-  static constexpr size_t kLayouts = 3;
+  // Whether scopes may lie around survivors.
+  bool goes_around() const { return !survivors_.items.empty() && survivors_.items.size() <= kMostAround; }
 
   // The scopes from offset 0, and the survivors above the highest of them: none has to be lower than what another needs
   // at least.

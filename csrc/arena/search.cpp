@@ -69,7 +69,7 @@ std::vector<int64_t> breadths_of(const std::vector<Item>& items, const std::vect
 }
 
 // Orders that begin with what is live at the fullest times, which are compared in so many parts of the fullest, and
-// orders by size and lifetime alone.
+// orders by size, lifetime and begin alone.
 std::vector<Order> orders_of(const std::vector<Item>& items, const std::vector<Placed>& fixed) {
   const std::vector<int64_t> breadths = breadths_of(items, fixed);
   const int64_t fullest = items.empty() ? 0 : *std::max_element(breadths.begin(), breadths.end());
@@ -87,7 +87,8 @@ std::vector<Order> orders_of(const std::vector<Item>& items, const std::vector<P
           falling(count, both),
           falling(count, bytes),
           falling(count, [&](size_t i) { return bytes(i) * life(i); }),
-          falling(count, life)};
+          falling(count, life),
+          falling(count, [&](size_t i) { return -static_cast<double>(items[i].begin); })};
 }
 
 class Search {
@@ -102,133 +103,152 @@ class Search {
         orders_(orders_of(items, fixed)) {}
 
   Placement run() {
-    best_.height = kNoLimit;
     if (fixed_.empty()) {
       consider(place_by_time(items_, Fit::kBest));
       consider(place_by_time(items_, Fit::kFirst));
-    } else {
-      consider(attempt(orders_.front(), Fit::kBest));
     }
+    start();
     for (size_t i = 0; i < kShares.size() && may_continue(); ++i) {
-      const int64_t kept = work_left_ - work_left_ / static_cast<int64_t>(kShares.size() - i);
-      refine(kShares[i], kept);
+      refine(kShares[i], work_left_ - work_left_ / static_cast<int64_t>(kShares.size() - i));
     }
-    best_.comparisons = work_ - work_left_;
-    return std::move(best_);
+    consider(std::move(best_.placement));
+    result_.comparisons = work_ - work_left_;
+    return std::move(result_);
   }
 
  private:
-  // Large items in an order, and what came of it.
+  // An order of items, and what came of it.
   struct State {
     Order order;
-    Fit fit;
-    Placement placement;
+    Fit fit = Fit::kFirst;
+    Placement placement{{}, kNoLimit};
   };
 
-  bool may_continue() const { return best_.height > enough_ && work_left_ > 0; }
+  bool may_continue() const { return std::min(result_.height, best_.placement.height) > enough_ && work_left_ > 0; }
 
   void consider(Placement&& placement) {
-    if (placement.height < best_.height) {
-      best_ = std::move(placement);
+    if (placement.height < result_.height) {
+      result_ = std::move(placement);
     }
   }
 
-  Placement attempt(const Order& order, Fit fit, int64_t most = kNoLimit) {
-    Placement placement = place_in_order(items_, order, fit, fixed_, most);
+  // An order replaces another of the same items if it is lower, or as low and `sideways`.
+  void attempt(State& state, Order order, Fit fit, bool sideways = false) {
+    const int64_t height = state.placement.height;
+    Placement placement = place_in_order(items_, order, fit, fixed_, height);
     work_left_ -= placement.comparisons;
-    return placement;
-  }
-
-  // Those of an order that are larger than a share of the largest live sum, or the others.
-  Order part(const Order& order, int64_t share, bool large) const {
-    Order found;
-    std::copy_if(order.begin(), order.end(), std::back_inserter(found), [&](int32_t index) {
-      return (share == 0 || items_[static_cast<size_t>(index)].bytes > largest_live_ / share) == large;
-    });
-    return found;
-  }
-
-  // The best order of the large items is improved while more than `kept` work is left; the others follow it.
-  void refine(int64_t share, int64_t kept) {
-    State state{{}, Fit::kFirst, {{}, kNoLimit}};
-    for (size_t i = 0; i < 2 * orders_.size() && state.placement.height > enough_ && work_left_ > kept; ++i) {
-      Order order = part(orders_[i / 2], share, true);
-      const Fit fit = i % 2 == 0 ? Fit::kFirst : Fit::kBest;
-      Placement placement = attempt(order, fit, state.placement.height);
-      if (placement.height < state.placement.height) {
-        state = {std::move(order), fit, std::move(placement)};
-      }
-    }
-    if (state.placement.height == kNoLimit) {  // no work was left for one order
-      return;
-    }
-    climb(state, kept);
-    for (const Order& order : orders_) {
-      if (may_continue()) {
-        Order all = state.order;
-        const Order others = part(order, share, false);
-        all.insert(all.end(), others.begin(), others.end());
-        consider(attempt(all, state.fit));
-      }
+    if (placement.height < height || (sideways && placement.height == height)) {
+      state = {std::move(order), fit, std::move(placement)};
     }
   }
 
-  // An item that ends up on top was placed too late. It moves forward, or one of those in its way moves behind it;
-  // whatever is not higher replaces the order.
-  void climb(State& state, int64_t kept) {
-    const size_t count = state.order.size();
-    const size_t tries = kTries + kTriesEach * count;
-    std::minstd_rand bits;
-    for (size_t round = 0; round < tries && state.placement.height > enough_ && work_left_ > kept; ++round) {
-      Order order = state.order;
-      const size_t high =
-          one_of(positions(state, [&](int32_t index) { return top(state, index) == state.placement.height; }), bits);
-      const auto at = [&](size_t position) { return order.begin() + static_cast<std::ptrdiff_t>(position); };
-      const auto kind = bits() % 4;
-      if (kind == 0) {
-        std::swap(order[bits() % count], order[high]);
-      } else if (kind == 1) {
-        const Item& item = items_[static_cast<size_t>(order[high])];
-        std::vector<size_t> in_its_way = positions(state, [&](int32_t index) {
-          const Item& other = items_[static_cast<size_t>(index)];
-          return other.begin < item.end && item.begin < other.end;
-        });
-        in_its_way.erase(std::find(in_its_way.begin(), in_its_way.end(), high), in_its_way.end());
-        if (in_its_way.empty()) {
-          continue;
+  // Puts those first that are larger than a share of the largest live sum; returns how many these are.
+  size_t large_first(Order& order, int64_t share) const {
+    const auto is_large = [&](int32_t index) {
+      return share == 0 || items_[static_cast<size_t>(index)].bytes > largest_live_ / share;
+    };
+    return static_cast<size_t>(std::stable_partition(order.begin(), order.end(), is_large) - order.begin());
+  }
+
+  // The best order of all items to begin with: at least one, and as many as a quarter of the work allows.
+  void start() {
+    attempt(best_, orders_.front(), Fit::kBest);
+    const int64_t kept = work_left_ - work_left_ / 4;
+    for (const int64_t share : kShares) {
+      for (Order order : orders_) {
+        large_first(order, share);
+        for (const Fit fit : {Fit::kFirst, Fit::kBest}) {
+          if (may_continue() && work_left_ > kept) {
+            attempt(best_, order, fit);
+          }
         }
-        const size_t other = one_of(in_its_way, bits);
-        std::rotate(at(other), at(other + 1), at(high + 1));
-      } else {
-        const size_t earlier = bits() % (high + 1);
-        std::rotate(at(earlier), at(high), at(high + 1));
-      }
-      const Fit fit = bits() % 8 != 0 ? state.fit : state.fit == Fit::kFirst ? Fit::kBest : Fit::kFirst;
-      Placement placement = attempt(order, fit, state.placement.height);
-      if (placement.height <= state.placement.height) {
-        state = {std::move(order), fit, std::move(placement)};
       }
     }
+  }
+
+  // The order of the large items is improved while more than `kept` work is left; the others follow it.
+  void refine(int64_t share, int64_t kept) {
+    Order followers = best_.order;
+    const size_t count = large_first(followers, share);
+    State large;
+    attempt(large, {followers.begin(), followers.begin() + static_cast<std::ptrdiff_t>(count)}, best_.fit);
+    climb(large, kept);
+    const auto follow = [&](Order order) {
+      large_first(order, share);
+      std::copy(large.order.begin(), large.order.end(), order.begin());
+      attempt(best_, std::move(order), large.fit);
+    };
+    follow(std::move(followers));
+    for (size_t i = 0; i < orders_.size() && share != 0 && may_continue(); ++i) {
+      follow(orders_[i]);
+    }
+  }
+
+  // Small changes to an order, while more than `kept` work is left. What ends up on top was placed too late.
+  void climb(State& state, int64_t kept) {
+    const size_t tries = kTries + kTriesEach * state.order.size();
+    for (size_t round = 0; round < tries && state.placement.height > enough_ && work_left_ > kept; ++round) {
+      Order order = bits_() % 2 == 0 ? with_tall_ones_earlier(state) : with_one_moved(state);
+      const Fit other = state.fit == Fit::kFirst ? Fit::kBest : Fit::kFirst;
+      attempt(state, std::move(order), bits_() % 8 == 0 ? other : state.fit, true);
+    }
+  }
+
+  // All that reach above some height move forward, equally far.
+  Order with_tall_ones_earlier(const State& state) {
+    const int64_t height = state.placement.height, range = height - enough_ + enough_ / 200 + 1;
+    const int64_t limit = height - 1 - static_cast<int64_t>(bits_()) % range;
+    const size_t places = std::max<size_t>(state.order.size() >> bits_() % 10, 1);
+    const auto earliness = [&](size_t position) {
+      const bool is_tall = top(state, state.order[position]) > limit;
+      return (is_tall ? static_cast<int64_t>(places) : 0) - static_cast<int64_t>(position);
+    };
+    Order order = falling(state.order.size(), earliness);
+    for (int32_t& position : order) {
+      position = state.order[static_cast<size_t>(position)];
+    }
+    return order;
+  }
+
+  // An item on top moves forward, or one of those in its way moves behind it, or any two change places.
+  Order with_one_moved(const State& state) {
+    Order order = state.order;
+    const size_t high =
+        one_of(positions(order.size(), [&](size_t i) { return top(state, order[i]) == state.placement.height; }));
+    const auto at = [&](size_t position) { return order.begin() + static_cast<std::ptrdiff_t>(position); };
+    const auto kind = bits_() % 4;
+    if (kind == 0) {
+      std::swap(order[bits_() % order.size()], order[bits_() % order.size()]);
+    } else if (kind == 1) {
+      const Item& item = items_[static_cast<size_t>(order[high])];
+      const size_t other = one_of(positions(high + 1, [&](size_t i) {  // or the item itself, and nothing changes
+        const Item& earlier = items_[static_cast<size_t>(order[i])];
+        return earlier.begin < item.end && item.begin < earlier.end;
+      }));
+      std::rotate(at(other), at(other + 1), at(high + 1));
+    } else {
+      std::rotate(at(bits_() % (high + 1)), at(high), at(high + 1));
+    }
+    return order;
   }
 
   int64_t top(const State& state, int32_t index) const {
     return state.placement.offsets[static_cast<size_t>(index)] + items_[static_cast<size_t>(index)].bytes;
   }
 
+  // Those of the first so many positions that are chosen.
   template <typename F>
-  static std::vector<size_t> positions(const State& state, const F& chosen) {
+  static std::vector<size_t> positions(size_t count, const F& chosen) {
     std::vector<size_t> found;
-    for (size_t i = 0; i < state.order.size(); ++i) {
-      if (chosen(state.order[i])) {
+    for (size_t i = 0; i < count; ++i) {
+      if (chosen(i)) {
         found.push_back(i);
       }
     }
     return found;
   }
 
-  static size_t one_of(const std::vector<size_t>& positions, std::minstd_rand& bits) {
-    return positions[bits() % positions.size()];
-  }
+  size_t one_of(const std::vector<size_t>& positions) { return positions[bits_() % positions.size()]; }
 
   const std::vector<Item>& items_;
   const std::vector<Placed>& fixed_;
@@ -237,7 +257,9 @@ class Search {
   int64_t work_;
   int64_t work_left_;
   std::vector<Order> orders_;
-  Placement best_;
+  Placement result_{{}, kNoLimit};
+  State best_;
+  std::minstd_rand bits_;
 };
 
 }  // namespace

@@ -46,9 +46,24 @@ void test_large_cases_against_the_bound() {
   }
 }
 
+// A scope without survivors is placed as low as its allocations alone: its search gets all of the work.
+void test_one_scope_gets_all_of_the_work() {
+  Trace trace;
+  std::vector<Item> items;
+  for (int64_t begin = 1; begin <= 400; ++begin) {
+    const int64_t bytes = 64 * (1 + random_below(1000)), end = begin + 1 + random_below(600 - begin);
+    trace.allocations.push_back({bytes, begin, end, 0});
+    items.push_back({bytes, begin, end});
+  }
+  trace.scopes.push_back({"step", 0, 601, 0, 400});
+  trace.ticks = 602;
+  EXPECT(make_plan(trace, 64, 0).peak == place(items).height);
+}
+
 }  // namespace
 
 int main() {
   test_large_cases_against_the_bound();
+  test_one_scope_gets_all_of_the_work();
   return failures() > 0;
 }

@@ -79,7 +79,7 @@ void test_a_step_reuses_what_the_step_before_left() {
 
 // More is kept than the bound has room for from both of its ends.
 void test_plans_of_random_work_are_safe() {
-  for (int repeat = 0; repeat < 100; ++repeat) {
+  for (int repeat = 0; repeat < 30; ++repeat) {
     Trace trace;
     int64_t tick = 0;
     const int64_t ticks = 400;

@@ -152,6 +152,9 @@ class Search {
 
   // The best order of all items to begin with: at least one, and as many as a quarter of the work allows.
   void start() {
+    if (result_.height <= enough_) {
+      return;
+    }
     attempt(best_, orders_.front(), Fit::kBest);
     const int64_t kept = work_left_ - work_left_ / 4;
     for (const int64_t share : kShares) {

@@ -6,12 +6,6 @@ from importlib.metadata import version
 
 import torch
 
-# Beside a torch without CUDA, torchvision, which the package imports, looks up two operators that it could not load.
-library = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None:
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 import timm
 from lightly.models.modules import MaskedVisionTransformerTIMM
 

@@ -6,15 +6,7 @@ import random
 from importlib.metadata import version
 
 import numpy as np
-import torch
 from PIL import Image
-
-# Beside a torch without CUDA, torchvision, which timm imports, looks up two operators that it could not load.
-library = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None:
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from timm.data.auto_augment import rand_augment_transform
 
 random.seed(0)

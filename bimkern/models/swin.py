@@ -105,8 +105,9 @@ class Swin(nn.Module):
         """Return the plan for images of which no patch is left out."""
         key = (grid, device)
         if key not in self._whole:
-            everything = torch.arange(grid[0] * grid[1], device="cpu").unsqueeze(0)
-            self._whole[key] = self.plan(grid, everything).map(lambda tensor: tensor.to(device))
+            with torch.inference_mode(False):  # it may be kept for backward later
+                everything = torch.arange(grid[0] * grid[1], device="cpu").unsqueeze(0)
+                self._whole[key] = self.plan(grid, everything).map(lambda tensor: tensor.to(device))
         return self._whole[key]
 
 

@@ -1,5 +1,6 @@
 """Replace what bimkern does faster inside a model of another program, and take it back."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def _usable(
     for index, part in enumerate(host.parts):
         if part.method in done:
             continue
-        ours = swap.patched_class(host_class, (host.name, (index,), "host", exact))
+        ours = functools.partial(swap.patched_class, host_class, (host.name, (index,), "host", exact))
         where = f"{path}.{part.method}".lstrip(".")
         reason = trial.difference(host_class, ours, part, module, forms)
         if reason is None:

@@ -111,11 +111,15 @@ def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def difference(
-    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, forms: Iterable[nn.Module]
+    host_class: type[nn.Module],
+    ours: Callable[[], type[nn.Module]],
+    part: Part,
+    module: nn.Module,
+    forms: Iterable[nn.Module],
 ) -> str | None:
     """Return why a method of the host must stay, or None where its replacement does the same in one of the forms.
 
-    Random numbers are drawn: call it in `isolated`.
+    Random numbers are drawn: call it in `isolated`. ours makes the class with the replacement, or raises anything.
     """
     theirs = getattr(host_class, part.method, None)
     if theirs is None:
@@ -135,7 +139,9 @@ def difference(
     return found
 
 
-def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, form: nn.Module) -> str | None:
+def _compare(
+    host_class: type[nn.Module], ours: Callable[[], type[nn.Module]], part: Part, form: nn.Module
+) -> str | None:
     try:
         trial = part.trial(form)
         subject = twin(form, **trial.children)
@@ -146,9 +152,9 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
         expected = [_call(subject, host_method, trial.args, leaves, training) for training in _MODES]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
-    subject.__class__ = ours
     in_half = any(map(_is_half, _tensors(trial.args)))  # results of it may be wider, but are no more exact
     try:
+        subject.__class__ = ours()
         got = [
             _call(subject, part.ours, trial.args, leaves, training) for training in _MODES[: 1 + part.reads_training]
         ]

@@ -7,7 +7,7 @@ import commands
 import numpy as np
 import pytest
 import torch
-from dropin_hosts import error_of
+from dropin_hosts import error_of, hf_vitmae
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -189,6 +189,56 @@ def test_hooks_on_the_embedding_are_called():
     handle.remove()
     loss_of(model)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("path", ["patch_embed", "patch_embed.proj"])
+def test_a_forward_replaced_on_an_instance_is_called(path):
+    model = MaskedAutoencoderViT()
+    patch(model)
+    before = loss_of(model)
+    module = model.get_submodule(path)
+    module.forward = lambda x: 2 * type(module).forward(module, x)
+    expected = MaskedAutoencoderViT()
+    expected.load_state_dict(model.state_dict())
+    other = expected.get_submodule(path)
+    other.forward = lambda x: 2 * type(other).forward(other, x)
+    torch.testing.assert_close(loss_of(model), loss_of(expected), rtol=1e-6, atol=0)
+    assert not torch.allclose(loss_of(model), before, rtol=1e-6)
+
+
+class OwnArguments:
+    def forward(self, pixel_values, **options):
+        return super().forward(pixel_values, **options)
+
+
+class UntypedForward:
+    def forward(
+        self, pixel_values=None, noise=None, interpolate_pos_encoding=False, attention_mask=None, **kwargs
+    ):
+        return super().forward(pixel_values, noise, interpolate_pos_encoding, attention_mask, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("mixin", "left"),
+    [
+        (
+            OwnArguments,
+            "takes (pixel_values, options) instead of "
+            "(pixel_values, noise, interpolate_pos_encoding, attention_mask, kwargs)",
+        ),
+        (UntypedForward, None),
+    ],
+)
+def test_a_subclass_whose_forward_does_not_say_what_it_returns(mixin, left):
+    model = hf_vitmae()
+    torch.manual_seed(1)
+    expected = model(IMAGES).loss
+    model.__class__ = type(mixin.__name__, (mixin, type(model)), {})
+    patched = patch(model)
+    assert patched.left.get("forward") == left
+    assert {"vit.embeddings.forward", "decoder.forward"} <= patched.replaced.keys()
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(IMAGES).loss, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("change", [lambda conv: conv.register_parameter("bias", None), lambda conv: conv.bfloat16()])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bimkern import pieces
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import CrossLayer, LayerNorm, Linear, TransformerLayer, init_linear
-from bimkern.models.pos_embed import SinCosPositions
+from bimkern.models.pos_embed import WIDTH_UNIT, SinCosPositions
 from bimkern.nn import MatchHead
 from bimkern.ops import gather_tokens, restore_tokens
 from bimkern.ops.match import SCALES
@@ -126,6 +126,11 @@ class DecoderConfig:
             raise ValueError(f"DecoderConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
+        if self.positions and self.width % WIDTH_UNIT:
+            raise ValueError(
+                f"DecoderConfig: width must be a multiple of {WIDTH_UNIT} for its positions, got {self.width}; "
+                f"or leave them out with positions=False"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"DecoderConfig: share must be in (0, 1], got {self.share}")
         if self.attends not in get_args(Attends):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bimkern.models.encoder import Grid
 
+WIDTH_UNIT = 4  # of a sin-cos table: sine and cosine of row and column
 _SAME = 1e-5  # of values in [-1, 1]: published tables are computed in float32
 
 
@@ -150,8 +151,8 @@ def sincos_table(width: int, grid: Grid) -> Tensor:
 
     Source: He et al. 2022 (MAE), appendix A.1; the order of the halves is that of the published checkpoints.
     """
-    if width % 4:
-        raise ValueError(f"sincos_table: width must be a multiple of 4, got {width}")
+    if width % WIDTH_UNIT:
+        raise ValueError(f"sincos_table: width must be a multiple of {WIDTH_UNIT}, got {width}")
     rows, columns = grid
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
 

@@ -113,3 +113,8 @@ def test_configs_say_what_is_wrong():
         ViTConfig(width=64, depth=1, num_heads=2, patch=0)
     with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of num_heads=7, got 512"):
         DecoderConfig(num_heads=7)
+    with pytest.raises(ValueError, match="ViTConfig: width must be a multiple of 4 for its positions, got 18"):
+        ViTConfig(width=18, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of 4 for its positions, got 18; or"):
+        DecoderConfig(width=18, num_heads=2)
+    assert DecoderConfig(width=18, num_heads=2, positions=False).width == 18

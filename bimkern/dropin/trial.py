@@ -129,7 +129,7 @@ def difference(
     written = inspect.unwrap(theirs)
     if _parameters(written) != _parameters(part.ours):
         return f"takes {_shown(_parameters(written))} instead of {_shown(_parameters(part.ours))}"
-    if any("checkpoint" in name for name in getattr(getattr(written, "__code__", None), "co_names", ())):
+    if _recomputes(written):
         return "recomputes activations (checkpoint), which the replacement would not"
     found: str | None = None
     for form in forms:
@@ -137,6 +137,16 @@ def difference(
         if found is None:
             return None
     return found
+
+
+def _recomputes(written: Any) -> bool:
+    """Return whether a function, or one inside it, names torch's checkpoint or one of its own, under any name."""
+    code = [getattr(written, "__code__", None)]
+    for each in code:
+        code += [inner for inner in getattr(each, "co_consts", ()) if inspect.iscode(inner)]
+    known = getattr(written, "__globals__", {})
+    names = {name for each in code for name in getattr(each, "co_names", ())}
+    return any("checkpoint" in f"{name} {getattr(known.get(name), '__module__', '')}" for name in names)
 
 
 def _compare(

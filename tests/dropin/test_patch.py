@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern.dropin import DropinError, patch
 
+recompute = checkpoint
 ALL = {"forward_encoder", "random_masking", "forward_decoder", "forward_loss"}
 IMAGES = torch.rand(3, 3, 32, 32)
 
@@ -65,6 +66,19 @@ class Recomputes(MaskedAutoencoderViT):
         return checkpoint(super().forward_decoder, x, ids_restore, use_reentrant=False)
 
 
+class RecomputesUnderAnotherName(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        return recompute(super().forward_decoder, x, ids_restore, use_reentrant=False)
+
+
+class RecomputesInside(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        def run(x):
+            return checkpoint(MaskedAutoencoderViT.forward_decoder, self, x, ids_restore, use_reentrant=False)
+
+        return run(x)
+
+
 class OutOfTraining(MaskedAutoencoderViT):
     def forward_decoder(self, x, ids_restore):
         return super().forward_decoder(x if self.training else 2 * x, ids_restore)
@@ -94,7 +108,10 @@ FORKS = [
     ),
     (Timestamps, {"forward_encoder": "takes (x, mask_ratio, timestamps) instead of (x, mask_ratio)"}),
     (StopsGradient, {"forward_decoder": "computes other gradients than its replacement"}),
-    (Recomputes, {"forward_decoder": "recomputes activations (checkpoint), which the replacement would not"}),
+    *(
+        (fork, {"forward_decoder": "recomputes activations (checkpoint), which the replacement would not"})
+        for fork in (Recomputes, RecomputesUnderAnotherName, RecomputesInside)
+    ),
     (OutOfTraining, {"forward_decoder": "computes other results than its replacement"}),
     (Broken, {"forward_loss": "could not be tried: RuntimeError: no loss"}),
     (TwoLayersLess, {"forward_encoder": "computes other results than its replacement"}),

@@ -88,6 +88,7 @@ def twin(module: nn.Module, **changes: Any) -> nn.Module:
     children = {name: value for name, value in changes.items() if isinstance(value, nn.Module)}
     tensors = {"_parameters": parameters, "_buffers": buffers, "_modules": module._modules | children}
     others = {name: value for name, value in changes.items() if name not in children}
+    others["_compiled_call_impl"] = None  # of nn.Module.compile, which would call the module itself
     vars(copy).update(vars(module) | others | tensors)
     return copy
 

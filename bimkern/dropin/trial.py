@@ -11,6 +11,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,23 @@ def difference(
 
 def _recomputes(written: Any) -> bool:
     """Return whether a function, or one inside it, names torch's checkpoint or one of its own, under any name."""
-    code = [getattr(written, "__code__", None)]
-    for each in code:
-        code += [inner for inner in getattr(each, "co_consts", ()) if inspect.iscode(inner)]
     known = getattr(written, "__globals__", {})
-    names = {name for each in code for name in getattr(each, "co_names", ())}
-    return any("checkpoint" in f"{name} {getattr(known.get(name), '__module__', '')}" for name in names)
+    return any("checkpoint" in f"{name} {getattr(known.get(name), '__module__', '')}" for name in _names(written))
+
+
+def _sets_autocast(method: Any) -> bool:
+    """Return whether a method, or what decorates it, names torch's autocast."""
+    return any("autocast" in name for name in _names(method)) or (
+        hasattr(method, "__wrapped__") and _sets_autocast(method.__wrapped__)
+    )
+
+
+def _names(function: Any) -> Iterator[str]:
+    """Yield what a function, and those inside it, refer to."""
+    code = [getattr(function, "__code__", None)]
+    for each in filter(None, code):
+        code += filter(inspect.iscode, each.co_consts)
+        yield from (*each.co_names, *each.co_freevars)
 
 
 def _compare(
@@ -160,35 +172,46 @@ def _compare(
         candidates = (*subject.parameters(), *_tensors(trial.args))
         leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
         host_method = getattr(host_class, part.method)
-        expected = [_call(subject, host_method, trial.args, leaves, training) for training in _MODES]
+        halves = (False, True) if _sets_autocast(host_method) else (False,)
+        expected = [_call(subject, host_method, trial.args, leaves, *mode) for mode in product(halves, _MODES)]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
     in_half = any(map(_is_half, _tensors(trial.args)))  # results of it may be wider, but are no more exact
     try:
         subject.__class__ = ours()
-        got = [
-            _call(subject, part.ours, trial.args, leaves, training) for training in _MODES[: 1 + part.reads_training]
-        ]
+        modes = _MODES if part.reads_training else (True, None)  # None: as in the mode before
+        got: list[dict[str, Any]] = []
+        for half, training in product(halves, modes):
+            got.append(got[-1] if training is None else _call(subject, part.ours, trial.args, leaves, half, training))
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
-    for theirs, replaced in zip(expected, (got[0], got[-1]), strict=True):
+    for (half, _), theirs, replaced in zip(product(halves, _MODES), expected, got, strict=True):
         if theirs["random numbers"] != replaced["random numbers"]:
             return "draws other random numbers"
         for what in ("results", "gradients"):
             if what in theirs and not _equal(theirs[what], replaced[what], in_half):
-                return f"computes other {what} than its replacement"
+                return f"computes other {what} than its replacement{' under autocast' if half else ''}"
     return None
 
 
 def _call(
-    subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], leaves: list[Tensor], training: bool
+    subject: nn.Module,
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    leaves: list[Tensor],
+    half: bool,
+    training: bool,
 ) -> dict[str, Any]:
-    """Call a method from the same random state each time, and in training take gradients of what it returns."""
+    """Call a method from the same random state each time, and in training take gradients of what it returns.
+
+    half: under autocast to bfloat16.
+    """
     subject.training = training
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
-    returned = method(subject, *args)
+    with torch.autocast(generators[-1].device.type, torch.bfloat16, enabled=half):
+        returned = method(subject, *args)
     drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
     outcome = {"results": [type(returned), *results], "random numbers": drawn}

@@ -108,9 +108,7 @@ class ViTConfig:
         if not self.image_size.is_multiple(self.patch):
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % WIDTH_UNIT:
-            raise ValueError(
-                f"ViTConfig: width must be a multiple of {WIDTH_UNIT} for its positions, got {self.width}"
-            )
+            raise ValueError(f"ViTConfig: width must be a multiple of {WIDTH_UNIT} for its positions, got {self.width}")
         if self.width % self.num_heads:
             raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 

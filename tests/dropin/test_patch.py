@@ -79,6 +79,20 @@ class RecomputesInside(MaskedAutoencoderViT):
         return run(x)
 
 
+class FullPrecision(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward_decoder(x.float(), ids_restore)
+
+    @torch.autocast("cpu", enabled=False)
+    def forward_encoder(self, x, mask_ratio):
+        return super().forward_encoder(x, mask_ratio)
+
+    def forward_loss(self, imgs, pred, mask):
+        with torch.autocast(imgs.device.type, enabled=False):
+            return super().forward_loss(imgs, pred, mask)
+
+
 class OutOfTraining(MaskedAutoencoderViT):
     def forward_decoder(self, x, ids_restore):
         return super().forward_decoder(x if self.training else 2 * x, ids_restore)
@@ -111,6 +125,12 @@ FORKS = [
     *(
         (fork, {"forward_decoder": "recomputes activations (checkpoint), which the replacement would not"})
         for fork in (Recomputes, RecomputesUnderAnotherName, RecomputesInside)
+    ),
+    (
+        FullPrecision,
+        dict.fromkeys(
+            ["forward_encoder", "forward_decoder"], "computes other results than its replacement under autocast"
+        ),
     ),
     (OutOfTraining, {"forward_decoder": "computes other results than its replacement"}),
     (Broken, {"forward_loss": "could not be tried: RuntimeError: no loss"}),
@@ -229,9 +249,7 @@ class OwnArguments:
 
 
 class UntypedForward:
-    def forward(
-        self, pixel_values=None, noise=None, interpolate_pos_encoding=False, attention_mask=None, **kwargs
-    ):
+    def forward(self, pixel_values=None, noise=None, interpolate_pos_encoding=False, attention_mask=None, **kwargs):
         return super().forward(pixel_values, noise, interpolate_pos_encoding, attention_mask, **kwargs)
 
 

@@ -60,7 +60,8 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
     attributes, and gets a subclass of its class; so do its copies and pickles, for which bimkern must be installed.
 
     Args:
-        model: or any part of it, on a CPU or a GPU. Patching it again changes nothing.
+        model: or any part of it, on a CPU or a GPU. Patching it again changes nothing, unless what was left can be
+            replaced now, or the other way round.
         masks: "host" leaves the random numbers the host's: the same seed gives the same masks. "counter" draws them
             with random_keep, so that they are the same on every device.
         exact: HOG layers compute bins without rounding. False repeats the rounding of the published layers bit for bit,
@@ -97,7 +98,7 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
         reasons = "; ".join(f"{path} {why}" for path, why in left.items())
         raise DropinError(f"patch: nothing in {type(model).__name__} can be replaced: {reasons}")
     for _, module, cls in classes:
-        if swap.recipe_of(module) is None:
+        if swap.recipe_of(module) is None or swap.is_ours(type(module)):
             module.__class__ = cls
     return Patched(replaced, left, {path: module for path, module, _ in classes})
 

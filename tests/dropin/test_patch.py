@@ -196,6 +196,18 @@ def test_patching_again_changes_nothing():
     assert type(model) is MaskedAutoencoderViT
 
 
+def test_patching_again_replaces_what_can_be_replaced_now():
+    model = MaskedAutoencoderViT()
+    model.random_masking = MaskedAutoencoderViT().random_masking
+    first = patch(model)
+    assert type(model).random_masking is MaskedAutoencoderViT.random_masking
+    del model.random_masking
+    assert "random_masking" in patch(model).replaced
+    assert type(model).random_masking is not MaskedAutoencoderViT.random_masking
+    first.undo()
+    assert type(model) is MaskedAutoencoderViT
+
+
 def test_two_models_of_one_class_share_theirs():
     one, two = MaskedAutoencoderViT(), MaskedAutoencoderViT(width=8)
     patch(one)

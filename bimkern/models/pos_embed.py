@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ class _Positions(nn.Module, ABC):
         if key not in self._tables:
             self._tables[key] = self.build(grid).to(like)
         return self._tables[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_tables": {}}  # loaded, they may lie on another device than that of their keys
 
     @abstractmethod
     def build(self, grid: Grid) -> Tensor:

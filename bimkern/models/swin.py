@@ -50,6 +50,9 @@ class Swin(nn.Module):
         self.apply(init_swin)
         self._whole: dict[tuple[Grid, torch.device], SwinPlan] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_whole": {}}  # loaded, they may lie on another device than that of their keys
+
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         rows, columns = self.config.level(0).grid(*images.shape[2:])
         everything = torch.arange(rows * columns, device=images.device).expand(len(images), -1)

@@ -1,11 +1,15 @@
 """Encoders, heads, and the precision policy."""
 
+import io
+
 import pytest
 import torch
 
+from bimkern.models.encoder import WholeImages
 from bimkern.models.heads import DecoderConfig, TransformerDecoder
 from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
+from bimkern.models.swin import SwinConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=32, patch=8, width=32, depth=2, num_heads=2)
@@ -102,6 +106,26 @@ def test_precision_policy(dtype):
 
 def test_layer_norm_eps_is_that_of_the_published_models():
     assert LayerNorm(4).eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTConfig(image_size=32, patch=8, width=32, depth=1, num_heads=2),
+        SwinConfig(image_size=32, width=16, depths=(1, 1), num_heads=(1, 2), window=4),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_an_encoder_that_was_run_and_saved_runs_on_another_device(config):
+    encoder, images = config.module(config), torch.randn(1, 3, 32, 32)
+    view = WholeImages(config.level(0).grid(32, 32))
+    expected = encoder.run_layer(0, encoder.embed(images), view)
+    file = io.BytesIO()
+    torch.save(encoder, file)
+    file.seek(0)
+    loaded = torch.load(file, map_location="meta", weights_only=False).to_empty(device="cpu")
+    loaded.load_state_dict(encoder.state_dict())
+    assert torch.equal(loaded.run_layer(0, loaded.embed(images), view), expected)
 
 
 def test_configs_say_what_is_wrong():

@@ -174,7 +174,7 @@ def _levels(encoder: Any) -> SwinPyramid:
 
 
 def _add_layers(encoder: Swin, config: SwinConfig) -> None:
-    """Add the layers of a config to the last stage of an encoder that lacks them, with random weights, to be trained."""
+    """Add the layers of a config to the last stage of an encoder that lacks them: random weights, to be trained."""
     like, stage = encoder.patch_embed.proj, len(config.depths) - 1
     whole: Any = Swin(config).to(like.weight).train(encoder.training).layers[stage]
     here: Any = encoder.layers[stage]

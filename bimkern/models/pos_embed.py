@@ -61,6 +61,7 @@ class Positions(_Positions):
         super().__init__()
         self.grid, self._num_prefix, self._width = grid, num_prefix, width
         self.register_buffer("table", None)
+        self._resized: Tensor | None = None  # the table that those of other grids were made of
 
     def expect_table(self, like: Tensor) -> None:
         """Make room for a table, on the device and in the dtype of a tensor; load_state_dict then requires one."""
@@ -81,7 +82,12 @@ class Positions(_Positions):
 
     def forward(self, grid: Grid, like: Tensor) -> Tensor:
         """Return the table of a grid, [N, width]; one that is trained is read each time."""
-        return self.build(grid) if isinstance(self.table, nn.Parameter) else super().forward(grid, like)
+        if "table" in self._parameters:
+            return self.build(grid)
+        if self._resized is not self.table:  # torch.func.functional_call brings others
+            self._tables.clear()
+            self._resized = self.table
+        return super().forward(grid, like)
 
     @property
     def prefix(self) -> Tensor | None:

@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from bimkern.models.encoder import WholeImages
 from bimkern.models.heads import DecoderConfig, TransformerDecoder
@@ -126,6 +128,22 @@ def test_an_encoder_that_was_run_and_saved_runs_on_another_device(config):
     loaded = torch.load(file, map_location="meta", weights_only=False).to_empty(device="cpu")
     loaded.load_state_dict(encoder.state_dict())
     assert torch.equal(loaded.run_layer(0, loaded.embed(images), view), expected)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_positions_are_those_that_a_functional_call_brings(trains):
+    encoder, images, name = ViT(SMALL), torch.randn(1, 3, 32, 32), "encoder.positions.table"
+    if trains:
+        encoder.positions.train_table(encoder.cls_token)
+    else:
+        encoder.positions.expect_table(encoder.cls_token)
+        encoder.positions.table.normal_()
+    model = nn.ModuleDict({"encoder": encoder})
+    model.forward = lambda: encoder.embed(images)
+    table = encoder.positions.table.detach().clone()
+    found = [functional_call(model, {name: (table + i).requires_grad_()}, ()) for i in (1, 2)]
+    torch.testing.assert_close(found[1] - found[0], torch.ones_like(found[0]))
+    torch.testing.assert_close(found[0] - encoder.embed(images), torch.ones_like(found[0]))
 
 
 def test_configs_say_what_is_wrong():

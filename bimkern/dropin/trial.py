@@ -210,7 +210,7 @@ def _call(
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
-    with torch.autocast(generators[-1].device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(_device(subject).type, torch.bfloat16, enabled=half):
         returned = method(subject, *args)
     drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
@@ -257,10 +257,15 @@ def _same(expected: Any, got: Any, in_half: bool) -> bool:
 
 
 def _generators(subject: nn.Module) -> list[torch.Generator]:
-    device = next((p.device for p in subject.parameters()), torch.device("cpu"))
-    if device.type != "cuda":
-        return [torch.default_generator]
-    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+    """Return those of the CPU, and of a GPU where the subject is on one, or tensors are that are made now."""
+    for device in (_device(subject), torch.get_default_device()):
+        if device.type == "cuda":
+            return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+    return [torch.default_generator]
+
+
+def _device(subject: nn.Module) -> torch.device:
+    return next((p.device for p in subject.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager
@@ -271,7 +276,7 @@ def isolated(module: nn.Module) -> Iterator[None]:
     hooks = [(registered, registered.copy()) for registered in layers.hooks_of(module)]
     states = [generator.get_state() for generator in generators]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  hosts draw from it
-    device = "cuda" if len(generators) > 1 else "cpu"
+    device = _device(module).type
     try:
         for registered, _ in hooks:
             registered.clear()

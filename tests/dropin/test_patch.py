@@ -7,7 +7,7 @@ import commands
 import numpy as np
 import pytest
 import torch
-from dropin_hosts import error_of, hf_vitmae
+from dropin_hosts import CASES, error_of, hf_vitmae
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -385,6 +385,16 @@ def test_counter_masks_are_drawn_on_the_cpu_under_another_default_device():
     torch.manual_seed(1)
     with torch.device("meta"):
         assert torch.equal(model(IMAGES)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["mae", "maskfeat", "localmim", "hf", "vit-pytorch simmim", "lightly mae", "timm"])
+def test_a_model_is_patched_alike_under_another_default_device(name):
+    model = CASES[name].make()
+    expected = patch(CASES[name].make())
+    with torch.device("meta"):
+        patched = patch(model)
+    assert patched.replaced == expected.replaced
+    assert patched.left == expected.left
 
 
 def test_an_unknown_model():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.models.checks import check_mlp_ratio
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import CrossLayer, LayerNorm, Linear, TransformerLayer, init_linear
 from bimkern.models.pos_embed import WIDTH_UNIT, SinCosPositions
@@ -122,8 +123,7 @@ class DecoderConfig:
         for name, least in (("width", 1), ("depth", 0), ("num_heads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"DecoderConfig: {name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"DecoderConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_mlp_ratio(self, self.width)
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
         if self.positions and self.width % WIDTH_UNIT:
@@ -166,6 +166,10 @@ class LinearConfig:
 
     init_std: float = 0.02
     restores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.init_std < math.inf:
+            raise ValueError(f"LinearConfig: init_std must be above 0 and finite, got {self.init_std}")
 
     @property
     def scale(self) -> float:

@@ -141,7 +141,7 @@ class SwinConfig:
     def __post_init__(self) -> None:
         check_counts(self, "width", "window", "patch", "channels")
         read_sizes(self, "image_size", "window_image_size")
-        check_mlp_ratio(self)
+        check_mlp_ratio(self, self.width)
         *before, last = self.depths or (0,)
         if not all(depth > 0 for depth in before) or last < (1 if not before else 0):
             raise ValueError(f"SwinConfig: depths must be at least 1, but for the last of several, got {self.depths}")

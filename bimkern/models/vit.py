@@ -104,7 +104,7 @@ class ViTConfig:
     def __post_init__(self) -> None:
         check_counts(self, "width", "depth", "num_heads", "patch", "channels")
         read_sizes(self, "image_size")
-        check_mlp_ratio(self)
+        check_mlp_ratio(self, self.width)
         if not self.image_size.is_multiple(self.patch):
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
         if self.width % WIDTH_UNIT:

@@ -1,14 +1,17 @@
 """Encoders, heads, and the precision policy."""
 
 import io
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from bimkern.models.cmt import CMT_SMALL
 from bimkern.models.encoder import WholeImages
-from bimkern.models.heads import DecoderConfig, TransformerDecoder
+from bimkern.models.heads import DecoderConfig, LinearConfig, TransformerDecoder
 from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
 from bimkern.models.swin import SwinConfig
@@ -160,3 +163,14 @@ def test_configs_say_what_is_wrong():
     with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of 4 for its positions, got 18; or"):
         DecoderConfig(width=18, num_heads=2)
     assert DecoderConfig(width=18, num_heads=2, positions=False).width == 18
+    for config, width in (
+        (lambda: ViTConfig(width=32, depth=1, num_heads=2, mlp_ratio=0.03), 32),
+        (lambda: DecoderConfig(width=32, num_heads=2, mlp_ratio=0.03), 32),
+        (lambda: SwinConfig(width=8, depths=(1, 1), num_heads=(1, 1), mlp_ratio=0.12), 8),
+        (lambda: replace(CMT_SMALL, mlp_ratio=0.015), 64),
+    ):
+        with pytest.raises(ValueError, match=rf"Config: mlp_ratio must be at least 1 / {width}, for one hidden value"):
+            config()
+    for std in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"LinearConfig: init_std must be above 0 and finite, got {std}"):
+            LinearConfig(init_std=std)

@@ -140,12 +140,15 @@ def test_what_is_cut_off_changes_nothing(depth):
     torch.testing.assert_close(found[0], theirs)
 
 
-def test_no_layer_waits_for_another_dtype():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_residual_stream_is_float32_in_every_stage(dtype):
     model = SwinConfig(**SMALL)
     encoder = model.module(model)
-    set_compute_dtype(encoder, torch.bfloat16)
+    set_compute_dtype(encoder, dtype)
     tokens = encoder.embed(torch.randn(1, 3, 64, 64))
-    assert encoder.run_layer(0, tokens, WholeImages((16, 16))).dtype == torch.float32
+    for layer in range(model.depth):
+        tokens = encoder.run_layer(layer, tokens, WholeImages((16, 16)))
+        assert tokens.dtype == torch.float32
 
 
 @pytest.mark.parametrize("masker", [TokenReplace(ratio=0.6, mask_unit=8), TokenReplace(ratio=0.6)])

@@ -37,9 +37,13 @@ class Patched:
         """Give every module its own class back; nothing else of it was changed.
 
         Raises:
-            DropinError: something else changed the class of a patched module since, and must be undone first.
+            DropinError: something else changed the class of a patched module since, or put a method of its own on it,
+                which may call ours; that must be undone first.
         """
         for path, module in self.modules.items():
+            if methods := swap.covered(module):
+                where = f"{path}.{methods[0]}".lstrip(".")
+                raise DropinError(f"undo: {where} was replaced on this instance since it was patched: undo that first")
             if swap.recipe_of(module) is not None and not swap.is_ours(type(module)):
                 raise DropinError(
                     f"undo: {path or 'the model'} got another class since it was patched: undo that first"

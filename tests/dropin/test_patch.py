@@ -462,6 +462,20 @@ def test_a_class_changed_since_is_not_taken_back():
     assert type(model) is derived
 
 
+def test_a_method_wrapped_since_is_not_taken_back():
+    model = MaskedAutoencoderViT()
+    patched = patch(model)
+    expected, ours = loss_of(model), model.forward_encoder
+    model.forward_encoder = lambda *args: ours(*args)  # as accelerate wraps a forward
+    text = "^undo: forward_encoder was replaced on this instance since it was patched: undo that first$"
+    with pytest.raises(DropinError, match=text):
+        patched.undo()
+    assert torch.equal(loss_of(model), expected)
+    del model.forward_encoder
+    patched.undo()
+    assert type(model) is MaskedAutoencoderViT
+
+
 def test_no_host_is_imported():
     code = (
         "import sys, bimkern.dropin;"

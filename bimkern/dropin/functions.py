@@ -83,10 +83,8 @@ def patchify_loss(imgs: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool 
 
     Source: He et al. 2022 (MAE), section 3 "reconstruction target".
     """
-    pred = _tokens("patchify_loss", pred, "pred")
-    mask = mask.flatten(1)
     patch = check.once(_check_loss, (imgs, pred, mask))
-    return layers.pixel_loss(imgs, pred, mask, patch, norm_pix_loss)
+    return layers.pixel_loss(imgs, _tokens("patchify_loss", pred, "pred"), mask.flatten(1), patch, norm_pix_loss)
 
 
 def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
@@ -213,14 +211,17 @@ def _check_unshuffle(x: Tensor, ids_restore: Tensor, mask_token: Tensor, pos_emb
 
 def _check_loss(imgs: Tensor, pred: Tensor, mask: Tensor) -> int:
     """Check what patchify_loss takes and return the side of a patch."""
-    op = "patchify_loss"
-    dims = check.shapes(op, imgs=(imgs, "B C H W"), pred=(pred, "B N P"), mask=(mask, "B N"))
+    op, tokens = "patchify_loss", _tokens("patchify_loss", pred, "pred")
+    dims = check.shapes(op, imgs=(imgs, "B C H W"), pred=(tokens, "B N P"))
     C, H, W, P = (dims[letter] for letter in "CHWP")
     p = math.isqrt(P // max(C, 1))
     if p * p * C != P or p == 0:
         raise ValueError(f"{op}: pred must hold p*p*C={C} values per patch for a whole p, got {list(pred.shape)}")
     if H % p or W % p or (H // p) * (W // p) != dims["N"]:
         raise ValueError(f"{op}: imgs must be cut into N={dims['N']} patches by p={p}, got {list(imgs.shape)}")
+    dims |= {"h": H // p, "w": W // p}
+    check.shapes(op, dims, pred=(pred, "B P h w" if pred.ndim == 4 else "B N P"))
+    check.shapes(op, dims, mask=(mask, "B h w" if mask.ndim == 3 else "B N"))
     check.dtypes(op, imgs=(imgs, (torch.uint8, *check.FLOATS)), mask=(mask, check.MASKS))
     return p
 

@@ -110,8 +110,8 @@ def has_kernels(x: Tensor) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether something listens to a module's calls, which must then be made."""
-    return any(getattr(module, name) for name in _HOOKS)
+    """Return whether something listens to a module's calls, or took their place, so that they must be made."""
+    return "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
 
 
 def hooks_of(module: nn.Module) -> Iterator[dict[int, Any]]:

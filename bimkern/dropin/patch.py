@@ -1,5 +1,6 @@
 """Replace what bimkern does faster inside a model of another program, and take it back."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -36,9 +37,13 @@ class Patched:
         """Give every module its own class back; nothing else of it was changed.
 
         Raises:
-            DropinError: something else changed the class of a patched module since, and must be undone first.
+            DropinError: something else changed the class of a patched module since, or put a method of its own on it,
+                which may call ours; that must be undone first.
         """
         for path, module in self.modules.items():
+            if methods := swap.covered(module):
+                where = f"{path}.{methods[0]}".lstrip(".")
+                raise DropinError(f"undo: {where} was replaced on this instance since it was patched: undo that first")
             if swap.recipe_of(module) is not None and not swap.is_ours(type(module)):
                 raise DropinError(
                     f"undo: {path or 'the model'} got another class since it was patched: undo that first"
@@ -59,7 +64,8 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
     attributes, and gets a subclass of its class; so do its copies and pickles, for which bimkern must be installed.
 
     Args:
-        model: or any part of it, on a CPU or a GPU. Patching it again changes nothing.
+        model: or any part of it, on a CPU or a GPU. Patching it again changes nothing, unless what was left can be
+            replaced now, or the other way round.
         masks: "host" leaves the random numbers the host's: the same seed gives the same masks. "counter" draws them
             with random_keep, so that they are the same on every device.
         exact: HOG layers compute bins without rounding. False repeats the rounding of the published layers bit for bit,
@@ -96,7 +102,7 @@ def patch(model: nn.Module, *, masks: str = "host", exact: bool = True) -> Patch
         reasons = "; ".join(f"{path} {why}" for path, why in left.items())
         raise DropinError(f"patch: nothing in {type(model).__name__} can be replaced: {reasons}")
     for _, module, cls in classes:
-        if swap.recipe_of(module) is None:
+        if swap.recipe_of(module) is None or swap.is_ours(type(module)):
             module.__class__ = cls
     return Patched(replaced, left, {path: module for path, module, _ in classes})
 
@@ -111,7 +117,7 @@ def _usable(
     for index, part in enumerate(host.parts):
         if part.method in done:
             continue
-        ours = swap.patched_class(host_class, (host.name, (index,), "host", exact))
+        ours = functools.partial(swap.patched_class, host_class, (host.name, (index,), "host", exact))
         where = f"{path}.{part.method}".lstrip(".")
         reason = trial.difference(host_class, ours, part, module, forms)
         if reason is None:

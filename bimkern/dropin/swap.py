@@ -61,6 +61,13 @@ def host_class_of(module: nn.Module) -> Any:
     return getattr(type(module), "_bimkern_host", type(module))
 
 
+def covered(module: nn.Module) -> list[str]:
+    """Return which of our methods a module has others for, on itself."""
+    name, indices, *_ = recipe_of(module) or ("", ())
+    methods = [HOSTS[name].parts[index].method for index in indices]
+    return [method for method in methods if method in vars(module)]
+
+
 def restore(module: nn.Module) -> None:
     """Give a module its own class back, and what our class shows by a property as a plain attribute."""
     shown = (name for name, value in vars(type(module)).items() if isinstance(value, property))

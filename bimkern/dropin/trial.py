@@ -11,6 +11,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def twin(module: nn.Module, **changes: Any) -> nn.Module:
     children = {name: value for name, value in changes.items() if isinstance(value, nn.Module)}
     tensors = {"_parameters": parameters, "_buffers": buffers, "_modules": module._modules | children}
     others = {name: value for name, value in changes.items() if name not in children}
+    others["_compiled_call_impl"] = None  # of nn.Module.compile, which would call the module itself
     vars(copy).update(vars(module) | others | tensors)
     return copy
 
@@ -111,11 +113,15 @@ def forms(host: Host, module: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def difference(
-    host_class: type[nn.Module], ours: type[nn.Module], part: Part, module: nn.Module, forms: Iterable[nn.Module]
+    host_class: type[nn.Module],
+    ours: Callable[[], type[nn.Module]],
+    part: Part,
+    module: nn.Module,
+    forms: Iterable[nn.Module],
 ) -> str | None:
     """Return why a method of the host must stay, or None where its replacement does the same in one of the forms.
 
-    Random numbers are drawn: call it in `isolated`.
+    Random numbers are drawn: call it in `isolated`. ours makes the class with the replacement, or raises anything.
     """
     theirs = getattr(host_class, part.method, None)
     if theirs is None:
@@ -125,7 +131,7 @@ def difference(
     written = inspect.unwrap(theirs)
     if _parameters(written) != _parameters(part.ours):
         return f"takes {_shown(_parameters(written))} instead of {_shown(_parameters(part.ours))}"
-    if any("checkpoint" in name for name in getattr(getattr(written, "__code__", None), "co_names", ())):
+    if _recomputes(written):
         return "recomputes activations (checkpoint), which the replacement would not"
     found: str | None = None
     for form in forms:
@@ -135,7 +141,30 @@ def difference(
     return found
 
 
-def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, form: nn.Module) -> str | None:
+def _recomputes(written: Any) -> bool:
+    """Return whether a function, or one inside it, names torch's checkpoint or one of its own, under any name."""
+    known = getattr(written, "__globals__", {})
+    return any("checkpoint" in f"{name} {getattr(known.get(name), '__module__', '')}" for name in _names(written))
+
+
+def _sets_autocast(method: Any) -> bool:
+    """Return whether a method, or what decorates it, names torch's autocast."""
+    return any("autocast" in name for name in _names(method)) or (
+        hasattr(method, "__wrapped__") and _sets_autocast(method.__wrapped__)
+    )
+
+
+def _names(function: Any) -> Iterator[str]:
+    """Yield what a function, and those inside it, refer to."""
+    code = [getattr(function, "__code__", None)]
+    for each in filter(None, code):
+        code += filter(inspect.iscode, each.co_consts)
+        yield from (*each.co_names, *each.co_freevars)
+
+
+def _compare(
+    host_class: type[nn.Module], ours: Callable[[], type[nn.Module]], part: Part, form: nn.Module
+) -> str | None:
     try:
         trial = part.trial(form)
         subject = twin(form, **trial.children)
@@ -143,35 +172,46 @@ def _compare(host_class: type[nn.Module], ours: type[nn.Module], part: Part, for
         candidates = (*subject.parameters(), *_tensors(trial.args))
         leaves = [x for x in candidates if x.requires_grad and x.numel() <= _SMALL]
         host_method = getattr(host_class, part.method)
-        expected = [_call(subject, host_method, trial.args, leaves, training) for training in _MODES]
+        halves = (False, True) if _sets_autocast(host_method) else (False,)
+        expected = [_call(subject, host_method, trial.args, leaves, *mode) for mode in product(halves, _MODES)]
     except Exception as error:
         return f"could not be tried: {type(error).__name__}: {_first_line(error)}"
-    subject.__class__ = ours
     in_half = any(map(_is_half, _tensors(trial.args)))  # results of it may be wider, but are no more exact
     try:
-        got = [
-            _call(subject, part.ours, trial.args, leaves, training) for training in _MODES[: 1 + part.reads_training]
-        ]
+        subject.__class__ = ours()
+        modes = _MODES if part.reads_training else (True, None)  # None: as in the mode before
+        got: list[dict[str, Any]] = []
+        for half, training in product(halves, modes):
+            got.append(got[-1] if training is None else _call(subject, part.ours, trial.args, leaves, half, training))
     except Exception as error:
         return f"cannot be replaced: {type(error).__name__}: {_first_line(error)}"
-    for theirs, replaced in zip(expected, (got[0], got[-1]), strict=True):
+    for (half, _), theirs, replaced in zip(product(halves, _MODES), expected, got, strict=True):
         if theirs["random numbers"] != replaced["random numbers"]:
             return "draws other random numbers"
         for what in ("results", "gradients"):
             if what in theirs and not _equal(theirs[what], replaced[what], in_half):
-                return f"computes other {what} than its replacement"
+                return f"computes other {what} than its replacement{' under autocast' if half else ''}"
     return None
 
 
 def _call(
-    subject: nn.Module, method: Callable[..., Any], args: tuple[Any, ...], leaves: list[Tensor], training: bool
+    subject: nn.Module,
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    leaves: list[Tensor],
+    half: bool,
+    training: bool,
 ) -> dict[str, Any]:
-    """Call a method from the same random state each time, and in training take gradients of what it returns."""
+    """Call a method from the same random state each time, and in training take gradients of what it returns.
+
+    half: under autocast to bfloat16.
+    """
     subject.training = training
     generators = _generators(subject)
     for generator in generators:
         generator.manual_seed(0)
-    returned = method(subject, *args)
+    with torch.autocast(_device(subject).type, torch.bfloat16, enabled=half):
+        returned = method(subject, *args)
     drawn = [generator.get_state().numpy().tobytes() for generator in generators]
     results = list(_tensors(returned))
     outcome = {"results": [type(returned), *results], "random numbers": drawn}
@@ -217,10 +257,15 @@ def _same(expected: Any, got: Any, in_half: bool) -> bool:
 
 
 def _generators(subject: nn.Module) -> list[torch.Generator]:
-    device = next((p.device for p in subject.parameters()), torch.device("cpu"))
-    if device.type != "cuda":
-        return [torch.default_generator]
-    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+    """Return those of the CPU, and of a GPU where the subject is on one, or tensors are that are made now."""
+    for device in (_device(subject), torch.get_default_device()):
+        if device.type == "cuda":
+            return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+    return [torch.default_generator]
+
+
+def _device(subject: nn.Module) -> torch.device:
+    return next((p.device for p in subject.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager
@@ -231,7 +276,7 @@ def isolated(module: nn.Module) -> Iterator[None]:
     hooks = [(registered, registered.copy()) for registered in layers.hooks_of(module)]
     states = [generator.get_state() for generator in generators]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  hosts draw from it
-    device = "cuda" if len(generators) > 1 else "cpu"
+    device = _device(module).type
     try:
         for registered, _ in hooks:
             registered.clear()

@@ -41,11 +41,14 @@ def size_of(encoder: Any) -> ImageSize:
     return size
 
 
-def check_mlp_ratio(config: Any) -> None:
-    """Refuse a config whose MLPs would have no width.
+def check_mlp_ratio(config: Any, width: int) -> None:
+    """Refuse a config whose narrowest MLP, of tokens of a width, would have no hidden values.
 
     Raises:
-        ValueError: mlp_ratio is not above 0 and finite.
+        ValueError: mlp_ratio is not above 0 and finite, or too small.
     """
-    if not 0 < config.mlp_ratio < math.inf:
-        raise ValueError(f"{type(config).__name__}: mlp_ratio must be above 0 and finite, got {config.mlp_ratio}")
+    name, ratio = type(config).__name__, config.mlp_ratio
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"{name}: mlp_ratio must be above 0 and finite, got {ratio}")
+    if int(width * ratio) < 1:
+        raise ValueError(f"{name}: mlp_ratio must be at least 1 / {width}, for one hidden value, got {ratio}")

@@ -222,7 +222,7 @@ class CMTConfig:
                 )
         check_counts(self, "stem_width", "channels")
         read_sizes(self, "image_size")
-        check_mlp_ratio(self)
+        check_mlp_ratio(self, min(self.widths))
         if any(width % heads for width, heads in zip(self.widths, self.num_heads, strict=True)):
             raise ValueError(f"CMTConfig: widths must be multiples of num_heads={self.num_heads}, got {self.widths}")
         unit = math.lcm(*(4 * 2**stage * k for stage, k in enumerate(self.reductions)))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bimkern import pieces
+from bimkern.models.checks import check_mlp_ratio
 from bimkern.models.encoder import Grid
 from bimkern.models.layers import CrossLayer, LayerNorm, Linear, TransformerLayer, init_linear
-from bimkern.models.pos_embed import SinCosPositions
+from bimkern.models.pos_embed import WIDTH_UNIT, SinCosPositions
 from bimkern.nn import MatchHead
 from bimkern.ops import gather_tokens, restore_tokens
 from bimkern.ops.match import SCALES
@@ -122,10 +123,14 @@ class DecoderConfig:
         for name, least in (("width", 1), ("depth", 0), ("num_heads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"DecoderConfig: {name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"DecoderConfig: mlp_ratio must be above 0 and finite, got {self.mlp_ratio}")
+        check_mlp_ratio(self, self.width)
         if self.width % self.num_heads:
             raise ValueError(f"DecoderConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
+        if self.positions and self.width % WIDTH_UNIT:
+            raise ValueError(
+                f"DecoderConfig: width must be a multiple of {WIDTH_UNIT} for its positions, got {self.width}; "
+                f"or leave them out with positions=False"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"DecoderConfig: share must be in (0, 1], got {self.share}")
         if self.attends not in get_args(Attends):
@@ -161,6 +166,10 @@ class LinearConfig:
 
     init_std: float = 0.02
     restores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.init_std < math.inf:
+            raise ValueError(f"LinearConfig: init_std must be above 0 and finite, got {self.init_std}")
 
     @property
     def scale(self) -> float:

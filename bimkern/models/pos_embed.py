@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bimkern.models.encoder import Grid
 
+WIDTH_UNIT = 4  # of a sin-cos table: sine and cosine of row and column
 _SAME = 1e-5  # of values in [-1, 1]: published tables are computed in float32
 
 
@@ -25,6 +27,9 @@ class _Positions(nn.Module, ABC):
         if key not in self._tables:
             self._tables[key] = self.build(grid).to(like)
         return self._tables[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_tables": {}}  # loaded, they may lie on another device than that of their keys
 
     @abstractmethod
     def build(self, grid: Grid) -> Tensor:
@@ -56,6 +61,7 @@ class Positions(_Positions):
         super().__init__()
         self.grid, self._num_prefix, self._width = grid, num_prefix, width
         self.register_buffer("table", None)
+        self._resized: Tensor | None = None  # the table that those of other grids were made of
 
     def expect_table(self, like: Tensor) -> None:
         """Make room for a table, on the device and in the dtype of a tensor; load_state_dict then requires one."""
@@ -76,7 +82,12 @@ class Positions(_Positions):
 
     def forward(self, grid: Grid, like: Tensor) -> Tensor:
         """Return the table of a grid, [N, width]; one that is trained is read each time."""
-        return self.build(grid) if isinstance(self.table, nn.Parameter) else super().forward(grid, like)
+        if "table" in self._parameters:
+            return self.build(grid)
+        if self._resized is not self.table:  # torch.func.functional_call brings others
+            self._tables.clear()
+            self._resized = self.table
+        return super().forward(grid, like)
 
     @property
     def prefix(self) -> Tensor | None:
@@ -150,8 +161,8 @@ def sincos_table(width: int, grid: Grid) -> Tensor:
 
     Source: He et al. 2022 (MAE), appendix A.1; the order of the halves is that of the published checkpoints.
     """
-    if width % 4:
-        raise ValueError(f"sincos_table: width must be a multiple of 4, got {width}")
+    if width % WIDTH_UNIT:
+        raise ValueError(f"sincos_table: width must be a multiple of {WIDTH_UNIT}, got {width}")
     rows, columns = grid
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
 

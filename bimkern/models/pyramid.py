@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bimkern.models.encoder import WholeImages
-from bimkern.models.layers import LayerNorm
-from bimkern.models.swin import Swin
+from bimkern.models.layers import LayerNorm, set_compute_dtype
+from bimkern.models.swin import Swin, SwinConfig
 from bimkern.models.swin_layers import NORM_EPS
 from bimkern.models.vit import ViT
 
@@ -75,7 +75,7 @@ class SwinPyramid(nn.Module):
     """
 
     def __init__(self, encoder: Swin) -> None:
-        """Take the encoder; layers that its run left to fine-tuning are added with random weights.
+        """Take the encoder; layers that its run left to fine-tuning are added to it with random weights.
 
         Raises:
             ValueError: its stages are not of the four strides.
@@ -89,8 +89,7 @@ class SwinPyramid(nn.Module):
             )
         self.encoder = encoder
         if config != encoder.config:
-            self.encoder = Swin(config).to(encoder.patch_embed.proj.weight)
-            self.encoder.load_state_dict({**self.encoder.state_dict(), **encoder.state_dict()})
+            _add_layers(encoder, config)
         self.channels = tuple(config.width * 2**stage for stage in range(len(STRIDES)))
         self.norms = nn.ModuleList(LayerNorm(channels, NORM_EPS) for channels in self.channels)
 
@@ -140,7 +139,8 @@ def depths_pyramid(encoder: Any, taps: Sequence[int] | None = None) -> ViTPyrami
     if not isinstance(encoder, ViT):
         return _levels(encoder)
     depth = encoder.config.depth
-    return ViTPyramid(encoder, taps or [max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6)], kept)
+    default = [max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6)]
+    return ViTPyramid(encoder, default if taps is None else taps, kept)
 
 
 def narrowed(width: int, scale: float) -> tuple[nn.Module, int]:
@@ -171,6 +171,18 @@ def _levels(encoder: Any) -> SwinPyramid:
     if not isinstance(encoder, Swin):
         raise ValueError(f"pyramid: encoder must be a ViT or a Swin, got {type(encoder).__name__}")
     return SwinPyramid(encoder)
+
+
+def _add_layers(encoder: Swin, config: SwinConfig) -> None:
+    """Add the layers of a config to the last stage of an encoder that lacks them: random weights, to be trained."""
+    like, stage = encoder.patch_embed.proj, len(config.depths) - 1
+    whole: Any = Swin(config).to(like.weight).train(encoder.training).layers[stage]
+    here: Any = encoder.layers[stage]
+    added = whole.blocks[len(here.blocks) :]
+    if like.compute_dtype is not None:
+        set_compute_dtype(added, like.compute_dtype)
+    here.blocks.extend(added)
+    encoder.config = config
 
 
 def _check_images(images: Tensor) -> None:

@@ -50,6 +50,9 @@ class Swin(nn.Module):
         self.apply(init_swin)
         self._whole: dict[tuple[Grid, torch.device], SwinPlan] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_whole": {}}  # loaded, they may lie on another device than that of their keys
+
     def embed(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         rows, columns = self.config.level(0).grid(*images.shape[2:])
         everything = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
@@ -105,8 +108,9 @@ class Swin(nn.Module):
         """Return the plan for images of which no patch is left out."""
         key = (grid, device)
         if key not in self._whole:
-            everything = torch.arange(grid[0] * grid[1], device="cpu").unsqueeze(0)
-            self._whole[key] = self.plan(grid, everything).map(lambda tensor: tensor.to(device))
+            with torch.inference_mode(False):  # it may be kept for backward later
+                everything = torch.arange(grid[0] * grid[1], device="cpu").unsqueeze(0)
+                self._whole[key] = self.plan(grid, everything).map(lambda tensor: tensor.to(device))
         return self._whole[key]
 
 
@@ -137,7 +141,7 @@ class SwinConfig:
     def __post_init__(self) -> None:
         check_counts(self, "width", "window", "patch", "channels")
         read_sizes(self, "image_size", "window_image_size")
-        check_mlp_ratio(self)
+        check_mlp_ratio(self, self.width)
         *before, last = self.depths or (0,)
         if not all(depth > 0 for depth in before) or last < (1 if not before else 0):
             raise ValueError(f"SwinConfig: depths must be at least 1, but for the last of several, got {self.depths}")

@@ -109,10 +109,10 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor, merge: Tensor) -> Tensor:
-        """Merge tokens [B, T, D], listed by fours in merge [S, T]: [B, T / 4, 2 * D]."""
+        """Merge tokens [B, T, D], listed by fours in merge [S, T]: [B, T / 4, 2 * D], the next residual stream."""
         B, T, D = x.shape
         fours = gather_tokens(x, merge.expand(B, -1)).view(B, T // 4, 4 * D)
-        return self.reduction(self.norm(fours))
+        return self.reduction(self.norm(fours)).to(x.dtype)
 
 
 class SwinStage(nn.Module):

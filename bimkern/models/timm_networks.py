@@ -180,11 +180,12 @@ def _create(name: str, arguments: Arguments, wanted: Arguments) -> tuple[Any, di
                 raise NetworkError(_cannot(name, arguments, error)) from error
             wanted = {key: value for key, value in wanted.items() if key not in refused}
         except Exception as error:
-            raise NetworkError(_cannot(name, arguments, error)) from error
+            raise NetworkError(_cannot(name, {**arguments, **wanted}, error)) from error
 
 
 def _cannot(name: str, arguments: Arguments, error: Exception) -> str:
-    given = ", ".join(f"{key}={value}" for key, value in arguments.items() if key != "features_only")
+    ours = {"features_only", *_WANTED}
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in ours)
     return f"timm cannot build {name} with {given} ({optional.first_line(error)})"
 
 

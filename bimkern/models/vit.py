@@ -14,7 +14,7 @@ from bimkern.image_size import IMAGENET_SIZE, ImageSize
 from bimkern.models.checks import check_counts, check_mlp_ratio, read_sizes
 from bimkern.models.encoder import OWN_LAYOUT, EncoderConfig, Grid, Layout, Level, Program, View, Weights
 from bimkern.models.layers import PatchEmbed, TransformerLayer, fill_masked, init_linear, layer_flops
-from bimkern.models.pos_embed import Positions, sincos_table, with_prefix
+from bimkern.models.pos_embed import WIDTH_UNIT, Positions, sincos_table, with_prefix
 
 _TABLE = "positions.table"  # the name of a stored position table among the weights
 
@@ -104,9 +104,11 @@ class ViTConfig:
     def __post_init__(self) -> None:
         check_counts(self, "width", "depth", "num_heads", "patch", "channels")
         read_sizes(self, "image_size")
-        check_mlp_ratio(self)
+        check_mlp_ratio(self, self.width)
         if not self.image_size.is_multiple(self.patch):
             raise ValueError(f"ViTConfig: image_size must be a multiple of patch={self.patch}, got {self.image_size}")
+        if self.width % WIDTH_UNIT:
+            raise ValueError(f"ViTConfig: width must be a multiple of {WIDTH_UNIT} for its positions, got {self.width}")
         if self.width % self.num_heads:
             raise ValueError(f"ViTConfig: width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 

@@ -245,6 +245,24 @@ def test_a_loaded_bias_is_used():
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
 
 
+def test_a_bias_changed_by_its_data_is_used():
+    layer, other = HOGLayer(18, 4, bias=True), HOGLayer(18, 4, bias=True)
+    x = torch.rand(1, 1, 32, 32)
+    patch(layer)
+    layer(x)
+    layer.conv.bias.data.copy_(other.conv.bias)
+    torch.testing.assert_close(layer(x), other(x), rtol=0, atol=1e-5)
+
+
+def test_a_layer_made_in_inference_mode():
+    with torch.inference_mode():
+        layer = HOGLayer(18, 4, bias=True)
+        expected = layer(torch.ones(1, 1, 32, 32))
+    assert not patch(layer).left
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(torch.ones(1, 1, 32, 32)), expected)
+
+
 def test_a_layer_inside_a_model():
     model = nn.ModuleDict({"net": nn.Linear(2, 2), "hog": nn.ModuleList([HOGLayer(9, 4), HOGLayer(9, 8)])})
     assert set(patch(model).replaced) == {"hog.0.forward", "hog.1.forward"}

@@ -140,6 +140,13 @@ def test_full_graph():
     loss_of(compiled).backward()
 
 
+def test_modules_that_are_compiled_in_place_before_the_patch():
+    model = LocalMaskedAutoencoderViT()
+    for module in model.modules():
+        module.compile(backend="eager")
+    assert not patch(model).left
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:

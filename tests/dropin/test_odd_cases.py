@@ -164,6 +164,13 @@ WRONG = {
     "patchify_loss: imgs must be uint8, float32, float16, bfloat16 or float64, got int64": (
         lambda: _loss(IMAGES.long())
     ),
+    "patchify_loss: pred must be [B=2, P=192, h=1, w=2], got [2, 192, 2, 1]": (
+        lambda: _loss(IMAGES[:, :, :8], pred=torch.zeros(2, 192, 2, 1), mask=torch.ones(2, 2))
+    ),
+    "patchify_loss: mask must be [B=2, h=1, w=2], got [2, 2, 1]": (
+        lambda: _loss(IMAGES[:, :, :8], pred=torch.zeros(2, 192, 1, 2), mask=torch.ones(2, 2, 1))
+    ),
+    "patchify_loss: mask must be [B=2, N=4], got [2, 1, 2, 2]": lambda: _loss(mask=torch.ones(2, 1, 2, 2)),
     f"patchify_loss: mask must be bool, {FLOATS}, got int64": lambda: _loss(mask=torch.ones(2, 4).long()),
     "apply_masks: masks must be int64, got int32": lambda: dropin.apply_masks(TOKENS, [IDS.int()]),
     "apply_masks: masks must be [B=2, K], got [1, 4]": lambda: dropin.apply_masks(TOKENS, [IDS[:1]], concat=False),

@@ -7,13 +7,14 @@ import commands
 import numpy as np
 import pytest
 import torch
-from dropin_hosts import error_of
+from dropin_hosts import CASES, error_of, hf_vitmae
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.hosts.mae import MaskedAutoencoderViT
 from bimkern.dropin import DropinError, patch
 
+recompute = checkpoint
 ALL = {"forward_encoder", "random_masking", "forward_decoder", "forward_loss"}
 IMAGES = torch.rand(3, 3, 32, 32)
 
@@ -65,6 +66,33 @@ class Recomputes(MaskedAutoencoderViT):
         return checkpoint(super().forward_decoder, x, ids_restore, use_reentrant=False)
 
 
+class RecomputesUnderAnotherName(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        return recompute(super().forward_decoder, x, ids_restore, use_reentrant=False)
+
+
+class RecomputesInside(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        def run(x):
+            return checkpoint(MaskedAutoencoderViT.forward_decoder, self, x, ids_restore, use_reentrant=False)
+
+        return run(x)
+
+
+class FullPrecision(MaskedAutoencoderViT):
+    def forward_decoder(self, x, ids_restore):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward_decoder(x.float(), ids_restore)
+
+    @torch.autocast("cpu", enabled=False)
+    def forward_encoder(self, x, mask_ratio):
+        return super().forward_encoder(x, mask_ratio)
+
+    def forward_loss(self, imgs, pred, mask):
+        with torch.autocast(imgs.device.type, enabled=False):
+            return super().forward_loss(imgs, pred, mask)
+
+
 class OutOfTraining(MaskedAutoencoderViT):
     def forward_decoder(self, x, ids_restore):
         return super().forward_decoder(x if self.training else 2 * x, ids_restore)
@@ -94,7 +122,16 @@ FORKS = [
     ),
     (Timestamps, {"forward_encoder": "takes (x, mask_ratio, timestamps) instead of (x, mask_ratio)"}),
     (StopsGradient, {"forward_decoder": "computes other gradients than its replacement"}),
-    (Recomputes, {"forward_decoder": "recomputes activations (checkpoint), which the replacement would not"}),
+    *(
+        (fork, {"forward_decoder": "recomputes activations (checkpoint), which the replacement would not"})
+        for fork in (Recomputes, RecomputesUnderAnotherName, RecomputesInside)
+    ),
+    (
+        FullPrecision,
+        dict.fromkeys(
+            ["forward_encoder", "forward_decoder"], "computes other results than its replacement under autocast"
+        ),
+    ),
     (OutOfTraining, {"forward_decoder": "computes other results than its replacement"}),
     (Broken, {"forward_loss": "could not be tried: RuntimeError: no loss"}),
     (TwoLayersLess, {"forward_encoder": "computes other results than its replacement"}),
@@ -159,6 +196,18 @@ def test_patching_again_changes_nothing():
     assert type(model) is MaskedAutoencoderViT
 
 
+def test_patching_again_replaces_what_can_be_replaced_now():
+    model = MaskedAutoencoderViT()
+    model.random_masking = MaskedAutoencoderViT().random_masking
+    first = patch(model)
+    assert type(model).random_masking is MaskedAutoencoderViT.random_masking
+    del model.random_masking
+    assert "random_masking" in patch(model).replaced
+    assert type(model).random_masking is not MaskedAutoencoderViT.random_masking
+    first.undo()
+    assert type(model) is MaskedAutoencoderViT
+
+
 def test_two_models_of_one_class_share_theirs():
     one, two = MaskedAutoencoderViT(), MaskedAutoencoderViT(width=8)
     patch(one)
@@ -189,6 +238,54 @@ def test_hooks_on_the_embedding_are_called():
     handle.remove()
     loss_of(model)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("path", ["patch_embed", "patch_embed.proj"])
+def test_a_forward_replaced_on_an_instance_is_called(path):
+    model = MaskedAutoencoderViT()
+    patch(model)
+    before = loss_of(model)
+    module = model.get_submodule(path)
+    module.forward = lambda x: 2 * type(module).forward(module, x)
+    expected = MaskedAutoencoderViT()
+    expected.load_state_dict(model.state_dict())
+    other = expected.get_submodule(path)
+    other.forward = lambda x: 2 * type(other).forward(other, x)
+    torch.testing.assert_close(loss_of(model), loss_of(expected), rtol=1e-6, atol=0)
+    assert not torch.allclose(loss_of(model), before, rtol=1e-6)
+
+
+class OwnArguments:
+    def forward(self, pixel_values, **options):
+        return super().forward(pixel_values, **options)
+
+
+class UntypedForward:
+    def forward(self, pixel_values=None, noise=None, interpolate_pos_encoding=False, attention_mask=None, **kwargs):
+        return super().forward(pixel_values, noise, interpolate_pos_encoding, attention_mask, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("mixin", "left"),
+    [
+        (
+            OwnArguments,
+            "takes (pixel_values, options) instead of "
+            "(pixel_values, noise, interpolate_pos_encoding, attention_mask, kwargs)",
+        ),
+        (UntypedForward, None),
+    ],
+)
+def test_a_subclass_whose_forward_does_not_say_what_it_returns(mixin, left):
+    model = hf_vitmae()
+    torch.manual_seed(1)
+    expected = model(IMAGES).loss
+    model.__class__ = type(mixin.__name__, (mixin, type(model)), {})
+    patched = patch(model)
+    assert patched.left.get("forward") == left
+    assert {"vit.embeddings.forward", "decoder.forward"} <= patched.replaced.keys()
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(IMAGES).loss, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("change", [lambda conv: conv.register_parameter("bias", None), lambda conv: conv.bfloat16()])
@@ -290,6 +387,16 @@ def test_counter_masks_are_drawn_on_the_cpu_under_another_default_device():
         assert torch.equal(model(IMAGES)[0], expected)
 
 
+@pytest.mark.parametrize("name", ["mae", "maskfeat", "localmim", "hf", "vit-pytorch simmim", "lightly mae", "timm"])
+def test_a_model_is_patched_alike_under_another_default_device(name):
+    model = CASES[name].make()
+    expected = patch(CASES[name].make())
+    with torch.device("meta"):
+        patched = patch(model)
+    assert patched.replaced == expected.replaced
+    assert patched.left == expected.left
+
+
 def test_an_unknown_model():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(DropinError, match=r"^patch: no known structure in Sequential; looked for MAE-style .*, timm"):
@@ -353,6 +460,20 @@ def test_a_class_changed_since_is_not_taken_back():
     with pytest.raises(DropinError, match=r"^undo: the model got another class since it was patched: undo that first$"):
         patched.undo()
     assert type(model) is derived
+
+
+def test_a_method_wrapped_since_is_not_taken_back():
+    model = MaskedAutoencoderViT()
+    patched = patch(model)
+    expected, ours = loss_of(model), model.forward_encoder
+    model.forward_encoder = lambda *args: ours(*args)  # as accelerate wraps a forward
+    text = "^undo: forward_encoder was replaced on this instance since it was patched: undo that first$"
+    with pytest.raises(DropinError, match=text):
+        patched.undo()
+    assert torch.equal(loss_of(model), expected)
+    del model.forward_encoder
+    patched.undo()
+    assert type(model) is MaskedAutoencoderViT
 
 
 def test_no_host_is_imported():

@@ -1,11 +1,20 @@
 """Encoders, heads, and the precision policy."""
 
+import io
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
-from bimkern.models.heads import DecoderConfig, TransformerDecoder
+from bimkern.models.cmt import CMT_SMALL
+from bimkern.models.encoder import WholeImages
+from bimkern.models.heads import DecoderConfig, LinearConfig, TransformerDecoder
 from bimkern.models.layers import LayerNorm, TransformerLayer, set_compute_dtype
 from bimkern.models.pos_embed import sincos_table
+from bimkern.models.swin import SwinConfig
 from bimkern.models.vit import VIT_BASE, VIT_HUGE, VIT_LARGE, VIT_SMALL, VIT_TINY, ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=32, patch=8, width=32, depth=2, num_heads=2)
@@ -104,6 +113,42 @@ def test_layer_norm_eps_is_that_of_the_published_models():
     assert LayerNorm(4).eps == 1e-6
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTConfig(image_size=32, patch=8, width=32, depth=1, num_heads=2),
+        SwinConfig(image_size=32, width=16, depths=(1, 1), num_heads=(1, 2), window=4),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_an_encoder_that_was_run_and_saved_runs_on_another_device(config):
+    encoder, images = config.module(config), torch.randn(1, 3, 32, 32)
+    view = WholeImages(config.level(0).grid(32, 32))
+    expected = encoder.run_layer(0, encoder.embed(images), view)
+    file = io.BytesIO()
+    torch.save(encoder, file)
+    file.seek(0)
+    loaded = torch.load(file, map_location="meta", weights_only=False).to_empty(device="cpu")
+    loaded.load_state_dict(encoder.state_dict())
+    assert torch.equal(loaded.run_layer(0, loaded.embed(images), view), expected)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_positions_are_those_that_a_functional_call_brings(trains):
+    encoder, images, name = ViT(SMALL), torch.randn(1, 3, 32, 32), "encoder.positions.table"
+    if trains:
+        encoder.positions.train_table(encoder.cls_token)
+    else:
+        encoder.positions.expect_table(encoder.cls_token)
+        encoder.positions.table.normal_()
+    model = nn.ModuleDict({"encoder": encoder})
+    model.forward = lambda: encoder.embed(images)
+    table = encoder.positions.table.detach().clone()
+    found = [functional_call(model, {name: (table + i).requires_grad_()}, ()) for i in (1, 2)]
+    torch.testing.assert_close(found[1] - found[0], torch.ones_like(found[0]))
+    torch.testing.assert_close(found[0] - encoder.embed(images), torch.ones_like(found[0]))
+
+
 def test_configs_say_what_is_wrong():
     with pytest.raises(ValueError, match="ViTConfig: image_size must be a multiple of patch=16, got 225"):
         ViTConfig(width=64, depth=1, num_heads=1, image_size=225)
@@ -113,3 +158,19 @@ def test_configs_say_what_is_wrong():
         ViTConfig(width=64, depth=1, num_heads=2, patch=0)
     with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of num_heads=7, got 512"):
         DecoderConfig(num_heads=7)
+    with pytest.raises(ValueError, match="ViTConfig: width must be a multiple of 4 for its positions, got 18"):
+        ViTConfig(width=18, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match="DecoderConfig: width must be a multiple of 4 for its positions, got 18; or"):
+        DecoderConfig(width=18, num_heads=2)
+    assert DecoderConfig(width=18, num_heads=2, positions=False).width == 18
+    for config, width in (
+        (lambda: ViTConfig(width=32, depth=1, num_heads=2, mlp_ratio=0.03), 32),
+        (lambda: DecoderConfig(width=32, num_heads=2, mlp_ratio=0.03), 32),
+        (lambda: SwinConfig(width=8, depths=(1, 1), num_heads=(1, 1), mlp_ratio=0.12), 8),
+        (lambda: replace(CMT_SMALL, mlp_ratio=0.015), 64),
+    ):
+        with pytest.raises(ValueError, match=rf"Config: mlp_ratio must be at least 1 / {width}, for one hidden value"):
+            config()
+    for std in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"LinearConfig: init_std must be above 0 and finite, got {std}"):
+            LinearConfig(init_std=std)

@@ -105,18 +105,34 @@ def test_layers_that_a_swin_left_to_fine_tuning_are_added():
     encoder = Swin(
         SwinConfig(**SMALL | {"depths": (2, 2, 2, 0), "whole_depths": (2, 2, 2, 2), "image_size": 64, "window": 2})
     )
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     pyramid = last_map_pyramid(encoder)
     assert pyramid.encoder.config.depths == (2, 2, 2, 2)
     weights = pyramid.encoder.state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in encoder.state_dict().items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
     maps = pyramid(torch.randn(1, 3, 64, 64))
     sum(found.square().sum() for found in maps).backward()
     assert not [name for name, parameter in pyramid.named_parameters() if parameter.grad is None]
 
 
+def test_a_frozen_swin_stays_frozen_and_keeps_its_precision_where_layers_are_added():
+    encoder = Swin(
+        SwinConfig(**SMALL | {"depths": (2, 2, 2, 0), "whole_depths": (2, 2, 2, 2), "image_size": 64, "window": 2})
+    )
+    set_compute_dtype(encoder.requires_grad_(False).eval(), torch.bfloat16)
+    pyramid = last_map_pyramid(encoder)
+    learning = {name for name, parameter in pyramid.encoder.named_parameters() if parameter.requires_grad}
+    assert {name.rpartition("blocks")[0] for name in learning} == {"layers.3."}
+    assert {module.compute_dtype for module in pyramid.encoder.modules() if hasattr(module, "compute_dtype")} == {
+        torch.bfloat16
+    }
+    assert not pyramid.encoder.training
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: depths_pyramid(vit(), ()), r"taps must be 4 ascending layers in \[0, 6\), got \(\)"),
         (lambda: last_map_pyramid(vit(patch=14, image_size=56)), "patch must be one of 4, 8, 16, 32, got 14"),
         (
             lambda: depths_pyramid(vit(), (1, 2, 3)),

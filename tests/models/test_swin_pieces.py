@@ -87,6 +87,16 @@ def test_tables_of_smaller_windows_learn():
     assert all(table.grad.abs().sum() > 0 for table in tables)
 
 
+def test_it_learns_after_it_was_run_in_inference_mode():
+    model, images = build(2, image_size=64), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = taps(model, images, WholeImages((16, 16)))[-1]
+    found = taps(model, images, WholeImages((16, 16)))[-1]
+    found.sum().backward()
+    assert torch.equal(found.detach(), expected)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_layers_are_numbered_over_all_stages():
     assert [SWIN_BASE.level(n).patch for n in (0, 1, 2, 3, 4, 21, 22, 24)] == [4, 4, 8, 8, 16, 16, 32, 32]
     assert [SWIN_BASE.level(n).width for n in (0, 2, 4, 22, 24)] == [128, 256, 512, 1024, 1024]
@@ -130,12 +140,15 @@ def test_what_is_cut_off_changes_nothing(depth):
     torch.testing.assert_close(found[0], theirs)
 
 
-def test_no_layer_waits_for_another_dtype():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_residual_stream_is_float32_in_every_stage(dtype):
     model = SwinConfig(**SMALL)
     encoder = model.module(model)
-    set_compute_dtype(encoder, torch.bfloat16)
+    set_compute_dtype(encoder, dtype)
     tokens = encoder.embed(torch.randn(1, 3, 64, 64))
-    assert encoder.run_layer(0, tokens, WholeImages((16, 16))).dtype == torch.float32
+    for layer in range(model.depth):
+        tokens = encoder.run_layer(layer, tokens, WholeImages((16, 16)))
+        assert tokens.dtype == torch.float32
 
 
 @pytest.mark.parametrize("masker", [TokenReplace(ratio=0.6, mask_unit=8), TokenReplace(ratio=0.6)])

@@ -210,6 +210,10 @@ BAD = [
         r"TimmBackboneConfig: depths must be at most those of convnext_atto, got \(1, 1, 2, 2\); ",
     ),
     (of("resnet", depths=(1, 1)), "timm cannot build resnet10t with .*unexpected keyword argument 'depths'"),
+    (
+        {"name": "nest_tiny", "image_size": "64x128"},
+        r"timm cannot build nest_tiny with in_chans=3, img_size=\(64, 128\) \(Model only handles square inputs\)",
+    ),
     (of(model_args={"color": 3}), "timm cannot build convnext_atto with in_chans=3, color=3 .*argument 'color'"),
 ]
 

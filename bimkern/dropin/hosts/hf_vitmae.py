@@ -94,9 +94,10 @@ def _is_square(images: Tensor) -> bool:
 
 
 def _output(host_class: type) -> Mapping[str, Any]:
-    """Find the class that the host's forward returns."""
-    forward = inspect.unwrap(host_class.forward)  # type: ignore[attr-defined]
-    return {"_bimkern_output": typing.get_type_hints(forward)["return"]}
+    """Find the class that the host's forward returns, which that of a subclass may not say."""
+    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in host_class.__mro__ if "forward" in vars(cls))
+    says = next(forward for forward in forwards if "return" in forward.__annotations__)
+    return {"_bimkern_output": typing.get_type_hints(says)["return"]}
 
 
 def _images(embeddings: Any) -> Tensor:

@@ -144,14 +144,17 @@ def cell_of(layer: Any) -> int:
     return int(sides[0])
 
 
-# Bias -> its version and values: read from a GPU in every call, it would make each wait.
+# Bias on a GPU -> its version and values: read in every call, it would make each wait.
 _biases = WeakIdKeyDictionary()
 
 
 def bias_of(bias: Tensor | None) -> tuple[float, float] | None:
-    """Return the pair that is added to gradients, as numbers."""
+    """Return the pair that is added to gradients, as numbers; on a GPU without what `.data` changed."""
     if bias is None:
         return None
+    if bias.device.type == "cpu" or bias.is_inference():
+        x, y = bias.tolist()
+        return x, y
     version, pair = _biases.get(bias, (None, None))
     if version != bias._version:
         x, y = bias.tolist()

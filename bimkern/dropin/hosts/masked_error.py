@@ -65,8 +65,8 @@ def _try_pretrain(module: Any) -> Trial:
 def _try_error(module: Any) -> Trial:
     if type(module.penalty) not in _KINDS:
         raise TypeError(f"penalty must be L1Loss or MSELoss, got {type(module.penalty).__name__}")
-    pred, target = torch.randn(2, 7, 5).requires_grad_(), torch.randn(2, 7, 5)
-    return Trial(args=(pred, target, torch.rand(2, 7) < 0.6))
+    pred, target = torch.randn(2, 2, 7, 5, device="cpu").unbind()
+    return Trial(args=(pred.requires_grad_(), target, torch.rand(2, 7, device="cpu") < 0.6))
 
 
 SIMMIM = Host(

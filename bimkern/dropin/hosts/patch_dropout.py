@@ -65,7 +65,7 @@ def forward_of_open_clip(self: Any, x: Tensor) -> Tensor:
 
 
 def _try(module: Any) -> Trial:
-    return Trial(args=(torch.randn(2, 13, 8).requires_grad_(),))
+    return Trial(args=(torch.randn(2, 13, 8, device="cpu").requires_grad_(),))
 
 
 TIMM = Host(

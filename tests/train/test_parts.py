@@ -191,6 +191,8 @@ def test_peak_learning_rate_follows_the_batch():
         ({"steps": -1}, "--steps must be at least 1, got -1"),
         ({"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
         ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
+        ({"base_lr": 1e38, "batch_size": 4096}, r"--base-lr 1e\+38 with --batch-size 4096: the peak, .* got 1.6e\+39"),
+        ({"base_lr": 1e-323, "batch_size": 1}, r"the peak, .*, must be from 1.2e-38 to 3.4e\+38, got 0.0e\+00"),
         ({"base_lr": float("nan")}, "--base-lr must be above 0 and finite, got nan"),
         ({"workers": -2}, "--workers must be at least 0, got -2"),
         ({"epochs": float("inf")}, "--epochs must be above 0 and finite, got inf"),

@@ -41,8 +41,8 @@ class LinearProbe:
                 raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not RATES[0] <= self.peak_lr <= RATES[1]:
             raise EvaluationError(
-                f"--base-lr {self.base_lr:g} for batches of {self.batch_size}: the peak, base_lr * batch_size / 256, must "
-                f"be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
+                f"--base-lr {self.base_lr:g} for batches of {self.batch_size}: the peak, base_lr * batch_size / 256, "
+                f"must be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
             )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise EvaluationError(f"warmup_epochs must be in [0, epochs={self.epochs}), got {self.warmup_epochs}")

@@ -72,7 +72,7 @@ def test_it_separates_classes_at_any_scale_and_in_batches():
     ("options", "message"),
     [
         ({"base_lr": 0.0}, r"--base-lr must be above 0 and finite, got 0\.0"),
-        ({"base_lr": 1e38}, r"--base-lr 1e\+38 for batches of 16384: the peak, .*, must be from 1.2e-38 to 3.4e\+38, got 6"),
+        ({"base_lr": 1e38}, r"--base-lr 1e\+38 for batches of 16384: the peak, .*, must be from 1.2e-38 to 3.4e\+38"),
         ({"base_lr": 1e-323, "batch_size": 1}, r"must be from 1.2e-38 to 3.4e\+38, got 0.0e\+00"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),

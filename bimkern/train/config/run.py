@@ -130,8 +130,8 @@ class RunOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
         if not RATES[0] <= self.peak_lr <= RATES[1]:
             raise ConfigError(
-                f"--base-lr {self.base_lr:g} with --batch-size {self.batch_size}: the peak, base_lr * batch_size / 256, "
-                f"must be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
+                f"--base-lr {self.base_lr:g} with --batch-size {self.batch_size}: the peak, base_lr * batch_size / 256,"
+                f" must be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
             )
         if self.jpeg_draft and not 1 <= self.jpeg_draft < math.inf:
             raise ConfigError(f"--jpeg-draft must be 0 (off) or at least 1 and finite, got {self.jpeg_draft:g}")

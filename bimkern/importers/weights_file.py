@@ -15,6 +15,7 @@ from torch import Tensor
 from bimkern import optional
 from bimkern.errors import BimkernError
 from bimkern.exporters.trained import Preprocessing, read_trained
+from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.models.exported import read_encoder_config
 
@@ -89,6 +90,8 @@ def _refuse_other_content(file: Path, head: bytes) -> None:
 
 
 def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not is_utf8(file):
+        raise WeightsError(f"{file} cannot be read: {WHY_NOT}")
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118

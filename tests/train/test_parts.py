@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -238,6 +239,10 @@ def test_an_unusable_run_folder_is_refused(tmp_path):
         RunFolder(tmp_path / "file" / "run").open(config)
     with pytest.raises(ConfigError, match="holds files but no run; choose an empty or a new folder"):
         RunFolder(tmp_path).open(config)
+    foreign = tmp_path / os.fsdecode(b"run \xff")
+    with pytest.raises(ConfigError, match=r"--out .* \udcff cannot be used: its path is not UTF-8, and safetensors"):
+        RunFolder(foreign).open(config)
+    assert not foreign.exists()
 
 
 def test_config_json_names_every_piece_and_number():

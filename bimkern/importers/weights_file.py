@@ -73,9 +73,11 @@ def read_weights(path: Path) -> SavedWeights:
         return SavedWeights(tensors, settings=_settings(file))
     encoder = read_encoder_config(file)
     try:
-        images = Preprocessing.said(metadata, encoder.image_size)
-    except (KeyError, ValueError, TypeError):  # of an older version
+        images = Preprocessing.said(metadata, encoder)
+    except KeyError:  # of an older version
         images = None
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file}: {error}") from error
     return SavedWeights(tensors, encoder, settings=_settings(file), images=images)
 
 

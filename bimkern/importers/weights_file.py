@@ -18,6 +18,7 @@ from bimkern.exporters.trained import Preprocessing, read_trained
 from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.models.exported import read_encoder_config
+from bimkern.models.normalization import Statistics
 
 _FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # in a folder, the first that there is
 _WRAPPERS = ("model", "state_dict")  # keys that training programs save the weights under
@@ -37,6 +38,18 @@ class SavedWeights:
     taps: tuple[int, ...] | None = None  # of the run that saved them, if it is known
     settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
     images: Preprocessing | None = None  # likewise known
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and std by which images were normalized in training, also as timm's config.json says it."""
+        if self.images is not None:
+            return self.images.mean, self.images.std
+        said = self.settings.get("pretrained_cfg", self.settings)
+        try:
+            mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError):  # it is another program's
+            return None
+        return mean, std
 
 
 def is_run(path: Path) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel, of values in [0, 1]
 
+_ROUNDING = 1e-3
+
 
 def said_statistics(metadata: Mapping[str, str], channels: int) -> Statistics:
     """Read what the metadata of an exported file say, in JSON.
@@ -24,3 +26,9 @@ def said_statistics(metadata: Mapping[str, str], channels: int) -> Statistics:
     if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
         raise ValueError(f"its mean and std must be finite, and std above 0, got {mean} and {std}")
     return mean, std
+
+
+def is_alike(one: Statistics, other: Statistics) -> bool:
+    """Return whether both normalize images in the same way, as far as files round numbers."""
+    pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
+    return all(math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=_ROUNDING) for a, b in pairs)

@@ -7,7 +7,7 @@ Shapes: N images, H W pixels, C channels.
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class NpzRows(ArrayRows):
         with np.load(path) as archive:
             arrays = _Mapped(path, archive)
             key = choose(path, key, {name: arrays.header(name) for name in archive.files})
-            label = label_of(key)
-            labels = arrays[label] if label in archive.files else None
+            label = label_of(key, archive.files)
+            labels = None if label is None else arrays[label]
             super().__init__(path, arrays[key], labels, MappedFile(path))
             self.key = key
 
@@ -135,9 +135,11 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
     return fitting[0] if len(fitting) == 1 else usual[0]
 
 
-def label_of(key: str) -> str:
-    """Return the name of the labels of an array of images, which lie in the same group."""
+def label_of(key: str, names: Collection[str]) -> str | None:
+    """Return which of some names is that of the labels of an array of images: in the same group, else in the root."""
     group, slash, name = key.rpartition("/")
     if _KERAS.match(name):
-        return f"{group}{slash}y{name[1:]}"
-    return group + slash + (_LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels"))
+        label = f"y{name[1:]}"
+    else:
+        label = _LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels")
+    return next((place for place in (f"{group}{slash}{label}", label) if place in names), None)

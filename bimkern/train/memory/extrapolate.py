@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from bimkern.arena import Scope
 from bimkern.data.step_layout import Segment
 from bimkern.image_size import ImageSize
 from bimkern.train.config.run import TrainingConfig
+from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, image_bytes, static_bytes, trace
 from bimkern.train.memory.trace import Lifetime, StepTrace, plan_of
 
@@ -70,15 +72,19 @@ class Extrapolation:
 
     def __init__(self, device: str = "cpu") -> None:
         self._alignment = ALIGNMENT[device]
-        self._known: dict[tuple[str, ImageSize, bool, int], _Step] = {}
+        self._known: dict[_Key, _Step] = {}
+        self._estimates: dict[tuple[_Key, int, Segment], MemoryEstimate] = {}
 
     def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
-        """Estimate the steps of a segment; all configs passed to one object must differ only in sizes.
+        """Estimate the steps of a segment; configs passed to one object must differ in sizes and stages alone.
 
         Raises:
             ArenaUnavailable: the arena cannot plan on this machine.
         """
-        return self._step(config, segment).estimate(config, segment, self._alignment)
+        key = (_key(config, segment), config.run.num_slices, segment)
+        if key not in self._estimates:  # a plan takes as long as a trace
+            self._estimates[key] = self._step(config, segment).estimate(config, segment, self._alignment)
+        return self._estimates[key]
 
     def lower_bound(self, config: TrainingConfig, segment: Segment) -> int:
         """Return the lower bound of the peak, for any placement."""
@@ -89,11 +95,26 @@ class Extrapolation:
         return self._step(config, segment).static_bytes
 
     def _step(self, config: TrainingConfig, segment: Segment) -> "_Step":
-        size = (segment.image_size, config.run.num_slices > 1, _TRACED if segment.per_step > 1 else 1)
-        key = (config.run.recomputed, *size)
+        key = _key(config, segment)
         if key not in self._known:
-            self._known[key] = _Step(config, *size)
+            self._known[key] = _Step(config, key.image_size, key.sliced, key.micro_batches)
         return self._known[key]
+
+
+class _Key(NamedTuple):
+    """What tells the traced steps of a recipe from each other."""
+
+    stage: int | None  # of a pipeline; None: the whole network
+    recomputed: str
+    image_size: ImageSize
+    sliced: bool
+    micro_batches: int
+
+
+def _key(config: TrainingConfig, segment: Segment) -> _Key:
+    stage = config.stage if isinstance(config, StageConfig) else None
+    micro_batches = _TRACED if segment.per_step > 1 else 1
+    return _Key(stage, config.run.recomputed, segment.image_size, config.run.num_slices > 1, micro_batches)
 
 
 class _Step:

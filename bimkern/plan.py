@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         bandwidth = None if options.bandwidth is None else _bytes("--bandwidth", options.bandwidth)
         if config.run.shard != "none" and options.ranks == 1:
             raise ConfigError(f"--shard {config.run.shard} is for several ranks; say how many by --ranks")
+        if bandwidth is not None and not options.shared:
+            raise ConfigError("--bandwidth is for several ranks; say how many by --ranks")
         estimator = MemoryEstimator(options.device)
         if automatic:
             assert limit is not None

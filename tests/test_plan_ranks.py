@@ -101,6 +101,7 @@ def test_text(capsys):
         (["mae_vit_test", "--ranks", "2", "--pipeline"], "the stages of mae_vit_test learn together, by EndToEnd"),
         (["bim_vit_test", "--ranks", "2", "--pipeline"], "got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or"),
         (["mae_vit_test", "--shard", "full"], "--shard full is for several ranks; say how many by --ranks"),
+        (["mae_vit_test", "--bandwidth", "1GiB"], "--bandwidth is for several ranks; say how many by --ranks"),
         (["mae_vit_test", "--ranks", "8", "--slices", "2", "--shard", "full"], "gather layers 2 times and others 1;"),
         (["bim_vit_test", "--ranks", "4", "--pipeline", "--shard", "full"], "--pipeline with --shard full: each rank"),
         (["bim_vit_test", "--ranks", "2", "--bandwidth", "fast"], "--bandwidth must be a number of B, KiB, "),

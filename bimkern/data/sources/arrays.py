@@ -5,6 +5,7 @@ They are mapped into memory, so that only what is read takes any; arrays of a co
 Shapes: N images, H W pixels, C channels.
 """
 
+import math
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -34,8 +35,8 @@ class ArrayRows:
             raise SourceError(f"{path}: images must be numbers [N, H, W, C], got {images.dtype} {list(images.shape)}")
         self._images, self._mapped = images, mapped
         self.dtype = images.dtype
-        if labels is not None and len(labels) == len(images):
-            self._labels = labels
+        if labels is not None:
+            self._path, self._labels = path, labels
             self.label = self._label
 
     def __len__(self) -> int:
@@ -47,6 +48,9 @@ class ArrayRows:
         return np.asarray(self._images[i])
 
     def _label(self, i: int) -> str | None:
+        if self._labels.shape[:1] != self._images.shape[:1] or math.prod(self._labels.shape[1:]) != 1:
+            counts = f"{list(self._labels.shape)} for {len(self._images)} images"
+            raise SourceError(f"{self._path}: labels must be one for each image, got {counts}")
         (label,) = np.asarray(self._labels[i]).reshape(-1).tolist()
         return label_text(label.decode() if isinstance(label, bytes) else label)
 

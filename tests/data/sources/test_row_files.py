@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import sys
 
@@ -113,6 +114,16 @@ def test_a_missing_label_of_an_array_is_no_class(tmp_path):
     source = find_source(tmp_path / "x.npz")
     with pytest.raises(SourceError, match=r"x.npz: 000000001, row 1, has no label; every image needs one"):
         read_labels(source, list_images(source).files)
+
+
+@pytest.mark.parametrize("labels", [np.arange(2), np.array(7), np.eye(3)])
+def test_labels_that_are_not_one_for_each_image_are_named_where_labels_are_needed(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=labels)
+    source = find_source(tmp_path / "x.npz")
+    files = list_images(source).files
+    wrong = re.escape(f"x.npz: labels must be one for each image, got {list(labels.shape)} for 3 images")
+    with pytest.raises(SourceError, match=wrong):
+        read_labels(source, files)
 
 
 def test_what_datasets_write_is_read(root, tmp_path):

@@ -162,6 +162,10 @@ class LinearConfig:
     init_std: float = 0.02
     restores: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.init_std < math.inf:
+            raise ValueError(f"LinearConfig: init_std must be at least 0 and finite, got {self.init_std}")
+
     @property
     def scale(self) -> float:
         return 1.0

@@ -190,6 +190,7 @@ def test_peak_learning_rate_follows_the_batch():
     [
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"steps": -1}, "--steps must be at least 1, got -1"),
+        ({"batch_size": 10**400}, r"--batch-size must be below 2\*\*40, got 1000"),
         ({"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
         ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
         ({"base_lr": 1e38, "batch_size": 4096}, r"--base-lr 1e\+38 with --batch-size 4096: the peak, .* got 1.6e\+39"),

@@ -69,6 +69,11 @@ class PlanOptions:
     """PNG file for a picture of one step: every allocation by lifetime and offset."""
     recipe: ConfigOptions
 
+    @property
+    def shared(self) -> bool:
+        """Whether several ranks share the run."""
+        return self.ranks != 1 or self.pipeline
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseEstimate:
@@ -101,12 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         bandwidth = None if options.bandwidth is None else _bytes("--bandwidth", options.bandwidth)
         if config.run.shard != "none" and options.ranks == 1:
             raise ConfigError(f"--shard {config.run.shard} is for several ranks; say how many by --ranks")
+        if bandwidth is not None and not options.shared:
+            raise ConfigError("--bandwidth is for several ranks; say how many by --ranks")
         estimator = MemoryEstimator(options.device)
-        phases, shared, budget = _estimates(config, options, estimator)
         if automatic:
             assert limit is not None
-            config = _recomputing(config, estimator, budget, limit)
-            phases, shared, budget = _estimates(config, options, estimator)
+            config = _recomputing(config, options, estimator, limit)
+        phases, shared, budget = _estimates(config, options, estimator)
         fits = None
         if limit is not None:
             fits = find_fitting(config, estimator, limit) if budget is None else budget.fitting(limit)
@@ -126,17 +132,18 @@ def _estimates(
     phases = [
         PhaseEstimate(segment=segment, estimate=estimator.estimate(config, segment)) for segment in segments(config)
     ]
-    if options.ranks == 1 and not options.pipeline:
+    if not options.shared:
         return phases, None, None
-    device, num_ranks, pipeline = options.device, options.ranks, options.pipeline
-    shared = plan_ranks(config, _largest(phases).segment, device, num_ranks, pipeline=pipeline)
+    num_ranks, pipeline = options.ranks, options.pipeline
+    shared = plan_ranks(config, _largest(phases).segment, estimator, num_ranks, pipeline=pipeline)
     if options.limit is None:
         return phases, shared, None
     return phases, shared, RankBudget(config, shared, estimator, num_ranks, pipeline=pipeline)
 
 
-def _recomputing(config: Config, estimator: MemoryEstimator, budget: RankBudget | None, limit: int) -> Config:
+def _recomputing(config: Config, options: PlanOptions, estimator: MemoryEstimator, limit: int) -> Config:
     """Return the config with the least recomputation that fits; with all of it where none fits, as a report tells."""
+    budget = _estimates(config, options, estimator)[2] if options.shared else None
     choice = find_recompute(config, estimator, limit) if budget is None else budget.recompute(limit)
     return replace(config, run=replace(config.run, recompute=choice or LAYERS))
 

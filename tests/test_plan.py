@@ -1,12 +1,14 @@
 """`python -m bimkern.plan`: the memory of a run, estimated before it."""
 
 import json
+from itertools import combinations
 
 import pytest
 from PIL import Image
 
 from bimkern import plan
 from bimkern.plan import main
+from bimkern.train.memory import extrapolate
 from bimkern.units import human_bytes
 
 
@@ -54,6 +56,18 @@ def test_the_fewest_layers_that_fit_are_recomputed(capsys):
         2,
         "python -m bimkern.plan: --recompute auto fits a batch into a --limit; give one, such as 24GiB\n",
     )
+
+
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "2")], ids=["one", "two"])
+def test_nothing_is_estimated_twice(capsys, monkeypatch, ranks):
+    traced, planned_steps, step, plan_of = [], [], extrapolate._Step, extrapolate.plan_of
+    monkeypatch.setattr(extrapolate, "_Step", lambda *args: traced.append(args) or step(*args))
+    monkeypatch.setattr(extrapolate, "plan_of", lambda *args: planned_steps.append(args) or plan_of(*args))
+    words = ("mae_vit_test", "--batch-size", "16", "--recompute", "auto", "--json", *ranks)
+    planned(capsys, *words, "--limit", "1GiB")
+    assert len(traced) == 1
+    sizes = [[lifetime.bytes for lifetime in lifetimes] for _, lifetimes, *_ in planned_steps]
+    assert all(one != other for one, other in combinations(sizes, 2))
 
 
 def test_what_it_proposes_fits_and_no_more(capsys):

@@ -8,6 +8,8 @@ import pytest
 from bimkern.plan import main
 from bimkern.recipes import RECIPES
 from bimkern.train import network
+from bimkern.train.config.stage import StageConfig
+from bimkern.train.memory.budget import MemoryEstimator
 
 BATCH = ("--batch-size", "12", "--micro-batch", "3")
 
@@ -99,6 +101,7 @@ def test_text(capsys):
         (["mae_vit_test", "--ranks", "2", "--pipeline"], "the stages of mae_vit_test learn together, by EndToEnd"),
         (["bim_vit_test", "--ranks", "2", "--pipeline"], "got 2 ranks; choose 4 ranks, or --set method.taps=1,3, or"),
         (["mae_vit_test", "--shard", "full"], "--shard full is for several ranks; say how many by --ranks"),
+        (["mae_vit_test", "--bandwidth", "1GiB"], "--bandwidth is for several ranks; say how many by --ranks"),
         (["mae_vit_test", "--ranks", "8", "--slices", "2", "--shard", "full"], "gather layers 2 times and others 1;"),
         (["bim_vit_test", "--ranks", "4", "--pipeline", "--shard", "full"], "--pipeline with --shard full: each rank"),
         (["bim_vit_test", "--ranks", "2", "--bandwidth", "fast"], "--bandwidth must be a number of B, KiB, "),
@@ -130,6 +133,14 @@ def test_a_limit_is_that_of_each_rank(capsys, options):
         changed = [word for key, number in given.items() for word in (f"--{key.replace('_', '-')}", str(number))]
         main([*words[:-1], *changed, "--json"])
         assert max(rank["peak"] for rank in json.loads(capsys.readouterr().out)["shared"]["ranks"]) < peak, option
+
+
+def test_every_stage_is_estimated_for_itself_by_one_estimator():
+    config = RECIPES["bim_vit_test"].config
+    estimator, stages = MemoryEstimator(), [StageConfig.of(config, stage) for stage in range(2)]
+    found = [estimator.peak(each) for each in (config, *stages)]
+    assert found == [MemoryEstimator().peak(each) for each in (config, *stages)]
+    assert len(set(found)) == 3
 
 
 def test_recomputation_is_chosen_for_the_memory_of_each_rank(capsys):

@@ -123,7 +123,11 @@ def _run(configure: list[str], path: Path, log: Path) -> None:
 def _succeeds(command: list[str], output: Path) -> bool:
     """Run a command within the limit. It has a process group of its own: compilers end with it."""
     with output.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as error:  # as of a script in an environment that was moved, whose Python is not there
+            file.write(f"{command[0]}, or what its first line names, cannot be run ({error.strerror})\n")
+            return False
         try:
             return process.wait(_LIMIT_S) == 0
         except subprocess.TimeoutExpired:
@@ -215,7 +219,7 @@ def main() -> None:
         print(build(again=True))
     except ArenaUnavailable as error:
         if isinstance(error, BuildFailed):
-            print(error.log.read_text())
+            print(error.log.read_text(errors="backslashreplace"))  # compilers name files as they find them
         raise SystemExit(str(error)) from None
 
 

@@ -5,6 +5,7 @@ They do not depend on batch size, workers, device or resume; masks (ops/random_k
 Shapes: B samples.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
@@ -178,8 +179,8 @@ class RandomResizedCrop:
         own = type(self).__name__
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"{own}: scale must rise within (0, 1], got {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"{own}: ratio must rise above 0, got {self.ratio}")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(f"{own}: ratio must rise above 0 and be finite, got {self.ratio}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"{own}: flip must be in [0, 1], got {self.flip}")
         for name, choices in (("interpolation", get_args(Interpolation)), ("crop_filter", get_args(CropFilter))):

@@ -4,6 +4,7 @@ All of it follows from the number of a step, so a resumed run needs nothing but 
 shares and factors, so that --epochs, --steps and --batch-size scale its phases alike.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -143,8 +144,8 @@ class Phase:
         if not 0 < self.share <= 1:
             raise ValueError(f"Phase: share must be in (0, 1], got {self.share}")
         for name in ("batch_factor", "micro_factor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Phase: {name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"Phase: {name} must be above 0 and finite, got {getattr(self, name)}")
 
     def segment(self, batch_size: int, micro_batch: int) -> Segment:
         """Return what its steps are like, for the batch and micro-batch of the run."""

@@ -24,8 +24,8 @@ from bimkern.data.global_generators import lent_generators
 from bimkern.data.integers import Int64
 from bimkern.rng import Stream
 
-# timm skips a section that it cannot read.
-_POLICY = re.compile(r"rand(-(m|n|inc|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-t[a-z0-9]+)*")
+# timm skips a section that it cannot read, and takes its usual operations for a set of them (-t) that it does not know.
+_POLICY = re.compile(r"rand(-(m|n|inc|mmax)\d+|-mstd\d+(\.\d+)?|-p(0(\.\d+)?|1(\.0+)?)|-t(weights|3aw?))*")
 _CHANNELS = 3
 
 
@@ -54,6 +54,8 @@ class TrainingAugment(RandomResizedCrop):
             )
         if not 0 <= self.erase_prob <= 1:
             raise ValueError(f"TrainingAugment: erase_prob must be in [0, 1], got {self.erase_prob}")
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"TrainingAugment: mean must be in [0, 1], got {self.mean}")
         if not 0 <= self.color_jitter < math.inf:
             raise ValueError(f"TrainingAugment: color_jitter must be at least 0 and finite, got {self.color_jitter}")
         if self.color_jitter and self.rand_augment is not None:

@@ -6,12 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from bimkern.distributed.launch import RanksError, world_size
+from bimkern.distributed.launch import RanksError, env_rank, world_size
 from bimkern.distributed.ranks import ALONE, ANSWER, Group, Ranks
 from bimkern.distributed.transfers import RankLost
 from bimkern.errors import BimkernError
@@ -99,11 +99,21 @@ def _exit_code(error: BaseException) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Print nothing that rank 0 prints too."""
-    logger = logging.getLogger("bimkern.train")
+    with _without_warnings("bimkern.train"), redirect_stdout(None):
+        yield
+
+
+def warned_once(logger: str) -> AbstractContextManager[None]:
+    """Have rank 0 alone log what every rank finds in the same data."""
+    return _without_warnings(logger) if env_rank() else nullcontext()
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stdout(None):
-            yield
+        yield
     finally:
         logger.setLevel(level)

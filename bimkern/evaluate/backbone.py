@@ -174,7 +174,7 @@ def _of_export(path: Path) -> Backbone:
         trained = prefix is not None and f"{prefix}weight" in names
         norms = {config.depth: _norm(config, {p: file.get_tensor(f"{prefix}{p}") for p in _PARTS})} if trained else {}
     try:
-        images = Preprocessing.said(said, config.image_size)
+        images = Preprocessing.said(said, config)
     except (KeyError, ValueError, TypeError) as error:
         raise EvaluationError(
             f"{path}: it does not say how images are prepared ({error!r}); export it again"

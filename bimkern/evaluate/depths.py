@@ -61,7 +61,7 @@ def evaluate(
 
     Raises:
         EvaluationError: an image cannot be read, there are fewer training images than neighbors, the encoder has no
-            class token to pool by, or the images are no files to take crops of.
+            class token to pool by, the images are no files to take crops of, or the linear classifier diverges.
         LoadingFailed: no image can be read any more.
     """
     device, probe = device or torch.device("cpu"), probe or LinearProbe()

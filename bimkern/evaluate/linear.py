@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from bimkern.evaluate.errors import EvaluationError
 from bimkern.evaluate.lars import LARS
-from bimkern.mim.schedule import Cosine
+from bimkern.mim.schedule import RATES, Cosine
 
 _NORM_EPS, _INIT_STD = 1e-6, 0.01
 
@@ -39,6 +39,11 @@ class LinearProbe:
         for name in ("batch_size", "epochs", "min_steps"):
             if getattr(self, name) < 1:
                 raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not RATES[0] <= self.peak_lr <= RATES[1]:
+            raise EvaluationError(
+                f"--base-lr {self.base_lr:g} for batches of {self.batch_size}: the peak, base_lr * batch_size / 256, "
+                f"must be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
+            )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise EvaluationError(f"warmup_epochs must be in [0, epochs={self.epochs}), got {self.warmup_epochs}")
 
@@ -69,6 +74,9 @@ class LinearProbe:
             test: [N, D] float32.
             seed: of the initial weights and the order of the images.
             crops: features of every image among those of training; an epoch is as long as with one.
+
+        Raises:
+            EvaluationError: its weights are not finite at the end, since its rate is too high or features are not.
         """
         generator = torch.Generator().manual_seed(seed)
         model = build_probe(train.shape[1], int(train_labels.max()) + 1, generator).to(train.device)
@@ -88,6 +96,10 @@ class LinearProbe:
             cross_entropy(model(batch), labels).backward()
             optimizer.step()
         model.eval()
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            if not train.isfinite().all():
+                raise EvaluationError("the features are not finite, and can be no test of the encoder; train it again")
+            raise EvaluationError(f"the linear probe diverges at --base-lr {self.base_lr:g}; choose a smaller one")
         with torch.no_grad():
             predicted = torch.cat([model(block).argmax(dim=1) for block in test.split(self.batch_size)])
         return (predicted == test_labels).double().mean().item()

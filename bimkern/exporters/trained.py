@@ -16,6 +16,7 @@ from bimkern.data.decoding import Alpha, Range
 from bimkern.image_size import ImageSize
 from bimkern.mim.model import Method
 from bimkern.models.encoder import EncoderConfig, Layout, Program, Weights
+from bimkern.models.normalization import said_statistics
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.checkpoint.store import CheckpointError
 from bimkern.train.checkpoint.streamed import read_all
@@ -43,20 +44,20 @@ class Preprocessing:
         object.__setattr__(self, "image_size", ImageSize.read(self.image_size))
 
     @classmethod
-    def said(cls, metadata: Mapping[str, str], image_size: ImageSize) -> "Preprocessing":
-        """Read what Trained.metadata says of it.
+    def said(cls, metadata: Mapping[str, str], encoder: EncoderConfig) -> "Preprocessing":
+        """Read what Trained.metadata says of it, for an encoder.
 
         Raises:
             KeyError, ValueError, TypeError: it says nothing, or something else.
         """
         interpolation = metadata["interpolation"]
-        mean, std = (tuple(json.loads(metadata[name])) for name in ("mean", "std"))
+        mean, std = said_statistics(metadata, encoder.channels)
         stated = json.loads(metadata.get("range", "null"))
         decoded: dict[str, Any] = {
             "alpha": metadata.get("alpha", cls.alpha),
             "range": tuple(stated) if isinstance(stated, list) else stated,
         }
-        return cls(image_size=image_size, interpolation=interpolation, mean=mean, std=std, **decoded)
+        return cls(image_size=encoder.image_size, interpolation=interpolation, mean=mean, std=std, **decoded)
 
     def metadata(self) -> dict[str, str]:
         """Say all but the image size in text, mean, std and range in JSON; alpha and range where they are stated."""

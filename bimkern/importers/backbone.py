@@ -60,8 +60,8 @@ def _described(config: FinetuneConfig, saved: SavedWeights, path: Path) -> Finet
             encoder = encoder.resized(config.resized)
         except ValueError as error:
             raise WeightsError(f"{path}: resized: {error}") from error
-    mean = config.mean or (IMAGENET_MEAN if images is None else images.mean)
-    std = config.std or (IMAGENET_STD if images is None else images.std)
+    known = saved.statistics or (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = config.mean or known[0], config.std or known[1]
     if not len(mean) == len(std) == encoder.channels:
         raise WeightsError(
             f"{path}: mean and std must hold a value for each of the encoder's {encoder.channels} channels, got "
@@ -88,7 +88,7 @@ def _fitted(config: FinetuneConfig, model: Classifier, saved: SavedWeights, path
         "taken": {_name(name): theirs for name, theirs in found.report["taken"].items()},
         "random": [name for name in model.state_dict() if name not in tensors],
     }
-    return InitialWeights(tensors, found.sha256, report, summarize(report))
+    return InitialWeights(tensors, found.sha256, report, summarize(report), found.statistics)
 
 
 def _name(name: str) -> str:

@@ -21,6 +21,7 @@ from bimkern.image_size import ImageSize
 from bimkern.importers.layouts import Names, Naming, in_published_names, namings, part_of
 from bimkern.importers.weights_file import SavedWeights, WeightsError, read_weights
 from bimkern.models.encoder import EncoderConfig, Grid, Program
+from bimkern.models.normalization import Statistics, is_alike
 from bimkern.models.pos_embed import Positions
 from bimkern.models.swin import SwinConfig
 from bimkern.models.swin_layers import BIASES, WindowAttention
@@ -65,6 +66,17 @@ class InitialWeights:
         str, Any
     ]  # JSON: where from; the names that were taken, resized and left there, and those still random
     summary: str  # in a line
+    statistics: Statistics | None = None  # mean and std by which images were normalized in training, where it is known
+
+    def note(self, mean: tuple[float, ...], std: tuple[float, ...]) -> str | None:
+        """Say that they were trained on images normalized in another way than these; None: they were not."""
+        there, here = self.statistics, (mean, std)
+        if there is None or (len(there[0]) == len(there[1]) == len(mean) and is_alike(there, here)):
+            return None
+        return (
+            f"{self.report['path']} was trained on images normalized by mean {there[0]} and std {there[1]}; this run "
+            f"normalizes by mean {mean} and std {std}"
+        )
 
 
 def read_initial_weights(config: Config, path: Path) -> InitialWeights:
@@ -126,7 +138,7 @@ def fit(network: Network, saved: SavedWeights, path: Path) -> InitialWeights:
         "left": [name for name in weights if name not in used],
         "random": [name for name in state if name not in found],
     }
-    return InitialWeights(found, sha256, report, summarize(report))
+    return InitialWeights(found, sha256, report, summarize(report), saved.statistics)
 
 
 def _refuse_other(

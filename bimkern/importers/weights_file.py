@@ -15,8 +15,10 @@ from torch import Tensor
 from bimkern import optional
 from bimkern.errors import BimkernError
 from bimkern.exporters.trained import Preprocessing, read_trained
+from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.models.exported import read_encoder_config
+from bimkern.models.normalization import Statistics
 
 _FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # in a folder, the first that there is
 _WRAPPERS = ("model", "state_dict")  # keys that training programs save the weights under
@@ -36,6 +38,18 @@ class SavedWeights:
     taps: tuple[int, ...] | None = None  # of the run that saved them, if it is known
     settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
     images: Preprocessing | None = None  # likewise known
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and std by which images were normalized in training, also as timm's config.json says it."""
+        if self.images is not None:
+            return self.images.mean, self.images.std
+        said = self.settings.get("pretrained_cfg", self.settings)
+        try:
+            mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError):  # it is another program's
+            return None
+        return mean, std
 
 
 def is_run(path: Path) -> bool:
@@ -72,9 +86,11 @@ def read_weights(path: Path) -> SavedWeights:
         return SavedWeights(tensors, settings=_settings(file))
     encoder = read_encoder_config(file)
     try:
-        images = Preprocessing.said(metadata, encoder.image_size)
-    except (KeyError, ValueError, TypeError):  # of an older version
+        images = Preprocessing.said(metadata, encoder)
+    except KeyError:  # of an older version
         images = None
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file}: {error}") from error
     return SavedWeights(tensors, encoder, settings=_settings(file), images=images)
 
 
@@ -89,6 +105,8 @@ def _refuse_other_content(file: Path, head: bytes) -> None:
 
 
 def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not is_utf8(file):
+        raise WeightsError(f"{file} cannot be read: {WHY_NOT}")
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118

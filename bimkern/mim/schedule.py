@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
+import torch
+
 from bimkern import pieces
 
+RATES = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)  # least and largest peak: float32 holds it
 FreezeRate = Literal["scaled", "unscaled", "global"]
 
 
@@ -117,8 +120,8 @@ class _Falling(WarmUp):
         name, given = type(self).__name__, self.final_lr
         if not 0 <= self.final < math.inf:
             raise ValueError(f"{name}: final must be at least 0 and finite, got {self.final}")
-        if given is not None and not 0 <= given < math.inf:
-            raise ValueError(f"{name}: final_lr must be at least 0 and finite, got {given}")
+        if given is not None and not 0 <= given <= RATES[1]:
+            raise ValueError(f"{name}: final_lr must be at least 0 and at most {RATES[1]:.1e}, got {given}")
         if given is not None and self.final:
             raise ValueError(f"{name}: give final or final_lr, got {self.final} and {given}")
 

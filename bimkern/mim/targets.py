@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, N patches, M = N * scale**2 cells, P values a cell.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -98,6 +99,10 @@ class Distillation:
     layers: tuple[int, ...]  # of the teacher, 0-based, one for every stage
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"Distillation: weight must be at least 0 and finite, got {self.weight}")
+
 
 def cell_side(patch: int, scale: float) -> int:
     """Return the side in pixels of a cell of the grid that a head predicts.
@@ -170,6 +175,8 @@ class HogTarget:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"HogTarget: {name} must be at least 1, got {value}")
+        if not all(map(math.isfinite, self.bias or ())):
+            raise ValueError(f"HogTarget: bias must be finite, got {self.bias}")
 
     @property
     def family(self) -> "HogTarget":

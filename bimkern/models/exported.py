@@ -12,8 +12,7 @@ from bimkern.errors import BimkernError
 from bimkern.models import cmt, swin, timm_backbone, vit  # noqa: F401  # these register the built-in encoders
 from bimkern.models.classifier import Classifier
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel
+from bimkern.models.normalization import Statistics, said_statistics
 
 
 class BackboneError(BimkernError, ValueError):
@@ -53,12 +52,9 @@ def read_statistics(path: Path) -> Statistics | None:
         return None
     channels = read_encoder_config(path).channels
     try:
-        mean, std = (tuple(float(value) for value in json.loads(metadata[name])) for name in ("mean", "std"))
-    except (TypeError, ValueError) as error:
-        raise BackboneError(f"{path}: its mean and std are wrong ({error})") from error
-    if not len(mean) == len(std) == channels:
-        raise BackboneError(f"{path}: its mean and std must hold {channels} values, got {mean} and {std}")
-    return mean, std
+        return said_statistics(metadata, channels)
+    except ValueError as error:
+        raise BackboneError(f"{path}: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -95,14 +91,14 @@ def load_classifier(path: Path | str) -> Classifier:
         BackboneError: the file cannot be read, or holds no classifier.
     """
     path = Path(path)
-    config, encoder = read_encoder_config(path), load_encoder(path)
+    config, encoder, statistics = read_encoder_config(path), load_encoder(path), read_statistics(path)
     with safe_open(weights_file(path), framework="pt") as file:
         said, names = file.metadata(), set(file.keys())
-        if "classes" not in said:
+        if "classes" not in said or statistics is None:
             raise BackboneError(f"{path}: it holds no classifier; give what is in exported/ of a fine-tuning run")
         norm = "fc_norm" if "fc_norm.weight" in names else "norm"  # the first comes behind the mean
         parts = {"norm": norm, "head": "head" if "head.weight" in names else "head.fc"}
-        mean, std = (tuple(json.loads(said[name])) for name in ("mean", "std"))
+        mean, std = statistics
         num_classes = len(json.loads(said["classes"]))
         model = Classifier(config, num_classes, norm_first=norm == "norm", mean=mean, std=std)
         for part, name in parts.items():

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bimkern.errors import BimkernError
 from bimkern.models.encoder import EncoderConfig, WholeImages
-from bimkern.models.exported import BackboneError, Statistics, load_encoder, read_statistics, weights_file
+from bimkern.models.exported import BackboneError, load_encoder, read_statistics, weights_file
+from bimkern.models.normalization import Statistics
 
 
 class TeacherError(BimkernError, ValueError):

@@ -1,5 +1,6 @@
 """A whole pre-training run: from a config to trained weights, pictures and metrics in its folder."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from bimkern.train.run_folder.folder import RunFolder
 from bimkern.train.training import Inputs
 
 __all__ = ["Outcome", "find_inputs", "find_source", "run"]
+
+logger = logging.getLogger("bimkern.train")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _run(
     images = training.check_images(config, inputs, folder, ranks)
     say(describe_briefly(config, images, training.describe_loader(config, inputs, images)))
     with ranks.patient(), agreed(ranks):
-        _begin_from(init, folder)
+        _begin_from(init, config, folder)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.complete()
     if ranks.rank == 0:
@@ -175,7 +178,7 @@ def find_source(config: Config) -> Source:
     return find.find_source(paths)
 
 
-def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:
+def _begin_from(init: InitialWeights | None, config: Config, folder: RunFolder) -> None:
     """Report what becomes of the weights that --init names, unless the run resumes from a checkpoint.
 
     Raises:
@@ -186,5 +189,7 @@ def _begin_from(init: InitialWeights | None, folder: RunFolder) -> None:
     if init is not None:
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
+        if note := init.note(config.method.mean, config.method.std):
+            logger.warning("--init %s, as --mean, --std and --normalize say", note)
     elif folder.init_report.exists():
         raise ConfigError(f"--out {folder.path} began with --init and has no checkpoint yet; name it again")

@@ -23,7 +23,7 @@ from bimkern.data.loader import Loader, choose_loader
 from bimkern.data.source import Source
 from bimkern.data.step_layout import StepLayout
 from bimkern.distributed.agree import agreed
-from bimkern.distributed.connect import connected
+from bimkern.distributed.connect import connected, warned_once
 from bimkern.distributed.launch import local_rank, local_world_size
 from bimkern.distributed.ranks import Ranks
 from bimkern.errors import BimkernError
@@ -85,10 +85,12 @@ def find_inputs(config: TrainingConfig, source: Source) -> Inputs:
         ConfigError, SourceError, LoaderError: something cannot.
     """
     allow_pixels(config.run.max_pixels)
-    held_out = None if source.held_out is None else list_images(source.held_out, config.decoding)
-    if config.run.held_out and held_out is not None:
+    if config.run.held_out and source.held_out is not None:
         raise ConfigError(f"--held-out {config.run.held_out:g}: the data holds out images of its own; leave it out")
-    return Inputs(list_images(source, config.decoding), held_out, *_choose(config, source))
+    with warned_once("bimkern.data"):
+        held_out = None if source.held_out is None else list_images(source.held_out, config.decoding)
+        listing = list_images(source, config.decoding)
+    return Inputs(listing, held_out, *_choose(config, source))
 
 
 def folder_of(config: TrainingConfig) -> RunFolder:

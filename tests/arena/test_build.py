@@ -221,6 +221,17 @@ def test_a_build_that_fails_is_not_tried_by_every_run(nothing_built, monkeypatch
     assert "The C++ compiler" in capsys.readouterr().out
 
 
+def test_a_program_that_cannot_be_run_is_in_the_log_as_is_what_is_no_text(compiling, capsys):
+    program(compiling / "cmake", "#!/gone/python\n")
+    with pytest.raises(SystemExit, match=REASON):
+        build.main()
+    assert "cmake, or what its first line names, cannot be run (No such file or directory)" in capsys.readouterr().out
+    program(compiling / "cmake", "#!/bin/sh\nprintf 'caf\\351.cpp: error'; exit 1\n")
+    with pytest.raises(SystemExit, match=REASON):
+        build.main()
+    assert "caf\\xe9.cpp: error" in capsys.readouterr().out
+
+
 def test_a_build_that_has_failed_long_ago_is_tried_once_more(compiling):
     for _ in range(2):
         with pytest.raises(build.BuildFailed) as failed:

@@ -94,6 +94,7 @@ def test_every_option_is_short_for_fields(shown, arguments, changes):
         ("mae_vit_base --std 1 1 nan", "method: std must be above 0 and finite, got (1.0, 1.0, nan)"),
         ("mae_vit_base --mean nan 0 0", "method: mean must be finite, got (nan, 0.0, 0.0)"),
         ("mae_vit_base --set augment.flip=2", "augment: flip must be in [0, 1], got 2.0"),
+        ("mae_vit_base --set schedule.final_lr=1e39", "final_lr must be at least 0 and at most 3.4e+38, got 1e+39"),
         ("mae_vit_base --set schedule.final=-1", "schedule: final must be at least 0 and finite, got -1.0"),
         ("mae_vit_base --weight-decay -1", "optim: weight_decay must be at least 0 and finite, got -1.0"),
         ("mae_vit_base --clip 0", "optim: clip must be above 0 and finite, or none, got 0.0"),

@@ -1,5 +1,8 @@
 """Order, crops and flips are functions of (seed, epoch, sample id)."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 
@@ -81,8 +84,10 @@ def test_every_other_sample_is_mirrored():
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"RandomResizedCrop: scale must rise within \(0, 1\], got \(0.5, 0.2\)"):
         RandomResizedCrop(scale=(0.5, 0.2))
-    with pytest.raises(ValueError, match=r"RandomResizedCrop: ratio must rise above 0, got \(0, 1\)"):
-        RandomResizedCrop(ratio=(0, 1))
+    for ratio in ((0, 1), (1, math.inf)):
+        message = re.escape(f"RandomResizedCrop: ratio must rise above 0 and be finite, got {ratio}")
+        with pytest.raises(ValueError, match=message):
+            RandomResizedCrop(ratio=ratio)
     message = "RandomResizedCrop: interpolation must be bicubic or bilinear, got 'nearest'"
     with pytest.raises(ValueError, match=message):
         RandomResizedCrop(interpolation="nearest")

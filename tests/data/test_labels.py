@@ -71,6 +71,10 @@ def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_pat
     ("rows", "message"),
     [
         ([("dark/0.png", "a"), ("dark/./0.png", "b")], r"list.csv, line 3: dark/0.png is listed twice; list every"),
+        (
+            [("dark/0.png", "a"), ("light/../dark/0.png", "b")],
+            r"line 3: light/../dark/0.png is listed twice, also as dark/0.png; list every image once",
+        ),
         ([("dark/9.png", "a")], r"list.csv, line 2: dark/9.png does not exist; paths are relative to "),
         ([("dark/0.png", "")], r"list.csv, line 2: dark/0.png has no label; every line needs one"),
         ([("dark/0.png", "a"), ("dark/1.png", "a")], r"list.csv: labels must name at least two classes, got a"),
@@ -79,6 +83,20 @@ def test_val_beside_train_is_held_out_with_the_classes_of_train(classes, tmp_pat
 def test_a_list_says_what_is_wrong(classes, rows, message):
     with pytest.raises(SourceError, match=message):
         labels_of(write_csv(classes, rows))
+
+
+def test_a_file_that_a_list_names_by_two_paths_is_listed_twice(classes, tmp_path):
+    (tmp_path / "link").symlink_to(classes / "dark")
+    (classes / "dark" / "alias.png").symlink_to("0.png")  # a file of its own, as in a folder
+    for other in (classes / "dark" / "0.png", tmp_path / "link" / "0.png"):
+        wrong = rf"line 3: {other} is listed twice, also as dark/0.png; list every image once"
+        with pytest.raises(SourceError, match=wrong):
+            labels_of(write_csv(classes, [("dark/0.png", "a"), (str(other), "b")]))
+        rows = [{"path": "dark/0.png"}, {"path": str(other)}]
+        (classes / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(SourceError, match=wrong.replace("3", "2")):
+            list_images(labeled_images(classes / "list.jsonl"))
+    assert len(labels_of(write_csv(classes, [("dark/0.png", "a"), ("dark/alias.png", "b")])).files) == 2
 
 
 def test_an_unknown_label_an_image_outside_of_classes_and_another_file_are_refused(classes, tmp_path):

@@ -122,8 +122,9 @@ def test_phases_survive_being_saved_and_are_part_of_what_a_run_computes():
     [
         ({"share": 0}, r"Phase: share must be in \(0, 1\], got 0"),
         ({"share": 1.5}, r"Phase: share must be in \(0, 1\], got 1.5"),
-        ({"batch_factor": 0}, "Phase: batch_factor must be above 0, got 0"),
-        ({"micro_factor": -1.0}, "Phase: micro_factor must be above 0, got -1.0"),
+        ({"batch_factor": 0}, "Phase: batch_factor must be above 0 and finite, got 0"),
+        ({"micro_factor": -1.0}, "Phase: micro_factor must be above 0 and finite, got -1.0"),
+        ({"batch_factor": float("inf")}, "Phase: batch_factor must be above 0 and finite, got inf"),
     ],
 )
 def test_impossible_phases_are_named(values, message):

@@ -259,6 +259,13 @@ def test_the_mean_is_that_of_the_method():
     [
         ({"rand_augment": "rand-foo"}, "rand_augment must be a policy of timm such as rand-m9-.*, got 'rand-foo'"),
         ({"rand_augment": "original"}, "rand_augment must be a policy of timm such as rand-m9-.*, got 'original'"),
+        (
+            {"rand_augment": "rand-m9-tweigths"},
+            "rand_augment must be a policy of timm such as .*, got 'rand-m9-tweigths'",
+        ),
+        ({"rand_augment": "rand-m9-p1.5"}, "rand_augment must be a policy of timm such as .*, got 'rand-m9-p1.5'"),
+        ({"mean": (124.0, 116.0, 104.0)}, r"mean must be in \[0, 1\], got \(124.0, 116.0, 104.0\)"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, r"mean must be in \[0, 1\], got \(nan, 0.5, 0.5\)"),
         ({"erase_prob": 1.5}, r"erase_prob must be in \[0, 1\], got 1.5"),
         ({"color_jitter": -1.0}, "color_jitter must be at least 0 and finite, got -1.0"),
         ({"color_jitter": 0.4}, "color_jitter must be 0 beside rand_augment, got 0.4; timm would ignore it; set rand_"),
@@ -268,6 +275,17 @@ def test_the_mean_is_that_of_the_method():
 def test_says_what_is_wrong(fields, message):
     with pytest.raises(ValueError, match=f"TrainingAugment: {message}"):
         TrainingAugment(**fields)
+
+
+def test_what_timm_documents_is_a_policy():
+    for policy in (
+        "rand-m9-n3-mstd0.5",
+        "rand-mstd1-tweights",
+        "rand-m7-p0.25-mmax12-inc1-t3a",
+        "rand-t3aw-p1.0",
+        "rand",
+    ):
+        TrainingAugment(rand_augment=policy)
 
 
 def test_erase_says_what_is_wrong():

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import tarfile
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ from shared_runs import (
 )
 
 from bimkern.data.batches import step_draw_ids
+from bimkern.data.sources.find import find_source
 from bimkern.pretrain import main
+from bimkern.train import training
 from bimkern.train.run import run
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -173,6 +176,17 @@ def test_unequal_images_are_refused(photos, tmp_path):
     expected = f"rank 1: --data {other} has other images than rank 0: 1 with other content (3.png); give all ranks the"
     assert expected in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_what_all_ranks_find_in_the_data_is_logged_once(tmp_path, monkeypatch, caplog, rank, times):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("/absolute.jpg"))
+        tar.addfile(tarfile.TarInfo("0.jpg"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    training.find_inputs(config_of("mae_vit_test", tmp_path), find_source(tmp_path / "x.tar"))
+    assert caplog.text.count("/absolute.jpg: an absolute path; left out") == times
 
 
 def test_a_port_in_use_is_said(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from finished_runs import killed, saved
-from full_ranks import build_and_count, command_without_memory, train_and_count
+from full_ranks import build_and_count, command_without_memory, train_and_count, train_frozen
 from rank_processes import RankProcesses, preload
 from safetensors.torch import load_file
 from sharded_ranks import train_in_turn
@@ -92,6 +92,17 @@ def test_one_process_and_then_ranks_again_resume_a_run(trained, tmp_path):
     RankProcesses(train_in_turn, 2, tmp_path / "output", runs).results(240)
     for folder in folders:
         assert_same_losses(folder, trained / "one" / folder.name)
+
+
+def test_layers_that_are_frozen_from_the_first_step_are_trained_and_resumed_as_by_one_process(tmp_path):
+    length = {"steps": 2, "save_every": 1, "batch_size": 8}
+    ranks = RankProcesses(train_frozen, 2, tmp_path / "output", tmp_path / "two", length | {"shard": "full"})
+    train_frozen(tmp_path / "one", length)
+    ranks.results()
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+    assert one.keys() < two.keys()
+    assert not any(two[key].any() for key in two.keys() - one.keys())  # of what never had a gradient
 
 
 def test_a_device_gets_one_whole_layer_at_a_time(monkeypatch):

@@ -1,5 +1,7 @@
 """The linear probe and its optimizer."""
 
+import math
+
 import pytest
 import torch
 
@@ -70,6 +72,8 @@ def test_it_separates_classes_at_any_scale_and_in_batches():
     ("options", "message"),
     [
         ({"base_lr": 0.0}, r"--base-lr must be above 0 and finite, got 0\.0"),
+        ({"base_lr": 1e38}, r"--base-lr 1e\+38 for batches of 16384: the peak, .*, must be from 1.2e-38 to 3.4e\+38"),
+        ({"base_lr": 1e-323, "batch_size": 1}, r"must be from 1.2e-38 to 3.4e\+38, got 0.0e\+00"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"epochs": 5}, r"warmup_epochs must be in \[0, epochs=5\), got 10"),
@@ -78,3 +82,14 @@ def test_it_separates_classes_at_any_scale_and_in_batches():
 def test_says_what_is_wrong(options, message):
     with pytest.raises(EvaluationError, match=message):
         LinearProbe(**options)
+
+
+def test_a_probe_that_diverges_is_no_result():
+    labels = torch.arange(12) % 2
+    features = torch.randn(12, 4)
+    probe = LinearProbe(base_lr=1e36, min_steps=20)
+    with pytest.raises(EvaluationError, match=r"the linear probe diverges at --base-lr 1e\+36; choose a smaller one"):
+        probe.accuracy(features, labels, features, labels)
+    features[3, 1] = math.inf
+    with pytest.raises(EvaluationError, match="the features are not finite, and can be no test of the encoder; train "):
+        LinearProbe(min_steps=2).accuracy(features, labels, features, labels)

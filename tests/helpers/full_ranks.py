@@ -1,6 +1,8 @@
 """Runs of ranks that share out layers as well, as functions that ranks import."""
 
 import os
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -58,3 +60,13 @@ def command_without_memory(arguments):
     if os.environ["RANK"] == "1":
         out_of_memory()
     main(arguments)
+
+
+def train_frozen(out, options):
+    """Train a recipe whose first layers are frozen from the first step on, twice: the second time from step 1."""
+    config = config_of("vitfreeze_vit_test", out, **options)
+    config = replace(config, schedule=replace(config.schedule, t0=0.05, warmup=0.0))
+    run(config)
+    if os.environ.get("RANK", "0") == "0":
+        shutil.rmtree(out / "checkpoints" / "step-00000002")
+    run(config)

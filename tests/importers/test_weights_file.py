@@ -2,10 +2,12 @@
 
 import argparse
 import io
+import os
 import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bimkern.importers.weights_file import WeightsError, read_weights
 
@@ -107,3 +109,12 @@ def test_a_place_without_weights_is_named(tmp_path):
         read_weights(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match=r"holds neither a run nor model\.safetensors or pytorch_model\.bin"):
         read_weights(tmp_path)
+
+
+def test_a_path_that_is_no_utf8_is_said(tmp_path):
+    file = tmp_path / os.fsdecode(b"\xff.safetensors")
+    save_file({"w": torch.zeros(1)}, file)
+    with pytest.raises(
+        WeightsError, match=r"\udcff.safetensors cannot be read: its path is not UTF-8, and safetensors"
+    ):
+        read_weights(file)

@@ -10,9 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spectral import with_channels
 
+from bimkern.evaluate.backbone import read_backbone
+from bimkern.evaluate.errors import EvaluationError
 from bimkern.exporters.own import write_own
 from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained
+from bimkern.importers.weights_file import WeightsError, read_weights
 from bimkern.mim.flow import MicroBatch
 from bimkern.mim.model import MIM
 from bimkern.mim.targets import Distillation
@@ -70,7 +73,13 @@ def test_its_images_are_normalized_as_in_its_own_training(trained, tmp_path, wri
 
 
 @pytest.mark.parametrize(
-    ("mean", "message"), [("[0.5]", "must hold 3 values, got"), ("0.5", "are wrong"), ("[null, 1, 1]", "are wrong")]
+    ("mean", "message"),
+    [
+        ("[0.5]", "must hold 3 values, got"),
+        ("0.5", "are wrong"),
+        ("[null, 1, 1]", "are wrong"),
+        ("[NaN, 1, 1]", "must be finite, and std above 0, got"),
+    ],
 )
 def test_numbers_that_are_no_mean_are_refused(path, tmp_path, mean, message):
     with safe_open(path, "pt") as file:
@@ -78,6 +87,10 @@ def test_numbers_that_are_no_mean_are_refused(path, tmp_path, mean, message):
     save_file(load_file(path), tmp_path / "odd.safetensors", metadata)
     with pytest.raises(BackboneError, match=f"its mean and std {message}"):
         load_teacher(tmp_path / "odd.safetensors")
+    with pytest.raises(WeightsError, match=f"its mean and std {message}"):
+        read_weights(tmp_path / "odd.safetensors")
+    with pytest.raises(EvaluationError, match=f"its mean and std {message}"):
+        read_backbone(tmp_path / "odd.safetensors")
 
 
 def test_the_folder_is_as_good_as_the_file_in_it(path):

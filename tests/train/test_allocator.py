@@ -80,6 +80,18 @@ def test_frozen_layers_get_smaller_plans(train):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_steps_that_change_are_recorded_with_the_plan_that_they_then_get():
+    memory, records = PlannedMemory(CPU), []
+    for size in [1000] * 6 + [5000] * 6:
+        with memory.scope("work")("a"):
+            torch.ones(size)
+        records.append(memory.record())
+    assert [record["plans"] for record in records[5::6]] == [1, 2]
+    for record in records[5::6]:
+        assert record["planned_bytes"] == record["planned_peak_bytes"] > 0
+    assert memory.plan().peak == records[-1]["planned_bytes"] > records[5]["planned_bytes"]
+
+
 def test_nothing_outlives_a_step(train, monkeypatch):
     live = []
     record = PlannedMemory.record

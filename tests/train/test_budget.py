@@ -171,7 +171,7 @@ def test_a_run_is_refused_for_one_copy_of_a_layer_that_is_sharded_and_planned_wi
     layers = [sum(p.nbytes for p in layer.parameters()) for layer in called]
     states, rest = 2 * weights + 2 * sum(layers), weights - sum(layers)
     assert spared_bytes(config, 4) == states - states // 4 - rest - max(layers)
-    (planned,) = of_images(config, config.step_layout(64).at(0), "cpu", 4)
+    (planned,) = of_images(config, config.step_layout(64).at(0), MemoryEstimator(), 4)
     assert planned.buffers == rest + 3 * max(layers)
 
 

@@ -193,6 +193,16 @@ def test_other_nonsense_is_refused_in_one_line(tmp_path, name, content, reason):
         checkpoints.load(tmp_path / "step-00000001")
 
 
+def test_a_path_that_is_no_utf8_is_said_and_no_damage(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    other = tmp_path.with_name(os.fsdecode(b"run \xff"))
+    tmp_path.rename(other)
+    with pytest.raises(CheckpointError, match=r"left: .* \udcff/step-00000001 cannot be read: its path is not UTF-8"):
+        checkpoints.load_latest(other)
+    monkeypatch.chdir(other)
+    assert checkpoints.load_latest(Path()).step == 1  # by another path, there is nothing wrong with it
+
+
 def test_a_checkpoint_that_cannot_be_deleted_is_named(tmp_path, caplog):
     save(tmp_path, 1, 2)
     (tmp_path / ".writing-step-00000001").write_text("a file in the way")

@@ -11,11 +11,13 @@ from growing import write_teacher
 
 from bimkern.arena import Arena
 from bimkern.data.step_layout import Segment
+from bimkern.image_size import ImageSize
 from bimkern.mim.flow import MicroBatch, StepOptions
 from bimkern.mim.model import MIM
 from bimkern.recipes import RECIPES, SMALL_RECIPES
 from bimkern.train import network
-from bimkern.train.memory import estimate
+from bimkern.train.config.run import ConfigError
+from bimkern.train.memory import estimate, extrapolate
 from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, step_plan
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.train.optim.group import GroupOptimizer
@@ -126,6 +128,31 @@ def test_extrapolation_equals_an_exact_trace(recipe, batch, micro, slices):
     for part in ("activations", "bound"):  # some scalars are as many as the micro-batches
         assert abs(getattr(estimate, part) - getattr(counted, part)) <= 256, part
     assert estimate.peak == pytest.approx(counted.peak, rel=0.01)
+
+
+def test_of_images_whose_bytes_overflow_fewer_are_traced(monkeypatch):
+    given, (most, fewer), traced = config("bim_vit_test", slices=2), extrapolate._TRACED_IMAGES, extrapolate._traced
+    counted, _, images = traced(given, ImageSize.square(32), 1)
+    assert images == most
+    expected = [extrapolate._Sizes.of(most, 2).growth(each.bytes) for each in counted.lifetimes]
+    trace, overflow = extrapolate.trace, "Storage size calculation overflowed"
+
+    def limited(config, segment):
+        if segment.micro_batch > limit:
+            raise RuntimeError(overflow)
+        return trace(config, segment)
+
+    monkeypatch.setattr(extrapolate, "trace", limited)
+    limit = fewer
+    counted, _, images = traced(given, ImageSize.square(32), 1)
+    assert images == fewer
+    assert [extrapolate._Sizes.of(fewer, 2).growth(each.bytes) for each in counted.lifetimes] == expected
+    limit = 0
+    with pytest.raises(ConfigError, match=r"images of 32 px are too large to estimate their memory \(Storage size"):
+        traced(given, ImageSize.square(32), 1)
+    overflow = "another error"
+    with pytest.raises(RuntimeError, match="another error"):
+        traced(given, ImageSize.square(32), 1)
 
 
 def test_parts_of_a_step():

@@ -10,6 +10,7 @@ from growing import repeatable
 from interop import import_or_skip
 from labeled_stripes import CLASSES, write_stripes
 from PIL import Image
+from safetensors.torch import save_file
 from saved_runs import make_run
 
 from bimkern.data.augment import CenterCrop
@@ -18,6 +19,7 @@ from bimkern.data.training_augment import TrainingAugment
 from bimkern.evaluate.backbone import read_backbone
 from bimkern.exporters.own import write_backbones
 from bimkern.exporters.trained import read_trained
+from bimkern.importers.backbone import read_pretrained
 from bimkern.mim.schedule import Cosine
 from bimkern.models.exported import BackboneError, load_classifier, load_encoder
 from bimkern.recipes import RECIPES
@@ -226,6 +228,22 @@ def test_from_scratch_takes_the_sizes_alone(configure, backbone, tmp_path):
     theirs = model_of(backbone())
     assert not torch.equal(outcome.model.encoder.blocks[0].attn.qkv.weight, theirs["encoder.blocks.0.attn.qkv.weight"])
     assert not outcome.folder.init_report.exists()
+
+
+def test_images_are_normalized_as_timm_says_of_its_weights_unless_the_config_does(configure, tmp_path):
+    encoder = RECIPES["mae_vit_test"].config.method.encoder
+    layout, state = encoder.layout("timm"), encoder.module(encoder).state_dict()
+    named = {layout.name(name): tensor for name, tensor in state.items()}
+    save_file(dict(layout.tables) | named, tmp_path / "model.safetensors")
+    said = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    config = configure("mae_vit_test", {"encoder": encoder}, backbone=tmp_path)
+    found, init = read_pretrained(config)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+    assert init.note(found.mean, found.std) is None
+    found, init = read_pretrained(replace(config, mean=(0.5, 0.5, 0.4)))
+    assert found.mean == (0.5, 0.5, 0.4)
+    assert "normalized by mean (0.5, 0.5, 0.5) and std (0.5, 0.25, 0.5); this run" in init.note(found.mean, found.std)
 
 
 def test_the_config_of_a_run_knows_its_encoder(configure, tmp_path):

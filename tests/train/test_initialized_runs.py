@@ -8,7 +8,7 @@ import torch
 from growing import repeatable, train, write_photos
 from safetensors.torch import load_file, save_file
 
-from bimkern.mim.model import MIM
+from bimkern.mim.model import IMAGENET_MEAN, IMAGENET_STD, MIM
 from bimkern.models.exported import load_encoder
 from bimkern.pretrain import main
 from bimkern.recipes import RECIPES
@@ -134,6 +134,28 @@ def test_a_run_starts_from_another_run(photos, run, tmp_path):
     ours, theirs = model_of(tmp_path / "next"), model_of(run)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert json.loads((tmp_path / "next" / "init.json").read_text())["random"] == []
+
+
+def test_weights_of_images_that_were_normalized_otherwise_are_named_once(photos, weights, run, tmp_path, caplog):
+    (tmp_path / "timm").mkdir()
+    shutil.copy(weights, tmp_path / "timm" / "model.safetensors")
+    said = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    start = ("--steps", "1", "--init", str(tmp_path / "timm"))
+    train(RECIPE, photos, tmp_path / "one", *start)
+    train(RECIPE, photos, tmp_path / "one", *start)  # which is finished
+    (record,) = (record for record in caplog.records if "was trained on images" in record.message)
+    assert record.message == (
+        f"--init {tmp_path / 'timm'} was trained on images normalized by mean (0.5, 0.5, 0.5) and std (0.5, 0.25, 0.5);"
+        f" this run normalizes by mean {IMAGENET_MEAN} and std {IMAGENET_STD}, as --mean, --std and --normalize say"
+    )
+    caplog.clear()
+    same = ("--mean", "0.5", "0.5", "0.50001", "--std", "0.5", "0.25", "0.5")
+    train(RECIPE, photos, tmp_path / "two", *start, *same)
+    train(RECIPE, photos, tmp_path / "three", "--steps", "1", "--init", str(run))
+    assert "was trained on images" not in caplog.text
+    train(RECIPE, photos, tmp_path / "four", "--steps", "1", "--init", str(run), *same)
+    assert f"--init {run} was trained on images normalized by mean (0.485" in caplog.text
 
 
 def test_a_dry_run_tells_what_would_be_taken(photos, weights, tmp_path, capsys):

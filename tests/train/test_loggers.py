@@ -25,6 +25,7 @@ from bimkern.train.reporting.loggers.logger import LoggedRun, Logger, choose
 from bimkern.train.reporting.metrics import Metrics
 from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.reporting.scalars import finite_numbers, hyperparameters
+from bimkern.train.reporting.tensorboard import TensorBoard
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,13 @@ def test_every_record_is_logged_once_whatever_happens_to_the_run(photos, tmp_pat
     with (out / "metrics.csv").open(newline="") as file:
         rows = [(int(row.pop("step")), {k: float(v) for k, v in row.items() if v}) for row in csv.DictReader(file)]
     assert rows == expected
+
+
+def test_a_folder_of_images_whose_name_is_no_utf8_is_shown_escaped(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    values = hyperparameters({"run": {"data": str(folder)}})
+    assert values == {"run.data": f"{tmp_path}/caf\\udce9"}
+    TensorBoard(tmp_path / "events").hyperparameters(values, "loss")  # which is UTF-8 alone
 
 
 def test_tensorboard_shows_pictures_over_time_and_hyperparameters(photos, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -189,8 +190,11 @@ def test_peak_learning_rate_follows_the_batch():
     [
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"steps": -1}, "--steps must be at least 1, got -1"),
+        ({"batch_size": 10**400}, r"--batch-size must be below 2\*\*40, got 1000"),
         ({"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
         ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
+        ({"base_lr": 1e38, "batch_size": 4096}, r"--base-lr 1e\+38 with --batch-size 4096: the peak, .* got 1.6e\+39"),
+        ({"base_lr": 1e-323, "batch_size": 1}, r"the peak, .*, must be from 1.2e-38 to 3.4e\+38, got 0.0e\+00"),
         ({"base_lr": float("nan")}, "--base-lr must be above 0 and finite, got nan"),
         ({"workers": -2}, "--workers must be at least 0, got -2"),
         ({"epochs": float("inf")}, "--epochs must be above 0 and finite, got inf"),
@@ -236,6 +240,10 @@ def test_an_unusable_run_folder_is_refused(tmp_path):
         RunFolder(tmp_path / "file" / "run").open(config)
     with pytest.raises(ConfigError, match="holds files but no run; choose an empty or a new folder"):
         RunFolder(tmp_path).open(config)
+    foreign = tmp_path / os.fsdecode(b"run \xff")
+    with pytest.raises(ConfigError, match=r"--out .* \udcff cannot be used: its path is not UTF-8, and safetensors"):
+        RunFolder(foreign).open(config)
+    assert not foreign.exists()
 
 
 def test_config_json_names_every_piece_and_number():

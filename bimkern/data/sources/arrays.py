@@ -5,9 +5,10 @@ They are mapped into memory, so that only what is read takes any; arrays of a co
 Shapes: N images, H W pixels, C channels.
 """
 
+import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class ArrayRows:
             raise SourceError(f"{path}: images must be numbers [N, H, W, C], got {images.dtype} {list(images.shape)}")
         self._images, self._mapped = images, mapped
         self.dtype = images.dtype
-        if labels is not None and len(labels) == len(images):
-            self._labels = labels
+        if labels is not None:
+            self._path, self._labels = path, labels
             self.label = self._label
 
     def __len__(self) -> int:
@@ -47,6 +48,9 @@ class ArrayRows:
         return np.asarray(self._images[i])
 
     def _label(self, i: int) -> str | None:
+        if self._labels.shape[:1] != self._images.shape[:1] or math.prod(self._labels.shape[1:]) != 1:
+            counts = f"{list(self._labels.shape)} for {len(self._images)} images"
+            raise SourceError(f"{self._path}: labels must be one for each image, got {counts}")
         (label,) = np.asarray(self._labels[i]).reshape(-1).tolist()
         return label_text(label.decode() if isinstance(label, bytes) else label)
 
@@ -71,8 +75,8 @@ class NpzRows(ArrayRows):
         with np.load(path) as archive:
             arrays = _Mapped(path, archive)
             key = choose(path, key, {name: arrays.header(name) for name in archive.files})
-            label = label_of(key)
-            labels = arrays[label] if label in archive.files else None
+            label = label_of(key, archive.files)
+            labels = None if label is None else arrays[label]
             super().__init__(path, arrays[key], labels, MappedFile(path))
             self.key = key
 
@@ -135,9 +139,11 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
     return fitting[0] if len(fitting) == 1 else usual[0]
 
 
-def label_of(key: str) -> str:
-    """Return the name of the labels of an array of images, which lie in the same group."""
+def label_of(key: str, names: Collection[str]) -> str | None:
+    """Return which of some names is that of the labels of an array of images: in the same group, else in the root."""
     group, slash, name = key.rpartition("/")
     if _KERAS.match(name):
-        return f"{group}{slash}y{name[1:]}"
-    return group + slash + (_LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels"))
+        label = f"y{name[1:]}"
+    else:
+        label = _LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels")
+    return next((place for place in (f"{group}{slash}{label}", label) if place in names), None)

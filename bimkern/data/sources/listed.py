@@ -5,6 +5,7 @@ called `path`, and the label `label`.
 """
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -70,19 +71,24 @@ class ListedImages(FilesOnDisk):
 
     def _entries(self) -> Iterator[tuple[int, str, str | None]]:
         """Yield line, path and label of every image."""
-        seen = set()
+        seen: dict[str, str] = {}  # by the place
+        folders: dict[str, str] = {}  # without symbolic links, by the path
         for line, record in _records(self.list):
             if record.get(_PATH) in (None, ""):
                 raise SourceError(f"{self.list}, line {line}: {_PATH} is missing; every line needs it")
             file = str(PurePosixPath(str(record[_PATH])))
-            if file in seen:
-                raise SourceError(f"{self.list}, line {line}: {file} is listed twice; list every image once")
-            seen.add(file)
             if not self.path(file).is_file():
                 remedy = f"paths are relative to {self.list.parent}"
                 if self.list.suffix == ".txt":
                     remedy += ", and a label follows after a tab"
                 raise SourceError(f"{self.list}, line {line}: {file} does not exist; {remedy}")
+            folder, name = os.path.split(self.path(file))
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            other = seen.setdefault(os.path.join(folders[folder], name), file)
+            if other is not file:
+                also = "" if other == file else f", also as {other}"
+                raise SourceError(f"{self.list}, line {line}: {file} is listed twice{also}; list every image once")
             yield line, file, label_text(record.get(_LABEL))
 
 

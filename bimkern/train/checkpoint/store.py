@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bimkern.errors import BimkernError
 from bimkern.files import atomic
+from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.train.checkpoint import safetensors_writer
 from bimkern.train.checkpoint.streamed import Streamed, TensorFile
 
@@ -130,8 +131,10 @@ def load(path: Path) -> Checkpoint:
     """Load one checkpoint after verifying every byte of it.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or the path is no UTF-8.
     """
+    if not is_utf8(path):
+        raise CheckpointError(f"{path} cannot be read: {WHY_NOT}")
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         if not isinstance(sums, dict) or sums.keys() != {_MODEL, _OPTIMIZER, _STATE}:

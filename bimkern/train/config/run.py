@@ -25,7 +25,7 @@ from bimkern.errors import BimkernError
 from bimkern.image_size import ImageSize
 from bimkern.mim.model import Method
 from bimkern.mim.recompute import NONE, check
-from bimkern.mim.schedule import Schedule
+from bimkern.mim.schedule import RATES, Schedule
 from bimkern.models.attention import AttentionName
 from bimkern.train.config.optimizer import AdamWConfig, OptimizerName
 
@@ -124,10 +124,17 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            if value is not None and value >= 2**40:  # bytes of so many images are still counted in 64 bits
+                raise ConfigError(f"--{name.replace('_', '-')} must be below 2**40, got {value}")
         for name in ("epochs", "base_lr", "dist_timeout"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
+        if not RATES[0] <= self.peak_lr <= RATES[1]:
+            raise ConfigError(
+                f"--base-lr {self.base_lr:g} with --batch-size {self.batch_size}: the peak, base_lr * batch_size / 256,"
+                f" must be from {RATES[0]:.1e} to {RATES[1]:.1e}, got {self.peak_lr:.1e}"
+            )
         if self.jpeg_draft and not 1 <= self.jpeg_draft < math.inf:
             raise ConfigError(f"--jpeg-draft must be 0 (off) or at least 1 and finite, got {self.jpeg_draft:g}")
         try:

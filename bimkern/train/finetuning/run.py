@@ -1,5 +1,6 @@
 """A whole fine-tuning run: from a config and a backbone to a classifier, pictures and metrics in its folder."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.run_folder.folder import RunFolder
 
 __all__ = ["Finetuned", "describe", "finetune"]
+
+logger = logging.getLogger("bimkern.train")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,10 @@ def _finetune(
     if not folder.has_checkpoint and init is not None:
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
+        assert config.mean is not None
+        assert config.std is not None  # the backbone says both, or the config does
+        if note := init.note(config.mean, config.std):
+            logger.warning("--backbone %s, as mean and std of the config say", note)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.complete()
     if ranks.rank == 0:

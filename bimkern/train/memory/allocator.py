@@ -53,6 +53,7 @@ class PlannedMemory:
         self._plan: Plan | None = None
         self._work: Hashable = None
         self._steps_begun = 0
+        self._plans = 0  # of this arena, the last of which is kept here
         self._num_plans = 0  # of earlier arenas
 
     def scope(self, work: Hashable) -> ScopeFactory:
@@ -72,8 +73,9 @@ class PlannedMemory:
         return self._arena
 
     def plan(self) -> Plan | None:
-        if self._plan is None and self._arena is not None and self._arena.stats().plans:
-            self._plan = self._arena.plan()
+        plans = 0 if self._arena is None else self._arena.stats().plans
+        if self._arena is not None and plans != self._plans:  # also where steps have changed, and were planned again
+            self._plan, self._plans = self._arena.plan(), plans
             logger.info("planned %d bytes, %.2f %% above the bound", self._plan.peak, 100 * self._plan.gap)
         return self._plan
 
@@ -93,6 +95,7 @@ class PlannedMemory:
         if self._arena is not None:
             self._num_plans += self._arena.stats().plans
         self._arena = self._plan = None
+        self._plans = 0
 
 
 class PooledMemory:

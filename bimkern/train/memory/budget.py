@@ -223,7 +223,12 @@ def find_fitting(config: TrainingConfig, estimator: MemoryEstimator, limit: int)
 
 
 def find_recompute(
-    config: TrainingConfig, estimator: MemoryEstimator, limit: int, *, only: Sequence[str] | None = None
+    config: TrainingConfig,
+    estimator: MemoryEstimator,
+    limit: int,
+    *,
+    only: Sequence[str] | None = None,
+    also: Callable[[str], bool] = lambda choice: True,
 ) -> str | None:
     """Return the --recompute with the least work that makes a run fit, none if it fits as it is; None if none does.
 
@@ -232,6 +237,7 @@ def find_recompute(
         estimator: of its memory; every choice takes a trace.
         limit: in bytes.
         only: choices to try, in this order; by default none, numbers of layers that grow by a half, and all of them.
+        also: returns whether all else fits as well.
     """
     run = config.run
     if not (isinstance(config, Config) and isinstance(run, RunConfig)):
@@ -243,7 +249,7 @@ def find_recompute(
             numbers.append(more)
         only = (recompute.NONE, *(str(number) for number in numbers if number < longest), recompute.LAYERS)
     for choice in only:
-        if estimator.peak(replace(config, run=replace(run, recompute=choice))) <= limit:
+        if estimator.peak(replace(config, run=replace(run, recompute=choice))) <= limit and also(choice):
             return choice
     return None
 

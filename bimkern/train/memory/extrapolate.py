@@ -9,10 +9,13 @@ a stage) count once for each.
 Shapes: L storages of the step, T ticks.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +23,23 @@ import numpy.typing as npt
 from bimkern.arena import Scope
 from bimkern.data.step_layout import Segment
 from bimkern.image_size import ImageSize
-from bimkern.train.config.run import TrainingConfig
+from bimkern.train.config.run import ConfigError, TrainingConfig
+from bimkern.train.config.stage import StageConfig
 from bimkern.train.memory.estimate import ALIGNMENT, MemoryEstimate, image_bytes, static_bytes, trace
+from bimkern.train.memory.rehearsal import Rehearsal
 from bimkern.train.memory.trace import Lifetime, StepTrace, plan_of
 
 Numbers = npt.NDArray[np.int64]
 
+_FAKE_TENSORS = logging.getLogger("torch._subclasses.fake_tensor")
+
 _TRACED = 3  # micro-batches, if there are several: the first, a middle one and the last
 _MIDDLE = 1
-# Images of a traced micro-batch: prime, and so is the larger half; the smaller half is 6 * 833334631. No layer has such
-# a size, so a storage is proportional to the images if they divide its size, and constant if it is below 5 GB.
-_TRACED_IMAGES = 10_000_015_573
+# Images of a traced micro-batch: prime, and so is the larger half; the smaller half is 6 times a prime. No layer has
+# such a size, so a storage is proportional to the images if they divide its size, and constant if it is below 5 GB. Of
+# images so large that torch cannot count the bytes of so many, fewer are traced.
+_TRACED_IMAGES = (10_000_015_573, 200_001_877)
+_LARGEST_CONSTANT = 5_000_000_000
 METHOD = "one step is traced on fake tensors and extrapolated to other sizes"
 
 
@@ -49,11 +58,11 @@ class _Sizes:
 
     def growth(self, size: int) -> tuple[int, int]:
         """Return the index in `counts` of what a size is proportional to, and the bytes per unit of it."""
-        if size < self.second:
-            return 0, size
         for which, number in enumerate(self.counts()[1:], 1):
             if size % number == 0:
                 return which, size // number
+        if size < _LARGEST_CONSTANT:
+            return 0, size
         raise AssertionError(f"{size} bytes are not proportional to any of {self}")
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -70,15 +79,19 @@ class Extrapolation:
 
     def __init__(self, device: str = "cpu") -> None:
         self._alignment = ALIGNMENT[device]
-        self._known: dict[tuple[str, ImageSize, bool, int], _Step] = {}
+        self._known: dict[_Key, _Step] = {}
+        self._estimates: dict[tuple[_Key, int, Segment], MemoryEstimate] = {}
 
     def estimate(self, config: TrainingConfig, segment: Segment) -> MemoryEstimate:
-        """Estimate the steps of a segment; all configs passed to one object must differ only in sizes.
+        """Estimate the steps of a segment; configs passed to one object must differ in sizes and stages alone.
 
         Raises:
             ArenaUnavailable: the arena cannot plan on this machine.
         """
-        return self._step(config, segment).estimate(config, segment, self._alignment)
+        key = (_key(config, segment), config.run.num_slices, segment)
+        if key not in self._estimates:  # a plan takes as long as a trace
+            self._estimates[key] = self._step(config, segment).estimate(config, segment, self._alignment)
+        return self._estimates[key]
 
     def lower_bound(self, config: TrainingConfig, segment: Segment) -> int:
         """Return the lower bound of the peak, for any placement."""
@@ -89,11 +102,26 @@ class Extrapolation:
         return self._step(config, segment).static_bytes
 
     def _step(self, config: TrainingConfig, segment: Segment) -> "_Step":
-        size = (segment.image_size, config.run.num_slices > 1, _TRACED if segment.per_step > 1 else 1)
-        key = (config.run.recomputed, *size)
+        key = _key(config, segment)
         if key not in self._known:
-            self._known[key] = _Step(config, *size)
+            self._known[key] = _Step(config, key.image_size, key.sliced, key.micro_batches)
         return self._known[key]
+
+
+class _Key(NamedTuple):
+    """What tells the traced steps of a recipe from each other."""
+
+    stage: int | None  # of a pipeline; None: the whole network
+    recomputed: str
+    image_size: ImageSize
+    sliced: bool
+    micro_batches: int
+
+
+def _key(config: TrainingConfig, segment: Segment) -> _Key:
+    stage = config.stage if isinstance(config, StageConfig) else None
+    micro_batches = _TRACED if segment.per_step > 1 else 1
+    return _Key(stage, config.run.recomputed, segment.image_size, config.run.num_slices > 1, micro_batches)
 
 
 class _Step:
@@ -101,11 +129,10 @@ class _Step:
 
     def __init__(self, config: TrainingConfig, image_size: ImageSize, sliced: bool, micro_batches: int) -> None:
         slices = 2 if sliced else 1
-        segment = Segment(image_size=image_size, batch_size=micro_batches * _TRACED_IMAGES, micro_batch=_TRACED_IMAGES)
         if config.run.num_slices != slices:
             config = replace(config, run=config.run.in_slices(slices))
-        counted, rehearsal = trace(config, segment)
-        sizes = _Sizes.of(_TRACED_IMAGES, slices)
+        counted, rehearsal, images = _traced(config, image_size, micro_batches)
+        sizes = _Sizes.of(images, slices)
         self._counted = counted
         self._weights, self._optimizer = static_bytes(rehearsal)
         self.static_bytes = self._weights + self._optimizer
@@ -153,6 +180,34 @@ class _Step:
             counts[batch] = _Sizes.of(number, config.run.num_slices).counts()
         result: Numbers = self._each * counts[self._batch, self._which]
         return result
+
+
+def _traced(config: TrainingConfig, image_size: ImageSize, micro_batches: int) -> tuple[StepTrace, Rehearsal, int]:
+    """Trace a step; return the images of a micro-batch as well.
+
+    Raises:
+        ConfigError: images are so large that torch cannot count their bytes.
+    """
+    for images in _TRACED_IMAGES:
+        segment = Segment(image_size=image_size, batch_size=micro_batches * images, micro_batch=images)
+        try:
+            with _without_log():
+                return *trace(config, segment), images
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            overflow = error
+    raise ConfigError(f"images of {image_size} px are too large to estimate their memory ({overflow})") from overflow
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Have fake tensors log no error: it is raised as well."""
+    disabled, _FAKE_TENSORS.disabled = _FAKE_TENSORS.disabled, True
+    try:
+        yield
+    finally:
+        _FAKE_TENSORS.disabled = disabled
 
 
 class _Timeline:

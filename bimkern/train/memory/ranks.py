@@ -35,13 +35,13 @@ class RankEstimate:
         return self.memory.peak + self.buffers
 
 
-def of_stages(config: Config, segment: Segment, device: str) -> list[RankEstimate]:
+def of_stages(config: Config, segment: Segment, estimator: MemoryEstimator) -> list[RankEstimate]:
     """Estimate the ranks of a pipeline: rank k has stage k."""
     tokens = [*_tokens(config, segment.image_size), 0]  # bytes that a stage sends for an image
     return [
         RankEstimate(
             name=f"rank {stage}",
-            memory=MemoryEstimator(device).estimate(StageConfig.of(config, stage), segment),
+            memory=estimator.estimate(StageConfig.of(config, stage), segment),
             buffers=QUEUE * segment.micro_batch * (tokens[stage] + (tokens[stage - 1] if stage else 0)),
             sent=segment.batch_size * tokens[stage],
             exposed=0,  # once the queue is full

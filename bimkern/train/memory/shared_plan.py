@@ -81,7 +81,9 @@ class SharedPlan:
             yield "balance", str(self.balance)
 
 
-def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *, pipeline: bool) -> SharedPlan:
+def plan_ranks(
+    config: Config, segment: Segment, estimator: MemoryEstimator, num_ranks: int, *, pipeline: bool
+) -> SharedPlan:
     """Plan the steps of a segment for several ranks.
 
     Raises:
@@ -91,9 +93,9 @@ def plan_ranks(config: Config, segment: Segment, device: str, num_ranks: int, *,
         raise ConfigError(f"--ranks must be at least 1, got {num_ranks}")
     if not pipeline:
         layer = " and a layer" if config.run.shard == "full" else ""
-        return SharedPlan(of_images(config, segment, device, num_ranks), f"buckets of gradients{layer}", None)
+        return SharedPlan(of_images(config, segment, estimator, num_ranks), f"buckets of gradients{layer}", None)
     check_stages(config, num_ranks)
-    return SharedPlan(of_stages(config, segment, device), "tokens on their way", _balance(config.method))
+    return SharedPlan(of_stages(config, segment, estimator), "tokens on their way", _balance(config.method))
 
 
 class RankBudget:
@@ -136,8 +138,11 @@ class RankBudget:
 
     def recompute(self, limit: int) -> str | None:
         """Find the least recomputation with which it fits, as find_recompute does for one process."""
-        choice = find_recompute(self._config, self._estimator, limit - self._beside)
-        return choice if self._others_fit("recompute", choice, limit) else None
+
+        def others_fit(choice: str) -> bool:
+            return self._others_fit("recompute", choice, limit)
+
+        return find_recompute(self._config, self._estimator, limit - self._beside, also=others_fit)
 
     def _others_fit(self, option: str, value: object, limit: int) -> bool:
         changed: dict[str, Any] = {} if value is None else {option: value}

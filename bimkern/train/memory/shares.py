@@ -41,7 +41,7 @@ class _Trained:
         return self.rest + layer_copies * self.largest
 
 
-def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> list[RankEstimate]:
+def of_images(config: Config, segment: Segment, estimator: MemoryEstimator, num_ranks: int) -> list[RankEstimate]:
     """Estimate ranks that share the images of every step: the one with most of them, as all others need no more.
 
     Raises:
@@ -56,7 +56,7 @@ def of_images(config: Config, segment: Segment, device: str, num_ranks: int) -> 
         check_passes(config, num_ranks)
     largest = replace(segment, batch_size=-(-segment.batch_size // num_ranks))
     largest = replace(largest, micro_batch=min(segment.micro_batch, largest.batch_size))
-    memory = MemoryEstimator(device).estimate(config, largest)
+    memory = estimator.estimate(config, largest)
     trained = _trained(config)
     others = (num_ranks - 1) / num_ranks  # the share of a sum or a copy that a rank sends, in a ring
     sent = 2 * others * trained.rest  # sums: they are reduced, and then gathered

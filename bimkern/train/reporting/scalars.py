@@ -20,8 +20,15 @@ def finite_numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Scalar]:
-    """Flatten a config in JSON: method.encoder.depth, method.heads.0.type, ...; without what is null, and passwords."""
-    return {name: without_passwords(value) if isinstance(value, str) else value for name, value in _leaves(config)}
+    """Flatten a config in JSON: method.encoder.depth, method.heads.0.type, ...; without what is null, and passwords.
+
+    Paths that are no UTF-8 are escaped.
+    """
+    return {name: _text(value) if isinstance(value, str) else value for name, value in _leaves(config)}
+
+
+def _text(value: str) -> str:
+    return without_passwords(value).encode(errors="backslashreplace").decode()
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Scalar]]:

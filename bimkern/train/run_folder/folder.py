@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from bimkern.distributed.ranks import Ranks
 from bimkern.files import atomic
 from bimkern.files.lock import LOCK, InUse, locked
+from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.train.config.run import Config, ConfigError, TrainingConfig
 from bimkern.train.config.serialize import STARTS, from_json, refuse_other, to_json
 from bimkern.train.run_folder.dataset_manifest import QUARANTINE
@@ -41,9 +42,11 @@ class RunFolder:
         """Create the folder, or make sure that it holds a run of this very config.
 
         Raises:
-            ConfigError: the folder cannot be written, is not a run's, belongs to a run with another config, or to a
-                process that is running.
+            ConfigError: the folder cannot be written or is not UTF-8, is not a run's, belongs to a run with another
+                config, or to a process that is running.
         """
+        if not is_utf8(self.path):
+            raise ConfigError(f"--out {self.path} cannot be used: {WHY_NOT}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = {path.name for path in self.path.iterdir() if not atomic.is_scratch(path)} - _MADE_FIRST

@@ -1,5 +1,6 @@
 """Fields of a config that are set by their path: what a value may be, and what is said about one that is not."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from bimkern.mim.schedule import Cosine, FreezeOut, MultiStep
 from bimkern.mim.targets import HogTarget, PixelTarget
 from bimkern.models.vit import ViTConfig
 from bimkern.recipes import RECIPES
-from bimkern.train.config.overrides import parse_settings, with_overrides
+from bimkern.recipes.finetuning import FINETUNE_RECIPES
+from bimkern.train.config.overrides import field, parse_settings, with_overrides
 from bimkern.train.config.run import ConfigError
+from bimkern.train.config.serialize import to_json
 
 BIM = RECIPES["bim_vit_base"].config
 LOCALMIM = RECIPES["localmim_vit_base"].config
@@ -187,3 +190,27 @@ def test_settings_are_paths_and_values():
     ):
         with pytest.raises(ConfigError, match=message):
             parse_settings(settings)
+
+
+def numbers_of(value, path=""):
+    """Yield the path of every number, or row of numbers, in a config as JSON, and how many they are."""
+    is_row = isinstance(value, list) and value and all(isinstance(item, int | float) for item in value)
+    if is_row or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield path, len(value) if is_row else 1
+    elif isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers_of(item, f"{path}.{name}" if path else f"{name}")
+
+
+def test_no_number_of_a_config_may_be_infinite_or_nan():
+    """Those of all recipes, each field of each piece once."""
+    tested = set()
+    for config in (recipe.config for recipes in (RECIPES, FINETUNE_RECIPES) for recipe in recipes.values()):
+        for path, count in numbers_of(to_json(config)):
+            owner, _, name = re.sub(r"\.\d+", "", path).rpartition(".")
+            kind = type(config), type(field(config, owner) if owner else config), name
+            if kind not in tested:
+                tested.add(kind)
+                for wrong in ("nan", "inf", "-inf"):
+                    with pytest.raises(ConfigError):
+                        with_overrides(config, {path: ",".join([wrong] * count)})

@@ -29,7 +29,7 @@ def compare():
 
 new, used = compare()
 wrapper.train()
-wrapper.update_teacher()  # the student has learnt nothing: an average of equal networks
+wrapper.update_teacher()  # the student has learned nothing: an average of equal networks
 updated, used_after = compare()
 print(f"stable-pretraining {__version__}, timm {timm.__version__}, torch {torch.__version__}")
 print("expected: a teacher stays equal to a student that does not change ('including buffers', its source says)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An online probe of stable-pretraining's SimMIM or MaskFeat learns from patch tokens, and is judged on class tokens.
+# An online probe of stable-pretraining's SimMIM or MaskFeat learns from patch tokens, and is tested on class tokens.
 set -euo pipefail
 exec "$(dirname "$0")/with_packages" \
   stable-pretraining==0.1.8 timm==1.0.31 torch==2.13.0 torchvision==0.28.0 numpy==2.4.6 <<'PYTHON'

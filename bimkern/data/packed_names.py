@@ -44,14 +44,13 @@ class PackedNames:
         return self._bases[file] + packed.suffix
 
     def label(self, file: str) -> tuple[str, bytes] | None:
-        """Return name and content of the member with the label of a file; None where folders tell those of all files,
-        or where the first file of its key has it.
-        """
+        """Return name and content of the member with the label of a file; None where its folder tells it."""
         return self._labels.get(file)
 
     def _members(self, labels: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
-        """Return the label members by the first file of each key; none where all labels are the folders."""
+        """Return the label members by the first file of each key."""
         first: dict[str, str] = {}
+        members = {}
         for file, base in self._bases.items():
             key = key_of(base)
             other = first.setdefault(key, file)
@@ -60,9 +59,10 @@ class PackedNames:
                     f"{other} and {file} have different labels, and one key {key!r} in a shard, which holds one label; "
                     "rename one"
                 )
-        if all(base.partition("/")[:2] == (labels[file], "/") for file, base in self._bases.items()):
-            return {}
-        return {file: (f"{key}.cls", labels[file].encode()) for key, file in first.items()}
+            folder, slash, _ = base.partition("/")
+            if other == file and not (slash and folder == labels[file]):
+                members[file] = (f"{key}.cls", labels[file].encode())
+        return members
 
 
 def _refuse_equal(bases: Mapping[str, str]) -> None:

@@ -287,14 +287,6 @@ def test_labels_beside_the_images_are_kept(root, tmp_path, out):
     assert same(batches_of(LOADER, data_of(find_source(out))), batches_of(LOADER, data_of(ImageFolder(paths=(root,)))))
 
 
-def test_labels_that_some_folders_tell_are_kept_for_all(root, tmp_path, out):
-    files = [file.relative_to(root).as_posix() for file in images_of(root)]
-    lines = [f"{file}\t{'wasp' if i else file.partition('/')[0]}" for i, file in enumerate(files)]
-    (root / "list.txt").write_text("\n".join(lines))
-    pack_into(out, root / "list.txt")
-    assert labels_of(out) == labels_of(root / "list.txt")
-
-
 def test_without_a_label_for_every_image_there_are_none_and_it_is_said(root, tmp_path, out, caplog):
     (tmp_path / "list.txt").write_text("photos/ant/00.jpg\tant\nphotos/bee/01.png\n")
     pack_into(out, tmp_path / "list.txt")
@@ -368,7 +360,3 @@ def test_names_and_labels_that_shards_cannot_tell_apart_are_refused():
         names_of(["a.1.png", "a.2.png"], {"a.1.png": "x", "a.2.png": "y"})
     names = PackedNames(["a.1.png", "a.2.png"], {"a.1.png": "x", "a.2.png": "x"})
     assert [names.label(file) for file in ("a.1.png", "a.2.png")] == [("a.cls", b"x"), None]
-    names = PackedNames(["x/1.png", "y/2.png"], {"x/1.png": "x", "y/2.png": "y"})
-    assert [names.label(file) for file in ("x/1.png", "y/2.png")] == [None, None]  # as their folders tell them
-    names = PackedNames(["x/1.png", "x/2.png"], {"x/1.png": "x", "x/2.png": "x/y"})
-    assert [names.label(file) for file in ("x/1.png", "x/2.png")] == [("x/1.cls", b"x"), ("x/2.cls", b"x/y")]

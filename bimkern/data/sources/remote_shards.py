@@ -60,12 +60,12 @@ class RemoteShards(ShardedImages):
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
             return [first, *pool.map(lambda shard: shard.index(), shards[1:])]
 
-    def own_labels(self, files: Sequence[str]) -> dict[str, str | None]:
-        """Return the label in the member of every image, as on disk; they are read side by side."""
-        found: dict[str, str | None] = {}
+    def labels(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the label of every image, as on disk; they are read side by side."""
+        found: dict[str, str] = {}
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
             parts = [files[at : at + _LABELS] for at in range(0, len(files), _LABELS)]
-            for labels in pool.map(super().own_labels, parts):
+            for labels in pool.map(super().labels, parts):
                 found |= labels
         return found
 

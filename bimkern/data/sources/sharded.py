@@ -183,39 +183,21 @@ class ShardedImages(ABC):
         return None
 
     def labels(self, files: Sequence[str]) -> dict[str, str]:
-        """Return the label of every image: of its .cls or .json member, or if none has one, its class folder.
-
-        Raises:
-            SourceError: one has none, while others do or its path does not begin with a class.
-        """
-        own = self.own_labels(files)
-        labels = {file: label for file, label in own.items() if label is not None}
-        if not labels:
-            return {file: self._class_folder(file) for file in files}
-        if len(labels) < len(own):
-            file = next(file for file in own if file not in labels)
-            raise SourceError(
-                f"{self._title}: {file} has no label in {key_of(file)}.cls or .json, as other images do; every image "
-                "needs one"
-            )
-        return labels
-
-    def own_labels(self, files: Sequence[str]) -> dict[str, str | None]:
-        """Return the label in the .cls or .json member of every image, None where there is none."""
-        return {
-            file: next(filter(None, (self._label(key_of(file) + suffix) for suffix in (".cls", ".json"))), None)
-            for file in files
-        }
-
-    def _class_folder(self, file: str) -> str:
-        inside = file.partition("/")[2] if self._table.prefixed else file
-        folder, slash, _ = inside.partition("/")
-        if not slash:
-            raise SourceError(
-                f"{self._title}: {file} has no label: its shard has no {key_of(file)}.cls or .json, nor does its path "
-                "begin with a class"
-            )
-        return folder
+        """Return the label of every image: of its .cls or .json member, else the folder that its path begins with."""
+        table = self._table
+        found = {}
+        for file in files:
+            label = next(filter(None, (self._label(key_of(file) + suffix) for suffix in (".cls", ".json"))), None)
+            if label is None:
+                inside = file.partition("/")[2] if table.prefixed else file
+                label, slash, _ = inside.partition("/")
+                if not slash:
+                    raise SourceError(
+                        f"{self._title}: {file} has no label: its shard has no {key_of(file)}.cls or .json, nor does "
+                        "its path begin with a class"
+                    )
+            found[file] = label
+        return found
 
     @property
     def _title(self) -> str:

@@ -295,27 +295,6 @@ def test_labels_are_members_of_the_same_key(root, tmp_path, suffix):
         source.labels(["1.jpg"])
 
 
-@pytest.mark.parametrize("missing", [{}, {"ant/2.cls": b" \n"}, {"ant/2.json": b'{"width": 7}'}])
-def test_of_images_with_labels_none_takes_that_of_its_folder(tmp_path, missing):
-    for name, numbers in (("x", (0, 1)), ("y", (2,))):
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
-            for i in numbers:
-                add(tar, f"ant/{i}.jpg", b"")
-                add(tar, f"ant/{i}.json", b'{"width": 7}')
-    source = find_source(tmp_path)
-    assert set(source.labels(["ant/0.jpg", "ant/2.jpg"]).values()) == {"ant"}  # as metadata are no labels
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for i in range(2):
-            add(tar, f"ant/{i}.jpg", b"")
-            add(tar, f"ant/{i}.cls", b"%d" % i)
-    with tarfile.open(tmp_path / "y.tar", "w") as tar:
-        add(tar, "ant/2.jpg", b"")
-        for name, content in missing.items():
-            add(tar, name, content)
-    with pytest.raises(SourceError, match=r"ant/2.jpg has no label in ant/2.cls or .json, as other images do"):
-        labels_of(find_source(tmp_path))
-
-
 def test_train_and_val_may_be_shards(root, tmp_path):
     for part in ("train", "val"):
         write_tars(root, tmp_path / "set" / part, count=2)

@@ -8,7 +8,7 @@ Shapes: N images, H W pixels, C channels.
 import math
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ class NpzRows(ArrayRows):
         with np.load(path) as archive:
             arrays = _Mapped(path, archive)
             key = choose(path, key, {name: arrays.header(name) for name in archive.files})
-            label = label_of(key, archive.files)
-            labels = None if label is None else arrays[label]
+            label = label_of(key)
+            labels = arrays[label] if label in archive.files else None
             super().__init__(path, arrays[key], labels, MappedFile(path))
             self.key = key
 
@@ -139,11 +139,9 @@ def choose(path: Path, key: str | None, arrays: Mapping[str, tuple[tuple[int, ..
     return fitting[0] if len(fitting) == 1 else usual[0]
 
 
-def label_of(key: str, names: Collection[str]) -> str | None:
-    """Return which of some names is that of the labels of an array of images: in the same group, else in the root."""
+def label_of(key: str) -> str:
+    """Return the name of the labels of an array of images, which lie in the same group."""
     group, slash, name = key.rpartition("/")
     if _KERAS.match(name):
-        label = f"y{name[1:]}"
-    else:
-        label = _LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels")
-    return next((place for place in (f"{group}{slash}{label}", label) if place in names), None)
+        return f"{group}{slash}y{name[1:]}"
+    return group + slash + (_LABELS.get(name) or (name.replace("images", "labels") if "images" in name else "labels"))

@@ -20,6 +20,6 @@ class Hdf5Rows(ArrayRows):
             lambda name, item: arrays.update({name: (item.shape, item.dtype)}) if hasattr(item, "dtype") else None
         )
         key = choose(path, key, arrays)  # type: ignore[arg-type]  # a dtype of NumPy
-        label = label_of(key, arrays)
-        super().__init__(path, file[key], None if label is None else file[label])
+        label = label_of(key)
+        super().__init__(path, file[key], file[label] if label in arrays else None)
         self.key = key

@@ -82,18 +82,6 @@ def test_what_has_no_labels_says_so(root, tmp_path):
         read_labels(source, list_images(source).files)
 
 
-def test_an_array_in_a_group_has_the_labels_in_the_root_if_there_are_none_beside_it(tmp_path):
-    h5py = import_or_skip("h5py")
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        for group in ("train", "test"):
-            file[f"{group}/images"] = np.zeros((2, 8, 8, 3), np.uint8)
-        file["labels"] = ["root 0", "root 1"]
-        file["test/labels"] = ["test 0", "test 1"]
-    for group, kind in (("train", "root"), ("test", "test")):
-        source = find_source(tmp_path / f"x.h5:{group}/images")
-        assert read_labels(source, list_images(source).files).classes == (f"{kind} 0", f"{kind} 1")
-
-
 @pytest.mark.parametrize("missing", [None, -1])
 def test_a_missing_label_of_a_table_is_no_class(root, tmp_path, missing):
     """`datasets` has -1 for it, beside the names of classes."""

@@ -98,7 +98,7 @@ class LinearProbe:
         model.eval()
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             if not train.isfinite().all():
-                raise EvaluationError("the features are not finite, and can be no test of the encoder; train it again")
+                raise EvaluationError("the features are not finite, and cannot be evaluated; train it again")
             raise EvaluationError(f"the linear probe diverges at --base-lr {self.base_lr:g}; choose a smaller one")
         with torch.no_grad():
             predicted = torch.cat([model(block).argmax(dim=1) for block in test.split(self.batch_size)])

@@ -18,7 +18,7 @@ from bimkern.exporters.trained import Preprocessing, read_trained
 from bimkern.files.utf8 import WHY_NOT, is_utf8
 from bimkern.models.encoder import WEIGHTS_FILE, EncoderConfig
 from bimkern.models.exported import read_encoder_config
-from bimkern.models.normalization import Statistics
+from bimkern.models.normalization import Statistics, checked
 
 _FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # in a folder, the first that there is
 _WRAPPERS = ("model", "state_dict")  # keys that training programs save the weights under
@@ -41,7 +41,11 @@ class SavedWeights:
 
     @property
     def statistics(self) -> Statistics | None:
-        """Mean and std by which images were normalized in training, also as timm's config.json says it."""
+        """Mean and std by which images were normalized in training, also as timm's config.json says it.
+
+        Raises:
+            WeightsError: config.json says others than numbers to normalize by.
+        """
         if self.images is not None:
             return self.images.mean, self.images.std
         said = self.settings.get("pretrained_cfg", self.settings)
@@ -49,7 +53,10 @@ class SavedWeights:
             mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
         except (KeyError, TypeError, ValueError):  # it is another program's
             return None
-        return mean, std
+        try:
+            return checked((mean, std))
+        except ValueError as error:
+            raise WeightsError(f"config.json beside the weights: {error}") from error
 
 
 def is_run(path: Path) -> bool:

@@ -23,9 +23,15 @@ def said_statistics(metadata: Mapping[str, str], channels: int) -> Statistics:
         raise ValueError(f"its mean and std are wrong ({error})") from error
     if not len(mean) == len(std) == channels:
         raise ValueError(f"its mean and std must hold {channels} values, got {mean} and {std}")
+    return checked((mean, std))
+
+
+def checked(statistics: Statistics) -> Statistics:
+    """Return them; raise ValueError where images cannot be normalized by them."""
+    mean, std = statistics
     if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
         raise ValueError(f"its mean and std must be finite, and std above 0, got {mean} and {std}")
-    return mean, std
+    return statistics
 
 
 def is_alike(one: Statistics, other: Statistics) -> bool:

@@ -190,6 +190,6 @@ def _begin_from(init: InitialWeights | None, config: Config, folder: RunFolder) 
         write_json(folder.init_report, dict(init.report))
         say(f"{init.summary}; see {folder.init_report}")
         if note := init.note(config.method.mean, config.method.std):
-            logger.warning("--init %s, as --mean, --std and --normalize say", note)
+            logger.warning("--init %s; --mean and --std set others", note)
     elif folder.init_report.exists():
         raise ConfigError(f"--out {folder.path} began with --init and has no checkpoint yet; name it again")

@@ -85,18 +85,19 @@ def test_a_list_says_what_is_wrong(classes, rows, message):
         labels_of(write_csv(classes, rows))
 
 
-def test_a_file_that_a_list_names_by_two_paths_is_listed_twice(classes, tmp_path):
+def test_a_path_in_two_spellings_is_listed_twice_and_a_link_is_another_file(classes, tmp_path):
     (tmp_path / "link").symlink_to(classes / "dark")
-    (classes / "dark" / "alias.png").symlink_to("0.png")  # a file of its own, as in a folder
-    for other in (classes / "dark" / "0.png", tmp_path / "link" / "0.png"):
-        wrong = rf"line 3: {other} is listed twice, also as dark/0.png; list every image once"
-        with pytest.raises(SourceError, match=wrong):
-            labels_of(write_csv(classes, [("dark/0.png", "a"), (str(other), "b")]))
-        rows = [{"path": "dark/0.png"}, {"path": str(other)}]
-        (classes / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(SourceError, match=wrong.replace("3", "2")):
-            list_images(labeled_images(classes / "list.jsonl"))
-    assert len(labels_of(write_csv(classes, [("dark/0.png", "a"), ("dark/alias.png", "b")])).files) == 2
+    (classes / "dark" / "alias.png").symlink_to("0.png")
+    absolute = classes / "dark" / "0.png"
+    wrong = rf"line 3: {absolute} is listed twice, also as dark/0.png; list every image once"
+    with pytest.raises(SourceError, match=wrong):
+        labels_of(write_csv(classes, [("dark/0.png", "a"), (str(absolute), "b")]))
+    rows = [{"path": "dark/0.png"}, {"path": str(absolute)}]
+    (classes / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SourceError, match=wrong.replace("3", "2")):
+        list_images(labeled_images(classes / "list.jsonl"))
+    for other in ("dark/alias.png", str(tmp_path / "link" / "0.png")):
+        assert len(labels_of(write_csv(classes, [("dark/0.png", "a"), (other, "b")])).files) == 2
 
 
 def test_an_unknown_label_an_image_outside_of_classes_and_another_file_are_refused(classes, tmp_path):

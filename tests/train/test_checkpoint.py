@@ -194,9 +194,10 @@ def test_other_nonsense_is_refused_in_one_line(tmp_path, name, content, reason):
 
 
 def test_a_path_that_is_no_utf8_is_said_and_no_damage(tmp_path, monkeypatch):
-    save(tmp_path, 1)
-    other = tmp_path.with_name(os.fsdecode(b"run \xff"))
-    tmp_path.rename(other)
+    other = tmp_path / os.fsdecode(b"run \xff")
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run", 1)
+    (tmp_path / "run").rename(other)
     with pytest.raises(CheckpointError, match=r"left: .* \udcff/step-00000001 cannot be read: its path is not UTF-8"):
         checkpoints.load_latest(other)
     monkeypatch.chdir(other)

@@ -1,6 +1,7 @@
 """Fine-tuning runs: they learn, resume bit for bit, refuse what they did not begin with, and export what they are."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -244,6 +245,10 @@ def test_images_are_normalized_as_timm_says_of_its_weights_unless_the_config_doe
     found, init = read_pretrained(replace(config, mean=(0.5, 0.5, 0.4)))
     assert found.mean == (0.5, 0.5, 0.4)
     assert "normalized by mean (0.5, 0.5, 0.5) and std (0.5, 0.25, 0.5); this run" in init.note(found.mean, found.std)
+    for std in ([0.5, 0, 0.5], [0.5, math.nan, 0.5], [-0.5, 0.5, 0.5]):
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said | {"std": std}}))
+        with pytest.raises(WeightsError, match=r"config.json beside the weights: its mean and std must be finite, and std"):
+            read_pretrained(config)
 
 
 def test_the_config_of_a_run_knows_its_encoder(configure, tmp_path):

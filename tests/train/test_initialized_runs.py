@@ -147,7 +147,7 @@ def test_weights_of_images_that_were_normalized_otherwise_are_named_once(photos,
     (record,) = (record for record in caplog.records if "was trained on images" in record.message)
     assert record.message == (
         f"--init {tmp_path / 'timm'} was trained on images normalized by mean (0.5, 0.5, 0.5) and std (0.5, 0.25, 0.5);"
-        f" this run normalizes by mean {IMAGENET_MEAN} and std {IMAGENET_STD}, as --mean, --std and --normalize say"
+        f" this run normalizes by mean {IMAGENET_MEAN} and std {IMAGENET_STD}; --mean and --std set others"
     )
     caplog.clear()
     same = ("--mean", "0.5", "0.5", "0.50001", "--std", "0.5", "0.25", "0.5")

@@ -71,8 +71,7 @@ class ListedImages(FilesOnDisk):
 
     def _entries(self) -> Iterator[tuple[int, str, str | None]]:
         """Yield line, path and label of every image."""
-        seen: dict[str, str] = {}  # by the place
-        folders: dict[str, str] = {}  # without symbolic links, by the path
+        seen: dict[str, str] = {}  # by the path in one spelling; links are files of their own, as in folders
         for line, record in _records(self.list):
             if record.get(_PATH) in (None, ""):
                 raise SourceError(f"{self.list}, line {line}: {_PATH} is missing; every line needs it")
@@ -82,10 +81,7 @@ class ListedImages(FilesOnDisk):
                 if self.list.suffix == ".txt":
                     remedy += ", and a label follows after a tab"
                 raise SourceError(f"{self.list}, line {line}: {file} does not exist; {remedy}")
-            folder, name = os.path.split(self.path(file))
-            if folder not in folders:
-                folders[folder] = os.path.realpath(folder)
-            other = seen.setdefault(os.path.join(folders[folder], name), file)
+            other = seen.setdefault(os.path.abspath(self.path(file)), file)
             if other is not file:
                 also = "" if other == file else f", also as {other}"
                 raise SourceError(f"{self.list}, line {line}: {file} is listed twice{also}; list every image once")

@@ -124,7 +124,7 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-            if value is not None and value >= 2**40:  # bytes of so many images are still counted in 64 bits
+            if name in ("batch_size", "micro_batch") and value is not None and value >= 2**40:  # their bytes fit 64 bits
                 raise ConfigError(f"--{name.replace('_', '-')} must be below 2**40, got {value}")
         for name in ("epochs", "base_lr", "dist_timeout"):
             value = getattr(self, name)

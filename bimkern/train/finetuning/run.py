@@ -122,7 +122,7 @@ def _finetune(
         assert config.mean is not None
         assert config.std is not None  # the backbone says both, or the config does
         if note := init.note(config.mean, config.std):
-            logger.warning("--backbone %s, as mean and std of the config say", note)
+            logger.warning("--backbone %s; mean and std of the config set others", note)
     config, task = training.train(config, images, inputs.loader, folder, make_task, callbacks, sharing)
     task.complete()
     if ranks.rank == 0:

@@ -194,7 +194,7 @@ def _traced(config: TrainingConfig, image_size: ImageSize, micro_batches: int) -
             with _without_log():
                 return *trace(config, segment), images
         except RuntimeError as error:
-            if "overflow" not in str(error):
+            if "Storage size calculation overflowed" not in str(error):
                 raise
             overflow = error
     raise ConfigError(f"images of {image_size} px are too large to estimate their memory ({overflow})") from overflow

@@ -12,15 +12,17 @@ if torch.version.cuda is None:
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models import SwinTransformer
 
 
 def rows_read_by_row(row, side):
     """Return which rows of a grid reach a row through attention in shifted windows of 7."""
     torch.manual_seed(0)
-    block = SwinTransformerBlock(4, (side, side), num_heads=1, window_size=7, shift_size=3).eval()
+    model = SwinTransformer(side, 1, depths=(2,), num_heads=(1,), embed_dim=4, window_size=7).eval()
+    second = model.layers[0].blocks[1]
+    assert second.window_size == (7, 7) and second.shift_size == (3, 3)
     x = torch.randn(1, side, side, 4, requires_grad=True)
-    (grad,) = torch.autograd.grad(block._attn(x)[:, row].sum(), x)
+    (grad,) = torch.autograd.grad(second._attn(x)[:, row].sum(), x)
     reached = grad.abs().sum((0, 2, 3)) > 1e-20  # what is masked, by -100, has a weight of about 1e-44
     return reached.nonzero().flatten().tolist()
 

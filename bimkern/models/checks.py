@@ -42,7 +42,7 @@ def size_of(encoder: Any) -> ImageSize:
 
 
 def check_mlp_ratio(config: Any, width: int) -> None:
-    """Refuse a config whose narrowest MLP, of tokens of a width, would have no hidden values.
+    """Refuse a config whose narrowest MLP, of tokens of a width, would have no inner values.
 
     Raises:
         ValueError: mlp_ratio is not above 0 and finite, or too small.
@@ -51,4 +51,4 @@ def check_mlp_ratio(config: Any, width: int) -> None:
     if not 0 < ratio < math.inf:
         raise ValueError(f"{name}: mlp_ratio must be above 0 and finite, got {ratio}")
     if int(width * ratio) < 1:
-        raise ValueError(f"{name}: mlp_ratio must be at least 1 / {width}, for one hidden value, got {ratio}")
+        raise ValueError(f"{name}: mlp_ratio must be at least 1 / {width}, for one inner value, got {ratio}")

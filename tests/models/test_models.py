@@ -169,7 +169,7 @@ def test_configs_say_what_is_wrong():
         (lambda: SwinConfig(width=8, depths=(1, 1), num_heads=(1, 1), mlp_ratio=0.12), 8),
         (lambda: replace(CMT_SMALL, mlp_ratio=0.015), 64),
     ):
-        with pytest.raises(ValueError, match=rf"Config: mlp_ratio must be at least 1 / {width}, for one hidden value"):
+        with pytest.raises(ValueError, match=rf"Config: mlp_ratio must be at least 1 / {width}, for one inner value"):
             config()
     for std in (0, -1, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"LinearConfig: init_std must be above 0 and finite, got {std}"):

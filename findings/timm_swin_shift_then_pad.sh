@@ -5,13 +5,6 @@ exec "$(dirname "$0")/with_packages" timm==1.0.31 torch==2.13.0 torchvision==0.2
 from importlib.metadata import version
 
 import torch
-
-# Beside a torch without CUDA, torchvision, which timm imports, looks up two operators that it could not load.
-library = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None:
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from timm.models import SwinTransformer
 
 

@@ -5,13 +5,6 @@ exec "$(dirname "$0")/with_packages" vit-pytorch==1.26.14 torch==2.13.0 torchvis
 from importlib.metadata import version
 
 import torch
-
-# Beside a torch without CUDA, torchvision, which the package imports, looks up two operators that it could not load.
-library = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None:
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from torch import nn
 from vit_pytorch import ViT
 from vit_pytorch.simmim import SimMIM

@@ -26,6 +26,7 @@ _PERIOD = 8191  # a prime: no patch or row repeats another
 _TOLERANCE = 1e-4  # of the largest value; another formula is off by far more
 _HALF_TOLERANCE = 3e-2
 _MODES = (True, False)  # of training
+_CHECKPOINT = "torch.utils.checkpoint"
 
 
 class Affine(nn.Module):
@@ -142,9 +143,13 @@ def difference(
 
 
 def _recomputes(written: Any) -> bool:
-    """Return whether a function, or one inside it, names torch's checkpoint or one of its own, under any name."""
+    """Return whether a function, or one inside it, refers to a checkpoint by this name, or to torch's by another."""
     known = getattr(written, "__globals__", {})
-    return any("checkpoint" in f"{name} {getattr(known.get(name), '__module__', '')}" for name in _names(written))
+    return any("checkpoint" in name or _is_of_torchs_checkpoint(known.get(name)) for name in _names(written))
+
+
+def _is_of_torchs_checkpoint(value: Any) -> bool:
+    return _CHECKPOINT in (getattr(value, "__module__", None), getattr(value, "__name__", None))
 
 
 def _sets_autocast(method: Any) -> bool:

@@ -1,6 +1,7 @@
 """Position tables: the sin-cos one of the MAE family, stored ones, and those that fine-tuning trains."""
 
 import math
+import weakref
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -55,13 +56,13 @@ class Positions(_Positions):
     """
 
     table: Tensor | None
+    _resized: weakref.ref[Tensor] | None = None  # the table that those of other grids were made of
 
     def __init__(self, width: int, grid: Grid, num_prefix: int) -> None:
         """Take the grid of a stored table."""
         super().__init__()
         self.grid, self._num_prefix, self._width = grid, num_prefix, width
         self.register_buffer("table", None)
-        self._resized: Tensor | None = None  # the table that those of other grids were made of
 
     def expect_table(self, like: Tensor) -> None:
         """Make room for a table, on the device and in the dtype of a tensor; load_state_dict then requires one."""
@@ -84,10 +85,18 @@ class Positions(_Positions):
         """Return the table of a grid, [N, width]; one that is trained is read each time."""
         if "table" in self._parameters:
             return self.build(grid)
-        if self._resized is not self.table:  # torch.func.functional_call brings others
+        if not self._is_current():  # torch.func.functional_call brings others
             self._tables.clear()
-            self._resized = self.table
+            self._resized = None if self.table is None else weakref.ref(self.table)
         return super().forward(grid, like)
+
+    def _is_current(self) -> bool:
+        if self._resized is None or self.table is None:
+            return self._resized is self.table
+        return self._resized() is self.table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_resized": None}
 
     @property
     def prefix(self) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Encoders, heads, and the precision policy."""
 
+import copy
 import io
 import math
 from dataclasses import replace
@@ -147,6 +148,9 @@ def test_positions_are_those_that_a_functional_call_brings(trains):
     found = [functional_call(model, {name: (table + i).requires_grad_()}, ()) for i in (1, 2)]
     torch.testing.assert_close(found[1] - found[0], torch.ones_like(found[0]))
     torch.testing.assert_close(found[0] - encoder.embed(images), torch.ones_like(found[0]))
+    computed = {name: (table + 1).requires_grad_() * 1}  # which copies of the encoder do not hold
+    torch.testing.assert_close(functional_call(model, computed, ()), found[0])
+    torch.testing.assert_close(copy.deepcopy(encoder).embed(images), encoder.embed(images))
 
 
 def test_configs_say_what_is_wrong():

@@ -124,8 +124,9 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-            if name in ("batch_size", "micro_batch") and value is not None and value >= 2**40:  # their bytes fit 64 bits
-                raise ConfigError(f"--{name.replace('_', '-')} must be below 2**40, got {value}")
+        for name in ("batch_size", "micro_batch"):
+            if (getattr(self, name) or 0) >= 2**40:  # 64 bits do not count the bytes of many more images
+                raise ConfigError(f"--{name.replace('_', '-')} must be below 2**40, got {getattr(self, name)}")
         for name in ("epochs", "base_lr", "dist_timeout"):
             value = getattr(self, name)
             if not 0 < value < math.inf:

@@ -91,9 +91,9 @@ class Positions(_Positions):
         return super().forward(grid, like)
 
     def _is_current(self) -> bool:
-        if self._resized is None or self.table is None:
-            return self._resized is self.table
-        return self._resized() is self.table
+        if self._resized is None:
+            return self.table is None
+        return self.table is not None and self._resized() is self.table
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_resized": None}

@@ -46,7 +46,7 @@ int64_t brute_force(const std::vector<Item>& items) {
   return lowest;
 }
 
-// The search misses the optimum of about one in 10^6 such cases: two of 165 would show a fault.
+// The search misses the optimum of about one in 10^6 such cases: two of 145 would show a fault.
 void test_small_cases_against_brute_force() {
   int missed = 0;
   for (int count = 0; count <= 8; ++count) {

@@ -46,8 +46,10 @@ void test_large_cases_against_the_bound() {
   }
 }
 
-// A scope without survivors is placed as low as its allocations alone: its search gets all of the work.
+// A scope without survivors is placed as low as its allocations alone: its search gets all of the work. Always the same
+// ones, of which half of the work makes a higher plan.
 void test_one_scope_gets_all_of_the_work() {
+  random_bits().seed(7);
   Trace trace;
   std::vector<Item> items;
   for (int64_t begin = 1; begin <= 400; ++begin) {

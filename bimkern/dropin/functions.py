@@ -221,9 +221,7 @@ def _check_loss(imgs: Tensor, pred: Tensor, mask: Tensor) -> int:
         raise ValueError(f"{op}: imgs must be cut into N={dims['N']} patches by p={p}, got {list(imgs.shape)}")
     dims |= {"h": H // p, "w": W // p}
     check.shapes(op, dims, pred=(pred, "B P h w" if pred.ndim == 4 else "B N P"))
-    check.shapes(
-        op, dims, mask=(mask, "B h w") if mask.shape[-1:] != (1,) and mask.ndim == 3 else (mask.flatten(1), "B N")
-    )
+    check.shapes(op, dims, mask=(mask, "B h w" if mask.ndim == 3 else "B N"))
     check.dtypes(op, imgs=(imgs, (torch.uint8, *check.FLOATS)), mask=(mask, check.MASKS))
     return p
 

@@ -190,7 +190,7 @@ void test_disturbed_arenas(int64_t operations, const Disturbance& disturbance) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int64_t operations = argc > 1 ? std::atoll(argv[1]) : 100'000;
+  const int64_t operations = argc > 1 ? std::atoll(argv[1]) : 50'000;
   for (int i = 0; i < 20; ++i) {
     test_steady_state();
   }

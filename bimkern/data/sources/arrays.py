@@ -37,7 +37,8 @@ class ArrayRows:
         self.dtype = images.dtype
         if labels is not None:
             self._path, self._labels = path, labels
-            self.label = self._label
+            fit = labels.shape[:1] == images.shape[:1] and math.prod(labels.shape[1:]) == 1
+            self.label = self._label if fit else self._refuse_labels
 
     def __len__(self) -> int:
         return len(self._images)
@@ -48,11 +49,12 @@ class ArrayRows:
         return np.asarray(self._images[i])
 
     def _label(self, i: int) -> str | None:
-        if self._labels.shape[:1] != self._images.shape[:1] or math.prod(self._labels.shape[1:]) != 1:
-            counts = f"{list(self._labels.shape)} for {len(self._images)} images"
-            raise SourceError(f"{self._path}: labels must be one for each image, got {counts}")
         (label,) = np.asarray(self._labels[i]).reshape(-1).tolist()
         return label_text(label.decode() if isinstance(label, bytes) else label)
+
+    def _refuse_labels(self, _: int) -> str | None:
+        counts = f"{list(self._labels.shape)} for {len(self._images)} images"
+        raise SourceError(f"{self._path}: labels must be one for each image, got {counts}")
 
 
 class NpyRows(ArrayRows):

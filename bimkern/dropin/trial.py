@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,14 @@ def _sets_autocast(method: Any) -> bool:
 
 def _names(function: Any) -> Iterator[str]:
     """Yield what a function, and those inside it, refer to."""
-    code = [getattr(function, "__code__", None)]
-    for each in filter(None, code):
-        code += filter(inspect.iscode, each.co_consts)
-        yield from (*each.co_names, *each.co_freevars)
+    code = getattr(function, "__code__", None)
+    return iter(()) if code is None else _names_in(code)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from (*code.co_names, *code.co_freevars)
+    for inner in filter(inspect.iscode, code.co_consts):
+        yield from _names_in(inner)
 
 
 def _compare(

@@ -21,7 +21,9 @@ from bimkern.train.config.run import Config
 
 EAGER, HF = "eager", "hf"
 _ROUNDED_TARGETS = 1e-3  # relative, likewise: LocalMIM's program computes HOG from normalized images
-_OTHER_MASK = 5e-2  # ours and the truth see the same mask; a timed loop of others draws its own, as it always does
+# Ours and the truth see the same mask; a timed loop of others draws its own, as it always does. Of one image, that moves
+# LocalMIM's losses by 0.04 (rms), others' by less; of B images, by 1/sqrt(B) of it.
+_OTHER_MASK = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class StepRuns:
             hold(provider, got, expected, SAME_MASK[case.dtype])
             return
         wanted = expected if got.shape == expected.shape else expected.sum()[None]
-        hold(provider, got, wanted, _OTHER_MASK)
+        hold(provider, got, wanted, _OTHER_MASK / len(self.images) ** 0.5)
         if other == EAGER and isinstance(self.eager, Loop):
             return  # it is the truth
         allowed = _ROUNDED_TARGETS if other == EAGER else 0.0

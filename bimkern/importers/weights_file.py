@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from bimkern.models.exported import read_encoder_config
 from bimkern.models.normalization import Statistics, checked
 
 _FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # in a folder, the first that there is
+_PROCESSOR_FILE = "preprocessor_config.json"
 _WRAPPERS = ("model", "state_dict")  # keys that training programs save the weights under
 _PREFIXES = ("module.", "_orig_mod.")  # of a network that was wrapped for several processes, or compiled
 
@@ -37,26 +39,38 @@ class SavedWeights:
     encoder: EncoderConfig | None = None  # known where we wrote the file
     taps: tuple[int, ...] | None = None  # of the run that saved them, if it is known
     settings: Mapping[str, Any] = field(default_factory=dict)  # config.json of another program's folder
-    images: Preprocessing | None = None  # likewise known
+    processor: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json, of transformers' folders
+    images: Preprocessing | None = None  # known where we wrote the file
 
     @property
     def statistics(self) -> Statistics | None:
-        """Mean and std by which images were normalized in training, also as timm's config.json says it.
+        """Mean and std by which images were normalized in training, also as timm or transformers says it of a folder.
 
         Raises:
-            WeightsError: config.json says others than numbers to normalize by.
+            WeightsError: the file that says it has others than numbers to normalize by.
         """
         if self.images is not None:
             return self.images.mean, self.images.std
-        said = self.settings.get("pretrained_cfg", self.settings)
-        try:
-            mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
-        except (KeyError, TypeError, ValueError):  # it is another program's
-            return None
-        try:
-            return checked((mean, std))
-        except ValueError as error:
-            raise WeightsError(f"config.json beside the weights: {error}") from error
+        timm = self.settings.get("pretrained_cfg", self.settings)
+        return _said(timm, "", "config.json") or _said(_in_unit_range(self.processor), "image_", _PROCESSOR_FILE)
+
+
+def _said(said: Any, prefix: str, file: str) -> Statistics | None:
+    try:
+        mean, std = (tuple(map(float, said[f"{prefix}{name}"])) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):  # it is another program's
+        return None
+    try:
+        return checked((mean, std))
+    except ValueError as error:
+        raise WeightsError(f"{file} beside the weights: {error}") from error
+
+
+def _in_unit_range(processor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an image processor says if its mean and std are of values in [0, 1], as ours; nothing otherwise."""
+    scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    known = isinstance(scale, float) and math.isclose(scale, 1 / 255, rel_tol=1e-3)
+    return processor if known and processor.get("do_normalize", True) else {}
 
 
 def is_run(path: Path) -> bool:
@@ -87,10 +101,10 @@ def read_weights(path: Path) -> SavedWeights:
         raise WeightsError(f"{file} cannot be read ({error.strerror})") from error
     _refuse_other_content(file, head)
     if head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle, of torch.save
-        return SavedWeights(_unpacked(file, _load(file)), settings=_settings(file))
+        return SavedWeights(_unpacked(file, _load(file)), **_beside(file))
     tensors, metadata = _load_safetensors(file)
     if "encoder" not in metadata:
-        return SavedWeights(tensors, settings=_settings(file))
+        return SavedWeights(tensors, **_beside(file))
     encoder = read_encoder_config(file)
     try:
         images = Preprocessing.said(metadata, encoder)
@@ -98,7 +112,7 @@ def read_weights(path: Path) -> SavedWeights:
         images = None
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
-    return SavedWeights(tensors, encoder, settings=_settings(file), images=images)
+    return SavedWeights(tensors, encoder, images=images, **_beside(file))
 
 
 def _refuse_other_content(file: Path, head: bytes) -> None:
@@ -152,10 +166,15 @@ def _unpacked(file: Path, loaded: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _settings(file: Path) -> Mapping[str, Any]:
-    """Read the config.json beside a file of weights, if it has one."""
+def _beside(file: Path) -> dict[str, Any]:
+    """Read what other programs write beside a file of weights."""
+    return {"settings": _json(file.parent / "config.json"), "processor": _json(file.parent / _PROCESSOR_FILE)}
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    """Read a JSON object; an empty one if there is none."""
     try:
-        settings = json.loads((file.parent / "config.json").read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return settings if isinstance(settings, dict) else {}
+    return found if isinstance(found, dict) else {}

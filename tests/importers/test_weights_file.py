@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import re
 
@@ -118,3 +119,40 @@ def test_a_path_that_is_no_utf8_is_said(tmp_path):
         WeightsError, match=r"\udcff.safetensors cannot be read: its path is not UTF-8, and safetensors"
     ):
         read_weights(file)
+
+
+HALVES = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+MEAN_AND_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("processor", "found"),
+    [
+        (HALVES, MEAN_AND_STD),
+        (HALVES | {"do_normalize": True, "do_rescale": True, "rescale_factor": 0.00392156862745098}, MEAN_AND_STD),
+        (HALVES | {"do_normalize": False}, None),
+        (HALVES | {"rescale_factor": 1 / 127.5}, None),
+        (HALVES | {"rescale_factor": None}, None),
+        (HALVES | {"do_rescale": False}, None),
+        ({"image_mean": [0.5] * 3}, None),
+        ([], None),
+    ],
+)
+def test_transformers_says_how_images_were_normalized(tmp_path, processor, found):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert read_weights(tmp_path).statistics == found
+
+
+def test_timm_says_it_first(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALVES))
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.1], "std": [0.2]}}))
+    assert read_weights(tmp_path).statistics == ((0.1,), (0.2,))
+
+
+def test_what_is_no_number_to_normalize_by_is_refused_with_the_file_that_says_it(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALVES | {"image_std": [0, 1, 1]}))
+    with pytest.raises(WeightsError, match=r"^preprocessor_config\.json beside the weights: its mean and std must be"):
+        _ = read_weights(tmp_path).statistics

@@ -16,6 +16,7 @@ from bimkern.distributed.launch import local_world_size
 from bimkern.errors import BimkernError, RunError
 from bimkern.mim import recompute
 from bimkern.train.config.run import Config, ConfigError, RunConfig, RunOptions, TrainingConfig
+from bimkern.train.memory import cgroup
 from bimkern.train.memory.estimate import MemoryEstimate
 from bimkern.train.memory.extrapolate import Extrapolation
 from bimkern.units import human_bytes
@@ -24,7 +25,6 @@ logger = logging.getLogger("bimkern.train")
 
 Options = TypeVar("Options", bound=RunOptions)
 
-_CGROUP = Path("/sys/fs/cgroup")
 # Torch has no exception type for it on a CPU. Our own kernels pass these texts on from torch 2.13; with an older torch,
 # out of memory in a kernel ends the run like any other error.
 _TEXTS = ("can't allocate memory", "std::bad_alloc")
@@ -68,17 +68,8 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     (available,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return min(available, _available_in_cgroup())
-
-
-def _available_in_cgroup() -> int:
-    try:
-        limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        lines = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        cached = int(lines["inactive_file"])  # file cache, which the kernel reclaims on demand
-        return 2**63 if limit == "max" else max(int(limit) - int(used) + cached, 0)
-    except (OSError, ValueError, KeyError):
-        return 2**63  # no cgroup, or one of another kind
+    in_group = cgroup.room()
+    return available if in_group is None else min(available, in_group)
 
 
 def segments(config: TrainingConfig) -> list[Segment]:

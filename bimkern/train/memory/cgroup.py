@@ -33,11 +33,11 @@ def _groups(process: Path) -> Iterator[tuple[str, Path]]:
     """Yield the type of file system and the folder of the process's group and those above it, as far as mounted."""
     paths: dict[str, Path] = {}
     for line in (process / "cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, group = line.split(":", 2)
         if not controllers:
-            paths["cgroup2"] = Path(path)
+            paths["cgroup2"] = Path(group)
         elif "memory" in controllers.split(","):
-            paths["cgroup"] = Path(path)
+            paths["cgroup"] = Path(group)
     for line in (process / "mountinfo").read_text().splitlines():
         place, _, source = line.partition(" - ")
         root, mounted_at = place.split()[3:5]

@@ -21,8 +21,8 @@ from bimkern.train.config.run import Config
 
 EAGER, HF = "eager", "hf"
 _ROUNDED_TARGETS = 1e-3  # relative, likewise: LocalMIM's program computes HOG from normalized images
-# Ours and the truth see the same mask; a timed loop of others draws its own, as it always does. Of one image, that moves
-# LocalMIM's losses by 0.04 (rms), others' by less; of B images, by 1/sqrt(B) of it.
+# Ours and the truth see the same mask; a timed loop of others draws its own, as it always does. Of one image, that
+# moves LocalMIM's losses by 0.04 (rms), others' by less; of B images, by 1/sqrt(B) of it.
 _OTHER_MASK = 0.25
 
 

@@ -1,6 +1,7 @@
 """Labels of class folders and lists, and that they follow the images through both loaders."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -89,12 +90,12 @@ def test_a_path_in_two_spellings_is_listed_twice_and_a_link_is_another_file(clas
     (tmp_path / "link").symlink_to(classes / "dark")
     (classes / "dark" / "alias.png").symlink_to("0.png")
     absolute = classes / "dark" / "0.png"
-    wrong = rf"line 3: {absolute} is listed twice, also as dark/0.png; list every image once"
-    with pytest.raises(SourceError, match=wrong):
+    wrong = rf"{re.escape(str(absolute))} is listed twice, also as dark/0\.png; list every image once"
+    with pytest.raises(SourceError, match=f"line 3: {wrong}"):
         labels_of(write_csv(classes, [("dark/0.png", "a"), (str(absolute), "b")]))
     rows = [{"path": "dark/0.png"}, {"path": str(absolute)}]
     (classes / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(SourceError, match=wrong.replace("3", "2")):
+    with pytest.raises(SourceError, match=f"line 2: {wrong}"):
         list_images(labeled_images(classes / "list.jsonl"))
     for other in ("dark/alias.png", str(tmp_path / "link" / "0.png")):
         assert len(labels_of(write_csv(classes, [("dark/0.png", "a"), (other, "b")])).files) == 2

@@ -81,10 +81,11 @@ def _closing_words(outcome: Finetuned) -> str:
         "  checkpoints/                 the last two and the best (state.json names it)",
         f"  exported/                    the classifier, {where}",
     ]
-    call = "timm.create_model('local-dir:{}', pretrained=True)"
-    if not by_timm:
-        call = "bimkern.models.exported.load_classifier('{}')"
-    lines += ["", "To load it:", f"  model = {call.format(folder.exported)}"]
+    if by_timm:
+        call = f"timm.create_model({f'local-dir:{folder.exported}'!r}, pretrained=True)"
+    else:
+        call = f"bimkern.models.exported.load_classifier({str(folder.exported)!r})"
+    lines += ["", "To load it:", f"  model = {call}"]
     return "\n".join(lines)
 
 

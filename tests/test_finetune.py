@@ -173,11 +173,12 @@ def test_a_dry_run_tells_what_would_be_trained(folder, tmp_path, capsys):
 
 
 def test_words_at_the_end_say_how_good_it_is_and_how_to_load_it(folder, tmp_path, capsys):
-    main(arguments(folder, tmp_path / "out", "--epochs", "1"))
+    out = tmp_path / "cat's"
+    main(arguments(folder, out, "--epochs", "1"))
     text = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"12 held-out images of 2 classes: top-1 {found['held_out_top1']:.1%}; loss" in text
-    assert f"timm.create_model('local-dir:{tmp_path / 'out' / 'exported'}', pretrained=True)" in text
+    assert f'timm.create_model("local-dir:{out}/exported", pretrained=True)' in text
 
 
 def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_path, capsys):

@@ -67,6 +67,10 @@ class SegmentationOptions(Options):
     taps: tuple[int, ...] = ()
     """Four layers of a ViT to read, counted from 0. Default: 3 5 7 11 of 12, as in MAE; LocalMIM takes 1 3 9 11."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least("num_classes", 1)
+
 
 def segmentation(options: SegmentationOptions) -> None:
     """Train, test, and write the results."""
@@ -87,7 +91,8 @@ def segmentation(options: SegmentationOptions) -> None:
     }
 
     for part in pairs.values():
-        part.check_classes(num_classes)
+        part.check(num_classes)
+    _check_batch(min(recipe.batch_size, len(pairs["train"])), options.micro_batch)
 
     def loss_of(samples: list[tuple[Tensor, Tensor]]) -> Tensor:
         images, labels = (torch.stack(tensors).to(options.device) for tensors in zip(*samples, strict=True))
@@ -110,6 +115,16 @@ def segmentation(options: SegmentationOptions) -> None:
     options.save(model, {"mean_iou": mean, "iou": by_class, "loss": losses})
     draw(model, pairs["val"], num_classes, recipe.image_size, options.out / "predictions.png")
     print(f"mean IoU {mean:.2%}")
+
+
+def _check_batch(size: int, micro_batch: int | None) -> None:
+    """Make sure that UperNet's batch norms, one of which sees a pixel of each image, see two images at a time."""
+    at_a_time = min(micro_batch or size, size)
+    if (size % at_a_time or at_a_time) < 2:
+        raise TransferError(
+            f"the batch norms need at least 2 images at a time, got 1 of a batch of {size}; choose another --batch-size "
+            "or --micro-batch, or add images"
+        )
 
 
 def _count_classes(folder: Path) -> int:

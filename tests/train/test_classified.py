@@ -112,7 +112,12 @@ def test_very_many_classes_are_drawn_in_groups(tmp_path, figures, monkeypatch):
 
 @pytest.mark.parametrize(
     ("channels", "said"),
-    [(1, ""), (2, "; of 2 channels, the first"), (3, ""), (5, "; of 5 channels, the first three in red, green and blue")],
+    [
+        (1, ""),
+        (2, "; of 2 channels, the first"),
+        (3, ""),
+        (5, "; of 5 channels, the first three in red, green and blue"),
+    ],
 )
 def test_errors_say_which_channels_they_show(tmp_path, figures, channels, said):
     classified.draw_errors(tmp_path / "errors.png", errors_of(channels), "ab", "a run")

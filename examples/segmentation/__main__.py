@@ -122,8 +122,8 @@ def _check_batch(size: int, micro_batch: int | None) -> None:
     at_a_time = min(micro_batch or size, size)
     if (size % at_a_time or at_a_time) < 2:
         raise TransferError(
-            f"the batch norms need at least 2 images at a time, got 1 of a batch of {size}; choose another --batch-size "
-            "or --micro-batch, or add images"
+            f"the batch norms need at least 2 images at a time, got 1 of a batch of {size}; choose another "
+            "--batch-size or --micro-batch, or add images"
         )
 
 

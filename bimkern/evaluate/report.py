@@ -1,6 +1,7 @@
 """Results by depth as a table, as JSON Lines and as a picture."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,18 @@ Results = Mapping[str, Sequence[DepthResult]]  # by run
 
 
 def to_json_lines(results: Results) -> str:
-    """Write one object per run and depth: `knn` is the accuracy with the first number of neighbors, `knn_by_k` all."""
+    """Write one object per run and depth: `knn` is the accuracy with the first number of neighbors, `knn_by_k` all.
+
+    `linear` is null where the linear probe diverged.
+    """
     lines = []
     for run, depths in results.items():
         for result in depths:
             fields = asdict(result)
             by_k = fields.pop("knn")
+            fields["linear"] = None if math.isnan(result.linear) else result.linear
             first = next(iter(by_k.values()))
-            lines.append(json.dumps({"run": run, **fields, "knn": first, "knn_by_k": by_k}))
+            lines.append(json.dumps({"run": run, **fields, "knn": first, "knn_by_k": by_k}, allow_nan=False))
     return "\n".join(lines)
 
 
@@ -32,7 +37,8 @@ def to_table(results: Results) -> str:
         for result in depths:
             accuracies = (*result.knn.values(), result.linear, result.chance)
             cost = str(result.depth), f"{result.parameters / 1e6:.2f} M", f"{result.latency_ms:.2f} ms"
-            cells.append([run, *cost, *(f"{accuracy:.1%}" for accuracy in accuracies)])
+            shown = ("diverged" if math.isnan(accuracy) else f"{accuracy:.1%}" for accuracy in accuracies)
+            cells.append([run, *cost, *shown])
     return aligned(cells)
 
 
@@ -64,7 +70,7 @@ def draw(results: Results, path: Path) -> None:
             by_latency.plot([result.latency_ms for result in depths], values, style, **look)
         for result in depths:
             text = f"{result.parameters / 1e6:.3g} M"
-            place = (result.latency_ms, 100 * result.linear)
+            place = (result.latency_ms, 100 * (result.knn[k] if math.isnan(result.linear) else result.linear))
             by_latency.annotate(text, place, (0, 5), textcoords="offset points", ha="center", fontsize=6)
     chance = 100 * next(iter(results.values()))[0].chance
     for axes, label in ((by_depth, "layers"), (by_latency, "latency of one image, ms; labels are parameters")):

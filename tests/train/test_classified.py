@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from made_sizes import MadeSizes
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bimkern.train.reporting import classified
 from bimkern.train.reporting.classified import Classified, Errors, classify
@@ -40,24 +40,9 @@ def test_five_guesses_of_five_classes_say_nothing():
     assert found.record().keys() == {"held_out_loss", "held_out_top1"}
 
 
-class Sizes(TorchDispatchMode):
-    """Notes how many numbers tensors have that operations return anew."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        given = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
-        if isinstance(found, torch.Tensor) and found.untyped_storage().data_ptr() not in given:
-            self.made.append(found.numel())
-        return found
-
-
 def test_a_batch_costs_no_second_matrix_of_classes():
     labels = torch.randint(500, (6,))
-    with Sizes() as sizes:
+    with MadeSizes() as sizes:
         found = evaluate(500, labels)
     assert found.confusion[:, 0].tolist() == labels.bincount(minlength=500).tolist()
     assert [size for size in sizes.made if size >= 500 * 500] == [500 * 500]

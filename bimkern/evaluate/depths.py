@@ -96,10 +96,10 @@ def evaluate(
     return found
 
 
-def _linear(probe: LinearProbe, *tensors: Tensor, **options: int) -> float:
+def _linear(probe: LinearProbe, *tensors: Tensor, seed: int, crops: int) -> float:
     """Return the accuracy of a linear classifier; NaN if it diverges, which those of other depths need not do."""
     try:
-        return probe.accuracy(*tensors, **options)
+        return probe.accuracy(*tensors, seed=seed, crops=crops)
     except ProbeDiverged:
         return math.nan
 

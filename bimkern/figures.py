@@ -23,6 +23,14 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$").encode(errors="backslashreplace").decode()
 
 
+def shortened(name: str, length: int) -> str:
+    """Return a name in at most so many characters: of a longer one, both ends."""
+    if len(name) <= length:
+        return name
+    last = (length - 1) // 2
+    return f"{name[: length - 1 - last]}…{name[len(name) - last :]}"
+
+
 def legend_name(run: str) -> str:
     """Return the text that shows the path of a run in a legend, which leaves out what begins with an underscore."""
     return plain(f"./{run}" if run.startswith("_") else run)

@@ -8,7 +8,8 @@ import torch
 from bimkern.evaluate import attention_report, report
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.depths import DepthResult
-from bimkern.figures import legend_name, new_figure, plain
+from bimkern.figures import legend_name, new_figure, plain, shortened
+from bimkern.train.reporting import classified
 from bimkern.train.reporting.classified import Classified, Errors, draw_confusion, draw_errors
 
 FORMULA = r"$_$ 5\$ {%"  # as one, matplotlib would refuse it
@@ -36,6 +37,39 @@ def test_a_legend_names_every_run(tmp_path, run):
     }
     attention_report.draw({name: [layer] for name, layer in layers.items()}, tmp_path / "attention.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "shown"),
+    [("", 3, ""), ("abc", 3, "abc"), ("abcd", 3, "a…d"), ("abcdefgh", 6, "abc…gh"), ("abcdefgh", 7, "abc…fgh")],
+)
+def test_a_long_name_keeps_both_ends(name, length, shown):
+    assert shortened(name, length) == shown
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_of_classes_leave_room(tmp_path, monkeypatch):
+    """Beside a small matrix, and above images that stand beside each other."""
+    figures, plain_figure = [], classified.new_figure
+    monkeypatch.setattr(classified, "new_figure", lambda *size: figures.append(plain_figure(*size)) or figures[-1])
+    names = [f"n0212304{number} tabby, tabby cat, of the house and garden, " * 4 for number in range(3)]
+    some = torch.zeros(12, dtype=torch.int64)
+    errors = Errors(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), some, some + 1, torch.full((12,), 0.9))
+    found = Classified(1.0, 0.5, None, torch.eye(3, dtype=torch.int64), errors)
+    draw_confusion(tmp_path / "confusion.png", found, names, "a run")
+    draw_errors(tmp_path / "errors.png", errors, names, "a run")
+    matrix, pictures = figures
+    for figure in figures:
+        figure.draw_without_rendering()
+    axis = matrix.axes[0]
+    for text in (*axis.get_xticklabels(), *axis.get_yticklabels(), axis.title):
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= matrix.bbox.width
+        assert 0 <= box.y0 < box.y1 <= matrix.bbox.height
+    assert axis.get_window_extent().width > matrix.bbox.width / 4
+    titles = [axis.title.get_window_extent() for axis in pictures.axes]
+    for left, right in zip(titles[:5], titles[1:6], strict=True):
+        assert left.x1 <= right.x0
 
 
 @pytest.mark.filterwarnings("error")

@@ -79,7 +79,7 @@ def test_a_class_without_an_image_is_none_of_whose_images_nothing_is_known(tmp_p
     assert shown[0].tolist() == [75, 25, 0]
     assert shown.mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
     assert [text.get_text() for text in axis.texts] == ["75", "25", "100"]
-    assert bar.get_ylabel() == "% of the images of a true class"
+    assert bar.get_ylabel() == "% of the true class"
     assert (axis.get_ylabel(), whole.get_ylabel()) == ("true; gray: no image", "true")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bimkern.figures import new_figure, plain
+from bimkern.figures import new_figure, plain, shortened
 from bimkern.files import atomic
 from bimkern.train.reporting.plots import shown_channels
 
@@ -21,6 +21,7 @@ _TOP = 5
 _SHOWN = 24  # errors in the picture
 _COLUMNS = 6
 _NAMED = 30  # classes at most whose names fit beside a matrix
+_LONGEST, _NARROW = 24, 18  # characters of a name there, and above an image, that leave both room
 _GROUPS = 1000  # at most, of classes, that a matrix shows: about as many as it has pixels
 
 
@@ -106,13 +107,13 @@ def draw_confusion(path: Path, found: Classified, classes: Sequence[str], title:
     axis = figure.subplots()
     image = axis.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
     axis.set_facecolor("lightgray")
-    figure.colorbar(image, ax=axis, shrink=0.8, label="% of the images of a true class")
+    figure.colorbar(image, ax=axis, shrink=0.8, label="% of the true class")
     grouped = f", in groups of {size} classes" if size > 1 else ""
     gray = "" if of_all.all() else "; gray: no image"
     axis.set(xlabel=f"predicted{grouped}", ylabel=f"true{grouped}{gray}")
     axis.set_title(plain(f"{title}: top-1 {found.top1:.1%}"))
     if len(classes) <= _NAMED:
-        names = list(map(plain, classes))
+        names = [plain(shortened(name, _LONGEST)) for name in classes]
         axis.set_xticks(range(len(names)), names, rotation=90)
         axis.set_yticks(range(len(names)), names)
         for row, column in (shares >= 0.5).nonzero().tolist():
@@ -146,7 +147,7 @@ def draw_errors(path: Path, errors: Errors, classes: Sequence[str], title: str) 
     ):
         pixels = image[: 3 if len(image) > 2 else 1].permute(1, 2, 0)
         axis.imshow(pixels.numpy() if pixels.shape[2] == 3 else pixels[..., 0].numpy(), cmap="gray", vmin=0, vmax=255)
-        true, guess = plain(classes[label]), plain(classes[predicted])
+        true, guess = (plain(shortened(classes[number], _NARROW)) for number in (label, predicted))
         axis.set_title(f"{true}\ntaken for {guess}\n({confidence:.0%})", fontsize=7)
     _write(figure, path)
 

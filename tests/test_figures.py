@@ -1,6 +1,7 @@
 """Names of runs and classes in pictures: any that a folder can have."""
 
 import os
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_long_names_of_classes_leave_room(tmp_path, monkeypatch):
         assert 0 <= box.y0 < box.y1 <= matrix.bbox.height
     assert axis.get_window_extent().width > matrix.bbox.width / 4
     titles = [axis.title.get_window_extent() for axis in pictures.axes]
-    for left, right in zip(titles[:5], titles[1:6], strict=True):
+    for left, right in pairwise(titles[:6]):
         assert left.x1 <= right.x0
 
 

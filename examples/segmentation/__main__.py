@@ -156,18 +156,22 @@ def mean_error(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(model: UperNet, image: Tensor, side: int) -> Tensor:
-    """Return the classes of an image [3, H, W], from windows over the image at a short side of `side`: [H, W]."""
+    """Return the classes of an image [3, H, W], from windows over the image at a short side of `side`: [H, W].
+
+    Where windows overlap, their probabilities are averaged.
+    """
     height, width = image.shape[1:]
     scale = side / min(height, width)
     small = resized(image[None], [max(side, round(extent * scale)) for extent in (height, width)])
-    logits = torch.zeros(())
+    total, windows = torch.zeros(()), small.new_zeros(1, 1, *small.shape[2:])
     for rows in _windows(small.shape[2], side):
         for columns in _windows(small.shape[3], side):
             found = model(small[:, :, rows, columns])[0].softmax(1)
-            if not logits.dim():
-                logits = found.new_zeros(1, found.shape[1], *small.shape[2:])
-            logits[:, :, rows, columns] += found
-    return resized(logits, (height, width)).argmax(1)[0]
+            if not total.dim():
+                total = found.new_zeros(1, found.shape[1], *small.shape[2:])
+            total[:, :, rows, columns] += found
+            windows[:, :, rows, columns] += 1
+    return resized(total / windows, (height, width)).argmax(1)[0]
 
 
 def _windows(extent: int, side: int) -> Iterator[slice]:

@@ -100,6 +100,21 @@ def test_a_long_image_is_cut_into_windows_that_overlap():
     assert model.seen == [(1, 3, 64, 64)] * 5
 
 
+class Sure(nn.Module):
+    """A network that names each pixel by itself, without a doubt: the brighter ones class 0."""
+
+    def forward(self, images):
+        logits = 1000 * images[:, :1].sign()
+        return torch.cat([logits, -logits], dim=1), logits
+
+
+def test_a_pixel_counts_as_much_in_several_windows_as_in_one():
+    image = torch.randn(3, 40, 140)
+    small = example.resized(image[None], (64, 224))
+    expected = example.resized(Sure()(small)[0].softmax(1), (40, 140)).argmax(1)[0]
+    assert torch.equal(predict(Sure(), image, 64), expected)
+
+
 def test_255_counts_nowhere_also_where_0_does(tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind / "train").mkdir(parents=True)

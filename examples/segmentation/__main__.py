@@ -10,6 +10,8 @@ from typing import Any
 import bimkern.torchvision_compat  # where torchvision was built for CUDA
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, hsv_to_rgb
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -40,6 +42,7 @@ SWIN = Recipe(image_size=512, batch_size=16, lr=6e-5, weight_decay=0.01, drop_pa
 WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
+_TAB20, _GOLDEN = colormaps["tab20"], (math.sqrt(5) - 1) / 2
 SCALES = (0.5, 2.0)  # of training images, as in mmsegmentation
 # Ours, for the drawn data set.
 SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
@@ -196,6 +199,16 @@ def test(model: UperNet, pairs: Pairs, num_classes: int, side: int) -> Tensor:
     return right / (confusion.sum(0) + confusion.sum(1) - right)
 
 
+def class_colors(num_classes: int) -> ListedColormap:
+    """Return colors of classes, all of them different: hues that lie apart, in several saturations and values."""
+    if num_classes <= _TAB20.N:
+        return _TAB20
+    numbers = torch.arange(num_classes)
+    hues, others = numbers * _GOLDEN % 1, torch.tensor([1.0, 0.75, 0.5])
+    colors = torch.stack([hues, others[numbers % 3], others[numbers // 3 % 3]], dim=1)
+    return ListedColormap(hsv_to_rgb(colors.double().numpy()))
+
+
 def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, count: int = 4) -> None:
     """Draw some test images, what they show, and what is predicted."""
     device = next(model.parameters()).device
@@ -203,12 +216,8 @@ def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, 
     figure = new_figure(6, 2 * count)
     for index, row in enumerate(figure.subplots(count, 3, squeeze=False)):
         image, labels = pairs.read(index)
-        look: dict[str, Any] = {
-            "cmap": "tab20",
-            "vmin": 0,
-            "vmax": max(19, num_classes - 1),
-            "interpolation": "nearest",
-        }
+        colors = class_colors(num_classes)
+        look: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": colors.N - 1, "interpolation": "nearest"}
         found = predict(model, pairs[index][0].to(device), side).cpu()
         row[0].imshow(image.permute(1, 2, 0))
         row[1].imshow(labels.float().masked_fill(labels == IGNORED, torch.nan), **look)

@@ -208,3 +208,10 @@ def test_one_image_at_a_time_is_refused_before_training(tmp_path, request, given
 def test_every_part_of_a_batch_needs_two_images(size, micro_batch, works):
     with contextlib.nullcontext() if works else pytest.raises(TransferError):
         example._check_batch(size, micro_batch)
+
+
+@pytest.mark.parametrize("num_classes", [1, 4, 20, 21, 150, 255])
+def test_every_class_has_a_color_of_its_own(num_classes):
+    colors = example.class_colors(num_classes)
+    shown = {colors(number / max(1, colors.N - 1), bytes=True) for number in range(num_classes)}
+    assert len(shown) == num_classes

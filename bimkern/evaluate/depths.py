@@ -13,7 +13,7 @@ from torch import Tensor
 from bimkern.data.images import Images
 from bimkern.evaluate.backbone import Backbone, Pool
 from bimkern.evaluate.checked_images import random_crops
-from bimkern.evaluate.errors import EvaluationError, ProbeDiverged
+from bimkern.evaluate.errors import EvaluationError, ProbeDiverged, check_finite
 from bimkern.evaluate.labeled import Labeled, Part
 from bimkern.evaluate.latency import latencies
 from bimkern.evaluate.linear import LinearProbe
@@ -154,8 +154,5 @@ def _features(
             found[depth].append(features)
     whole = {depth: torch.cat(found.pop(depth)) for depth in depths}
     for depth, features in whole.items():
-        if not features.isfinite().all():
-            raise EvaluationError(
-                f"the features behind layer {depth} are not finite, and cannot be evaluated; train it again"
-            )
+        check_finite(features, f" behind layer {depth}")
     return whole

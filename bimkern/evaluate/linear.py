@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bimkern.evaluate.errors import EvaluationError, ProbeDiverged
+from bimkern.evaluate.errors import EvaluationError, ProbeDiverged, check_finite
 from bimkern.evaluate.lars import LARS
 from bimkern.mim.schedule import RATES, Cosine
 
@@ -79,8 +79,8 @@ class LinearProbe:
             EvaluationError: features are not finite.
             ProbeDiverged: its weights are not finite at the end, since its rate is too high.
         """
-        if not (train.isfinite().all() and test.isfinite().all()):
-            raise EvaluationError("the features are not finite, and cannot be evaluated; train it again")
+        for features in (train, test):
+            check_finite(features)
         generator = torch.Generator().manual_seed(seed)
         model = build_probe(train.shape[1], int(train_labels.max()) + 1, generator).to(train.device)
         optimizer, schedule = LARS(model.parameters(), self.peak_lr), Cosine(warmup=self.warmup_epochs / self.epochs)

@@ -63,7 +63,7 @@ def analyze(
         device: where to compute; the CPU by default.
 
     Raises:
-        EvaluationError: there are fewer than 4 images, one cannot be read, or a layer of an encoder has no attention, or
+        EvaluationError: there are fewer than 4 images, one cannot be read, or a layer of an encoder has no attention or
             puts out what is not finite.
     """
     assert batch_size >= MIN_BATCH

@@ -261,6 +261,14 @@ def test_unlabeled_images_are_others_of_the_same_kind(tmp_path):
         assert not np.array_equal(next(images)[0], found[0]), part
 
 
+def test_no_images_are_not_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        shapes.main([str(tmp_path / "none"), "--count", "0"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "python -m examples.transfer.shapes: --count must be at least 1, got 0\n"
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_recipe_for_shapes_is_localmim_on_their_size():
     config = find_config("examples/transfer/recipe.py:shapes")
     assert config.method.encoder.image_size.height == shapes.SIDE

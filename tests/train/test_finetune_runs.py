@@ -187,6 +187,19 @@ def test_the_average_follows_and_is_what_is_evaluated(configure, tmp_path):
     assert torch.equal(outcome.model.head.weight, state["ema.head.weight"])
 
 
+def test_images_that_come_one_at_a_time_cannot_be_mixed_and_it_says_so(configure, caplog, tmp_path):
+    import_or_skip("timm")
+    for micro_batch, mixing, warned in (
+        (1, LabelMixing(), True),
+        (1, LabelMixing(prob=0.0), False),
+        (2, LabelMixing(), False),
+    ):
+        caplog.clear()
+        out = tmp_path / f"{micro_batch}-{mixing.prob}"
+        finetune(configure(changes={"mixing": mixing}, micro_batch=micro_batch, batch_size=4, steps=1, out=out))
+        assert ("mixup and CutMix change nothing" in caplog.text) == warned
+
+
 @pytest.mark.usefixtures("pictures")
 def test_a_picture_is_of_the_step_that_was_evaluated_and_drawn_once(configure, monkeypatch):
     drawn, tasks = [], []

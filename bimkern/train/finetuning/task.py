@@ -6,6 +6,7 @@ Shapes: B images, C channels, H W pixels, K classes, N images of the run.
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,8 @@ from bimkern.train.reporting.classified import Classified
 from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.task import StepResult
+
+logger = logging.getLogger("bimkern.train")
 
 _AVERAGE = "ema."  # before the names of averaged weights in a checkpoint
 
@@ -99,6 +102,12 @@ class Finetuning:
             "backbone": None if init is None else init.sha256,
             "labels": _digest(labels, images.images),
         }
+        one_by_one = layout.segments[0].micro_batch == 1
+        if one_by_one and config.mixing is not None and config.mixing.mixes and ranks.rank == 0:
+            logger.warning(
+                "mixup and CutMix change nothing: they mix images that go through the network together, and only one "
+                "does at a time; choose a larger --micro-batch"
+            )
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))

@@ -200,6 +200,14 @@ def test_images_that_come_one_at_a_time_cannot_be_mixed_and_it_says_so(configure
         assert ("mixup and CutMix change nothing" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(("ema", "share"), [(0.99, "98"), (0.4, "16"), (0.3, None), (None, None)])
+def test_an_average_that_hardly_leaves_the_first_weights_is_named(configure, caplog, ema, share):
+    finetune(configure(changes={"ema": ema}, steps=2))
+    said = f"--ema {ema}: at the end, the average is {share} % what the weights were before the first of 2 steps"
+    found = [text.partition(";")[0] for text in caplog.messages if "--ema" in text]
+    assert found == ([] if share is None else [said])
+
+
 @pytest.mark.usefixtures("pictures")
 def test_a_picture_is_of_the_step_that_was_evaluated_and_drawn_once(configure, monkeypatch):
     drawn, tasks = [], []

@@ -51,6 +51,7 @@ from bimkern.train.task import StepResult
 
 logger = logging.getLogger("bimkern.train")
 
+_FIRST_WEIGHTS = 0.1  # share of the average that may be theirs
 _AVERAGE = "ema."  # before the names of averaged weights in a checkpoint
 
 
@@ -102,12 +103,8 @@ class Finetuning:
             "backbone": None if init is None else init.sha256,
             "labels": _digest(labels, images.images),
         }
-        one_by_one = layout.segments[0].micro_batch == 1
-        if one_by_one and config.mixing is not None and config.mixing.mixes and ranks.rank == 0:
-            logger.warning(
-                "mixup and CutMix change nothing: they mix images that go through the network together, and only one "
-                "does at a time; choose a larger --micro-batch"
-            )
+        if ranks.rank == 0:
+            _warn(config, layout)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
@@ -296,6 +293,24 @@ class Finetuning:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def _warn(config: FinetuneConfig, layout: StepLayout) -> None:
+    """Say what does not do in so many steps, of so many images at a time, what it is chosen for."""
+    if config.mixing is not None and config.mixing.mixes and layout.segments[0].micro_batch == 1:
+        logger.warning(
+            "mixup and CutMix change nothing: they mix images that go through the network together, and only one does "
+            "at a time; choose a larger --micro-batch"
+        )
+    kept = 0.0 if config.ema is None else config.ema**layout.num_steps
+    if kept > _FIRST_WEIGHTS:
+        logger.warning(
+            "--ema %g: at the end, the average is %.0f %% what the weights were before the first of %d steps; choose a "
+            "smaller one",
+            config.ema,
+            100 * kept,
+            layout.num_steps,
+        )
 
 
 def _digest(labels: Labels, images: Images) -> str:

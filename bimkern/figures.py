@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_USUAL_COLORS = 10
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of this size in inches, whose layout keeps labels apart."""
     from matplotlib.figure import Figure
@@ -34,6 +37,20 @@ def shortened(name: str, length: int) -> str:
 def legend_name(run: str) -> str:
     """Return the text that shows the path of a run in a legend, which leaves out what begins with an underscore."""
     return plain(f"./{run}" if run.startswith("_") else run)
+
+
+def line_color(number: int, count: int) -> Any:
+    """Return the color of one of several lines: matplotlib's usual ones repeat after ten."""
+    if count <= _USUAL_COLORS:
+        return f"C{number}"
+    from matplotlib import colormaps
+
+    return colormaps["turbo"](number / (count - 1))
+
+
+def small_legend(axes: Any) -> None:
+    """Name the lines of axes in a legend over them, which takes no room from them however long it is."""
+    axes.legend(fontsize=7).set_in_layout(False)
 
 
 def polygons(corners: Sequence[Sequence[tuple[float, float]]], **style: Any) -> "PolyCollection":

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from bimkern.evaluate import attention_report, report
 from bimkern.evaluate.attention_analysis import LayerAttention
@@ -38,6 +39,17 @@ def test_a_legend_names_every_run(tmp_path, run):
     }
     attention_report.draw({name: [layer] for name, layer in layers.items()}, tmp_path / "attention.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 10, 11, 30])
+def test_no_two_runs_have_one_color_and_many_leave_room(tmp_path, monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(report, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    depth = DepthResult(depth=1, parameters=9, latency_ms=1.0, knn={1: 0.5}, linear=0.5, chance=0.5)
+    report.draw({f"{number}": [depth] for number in range(count)}, tmp_path / "probe.png")
+    lines = [line for line in figures[0].axes[0].get_lines() if line.get_label().endswith("linear")]
+    assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == count
 
 
 @pytest.mark.parametrize(

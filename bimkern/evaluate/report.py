@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bimkern.evaluate.depths import DepthResult
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import legend_name, new_figure
+from bimkern.figures import legend_name, line_color, new_figure, small_legend
 
 Results = Mapping[str, Sequence[DepthResult]]  # by run
 
@@ -65,7 +65,7 @@ def draw(results: Results, path: Path) -> None:
             ("linear", "o-", [100 * result.linear for result in depths]),
             (f"kNN, k={k}", "s--", [100 * result.knn[k] for result in depths]),
         ):
-            look = {"color": f"C{number}", "markersize": 4, "label": f"{legend_name(run)}: {name}"}
+            look = {"color": line_color(number, len(results)), "markersize": 4, "label": f"{legend_name(run)}: {name}"}
             by_depth.plot([result.depth for result in depths], values, style, **look)
             by_latency.plot([result.latency_ms for result in depths], values, style, **look)
         for result in depths:
@@ -80,6 +80,6 @@ def draw(results: Results, path: Path) -> None:
         axes.grid(linewidth=0.4)
     by_depth.set_ylabel("accuracy on test images, %")
     by_depth.set_xticks(sorted({result.depth for depths in results.values() for result in depths}))
-    by_depth.legend(fontsize=7)
+    small_legend(by_depth)
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=130)

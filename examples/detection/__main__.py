@@ -146,8 +146,9 @@ def draw(model: MaskRCNN, images: CocoImages, path: Path, count: int = 8) -> Non
         sure = found["scores"] > SURE
         names = images.names(found["labels"][sure])
         picture = (255 * images[index][0]).to(torch.uint8)
-        picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5, alpha=0.5)
-        picture = draw_bounding_boxes(picture, found["boxes"][sure].cpu())
+        if sure.any():
+            picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5, alpha=0.5)
+            picture = draw_bounding_boxes(picture, found["boxes"][sure].cpu())
         axes.imshow(picture.permute(1, 2, 0))
         axes.set_title(plain(", ".join(names)), fontsize=6)
     figure.savefig(path, dpi=150)

@@ -133,13 +133,15 @@ def test_a_file_that_is_no_json_and_a_part_of_two_years_are_refused(part):
         CocoImages(folder, "val", None)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # of torchvision, where there is nothing to draw
 @pytest.mark.usefixtures("few")
-def test_the_place_that_an_odd_number_of_pictures_leaves_is_empty(tmp_path, monkeypatch):
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_the_place_that_an_odd_number_of_pictures_leaves_is_empty(tmp_path, monkeypatch, score):
     shapes.draw_coco(tmp_path)
     images, figures = CocoImages(tmp_path, "val", None), []
     images.images = images.images[:3]
     found = [
-        {**target, "scores": torch.ones(len(target["labels"])), "masks": target["masks"][:, None].float()}
+        {**target, "scores": torch.full((len(target["labels"]),), score), "masks": target["masks"][:, None].float()}
         for _, target in (images[index] for index in range(3))
     ]
     plain = example.new_figure

@@ -1,6 +1,7 @@
 """Figures of matplotlib, which is imported with the first one: that takes 0.4 s, too long for `--help`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
 
 _USUAL_COLORS = 10
+_LONGEST_RUN = 32  # characters of a run's name
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -32,6 +34,17 @@ def shortened(name: str, length: int) -> str:
         return name
     last = (length - 1) // 2
     return f"{name[: length - 1 - last]}…{name[len(name) - last :]}"
+
+
+def short_names(runs: Iterable[str]) -> dict[str, str]:
+    """Return names for a picture, by the path of each run: of several, from where they differ, and no two alike."""
+    parts = {run: Path(run).parts for run in runs}
+    levels = enumerate(zip(*parts.values(), strict=False))
+    last = max(0, min(map(len, parts.values())) - 1)
+    common = next((i for i, level in levels if len(set(level)) > 1), last) if len(parts) > 1 else 0
+    whole = {run: f"{Path(*one[common:])}" for run, one in parts.items()}
+    short = {run: shortened(name, _LONGEST_RUN) for run, name in whole.items()}
+    return short if len(set(short.values())) == len(short) else whole
 
 
 def legend_name(run: str) -> str:

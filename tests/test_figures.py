@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from bimkern.evaluate import attention_report, report
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.depths import DepthResult
-from bimkern.figures import legend_name, new_figure, plain, shortened
+from bimkern.figures import legend_name, new_figure, plain, short_names, shortened
 from bimkern.train.reporting import classified
 from bimkern.train.reporting.classified import Classified, Errors, draw_confusion, draw_errors
 
@@ -50,6 +50,26 @@ def test_no_two_runs_have_one_color_and_many_leave_room(tmp_path, monkeypatch, c
     report.draw({f"{number}": [depth] for number in range(count)}, tmp_path / "probe.png")
     lines = [line for line in figures[0].axes[0].get_lines() if line.get_label().endswith("linear")]
     assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == count
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        (["runs/mine"], ["runs/mine"]),
+        (["/a/b/c1", "/a/b/c2"], ["c1", "c2"]),
+        (["/a/b/c1/d", "/a/b/c2/d", "/a/e"], ["b/c1/d", "b/c2/d", "e"]),
+        (["runs/a", "runs/a/checkpoints/step-1"], ["a", "a/checkpoints/step-1"]),
+        (["/a", "a"], ["/a", "a"]),
+        ([".", "a/b", "c/b"], [".", "a/b", "c/b"]),
+        (["x" * 20 + "y" * 20], ["x" * 16 + "…" + "y" * 15]),
+        (
+            ["x" * 20 + "1" + "y" * 20, "x" * 20 + "2" + "y" * 20],
+            ["x" * 20 + "1" + "y" * 20, "x" * 20 + "2" + "y" * 20],
+        ),
+    ],
+)
+def test_runs_are_named_from_where_they_differ(runs, shown):
+    assert short_names(runs) == dict(zip(runs, shown, strict=True))
 
 
 @pytest.mark.parametrize(

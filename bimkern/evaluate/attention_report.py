@@ -11,7 +11,7 @@ from typing import Any
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.report import aligned
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import legend_name, line_color, new_figure, plain, small_legend
+from bimkern.figures import legend_name, line_color, new_figure, plain, short_names, small_legend
 
 Results = Mapping[str, Sequence[LayerAttention]]  # by run
 
@@ -62,6 +62,8 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
+    names = short_names(results)
+    results = {names[run]: layers for run, layers in results.items()}
     figure = new_figure(max(14, 4.5 * (len(results) + 1)), 7)
     (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False)
     for axes, (name, label) in zip(top.subplots(1, len(_BY_HEAD)), _BY_HEAD.items(), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bimkern.evaluate.depths import DepthResult
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import legend_name, line_color, new_figure, small_legend
+from bimkern.figures import legend_name, line_color, new_figure, short_names, small_legend
 
 Results = Mapping[str, Sequence[DepthResult]]  # by run
 
@@ -57,7 +57,7 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    figure = new_figure(11, 4.2)
+    names, figure = short_names(results), new_figure(11, 4.2)
     by_depth, by_latency = figure.subplots(1, 2, sharey=True)
     for number, (run, depths) in enumerate(results.items()):
         k = next(iter(depths[0].knn))
@@ -65,7 +65,11 @@ def draw(results: Results, path: Path) -> None:
             ("linear", "o-", [100 * result.linear for result in depths]),
             (f"kNN, k={k}", "s--", [100 * result.knn[k] for result in depths]),
         ):
-            look = {"color": line_color(number, len(results)), "markersize": 4, "label": f"{legend_name(run)}: {name}"}
+            look = {
+                "color": line_color(number, len(results)),
+                "markersize": 4,
+                "label": f"{legend_name(names[run])}: {name}",
+            }
             by_depth.plot([result.depth for result in depths], values, style, **look)
             by_latency.plot([result.latency_ms for result in depths], values, style, **look)
         for result in depths:

@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from bimkern.cli import command
@@ -17,7 +16,7 @@ from bimkern.exporters.hf import write_hf
 from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.mmpretrain import backbone_config, write_mmpretrain
 from bimkern.exporters.own import write_own
-from bimkern.exporters.timm import write_timm
+from bimkern.exporters.timm import import_line, write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
 from bimkern.importers.weights_file import is_run
 from bimkern.output import printing
@@ -64,15 +63,9 @@ class Options:
     depth and step."""
 
 
-def _import_line(module: str) -> str:
-    if torch.version.cuda is not None:
-        return f"import {module}"
-    return f"import bimkern.torchvision_compat  # where torchvision was built for CUDA\nimport {module}"
-
-
 def _load_with_timm(path: Path, trained: Trained, depth: int) -> str:
     return (
-        f"{_import_line('timm')}\n"
+        f"{import_line('timm')}\n"
         f"model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True).eval()\n"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
         "# model(transform(image)[None]) is the mean of the patch tokens after the last norm"
@@ -88,7 +81,7 @@ def _load_with_mae_program(path: Path, trained: Trained, depth: int) -> str:
 
 def _load_with_hf(path: Path, trained: Trained, depth: int) -> str:
     return (
-        f"{_import_line('transformers')}\n"
+        f"{import_line('transformers')}\n"
         f"model = transformers.ViTMAEForPreTraining.from_pretrained({str(path)!r})\n"
         "# from_pretrained makes both position tables trainable; these lines fix them again, as in training\n"
         "model.vit.embeddings.position_embeddings.requires_grad_(False)\n"

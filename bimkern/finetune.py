@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import indent
 
 from bimkern.cli import command
 from bimkern.cli.config_options import DEFAULT_RECIPE
 from bimkern.cli.finetune_options import FinetuneConfigOptions, change_config, choose_config
 from bimkern.cli.training import parse_options, run_command
 from bimkern.distributed.launch import is_launched
+from bimkern.exporters.timm import import_line
 from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions
@@ -81,11 +83,11 @@ def _closing_words(outcome: Finetuned) -> str:
         "  checkpoints/                 the last two and the best (state.json names it)",
         f"  exported/                    the classifier, {where}",
     ]
-    call = "timm.create_model('local-dir:{}', pretrained=True)"
-    if not by_timm:
-        call = "bimkern.models.exported.load_classifier('{}')"
-    lines += ["", "To load it:", f"  model = {call.format(folder.exported)}"]
-    return "\n".join(lines)
+    if by_timm:
+        load = f"{import_line('timm')}\nmodel = timm.create_model({f'local-dir:{folder.exported}'!r}, pretrained=True)"
+    else:
+        load = f"from bimkern.models.exported import load_classifier\nmodel = load_classifier({str(folder.exported)!r})"
+    return "\n".join([*lines, "", "To load it:", indent(load, "  ")])
 
 
 def script() -> None:

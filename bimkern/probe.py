@@ -1,5 +1,6 @@
 """`python -m bimkern.probe RUN... [options]`: test what a trained encoder learned, at every depth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.backbone import Backbone, Pool, common_decoding
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
+from bimkern.evaluate.errors import ProbeDiverged
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.options import check_picture, check_pixels, check_runs
@@ -102,10 +104,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(options: Options, backbones: dict[str, Backbone]) -> Findings:
     depths = {run: _depths(options.depth, backbone, run) for run, backbone in backbones.items()}
+    for backbone in backbones.values():
+        backbone.check_pool(options.pool)
+    probe = _probe(options)
     data = _data(options, backbones)
-    results = {run: _evaluate(options, backbones.pop(run), depths[run], data) for run in depths}
+    results = {run: _evaluate(options, backbones.pop(run), depths[run], data, probe) for run in depths}
     text = to_json_lines(results) if options.json else _text(options, data, results)
-    return Findings(text=text, draw=partial(draw, results), name="probe")
+    return Findings(text=text, draw=partial(draw, results), name="probe", error=_diverged(results, probe))
+
+
+def _probe(options: Options) -> LinearProbe:
+    warmup = options.epochs * LinearProbe.warmup_epochs // LinearProbe.epochs
+    return LinearProbe(base_lr=options.base_lr, epochs=options.epochs, warmup_epochs=warmup)
+
+
+def _diverged(results: Mapping[str, Sequence[DepthResult]], probe: LinearProbe) -> ProbeDiverged | None:
+    """Return the error of probes that diverged, if any did; the other results stand."""
+    found = []
+    for run, depths in results.items():
+        if diverged := [str(result.depth) for result in depths if math.isnan(result.linear)]:
+            found.append(f"{', '.join(diverged)} of {run}")
+    if not found:
+        return None
+    where = " and ".join(found)
+    return ProbeDiverged(
+        f"the linear probe diverges at --base-lr {probe.base_lr:g} at depth {where}; choose a smaller one"
+    )
 
 
 def _depths(text: str, backbone: Backbone, run: str) -> list[int]:
@@ -124,15 +148,16 @@ def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
     return read_labeled(options.data, common_decoding(backbones, options.alpha, options.range), options.max_bad_ratio)
 
 
-def _evaluate(options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled) -> list[DepthResult]:
-    warmup = options.epochs * LinearProbe.warmup_epochs // LinearProbe.epochs
+def _evaluate(
+    options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled, probe: LinearProbe
+) -> list[DepthResult]:
     return evaluate(
         backbone,
         data,
         depths,
         pool=options.pool,
         neighbors=options.k,
-        probe=LinearProbe(base_lr=options.base_lr, epochs=options.epochs, warmup_epochs=warmup),
+        probe=probe,
         batch_size=options.batch_size,
         device=device.claim(options.device),
         seed=options.seed,

@@ -1,14 +1,17 @@
 """Names of runs and classes in pictures: any that a folder can have."""
 
 import os
+from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from bimkern.evaluate import attention_report, report
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.depths import DepthResult
-from bimkern.figures import legend_name, new_figure, plain
+from bimkern.figures import legend_name, new_figure, plain, short_names, shortened
+from bimkern.train.reporting import classified
 from bimkern.train.reporting.classified import Classified, Errors, draw_confusion, draw_errors
 
 FORMULA = r"$_$ 5\$ {%"  # as one, matplotlib would refuse it
@@ -36,6 +39,70 @@ def test_a_legend_names_every_run(tmp_path, run):
     }
     attention_report.draw({name: [layer] for name, layer in layers.items()}, tmp_path / "attention.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 10, 11, 30])
+def test_no_two_runs_have_one_color_and_many_leave_room(tmp_path, monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(report, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    depth = DepthResult(depth=1, parameters=9, latency_ms=1.0, knn={1: 0.5}, linear=0.5, chance=0.5)
+    report.draw({f"{number}": [depth] for number in range(count)}, tmp_path / "probe.png")
+    lines = [line for line in figures[0].axes[0].get_lines() if line.get_label().endswith("linear")]
+    assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == count
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        (["runs/mine"], ["runs/mine"]),
+        (["/a/b/c1", "/a/b/c2"], ["c1", "c2"]),
+        (["/a/b/c1/d", "/a/b/c2/d", "/a/e"], ["b/c1/d", "b/c2/d", "e"]),
+        (["runs/a", "runs/a/checkpoints/step-1"], ["a", "a/checkpoints/step-1"]),
+        (["/a", "a"], ["/a", "a"]),
+        ([".", "a/b", "c/b"], [".", "a/b", "c/b"]),
+        (["x" * 20 + "y" * 20], ["x" * 16 + "…" + "y" * 15]),
+        (
+            ["x" * 20 + "1" + "y" * 20, "x" * 20 + "2" + "y" * 20],
+            ["x" * 20 + "1" + "y" * 20, "x" * 20 + "2" + "y" * 20],
+        ),
+    ],
+)
+def test_runs_are_named_from_where_they_differ(runs, shown):
+    assert short_names(runs) == dict(zip(runs, shown, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "shown"),
+    [("", 3, ""), ("abc", 3, "abc"), ("abcd", 3, "a…d"), ("abcdefgh", 6, "abc…gh"), ("abcdefgh", 7, "abc…fgh")],
+)
+def test_a_long_name_keeps_both_ends(name, length, shown):
+    assert shortened(name, length) == shown
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_of_classes_leave_room(tmp_path, monkeypatch):
+    """Beside a small matrix, and above images that stand beside each other."""
+    figures, plain_figure = [], classified.new_figure
+    monkeypatch.setattr(classified, "new_figure", lambda *size: figures.append(plain_figure(*size)) or figures[-1])
+    names = [f"n0212304{number} tabby, tabby cat, of the house and garden, " * 4 for number in range(3)]
+    some = torch.zeros(12, dtype=torch.int64)
+    errors = Errors(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), some, some + 1, torch.full((12,), 0.9))
+    found = Classified(1.0, 0.5, None, torch.eye(3, dtype=torch.int64), errors)
+    draw_confusion(tmp_path / "confusion.png", found, names, "a run")
+    draw_errors(tmp_path / "errors.png", errors, names, "a run")
+    matrix, pictures = figures
+    for figure in figures:
+        figure.draw_without_rendering()
+    axis = matrix.axes[0]
+    for text in (*axis.get_xticklabels(), *axis.get_yticklabels(), axis.title):
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= matrix.bbox.width
+        assert 0 <= box.y0 < box.y1 <= matrix.bbox.height
+    assert axis.get_window_extent().width > matrix.bbox.width / 4
+    titles = [axis.title.get_window_extent() for axis in pictures.axes]
+    for left, right in pairwise(titles[:6]):
+        assert left.x1 <= right.x0
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,17 +4,20 @@ import json
 import re
 import signal
 import time
+from textwrap import dedent
 
 import pytest
 import torch
 from forked import ForkedCommand
 from growing import repeatable
+from interop import import_or_skip
 from labeled_stripes import write_stripes
 from options import filled
 from safetensors.torch import save_file
 from saved_runs import make_run
 
 from bimkern.finetune import main
+from bimkern.recipes import RECIPES
 from bimkern.recipes.finetuning import FINETUNE_RECIPES
 from bimkern.train.checkpoint import store as checkpoints
 from bimkern.train.config.file import read_config
@@ -173,11 +176,24 @@ def test_a_dry_run_tells_what_would_be_trained(folder, tmp_path, capsys):
 
 
 def test_words_at_the_end_say_how_good_it_is_and_how_to_load_it(folder, tmp_path, capsys):
-    main(arguments(folder, tmp_path / "out", "--epochs", "1"))
+    out = tmp_path / "cat's"
+    main(arguments(folder, out, "--epochs", "1"))
     text = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"12 held-out images of 2 classes: top-1 {found['held_out_top1']:.1%}; loss" in text
-    assert f"timm.create_model('local-dir:{tmp_path / 'out' / 'exported'}', pretrained=True)" in text
+    assert f'import timm\n  model = timm.create_model("local-dir:{out}/exported", pretrained=True)' in text
+
+
+@pytest.mark.parametrize("recipe", ["mae_vit_test", "simmim_swin_tiny_test"])  # for timm, and in our own layout
+def test_the_lines_that_load_a_classifier_do(folder, tmp_path, capsys, recipe):
+    import_or_skip("timm")
+    make_run(tmp_path / "run", recipe)
+    given = filled((), workers=0, batch_size=8, steps=1)
+    main(["--backbone", str(tmp_path / "run"), "--data", str(folder / "data"), "--out", str(tmp_path / "out"), *given])
+    found = {}
+    exec(dedent(capsys.readouterr().out.partition("To load it:\n")[2]), found)
+    size = RECIPES[recipe].config.method.encoder.image_size
+    assert found["model"](torch.randn(3, 3, size.height, size.width)).shape == (3, 2)
 
 
 def test_a_share_can_be_held_out_and_positions_follow_another_size(folder, tmp_path, capsys):

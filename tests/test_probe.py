@@ -10,6 +10,8 @@ from saved_runs import make_run
 
 from bimkern.cli import evaluation
 from bimkern.evaluate import depths
+from bimkern.evaluate.errors import ProbeDiverged
+from bimkern.evaluate.linear import LinearProbe
 from bimkern.probe import main
 
 QUICK = ("--epochs", "9", "--k", "3", "1")
@@ -140,6 +142,65 @@ def test_too_many_neighbors_are_refused_before_the_features(runs, stripes, capsy
         main(["bim", "--data", stripes, "--k", "5", "17"])
     assert stop.value.code == 2
     assert "neighbors must be in [1, 16]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Have the second linear probe of a command diverge."""
+    calls, plain = [], LinearProbe.accuracy
+
+    def accuracy(probe, *given, **options):
+        calls.append(probe)
+        if len(calls) == 2:
+            raise ProbeDiverged("the weights are not finite")
+        return plain(probe, *given, **options)
+
+    monkeypatch.setattr(LinearProbe, "accuracy", accuracy)
+
+
+@pytest.mark.usefixtures("diverging")
+def test_a_depth_whose_probe_diverges_keeps_no_other_result_back(runs, stripes, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main([*runs, "--data", stripes, *QUICK, "--depth", "1,3"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    rows = [line.split() for line in out.splitlines()[3:7]]
+    assert [row[:2] for row in rows] == [[run, depth] for run in runs for depth in "13"]
+    assert [row[-2] for row in rows] == ["100.0%", "diverged", "100.0%", "100.0%"]
+    assert all(row[-3].endswith("%") for row in rows)  # neighbors
+    assert (tmp_path / "bim/pictures/probe.png").is_file()
+    assert err == (
+        "python -m bimkern.probe: the linear probe diverges at --base-lr 0.1 at depth 3 of bim; choose a smaller one\n"
+    )
+
+
+@pytest.mark.usefixtures("diverging")
+def test_a_probe_that_diverges_is_null(runs, stripes, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bim", "--data", stripes, *QUICK, "--json"])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
+    assert [one["linear"] for one in found] == [1, None, 1, 1]
+    assert all(0 <= one["knn"] <= 1 for one in found)
+    assert "at depth 2 of bim; choose a smaller one" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pool", "cls"], "pool cls: SwinConfig has no class token; choose mean"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--crops", "2"], "--crops needs --data: the digits are no files"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_run_is_evaluated(runs, tmp_path, capsys, monkeypatch, options, message):
+    make_run(tmp_path / "swin", "bim_swin_tiny_test")
+    monkeypatch.setattr(depths, "cached_features", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["bim", "swin", *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"python -m bimkern.probe: {message}")
 
 
 def test_runs_of_different_channels_are_refused(runs, stripes, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """One trial: pre-train by the product's own run, and probe the encoder at every depth."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
@@ -18,6 +19,7 @@ from bench.studies.results import settings
 from bench.studies.study import PIXELS, Result, Study, Trial
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.depths import DepthResult, evaluate
+from bimkern.evaluate.errors import ProbeDiverged
 from bimkern.evaluate.labeled import Labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.neighbors import knn_accuracies
@@ -132,9 +134,12 @@ def _probed(study: Study, trial: Trial, backbone: Backbone, data: StudyData) -> 
 
     def accuracies(images: Labeled, depths: Sequence[int]) -> list[DepthResult]:
         probe = LinearProbe(min_steps=study.probe_steps)
-        return evaluate(
+        found = evaluate(
             backbone, images, depths, neighbors=(study.neighbors,), probe=probe, batch_size=256, seed=trial.seed
         )
+        if any(math.isnan(result.linear) for result in found):
+            raise ProbeDiverged(f"{trial.name}: a linear probe diverges")
+        return found
 
     (selecting,) = accuracies(data.selection, [depth])
     found = accuracies(data.whole, range(1, depth + 1))

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from bimkern.cli import command
 from bimkern.data.formats import allow_pixels, pil_settings_kept
+from bimkern.errors import BimkernError
 from bimkern.evaluate.backbone import Backbone, read_backbone
 from bimkern.evaluate.options import write_picture
 from bimkern.output import printing, say
@@ -40,6 +41,7 @@ class Findings:
     text: str
     draw: Callable[[Path], None]
     name: str  # of the picture in a run folder
+    error: BimkernError | None = None  # what the command ends with, once all is shown
 
 
 def run_command(
@@ -68,3 +70,5 @@ def run_command(
         picture = write_picture(found.draw, options.picture, options.runs[0], found.name)
         if picture is not None and not options.json:
             say(f"\nWrote {picture}")
+        if found.error is not None:
+            raise found.error

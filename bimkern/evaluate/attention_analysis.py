@@ -21,7 +21,7 @@ from bimkern.evaluate.attention_measures import (
 )
 from bimkern.evaluate.backbone import Backbone
 from bimkern.evaluate.cka import MIN_IMAGES, MinibatchCKA, centered_gram
-from bimkern.evaluate.errors import EvaluationError
+from bimkern.evaluate.errors import EvaluationError, check_finite
 from bimkern.evaluate.labeled import Unlabeled
 from bimkern.evaluate.patch_attention import PatchAttention, among_patches, capture
 
@@ -63,14 +63,15 @@ def analyze(
         device: where to compute; the CPU by default.
 
     Raises:
-        EvaluationError: there are fewer than 4 images, one cannot be read, or a layer of an encoder has no attention.
+        EvaluationError: there are fewer than 4 images, one cannot be read, or a layer of an encoder has no attention or
+            puts out what is not finite.
     """
     assert batch_size >= MIN_BATCH
     device, used = device or torch.device("cpu"), min(num_images, images.count)
     if used < MIN_IMAGES:
         raise EvaluationError(f"images must be at least {MIN_IMAGES}, for CKA, got {used}")
     chosen = [i * images.count // used for i in range(used)]
-    runs = {run: _Measured(backbone.to(device)) for run, backbone in backbones.items()}
+    runs = {run: _Measured(run, backbone.to(device)) for run, backbone in backbones.items()}
     cka, num_batches = MinibatchCKA(), -(-used // batch_size)
     for number in range(num_batches):
         batch = chosen[number * used // num_batches : (number + 1) * used // num_batches]
@@ -109,8 +110,8 @@ class _Mean:
 class _Measured:
     """The measures of an encoder, so far."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, run: str, backbone: Backbone) -> None:
+        self._run, self.backbone = run, backbone
         self._by_head = [defaultdict[str, _Mean](_Mean) for _ in range(backbone.config.depth)]
         self._kl_layers = _Mean()
 
@@ -121,6 +122,7 @@ class _Measured:
         averaged: list[list[PatchAttention]] = []
         with capture(self.backbone.encoder) as captured:
             for layer, tokens in enumerate(self.backbone.run(images, config.depth)):
+                check_finite(tokens, f" behind layer {layer + 1} of {self._run}")  # NaN would count for nothing
                 attention = among_patches(captured, config, layer, (images.shape[2], images.shape[3]))
                 captured.clear()
                 for one in attention:

@@ -11,7 +11,7 @@ from typing import Any
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.report import aligned
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import legend_name, new_figure, plain
+from bimkern.figures import legend_name, line_color, new_figure, plain, short_names, small_legend
 
 Results = Mapping[str, Sequence[LayerAttention]]  # by run
 
@@ -62,12 +62,14 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
+    names = short_names(results)
+    results = {names[run]: layers for run, layers in results.items()}
     figure = new_figure(max(14, 4.5 * (len(results) + 1)), 7)
     (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False)
     for axes, (name, label) in zip(top.subplots(1, len(_BY_HEAD)), _BY_HEAD.items(), strict=True):
         _draw_heads(axes, results, name)
         axes.set_title(label, fontsize=9)
-    top.axes[0].legend(fontsize=7)
+    small_legend(top.axes[0])
     depths = {run: len(layers) for run, layers in results.items()}
     *of_runs, of_all = bottom.subplots(1, len(results) + 1)
     for axes, (run, layers) in zip(of_runs, results.items(), strict=True):
@@ -83,11 +85,12 @@ def draw(results: Results, path: Path) -> None:
 def _draw_heads(axes: Any, results: Results, name: str) -> None:
     """Draw a measure against the layer: a dot for each head, a line through the means."""
     for number, (run, layers) in enumerate(results.items()):
+        color = line_color(number, len(results))
         for layer in layers:
             values = getattr(layer, name)
-            axes.plot([layer.layer] * len(values), values, ".", color=f"C{number}", alpha=0.4, markersize=4)
+            axes.plot([layer.layer] * len(values), values, ".", color=color, alpha=0.4, markersize=4)
         means = [_mean(getattr(layer, name)) for layer in layers]
-        axes.plot([layer.layer for layer in layers], means, color=f"C{number}", label=legend_name(run))
+        axes.plot([layer.layer for layer in layers], means, color=color, label=legend_name(run))
     axes.set_xlabel("layer; dots are heads")
     top = axes.dataLim.ymax
     axes.set_ylim(0, 1.1 * top if 0 < top < math.inf else None)  # by itself the highest dot would lie on the edge

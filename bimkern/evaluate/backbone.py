@@ -53,6 +53,11 @@ class Backbone:
             module.to(device)
         return self
 
+    def check_pool(self, pool: Pool) -> None:
+        """Raise EvaluationError unless features can be pooled so."""
+        if pool == "cls" and not self.config.num_prefix:
+            raise EvaluationError(f"pool cls: {type(self.config).__name__} has no class token; choose mean")
+
     @torch.no_grad()
     def features(self, images: Tensor, depths: Sequence[int], pool: Pool = "mean") -> dict[int, Tensor]:
         """Return one feature vector per image after each of some depths, from one forward pass of the deepest.
@@ -74,9 +79,8 @@ class Backbone:
         Source: He et al. 2022 (MAE), appendix A.1, takes the class token for the linear probe; the mean is what all
         methods fine-tune.
         """
+        self.check_pool(pool)
         num_prefix, found = self.config.num_prefix, {}
-        if pool == "cls" and not num_prefix:
-            raise EvaluationError(f"pool cls: {type(self.config).__name__} has no class token; choose mean")
         for depth, tokens in enumerate(self.run(images, max(depths)), start=1):
             if depth in depths:
                 read = tokens[:, :1] if pool == "cls" else tokens[:, num_prefix:]  # the norm is of each token alone

@@ -29,7 +29,8 @@ def centered_gram(features: Tensor) -> Tensor:
     """
     count = len(features)
     assert count >= MIN_IMAGES
-    shifted = features - features.mean(dim=0)  # changes nothing but the rounding
+    shifted = features - features[0]  # exactly 0 where all images have the same, unlike from their rounded mean
+    shifted = shifted - shifted.mean(dim=0)  # both change nothing but the rounding
     gram = (shifted @ shifted.T).double().fill_diagonal_(0)
     sums = gram.sum(dim=1)
     gram = gram - (sums[:, None] + sums[None, :]) / (count - 2) + sums.sum() / ((count - 1) * (count - 2))

@@ -3,15 +3,17 @@
 Shapes: B images, D width after a layer.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bimkern.data.images import Images
 from bimkern.evaluate.backbone import Backbone, Pool
 from bimkern.evaluate.checked_images import random_crops
-from bimkern.evaluate.errors import EvaluationError
+from bimkern.evaluate.errors import EvaluationError, ProbeDiverged, check_finite
 from bimkern.evaluate.labeled import Labeled, Part
 from bimkern.evaluate.latency import latencies
 from bimkern.evaluate.linear import LinearProbe
@@ -26,7 +28,7 @@ class DepthResult:
     parameters: int
     latency_ms: float  # of one image
     knn: dict[int, float]  # by the number of neighbors
-    linear: float
+    linear: float  # NaN where the classifier diverged
     chance: float  # of always naming the most frequent class
 
 
@@ -61,12 +63,14 @@ def evaluate(
 
     Raises:
         EvaluationError: an image cannot be read, there are fewer training images than neighbors, the encoder has no
-            class token to pool by, the images are no files to take crops of, or the linear classifier diverges.
+            class token to pool by, the images are no files to take crops of, or features are not finite.
         LoadingFailed: no image can be read any more.
     """
     device, probe = device or torch.device("cpu"), probe or LinearProbe()
     for k in neighbors:
         check_neighbors(k, len(data.train))  # before the features, which take long
+    if crops:
+        _files(data.train)
     backbone.to(device)
     train = cached_features(backbone, data.train, depths, pool, batch_size, device)
     test = cached_features(backbone, data.test, depths, pool, batch_size, device)
@@ -85,11 +89,19 @@ def evaluate(
                 parameters=backbone.count_parameters(depth),
                 latency_ms=times[depth],
                 knn=knn_accuracies(whole, train_labels, *tested, neighbors),
-                linear=probe.accuracy(learned, labels, *tested, seed=seed, crops=max(1, crops)),
+                linear=_linear(probe, learned, labels, *tested, seed=seed, crops=max(1, crops)),
                 chance=data.chance,
             )
         )
     return found
+
+
+def _linear(probe: LinearProbe, *tensors: Tensor, seed: int, crops: int) -> float:
+    """Return the accuracy of a linear classifier; NaN if it diverges, which those of other depths need not do."""
+    try:
+        return probe.accuracy(*tensors, seed=seed, crops=crops)
+    except ProbeDiverged:
+        return math.nan
 
 
 def cached_features(
@@ -116,9 +128,7 @@ def crop_features(
     Raises:
         EvaluationError: the images are no files.
     """
-    if part.images is None:
-        raise EvaluationError("--crops needs --data: the digits are no files, and too small to be cropped")
-    shown = random_crops(part.images, backbone.images, epochs=crops, batch_size=batch_size, seed=seed)
+    shown = random_crops(_files(part), backbone.images, epochs=crops, batch_size=batch_size, seed=seed)
     labels = []
 
     def images() -> Iterator[Tensor]:
@@ -129,6 +139,12 @@ def crop_features(
     return _features(backbone, images(), depths, pool, device), torch.cat(labels).to(device)
 
 
+def _files(part: Part) -> Images:
+    if part.images is None:
+        raise EvaluationError("--crops needs --data: the digits are no files, and too small to be cropped")
+    return part.images
+
+
 def _features(
     backbone: Backbone, batches: Iterable[Tensor], depths: Sequence[int], pool: Pool, device: torch.device
 ) -> dict[int, Tensor]:
@@ -136,4 +152,7 @@ def _features(
     for images in batches:
         for depth, features in backbone.features(images.to(device), depths, pool).items():
             found[depth].append(features)
-    return {depth: torch.cat(features) for depth, features in found.items()}
+    whole = {depth: torch.cat(found.pop(depth)) for depth in depths}
+    for depth, features in whole.items():
+        check_finite(features, f" behind layer {depth}")
+    return whole

@@ -131,7 +131,8 @@ def read_labeled(path: Path, decoding: Decoding = RGB, max_bad_ratio: float = MA
         same = np.flatnonzero(numbers == number).tolist()
         shuffled = sorted(same, key=lambda i: _hash(images.files[i]))
         if len(shuffled) < 2:
-            raise EvaluationError(f"{path}: class {name} must have at least 2 images, to split, got {len(shuffled)}")
+            few = f"class {name} must have at least 2 images, to split, got {len(shuffled)}"
+            raise EvaluationError(f"{title(source)}: {few}")
         count = math.ceil(_TEST_SHARE * len(shuffled))
         parts[0].extend(shuffled[count:])
         parts[1].extend(shuffled[:count])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bimkern.evaluate.errors import EvaluationError
+from bimkern.evaluate.errors import EvaluationError, ProbeDiverged, check_finite
 from bimkern.evaluate.lars import LARS
 from bimkern.mim.schedule import RATES, Cosine
 
@@ -76,8 +76,11 @@ class LinearProbe:
             crops: features of every image among those of training; an epoch is as long as with one.
 
         Raises:
-            EvaluationError: its weights are not finite at the end, since its rate is too high or features are not.
+            EvaluationError: features are not finite.
+            ProbeDiverged: its weights are not finite at the end, since its rate is too high.
         """
+        for features in (train, test):
+            check_finite(features)
         generator = torch.Generator().manual_seed(seed)
         model = build_probe(train.shape[1], int(train_labels.max()) + 1, generator).to(train.device)
         optimizer, schedule = LARS(model.parameters(), self.peak_lr), Cosine(warmup=self.warmup_epochs / self.epochs)
@@ -97,9 +100,7 @@ class LinearProbe:
             optimizer.step()
         model.eval()
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            if not train.isfinite().all():
-                raise EvaluationError("the features are not finite, and cannot be evaluated; train it again")
-            raise EvaluationError(f"the linear probe diverges at --base-lr {self.base_lr:g}; choose a smaller one")
+            raise ProbeDiverged(f"the linear probe diverges at --base-lr {self.base_lr:g}; choose a smaller one")
         with torch.no_grad():
             predicted = torch.cat([model(block).argmax(dim=1) for block in test.split(self.batch_size)])
         return (predicted == test_labels).double().mean().item()

@@ -88,9 +88,10 @@ def knn_accuracies(
     similarities, indices = nearest(train, test, max(neighbors))
     labels = train_labels[indices]  # [N, K]
     weights = torch.ones_like(similarities) if temperature is None else (similarities / temperature).exp()
-    found = {}
-    for k in neighbors:
-        votes = weights.new_zeros(len(test), int(train_labels.max()) + 1)
-        votes.scatter_add_(1, labels[:, :k], weights[:, :k])
-        found[k] = (votes.argmax(dim=1) == test_labels).double().mean().item()
-    return found
+    num_classes, right = int(train_labels.max()) + 1, dict.fromkeys(neighbors, 0)
+    for blocks in zip(*(values.split(_ROWS) for values in (labels, weights, test_labels)), strict=True):
+        near, weight, truth = blocks
+        for k in right:
+            votes = weight.new_zeros(len(near), num_classes).scatter_add_(1, near[:, :k], weight[:, :k])
+            right[k] += int((votes.argmax(dim=1) == truth).sum())
+    return {k: number / len(test) for k, number in right.items()}

@@ -1,26 +1,31 @@
 """Results by depth as a table, as JSON Lines and as a picture."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bimkern.evaluate.depths import DepthResult
 from bimkern.exporters.whole_file import whole
-from bimkern.figures import legend_name, new_figure
+from bimkern.figures import legend_name, line_color, new_figure, short_names, small_legend
 
 Results = Mapping[str, Sequence[DepthResult]]  # by run
 
 
 def to_json_lines(results: Results) -> str:
-    """Write one object per run and depth: `knn` is the accuracy with the first number of neighbors, `knn_by_k` all."""
+    """Write one object per run and depth: `knn` is the accuracy with the first number of neighbors, `knn_by_k` all.
+
+    `linear` is null where the linear probe diverged.
+    """
     lines = []
     for run, depths in results.items():
         for result in depths:
             fields = asdict(result)
             by_k = fields.pop("knn")
+            fields["linear"] = None if math.isnan(result.linear) else result.linear
             first = next(iter(by_k.values()))
-            lines.append(json.dumps({"run": run, **fields, "knn": first, "knn_by_k": by_k}))
+            lines.append(json.dumps({"run": run, **fields, "knn": first, "knn_by_k": by_k}, allow_nan=False))
     return "\n".join(lines)
 
 
@@ -32,7 +37,8 @@ def to_table(results: Results) -> str:
         for result in depths:
             accuracies = (*result.knn.values(), result.linear, result.chance)
             cost = str(result.depth), f"{result.parameters / 1e6:.2f} M", f"{result.latency_ms:.2f} ms"
-            cells.append([run, *cost, *(f"{accuracy:.1%}" for accuracy in accuracies)])
+            shown = ("diverged" if math.isnan(accuracy) else f"{accuracy:.1%}" for accuracy in accuracies)
+            cells.append([run, *cost, *shown])
     return aligned(cells)
 
 
@@ -51,7 +57,7 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    figure = new_figure(11, 4.2)
+    names, figure = short_names(results), new_figure(11, 4.2)
     by_depth, by_latency = figure.subplots(1, 2, sharey=True)
     for number, (run, depths) in enumerate(results.items()):
         k = next(iter(depths[0].knn))
@@ -59,12 +65,16 @@ def draw(results: Results, path: Path) -> None:
             ("linear", "o-", [100 * result.linear for result in depths]),
             (f"kNN, k={k}", "s--", [100 * result.knn[k] for result in depths]),
         ):
-            look = {"color": f"C{number}", "markersize": 4, "label": f"{legend_name(run)}: {name}"}
+            look = {
+                "color": line_color(number, len(results)),
+                "markersize": 4,
+                "label": f"{legend_name(names[run])}: {name}",
+            }
             by_depth.plot([result.depth for result in depths], values, style, **look)
             by_latency.plot([result.latency_ms for result in depths], values, style, **look)
         for result in depths:
             text = f"{result.parameters / 1e6:.3g} M"
-            place = (result.latency_ms, 100 * result.linear)
+            place = (result.latency_ms, 100 * (result.knn[k] if math.isnan(result.linear) else result.linear))
             by_latency.annotate(text, place, (0, 5), textcoords="offset points", ha="center", fontsize=6)
     chance = 100 * next(iter(results.values()))[0].chance
     for axes, label in ((by_depth, "layers"), (by_latency, "latency of one image, ms; labels are parameters")):
@@ -74,6 +84,6 @@ def draw(results: Results, path: Path) -> None:
         axes.grid(linewidth=0.4)
     by_depth.set_ylabel("accuracy on test images, %")
     by_depth.set_xticks(sorted({result.depth for depths in results.values() for result in depths}))
-    by_depth.legend(fontsize=7)
+    small_legend(by_depth)
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=130)

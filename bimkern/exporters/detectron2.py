@@ -8,6 +8,7 @@ from bimkern.models.encoder import Layout
 from bimkern.train.config.run import ConfigError
 
 _CLASS_TOKEN = "backbone.net.cls_token"
+_FORMATS = {1: "L", 3: "RGB"}  # in which detectron2 reads images of so many channels
 
 
 def write_detectron2(path: Path, trained: Trained, depth: int) -> None:
@@ -36,8 +37,13 @@ def lazy_config(path: Path, trained: Trained, depth: int) -> str:
     """Return the lines that a config of ViTDet needs for such a file."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in _layout(trained, depth).settings.items())
     mean, std = trained.pixels()
+    known = _FORMATS.get(len(mean))
+    read = (
+        f"model.input_format = {known!r}" if known else f"# images of {len(mean)} channels need a reader of their own"
+    )
     return (
         f"model.backbone.net.update(dict({arguments}))\n"
-        f"model.pixel_mean, model.pixel_std, model.input_format = {mean}, {std}, 'RGB'\n"
+        f"model.pixel_mean, model.pixel_std = {mean}, {std}\n"
+        f"{read}\n"
         f"train.init_checkpoint = {str(path)!r}"
     )

@@ -21,6 +21,7 @@ _VIT = {".norm1.": ".ln1.", ".norm2.": ".ln2."}
 _SWIN = {".attn.": ".attn.w_msa."}
 _MLP = {".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
 _TABLE = "relative_position_bias_table"
+_COLORS = 3  # channels, which are read as BGR; there is no other order
 
 
 def write_mmpretrain(path: Path, trained: Trained, depth: int) -> None:
@@ -72,9 +73,10 @@ def backbone_config(path: Path, trained: Trained, depth: int) -> str:
     start = {"type": "Pretrained", "checkpoint": str(path), "prefix": _PREFIX}
     backbone = {**trained.layout(depth, "mmpretrain", "mmpretrain").settings, "init_cfg": start}
     mean, std = trained.pixels()
+    preprocessing = {"mean": mean, "std": std, **({"bgr_to_rgb": True} if len(mean) == _COLORS else {})}
     return (
         "custom_imports = dict(imports=['mmpretrain.models'])\n"
         f"backbone = {backbone}\n"
-        f"preprocessing = {{'mean': {mean}, 'std': {std}, 'bgr_to_rgb': True}}\n"
+        f"preprocessing = {preprocessing}\n"
         "# with model = dict(backbone=backbone, data_preprocessor=dict(type=..., **preprocessing), ...)"
     )

@@ -139,16 +139,17 @@ def draw(model: MaskRCNN, images: CocoImages, path: Path, count: int = 8) -> Non
     """Draw what is found in some test images."""
     count = min(count, len(images))
     figure = new_figure(2.2 * count / 2, 4.6)
-    for index, (axes, found) in enumerate(
-        zip(figure.subplots(2, -(-count // 2), squeeze=False).flat, predict(model, images, count), strict=False)
-    ):
+    places = list(figure.subplots(2, -(-count // 2), squeeze=False).flat)
+    for axes in places:  # of an odd number, one stays empty
+        axes.set_axis_off()
+    for index, (axes, found) in enumerate(zip(places, predict(model, images, count), strict=False)):
         sure = found["scores"] > SURE
         names = images.names(found["labels"][sure])
         picture = (255 * images[index][0]).to(torch.uint8)
-        picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5, alpha=0.5)
-        picture = draw_bounding_boxes(picture, found["boxes"][sure].cpu())
+        if sure.any():
+            picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5, alpha=0.5)
+            picture = draw_bounding_boxes(picture, found["boxes"][sure].cpu())
         axes.imshow(picture.permute(1, 2, 0))
-        axes.set_axis_off()
         axes.set_title(plain(", ".join(names)), fontsize=6)
     figure.savefig(path, dpi=150)
 

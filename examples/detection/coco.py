@@ -30,16 +30,23 @@ class CocoImages(Dataset[Any]):
         """Find the part, "train" or "val", which may have a year in its names.
 
         Raises:
-            TransferError: there is none.
+            TransferError: there is none, or several, or it cannot be trained or tested on.
             Unusable: pycocotools cannot be imported.
         """
         COCO = _pycocotools("coco").COCO
         files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
         if not files:
             raise TransferError(f"{folder} has no annotations/instances_{part}*.json")
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise TransferError(f"{folder / 'annotations'} must have one part {part}, got {names}; leave one there")
         self.folder = folder / files[0].stem.removeprefix("instances_")
         with contextlib.redirect_stdout(io.StringIO()):
-            self.coco = COCO(files[0])
+            try:
+                self.coco = COCO(files[0])
+            except (ValueError, KeyError, TypeError, AssertionError) as error:
+                raise TransferError(f"{files[0]} is not in COCO's format ({error!r})") from error
+        _check(self.coco, files[0], self.folder)
         self.transform = transform
         self.categories = sorted(self.coco.getCatIds())  # a label is the place here, from 1
         images = sorted(self.coco.getImgIds())
@@ -111,6 +118,24 @@ class CocoImages(Dataset[Any]):
                 evaluation.summarize()
                 metrics |= {f"{name}_ap": float(evaluation.stats[0]), f"{name}_ap50": float(evaluation.stats[1])}
         return metrics
+
+
+def _check(coco: Any, file: Path, folder: Path) -> None:
+    """Make sure that there are instances, with all that is needed of them, and every image."""
+    for one in coco.anns.values():
+        one.setdefault("iscrowd", 0)  # pycocotools asks for it, and takes it so where it scores
+        for name in () if one["iscrowd"] else ("category_id", "bbox", "segmentation", "area"):
+            if one.get(name) in (None, [], {}):
+                raise TransferError(f"{file}: instance {one['id']} has no {name}, which a Mask R-CNN needs")
+        if one["category_id"] not in coco.cats:
+            raise TransferError(
+                f"{file}: instance {one['id']} is of category {one['category_id']}, which it does not list"
+            )
+    if all(one["iscrowd"] for one in coco.anns.values()):
+        raise TransferError(f"{file} has no instances")
+    for image in coco.imgs.values():
+        if not (path := folder / image["file_name"]).is_file():
+            raise TransferError(f"{file} lists an image that is not there: {path}")
 
 
 def _pycocotools(module: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import bimkern.torchvision_compat  # where torchvision was built for CUDA
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, hsv_to_rgb
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -40,6 +42,7 @@ SWIN = Recipe(image_size=512, batch_size=16, lr=6e-5, weight_decay=0.01, drop_pa
 WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
+_TAB20, _GOLDEN = colormaps["tab20"], (math.sqrt(5) - 1) / 2
 SCALES = (0.5, 2.0)  # of training images, as in mmsegmentation
 # Ours, for the drawn data set.
 SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
@@ -67,6 +70,10 @@ class SegmentationOptions(Options):
     taps: tuple[int, ...] = ()
     """Four layers of a ViT to read, counted from 0. Default: 3 5 7 11 of 12, as in MAE; LocalMIM takes 1 3 9 11."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least("num_classes", 1)
+
 
 def segmentation(options: SegmentationOptions) -> None:
     """Train, test, and write the results."""
@@ -87,7 +94,8 @@ def segmentation(options: SegmentationOptions) -> None:
     }
 
     for part in pairs.values():
-        part.check_classes(num_classes)
+        part.check(num_classes)
+    _check_batch(min(recipe.batch_size, len(pairs["train"])), options.micro_batch)
 
     def loss_of(samples: list[tuple[Tensor, Tensor]]) -> Tensor:
         images, labels = (torch.stack(tensors).to(options.device) for tensors in zip(*samples, strict=True))
@@ -110,6 +118,16 @@ def segmentation(options: SegmentationOptions) -> None:
     options.save(model, {"mean_iou": mean, "iou": by_class, "loss": losses})
     draw(model, pairs["val"], num_classes, recipe.image_size, options.out / "predictions.png")
     print(f"mean IoU {mean:.2%}")
+
+
+def _check_batch(size: int, micro_batch: int | None) -> None:
+    """Make sure that UperNet's batch norms, one of which sees a pixel of each image, see two images at a time."""
+    at_a_time = min(micro_batch or size, size)
+    if (size % at_a_time or at_a_time) < 2:
+        raise TransferError(
+            f"the batch norms need at least 2 images at a time, got 1 of a batch of {size}; choose another "
+            "--batch-size or --micro-batch, or add images"
+        )
 
 
 def _count_classes(folder: Path) -> int:
@@ -141,18 +159,22 @@ def mean_error(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(model: UperNet, image: Tensor, side: int) -> Tensor:
-    """Return the classes of an image [3, H, W], from windows over the image at a short side of `side`: [H, W]."""
+    """Return the classes of an image [3, H, W], from windows over the image at a short side of `side`: [H, W].
+
+    Where windows overlap, their probabilities are averaged.
+    """
     height, width = image.shape[1:]
     scale = side / min(height, width)
     small = resized(image[None], [max(side, round(extent * scale)) for extent in (height, width)])
-    logits = torch.zeros(())
+    total, windows = torch.zeros(()), small.new_zeros(1, 1, *small.shape[2:])
     for rows in _windows(small.shape[2], side):
         for columns in _windows(small.shape[3], side):
             found = model(small[:, :, rows, columns])[0].softmax(1)
-            if not logits.dim():
-                logits = found.new_zeros(1, found.shape[1], *small.shape[2:])
-            logits[:, :, rows, columns] += found
-    return resized(logits, (height, width)).argmax(1)[0]
+            if not total.dim():
+                total = found.new_zeros(1, found.shape[1], *small.shape[2:])
+            total[:, :, rows, columns] += found
+            windows[:, :, rows, columns] += 1
+    return resized(total / windows, (height, width)).argmax(1)[0]
 
 
 def _windows(extent: int, side: int) -> Iterator[slice]:
@@ -177,6 +199,16 @@ def test(model: UperNet, pairs: Pairs, num_classes: int, side: int) -> Tensor:
     return right / (confusion.sum(0) + confusion.sum(1) - right)
 
 
+def class_colors(num_classes: int) -> ListedColormap:
+    """Return colors of classes, all of them different: hues that lie apart, in several saturations and values."""
+    if num_classes <= _TAB20.N:
+        return _TAB20
+    numbers = torch.arange(num_classes)
+    hues, others = numbers * _GOLDEN % 1, torch.tensor([1.0, 0.75, 0.5])
+    colors = torch.stack([hues, others[numbers % 3], others[numbers // 3 % 3]], dim=1)
+    return ListedColormap(hsv_to_rgb(colors.double().numpy()))
+
+
 def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, count: int = 4) -> None:
     """Draw some test images, what they show, and what is predicted."""
     device = next(model.parameters()).device
@@ -184,12 +216,8 @@ def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, 
     figure = new_figure(6, 2 * count)
     for index, row in enumerate(figure.subplots(count, 3, squeeze=False)):
         image, labels = pairs.read(index)
-        look: dict[str, Any] = {
-            "cmap": "tab20",
-            "vmin": 0,
-            "vmax": max(19, num_classes - 1),
-            "interpolation": "nearest",
-        }
+        colors = class_colors(num_classes)
+        look: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": colors.N - 1, "interpolation": "nearest"}
         found = predict(model, pairs[index][0].to(device), side).cpu()
         row[0].imshow(image.permute(1, 2, 0))
         row[1].imshow(labels.float().masked_fill(labels == IGNORED, torch.nan), **look)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -46,31 +47,54 @@ class Pairs(Dataset[Any]):
         return TF.pil_to_tensor(Image.open(self.files[index][0]).convert("RGB")), self.classes(index)
 
     def classes(self, index: int) -> Tensor:
-        """Return the classes of the pixels of an image, [H, W] uint8."""
-        labels = TF.pil_to_tensor(Image.open(self.files[index][1]))[0]
+        """Return the classes of the pixels of an image, [H, W] uint8.
+
+        Raises:
+            TransferError: the mask holds something else.
+        """
+        path = self.files[index][1]
+        with Image.open(path) as mask:
+            if (bands := len(mask.getbands())) != 1:
+                raise TransferError(f"{path} has {bands} channels; a mask must have one, of class numbers")
+            values = np.asarray(mask)
+        if values.dtype != np.bool_ and values.max() > IGNORED:
+            raise TransferError(f"{path} has class {values.max()}; masks must have numbers up to {IGNORED}")
+        labels = torch.from_numpy(values.astype(np.uint8))
         if not self.zero_is_ignored:
             return labels
         return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).to(torch.uint8)
 
-    def check_classes(self, num_classes: int) -> None:
-        """Make sure that no mask has another class, on which training would fail at any time.
+    def check(self, num_classes: int) -> None:
+        """Make sure that no mask has another class or size, on which training would fail at any time.
 
         Raises:
-            TransferError: one has.
+            TransferError: one has, or no pixel counts.
         """
 
         def highest(index: int) -> int:
+            """Return the highest class of a mask, -1 if none of its pixels counts."""
+            image, mask = self.files[index]
             labels = self.classes(index)
-            return int(torch.where(labels == IGNORED, 0, labels).max())
+            with Image.open(image) as pixels:
+                if (pixels.height, pixels.width) != labels.shape:
+                    sizes = (f"{width}x{height}" for height, width in (labels.shape, (pixels.height, pixels.width)))
+                    raise TransferError(f"{mask} must be as large as {image}, got {' and '.join(sizes)}")
+            return int(labels.short().where(labels != IGNORED, -1).max())
 
+        found = -1
         with ThreadPoolExecutor() as pool:
-            for (_, mask), found in zip(self.files, pool.map(highest, range(len(self))), strict=True):
-                if found >= num_classes:
-                    value = found + self.zero_is_ignored
+            for (_, mask), high in zip(self.files, pool.map(highest, range(len(self))), strict=True):
+                found = max(found, high)
+                if high >= num_classes:
+                    value = high + self.zero_is_ignored
                     raise TransferError(
                         f"{mask} has class {value}, beyond the number of classes, {num_classes}; raise --num-classes, "
                         "or list all in classes.txt"
                     )
+        if found < 0:
+            raise TransferError(
+                f"{self.files[0][1].parent}: no pixel counts; all of them are {IGNORED}, or are ignored"
+            )
 
 
 def read_folder(folder: Path, part: str, transform: v2.Transform, *, zero_is_ignored: bool = False) -> Pairs:

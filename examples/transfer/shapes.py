@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from bimkern.cli import command
+from examples.transfer.errors import TransferError
 
 SHAPES = ("circle", "square", "triangle")
 SIDE = 64  # pixels of an image
@@ -35,6 +36,10 @@ class Options:
     """Folder for the images."""
     count: int = NUM_UNLABELED
     """Number of images."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise TransferError(f"--count must be at least 1, got {self.count}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

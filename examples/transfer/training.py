@@ -40,7 +40,8 @@ class Recipe:
         return AdamWConfig(betas=(0.9, 0.999), weight_decay=self.weight_decay, clip=self.clip, undecayed=UNDECAYED)
 
     def num_steps(self, num_images: int) -> int:
-        return self.steps or math.ceil(self.epochs * num_images / self.batch_size)
+        """Return the steps on some images, of which there is one."""
+        return self.steps or math.ceil(self.epochs * num_images / min(self.batch_size, num_images))
 
     def lr_factor(self, step: int, steps: int) -> float:
         warmup = max(1, min(self.warmup, steps // 10))
@@ -74,8 +75,10 @@ def train(
         seed: of their order, crops and drop path.
 
     Raises:
-        TransferError: a loss or gradient is not finite.
+        TransferError: there are no samples, or a loss or gradient is not finite.
     """
+    if not len(samples):  # type: ignore[arg-type]
+        raise TransferError("there is no image to train on")
     steps = recipe.num_steps(len(samples))  # type: ignore[arg-type]
     device, depth = next(model.parameters()).device, encoder.config.depth
     update = GroupOptimizer(

@@ -1,7 +1,7 @@
 """The attention of encoders: uniform attention has known measures, and batches do not matter."""
 
 from dataclasses import replace
-from math import isnan, log, nan
+from math import inf, isnan, log, nan
 
 import pytest
 import torch
@@ -176,3 +176,15 @@ def test_an_encoder_without_attention_is_refused(tmp_path):
     )
     with pytest.raises(EvaluationError, match=message):
         analyze({"convnext": backbone}, noise())
+
+
+@pytest.mark.parametrize("value", [nan, inf])
+def test_a_layer_that_puts_out_no_numbers_is_named(tmp_path, value):
+    """A mean over images would leave out those without a number."""
+    good, wrong = backbone_of(tmp_path, "mae_vit_test"), backbone_of(tmp_path, "bim_vit_test")
+    for name, parameter in wrong.encoder.named_parameters():
+        if wrong.config.layer_group(name) == 3:
+            parameter.fill_(value)
+    message = r"^the features behind layer 3 of wrong are not finite, and cannot be evaluated; train it again$"
+    with pytest.raises(EvaluationError, match=message):
+        analyze({"good": good, "wrong": wrong}, noise(), batch_size=8)

@@ -99,6 +99,16 @@ def test_the_accuracy_is_the_same_from_run_checkpoint_and_export(tmp_path, recip
     assert (result.chance, result.linear) == (0.5, 1)
 
 
+def test_a_depth_whose_features_are_not_finite_is_named(tmp_path):
+    make_run(tmp_path / "run", "bim_vit_test")
+    backbone = read_backbone(tmp_path / "run")
+    for parameter in backbone.norms[3].parameters():
+        parameter.fill_(torch.nan)
+    message = r"^the features behind layer 3 are not finite, and cannot be evaluated; train it again$"
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(backbone, labeled(), [2, 3, 4], neighbors=(1,), probe=QUICK)
+
+
 def test_what_holds_no_encoder_is_refused_in_a_line(tmp_path):
     with pytest.raises(
         EvaluationError, match="nothing holds no encoder; give a run folder, one of its checkpoints, or"

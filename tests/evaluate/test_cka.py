@@ -1,5 +1,6 @@
 """Linear CKA: its invariances, and the published form of its estimate."""
 
+import pytest
 import torch
 
 from bimkern.evaluate.cka import MinibatchCKA, centered_gram
@@ -55,5 +56,9 @@ def test_independent_features_are_not_alike_even_where_they_are_many():
     torch.testing.assert_close(found.diagonal(), torch.ones(2, dtype=torch.float64))
 
 
-def test_features_that_never_change_are_like_none():
-    assert cka(torch.ones(8, 3), torch.randn(8, 3))[0].isnan().all()
+@pytest.mark.parametrize("same", [torch.ones(1, 3), torch.randn(1, 300), 1e3 + torch.rand(1, 300)])
+@pytest.mark.parametrize("count", [7, 8])
+def test_features_that_never_change_are_like_none(same, count):
+    found = cka(same.repeat(count, 1), torch.randn(count, 3), 3 * same.repeat(count, 1))
+    assert found[[0, 2]].isnan().all()
+    assert found[1, 1] == pytest.approx(1)

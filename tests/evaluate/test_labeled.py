@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,15 @@ def test_says_what_is_wrong_with_a_folder(tmp_path, names, error, message):
     write(tmp_path, names)
     with pytest.raises(error, match=message):
         read_labeled(tmp_path)
+
+
+def test_no_message_has_a_password_of_an_address(tmp_path, monkeypatch):
+    write(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    source = ImageFolder(paths=(tmp_path,))
+    monkeypatch.setattr("bimkern.evaluate.labeled.labeled_images", lambda path: source)
+    with pytest.raises(EvaluationError, match="class b must have at least 2 images") as error:
+        read_labeled(Path("https://me:secret@host/photos"))
+    assert "secret" not in str(error.value)
 
 
 def damage(path):

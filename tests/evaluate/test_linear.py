@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bimkern.evaluate.errors import EvaluationError
+from bimkern.evaluate.errors import EvaluationError, ProbeDiverged
 from bimkern.evaluate.lars import LARS
 from bimkern.evaluate.linear import LinearProbe, build_probe
 
@@ -88,8 +88,20 @@ def test_a_probe_that_diverges_is_no_result():
     labels = torch.arange(12) % 2
     features = torch.randn(6, 4).repeat_interleave(2, 0)  # of either label: no step is the last
     probe = LinearProbe(base_lr=1e36, min_steps=20)
-    with pytest.raises(EvaluationError, match=r"the linear probe diverges at --base-lr 1e\+36; choose a smaller one"):
+    with pytest.raises(ProbeDiverged, match=r"the linear probe diverges at --base-lr 1e\+36; choose a smaller one"):
         probe.accuracy(features, labels, features, labels)
     features[3, 1] = math.inf
     with pytest.raises(EvaluationError, match="the features are not finite, and cannot be evaluated; train "):
         LinearProbe(min_steps=2).accuracy(features, labels, features, labels)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_features_to_test_on_that_are_not_finite_are_no_result(value):
+    labels = torch.arange(12) % 2
+    features = torch.randn(12, 4)
+    wrong = features.clone()
+    wrong[3, 1] = value
+    probe = LinearProbe(min_steps=2)
+    for train, test in ((features, wrong), (wrong, features)):
+        with pytest.raises(EvaluationError, match="the features are not finite, and cannot be evaluated"):
+            probe.accuracy(train, labels, test, labels)

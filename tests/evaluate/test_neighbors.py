@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from made_sizes import MadeSizes
 from sklearn.neighbors import KNeighborsClassifier
 
 from bimkern.evaluate import neighbors
@@ -45,6 +46,19 @@ def test_blocks_change_nothing(monkeypatch, rows, columns):
     in_blocks = nearest(train.double(), test.double(), 10)
     torch.testing.assert_close(in_blocks[0], similarities)
     assert torch.equal(in_blocks[1], indices)
+
+
+def test_very_many_classes_vote_in_blocks_and_a_number_of_neighbors_may_come_twice(monkeypatch):
+    train, _, test, _ = sample(num_test=64)
+    labels, truth = torch.randint(1000, (len(train),)), torch.randint(1000, (64,))
+    labels[0] = 999
+    whole = knn_accuracies(train, labels, train, labels, [3, 1, 3])
+    assert whole[1] == 1
+    expected = knn_accuracies(train, labels, test, truth, [3, 1])
+    monkeypatch.setattr(neighbors, "_ROWS", 16)
+    with MadeSizes() as sizes:
+        assert knn_accuracies(train, labels, test, truth, [3, 1]) == expected
+    assert max(sizes.made) == 16 * 1000
 
 
 @pytest.mark.parametrize("k", [0, 91])

@@ -1,16 +1,20 @@
 """The example of detection, end to end."""
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 from interop import import_or_skip
+from PIL import Image
 
 import_or_skip("torchvision")
 import_or_skip("pycocotools")
 from bimkern.optional import Unusable  # noqa: E402
+from examples.detection import __main__ as example  # noqa: E402
 from examples.detection.__main__ import Options, detection  # noqa: E402
+from examples.detection.coco import CocoImages  # noqa: E402
 from examples.transfer import shapes  # noqa: E402
 from examples.transfer.errors import TransferError  # noqa: E402
 
@@ -64,3 +68,85 @@ def test_parts_of_other_categories_are_refused(tmp_path, vit_run):
     file.write_text(json.dumps(content))
     with pytest.raises(TransferError, match=r"^train and val must have the same categories; only one of them has 0$"):
         detection(Options(backbone=vit_run, data=str(tmp_path / "data"), out=tmp_path / "out", steps=1))
+
+
+@pytest.fixture
+def part(tmp_path):
+    """A data set of one image with an instance, and what writes changes of it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "val/0.png")
+    (tmp_path / "annotations").mkdir()
+    box = [2, 2, 4, 4]
+    instance = {"id": 1, "image_id": 0, "category_id": 3, "bbox": box, "area": 16}
+    instance["segmentation"] = [[2, 2, 6, 2, 6, 6, 2, 6]]
+
+    def write(instances=({},), **changes):
+        content = {
+            "images": [{"id": 0, "file_name": "0.png", "height": 8, "width": 8}],
+            "categories": [{"id": 3, "name": "square"}],
+            "annotations": [instance | changed for changed in instances],
+        }
+        (tmp_path / "annotations/instances_val.json").write_text(json.dumps(content | changes))
+        return tmp_path
+
+    return write
+
+
+def test_an_instance_need_not_say_that_it_is_no_crowd(part):
+    images = CocoImages(part(), "val", None)
+    target = images[0][1]
+    assert target["boxes"].tolist() == [[2, 2, 6, 6]]
+    assert images.average_precision([{**target, "scores": torch.ones(1), "masks": target["masks"][:, None].float()}])
+
+
+@pytest.mark.parametrize(
+    ("instances", "changes", "message"),
+    [
+        ((), {}, "instances_val.json has no instances"),
+        (({"iscrowd": 1},), {}, "instances_val.json has no instances"),
+        (({"segmentation": []},), {}, "instances_val.json: instance 1 has no segmentation, which a Mask R-CNN needs"),
+        (({"area": None},), {}, "instances_val.json: instance 1 has no area, which a Mask R-CNN needs"),
+        (({"category_id": 4},), {}, "instances_val.json: instance 1 is of category 4, which it does not list"),
+        (({},), {"images": [{"id": 0, "file_name": "1.png"}]}, "instances_val.json lists an image that is not there: "),
+        (({},), {"images": [{"file_name": "0.png"}]}, "instances_val.json is not in COCO's format (KeyError('id'))"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_training(part, instances, changes, message):
+    with pytest.raises(TransferError, match=re.escape(message)):
+        CocoImages(part(instances, **changes), "val", None)
+
+
+def test_a_file_that_is_no_json_and_a_part_of_two_years_are_refused(part):
+    folder = part()
+    file = folder / "annotations/instances_val.json"
+    file.write_text("[]")
+    with pytest.raises(TransferError, match=r"instances_val\.json is not in COCO's format \(AssertionError"):
+        CocoImages(folder, "val", None)
+    file.write_text("walk")
+    with pytest.raises(TransferError, match=r"instances_val\.json is not in COCO's format \(JSONDecodeError"):
+        CocoImages(folder, "val", None)
+    file.with_name("instances_val2014.json").touch()
+    with pytest.raises(
+        TransferError, match=r"must have one part val, got instances_val\.json, instances_val2014\.json;"
+    ):
+        CocoImages(folder, "val", None)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # of torchvision, where there is nothing to draw
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_the_place_that_an_odd_number_of_pictures_leaves_is_empty(tmp_path, monkeypatch, score):
+    shapes.draw_coco(tmp_path)
+    images, figures = CocoImages(tmp_path, "val", None), []
+    images.images = images.images[:3]
+    found = [
+        {**target, "scores": torch.full((len(target["labels"]),), score), "masks": target["masks"][:, None].float()}
+        for _, target in (images[index] for index in range(3))
+    ]
+    plain = example.new_figure
+    monkeypatch.setattr(example, "new_figure", lambda *size: figures.append(plain(*size)) or figures[-1])
+    monkeypatch.setattr(example, "predict", lambda *given: iter(found))
+    example.draw(None, images, tmp_path / "picture.png")
+    assert [bool(axes.images) for axes in figures[0].axes] == [True, True, True, False]
+    assert not any(axes.axison for axes in figures[0].axes)

@@ -1,5 +1,6 @@
 """The example of segmentation, end to end, and its parts."""
 
+import contextlib
 import json
 import re
 
@@ -99,6 +100,21 @@ def test_a_long_image_is_cut_into_windows_that_overlap():
     assert model.seen == [(1, 3, 64, 64)] * 5
 
 
+class Sure(nn.Module):
+    """A network that names each pixel by itself, without a doubt: the brighter ones class 0."""
+
+    def forward(self, images):
+        logits = 1000 * images[:, :1].sign()
+        return torch.cat([logits, -logits], dim=1), logits
+
+
+def test_a_pixel_counts_as_much_in_several_windows_as_in_one():
+    image = torch.randn(3, 40, 140)
+    small = example.resized(image[None], (64, 224))
+    expected = example.resized(Sure()(small)[0].softmax(1), (40, 140)).argmax(1)[0]
+    assert torch.equal(predict(Sure(), image, 64), expected)
+
+
 def test_255_counts_nowhere_also_where_0_does(tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind / "train").mkdir(parents=True)
@@ -107,7 +123,7 @@ def test_255_counts_nowhere_also_where_0_does(tmp_path):
     for zero_is_ignored, classes in ((True, [255, 0, 1, 255]), (False, [0, 1, 2, 255])):
         pairs = read_folder(tmp_path, "train", nn.Identity(), zero_is_ignored=zero_is_ignored)
         assert pairs.classes(0).tolist() == [classes]
-        pairs.check_classes(3)
+        pairs.check(3)
 
 
 def test_an_image_without_a_pixel_that_counts_has_no_loss():
@@ -130,3 +146,72 @@ def test_pixels_that_count_nowhere_do_not_change_the_score():
     ious = example.test(Left(), [(image, labels)], 3, 64)
     assert ious[:2].tolist() == [0.5, 0.0]
     assert ious[2].isnan()
+
+
+def write_pair(folder, part, image, mask):
+    for kind, picture in (("images", image), ("masks", mask)):
+        (folder / kind / part).mkdir(parents=True, exist_ok=True)
+        picture.save(folder / kind / part / "0.png")
+    return read_folder(folder, part, nn.Identity())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
+def test_masks_of_any_kind_are_class_numbers(tmp_path, mode):
+    values = np.random.default_rng(torch.randint(2**31, ()).item()).integers(0, 2, (5, 7)).astype(np.uint8)
+    mask = Image.fromarray(values)
+    if mode == "1":
+        mask = Image.fromarray(values.astype(bool))
+    elif mode == "P":
+        mask.putpalette([200, 0, 0, 0, 200, 0])
+    elif mode != "L":
+        mask = Image.fromarray(values.astype(np.uint16))
+    pairs = write_pair(tmp_path, "train", Image.new("RGB", (7, 5)), mask)
+    with Image.open(tmp_path / "masks/train/0.png") as written:
+        assert written.mode == mode
+    labels = pairs.classes(0)
+    assert labels.dtype == torch.uint8  # so that padding can be 255
+    assert np.array_equal(labels, values)
+    pairs.check(2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("RGB", (7, 5)), r"0\.png has 3 channels; a mask must have one, of class numbers"),
+        (Image.new("LA", (7, 5)), r"0\.png has 2 channels; a mask must have one, of class numbers"),
+        (Image.fromarray(np.full((5, 7), 256, np.uint16)), r"0\.png has class 256; masks must have numbers up to 255"),
+        (Image.new("L", (5, 7)), r"0\.png must be as large as .*0\.png, got 5x7 and 7x5"),
+        (Image.new("L", (7, 5), IGNORED), r"masks/val: no pixel counts; all of them are 255, or are ignored"),
+    ],
+)
+def test_masks_that_cannot_be_learned_are_refused_before_training(tmp_path, mask, message):
+    pairs = write_pair(tmp_path, "val", Image.new("RGB", (7, 5)), mask)
+    with pytest.raises(TransferError, match=message):
+        pairs.check(2)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("given", "batch"), [({"batch_size": 1}, 1), ({"micro_batch": 1}, 2), ({"batch_size": 5, "micro_batch": 2}, 5)]
+)
+def test_one_image_at_a_time_is_refused_before_training(tmp_path, request, given, batch):
+    """A batch norm sees one pixel of each image."""
+    options = options_of(request, "shapes", tmp_path / "out", **given)
+    with pytest.raises(TransferError, match=rf"need at least 2 images at a time, got 1 of a batch of {batch}; choose"):
+        segmentation(options)
+
+
+@pytest.mark.parametrize(
+    ("size", "micro_batch", "works"),
+    [(2, None, True), (4, 9, True), (4, 2, True), (5, 3, True), (4, 3, False), (1, None, False), (1, 4, False)],
+)
+def test_every_part_of_a_batch_needs_two_images(size, micro_batch, works):
+    with contextlib.nullcontext() if works else pytest.raises(TransferError):
+        example._check_batch(size, micro_batch)
+
+
+@pytest.mark.parametrize("num_classes", [1, 4, 20, 21, 150, 255])
+def test_every_class_has_a_color_of_its_own(num_classes):
+    colors = example.class_colors(num_classes)
+    shown = {colors(number / max(1, colors.N - 1), bytes=True) for number in range(num_classes)}
+    assert len(shown) == num_classes

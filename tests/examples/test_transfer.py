@@ -12,9 +12,13 @@ from interop import import_or_skip
 from PIL import Image
 from torch import nn
 
+from bimkern.exporters.own import write_own
+from bimkern.exporters.trained import Trained
+from bimkern.mim.model import MIM
 from bimkern.models.encoder import WholeImages
 from bimkern.models.swin import Swin
 from bimkern.models.vit import ViT, ViTConfig
+from bimkern.recipes import RECIPES
 from bimkern.recipes.find import find_config
 
 import_or_skip("torchvision")
@@ -183,6 +187,70 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, vit_run):
     assert error(segment, tmp_path, *classes, "--taps", "9") == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--steps -3", "--steps must be at least 1, got -3"),
+        ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("--micro-batch 0", "--micro-batch must be at least 1, got 0"),
+        ("--micro-batch -1", "--micro-batch must be at least 1, got -1"),
+        ("--image-size 0", "--image-size must be at least 1, got 0"),
+        ("--image-size 80", "--image-size must be a multiple of 32, got 80"),
+        ("--workers -1", "--workers must be at least 0, got -1"),
+        ("--epochs 0", "--epochs must be above 0 and finite, got 0"),
+        ("--epochs nan", "--epochs must be above 0 and finite, got nan"),
+        ("--lr -0.5", "--lr must be above 0 and finite, got -0.5"),
+        ("--lr inf", "--lr must be above 0 and finite, got inf"),
+        ("--steps 3 --epochs 2", "--steps and --epochs both say how long training takes; give one of them"),
+        ("--seed -1", "--seed must be in [0, 2**63), got -1"),
+        ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("--num-classes 0", "--num-classes must be at least 1, got 0"),
+    ],
+)
+def test_numbers_that_no_training_has_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    from examples.segmentation.__main__ import SegmentationOptions
+
+    given = ["--backbone", "walk", "--data", "shapes", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["x", *given, *options.split()])
+    with pytest.raises(SystemExit) as stop:
+        command.run("x", SegmentationOptions, pytest.fail, "")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"python -m x: {message}\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    given = ["--backbone", "walk", "--data", "shapes", "--out", str(tmp_path / "file/out")]
+    monkeypatch.setattr(sys, "argv", ["x", *given])
+    with pytest.raises(SystemExit):
+        command.run("x", command.Options, pytest.fail, "")
+    assert re.fullmatch(r"python -m x: cannot continue \(.*file/out'\)\n", capsys.readouterr().err)
+
+
+def test_epochs_of_fewer_images_than_a_batch_are_as_many():
+    recipe = Recipe(**vars(RECIPE) | {"steps": 0, "epochs": 5, "batch_size": 64})
+    assert recipe.num_steps(10) == 5
+    assert recipe.num_steps(64) == 5
+    assert recipe.num_steps(65) == 6
+    model = Reader(depth=1)
+    with pytest.raises(TransferError, match=r"^there is no image to train on$"):
+        train(model, model.encoder, [], model.loss, recipe)
+
+
+def test_an_encoder_of_other_images_is_refused(tmp_path, vit_run):
+    from examples.transfer.encoder import read_encoder
+
+    assert read_encoder(vit_run).config.channels == 3
+    gray = RECIPES["mae_vit_test"].config
+    gray = replace(
+        gray, method=replace(gray.method, encoder=replace(gray.method.encoder, channels=1), mean=(0.5,), std=(0.5,))
+    )
+    write_own(tmp_path / "gray", Trained(gray, 7, MIM(gray.method).state_dict()), gray.method.encoder.depth)
+    with pytest.raises(TransferError, match=r"gray: images must have 3 channels, .*, got 1; choose"):
+        read_encoder(tmp_path / "gray")
+
+
 def test_unlabeled_images_are_others_of_the_same_kind(tmp_path):
     shapes.main([str(tmp_path / "more"), "--count", "3"])
     found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "more").iterdir())]
@@ -191,6 +259,14 @@ def test_unlabeled_images_are_others_of_the_same_kind(tmp_path):
     assert all(np.array_equal(Image.open(tmp_path / f"again/0000{i}.png"), found[i]) for i in range(2))
     for part, images in shapes._parts():
         assert not np.array_equal(next(images)[0], found[0]), part
+
+
+def test_no_images_are_not_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        shapes.main([str(tmp_path / "none"), "--count", "0"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "python -m examples.transfer.shapes: --count must be at least 1, got 0\n"
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_recipe_for_shapes_is_localmim_on_their_size():

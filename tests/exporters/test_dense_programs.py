@@ -6,6 +6,7 @@ import pytest
 import small_swin
 import torch
 from dense_programs import SwinTransformer, VisionTransformer, ViTDet
+from spectral import with_channels
 from torch import nn
 
 from bimkern.exporters.detectron2 import lazy_config, write_detectron2
@@ -116,3 +117,18 @@ def test_an_encoder_that_they_lack_is_refused(tmp_path, write, recipe, message):
     with pytest.raises(ConfigError, match=f"{message}; --format bimkern takes every encoder"):
         write(tmp_path / "out.pth", run, config.method.encoder.depth)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("channels", "format"), [(1, "L"), (3, "RGB"), (4, None)])
+def test_programs_read_images_of_the_channels_that_the_encoder_has(tmp_path, channels, format):
+    config = RECIPES["mae_vit_test"].config
+    _, run = trained(config if channels == 3 else with_channels(config, channels))
+    model, start, lines = SimpleNamespace(backbone=SimpleNamespace(net={})), SimpleNamespace(), {}
+    text = lazy_config(tmp_path / "vit.pth", run, 4)
+    exec(text, {"model": model, "train": start})
+    assert getattr(model, "input_format", None) == format
+    assert len(model.pixel_mean) == len(model.pixel_std) == model.backbone.net["in_chans"] == channels
+    assert ("# images of 4 channels need a reader of their own" in text) == (channels == 4)
+    exec(backbone_config(tmp_path / "vit.pth", run, 4), {}, lines)
+    assert len(lines["preprocessing"]["mean"]) == channels
+    assert lines["preprocessing"].get("bgr_to_rgb", False) == (channels == 3)  # others have no such order

@@ -30,9 +30,11 @@ from bimkern.train.config.optimizer import AdamWConfig
 from bimkern.train.config.run import ConfigError
 from bimkern.train.config.serialize import from_json, to_json
 from bimkern.train.finetuning.run import finetune
+from bimkern.train.finetuning.task import Finetuning
 from bimkern.train.memory import budget
 from bimkern.train.memory.estimate import live_activation_peak
 from bimkern.train.optim.group import GroupOptimizer
+from bimkern.train.reporting import classified
 
 pytestmark = pytest.mark.usefixtures("pictures_on_request")
 
@@ -183,6 +185,45 @@ def test_the_average_follows_and_is_what_is_evaluated(configure, tmp_path):
     state = model_of(tmp_path / "out")
     assert not torch.equal(state["head.weight"], state["ema.head.weight"])
     assert torch.equal(outcome.model.head.weight, state["ema.head.weight"])
+
+
+def test_images_that_come_one_at_a_time_cannot_be_mixed_and_it_says_so(configure, caplog, tmp_path):
+    import_or_skip("timm")
+    for micro_batch, mixing, warned in (
+        (1, LabelMixing(), True),
+        (1, LabelMixing(prob=0.0), False),
+        (2, LabelMixing(), False),
+    ):
+        caplog.clear()
+        out = tmp_path / f"{micro_batch}-{mixing.prob}"
+        finetune(configure(changes={"mixing": mixing}, micro_batch=micro_batch, batch_size=4, steps=1, out=out))
+        assert ("mixup and CutMix change nothing" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("ema", "share"), [(0.99, "98"), (0.4, "16"), (0.3, None), (None, None)])
+def test_an_average_that_hardly_leaves_the_first_weights_is_named(configure, caplog, ema, share):
+    finetune(configure(changes={"ema": ema}, steps=2))
+    said = f"--ema {ema}: at the end, the average is {share} % what the weights were before the first of 2 steps"
+    found = [text.partition(";")[0] for text in caplog.messages if "--ema" in text]
+    assert found == ([] if share is None else [said])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_picture_is_of_the_step_that_was_evaluated_and_drawn_once(configure, monkeypatch):
+    drawn, tasks = [], []
+    monkeypatch.setattr(classified, "draw_errors", lambda *given: None)
+    monkeypatch.setattr(
+        classified, "draw_confusion", lambda path, found, classes, title: (path.touch(), drawn.append(title))
+    )
+    monkeypatch.setattr(Finetuning, "export", lambda task, folder: tasks.append(task))
+    outcome = finetune(configure(eval_every=1, save_every=2))  # evaluated after each third of 12 steps
+    assert drawn == ["test, step 3", "test, step 6", "test, step 9", "test, step 12"]
+    kept = sorted(path.name for path in outcome.folder.pictures.glob("confusion-*.png"))
+    assert kept == [f"confusion-{step:08d}.png" for step in (4, 6, 10, 12)]
+    (task,) = tasks
+    task.load_state(task.state())  # as a run does that returns to a checkpoint: what it found later stands no more
+    assert task.snapshot(10, [], None)() is None
+    assert len(drawn) == 4
 
 
 def test_other_labels_or_another_backbone_are_refused(configure, data, backbone, tmp_path):

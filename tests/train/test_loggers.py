@@ -22,6 +22,7 @@ from bimkern.train.pretraining import Pretraining
 from bimkern.train.reporting.loggers import follower
 from bimkern.train.reporting.loggers.builtin import CSV
 from bimkern.train.reporting.loggers.logger import LoggedRun, Logger, choose
+from bimkern.train.reporting.loggers.wandb import Wandb
 from bimkern.train.reporting.metrics import Metrics
 from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.reporting.scalars import finite_numbers, hyperparameters
@@ -93,6 +94,14 @@ def test_every_record_is_logged_once_whatever_happens_to_the_run(photos, tmp_pat
     with (out / "metrics.csv").open(newline="") as file:
         rows = [(int(row.pop("step")), {k: float(v) for k, v in row.items() if v}) for row in csv.DictReader(file)]
     assert rows == expected
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_picture_is_named_by_what_it_shows(tmp_path):
+    run = Wandb().open(LoggedRun(tmp_path, None))
+    run.picture(3, tmp_path / "confusion-00000003.png")
+    (logged,) = importlib.import_module("wandb").runs[run.id].logged
+    assert (logged[0], list(logged[1])) == (3, ["confusion"])
 
 
 def test_a_folder_of_images_whose_name_is_no_utf8_is_shown_escaped(tmp_path):

@@ -162,6 +162,21 @@ def test_a_history_is_evenly_spaced_bounded_and_ends_with_the_latest(monkeypatch
     assert len({later - step for step, later in pairwise(steps[:-1])}) <= 1
 
 
+@pytest.mark.parametrize("name", ["held_out_top1", "held_out_loss_per_stage"])
+def test_a_long_history_keeps_evaluations_of_which_there_are_few(monkeypatch, name):
+    monkeypatch.setattr("bimkern.train.reporting.history._LENGTH", 8)
+    history, evaluated = History(), [37, 111, 112, 500, 901]
+    for step in range(1000):
+        history.add({"step": step} | ({name: step} if step in evaluated else {}))
+    records = history.records()
+    assert [record["step"] for record in records if name in record] == evaluated
+    assert sorted(record["step"] for record in records) == [record["step"] for record in records]
+    assert 4 < len({record["step"] for record in records} - set(evaluated)) == len(records) - 5 <= 9
+    for step in range(1000, 1010):  # they are bounded, too
+        history.add({"step": step, name: step})
+    assert 4 < sum(name in record for record in history.records()) <= 9 + 2
+
+
 def test_the_history_of_metrics_is_what_stands_in_the_file(tmp_path):
     log = metrics.Metrics(tmp_path, after_step=0)
     for step in (1, 2, 3):

@@ -6,6 +6,7 @@ Shapes: B images, C channels, H W pixels, K classes, N images of the run.
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,9 @@ from bimkern.train.reporting.pictures import KeptPictures
 from bimkern.train.run_folder.dataset_manifest import FrozenDataset
 from bimkern.train.task import StepResult
 
+logger = logging.getLogger("bimkern.train")
+
+_FIRST_WEIGHTS = 0.1  # share of the average that may be theirs
 _AVERAGE = "ema."  # before the names of averaged weights in a checkpoint
 
 
@@ -99,6 +103,8 @@ class Finetuning:
             "backbone": None if init is None else init.sha256,
             "labels": _digest(labels, images.images),
         }
+        if ranks.rank == 0:
+            _warn(config, layout)
         dtype = DTYPES[run.precision]
         set_compute_dtype(self.model, dtype)
         set_attention(self.model, attention.choose(run.attention, device, dtype, deterministic=run.deterministic))
@@ -116,7 +122,9 @@ class Finetuning:
         options["layer_groups"] = layer_groups(self.model, self.model.encoder)
         self.updates = [GroupOptimizer("the network", parameters, config.optim, **options)]
         self.pictures, self._writing = KeptPictures(pictures, layout.num_steps, "confusion"), BestEffort(f"{pictures}")
-        self._evaluated: Classified | None = None  # the last time
+        self._done = 0  # steps
+        self._evaluated: tuple[int, Classified] | None = None  # the last time, after so many steps
+        self._drawn: int | None = None  # the steps before the evaluation that is drawn
 
     def compile(self) -> None:
         network.compile_each([self.model.encoder])
@@ -148,6 +156,7 @@ class Finetuning:
                     del error
         with scope("update"):
             update.apply()
+        self._done = index + 1
         self._is_behind = self._average is not None
         if self._ranks.size == 1:
             self._follow()
@@ -178,7 +187,7 @@ class Finetuning:
     def load_state(self, tensors: Mapping[str, Tensor | Streamed]) -> None:
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_AVERAGE)}
         self._part.load_state(self.model, own)
-        self._is_behind = False
+        self._is_behind, self._evaluated, self._drawn = False, None, None
         if self._average is not None:
             self._average.load_state_dict({name: read(tensors[f"{_AVERAGE}{name}"]) for name in own})
 
@@ -205,22 +214,27 @@ class Finetuning:
             for (part,) in loader.steps(0, layout.num_steps):
                 yield self._on_device(part.images), self._held_out_labels[part.sample_ids]
 
-        self._evaluated = classified.classify(self.trained, batches(), len(self.classes))
-        return self._evaluated
+        found = classified.classify(self.trained, batches(), len(self.classes))
+        self._evaluated = self._done, found
+        return found
 
     def snapshot(self, done: int, records: list[dict[str, Any]], plan: Plan | None) -> Callable[[], Path | None]:
-        """Return what draws the curves and the last evaluation, of which there is none before the first."""
+        """Return what draws the curves and, once, the last evaluation, of which there is none before the first."""
         if self._evaluated is None and done == self._layout.num_steps:
+            self._done = done
             self.evaluate()
-        found, title = self._evaluated, f"{self._config.recipe}, step {done}"
+        evaluated = self._evaluated
 
         def draw() -> Path | None:
             folder, kept = self.pictures.folder, None
             with self._writing.attempt():
-                if found is not None:
+                if evaluated is not None and evaluated[0] != self._drawn:
+                    step, found = evaluated
+                    title = f"{self._config.recipe}, step {step}"
                     classified.draw_confusion(self.pictures.newest, found, self.classes, title)
                     classified.draw_errors(folder / "errors.png", found.errors, self.classes, f"{title}: errors")
                     kept = self.pictures.keep(done)
+                    self._drawn = step
                 if records:
                     classified.draw_training(folder / "curves.png", records)
                     plots.draw_memory(folder / "memory.png", records, plan)
@@ -279,6 +293,24 @@ class Finetuning:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def _warn(config: FinetuneConfig, layout: StepLayout) -> None:
+    """Say what does not do in so many steps, of so many images at a time, what it is chosen for."""
+    if config.mixing is not None and config.mixing.mixes and layout.segments[0].micro_batch == 1:
+        logger.warning(
+            "mixup and CutMix change nothing: they mix images that go through the network together, and only one does "
+            "at a time; choose a larger --micro-batch"
+        )
+    kept = 0.0 if config.ema is None else config.ema**layout.num_steps
+    if kept > _FIRST_WEIGHTS:
+        logger.warning(
+            "--ema %g: at the end, the average is %.0f %% what the weights were before the first of %d steps; choose a "
+            "smaller one",
+            config.ema,
+            100 * kept,
+            layout.num_steps,
+        )
 
 
 def _digest(labels: Labels, images: Images) -> str:

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bimkern.figures import new_figure, plain
+from bimkern.figures import new_figure, plain, shortened
 from bimkern.files import atomic
+from bimkern.train.reporting.plots import shown_channels
 
 _TOP = 5
 _SHOWN = 24  # errors in the picture
 _COLUMNS = 6
 _NAMED = 30  # classes at most whose names fit beside a matrix
+_LONGEST, _NARROW = 24, 18  # characters of a name there, and above an image, that leave both room
+_GROUPS = 1000  # at most, of classes, that a matrix shows: about as many as it has pixels
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_cla
         hits += int((predicted == labels).sum())
         top += int((best == labels[:, None]).any(dim=1).sum())
         count += len(labels)
-        confusion += torch.bincount((labels * num_classes + predicted).cpu(), minlength=len(confusion))
+        pairs = (labels * num_classes + predicted).cpu()
+        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))  # a matrix of the batch alone would be as large
         errors = _worst(errors, images, labels, predicted, logits.softmax(dim=1))
     model.train(trains)
     assert errors is not None
@@ -93,23 +97,40 @@ def _worst(before: Errors | None, images: Tensor, labels: Tensor, predicted: Ten
 
 
 def draw_confusion(path: Path, found: Classified, classes: Sequence[str], title: str) -> None:
-    """Draw the shares of every class that were taken for each class."""
-    shares = found.confusion.double() / found.confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    """Draw the shares of every class that were taken for each class; of very many classes, in groups of some."""
+    size = -(-len(classes) // _GROUPS)
+    counts = _in_groups(found.confusion, size)
+    of_all = counts.sum(dim=1, keepdim=True)
+    shares = 100 * counts / of_all  # NaN without an image
     side = min(10.0, 4 + 0.25 * len(classes))
     figure = new_figure(side + 1, side)
     axis = figure.subplots()
-    image = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axis, shrink=0.8)
-    axis.set(xlabel="predicted", ylabel="true", title=plain(f"{title}: top-1 {found.top1:.1%}"))
+    image = axis.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
+    axis.set_facecolor("lightgray")
+    figure.colorbar(image, ax=axis, shrink=0.8, label="% of the true class")
+    grouped = f", in groups of {size} classes" if size > 1 else ""
+    gray = "" if of_all.all() else "; gray: no image"
+    axis.set(xlabel=f"predicted{grouped}", ylabel=f"true{grouped}{gray}")
+    axis.set_title(plain(f"{title}: top-1 {found.top1:.1%}"))
     if len(classes) <= _NAMED:
-        names = list(map(plain, classes))
+        names = [plain(shortened(name, _LONGEST)) for name in classes]
         axis.set_xticks(range(len(names)), names, rotation=90)
         axis.set_yticks(range(len(names)), names)
-        for row, column in (shares >= 0.005).nonzero().tolist():
+        for row, column in (shares >= 0.5).nonzero().tolist():
             share = float(shares[row, column])
-            color = "white" if share > 0.5 else "black"
-            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
+            color = "white" if share > 50 else "black"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
     _write(figure, path)
+
+
+def _in_groups(confusion: Tensor, size: int) -> Tensor:
+    """Add up the counts of groups of `size` classes that follow each other, as float64."""
+    if size == 1:
+        return confusion.double()
+    group = torch.arange(len(confusion)) // size
+    number = int(group[-1]) + 1
+    rows = confusion.new_zeros(number, len(confusion)).index_add_(0, group, confusion)
+    return rows.new_zeros(number, number).index_add_(1, group, rows).double()
 
 
 def draw_errors(path: Path, errors: Errors, classes: Sequence[str], title: str) -> None:
@@ -117,15 +138,16 @@ def draw_errors(path: Path, errors: Errors, classes: Sequence[str], title: str) 
     rows = max(1, math.ceil(len(errors.labels) / _COLUMNS))
     figure = new_figure(1.6 * _COLUMNS, 2.1 * rows + 0.4)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-    figure.suptitle(plain(title if len(errors.labels) else f"{title}: none"), fontsize=9)
+    shown = "; ".join([title if len(errors.labels) else f"{title}: none", *shown_channels(errors.images.shape[1])])
+    figure.suptitle(plain(shown), fontsize=9)
     for axis in axes:
         axis.axis("off")
     for axis, image, label, predicted, confidence in zip(
         axes, errors.images, errors.labels.tolist(), errors.predicted.tolist(), errors.confidence.tolist(), strict=False
     ):
-        shown = image[: 3 if len(image) > 2 else 1].permute(1, 2, 0)
-        axis.imshow(shown.numpy() if shown.shape[2] == 3 else shown[..., 0].numpy(), cmap="gray", vmin=0, vmax=255)
-        true, guess = plain(classes[label]), plain(classes[predicted])
+        pixels = image[: 3 if len(image) > 2 else 1].permute(1, 2, 0)
+        axis.imshow(pixels.numpy() if pixels.shape[2] == 3 else pixels[..., 0].numpy(), cmap="gray", vmin=0, vmax=255)
+        true, guess = (plain(shortened(classes[number], _NARROW)) for number in (label, predicted))
         axis.set_title(f"{true}\ntaken for {guess}\n({confidence:.0%})", fontsize=7)
     _write(figure, path)
 
@@ -137,15 +159,16 @@ def draw_training(path: Path, records: Sequence[dict[str, Any]]) -> None:
     epochs = [record["epoch"] for record in records]
     evaluated = [record for record in records if "held_out_top1" in record]
     top.plot(epochs, [record["loss"] for record in records], linewidth=1, label="training, as mixed and smoothed")
-    at = [record["epoch"] for record in evaluated]
-    top.plot(at, [record["held_out_loss"] for record in evaluated], ".-", linewidth=1, label="held out")
+    if evaluated:
+        at = [record["epoch"] for record in evaluated]
+        top.plot(at, [record["held_out_loss"] for record in evaluated], ".-", linewidth=1, label="held out")
+        for name, label in (("held_out_top1", "top-1"), ("held_out_top5", "top-5")):
+            if name in evaluated[0]:
+                middle.plot(at, [100 * record[name] for record in evaluated], ".-", linewidth=1, label=label)
+        middle.legend()
     top.set(ylabel="loss")
     top.legend()
-    for name, label in (("held_out_top1", "top-1"), ("held_out_top5", "top-5")):
-        if all(name in record for record in evaluated):
-            middle.plot(at, [100 * record[name] for record in evaluated], ".-", linewidth=1, label=label)
     middle.set(ylabel="held-out accuracy, %")
-    middle.legend()
     bottom.plot(epochs, [record["lr"] for record in records], color="black", linewidth=1)
     bottom.set(ylabel="learning rate", xlabel="epoch")
     for axis in (top, middle, bottom):

@@ -59,12 +59,12 @@ def predict(model: MIM, images: Tensor, draw_ids: Tensor, seed: int) -> Reconstr
         columns += _predictions(stage_name(model.method, stage), result)
         before = result
     size = max(result.renderer.size(result.truth) for result in results)
-    legends = [*dict.fromkeys(result.renderer.legend for result in results), *_shown_channels(images.shape[1])]
+    legends = [*dict.fromkeys(result.renderer.legend for result in results), *shown_channels(images.shape[1])]
     legend = "\n".join(legends)
     return Reconstructions(columns, len(images), size, legend)
 
 
-def _shown_channels(channels: int) -> list[str]:
+def shown_channels(channels: int) -> list[str]:
     """Say which channels a picture shows, where they are not gray or RGB."""
     if channels in (1, 3):
         return []

@@ -44,7 +44,7 @@ class _Run:
         self._run.log(dict(values), step=step)
 
     def picture(self, step: int, path: Path) -> None:
-        self._run.log({"reconstruction": self._wandb.Image(str(path))}, step=step)
+        self._run.log({path.stem.partition("-")[0]: self._wandb.Image(str(path))}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -165,7 +165,8 @@ def predict(model: UperNet, image: Tensor, side: int) -> Tensor:
     """
     height, width = image.shape[1:]
     scale = side / min(height, width)
-    small = resized(image[None], [max(side, round(extent * scale)) for extent in (height, width)])
+    # As in training: with a filter, so that no pixel of a large image is passed over.
+    small = v2.functional.resize(image[None], [max(side, round(extent * scale)) for extent in (height, width)])
     total, windows = torch.zeros(()), small.new_zeros(1, 1, *small.shape[2:])
     for rows in _windows(small.shape[2], side):
         for columns in _windows(small.shape[3], side):

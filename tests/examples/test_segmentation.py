@@ -12,6 +12,8 @@ from PIL import Image
 from torch import nn
 
 import_or_skip("torchvision")
+from torchvision.transforms import v2  # noqa: E402
+
 from examples.segmentation import __main__ as example  # noqa: E402
 from examples.segmentation.__main__ import SegmentationOptions, predict, segmentation  # noqa: E402
 from examples.segmentation.folder import IGNORED, read_folder  # noqa: E402
@@ -110,9 +112,14 @@ class Sure(nn.Module):
 
 def test_a_pixel_counts_as_much_in_several_windows_as_in_one():
     image = torch.randn(3, 40, 140)
-    small = example.resized(image[None], (64, 224))
+    small = v2.functional.resize(image[None], [64, 224])
     expected = example.resized(Sure()(small)[0].softmax(1), (40, 140)).argmax(1)[0]
     assert torch.equal(predict(Sure(), image, 64), expected)
+
+
+def test_no_pixel_of_a_large_image_is_passed_over():
+    image = torch.tensor([8.0, -1, -1, -1]).repeat(32).expand(3, 128, -1)  # bright on average; every fourth column is
+    assert not predict(Sure(), image, 32).any()
 
 
 def test_255_counts_nowhere_also_where_0_does(tmp_path):

@@ -60,7 +60,7 @@ class StepRuns:
             hold(provider, got, expected, SAME_MASK[case.dtype])
             return
         wanted = expected if got.shape == expected.shape else expected.sum()[None]
-        hold(provider, got, wanted, _OTHER_MASK / len(self.images) ** 0.5)
+        hold(provider, got, wanted, _OTHER_MASK / len(self.images) ** 0.5 + SAME_MASK[case.dtype])
         if other == EAGER and isinstance(self.eager, Loop):
             return  # it is the truth
         allowed = _ROUNDED_TARGETS if other == EAGER else 0.0

@@ -15,7 +15,7 @@ from bimkern.data.decoding import Alpha, Range
 from bimkern.evaluate.backbone import Backbone, Pool, common_decoding
 from bimkern.evaluate.checked_images import MAX_BAD_RATIO
 from bimkern.evaluate.depths import DepthResult, evaluate
-from bimkern.evaluate.errors import ProbeDiverged
+from bimkern.evaluate.errors import NotFinite, ProbeDiverged
 from bimkern.evaluate.labeled import Labeled, load_digits, read_labeled
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.evaluate.options import check_picture, check_pixels, check_runs
@@ -108,7 +108,7 @@ def _run(options: Options, backbones: dict[str, Backbone]) -> Findings:
         backbone.check_pool(options.pool)
     probe = _probe(options)
     data = _data(options, backbones)
-    results = {run: _evaluate(options, backbones.pop(run), depths[run], data, probe) for run in depths}
+    results = {run: _evaluate(options, run, backbones.pop(run), depths[run], data, probe) for run in depths}
     text = to_json_lines(results) if options.json else _text(options, data, results)
     return Findings(text=text, draw=partial(draw, results), name="probe", error=_diverged(results, probe))
 
@@ -149,20 +149,23 @@ def _data(options: Options, backbones: Mapping[str, Backbone]) -> Labeled:
 
 
 def _evaluate(
-    options: Options, backbone: Backbone, depths: Sequence[int], data: Labeled, probe: LinearProbe
+    options: Options, run: str, backbone: Backbone, depths: Sequence[int], data: Labeled, probe: LinearProbe
 ) -> list[DepthResult]:
-    return evaluate(
-        backbone,
-        data,
-        depths,
-        pool=options.pool,
-        neighbors=options.k,
-        probe=probe,
-        batch_size=options.batch_size,
-        device=device.claim(options.device),
-        seed=options.seed,
-        crops=options.crops,
-    )
+    try:
+        return evaluate(
+            backbone,
+            data,
+            depths,
+            pool=options.pool,
+            neighbors=options.k,
+            probe=probe,
+            batch_size=options.batch_size,
+            device=device.claim(options.device),
+            seed=options.seed,
+            crops=options.crops,
+        )
+    except NotFinite as error:
+        raise NotFinite(f"{run}: {error}") from error
 
 
 def _text(options: Options, data: Labeled, results: dict[str, list[DepthResult]]) -> str:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from drawn import kept_figures
 from matplotlib.colors import to_hex
 
 from bimkern.evaluate import attention_report, report
@@ -44,8 +45,7 @@ def test_a_legend_names_every_run(tmp_path, run):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [1, 2, 10, 11, 30])
 def test_no_two_runs_have_one_color_and_many_leave_room(tmp_path, monkeypatch, count):
-    figures = []
-    monkeypatch.setattr(report, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    figures = kept_figures(monkeypatch, report)
     depth = DepthResult(depth=1, parameters=9, latency_ms=1.0, knn={1: 0.5}, linear=0.5, chance=0.5)
     report.draw({f"{number}": [depth] for number in range(count)}, tmp_path / "probe.png")
     lines = [line for line in figures[0].axes[0].get_lines() if line.get_label().endswith("linear")]
@@ -83,8 +83,7 @@ def test_a_long_name_keeps_both_ends(name, length, shown):
 @pytest.mark.filterwarnings("error")
 def test_long_names_of_classes_leave_room(tmp_path, monkeypatch):
     """Beside a small matrix, and above images that stand beside each other."""
-    figures, plain_figure = [], classified.new_figure
-    monkeypatch.setattr(classified, "new_figure", lambda *size: figures.append(plain_figure(*size)) or figures[-1])
+    figures = kept_figures(monkeypatch, classified)
     names = [f"n0212304{number} tabby, tabby cat, of the house and garden, " * 4 for number in range(3)]
     some = torch.zeros(12, dtype=torch.int64)
     errors = Errors(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), some, some + 1, torch.full((12,), 0.9))

@@ -10,7 +10,7 @@ from saved_runs import make_run
 
 from bimkern.cli import evaluation
 from bimkern.evaluate import depths
-from bimkern.evaluate.errors import ProbeDiverged
+from bimkern.evaluate.errors import NotFinite, ProbeDiverged
 from bimkern.evaluate.linear import LinearProbe
 from bimkern.probe import main
 
@@ -172,6 +172,17 @@ def test_a_depth_whose_probe_diverges_keeps_no_other_result_back(runs, stripes, 
     assert err == (
         "python -m bimkern.probe: the linear probe diverges at --base-lr 0.1 at depth 3 of bim; choose a smaller one\n"
     )
+
+
+def test_the_run_of_features_that_are_not_finite_is_named(runs, stripes, capsys, monkeypatch):
+    def features(*given):
+        raise NotFinite("the features behind layer 3 are not finite")
+
+    monkeypatch.setattr(depths, "cached_features", features)
+    with pytest.raises(SystemExit) as stop:
+        main([*runs, "--data", stripes, *QUICK])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "python -m bimkern.probe: bim: the features behind layer 3 are not finite\n"
 
 
 @pytest.mark.usefixtures("diverging")

@@ -152,7 +152,7 @@ def _features(
     for images in batches:
         for depth, features in backbone.features(images.to(device), depths, pool).items():
             found[depth].append(features)
-    whole = {depth: torch.cat(found.pop(depth)) for depth in depths}
+    whole = {depth: torch.cat(found.pop(depth)) for depth in list(found)}
     for depth, features in whole.items():
         check_finite(features, f" behind layer {depth}")
     return whole

@@ -9,6 +9,10 @@ class EvaluationError(BimkernError, ValueError):
     """There is nothing to evaluate, or nothing to evaluate it on; the message says why."""
 
 
+class NotFinite(EvaluationError):
+    """Features are not finite."""
+
+
 class ProbeDiverged(EvaluationError):
     """The weights of a classifier are not finite; on other features they may be."""
 
@@ -17,7 +21,7 @@ def check_finite(features: Tensor, where: str = "") -> None:
     """Make sure that features are numbers; `where` says of what they are.
 
     Raises:
-        EvaluationError: one is not finite.
+        NotFinite: one is not.
     """
     if not features.isfinite().all():
-        raise EvaluationError(f"the features{where} are not finite, and cannot be evaluated; train it again")
+        raise NotFinite(f"the features{where} are not finite, and cannot be evaluated; train it again")

@@ -74,9 +74,10 @@ def backbone_config(path: Path, trained: Trained, depth: int) -> str:
     backbone = {**trained.layout(depth, "mmpretrain", "mmpretrain").settings, "init_cfg": start}
     mean, std = trained.pixels()
     preprocessing = {"mean": mean, "std": std, **({"bgr_to_rgb": True} if len(mean) == _COLORS else {})}
+    read = "" if len(mean) == _COLORS else f"# images of {len(mean)} channels need a loader of their own\n"
     return (
         "custom_imports = dict(imports=['mmpretrain.models'])\n"
         f"backbone = {backbone}\n"
-        f"preprocessing = {preprocessing}\n"
+        f"preprocessing = {preprocessing}\n{read}"
         "# with model = dict(backbone=backbone, data_preprocessor=dict(type=..., **preprocessing), ...)"
     )

@@ -52,13 +52,16 @@ class SavedWeights:
         if self.images is not None:
             return self.images.mean, self.images.std
         timm = self.settings.get("pretrained_cfg", self.settings)
-        return _said(timm, "", "config.json") or _said(_in_unit_range(self.processor), "image_", _PROCESSOR_FILE)
+        return _said(timm, "", "config.json") or _of_unit_range(self.processor)
 
 
 def _said(said: Any, prefix: str, file: str) -> Statistics | None:
     try:
-        mean, std = (tuple(map(float, said[f"{prefix}{name}"])) for name in ("mean", "std"))
+        given = said[f"{prefix}mean"], said[f"{prefix}std"]
+        mean, std = (tuple(map(float, values)) for values in given)
     except (KeyError, TypeError, ValueError):  # it is another program's
+        return None
+    if not len(mean) == len(std) > 0 or any(isinstance(values, str) for values in given):
         return None
     try:
         return checked((mean, std))
@@ -66,11 +69,14 @@ def _said(said: Any, prefix: str, file: str) -> Statistics | None:
         raise WeightsError(f"{file} beside the weights: {error}") from error
 
 
-def _in_unit_range(processor: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what an image processor says if its mean and std are of values in [0, 1], as ours; nothing otherwise."""
+def _of_unit_range(processor: Mapping[str, Any]) -> Statistics | None:
+    """Return what an image processor of transformers says if its mean and std are of values in [0, 1], as ours."""
     scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
-    known = isinstance(scale, float) and math.isclose(scale, 1 / 255, rel_tol=1e-3)
-    return processor if known and processor.get("do_normalize", True) else {}
+    rescales = isinstance(scale, float) and math.isclose(scale, 1 / 255, rel_tol=1e-3)
+    if not rescales or not processor.get("do_normalize", True):
+        return None
+    found = _said(processor, "image_", _PROCESSOR_FILE)
+    return found if found is not None and max(found[0]) <= 1 else None
 
 
 def is_run(path: Path) -> bool:

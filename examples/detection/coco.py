@@ -5,6 +5,7 @@ Shapes: N instances, H W pixels.
 
 import contextlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class CocoImages(Dataset[Any]):
             Unusable: pycocotools cannot be imported.
         """
         COCO = _pycocotools("coco").COCO
-        files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
+        found = folder.glob(f"annotations/instances_{part}*.json")
+        files = sorted(file for file in found if re.fullmatch(rf"instances_{part}\d*", file.stem))
         if not files:
             raise TransferError(f"{folder} has no annotations/instances_{part}*.json")
         if len(files) > 1:
@@ -46,12 +48,15 @@ class CocoImages(Dataset[Any]):
                 self.coco = COCO(files[0])
             except (ValueError, KeyError, TypeError, AssertionError) as error:
                 raise TransferError(f"{files[0]} is not in COCO's format ({error!r})") from error
-        _check(self.coco, files[0], self.folder)
+        _check(self.coco, files[0])
         self.transform = transform
         self.categories = sorted(self.coco.getCatIds())  # a label is the place here, from 1
         images = sorted(self.coco.getImgIds())
         # An image without instances teaches a detector nothing.
         self.images = images if transform is None else [i for i in images if self.coco.getAnnIds(i, iscrowd=False)]
+        for image in self.coco.loadImgs(self.images):
+            if not (path := self.folder / image["file_name"]).is_file():
+                raise TransferError(f"{files[0]} lists an image that is not there: {path}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,22 +125,28 @@ class CocoImages(Dataset[Any]):
         return metrics
 
 
-def _check(coco: Any, file: Path, folder: Path) -> None:
-    """Make sure that there are instances, with all that is needed of them, and every image."""
+def _check(coco: Any, file: Path) -> None:
+    """Make sure that there are instances, with all that is needed of them and of their images."""
+    for image in coco.imgs.values():
+        _require(image, ("file_name", "height", "width"), f"{file}: image {image['id']}")
     for one in coco.anns.values():
-        one.setdefault("iscrowd", 0)  # pycocotools asks for it, and takes it so where it scores
-        for name in () if one["iscrowd"] else ("category_id", "bbox", "segmentation", "area"):
-            if one.get(name) in (None, [], {}):
-                raise TransferError(f"{file}: instance {one['id']} has no {name}, which a Mask R-CNN needs")
-        if one["category_id"] not in coco.cats:
-            raise TransferError(
-                f"{file}: instance {one['id']} is of category {one['category_id']}, which it does not list"
-            )
+        called = f"{file}: instance {one['id']}"
+        one["iscrowd"] = int(one.get("iscrowd") or 0)  # pycocotools asks for it, and takes it so where it scores
+        if not one["iscrowd"]:
+            _require(one, ("category_id", "bbox", "segmentation"), called)
+        for name, known in (("category_id", coco.cats), ("image_id", coco.imgs)):
+            if one[name] not in known:
+                raise TransferError(f"{called} has {name} {one[name]}, which is not listed")
+        if one.get("area") is None and one.get("segmentation"):  # which scores by size take
+            one["area"] = float(_pycocotools("mask").area(coco.annToRLE(one)))
     if all(one["iscrowd"] for one in coco.anns.values()):
         raise TransferError(f"{file} has no instances")
-    for image in coco.imgs.values():
-        if not (path := folder / image["file_name"]).is_file():
-            raise TransferError(f"{file} lists an image that is not there: {path}")
+
+
+def _require(record: dict[str, Any], names: tuple[str, ...], called: str) -> None:
+    for name in names:
+        if record.get(name) in (None, [], {}):
+            raise TransferError(f"{called} has no {name}, which a Mask R-CNN needs")
 
 
 def _pycocotools(module: str) -> Any:

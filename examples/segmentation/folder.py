@@ -54,9 +54,12 @@ class Pairs(Dataset[Any]):
         """
         path = self.files[index][1]
         with Image.open(path) as mask:
-            if (bands := len(mask.getbands())) != 1:
-                raise TransferError(f"{path} has {bands} channels; a mask must have one, of class numbers")
-            values = np.asarray(mask)
+            values, bands = np.asarray(mask), len(mask.getbands())
+        if bands > 1:
+            colors = values[..., :3] if bands > 2 else values[..., :1]  # without alpha
+            if (colors != colors[..., :1]).any():
+                raise TransferError(f"{path} has {bands} channels that differ; a mask must have one, of class numbers")
+            values = colors[..., 0]
         if values.dtype != np.bool_ and values.max() > IGNORED:
             raise TransferError(f"{path} has class {values.max()}; masks must have numbers up to {IGNORED}")
         labels = torch.from_numpy(values.astype(np.uint8))

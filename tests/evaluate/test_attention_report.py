@@ -2,6 +2,8 @@
 
 from math import nan
 
+from drawn import kept_figures
+
 from bimkern.evaluate import attention_report
 from bimkern.evaluate.attention_analysis import LayerAttention
 from bimkern.evaluate.attention_report import draw, to_table
@@ -49,8 +51,7 @@ def test_what_is_undefined_is_explained():
 
 
 def test_the_highest_dot_has_room_above_it(tmp_path, monkeypatch):
-    figures, plain = [], attention_report.new_figure
-    monkeypatch.setattr(attention_report, "new_figure", lambda *size: figures.append(plain(*size)) or figures[-1])
+    figures = kept_figures(monkeypatch, attention_report)
     layers = [layer_of(1, (0.0, 1.0), {"a": (1.0, 0.5)}), layer_of(2, (1.0, 0.0), {"a": (0.5, 1.0)})]
     draw({"a": layers}, tmp_path / "attention.png")
     shown = figures[0].subfigs[0].axes

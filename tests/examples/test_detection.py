@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
+from drawn import kept_figures
 from interop import import_or_skip
 from PIL import Image
 
 import_or_skip("torchvision")
 import_or_skip("pycocotools")
+from torchvision.transforms import v2  # noqa: E402
+
 from bimkern.optional import Unusable  # noqa: E402
 from examples.detection import __main__ as example  # noqa: E402
 from examples.detection.__main__ import Options, detection  # noqa: E402
@@ -70,6 +73,9 @@ def test_parts_of_other_categories_are_refused(tmp_path, vit_run):
         detection(Options(backbone=vit_run, data=str(tmp_path / "data"), out=tmp_path / "out", steps=1))
 
 
+IMAGE = {"id": 0, "file_name": "0.png", "height": 8, "width": 8}
+
+
 @pytest.fixture
 def part(tmp_path):
     """A data set of one image with an instance, and what writes changes of it."""
@@ -83,7 +89,7 @@ def part(tmp_path):
 
     def write(instances=({},), **changes):
         content = {
-            "images": [{"id": 0, "file_name": "0.png", "height": 8, "width": 8}],
+            "images": [IMAGE],
             "categories": [{"id": 3, "name": "square"}],
             "annotations": [instance | changed for changed in instances],
         }
@@ -93,11 +99,20 @@ def part(tmp_path):
     return write
 
 
-def test_an_instance_need_not_say_that_it_is_no_crowd(part):
-    images = CocoImages(part(), "val", None)
+@pytest.mark.parametrize("left_out", [{}, {"iscrowd": None}, {"iscrowd": "0"}, {"area": None}])
+def test_an_instance_need_not_say_that_it_is_no_crowd_nor_how_large_it_is(part, left_out):
+    images = CocoImages(part([left_out]), "val", None)
+    assert images.coco.anns[1]["area"] == 16
     target = images[0][1]
     assert target["boxes"].tolist() == [[2, 2, 6, 6]]
     assert images.average_precision([{**target, "scores": torch.ones(1), "masks": target["masks"][:, None].float()}])
+
+
+def test_an_image_that_teaches_nothing_need_not_be_there(part):
+    images = [IMAGE, IMAGE | {"id": 1, "file_name": "1.png"}]
+    assert len(CocoImages(part(images=images), "val", v2.Identity())) == 1
+    with pytest.raises(TransferError, match="lists an image that is not there"):
+        CocoImages(part(images=images), "val", None)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +121,11 @@ def test_an_instance_need_not_say_that_it_is_no_crowd(part):
         ((), {}, "instances_val.json has no instances"),
         (({"iscrowd": 1},), {}, "instances_val.json has no instances"),
         (({"segmentation": []},), {}, "instances_val.json: instance 1 has no segmentation, which a Mask R-CNN needs"),
-        (({"area": None},), {}, "instances_val.json: instance 1 has no area, which a Mask R-CNN needs"),
-        (({"category_id": 4},), {}, "instances_val.json: instance 1 is of category 4, which it does not list"),
-        (({},), {"images": [{"id": 0, "file_name": "1.png"}]}, "instances_val.json lists an image that is not there: "),
+        (({"category_id": 4},), {}, "instances_val.json: instance 1 has category_id 4, which is not listed"),
+        (({"image_id": 4},), {}, "instances_val.json: instance 1 has image_id 4, which is not listed"),
+        (({},), {"images": [IMAGE | {"file_name": "1.png"}]}, "instances_val.json lists an image that is not there: "),
+        (({},), {"images": [IMAGE | {"file_name": None}]}, "instances_val.json: image 0 has no file_name"),
+        (({},), {"images": [{"id": 0, "file_name": "0.png"}]}, "instances_val.json: image 0 has no height"),
         (({},), {"images": [{"file_name": "0.png"}]}, "instances_val.json is not in COCO's format (KeyError('id'))"),
     ],
 )
@@ -138,14 +155,12 @@ def test_a_file_that_is_no_json_and_a_part_of_two_years_are_refused(part):
 @pytest.mark.parametrize("score", [0.1, 0.9])
 def test_the_place_that_an_odd_number_of_pictures_leaves_is_empty(tmp_path, monkeypatch, score):
     shapes.draw_coco(tmp_path)
-    images, figures = CocoImages(tmp_path, "val", None), []
+    images, figures = CocoImages(tmp_path, "val", None), kept_figures(monkeypatch, example)
     images.images = images.images[:3]
     found = [
         {**target, "scores": torch.full((len(target["labels"]),), score), "masks": target["masks"][:, None].float()}
         for _, target in (images[index] for index in range(3))
     ]
-    plain = example.new_figure
-    monkeypatch.setattr(example, "new_figure", lambda *size: figures.append(plain(*size)) or figures[-1])
     monkeypatch.setattr(example, "predict", lambda *given: iter(found))
     example.draw(None, images, tmp_path / "picture.png")
     assert [bool(axes.images) for axes in figures[0].axes] == [True, True, True, False]

@@ -129,6 +129,8 @@ def test_programs_read_images_of_the_channels_that_the_encoder_has(tmp_path, cha
     assert getattr(model, "input_format", None) == format
     assert len(model.pixel_mean) == len(model.pixel_std) == model.backbone.net["in_chans"] == channels
     assert ("# images of 4 channels need a reader of their own" in text) == (channels == 4)
-    exec(backbone_config(tmp_path / "vit.pth", run, 4), {}, lines)
+    text = backbone_config(tmp_path / "vit.pth", run, 4)
+    exec(text, {}, lines)
+    assert ("channels need a loader of their own" in text) == (channels != 3)
     assert len(lines["preprocessing"]["mean"]) == channels
     assert lines["preprocessing"].get("bgr_to_rgb", False) == (channels == 3)  # others have no such order

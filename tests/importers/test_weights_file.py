@@ -135,6 +135,11 @@ MEAN_AND_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         (HALVES | {"rescale_factor": None}, None),
         (HALVES | {"do_rescale": False}, None),
         ({"image_mean": [0.5] * 3}, None),
+        ({"image_mean": [123.675, 116.28, 103.53], "image_std": [58.395, 57.12, 57.375]}, None),
+        (HALVES | {"image_mean": "000"}, None),
+        (HALVES | {"image_mean": 0.5}, None),
+        (HALVES | {"image_mean": [0.5]}, None),
+        ({"image_mean": [], "image_std": []}, None),
         ([], None),
     ],
 )

@@ -84,5 +84,31 @@ def test_another_system_has_no_limit(tmp_path, text):
     assert room(tmp_path) is None
 
 
-def test_this_process_can_allocate():
-    assert (room() or 2**30) > 2**20
+def test_v1_may_stand_beside_a_v2_that_counts_no_memory(linux, tmp_path):
+    process = linux(V1, "/job", {"job": (1000, 100, 0)})
+    with (process / "cgroup").open("a") as file:
+        file.write("0::/\n")
+    with (process / "mountinfo").open("a") as file:
+        file.write(f"41 31 0:38 / {tmp_path / 'unified'} rw,relatime - cgroup2 cgroup2 rw\n")
+    assert room(process) == 900
+
+
+@pytest.mark.parametrize("kind", [V1, V2])
+def test_a_mounted_group_of_another_process_does_not_count(linux, tmp_path, kind):
+    process, other = linux(kind, "/user.slice", {"user.slice": (1000, 100, 0)}), tmp_path / "other"
+    other.mkdir()
+    for file in (tmp_path / "mounted/user.slice").iterdir():
+        (other / file.name).write_text(file.read_text().replace("1000", "110"))
+    with (process / "mountinfo").open("a") as file:
+        file.write(f"99 31 0:38 /machine/c1 {other} rw,relatime - {kind} {kind} rw,memory\n")
+    assert room(process) == 900
+
+
+@pytest.mark.parametrize("kind", [V1, V2])
+def test_mounts_may_have_any_name(linux, tmp_path, kind):
+    process = linux(kind, "/", {"": (1000, 100, 0)})
+    (tmp_path / "mounted").rename(tmp_path / "of two words")
+    file = process / "mountinfo"
+    other = b"50 31 0:40 / /mnt/caf\xe9 rw,relatime - ext4 /dev/sdb rw\n"
+    file.write_bytes(other + file.read_bytes().replace(b"mounted", rb"of\040two\040words"))
+    assert room(process) == 900

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn import kept_figures
 from made_sizes import MadeSizes
 from torch import nn
 
@@ -51,14 +52,7 @@ def test_a_batch_costs_no_second_matrix_of_classes():
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn."""
-    made, plain = [], classified.new_figure
-
-    def keep(*size):
-        made.append(plain(*size))
-        return made[-1]
-
-    monkeypatch.setattr(classified, "new_figure", keep)
-    return made
+    return kept_figures(monkeypatch, classified)
 
 
 def errors_of(channels):

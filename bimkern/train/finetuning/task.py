@@ -300,7 +300,7 @@ def _warn(config: FinetuneConfig, layout: StepLayout) -> None:
     if config.mixing is not None and config.mixing.mixes and layout.segments[0].micro_batch == 1:
         logger.warning(
             "mixup and CutMix change nothing: they mix images that go through the network together, and only one does "
-            "at a time; choose a larger --micro-batch"
+            "at a time; choose a larger --micro-batch or --batch-size"
         )
     kept = 0.0 if config.ema is None else config.ema**layout.num_steps
     if kept > _FIRST_WEIGHTS:

@@ -1,5 +1,7 @@
 """The limits of memory that containers, batch systems and service managers set by Linux control groups, v1 and v2."""
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,24 +34,40 @@ def room(process: Path = _PROCESS) -> int | None:
 def _groups(process: Path) -> Iterator[tuple[str, Path]]:
     """Yield the type of file system and the folder of the process's group and those above it, as far as mounted."""
     paths: dict[str, Path] = {}
-    for line in (process / "cgroup").read_text().splitlines():
+    for line in _lines(process / "cgroup"):
         _, controllers, group = line.split(":", 2)
         if not controllers:
             paths["cgroup2"] = Path(group)
         elif "memory" in controllers.split(","):
             paths["cgroup"] = Path(group)
-    for line in (process / "mountinfo").read_text().splitlines():
-        place, _, source = line.partition(" - ")
-        root, mounted_at = place.split()[3:5]
-        kind, options = source.split()[0], source.split()[-1]
-        if kind not in paths or (kind == "cgroup" and "memory" not in options.split(",")):
-            continue
-        path, folder = paths[kind], Path(mounted_at)
-        yield kind, folder
-        # A container may see its own group as the root of the mount, whatever the path says.
-        for part in path.relative_to(root).parts if path.is_relative_to(root) else ():
-            folder /= part
+    mounts = list(_mounts(process))
+    for kind, path in paths.items():
+        own = [(root, folder) for of, root, folder in mounts if of == kind]
+        # Of several, those that hold the path. In a container the path may be another than the mount says.
+        for root, folder in [mount for mount in own if path.is_relative_to(mount[0])] or own:
             yield kind, folder
+            for part in path.relative_to(root).parts if path.is_relative_to(root) else ():
+                folder /= part
+                yield kind, folder
+
+
+def _mounts(process: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Yield the type, the root and the folder of every mounted hierarchy that may count memory."""
+    for line in _lines(process / "mountinfo"):
+        place, _, source = line.partition(" - ")
+        kind, *_, options = source.split()
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+            root, folder = (re.sub(r"\\([0-7]{3})", _character, field) for field in place.split()[3:5])
+            yield kind, Path(root), Path(folder)
+
+
+def _character(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 8))
+
+
+def _lines(file: Path) -> list[str]:
+    text = os.fsdecode(file.read_bytes())  # the names of other mounts may be in any encoding
+    return [line for line in text.split("\n") if line]
 
 
 def _room_in(folder: Path, kind: str) -> int | None:

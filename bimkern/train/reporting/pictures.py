@@ -17,7 +17,7 @@ class KeptPictures:
         self._num_steps, self._name = num_steps, name
 
     def keep(self, step: int) -> Path | None:
-        """Copy the newest picture, which is of this step, under its step; return None where it need not be kept.
+        """Copy the newest picture under the step of a save; return None where it need not be kept.
 
         Raises:
             OSError: it cannot be written.

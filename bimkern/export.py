@@ -13,10 +13,11 @@ import tyro
 from bimkern.cli import command
 from bimkern.exporters.detectron2 import lazy_config, write_detectron2
 from bimkern.exporters.hf import write_hf
+from bimkern.exporters.import_line import import_line
 from bimkern.exporters.mae_program import write_mae_program
 from bimkern.exporters.mmpretrain import backbone_config, write_mmpretrain
 from bimkern.exporters.own import write_own
-from bimkern.exporters.timm import import_line, write_timm
+from bimkern.exporters.timm import write_timm
 from bimkern.exporters.trained import Trained, depths, read_trained
 from bimkern.importers.weights_file import is_run
 from bimkern.output import printing

@@ -9,7 +9,7 @@ from bimkern.cli.config_options import DEFAULT_RECIPE
 from bimkern.cli.finetune_options import FinetuneConfigOptions, change_config, choose_config
 from bimkern.cli.training import parse_options, run_command
 from bimkern.distributed.launch import is_launched
-from bimkern.exporters.timm import import_line
+from bimkern.exporters.import_line import import_line
 from bimkern.recipes.finetuning import FINETUNE_FAMILIES, FINETUNE_RECIPES
 from bimkern.train.config.file import to_toml
 from bimkern.train.config.finetuning import FinetuneConfig, FinetuneOptions

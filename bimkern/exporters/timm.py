@@ -8,8 +8,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bimkern.exporters.trained import POOLING, Preprocessing, Trained
 from bimkern.exporters.whole_file import write_json, write_weights
 from bimkern.models.encoder import WEIGHTS_FILE, Layout
@@ -28,13 +26,6 @@ def write_timm(path: Path, trained: Trained, depth: int) -> None:
     write_weights(path / WEIGHTS_FILE, weights, trained.metadata(depth))
     config = describe_network(layout, encoder.channels, trained.preprocessing)
     write_json(path / "config.json", config | {"random": _random_parts(layout, weights)})
-
-
-def import_line(module: str) -> str:
-    """Return what imports a module that needs torchvision, as timm does, beside the torch that is here."""
-    if torch.version.cuda is not None:
-        return f"import {module}"
-    return f"import bimkern.torchvision_compat  # where torchvision was built for CUDA\nimport {module}"
 
 
 def _random_parts(layout: Layout, weights: Iterable[str]) -> list[str]:

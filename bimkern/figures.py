@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
-
 _USUAL_COLORS = 10
 _LONGEST_RUN = 32  # characters of a run's name
 

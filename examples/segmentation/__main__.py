@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bimkern.torchvision_compat  # where torchvision was built for CUDA
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
-from matplotlib.colors import ListedColormap, hsv_to_rgb
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -26,6 +24,9 @@ from examples.transfer.encoder import pyramid_of, read_encoder
 from examples.transfer.errors import TransferError
 from examples.transfer.shapes import draw_masks
 from examples.transfer.training import Recipe, train
+
+if TYPE_CHECKING:
+    from matplotlib.colors import ListedColormap
 
 # Wang et al. 2023 (LocalMIM), ADE20K with UperNet; without its relative positions and LayerScale for ViT.
 VIT = Recipe(
@@ -42,7 +43,7 @@ SWIN = Recipe(image_size=512, batch_size=16, lr=6e-5, weight_decay=0.01, drop_pa
 WIDTH = 512
 STRIDE = 341 / 512  # of the windows that test images are cut into, over their side
 AUXILIARY = 0.4  # weight of that loss
-_TAB20, _GOLDEN = colormaps["tab20"], (math.sqrt(5) - 1) / 2
+GOLDEN = (math.sqrt(5) - 1) / 2  # of a circle: multiples of it lie far apart
 SCALES = (0.5, 2.0)  # of training images, as in mmsegmentation
 # Ours, for the drawn data set.
 SHAPES = Recipe(image_size=64, batch_size=8, lr=1e-3, weight_decay=0.05, drop_path=0.0, steps=400, warmup=40)
@@ -200,12 +201,16 @@ def test(model: UperNet, pairs: Pairs, num_classes: int, side: int) -> Tensor:
     return right / (confusion.sum(0) + confusion.sum(1) - right)
 
 
-def class_colors(num_classes: int) -> ListedColormap:
+def class_colors(num_classes: int) -> "ListedColormap":
     """Return colors of classes, all of them different: hues that lie apart, in several saturations and values."""
-    if num_classes <= _TAB20.N:
-        return _TAB20
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, hsv_to_rgb
+
+    usual = colormaps["tab20"]
+    if num_classes <= usual.N:
+        return usual
     numbers = torch.arange(num_classes)
-    hues, others = numbers * _GOLDEN % 1, torch.tensor([1.0, 0.75, 0.5])
+    hues, others = numbers * GOLDEN % 1, torch.tensor([1.0, 0.75, 0.5])
     colors = torch.stack([hues, others[numbers % 3], others[numbers // 3 % 3]], dim=1)
     return ListedColormap(hsv_to_rgb(colors.double().numpy()))
 
@@ -215,10 +220,10 @@ def draw(model: UperNet, pairs: Pairs, num_classes: int, side: int, path: Path, 
     device = next(model.parameters()).device
     count = min(count, len(pairs))
     figure = new_figure(6, 2 * count)
+    colors = class_colors(num_classes)
+    look: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": colors.N - 1, "interpolation": "nearest"}
     for index, row in enumerate(figure.subplots(count, 3, squeeze=False)):
         image, labels = pairs.read(index)
-        colors = class_colors(num_classes)
-        look: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": colors.N - 1, "interpolation": "nearest"}
         found = predict(model, pairs[index][0].to(device), side).cpu()
         row[0].imshow(image.permute(1, 2, 0))
         row[1].imshow(labels.float().masked_fill(labels == IGNORED, torch.nan), **look)
